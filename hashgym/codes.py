@@ -1,0 +1,94 @@
+"""Binary codes: packing bits into 64-bit words and counting Hamming distances.
+
+A code of q bits is stored in ceil(q / 64) words of uint64, bit ``b`` of the code in bit ``b % 64`` of word
+``b // 64``, unused bits zero. Seen as bytes (``words.view(np.uint8)``) this is ``np.packbits(bitorder="little")``,
+the order that faiss uses. Multi-hot labels are packed the same way, so that "share a label" is one AND.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["Words", "hamming", "pack", "span", "span_mask", "unpack", "word_count"]
+
+Words = NDArray[np.uint64]
+WORD_BITS = 64
+
+
+def word_count(bits: int) -> int:
+    """Number of 64-bit words that hold ``bits`` bits."""
+    return -(-bits // WORD_BITS)
+
+
+def pack(bits: ArrayLike) -> Words:
+    """Pack boolean codes into words.
+
+    Args:
+        bits: bool or 0/1 integers, shape (..., q), q >= 1.
+
+    Returns:
+        uint64, shape (..., ceil(q / 64)).
+
+    Raises:
+        ValueError: for floating-point input (threshold it first), for values other than 0 and 1, and for q = 0.
+    """
+    array = np.asarray(bits)
+    if array.ndim == 0 or array.shape[-1] == 0:
+        raise ValueError(f"bits must have at least one bit on the last axis, got shape {array.shape}")
+    if array.dtype != np.bool_:
+        if array.dtype.kind not in "iu":
+            raise ValueError(f"bits must be bool or 0/1 integers, got {array.dtype}; threshold real values first")
+        if array.size and (array.min() < 0 or array.max() > 1):
+            raise ValueError("bits must be 0 or 1; a code of -1/+1 becomes bits by `code > 0`")
+    packed = np.packbits(array, axis=-1, bitorder="little")
+    words = np.zeros((*array.shape[:-1], word_count(array.shape[-1]) * 8), np.uint8)
+    words[..., : packed.shape[-1]] = packed
+    return words.view("<u8").astype(np.uint64, copy=False)
+
+
+def unpack(words: Words, bits: int) -> NDArray[np.bool_]:
+    """Unpack words (..., ceil(bits / 64)) into bool (..., bits): the inverse of :func:`pack`.
+
+    Raises:
+        ValueError: if the number of words does not fit ``bits``.
+    """
+    if words.shape[-1] != word_count(bits):
+        raise ValueError(f"{bits} bits take {word_count(bits)} words, got {words.shape[-1]}")
+    octets = np.ascontiguousarray(words).astype("<u8", copy=False).view(np.uint8)
+    return np.unpackbits(octets, axis=-1, count=bits, bitorder="little").view(np.bool_)
+
+
+def span_mask(start: int, stop: int, bits: int) -> Words:
+    """Words (ceil(bits / 64),) with ones at bits ``start`` to ``stop - 1``: ANDed with codes it selects a group."""
+    if not 0 <= start < stop <= bits:
+        raise ValueError(f"a span needs 0 <= start < stop <= {bits}, got [{start}, {stop})")
+    positions = np.arange(bits)
+    return pack((start <= positions) & (positions < stop))
+
+
+def span(words: Words, start: int, stop: int) -> Words:
+    """The packed codes of bits ``start`` to ``stop - 1`` alone, uint64 (..., ceil((stop - start) / 64)).
+
+    Raises:
+        ValueError: unless 0 <= start < stop <= 64 x the number of words.
+    """
+    if not 0 <= start < stop <= words.shape[-1] * WORD_BITS:
+        raise ValueError(f"a span needs 0 <= start < stop <= {words.shape[-1] * WORD_BITS}, got [{start}, {stop})")
+    first, shift = divmod(start, WORD_BITS)
+    count = word_count(stop - start)
+    low = words[..., first : first + count] >> np.uint64(shift)
+    if shift:
+        high = words[..., first + 1 : first + 1 + count] << np.uint64(WORD_BITS - shift)
+        low[..., : high.shape[-1]] |= high
+    if rest := (stop - start) % WORD_BITS:
+        low[..., -1] &= np.uint64((1 << rest) - 1)
+    return low
+
+
+def hamming(a: Words, b: Words) -> NDArray[np.int64]:
+    """Hamming distances between packed codes, broadcasting over all axes but the last (the words).
+
+    ``hamming(a[:, None], b[None])`` gives every pair of two sets of codes.
+    """
+    return np.bitwise_count(a ^ b).sum(axis=-1, dtype=np.int64)

@@ -1,0 +1,192 @@
+"""HashingDataset: image features, labels and splits, in memory or mapped from a cache folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashgym import codes
+
+__all__ = ["DataError", "HashingDataset"]
+
+_BLOCK = 1 << 24  # numbers looked at at once, so that a mapped file is never read into memory whole
+
+
+class DataError(ValueError):
+    """Data that cannot be used: the message says what is wrong and what mends it."""
+
+
+@dataclass(frozen=True)
+class HashingDataset:
+    """Images as feature vectors, with multi-hot labels and retrieval splits.
+
+    Two images are similar when they share at least one label. Arrays may be memory maps.
+
+    Attributes:
+        name: the dataset's name.
+        features: float32 (n, D), all finite.
+        labels: uint8 (n, L) of 0 and 1.
+        query: int64 indices of the images that search.
+        database: int64 indices of the images that are searched.
+        train: int64 indices of the images that methods learn from; never a query.
+        names: n image names, unique (a path relative to the dataset's root, or a number).
+        label_names: L names.
+        regions: float32 (n, R, D), features of the fixed regions of each image, or None.
+        train_regions: float32 (n, M, D), features of random regions to learn from, or None.
+        thumbnails: uint8 (n, h, w, 3) RGB, small pictures for renderings, or None.
+        provenance: where the features come from: backbone, weights and their digest, preprocessing, split, seed.
+        center: float32 (D,), what :meth:`standardized` subtracted, or None for features as extracted.
+        scale: float32 (D,), what :meth:`standardized` divided by, or None.
+
+    Raises:
+        DataError: for arrays of another shape or type, lengths that disagree, features that are not finite, labels
+            other than 0 and 1, indices outside the data or repeated, no training image, or a query that is also in
+            the training set or the database.
+    """
+
+    name: str
+    features: NDArray[np.float32]
+    labels: NDArray[np.uint8]
+    query: NDArray[np.int64]
+    database: NDArray[np.int64]
+    train: NDArray[np.int64]
+    names: Sequence[str] = ()
+    label_names: Sequence[str] = ()
+    regions: NDArray[np.float32] | None = None
+    train_regions: NDArray[np.float32] | None = None
+    thumbnails: NDArray[np.uint8] | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    center: NDArray[np.float32] | None = None
+    scale: NDArray[np.float32] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            object.__setattr__(self, "names", tuple(str(i) for i in range(len(self.features))))
+        if not self.label_names and self.labels.ndim == 2:
+            object.__setattr__(self, "label_names", tuple(str(i) for i in range(self.labels.shape[1])))
+        self._validate()
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def dim(self) -> int:
+        """D, the number of features of an image."""
+        return int(self.features.shape[1])
+
+    @cached_property
+    def label_words(self) -> codes.Words:
+        """Labels packed 64 to a word, uint64 (n, ceil(L / 64))."""
+        return codes.pack(self.labels)
+
+    def similar(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether images ``a`` and ``b`` share a label; index arrays broadcast against each other."""
+        return ((self.label_words[a] & self.label_words[b]) != 0).any(axis=-1)
+
+    def standardized(self) -> HashingDataset:
+        """A copy in memory whose features have mean 0 and deviation 1 over the training images.
+
+        Features that never vary are only centred. Regions are moved by the image features' own mean and deviation,
+        because a hash function fitted on images must read regions on the same scale. The mean and deviation are
+        kept in ``center`` and ``scale``; a dataset that is standardised already is returned as it is.
+        """
+        if self.center is not None:
+            return self
+        sample = np.asarray(self.features[self.train], np.float64)
+        center = sample.mean(0)
+        deviation = sample.std(0)
+        center, scale = center.astype(np.float32), np.where(deviation > 1e-6, deviation, 1.0).astype(np.float32)
+
+        def move(x: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
+            if x is None:
+                return None
+            moved = np.subtract(x, center)
+            moved /= scale
+            return moved
+
+        features = move(self.features)
+        assert features is not None
+        return dataclasses.replace(
+            self,
+            features=features,
+            regions=move(self.regions),
+            train_regions=move(self.train_regions),
+            center=center,
+            scale=scale,
+        )
+
+    def _validate(self) -> None:
+        n = len(self.features)
+        if self.features.ndim != 2 or self.features.dtype != np.float32 or n == 0 or self.features.shape[1] == 0:
+            raise DataError(
+                f"features must be float32 of shape (n, D), got {self.features.dtype} {self.features.shape}"
+            )
+        if self.labels.ndim != 2 or self.labels.dtype != np.uint8 or self.labels.shape[1] == 0:
+            raise DataError(
+                f"labels must be multi-hot uint8 of shape (n, L), got {self.labels.dtype} {self.labels.shape}"
+            )
+        if len(self.labels) != n:
+            raise DataError(f"{len(self.labels)} labels for {n} features: give every image one row of labels")
+        if self.labels.max() > 1:
+            raise DataError("labels must be 0 or 1; one column for each label")
+        if len(self.names) != n or len(set(self.names)) != n:
+            raise DataError(f"names must be {n} different names, one for each image")
+        if len(self.label_names) != self.labels.shape[1]:
+            raise DataError(f"{len(self.label_names)} label names for {self.labels.shape[1]} labels")
+        for key in ("regions", "train_regions"):
+            regions = getattr(self, key)
+            if regions is not None and (
+                regions.ndim != 3
+                or regions.dtype != np.float32
+                or len(regions) != n
+                or regions.shape[2] != self.features.shape[1]
+            ):
+                raise DataError(
+                    f"{key} must be float32 of shape ({n}, R, {self.features.shape[1]}), "
+                    f"got {regions.dtype} {regions.shape}"
+                )
+        if self.thumbnails is not None and (
+            self.thumbnails.ndim != 4
+            or self.thumbnails.dtype != np.uint8
+            or len(self.thumbnails) != n
+            or self.thumbnails.shape[3] != 3
+        ):
+            raise DataError(
+                f"thumbnails must be uint8 of shape ({n}, h, w, 3), got {self.thumbnails.dtype} {self.thumbnails.shape}"
+            )
+        for key in ("query", "database", "train"):
+            index = getattr(self, key)
+            if index.ndim != 1 or index.dtype != np.int64:
+                raise DataError(f"{key} must be int64 indices of shape (m,), got {index.dtype} {index.shape}")
+            if index.size and (index.min() < 0 or index.max() >= n):
+                raise DataError(f"{key} has indices outside 0 to {n - 1}")
+            if len(np.unique(index)) != len(index):
+                raise DataError(f"{key} names an image twice")
+        if not len(self.train):
+            raise DataError("the training split is empty: nothing can be learnt")
+        if np.intersect1d(self.query, self.train).size or np.intersect1d(self.query, self.database).size:
+            raise DataError("an image is both a query and in the training set or the database; split them apart")
+        for key in ("features", "regions", "train_regions"):
+            array = getattr(self, key)
+            if array is not None and (bad := _first_not_finite(array)) is not None:
+                raise DataError(
+                    f"{key} of image {bad} ({self.names[bad]!r}) hold NaN or infinity: extract them again, "
+                    "or leave the image out"
+                )
+
+
+def _first_not_finite(array: NDArray[np.float32]) -> int | None:
+    """Row of the first value that is NaN or infinite, read in blocks."""
+    rows = max(1, _BLOCK // max(1, array[0].size))
+    for start in range(0, len(array), rows):
+        block = array[start : start + rows]
+        finite = np.isfinite(block).reshape(len(block), -1).all(axis=1)
+        if not finite.all():
+            return start + int(np.argmin(finite))
+    return None
