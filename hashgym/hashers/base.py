@@ -1,0 +1,193 @@
+"""Hasher: what every fitted hash function has in common, and how it is saved."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import zipfile
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from typing_extensions import Self
+
+__all__ = ["Features", "Hasher", "Labels", "NotFittedError"]
+
+Features = NDArray[np.float32]
+Labels = NDArray[np.uint8]
+
+_ROWS = 8192  # rows that are transformed at once: keeps memory flat, also for memory maps
+_FORMAT = "hashgym.hasher/1"
+
+
+class NotFittedError(ValueError, AttributeError):
+    """The hasher was used before ``fit``; both base classes, as scikit-learn's own."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Hasher(ABC):
+    """A function from feature vectors to binary codes, learnt by :meth:`fit`.
+
+    A subclass is a dataclass whose fields are its settings. It writes ``_fit``, which sets attributes that end in
+    ``_`` (arrays or numbers: these are what is saved), and ``_transform``.
+
+    Attributes:
+        bits: the code length q.
+        seed: draws everything random; the same seed on the same data and machine gives the same codes.
+        n_features_in_: D, set by ``fit``.
+    """
+
+    bits: int = 32
+    seed: int = 0
+
+    supervised: ClassVar[bool] = False  # whether ``fit`` needs labels
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.bits, (int, np.integer)) or isinstance(self.bits, bool) or self.bits < 1:
+            raise ValueError(f"bits must be a whole number from 1 up, got {self.bits!r}")
+
+    def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> Self:
+        """Learn the hash function.
+
+        Args:
+            X: float32 (n, D), training features.
+            y: uint8 (n, L), multi-hot labels; two images are similar when they share one. Unsupervised hashers
+                ignore it, supervised ones need it.
+
+        Returns:
+            The hasher itself.
+
+        Raises:
+            ValueError: for features that are not finite or not two-dimensional, labels that are missing, of another
+                length or not multi-hot, and more bits than the method can give on this data.
+        """
+        features = _features(X)
+        labels = _labels(y, len(features)) if y is not None and self.supervised else None
+        if labels is None and self.supervised:
+            raise ValueError(f"{type(self).__name__} learns from labels: call fit(X, y), y multi-hot uint8 (n, L)")
+        self._fit(features, labels)
+        self.n_features_in_ = features.shape[1]
+        return self
+
+    def transform(self, X: ArrayLike) -> Features:
+        """The real values (n, q) in float32 whose signs are the code.
+
+        Raises:
+            NotFittedError: before ``fit``.
+            ValueError: for features of another dimension than those fitted on, or not finite.
+        """
+        if not hasattr(self, "n_features_in_"):
+            raise NotFittedError(f"this {type(self).__name__} is not fitted yet: call fit first")
+        features = _features(X)
+        if features.shape[1] != self.n_features_in_:
+            raise ValueError(
+                f"{type(self).__name__} was fitted on {self.n_features_in_} features, got {features.shape[1]}: "
+                "encode with the backbone that it was fitted on"
+            )
+        values = np.empty((len(features), self.bits), np.float32)
+        for start in range(0, len(features), _ROWS):
+            values[start : start + _ROWS] = self._transform(features[start : start + _ROWS])
+        return values
+
+    def encode(self, X: ArrayLike) -> NDArray[np.bool_]:
+        """The codes, bool (n, q): True where :meth:`transform` is above 0, so that 0 itself is a False bit."""
+        return self.transform(X) > 0
+
+    @abstractmethod
+    def _fit(self, X: Features, y: Labels | None) -> None:
+        """Learn from checked arrays; ``y`` is None unless ``supervised``."""
+
+    @abstractmethod
+    def _transform(self, X: Features) -> Features:
+        """Real values of checked features."""
+
+    @classmethod
+    def parameters(cls) -> list[str]:
+        """Names of the settings."""
+        return [field.name for field in dataclasses.fields(cls)]
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The settings by name, so that ``sklearn.base.clone`` works."""
+        return {name: getattr(self, name) for name in self.parameters()}
+
+    def save(self, path: str | Path) -> None:
+        """Write the fitted hasher to one file (NumPy's npz, no pickle); whole or not at all.
+
+        Raises:
+            NotFittedError: before ``fit``.
+            ValueError: if the class is not registered, so that ``load`` would not find it.
+        """
+        from hashgym.hashers import _name_of
+
+        if not hasattr(self, "n_features_in_"):
+            raise NotFittedError(f"this {type(self).__name__} is not fitted yet: call fit before save")
+        meta = {"format": _FORMAT, "hasher": _name_of(type(self)), "parameters": self.get_params()}
+        state = {name: np.asarray(value) for name, value in vars(self).items() if name.endswith("_")}
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                np.savez(file, meta=np.array(json.dumps(meta)), **state)  # type: ignore[arg-type]
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _restore(self, state: dict[str, NDArray[Any]], path: Any) -> Self:
+        """Take over fitted attributes, and check on one vector that they belong together."""
+        for name, value in state.items():
+            setattr(self, name, value if value.ndim else value.item())
+        try:
+            self.transform(np.zeros((1, self.n_features_in_), np.float32))
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} does not hold a whole {type(self).__name__}: save it again") from error
+        return self
+
+
+def read(path: str | Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """What :meth:`Hasher.save` wrote: the description, and the fitted attributes by name."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            state = {name: file[name] for name in file.files}
+        meta = json.loads(str(state.pop("meta")))
+        if meta["format"] != _FORMAT:
+            raise ValueError(f"format {meta['format']!r}")
+        if not all(name.endswith("_") and name.isidentifier() and name[0] != "_" for name in state):
+            raise ValueError("names of attributes that no hasher has")
+        return {"hasher": meta["hasher"], "parameters": dict(meta["parameters"])}, state
+    except FileNotFoundError:
+        raise
+    except (AttributeError, EOFError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not a saved hasher of this version, or is damaged ({error})") from error
+
+
+def _features(X: ArrayLike) -> Features:
+    array = np.asarray(X)
+    if array.ndim != 2 or array.shape[0] == 0 or array.shape[1] == 0 or array.dtype.kind not in "fiub":
+        raise ValueError(
+            f"features must be real numbers of shape (n, D), got {array.dtype} {array.shape}; "
+            "a single image is X[None], a picture is flattened or passed through a backbone first"
+        )
+    features = array.astype(np.float32, copy=False)
+    for start in range(0, len(features), _ROWS):
+        finite = np.isfinite(features[start : start + _ROWS]).all(axis=1)
+        if not finite.all():
+            raise ValueError(f"features of row {start + int(finite.argmin())} hold NaN or infinity: leave the row out")
+    return features
+
+
+def _labels(y: ArrayLike, n: int) -> Labels:
+    labels = np.asarray(y)
+    if labels.ndim != 2 or labels.shape[1] == 0:
+        raise ValueError(
+            f"labels must be multi-hot of shape (n, L), got {labels.dtype} {labels.shape}; "
+            "class numbers become multi-hot by `(y[:, None] == np.arange(classes)).astype(np.uint8)`"
+        )
+    if len(labels) != n:
+        raise ValueError(f"{len(labels)} labels for {n} features: give every row of X its row of y")
+    if labels.dtype.kind not in "iub" or labels.min() < 0 or labels.max() > 1:
+        raise ValueError("labels must be the integers 0 and 1; one column for each label")
+    return labels.astype(np.uint8, copy=False)

@@ -1,0 +1,119 @@
+"""DeepHasher: one hidden layer and a hash layer; subclasses bring the loss."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hashgym.hashers.base import Features, Hasher, Labels
+
+__all__ = ["DeepHasher"]
+
+
+@dataclass(kw_only=True, eq=False)
+class DeepHasher(Hasher):
+    """features -> hidden layer, ReLU, dropout -> q logits, trained in batches by :meth:`loss` (AdamW, cosine schedule).
+
+    Features are standardised by the training set's mean and deviation first; that is folded into the first layer,
+    so raw and standardised features do equally well. The weights are kept as arrays: encoding needs no accelerator.
+
+    Attributes:
+        hidden: width of the hidden layer.
+        dropout: part of the hidden units, and half that part of the features, left out at each update.
+        updates: number of gradient steps.
+        batch_size: images a step.
+        learning_rate: its start; it falls to 0 along a cosine.
+        weight_decay: AdamW's.
+        device: "cpu", "cuda", ..., or "auto": an accelerator where there is one.
+        verbose: whether to show a progress bar.
+        hidden_weight_: float32 (D, hidden).
+        hidden_bias_: float32 (hidden,).
+        code_weight_: float32 (hidden, q).
+        code_bias_: float32 (q,).
+        losses_: float32 (updates,), the training loss.
+    """
+
+    hidden: int = 512
+    dropout: float = 0.5
+    updates: int = 1500
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    device: str = "auto"
+    verbose: bool = False
+
+    supervised = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("hidden", "updates", "batch_size", "learning_rate"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
+
+    @abstractmethod
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """What a batch's logits (n, q) are worth, given its multi-hot labels (n, L), both float32."""
+
+    def _fit(self, X: Features, y: Labels | None) -> None:
+        from rich.progress import track
+
+        device = self._device()
+        center, scale = X.mean(0, dtype=np.float64), X.std(0, dtype=np.float64)
+        scale = np.where(scale > 1e-6, scale, 1.0)
+        x = torch.from_numpy(((X - center) / scale).astype(np.float32)).to(device)
+        labels = torch.from_numpy(np.asarray(y, np.float32)).to(device)
+
+        # The global generators end as they were; dropout has no generator of its own.
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(self.seed)
+            network = nn.Sequential(
+                nn.Dropout(self.dropout / 2),
+                nn.Linear(x.shape[1], self.hidden),
+                nn.ReLU(),
+                nn.Dropout(self.dropout),
+                nn.Linear(self.hidden, self.bits),
+            ).to(device)
+            optimizer = torch.optim.AdamW(network.parameters(), self.learning_rate, weight_decay=self.weight_decay)
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.updates)
+            order, losses = torch.empty(0, dtype=torch.int64), torch.empty(self.updates, device=device)
+            for step in track(range(self.updates), type(self).__name__, disable=not self.verbose):
+                while len(order) < self.batch_size:
+                    order = torch.cat([order, torch.randperm(len(x))])
+                batch, order = order[: self.batch_size].to(device), order[self.batch_size :]
+                loss = self.loss(network(x[batch]), labels[batch])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                losses[step] = loss.detach()
+
+        _, first, _, _, last = network.cpu()
+        assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
+        weight = first.weight.detach().numpy().T / scale[:, None]
+        self.hidden_weight_ = weight.astype(np.float32)
+        self.hidden_bias_ = (first.bias.detach().numpy() - center @ weight).astype(np.float32)
+        self.code_weight_ = np.ascontiguousarray(last.weight.detach().numpy().T)
+        self.code_bias_ = last.bias.detach().numpy().copy()
+        self.losses_ = losses.cpu().numpy()
+        if not np.isfinite(self.code_weight_).all():
+            raise ValueError(f"training diverged: lower the learning rate of {self.learning_rate}")
+
+    def _transform(self, X: Features) -> Features:
+        hidden = np.maximum(X @ self.hidden_weight_ + self.hidden_bias_, 0)
+        return hidden @ self.code_weight_ + self.code_bias_
+
+    def _device(self) -> torch.device:
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.device(self.device)
+            torch.empty(0, device=device)
+            return device
+        except (AssertionError, RuntimeError) as error:
+            raise ValueError(f"device {self.device!r} cannot be used here ({error}): take 'cpu' or 'auto'") from error

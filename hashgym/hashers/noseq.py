@@ -1,0 +1,63 @@
+"""noseq: DRLIH's baseline without sequential decisions, a hash layer in place of the agent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hashgym.hashers.base import Features, Labels
+from hashgym.hashers.deep import DeepHasher
+
+__all__ = ["NoSeq", "triplet_ranking_loss"]
+
+
+def triplet_ranking_loss(h: Tensor, labels: Tensor, margin: float) -> Tensor:
+    """DRLIH eq. 3 over all triplets of a batch: mean of max(0, margin + ||h - h+||^2 - ||h - h-||^2).
+
+    h+ are all other images that share a label with h, h- all that share none.
+
+    Args:
+        h: (n, q) relaxed codes, in [0, 1].
+        labels: (n, L) multi-hot, of the same type.
+        margin: in bits: a distance of relaxed codes is squared Euclidean, on bits the Hamming distance.
+
+    Returns:
+        A scalar; 0 when the batch has no triplet.
+    """
+    similar = labels @ labels.T > 0
+    norms = (h * h).sum(1)
+    distance = norms[:, None] + norms[None] - 2 * h @ h.T
+    anchor, positive = (similar & ~torch.eye(len(h), dtype=torch.bool, device=h.device)).nonzero(as_tuple=True)
+    hinge = (margin + distance[anchor, positive, None] - distance[anchor]).clamp(min=0)  # (pairs, n)
+    negative = ~similar[anchor]
+    return (hinge * negative).sum() / negative.sum().clamp(min=1)
+
+
+@dataclass(kw_only=True, eq=False)
+class NoSeq(DeepHasher):
+    """The Baseline_noseq of DRLIH (Table II): sigmoid outputs trained by the triplet ranking loss.
+
+    Attributes:
+        margin: by how many bits dissimilar images should be farther than similar ones; None for bits / 6.
+    """
+
+    margin: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.margin is not None and self.margin <= 0:
+            raise ValueError(f"margin must be above 0, got {self.margin}")
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """:func:`triplet_ranking_loss` of the probabilities that bits are 1."""
+        margin = self.bits / 6 if self.margin is None else self.margin
+        return triplet_ranking_loss(torch.sigmoid(logits), labels, margin)
+
+    def _fit(self, X: Features, y: Labels | None) -> None:
+        assert y is not None
+        counts = y.sum(0, dtype=int)
+        if counts.max() < 2 or counts.max() == len(y):
+            raise ValueError("the labels make no triplet: some images must share a label, and some share none")
+        super()._fit(X, y)
