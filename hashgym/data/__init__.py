@@ -2,17 +2,152 @@
 
 from __future__ import annotations
 
+import importlib
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from hashgym.data import splits
 from hashgym.data.dataset import DataError, HashingDataset
+from hashgym.data.images import ImageCollection
 
-__all__ = ["DataError", "HashingDataset", "load"]
+__all__ = ["DataError", "DatasetInfo", "HashingDataset", "ImageCollection", "datasets", "load", "read_images"]
 
 
-def load(source: str | Path | HashingDataset) -> HashingDataset:
-    """Load a dataset."""
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What can be read: a line of ``hashgym datasets``.
+
+    Attributes:
+        name: what ``--dataset`` and :func:`load` call it.
+        description: what it shows.
+        reads_from: the files and folders that are wanted.
+        splits: descriptions of its splits by name, the default first.
+        embedded: True if :func:`load` makes it without any file; False if it is images on disk, read by
+            :func:`read_images`.
+    """
+
+    name: str
+    description: str
+    reads_from: str
+    splits: dict[str, str]
+    embedded: bool = False
+
+
+# name: module, description, where it is read from
+_EMBEDDED = {
+    "digits": ("digits", "1,797 handwritten digits of 8 x 8 pixels, 10 classes", "scikit-learn; nothing to download"),
+    "digit-scenes": (
+        *("digit_scenes", "boards of 1 to 4 handwritten digits, 10 labels, with regions"),
+        "composed from scikit-learn's digits; nothing to download",
+    ),
+}
+_ON_DISK = {
+    "cifar10": ("cifar10", "60,000 pictures of 32 x 32 pixels, 10 classes"),
+    "mirflickr25k": ("mirflickr25k", "25,000 Flickr photos, 38 labels"),
+    "nuswide21": ("nuswide21", "NUS-WIDE's photos with its 21 most frequent concepts"),
+    "coco": ("coco", "COCO 2014, 123,287 photos, 80 labels"),
+    "folder:PATH": ("folders", "any folder of class folders"),
+    "list:FILE": ("lists", "any list of `path 0 1 0 ...` lines, or a folder of train.txt, test.txt and database.txt"),
+}
+
+
+def datasets() -> list[DatasetInfo]:
+    """Every dataset that can be read, embedded ones first."""
+
+    def described(name: str) -> dict[str, str]:
+        return {split: rule.description for split, rule in splits.rules(name).items()}
+
+    embedded = [DatasetInfo(n, what, where, described(n), True) for n, (_, what, where) in _EMBEDDED.items()]
+    on_disk = [DatasetInfo(n, what, _module(file).LAYOUT, described(n)) for n, (file, what) in _ON_DISK.items()]
+    return embedded + on_disk
+
+
+def read_images(dataset: str, root: str | Path | None = None, *, allow_missing: bool = False) -> ImageCollection:
+    """Find a dataset's images and labels on disk; no image is decoded yet.
+
+    Args:
+        dataset: a name out of :func:`datasets`, with ``folder:PATH`` and ``list:FILE`` filled in.
+        root: the folder that holds the dataset. For ``list:`` the folder that the paths in the list start from, the
+            list's own by default; for ``folder:`` it is not needed.
+        allow_missing: leave images out that are listed but not there (NUS-WIDE, COCO, lists), instead of an error.
+
+    Raises:
+        DataError: for an unknown name, a missing root, or files that are not as they should be.
+    """
+    kind, _, path = dataset.partition(":")
+    if kind == "folder" and path:
+        return _module("folders").read(path)
+    if kind == "list" and path:
+        return _module("lists").read(path, root, allow_missing=allow_missing)
+    if dataset in _EMBEDDED:
+        raise DataError(f"{dataset} is embedded and has features already: use hashgym.data.load({dataset!r})")
+    if dataset not in _ON_DISK or path or ":" in dataset:
+        raise DataError(f"there is no dataset {dataset!r} of images; there are {', '.join(_ON_DISK)}")
+    reader = _module(_ON_DISK[dataset][0])
+    if root is None:
+        raise DataError(f"{dataset} needs the folder it lies in (--root); wanted: {reader.LAYOUT}")
+    return (
+        reader.read(root, allow_missing=True)
+        if allow_missing and dataset in ("nuswide21", "coco")
+        else reader.read(root)
+    )
+
+
+def load(
+    source: str | Path | HashingDataset,
+    *,
+    split: str | None = None,
+    seed: int | None = None,
+    queries: int | None = None,
+    train: int | None = None,
+) -> HashingDataset:
+    """Load a dataset of features.
+
+    Args:
+        source: ``"digits"``, ``"digit-scenes"``, a folder that ``hashgym features`` wrote, or a dataset, which is
+            returned as it is unless another split is asked for.
+        split: a split by name (see :func:`datasets`), instead of the stored one.
+        seed: what the split is drawn with, instead of the stored one; 0 by default.
+        queries: number of queries, instead of the split's own.
+        train: number of training images, instead of the split's own.
+
+    Raises:
+        DataError: for an unknown name, a dataset whose features are not extracted yet, a damaged folder, or a split
+            that the data cannot give.
+    """
     if isinstance(source, HashingDataset):
-        return source
-    from hashgym.data import digits
+        dataset = source
+    elif source in _EMBEDDED:
+        dataset = _module(_EMBEDDED[str(source)][0]).load(seed or 0)
+    elif str(source).partition(":")[0] in (name.partition(":")[0] for name in _ON_DISK) and not Path(source).exists():
+        root = "" if str(source).startswith("folder:") else " --root DIR"
+        raise DataError(
+            f"{source} is a set of images: extract features first, then load the folder they are written to: "
+            f"hashgym features --dataset {source}{root} --backbone efficientnet_lite0 --out DIR"
+        )
+    elif Path(source).exists():
+        dataset = _module("cache").open_cache(Path(source))
+    else:
+        raise DataError(f"{source} is neither a folder of features nor one of {', '.join(_EMBEDDED)}")
+    if split is None and seed is None and queries is None and train is None:
+        return dataset
+    stored = dataset.provenance
+    if split is None:
+        split = stored.get("split")
+        queries, train = queries or stored.get("split_queries"), train or stored.get("split_train")
+    drawn = splits.make(
+        dataset.name,
+        split,
+        labels=dataset.labels,
+        label_names=dataset.label_names,
+        names=dataset.names,
+        seed=stored.get("split_seed", 0) if seed is None else seed,
+        queries=queries,
+        train=train,
+    )
+    return splits.apply(dataset, drawn)
 
-    return digits.load()
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"hashgym.data.{name}")

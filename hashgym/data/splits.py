@@ -1,0 +1,266 @@
+"""Splits: which images search, which are searched, which are learnt from, and which labels count.
+
+A split is a function of image names, labels and a seed alone. Images are put in an order by a hash of seed and name,
+and counts are taken from its front, so that the split is the same on every machine and with every version of NumPy,
+and leaving a damaged image out moves hardly any other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashgym.data.dataset import DataError, HashingDataset
+
+__all__ = ["RULES", "Rule", "Split", "apply", "default", "make", "rules"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Indices of a dataset's images and labels.
+
+    Attributes:
+        name: the split's name.
+        query: int64 (Q,), ascending: images that search; in neither of the other two.
+        database: int64 (N,), ascending: images that are searched.
+        train: int64 (T,), ascending: images that methods learn from.
+        labels: int64 (L,), ascending: the label columns that say what is similar.
+        description: the split in words, with its counts.
+        seed: what it was drawn with.
+        asked: numbers of queries and training images that were asked for instead of the split's own.
+    """
+
+    name: str
+    query: NDArray[np.int64]
+    database: NDArray[np.int64]
+    train: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    description: str
+    seed: int
+    asked: tuple[int | None, int | None] = (None, None)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What a dataset's provenance says about its split, enough to draw it again."""
+        return {
+            "split": self.name,
+            "split_seed": self.seed,
+            "split_queries": self.asked[0],
+            "split_train": self.asked[1],
+            "split_description": self.description,
+        }
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a named split is drawn.
+
+    Attributes:
+        description: what it is, for lists of splits.
+        queries: number of queries; None takes every image of the query part.
+        train: number of training images; None takes every image of the training part.
+        images: size of the whole dataset; where fewer are present, counts shrink in proportion. 0: never.
+        sample: "random", "label" (the same number for every label) or "part" (the name's first folder says what an
+            image is for: ``test`` or ``query``, ``train``, ``database``, ``train+database``).
+        train_in_database: whether training images are searched too. With "part", whether those in ``train`` are.
+        label_count: labels that the split needs; 0 for any number.
+        keeps: whether a label of this name counts.
+    """
+
+    description: str
+    queries: int | None
+    train: int | None
+    images: int = 0
+    sample: Literal["random", "label", "part"] = "random"
+    train_in_database: bool = True
+    label_count: int = 0
+    keeps: Callable[[str], bool] = lambda name: True
+
+
+_RANDOM = Rule("a tenth (at most 1,000) as queries, a quarter (at most 5,000) to train, the rest database", 0, 0)
+_GENERIC = {
+    "random": _RANDOM,
+    "given": Rule("as the folders or lists train, test and database say", None, None, 0, "part", False),
+}
+
+RULES: Mapping[str, Mapping[str, Rule]] = {
+    "digits": {"digits": Rule("300 queries, 1,000 to train, database all but the queries", 300, 1_000, 1_797, "label")},
+    "digit-scenes": {"digit-scenes": Rule("queries of digits that no other scene shows", None, None, 0, "part", False)},
+    "cifar10": {
+        "cifar10-1": Rule(
+            "1,000 queries, 5,000 to train, database 59,000 with the training images (DRLIH)",
+            *(1_000, 5_000, 60_000, "label"),
+        ),
+        "cifar10": Rule(
+            "1,000 queries, 5,000 to train, database 54,000 without the training images",
+            *(1_000, 5_000, 60_000, "label", False),
+        ),
+        "cifar10-2": Rule("the 10,000 test images as queries, 50,000 to train and search", None, None, 0, "part"),
+    },
+    "mirflickr25k": {
+        "drlih": Rule(
+            "38 labels, 1,000 queries, 5,000 to train, the rest database", 1_000, 5_000, 25_000, label_count=38
+        ),
+        "mch": Rule(
+            "24 labels, 5,000 queries, 10,000 to train, the rest database",
+            *(5_000, 10_000, 25_000),
+            label_count=24,
+            keeps=lambda name: not name.endswith("_r1"),
+        ),
+        "deephash": Rule(
+            "38 labels, 1,000 queries, 4,000 to train, database 20,000 without the training images",
+            *(1_000, 4_000, 25_000, "random", False, 38),
+        ),
+    },
+    "nuswide21": {
+        "drlih": Rule(
+            "2,100 queries (100 a concept), 10,500 to train (500 a concept), the rest database (DRLIH and MCH)",
+            *(2_100, 10_500, 195_834, "label", True, 21),
+        ),
+    },
+    "coco": {
+        "mch": Rule("5,000 queries, 10,000 to train, the rest database", 5_000, 10_000, 123_287, label_count=80),
+    },
+}
+
+
+def rules(dataset: str) -> Mapping[str, Rule]:
+    """The splits of a dataset by name, its default first; any other dataset has ``random`` and ``given``."""
+    return RULES.get(dataset, _GENERIC)
+
+
+def default(dataset: str, names: Sequence[str] = ()) -> str:
+    """Name of the split used when none is asked for: ``given`` where the images' names tell queries apart."""
+    if dataset not in RULES and any(_part(name) == "query" for name in names):
+        return "given"
+    return next(iter(rules(dataset)))
+
+
+def make(
+    dataset: str,
+    split: str | None = None,
+    *,
+    labels: NDArray[np.uint8],
+    label_names: Sequence[str],
+    names: Sequence[str],
+    seed: int = 0,
+    queries: int | None = None,
+    train: int | None = None,
+) -> Split:
+    """Draw a split. Images with none of the labels that count are in no part of it.
+
+    Args:
+        dataset: the dataset's name.
+        split: a name out of :func:`rules`, or None for the default.
+        labels: uint8 (n, L) of 0 and 1.
+        label_names: L names.
+        names: n different image names.
+        seed: another seed draws other images.
+        queries: number of queries, instead of the split's own.
+        train: number of training images, instead of the split's own.
+
+    Raises:
+        DataError: for an unknown split, labels that the split does not know, or more images asked for than there are.
+    """
+    split = split or default(dataset, names)
+    known = rules(dataset)
+    if split not in known:
+        raise DataError(f"{dataset} has no split {split!r}; it has {', '.join(known)}")
+    rule = known[split]
+    kept = np.array([i for i, name in enumerate(label_names) if rule.keeps(name)], np.int64)
+    if rule.label_count and len(kept) != rule.label_count:
+        raise DataError(
+            f"split {split!r} of {dataset} needs {rule.label_count} labels and found {len(kept)}: "
+            "the features were stored for another split; extract them with this one"
+        )
+    for what, count in (("queries", queries), ("train", train)):
+        if count is not None and count < 1:
+            raise DataError(f"{what} must be at least 1, got {count}")
+
+    labels = labels[:, kept]
+    order = _order(names, seed)
+    order = order[labels[order].any(axis=1)]
+    if split == "random":
+        rule = _random_rule(len(order), single=bool((labels.sum(axis=1) <= 1).all()))
+    share = len(names) / rule.images if len(names) < 0.99 * rule.images else 1.0
+    part = np.array([_part(name) for name in names])[order] if rule.sample == "part" else None
+
+    def draw(role: str, pool: NDArray[np.int64], asked: int | None, own: int | None) -> NDArray[np.int64]:
+        wanted = asked or (len(pool) if own is None else max(1, round(own * share)))
+        if not 1 <= wanted <= len(pool):
+            raise DataError(f"split {split!r} of {dataset}: {wanted:,} {role} images wanted, {len(pool):,} are there")
+        return np.sort(_balanced(pool, labels, wanted) if rule.sample == "label" else pool[:wanted])
+
+    query = draw("query", order if part is None else order[part == "query"], queries, rule.queries)
+    rest = order[~np.isin(order, query)] if part is None else order[np.isin(part, ("train", "train+database"))]
+    learnt = draw("training", rest, train, rule.train)
+    if part is not None:
+        searched = ("database", "train+database", *(["train"] if rule.train_in_database else []))
+        database = np.sort(order[np.isin(part, searched)])
+    else:
+        database = np.sort(rest) if rule.train_in_database else np.setdiff1d(rest, learnt)
+    if not len(database):
+        raise DataError(f"split {split!r} of {dataset} leaves no image for the database; ask for fewer")
+    words = (
+        f"{rule.description}: {len(query):,} queries, {len(learnt):,} training images, database of {len(database):,} "
+        f"with {np.isin(learnt, database).sum():,} of them"
+    )
+    if len(order) < len(names):
+        words += f"; {len(names) - len(order):,} images without a label left out"
+    if share < 1:
+        words += f"; counts scaled down, as {len(names):,} of {rule.images:,} images are present"
+    return Split(split, query, database, learnt, kept, words, seed, (queries, train))
+
+
+def apply(dataset: HashingDataset, split: Split) -> HashingDataset:
+    """The dataset with another split, and the labels that count in it."""
+    return dataclasses.replace(
+        dataset,
+        labels=dataset.labels if len(split.labels) == dataset.labels.shape[1] else dataset.labels[:, split.labels],
+        label_names=tuple(dataset.label_names[i] for i in split.labels),
+        query=split.query,
+        database=split.database,
+        train=split.train,
+        provenance={**dataset.provenance, **split.provenance},
+    )
+
+
+def _order(names: Sequence[str], seed: int) -> NDArray[np.int64]:
+    """Indices of the images in the order that seed and names give."""
+    keys = [
+        int.from_bytes(blake2b(f"{seed}/{name}".encode(errors="surrogateescape"), digest_size=8).digest(), "big")
+        for name in names
+    ]
+    return np.argsort(np.array(keys, np.uint64), kind="stable").astype(np.int64)
+
+
+def _part(name: str) -> str:
+    """What an image is for, as the first folder of its name says: query, train, database, train+database or nothing."""
+    first = name.partition("/")[0] if "/" in name else ""
+    first = {"test": "query"}.get(first, first)
+    return first if first in ("query", "train", "database", "train+database") else ""
+
+
+def _random_rule(images: int, single: bool) -> Rule:
+    """The split of a dataset that has none of its own; balanced over classes if every image has one label."""
+    queries, train = max(1, min(1_000, images // 10)), max(1, min(5_000, images // 4))
+    return dataclasses.replace(_RANDOM, queries=queries, train=train, sample="label" if single else "random")
+
+
+def _balanced(pool: NDArray[np.int64], labels: NDArray[np.uint8], count: int) -> NDArray[np.int64]:
+    """``count`` images out of ``pool``: labels take turns, rarest first, each the first image that holds it."""
+    rarest_first = np.argsort(labels[pool].sum(axis=0, dtype=np.int64), kind="stable")
+    queues = [iter(pool[labels[pool, column] > 0].tolist()) for column in rarest_first]
+    taken: dict[int, None] = {}
+    while len(taken) < count:
+        for queue in queues[: count - len(taken)]:
+            chosen = next((image for image in queue if image not in taken), None)
+            if chosen is not None:
+                taken[chosen] = None
+    return np.fromiter(taken, np.int64, len(taken))
