@@ -1,0 +1,1 @@
+"""Measuring retrieval by Hamming distance."""

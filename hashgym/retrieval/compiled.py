@@ -1,0 +1,206 @@
+"""Numba's half of :mod:`hashgym.retrieval.kernels`; imported only where numba is installed.
+
+Both kernels release the GIL and write only to the rows of their own queries, so kernels.py runs them on Python
+threads. Numba's own ``parallel=True`` would start an OpenMP pool, which aborts a process that is forked later, as
+Gymnasium's AsyncVectorEnv does.
+
+Database words arrive transposed, (words, m): one word of neighbouring items is contiguous, whatever the code length.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import njit, types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+_TILE = 2048  # database items whose words, keys and counters stay in the first-level cache
+_BYTE = 255  # items a byte counter holds
+
+
+def _compile(function: Any) -> Any:
+    try:
+        return njit(nogil=True, cache=True, error_model="numpy")(function)
+    except RuntimeError:  # nowhere to keep compiled code: compile it in every process
+        return njit(nogil=True, error_model="numpy")(function)
+
+
+def _emit_popcount(context: Any, word: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.ctpop(arguments[0])
+
+    return types.uint64(types.uint64), emit
+
+
+def _emit_count_bits(context: Any, address: Any, word: Any) -> Any:
+    """Add bit b of a word to the b-th of the 64 byte counters at an address: one vector add where the CPU has it."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        octets = ir.VectorType(ir.IntType(8), 64)
+        pointer = builder.inttoptr(arguments[0], octets.as_pointer())
+        bits = builder.bitcast(arguments[1], ir.VectorType(ir.IntType(1), 64))
+        counted = builder.add(builder.load(pointer, align=1), builder.zext(bits, octets))
+        builder.store(counted, pointer, align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.uintp, types.uint64), emit
+
+
+_popcount: Any = intrinsic(_emit_popcount)
+_count_bits: Any = intrinsic(_emit_count_bits)
+
+
+@_compile
+def _fill_keys(
+    code: NDArray[np.uint64],
+    label: NDArray[np.uint64],
+    database: NDArray[np.uint64],
+    labels: NDArray[np.uint64],
+    start: int,
+    keys: NDArray[np.uint16],
+    similar: NDArray[np.uint8],
+    width: int,
+) -> None:
+    """keys[j] = distance of item j to the code, plus ``width`` where the two share a label."""
+    for w in range(len(code)):
+        word, column = code[w], database[w][start : start + len(keys)]
+        if w == 0:
+            for j in range(len(keys)):
+                keys[j] = _popcount(word ^ column[j])
+        else:
+            for j in range(len(keys)):
+                keys[j] += _popcount(word ^ column[j])
+    similar[:] = 0
+    for v in range(len(label)):
+        word, column = label[v], labels[v][start : start + len(keys)]
+        if word:
+            for j in range(len(similar)):
+                similar[j] |= (word & column[j]) != 0
+    step = np.uint16(width)
+    for j in range(len(keys)):
+        keys[j] += step * similar[j]
+
+
+@_compile
+def histograms(
+    codes: NDArray[np.uint64],
+    code_labels: NDArray[np.uint64],
+    database: NDArray[np.uint64],
+    labels: NDArray[np.uint64],
+    counts: NDArray[np.int64],
+) -> None:
+    """Add to ``counts`` (n, 2, bits + 1) the items at each distance: [:, 0] share no label, [:, 1] share one."""
+    width, size = counts.shape[2], database.shape[1]
+    keys, similar = np.empty(_TILE, np.uint16), np.empty(_TILE, np.uint8)
+    # Neighbouring items often share a key; four histograms in turn keep one increment from waiting for the last.
+    lanes = np.empty((4, 2 * width), np.int32)
+    for start in range(0, size, _TILE):
+        length = min(_TILE, size - start)
+        for i in range(len(codes)):
+            _fill_keys(codes[i], code_labels[i], database, labels, start, keys[:length], similar[:length], width)
+            lanes[:] = 0
+            for j in range(0, length - 3, 4):
+                lanes[0, keys[j]] += 1
+                lanes[1, keys[j + 1]] += 1
+                lanes[2, keys[j + 2]] += 1
+                lanes[3, keys[j + 3]] += 1
+            for j in range(length - length % 4, length):
+                lanes[0, keys[j]] += 1
+            for k in range(2 * width):
+                counts[i, k // width, k % width] += lanes[0, k] + lanes[1, k] + lanes[2, k] + lanes[3, k]
+
+
+@_compile
+def _group(relevant: float, total: float, hits: float, seen: float, harmonic: float) -> float:
+    """What one group of ties adds to the sum of precisions (see kernels.average_precision)."""
+    slope = (relevant - 1.0) / max(total - 1.0, 1.0)
+    return relevant * slope + relevant / max(total, 1.0) * (hits + 1.0 - slope * (seen + 1.0)) * harmonic
+
+
+@_compile
+def _precisions(
+    items: NDArray[np.int64],
+    differing: NDArray[np.int32],
+    harmonic: NDArray[np.float64],
+    precision: NDArray[np.float64],
+    flipped: NDArray[np.float64],
+) -> None:
+    """AP of one code and of its one-bit neighbours, from the items by key and how many differ in each bit."""
+    bits = len(flipped)
+    width = bits + 1
+    hits, seen, precision[0] = 0.0, 0, 0.0
+    for d in range(width):
+        relevant, total = items[width + d], items[d] + items[width + d]
+        change = harmonic[seen + total] - harmonic[seen]
+        precision[0] += _group(float(relevant), float(total), hits, float(seen), change)
+        hits, seen = hits + relevant, seen + total
+    flipped[:] = 0.0
+    if hits == 0:
+        return
+    precision[0] /= hits
+    found, passed = np.zeros(bits), np.zeros(bits, np.int64)
+    moved = np.zeros((2, bits), np.int32)
+    for d in range(width):
+        # Flipping a bit brings the items that differ in it from d + 1, and pushes those that agree from d - 1.
+        for side in range(2):
+            key = side * width + d
+            moved[side] = 0
+            if d < bits:
+                for b in range(bits):
+                    moved[side, b] += differing[key + 1, b]
+            if d:
+                for b in range(bits):
+                    moved[side, b] += items[key - 1] - differing[key - 1, b]
+        for b in range(bits):
+            relevant, total = moved[1, b], moved[0, b] + moved[1, b]
+            change = harmonic[passed[b] + total] - harmonic[passed[b]]
+            flipped[b] += _group(float(relevant), float(total), found[b], float(passed[b]), change)
+            found[b] += relevant
+            passed[b] += total
+    for b in range(bits):
+        flipped[b] /= hits
+
+
+@_compile
+def credit(
+    codes: NDArray[np.uint64],
+    code_labels: NDArray[np.uint64],
+    database: NDArray[np.uint64],
+    labels: NDArray[np.uint64],
+    exclude: NDArray[np.int64],
+    harmonic: NDArray[np.float64],
+    precision: NDArray[np.float64],
+    flipped: NDArray[np.float64],
+) -> None:
+    """AP of every code into ``precision`` (n,), and with bit b flipped into ``flipped`` (n, bits); 0 if undefined."""
+    (words, size), bits = database.shape, flipped.shape[1]
+    width = bits + 1
+    trash = 2 * width
+    keys, similar = np.empty(_BYTE, np.uint16), np.empty(_BYTE, np.uint8)
+    # Items by key: how many there are, and how many of them differ from the code in each bit.
+    items = np.empty(trash + 1, np.int64)
+    differing = np.empty((trash, 64 * words), np.int32)
+    octets = np.empty((trash + 1) * 64 * words, np.uint8)
+    base, row = octets.ctypes.data, np.uint64(64 * words)
+    for i in range(len(codes)):
+        items[:] = 0
+        differing[:] = 0
+        for start in range(0, size, _BYTE):
+            length = min(_BYTE, size - start)
+            _fill_keys(codes[i], code_labels[i], database, labels, start, keys[:length], similar[:length], width)
+            if start <= exclude[i] < start + length:
+                keys[exclude[i] - start] = trash
+            octets[:] = 0
+            for w in range(words):
+                word, column = codes[i, w], database[w][start : start + length]
+                for j in range(length):
+                    _count_bits(base + row * np.uint64(keys[j]) + np.uint64(64 * w), word ^ column[j])
+            for j in range(length):
+                items[keys[j]] += 1
+            total = differing.ravel()
+            for k in range(total.size):
+                total[k] += octets[k]
+        _precisions(items, differing, harmonic, precision[i : i + 1], flipped[i])
