@@ -1,8 +1,8 @@
 """Hash functions that are fitted, not rewarded: the rivals of the agents, in scikit-learn's style.
 
-    hasher = hashgym.hashers.make("itq", bits=32).fit(X)
-    bits = hasher.encode(Z)                                # bool (n, 32)
-    hasher.save("itq.npz"); hashgym.hashers.load("itq.npz")
+hasher = hashgym.hashers.make("itq", bits=32).fit(X)
+bits = hasher.encode(Z)                                # bool (n, 32)
+hasher.save("itq.npz"); hashgym.hashers.load("itq.npz")
 """
 
 from __future__ import annotations

@@ -79,7 +79,9 @@ class DeepHasher(Hasher):
                 nn.Dropout(self.dropout),
                 nn.Linear(self.hidden, self.bits),
             ).to(device)
-            optimizer = torch.optim.AdamW(network.parameters(), self.learning_rate, weight_decay=self.weight_decay)
+            optimizer = torch.optim.AdamW(
+                network.parameters(), self.learning_rate, weight_decay=self.weight_decay, fused=True
+            )
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.updates)
             order, losses = torch.empty(0, dtype=torch.int64), torch.empty(self.updates, device=device)
             for step in track(range(self.updates), type(self).__name__, disable=not self.verbose):
@@ -93,16 +95,15 @@ class DeepHasher(Hasher):
                 schedule.step()
                 losses[step] = loss.detach()
 
-        _, first, _, _, last = network.cpu()
-        assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
+        first, last = (layer for layer in network.cpu() if isinstance(layer, nn.Linear))
+        if not torch.isfinite(last.weight).all():
+            raise ValueError(f"training diverged: lower the learning rate of {self.learning_rate}")
         weight = first.weight.detach().numpy().T / scale[:, None]
         self.hidden_weight_ = weight.astype(np.float32)
         self.hidden_bias_ = (first.bias.detach().numpy() - center @ weight).astype(np.float32)
         self.code_weight_ = np.ascontiguousarray(last.weight.detach().numpy().T)
         self.code_bias_ = last.bias.detach().numpy().copy()
         self.losses_ = losses.cpu().numpy()
-        if not np.isfinite(self.code_weight_).all():
-            raise ValueError(f"training diverged: lower the learning rate of {self.learning_rate}")
 
     def _transform(self, X: Features) -> Features:
         hidden = np.maximum(X @ self.hidden_weight_ + self.hidden_bias_, 0)

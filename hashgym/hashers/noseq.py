@@ -30,9 +30,9 @@ def triplet_ranking_loss(h: Tensor, labels: Tensor, margin: float) -> Tensor:
     norms = (h * h).sum(1)
     distance = norms[:, None] + norms[None] - 2 * h @ h.T
     anchor, positive = (similar & ~torch.eye(len(h), dtype=torch.bool, device=h.device)).nonzero(as_tuple=True)
-    hinge = (margin + distance[anchor, positive, None] - distance[anchor]).clamp(min=0)  # (pairs, n)
-    negative = ~similar[anchor]
-    return (hinge * negative).sum() / negative.sum().clamp(min=1)
+    to_negatives = torch.where(similar, torch.inf, distance)[anchor]  # (pairs, n); a similar image is never too near
+    hinge = (margin + distance[anchor, positive, None] - to_negatives).clamp(min=0)
+    return hinge.sum() / (~similar).sum(1)[anchor].sum().clamp(min=1)
 
 
 @dataclass(kw_only=True, eq=False)

@@ -1,0 +1,205 @@
+"""What every hasher keeps: the contract of fit, transform, encode, save and load."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+
+import hashgym.hashers
+from hashgym.data import digits
+from hashgym.hashers import Hasher, NotFittedError, available, load, make, register
+
+NAMES = list(available())
+QUICK = {"noseq": {"hidden": 32, "updates": 20}}
+
+
+@pytest.fixture(scope="module")
+def data():
+    dataset = digits.load().standardized()
+    return dataset.features[dataset.train], dataset.labels[dataset.train]
+
+
+def fitted(name, data, bits=8, **kwargs) -> Hasher:
+    return make(name, bits=bits, **QUICK.get(name, {}), **kwargs).fit(*data)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shapes_types_and_that_fit_returns_the_hasher(name, data):
+    hasher = make(name, bits=8, **QUICK.get(name, {}))
+    assert hasher.fit(*data) is hasher
+    values, bits = hasher.transform(data[0][:50]), hasher.encode(data[0][:50])
+    assert values.shape == bits.shape == (50, 8)
+    assert (values.dtype, bits.dtype) == (np.float32, np.bool_)
+    assert (bits == (values > 0)).all()
+    assert 0 < bits.mean() < 1
+    assert hasher.n_features_in_ == 64
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_seeds_reproduce_a_fit_to_the_bit_and_other_seeds_do_not(name, data):
+    first, again, other = (fitted(name, data, seed=seed).transform(data[0]) for seed in (3, 3, 4))
+    assert first.tobytes() == again.tobytes()
+    assert (first != other).any()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_saved_hasher_loads_to_the_same_values(name, data, tmp_path):
+    hasher = fitted(name, data, seed=5)
+    hasher.save(tmp_path / "file")
+    loaded = load(tmp_path / "file")
+    assert type(loaded) is type(hasher)
+    assert loaded.get_params() == hasher.get_params()
+    assert loaded.transform(data[0]).tobytes() == hasher.transform(data[0]).tobytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]  # nothing temporary stays
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_codes_do_not_depend_on_the_block_they_were_encoded_in(name, data):
+    hasher = fitted(name, data)
+    many = np.tile(data[0], (9, 1))  # 9,000 rows: two blocks
+    assert np.allclose(hasher.transform(many)[-1000:], hasher.transform(data[0]), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scikit_learn_clones_the_settings_and_not_the_fit(name, data):
+    hasher = fitted(name, data, seed=9)
+    copy = clone(hasher)
+    assert copy.get_params() == hasher.get_params()
+    with pytest.raises(NotFittedError):
+        copy.transform(data[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_refused_fit_keeps_the_old_one(name, data):
+    hasher = fitted(name, data)
+    before = hasher.transform(data[0])
+    with pytest.raises(ValueError, match="NaN"):
+        hasher.fit(np.full((10, 64), np.nan), data[1][:10])
+    assert (hasher.transform(data[0]) == before).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bad_input_is_refused_by_name(name, data, tmp_path):
+    X, y = data
+    with pytest.raises(NotFittedError, match="call fit first"):
+        make(name).transform(X)
+    with pytest.raises(NotFittedError, match="before save"):
+        make(name).save(tmp_path / "never")
+    assert not list(tmp_path.iterdir())
+    hasher = fitted(name, data)
+    with pytest.raises(ValueError, match="fitted on 64 features, got 63"):
+        hasher.transform(X[:, 1:])
+    with pytest.raises(ValueError, match="single image is X"):
+        hasher.encode(X[0])
+    with pytest.raises(ValueError, match="real numbers"):
+        hasher.fit(X.astype(str), y)
+    damaged = X.copy()
+    damaged[7, 3] = np.inf
+    for call in (lambda: hasher.fit(damaged, y), lambda: hasher.encode(damaged)):
+        with pytest.raises(ValueError, match="row 7 hold NaN or infinity"):
+            call()
+    for bits in (0, -1, 2.5, True, "8"):
+        with pytest.raises(ValueError, match="bits must be a whole number"):
+            make(name, bits=bits)
+
+
+def test_bad_labels_are_refused_by_name(data):
+    X, y = data
+    hasher = make("noseq", **QUICK["noseq"])
+    with pytest.raises(ValueError, match="learns from labels"):
+        hasher.fit(X)
+    with pytest.raises(ValueError, match="999 labels for 1000 features"):
+        hasher.fit(X, y[1:])
+    with pytest.raises(ValueError, match=r"become multi-hot by"):
+        hasher.fit(X, y.argmax(1))
+    with pytest.raises(ValueError, match="integers 0 and 1"):
+        hasher.fit(X, y * 2)
+    for same in (np.ones_like(y), np.eye(1000, dtype=np.uint8)):
+        with pytest.raises(ValueError, match="no triplet"):
+            hasher.fit(X, same)
+
+
+def test_unknown_names_and_settings_list_what_there_is():
+    with pytest.raises(ValueError, match="choose one of lsh, itq, noseq"):
+        make("lhs")
+    with pytest.raises(ValueError, match="itq has no setting margin: it has bits, seed, iterations"):
+        make("itq", margin=3)
+    assert all(line for line in available().values())
+
+
+def test_the_registry_takes_users_hashers_and_refuses_a_taken_name(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(hashgym.hashers, "_REGISTRY", dict(hashgym.hashers._REGISTRY))
+    (tmp_path / "users_own.py").write_text(
+        "from hashgym.hashers.lsh import LSH\nclass Own(LSH):\n    'A hyperplane hasher.'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    register("own", "users_own:Own", "mine")
+    assert available()["own"] == "mine"
+    hasher = make("own", bits=4).fit(data[0])
+    hasher.save(tmp_path / "own.npz")
+    assert type(load(tmp_path / "own.npz")).__name__ == "Own"
+    with pytest.raises(ValueError, match="taken"):
+        register("own", "elsewhere:Own")
+    with pytest.raises(ValueError, match=r"package.module:Class"):
+        register("new", "users_own.Own")
+    del hashgym.hashers._REGISTRY["own"]
+    with pytest.raises(ValueError, match="not registered"):
+        hasher.save(tmp_path / "again.npz")
+
+
+def test_files_that_are_no_saved_hasher_are_refused(data, tmp_path):
+    good, bad = tmp_path / "good.npz", tmp_path / "bad.npz"
+    fitted("itq", data).save(good)
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "absent")
+
+    def refused(match="not a saved hasher|not hold a whole|no hasher|no setting"):
+        with pytest.raises(ValueError, match=match):
+            load(bad)
+
+    bad.write_bytes(good.read_bytes()[:-200])
+    refused()
+    bad.write_bytes(b"")
+    refused()
+    np.save(open(bad, "wb"), np.zeros(3))  # noqa: SIM115
+    refused()
+    np.savez(bad, meta=np.array([object()], dtype=object))  # would need pickle
+    refused()
+    meta = {"format": "hashgym.hasher/1", "hasher": "lsh", "parameters": {"bits": 2, "seed": 0}}
+    state = {"center_": np.zeros(3), "planes_": np.zeros((3, 2)), "n_features_in_": np.array(3)}
+    for change, arrays in [
+        ({}, {**state, "planes_": np.zeros((4, 2))}),
+        ({}, {**state, "fit": np.zeros(1)}),
+        ({}, {"center_": np.zeros(3)}),
+        ({"hasher": "os.system"}, state),
+        ({"parameters": {"bites": 2}}, state),
+        ({"format": "hashgym.hasher/99"}, state),
+    ]:
+        np.savez(bad, meta=np.array(json.dumps(meta | change)), **arrays)
+        refused()
+    np.savez(bad, meta=np.array(json.dumps(meta)), **state)
+    assert load(bad).encode(np.ones((1, 3))).shape == (1, 2)
+
+
+def test_an_interrupted_save_leaves_the_old_file(data, tmp_path, monkeypatch):
+    path = tmp_path / "hasher.npz"
+    fitted("lsh", data).save(path)
+    before = path.read_bytes()
+
+    def full(file, **arrays):
+        file.write(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match="no space"):
+        fitted("lsh", data, seed=1).save(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["hasher.npz"]
+
+
+def test_importing_hashers_imports_neither_torch_nor_scikit_learn():
+    code = "import hashgym.hashers, sys; assert not {'torch', 'sklearn', 'matplotlib'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
