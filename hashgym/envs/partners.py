@@ -1,0 +1,86 @@
+"""Drawing partners: images that share a label with a given one, and images that share none."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashgym import codes
+from hashgym.data.dataset import DataError
+
+__all__ = ["PartnerSampler"]
+
+_BLOCK = 1 << 22  # pairs of label patterns compared at once
+
+
+class PartnerSampler:
+    """Draws partners uniformly from all similar and all dissimilar training images.
+
+    Images are sorted by their label pattern, so that the similar images of any image are a few runs of that order:
+    the k-th of them is found from cumulative counts over patterns, whatever the number of images.
+
+    Args:
+        label_words: uint64 (N, ceil(L / 64)), packed labels of the training images.
+
+    Raises:
+        DataError: if no image has both a similar and a dissimilar one.
+    """
+
+    def __init__(self, label_words: codes.Words) -> None:
+        self._patterns, self._pattern_of, self._counts = np.unique(
+            label_words, axis=0, return_inverse=True, return_counts=True
+        )
+        self._pattern_of = self._pattern_of.reshape(-1)
+        self._members = np.argsort(self._pattern_of, kind="stable")  # rows sorted by pattern
+        self._starts = np.cumsum(self._counts) - self._counts
+        self._place = np.empty_like(self._members)  # a row's place in that order
+        self._place[self._members] = np.arange(len(self._members))
+        step = max(1, _BLOCK // len(self._patterns))
+        blocks = np.split(np.arange(len(self._patterns)), range(step, len(self._patterns), step))
+        similar_to = np.concatenate([self._similar(block) @ self._counts for block in blocks])[self._pattern_of]
+        # An image without labels is not similar even to itself, and has no episode.
+        self.eligible: NDArray[np.int64] = np.flatnonzero((similar_to > 1) & (similar_to < len(label_words)))
+        if not self.eligible.size:
+            raise DataError(
+                "no training image has both a similar image (sharing a label) and a dissimilar one; "
+                "check that the labels are those of the images and that there are at least two classes"
+            )
+
+    def draw(
+        self, rows: NDArray[np.int64], partners: int, rng: np.random.Generator
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Draw for each row, with replacement: (positives, negatives), int64 (n, partners) each.
+
+        The same number of random numbers is used whatever the labels are, so that labels move nothing else.
+        """
+        uniform = rng.random((2, len(rows), partners))
+        similar = self._similar(self._pattern_of[rows])
+        return self._pick(similar, uniform[0], rows), self._pick(~similar, uniform[1], None)
+
+    def _similar(self, patterns: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which patterns share a label with the given ones, bool (n, U)."""
+        similar = np.zeros((len(patterns), len(self._patterns)), np.bool_)
+        for word in range(self._patterns.shape[1]):
+            similar |= (self._patterns[patterns, word, None] & self._patterns[None, :, word]) != 0
+        return similar
+
+    def _pick(
+        self, allowed: NDArray[np.bool_], uniform: NDArray[np.float64], own: NDArray[np.int64] | None
+    ) -> NDArray[np.int64]:
+        """Rows picked uniformly from the allowed patterns, int64 (n, P), leaving out the row itself where given."""
+        ends = np.cumsum(np.where(allowed, self._counts, 0), axis=1)
+        total = ends[:, -1]
+        if own is None:
+            rank = (uniform * total[:, None]).astype(np.int64)
+        else:
+            rank = (uniform * (total - 1)[:, None]).astype(np.int64)
+            pattern = self._pattern_of[own]
+            lane = np.arange(len(own))
+            own_rank = ends[lane, pattern] - self._counts[pattern] + self._place[own] - self._starts[pattern]
+            rank += rank >= own_rank[:, None]
+        # One search over all lanes: each lane's counts are moved into a range of their own.
+        shift = np.arange(len(ends))[:, None] * (len(self._members) + 1)
+        found = np.searchsorted((ends + shift).ravel(), (rank + shift).ravel(), side="right").reshape(rank.shape)
+        pattern = found - np.arange(len(ends))[:, None] * ends.shape[1]
+        before = np.take_along_axis(ends, pattern, axis=1) - self._counts[pattern]
+        return self._members[self._starts[pattern] + rank - before]

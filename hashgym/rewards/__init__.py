@@ -1,0 +1,29 @@
+"""Rewards: what a span of bits is worth. One reward a file, found by name, or any callable of one's own."""
+
+from hashgym.rewards.average_precision import AveragePrecision
+from hashgym.rewards.registry import Reward, RewardLike, available, make, register, value, value_and_credit
+from hashgym.rewards.triplet import Triplet, triplet_loss
+from hashgym.rewards.view import Codebook, RewardView, squared_distance
+from hashgym.rewards.weighted import Weighted, weighted
+
+__all__ = [
+    "AveragePrecision",
+    "Codebook",
+    "Reward",
+    "RewardLike",
+    "RewardView",
+    "Triplet",
+    "Weighted",
+    "available",
+    "make",
+    "register",
+    "squared_distance",
+    "triplet_loss",
+    "value",
+    "value_and_credit",
+    "weighted",
+]
+
+register("triplet", Triplet)
+register("average_precision", AveragePrecision)
+register("weighted", weighted)

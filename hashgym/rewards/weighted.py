@@ -1,0 +1,48 @@
+"""Weighted sums of rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashgym.rewards import registry
+from hashgym.rewards.registry import Reward, RewardLike
+from hashgym.rewards.view import RewardView
+
+__all__ = ["Weighted", "weighted"]
+
+
+class Weighted:
+    """R = sum of weight x reward.
+
+    Args:
+        terms: (weight, reward) pairs, a reward being anything that :func:`hashgym.rewards.make` takes.
+    """
+
+    name = "weighted"
+
+    def __init__(self, terms: Iterable[tuple[float, RewardLike]]) -> None:
+        self.terms: list[tuple[float, Reward]] = [(float(weight), registry.make(reward)) for weight, reward in terms]
+        if not self.terms or not np.isfinite([weight for weight, _ in self.terms]).all():
+            raise ValueError("weighted needs at least one (weight, reward) pair, with finite weights")
+
+    def __call__(self, view: RewardView) -> NDArray[np.floating]:
+        """Return the sum, float64 (n,)."""
+        return np.sum([weight * registry.value(reward, view) for weight, reward in self.terms], axis=0)
+
+    def value_and_credit(self, view: RewardView) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+        """Return the sums of values (n,) and of credits (n, s)."""
+        parts = [(weight, *registry.value_and_credit(reward, view)) for weight, reward in self.terms]
+        return (
+            np.sum([weight * scores for weight, scores, _ in parts], axis=0),
+            np.sum([weight * credit for weight, _, credit in parts], axis=0),
+        )
+
+
+def weighted(terms: Mapping[str, float] | Iterable[tuple[float, RewardLike]]) -> Weighted:
+    """Build a weighted sum from ``{"triplet": 0.5, "average_precision": 1.0}`` or from (weight, reward) pairs."""
+    if isinstance(terms, Mapping):
+        return Weighted((weight, name) for name, weight in terms.items())
+    return Weighted(terms)
