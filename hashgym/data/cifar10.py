@@ -109,4 +109,13 @@ def _binary_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def _python_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    raise NotImplementedError(path)
+    """Pixels (n, 3072) and labels (n,) of a batch of the Python version, without running what it asks to run."""
+    from hashgym.data.batches import parse
+
+    batch = parse(path)
+    pixels, labels = batch.get("data"), batch.get("labels")
+    if not isinstance(pixels, np.ndarray) or pixels.ndim != 2 or pixels.shape[1] != PIXELS or pixels.dtype != np.uint8:
+        raise DataError(f"{path} is damaged: 'data' is not a uint8 array of shape (n, {PIXELS})")
+    if not isinstance(labels, list) or len(labels) != len(pixels) or not all(type(i) is int for i in labels):
+        raise DataError(f"{path} is damaged: 'labels' is not a list of {len(pixels)} numbers")
+    return pixels, np.array(labels, np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from io import BytesIO
@@ -13,7 +14,17 @@ from hashgym.data.dataset import DataError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["IMAGE_SUFFIXES", "OpenImage", "find", "folder", "image_files", "natural", "open_image", "require_all"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "OpenImage",
+    "find",
+    "folder",
+    "image_files",
+    "is_image",
+    "natural",
+    "open_image",
+    "require_all",
+]
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 MAX_PIXELS = 80_000_000  # 240 MB decoded; a larger picture is taken for a decompression bomb
@@ -51,8 +62,17 @@ def find(root: Path, *places: str, wanted: str) -> Path:
 
 def image_files(path: Path) -> list[str]:
     """Image files below ``path`` relative to it, with forward slashes, in natural order; hidden ones are skipped."""
-    found = (file.relative_to(path) for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-    return sorted((f.as_posix() for f in found if not any(p.startswith(".") for p in f.parts)), key=natural)
+    found = []
+    for place, folders, files in os.walk(path):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        below = Path(place).relative_to(path)
+        found += [(below / file).as_posix() for file in files if is_image(file)]
+    return sorted(found, key=natural)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of this name is a visible image file."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def require_all(dataset: str, names: Iterable[str], present: Sequence[bool], allow_missing: bool) -> list[str]:

@@ -1,3 +1,89 @@
-"""Reader."""
+"""Lists of images with labels, a line each: ``path 0 1 0 ...``, the format of the HashNet and DeepHash code."""
 
-LAYOUT = ""
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from hashgym.data.dataset import DataError
+from hashgym.data.files import OpenImage, require_all
+from hashgym.data.images import ImageCollection
+
+LAYOUT = "lines of `path 0 1 0 ...`, one 0 or 1 for each label, the same number on each line"
+PARTS = ("test", "train", "database")
+
+
+def read(path: str | Path, root: str | Path | None = None, *, allow_missing: bool = False) -> ImageCollection:
+    """The images of one list, or of ``train.txt``, ``test.txt`` and ``database.txt`` in a folder.
+
+    Names are the paths as listed; with several lists they begin with ``test/``, ``train/``, ``database/`` or, for
+    images in both, ``train+database/``, which is what the split ``given`` goes by. Published lists do not agree on the
+    order of their labels, so labels are numbered, and lists of different copies should not be mixed.
+
+    Args:
+        path: a list, or a folder of lists.
+        root: the folder that the paths start from; the list's own by default. A path that is absolute, as in lists with
+            their authors' folders, is looked for under ``root`` by its last parts, as many of them as are found there.
+        allow_missing: leave listed images out that are not there, instead of an error.
+
+    Raises:
+        DataError: for a line that is not a path and 0 or 1 for each label, an image listed twice or both as a query
+            and for another use, or missing images.
+    """
+    source = Path(path)
+    if not source.exists():
+        raise DataError(f"{source} does not exist; wanted: a file of {LAYOUT}, or a folder of such lists")
+    lists = {part: source / f"{part}.txt" for part in PARTS} if source.is_dir() else {"": source}
+    if source.is_dir() and not (lists["test"].is_file() and lists["train"].is_file()):
+        raise DataError(f"{source} must hold test.txt and train.txt, and may hold database.txt: {LAYOUT}")
+    base = Path(root) if root is not None else source if source.is_dir() else source.parent
+
+    roles: dict[str, str] = {}
+    rows: dict[str, str] = {}
+    for part, file in lists.items():
+        for name, labels in _lines(file) if file.is_file() else []:
+            if name in roles and (roles[name], part) != ("train", "database"):
+                raise DataError(f"{file} lists {name}, which is listed before; an image has one line and one use")
+            if rows.setdefault(name, labels) != labels:
+                raise DataError(f"{file} gives {name} other labels than the list before")
+            roles[name] = "train+database" if name in roles else part
+    if not rows:
+        raise DataError(f"{source} lists no images; wanted: {LAYOUT}")
+    table = np.array([np.frombuffer(row.encode(), np.uint8) - ord("0") for row in rows.values()])
+
+    places = [_place(base, name) for name in rows]
+    missing = set(require_all(f"list {source.name}", rows, [place is not None for place in places], allow_missing))
+    there = [i for i, name in enumerate(rows) if name not in missing]
+    listed = list(rows)
+    return ImageCollection(
+        name=f"list:{source.stem}",
+        names=tuple("/".join((roles[listed[i]], listed[i].lstrip("/"))).lstrip("/") for i in there),
+        labels=table[there],
+        label_names=tuple(str(i) for i in range(table.shape[1])),
+        read=OpenImage(base, [str(places[i]) for i in there]),
+        provenance={"source": f"list {source.name}", "missing": len(missing)},
+    )
+
+
+def _lines(file: Path) -> list[tuple[str, str]]:
+    """Path and labels, one character each, of every line; a path may hold spaces."""
+    lines: list[tuple[str, str]] = []
+    for number, line in enumerate(file.read_text(encoding="utf-8", errors="surrogateescape").splitlines(), 1):
+        if not line.strip():
+            continue
+        match = re.fullmatch(r"\s*(\S.*?)((?:\s+[01])+)\s*", line)
+        labels = "".join(match[2].split()) if match else ""
+        if not match or (lines and len(labels) != len(lines[0][1])):
+            wanted = f"a path and {len(lines[0][1])} labels of 0 or 1" if lines else LAYOUT
+            raise DataError(f"line {number} of {file} must be {wanted}, got {line[:80]!r}")
+        lines.append((match[1], labels))
+    return lines
+
+
+def _place(base: Path, name: str) -> str | None:
+    """Where ``name`` lies below ``base``; of an absolute path the first folders are dropped until it is found."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    starts = range(1, len(parts)) if parts[0] == "/" or parts[0].endswith(":") else range(1)
+    return next((p for s in starts if (base / (p := "/".join(parts[s:]))).is_file()), None)

@@ -12,11 +12,15 @@ from hashgym.data.files import OpenImage, find, folder, natural
 from hashgym.data.images import ImageCollection
 
 PHOTOS = 25_000
-POTENTIAL = tuple(
-    "animals baby bird car clouds dog female flower food indoor lake male night people plant_life portrait river sea sky "
-    "structures sunset transport tree water".split()
+POTENTIAL = (
+    *("animals", "baby", "bird", "car", "clouds", "dog", "female", "flower", "food", "indoor", "lake", "male"),
+    *("night", "people", "plant_life", "portrait", "river", "sea", "sky", "structures", "sunset", "transport"),
+    *("tree", "water"),
 )
-STRICT = "baby bird car clouds dog female flower male night people portrait river sea tree".split()
+STRICT = (
+    *("baby", "bird", "car", "clouds", "dog", "female", "flower", "male", "night", "people", "portrait", "river"),
+    *("sea", "tree"),
+)
 LABELS = (*POTENTIAL, *(f"{name}_r1" for name in STRICT))
 LAYOUT = (
     "im1.jpg ... im25000.jpg in this folder or in mirflickr/, and the 38 annotation lists (animals.txt, baby.txt, "

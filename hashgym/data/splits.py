@@ -68,7 +68,8 @@ class Rule:
         images: size of the whole dataset; where fewer are present, counts shrink in proportion. 0: never.
         sample: "random", "label" (the same number for every label) or "part" (the name's first folder says what an
             image is for: ``test`` or ``query``, ``train``, ``database``, ``train+database``).
-        train_in_database: whether training images are searched too. With "part", whether those in ``train`` are.
+        train_in_database: whether training images are searched too. With "part", whether those in ``train`` are; where
+            no image is in ``database``, they always are.
         label_count: labels that the split needs; 0 for any number.
         keeps: whether a label of this name counts.
     """
@@ -201,16 +202,19 @@ def make(
     rest = order[~np.isin(order, query)] if part is None else order[np.isin(part, ("train", "train+database"))]
     learnt = draw("training", rest, train, rule.train)
     if part is not None:
-        searched = ("database", "train+database", *(["train"] if rule.train_in_database else []))
-        database = np.sort(order[np.isin(part, searched)])
+        searched = np.isin(part, ("database", "train+database"))
+        if rule.train_in_database or not searched.any():
+            searched |= part == "train"
+        database = np.sort(order[searched])
     else:
         database = np.sort(rest) if rule.train_in_database else np.setdiff1d(rest, learnt)
     if not len(database):
         raise DataError(f"split {split!r} of {dataset} leaves no image for the database; ask for fewer")
+    both = np.isin(learnt, database).sum()
     words = (
-        f"{rule.description}: {len(query):,} queries, {len(learnt):,} training images, database of {len(database):,} "
-        f"with {np.isin(learnt, database).sum():,} of them"
+        f"{len(kept)} labels, {len(query):,} queries, {len(learnt):,} training images, database of {len(database):,} "
     )
+    words += "without training images" if not both else f"with {both:,} training images"
     if len(order) < len(names):
         words += f"; {len(names) - len(order):,} images without a label left out"
     if share < 1:
