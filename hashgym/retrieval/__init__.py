@@ -1,1 +1,32 @@
-"""Measuring retrieval by Hamming distance."""
+"""Measuring retrieval by Hamming distance: mAP exact in the face of ties, precision and recall.
+
+>>> import numpy as np
+>>> from hashgym.retrieval import evaluate
+>>> query, database = np.array([[1, 1, 0]]), np.array([[1, 1, 0], [1, 1, 1], [1, 0, 0]])
+>>> evaluate(query, [[1, 0]], database, [[1, 0], [1, 1], [0, 1]]).map_optimistic
+1.0
+"""
+
+from hashgym.retrieval.kernels import average_precision, average_precision_credit, distance_histograms
+from hashgym.retrieval.metrics import (
+    RetrievalResult,
+    evaluate,
+    mean_average_precision,
+    precision_at,
+    precision_recall_by_radius,
+    precision_within,
+    recall_within,
+)
+
+__all__ = [
+    "RetrievalResult",
+    "average_precision",
+    "average_precision_credit",
+    "distance_histograms",
+    "evaluate",
+    "mean_average_precision",
+    "precision_at",
+    "precision_recall_by_radius",
+    "precision_within",
+    "recall_within",
+]

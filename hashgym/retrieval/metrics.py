@@ -1,0 +1,295 @@
+"""Retrieval measures for ranking and lookup by Hamming distance.
+
+All functions take codes as bool (n, q), what ``Hasher.encode`` returns, and labels as multi-hot 0/1 (n, L), as
+:class:`hashgym.data.HashingDataset` holds them; they are packed inside, and two items are relevant to each other when
+they share a label. :func:`evaluate` gives everything from one pass.
+
+A measure is a mean over the queries that have something relevant in the database; the others are left out, and
+:func:`evaluate` counts them. Items at the same distance are tied, and measures of a ranking are exact means over all
+orders of tied items unless ``ties`` says otherwise. Lookups within a radius r take in distances <= r.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hashgym import codes
+from hashgym.codes import Words
+from hashgym.retrieval.kernels import Backend, Denominator, Ties, average_precision, distance_histograms
+
+__all__ = [
+    "RetrievalResult",
+    "evaluate",
+    "mean_average_precision",
+    "precision_at",
+    "precision_recall_by_radius",
+    "precision_within",
+    "recall_within",
+]
+
+_QUERIES = 4096  # queries counted at once
+
+_TIES: tuple[Ties, ...] = ("average", "best", "worst")
+
+Histogram = NDArray[np.int64]
+Measure = Callable[[Histogram, Histogram], NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class RetrievalResult:
+    """What :func:`evaluate` measured.
+
+    Attributes:
+        map: mean average precision, at ``topk``, averaged over ties.
+        map_optimistic: the same with the relevant items first inside every distance.
+        map_pessimistic: the same with the relevant items last inside every distance.
+        precision_at: precision among the first k, for every k asked for.
+        precision_within: precision of the lookup within ``radius``; a lookup that finds nothing scores 0.
+        recall_within: recall of the lookup within ``radius``.
+        precision_by_radius: float64 (q + 1,), precision of the lookup within radius 0, 1, ..., q.
+        recall_by_radius: float64 (q + 1,), its recall.
+        topk: rank at which ``map`` is cut, None for the whole database.
+        radius: of ``precision_within`` and ``recall_within``.
+        queries: number of queries measured.
+        queries_without_relevant: number of queries left out, for nothing in the database is relevant to them.
+    """
+
+    map: float
+    map_optimistic: float
+    map_pessimistic: float
+    precision_at: dict[int, float]
+    precision_within: float
+    recall_within: float
+    precision_by_radius: NDArray[np.float64]
+    recall_by_radius: NDArray[np.float64]
+    topk: int | None
+    radius: int
+    queries: int
+    queries_without_relevant: int
+
+
+def evaluate(
+    query_codes: ArrayLike,
+    query_labels: ArrayLike,
+    database_codes: ArrayLike,
+    database_labels: ArrayLike,
+    *,
+    topk: int | None = None,
+    denominator: Denominator = "attainable",
+    precision_at: Sequence[int] = (),
+    radius: int = 2,
+    backend: Backend = "auto",
+) -> RetrievalResult:
+    """Every measure of this module from one pass over the database.
+
+    Args:
+        query_codes: bool (n, q).
+        query_labels: multi-hot (n, L).
+        database_codes: bool (m, q).
+        database_labels: multi-hot (m, L).
+        topk: rank at which average precision is cut, None for mAP@all.
+        denominator: of average precision at ``topk``, see :func:`~hashgym.retrieval.kernels.average_precision`.
+        precision_at: the ranks at which precision is measured.
+        radius: Hamming radius of ``precision_within`` and ``recall_within``.
+        backend: see :mod:`hashgym.retrieval.kernels`.
+
+    Raises:
+        ValueError: for codes or labels that are not 0/1 tables, bits, labels or lengths that disagree, empty input,
+            ``topk``, ranks or a radius out of range, and where no query has anything relevant.
+    """
+    data = _Packed(query_codes, query_labels, database_codes, database_labels)
+    _check_radius(radius)
+    for k in precision_at:
+        _check_rank(k, data)
+    lookup, ranks = min(radius, data.bits), len(precision_at)
+
+    def measure(relevant: Histogram, total: Histogram) -> NDArray[np.float64]:
+        columns = [average_precision(relevant, total, topk, ties, denominator) for ties in _TIES]
+        columns += [_precision_at(relevant, total, k) for k in precision_at]
+        return np.column_stack([*columns, _precision_by_radius(relevant, total), _recall_by_radius(relevant)])
+
+    means, measured = data.mean(measure, backend)
+    precision, recall = means[3 + ranks :].reshape(2, -1)
+    average, best, worst = means[:3].tolist()
+    return RetrievalResult(
+        map=average,
+        map_optimistic=best,
+        map_pessimistic=worst,
+        precision_at=dict(zip(precision_at, means[3 : 3 + ranks].tolist(), strict=True)),
+        precision_within=float(precision[lookup]),
+        recall_within=float(recall[lookup]),
+        precision_by_radius=precision,
+        recall_by_radius=recall,
+        topk=topk,
+        radius=radius,
+        queries=measured,
+        queries_without_relevant=len(data.queries) - measured,
+    )
+
+
+def mean_average_precision(
+    query_codes: ArrayLike,
+    query_labels: ArrayLike,
+    database_codes: ArrayLike,
+    database_labels: ArrayLike,
+    *,
+    topk: int | None = None,
+    ties: Ties = "average",
+    denominator: Denominator = "attainable",
+    backend: Backend = "auto",
+) -> float:
+    """Mean average precision: of the whole ranking, or of its first ``topk`` items.
+
+    Arguments and errors as :func:`evaluate`; ``ties`` and ``denominator`` as
+    :func:`~hashgym.retrieval.kernels.average_precision`. mAP@5000 of published NUS-WIDE tables has
+    ``denominator="retrieved"``.
+    """
+    data = _Packed(query_codes, query_labels, database_codes, database_labels)
+    means, _ = data.mean(lambda relevant, total: average_precision(relevant, total, topk, ties, denominator), backend)
+    return float(means)
+
+
+def precision_at(
+    k: int,
+    query_codes: ArrayLike,
+    query_labels: ArrayLike,
+    database_codes: ArrayLike,
+    database_labels: ArrayLike,
+    *,
+    backend: Backend = "auto",
+) -> float:
+    """Share of relevant items among the first ``k``, 1 <= k <= m. Arguments and errors as :func:`evaluate`."""
+    data = _Packed(query_codes, query_labels, database_codes, database_labels)
+    _check_rank(k, data)
+    return float(data.mean(lambda relevant, total: _precision_at(relevant, total, k), backend)[0])
+
+
+def precision_recall_by_radius(
+    query_codes: ArrayLike,
+    query_labels: ArrayLike,
+    database_codes: ArrayLike,
+    database_labels: ArrayLike,
+    *,
+    backend: Backend = "auto",
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Precision and recall of the lookup within radius 0, 1, ..., q, each float64 (q + 1,).
+
+    Both are means over queries, and a lookup that finds nothing has precision 0. Arguments and errors as
+    :func:`evaluate`.
+    """
+    data = _Packed(query_codes, query_labels, database_codes, database_labels)
+    means, _ = data.mean(
+        lambda relevant, total: np.stack([_precision_by_radius(relevant, total), _recall_by_radius(relevant)], axis=1),
+        backend,
+    )
+    return means[0], means[1]
+
+
+def precision_within(
+    query_codes: ArrayLike,
+    query_labels: ArrayLike,
+    database_codes: ArrayLike,
+    database_labels: ArrayLike,
+    *,
+    radius: int = 2,
+    backend: Backend = "auto",
+) -> float:
+    """Precision of the lookup within ``radius``; one that finds nothing scores 0. See :func:`evaluate`."""
+    _check_radius(radius)
+    data = _Packed(query_codes, query_labels, database_codes, database_labels)
+    return float(data.mean(_precision_by_radius, backend)[0][min(radius, data.bits)])
+
+
+def recall_within(
+    query_codes: ArrayLike,
+    query_labels: ArrayLike,
+    database_codes: ArrayLike,
+    database_labels: ArrayLike,
+    *,
+    radius: int = 2,
+    backend: Backend = "auto",
+) -> float:
+    """Share of the relevant items that the lookup within ``radius`` finds. See :func:`evaluate`."""
+    _check_radius(radius)
+    data = _Packed(query_codes, query_labels, database_codes, database_labels)
+    return float(data.mean(lambda relevant, _: _recall_by_radius(relevant), backend)[0][min(radius, data.bits)])
+
+
+class _Packed:
+    """The packed codes and labels of queries and database, checked against each other."""
+
+    def __init__(self, query_codes: Any, query_labels: Any, database_codes: Any, database_labels: Any) -> None:
+        self.queries, self.bits = _pack("query codes", query_codes)
+        self.query_labels, classes = _pack("query labels", query_labels)
+        self.database, bits = _pack("database codes", database_codes)
+        self.database_labels, database_classes = _pack("database labels", database_labels)
+        if bits != self.bits:
+            raise ValueError(f"query codes have {self.bits} bits, database codes {bits}: encode both alike")
+        if classes != database_classes:
+            raise ValueError(f"query labels have {classes} columns, database labels {database_classes}")
+        for name, words, labels in (
+            ("query", self.queries, self.query_labels),
+            ("database", self.database, self.database_labels),
+        ):
+            if len(words) != len(labels):
+                raise ValueError(f"{len(words)} {name} codes, but labels for {len(labels)}: give every code its labels")
+
+    def mean(self, measure: Measure, backend: Backend) -> tuple[NDArray[np.float64], int]:
+        """The measure's mean over the queries with something relevant, and their number; queries go in blocks."""
+        nothing = np.zeros((0, self.bits + 1), np.int64)
+        total, count = np.asarray(measure(nothing, nothing).sum(axis=0)), 0  # refuses wrong arguments before the work
+        for start in range(0, len(self.queries), _QUERIES):
+            block = slice(start, start + _QUERIES)
+            relevant, items = distance_histograms(
+                self.queries[block],
+                self.query_labels[block],
+                self.database,
+                self.database_labels,
+                self.bits,
+                backend=backend,
+            )
+            measured = relevant.any(axis=1)
+            total = total + measure(relevant[measured], items[measured]).sum(axis=0)
+            count += int(measured.sum())
+        if not count:
+            raise ValueError("no query has a relevant item in the database, so there is nothing to measure")
+        return total / count, count
+
+
+def _pack(name: str, table: Any) -> tuple[Words, int]:
+    """The packed rows of a 0/1 table (n, width), and its width."""
+    table = np.asarray(table)
+    if table.ndim != 2 or table.size == 0:
+        raise ValueError(f"{name} must be a 0/1 table of shape (n, columns) and not empty, got shape {table.shape}")
+    try:
+        return codes.pack(table), table.shape[1]
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _check_rank(k: int, data: _Packed) -> None:
+    if not 1 <= k <= len(data.database):
+        raise ValueError(f"precision at {k}: the rank must be between 1 and the {len(data.database)} database items")
+
+
+def _check_radius(radius: int) -> None:
+    if radius < 0:
+        raise ValueError(f"a Hamming radius is 0 or more, got {radius}")
+
+
+def _precision_at(relevant: Histogram, total: Histogram, k: int) -> NDArray[np.float64]:
+    shown = np.clip(k - (np.cumsum(total, axis=1) - total), 0, total)
+    return (relevant * (shown / np.maximum(total, 1))).sum(axis=1) / k
+
+
+def _precision_by_radius(relevant: Histogram, total: Histogram) -> NDArray[np.float64]:
+    return np.cumsum(relevant, axis=1) / np.maximum(np.cumsum(total, axis=1), 1)
+
+
+def _recall_by_radius(relevant: Histogram) -> NDArray[np.float64]:
+    return np.cumsum(relevant, axis=1) / relevant.sum(axis=1, keepdims=True)
