@@ -116,6 +116,7 @@ def load(
         DataError: for an unknown name, a dataset whose features are not extracted yet, a damaged folder, or a split
             that the data cannot give.
     """
+    again = any(option is not None for option in (split, seed, queries, train))
     if isinstance(source, HashingDataset):
         dataset = source
     elif source in _EMBEDDED:
@@ -127,10 +128,10 @@ def load(
             f"hashgym features --dataset {source}{root} --backbone efficientnet_lite0 --out DIR"
         )
     elif Path(source).exists():
-        dataset = _module("cache").open_cache(Path(source))
+        dataset = _module("cache").open_cache(Path(source), all_labels=again)
     else:
         raise DataError(f"{source} is neither a folder of features nor one of {', '.join(_EMBEDDED)}")
-    if split is None and seed is None and queries is None and train is None:
+    if not again:
         return dataset
     stored = dataset.provenance
     if split is None:

@@ -65,8 +65,8 @@ def image_files(path: Path) -> list[str]:
     found = []
     for place, folders, files in os.walk(path):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        below = Path(place).relative_to(path)
-        found += [(below / file).as_posix() for file in files if is_image(file)]
+        below = "" if Path(place) == path else Path(place).relative_to(path).as_posix() + "/"
+        found += [below + file for file in files if is_image(file)]
     return sorted(found, key=natural)
 
 

@@ -177,8 +177,8 @@ def make(
     kept = np.array([i for i, name in enumerate(label_names) if rule.keeps(name)], np.int64)
     if rule.label_count and len(kept) != rule.label_count:
         raise DataError(
-            f"split {split!r} of {dataset} needs {rule.label_count} labels and found {len(kept)}: "
-            "the features were stored for another split; extract them with this one"
+            f"split {split!r} of {dataset} needs {rule.label_count} labels and found {len(kept)}: load the dataset "
+            "with this split, instead of splitting one that has lost labels to another split"
         )
     for what, count in (("queries", queries), ("train", train)):
         if count is not None and count < 1:
@@ -223,7 +223,13 @@ def make(
 
 
 def apply(dataset: HashingDataset, split: Split) -> HashingDataset:
-    """The dataset with another split, and the labels that count in it."""
+    """The dataset with another split, and the labels that count in it.
+
+    Raises:
+        DataError: if it is standardised already, by the training images of the split it had.
+    """
+    if dataset.center is not None:
+        raise DataError(f"{dataset.name} is standardised by its training images: choose another split before that")
     return dataclasses.replace(
         dataset,
         labels=dataset.labels if len(split.labels) == dataset.labels.shape[1] else dataset.labels[:, split.labels],
