@@ -248,15 +248,16 @@ class _Lanes:
 
     def _next(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """The next images of the shuffled pass, shuffled anew each time all have had their turn."""
-        taken: list[NDArray[np.int64]] = []
-        missing = self.lanes
-        while missing:
+        taken = np.empty(0, np.int64)
+        while len(taken) < self.lanes:
             if self.cursor == len(self.order):
-                self.order, self.cursor = rng.permutation(self.sampler.eligible), 0
-            taken.append(self.order[self.cursor : self.cursor + missing])
-            self.cursor += len(taken[-1])
-            missing -= len(taken[-1])
-        return np.concatenate(taken)
+                order = rng.permutation(self.sampler.eligible)
+                again = np.isin(order, taken)  # images of this very batch go last: no batch holds an image twice
+                self.order, self.cursor = np.concatenate([order[~again], order[again]]), 0
+            stop = self.cursor + self.lanes - len(taken)
+            taken = np.concatenate([taken, self.order[self.cursor : stop]])
+            self.cursor = min(stop, len(self.order))
+        return taken
 
     def _rows(self, index: ArrayLike) -> NDArray[np.int64]:
         images = np.atleast_1d(np.asarray(index))
@@ -471,9 +472,9 @@ class BitGroupHashingVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         _need_episode(self._lanes)
         reward, info = self._lanes.emit(actions)
         if done := self._lanes.done:
-            final = self._lanes.observe()
             final_obs = np.empty(self.num_envs, object)  # Gymnasium wants one dict for each finished lane
-            final_obs[:] = [dict(zip(final, lane, strict=True)) for lane in zip(*final.values(), strict=True)]
+            image, code, group = self._lanes.observe().values()
+            final_obs[:] = [{"image": i, "code": c, "group": g} for i, c, g in zip(image, code, group, strict=True)]
             self._lanes.begin(self.np_random)
             info = {"final_obs": final_obs, "final_info": info} | self._lanes.info()
         ended = np.full(self.num_envs, done)

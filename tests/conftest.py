@@ -1,0 +1,30 @@
+"""Small datasets the tests share."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hashgym.data import HashingDataset
+
+
+@pytest.fixture
+def multi_label() -> HashingDataset:
+    """60 images with 6 features and up to 3 of 5 labels: 10 queries, 40 training images, 50 in the database."""
+    return small_dataset(seed=3)
+
+
+def small_dataset(seed: int, n: int = 60, dim: int = 6, labels: int = 5) -> HashingDataset:
+    """A random multi-label dataset in which every image has a label."""
+    rng = np.random.default_rng(seed)
+    hot = (rng.random((n, labels)) < 0.25).astype(np.uint8)
+    hot[np.arange(n), rng.integers(labels, size=n)] = 1
+    order = rng.permutation(n)
+    return HashingDataset(
+        name="small",
+        features=rng.standard_normal((n, dim)).astype(np.float32),
+        labels=hot,
+        query=np.sort(order[: n // 6]),
+        database=np.sort(order[n // 6 :]),
+        train=np.sort(order[n // 3 :]),
+    )

@@ -1,0 +1,492 @@
+"""BitGroupHashing-v0: contract, hand-worked episodes, vector against scalar, and what must never be seen."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import pickle
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from hashgym.data import DataError, HashingDataset
+from hashgym.envs.bit_group_hashing import BitGroupHashingEnv, BitGroupHashingVectorEnv
+
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"bits": 32, "group_bits": 12},
+    {"action": "probability", "counterfactual": True},
+    {"action": "index", "group_bits": 5, "bits": 12, "reward": "average_precision", "counterfactual": True},
+    {"reward": {"name": "weighted", "terms": {"triplet": 1, "average_precision": 2}}, "group_weight": 0.5},
+]
+
+
+def make(dataset: HashingDataset, **kwargs: Any) -> BitGroupHashingEnv:
+    env = gym.make("BitGroupHashing-v0", dataset=dataset, **kwargs).unwrapped
+    assert isinstance(env, BitGroupHashingEnv)
+    return env
+
+
+def make_vec(dataset: HashingDataset, num_envs: int, **kwargs: Any) -> BitGroupHashingVectorEnv:
+    env = gym.make_vec("BitGroupHashing-v0", num_envs=num_envs, dataset=dataset, **kwargs)
+    assert isinstance(env, BitGroupHashingVectorEnv)
+    return env
+
+
+def assert_same(a: Any, b: Any) -> None:
+    """Equal in structure, type and every value."""
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, tuple) or (isinstance(a, np.ndarray) and a.dtype == object):
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        np.testing.assert_array_equal(a, b)
+        assert getattr(a, "dtype", None) == getattr(b, "dtype", None)
+
+
+@pytest.mark.parametrize("kwargs", VARIANTS)
+@pytest.mark.filterwarnings("ignore:.*Box observation space.*")
+def test_gymnasium_checker(multi_label: HashingDataset, kwargs: dict[str, Any]) -> None:
+    check_env(make(multi_label, **kwargs))
+
+
+@pytest.mark.parametrize("kwargs", VARIANTS)
+def test_stable_baselines3_checker(multi_label: HashingDataset, kwargs: dict[str, Any]) -> None:
+    from stable_baselines3.common.env_checker import check_env as check_sb3
+
+    env = make(multi_label, **kwargs)
+    assert not hasattr(env, "compute_reward")  # or it would be taken for a goal environment
+    check_sb3(env, warn=False)
+
+
+@pytest.mark.parametrize("kwargs", VARIANTS)
+def test_a_seed_determines_everything(multi_label: HashingDataset, kwargs: dict[str, Any]) -> None:
+    twins = [make(multi_label, **kwargs) for _ in range(2)]
+    twins[1].reset(seed=99)  # what came before must not matter
+    twins[1].step(twins[1].action_space.sample())
+    assert_same(twins[0].reset(seed=5), twins[1].reset(seed=5))
+    twins[0].action_space.seed(5)
+    for _ in range(50):
+        action = twins[0].action_space.sample()
+        steps = [twin.step(action) for twin in twins]
+        assert_same(*steps)
+        if steps[0][2]:
+            assert_same(twins[0].reset(), twins[1].reset())
+
+
+def test_spec_round_trip() -> None:
+    env = gym.make("BitGroupHashing-v0", bits=32, reward={"name": "triplet", "margin": 2})
+    assert env.spec is not None
+    again = gym.make(EnvSpec.from_json(env.spec.to_json()))
+    assert again.unwrapped.task == env.unwrapped.task  # type: ignore[attr-defined]
+    assert_same(env.reset(seed=1), again.reset(seed=1))
+
+
+@pytest.mark.parametrize("vector", [False, True])
+def test_pickle_round_trip_continues_the_episode(multi_label: HashingDataset, vector: bool) -> None:
+    env: Any = make_vec(multi_label, 3) if vector else make(multi_label)
+    env.reset(seed=1)
+    env.action_space.seed(1)
+    env.step(env.action_space.sample())
+    again = pickle.loads(pickle.dumps(env))
+    action = env.action_space.sample()
+    assert_same(env.step(action), again.step(action))
+    assert_same(env.reset(), again.reset())
+
+
+def test_hand_worked_episode() -> None:
+    """Two classes of two images; the codes are set by hand, so that every number can be checked on paper."""
+    dataset = HashingDataset(
+        name="hand",
+        features=np.array([[0.0], [1], [2], [3]], np.float32),
+        labels=np.array([[1, 0], [1, 0], [0, 1], [0, 1]], np.uint8),
+        query=np.array([], np.int64),
+        database=np.arange(4),
+        train=np.arange(4),
+    )
+    env = make(dataset, bits=3, group_bits=2, partners=1, reward={"name": "triplet", "margin": 2}, counterfactual=True)
+    env.reset(seed=0)
+    env.codebook.write(np.arange(4), np.array([[0, 0, 0], [1, 1, 0], [0, 1, 1], [0, 1, 1]], bool))
+    observation, info = env.reset(options={"index": 0})
+    assert info == {"index": 0}
+    np.testing.assert_array_equal(observation["image"], [0.0])
+    np.testing.assert_array_equal(observation["code"], [0, 0, 0])
+    assert observation["group"] == 0
+
+    # Emit 10. The positive is image 1 (11.), the negative 2 or 3 (01.): d+ = 1, d- = 2, R = -max(0, 2 + 1 - 2) = -1.
+    observation, reward, terminated, truncated, info = env.step(np.array([1, 0]))
+    np.testing.assert_array_equal(observation["code"], [1, -1, 0])
+    assert observation["group"] == 1
+    assert (reward, terminated, truncated) == (-1.0, False, False)
+    assert info["rewards"] == {"group/triplet": -1.0}
+    # Bit 0 = 0 would give 00: d+ = 2, d- = 1, R = -3. Bit 1 = 1 would give 11: d+ = 0, d- = 1, R = -1.
+    np.testing.assert_array_equal(info["bit_credit"], [2, 0])
+    assert "code_credit" not in info
+
+    # Emit 1; the surplus bit is ignored. Group: d+ = 1, d- = 0, R = -3. Code 101: d+(110) = 2, d-(011) = 2, R = -2.
+    observation, reward, terminated, truncated, info = env.step(np.array([1, 1]))
+    np.testing.assert_array_equal(observation["code"], [1, -1, 1])
+    assert observation["group"] == 1
+    assert (reward, terminated, truncated) == (-5.0, True, False)
+    assert info["rewards"] == {"group/triplet": -3.0, "global/triplet": -2.0}
+    # Group bit = 0: d+ = 0, d- = 1, R = -1. Whole code: 001: (3, 1) -> -4; 111: (1, 1) -> -2; 100: (1, 3) -> 0.
+    np.testing.assert_array_equal(info["bit_credit"], [-2, 0])
+    np.testing.assert_array_equal(info["code_credit"], [2, 0, -2])
+    np.testing.assert_array_equal(env.codebook.read(np.array([0])), [[True, False, True]])
+
+
+@pytest.mark.parametrize("kwargs", VARIANTS)
+def test_one_lane_equals_the_scalar_environment(multi_label: HashingDataset, kwargs: dict[str, Any]) -> None:
+    """Step for step, against Gymnasium's own vectorisation of the scalar environment: infos and final ones too."""
+    native = make_vec(multi_label, 1, **kwargs)
+    sync = SyncVectorEnv([lambda: make(multi_label, **kwargs)], autoreset_mode=AutoresetMode.SAME_STEP)
+    assert native.observation_space == sync.observation_space
+    assert native.action_space == sync.action_space
+    assert native.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    assert_same(native.reset(seed=7), sync.reset(seed=7))
+    native.action_space.seed(7)
+    for _ in range(30):
+        action = native.action_space.sample()
+        assert_same(native.step(action), sync.step(action))
+    assert_same(
+        native.reset(options={"index": [int(multi_label.train[4])]}),
+        sync.reset(options={"index": multi_label.train[4]}),
+    )
+
+
+class Naive:
+    """The vector environment's dynamics over again, one lane and one bit at a time, from its arguments alone."""
+
+    def __init__(self, dataset: HashingDataset, bits: int, group_bits: int, margin: float) -> None:
+        self.dataset, self.bits, self.group_bits, self.margin = dataset, bits, group_bits, margin
+
+    def step(
+        self,
+        book: dict[int, list[int]],
+        images: list[int],
+        positives: list[list[int]],
+        negatives: list[list[int]],
+        actions: np.ndarray,
+        group: int,
+    ) -> tuple[list[float], list[float]]:
+        span = range(group * self.group_bits, min((group + 1) * self.group_bits, self.bits))
+        for image, action in zip(images, actions, strict=True):
+            for place, bit in enumerate(span):
+                book[image][bit] = int(action[place])
+
+        def reward(lane: int, over: range) -> float:
+            terms = []
+            for positive in positives[lane]:
+                for negative in negatives[lane]:
+                    near = sum(book[images[lane]][b] != book[positive][b] for b in over)
+                    far = sum(book[images[lane]][b] != book[negative][b] for b in over)
+                    terms.append(max(0.0, self.margin + near - far))
+            return -sum(terms) / len(terms)
+
+        last = span.stop == self.bits
+        lanes = range(len(images))
+        return [reward(i, span) for i in lanes], [reward(i, range(self.bits)) if last else 0.0 for i in lanes]
+
+
+@pytest.mark.parametrize(("bits", "group_bits"), [(32, 12), (8, 4), (5, 5), (3, 1)])
+def test_many_lanes_equal_a_naive_recomputation(multi_label: HashingDataset, bits: int, group_bits: int) -> None:
+    lanes = 16
+    env = make_vec(multi_label, lanes, bits=bits, group_bits=group_bits, reward={"name": "triplet", "margin": 1.5})
+    naive = Naive(multi_label, bits, group_bits, 1.5)
+    train = multi_label.train
+    _, info = env.reset(seed=2)
+    env.action_space.seed(2)
+    rows = np.arange(len(train))
+    book = {int(i): code.astype(int).tolist() for i, code in zip(train, env.codebook.read(rows), strict=True)}
+    seen_batch_partner = False
+    for _ in range(4):
+        images = info["index"].tolist()
+        game = env._lanes  # partners are hidden from agents; the test looks them up
+        positives, negatives = train[game.positive_rows].tolist(), train[game.negative_rows].tolist()
+        for lane, image in enumerate(images):
+            assert all(multi_label.similar(image, p) and p != image for p in positives[lane])
+            assert not any(multi_label.similar(image, n) for n in negatives[lane])
+            seen_batch_partner |= bool(set(images) & set(positives[lane]))
+        for group in range(env.task.groups):
+            actions = env.action_space.sample()
+            observation, reward, terminated, truncated, info = env.step(actions)
+            by_group, by_code = naive.step(book, images, positives, negatives, actions, group)
+            np.testing.assert_allclose(reward, np.add(by_group, by_code), rtol=1e-6)
+            last = group == env.task.groups - 1
+            assert terminated.tolist() == [last] * lanes
+            assert not truncated.any()
+            parts = (info["final_info"] if last else info)["rewards"]
+            np.testing.assert_allclose(parts["group/triplet"], by_group, rtol=1e-6)
+            codes = np.array([book[i] for i in images]) * 2 - 1
+            stop = min((group + 1) * group_bits, bits)
+            codes[:, stop:] = 0
+            if last:
+                final = np.stack([o["code"] for o in info["final_obs"]])
+                np.testing.assert_array_equal(final, codes)
+                assert not observation["code"].any()
+            else:
+                np.testing.assert_array_equal(observation["code"], codes)
+            assert observation in env.observation_space
+        assert env.codebook.read(rows).astype(int).tolist() == [book[int(i)] for i in train]
+    assert seen_batch_partner  # a partner in the same batch was scored by its code of this very step
+
+
+def test_the_last_group_is_shorter(multi_label: HashingDataset) -> None:
+    env = make(multi_label, bits=32, group_bits=12, counterfactual=True)
+    assert env.task.groups == 3
+    env.reset(seed=0)
+    for emitted in (12, 24, 32):
+        observation, _, terminated, _, info = env.step(np.ones(12, np.int8))
+        np.testing.assert_array_equal(observation["code"], [1] * emitted + [0] * (32 - emitted))
+        assert terminated is (emitted == 32)
+    np.testing.assert_array_equal(info["bit_credit"][8:], 0)
+    assert info["code_credit"].shape == (32,)
+
+
+def test_same_step_hands_over_the_final_observation_exactly(multi_label: HashingDataset) -> None:
+    env = make_vec(multi_label, 4, bits=8, group_bits=4)
+    first, begun = env.reset(seed=0)
+    env.action_space.seed(0)
+    action = env.action_space.sample(), env.action_space.sample()
+    middle = env.step(action[0])[0]
+    assert middle["image"] is first["image"]
+    observation, _, terminated, _, info = env.step(action[1])
+    assert terminated.all()
+    assert set(info) == {"final_obs", "_final_obs", "final_info", "_final_info", "index", "_index"}
+    for lane in range(4):
+        final = info["final_obs"][lane]
+        assert final in env.single_observation_space
+        np.testing.assert_array_equal(final["image"], multi_label.features[begun["index"][lane]])
+        np.testing.assert_array_equal(final["code"], np.concatenate([action[0][lane], action[1][lane]]) * 2.0 - 1)
+        assert final["group"] == 1
+        np.testing.assert_array_equal(observation["image"][lane], multi_label.features[info["index"][lane]])
+    np.testing.assert_array_equal(info["final_info"]["index"], begun["index"])
+    assert not observation["code"].any()
+    assert not observation["group"].any()
+
+
+def test_returned_observations_are_never_changed_later(multi_label: HashingDataset) -> None:
+    env = make_vec(multi_label, 6, bits=8, group_bits=4)
+    env.action_space.seed(0)
+    kept = [env.reset(seed=0)[0]]
+    for _ in range(9):
+        kept.append(env.step(env.action_space.sample())[0])
+        if len(kept) == 2:
+            copies = [{key: part.copy() for key, part in one.items()} for one in kept]
+    for one, copy in zip(kept, copies, strict=False):
+        assert_same(one, copy)
+
+
+def test_nothing_but_the_image_is_seen(multi_label: HashingDataset) -> None:
+    """With other labels the roles, partners and rewards change, and no observation does."""
+    rng = np.random.default_rng(0)
+    classes = np.eye(3, dtype=np.uint8)
+    datasets = [
+        dataclasses.replace(multi_label, labels=classes[rng.integers(3, size=60)], label_names=()) for _ in range(2)
+    ]
+    for kwargs in VARIANTS:
+        envs = [make_vec(dataset, 8, **kwargs) for dataset in datasets]
+        observations = [env.reset(seed=3)[0] for env in envs]
+        envs[0].action_space.seed(0)
+        rewards_differ = partners_differ = False
+        for _ in range(12):
+            assert_same(*observations)
+            action = envs[0].action_space.sample()
+            steps = [env.step(action) for env in envs]
+            observations = [step[0] for step in steps]
+            rewards_differ |= bool((steps[0][1] != steps[1][1]).any())
+            partners_differ |= bool((envs[0]._lanes.negative_rows != envs[1]._lanes.negative_rows).any())
+        assert rewards_differ
+        assert partners_differ
+
+
+def test_every_image_has_its_turn_in_each_pass(multi_label: HashingDataset) -> None:
+    env = make_vec(multi_label, 8, bits=4, group_bits=4)
+    indices = [env.reset(seed=0)[1]["index"], *(env.step(np.zeros((8, 4), np.int8))[4]["index"] for _ in range(9))]
+    for first in (0, 40):
+        assert sorted(np.concatenate(indices)[first : first + 40]) == sorted(multi_label.train)
+
+
+def test_no_batch_holds_an_image_twice(multi_label: HashingDataset) -> None:
+    env = make_vec(multi_label, 13, bits=4, group_bits=4)  # 40 images: passes end inside batches
+    env.reset(seed=0)
+    for _ in range(30):
+        assert len(set(env.step(np.zeros((13, 4), np.int8))[4]["index"].tolist())) == 13
+
+
+def test_more_lanes_than_images_repeat_images(multi_label: HashingDataset) -> None:
+    env = make_vec(multi_label, 100, bits=4, group_bits=4)
+    _, info = env.reset(seed=0)
+    assert len(set(info["index"].tolist())) == 40
+    action = np.random.default_rng(0).integers(0, 2, (100, 4))
+    env.step(action)
+    last = {image: action[lane] for lane, image in enumerate(info["index"])}
+    for row, image in enumerate(multi_label.train):
+        np.testing.assert_array_equal(env.codebook.read(np.array([row]))[0], last[image])
+
+
+def test_an_index_is_read_bit_by_bit(multi_label: HashingDataset) -> None:
+    env = make(multi_label, bits=6, group_bits=4, action="index")
+    env.reset(seed=0)
+    observation = env.step(np.int64(0b1010))[0]
+    np.testing.assert_array_equal(observation["code"], [-1, 1, -1, 1, 0, 0])
+
+
+def test_a_probability_is_thresholded_above_one_half(multi_label: HashingDataset) -> None:
+    env = make(multi_label, bits=3, group_bits=3, action="probability")
+    _, info = env.reset(seed=0)
+    observation = env.step(np.array([0.5, 0.51, 0.49], np.float32))[0]
+    np.testing.assert_array_equal(observation["code"], [-1, 1, -1])
+    row = np.flatnonzero(multi_label.train == info["index"])
+    np.testing.assert_array_equal(env.codebook.read(row), [[False, True, False]])
+
+
+@pytest.mark.parametrize("dataset", ["digits", "small"])
+def test_renderings(dataset: str, multi_label: HashingDataset) -> None:
+    source: Any = dataset if dataset == "digits" else multi_label  # with thumbnails, and without
+    env = gym.make("BitGroupHashing-v0", dataset=source, bits=32, render_mode="rgb_array")
+    env.reset(seed=0)
+    frames = [env.render()]
+    for _ in range(3):
+        env.step(env.action_space.sample())
+        frames.append(env.render())
+    for frame in frames:
+        assert isinstance(frame, np.ndarray)
+        assert frame.dtype == np.uint8
+        assert frame.shape == frames[0].shape  # type: ignore[union-attr]
+    assert any((a != b).any() for a, b in itertools.pairwise(frames))  # type: ignore[union-attr]
+
+    text = gym.make("BitGroupHashing-v0", dataset=source, bits=32, render_mode="ansi")
+    text.reset(seed=0)
+    text.step(np.array([1, 0] * 6, np.int8))
+    shown = text.render()
+    assert isinstance(shown, str)
+    assert "101010101010 ············ ········" in shown
+    assert "group/triplet" in shown
+    vector = make_vec(multi_label, 2, render_mode="ansi")
+    vector.reset(seed=0)
+    assert len(vector.render() or ()) == 2
+
+
+def test_rendering_names_the_nearest_codes(multi_label: HashingDataset) -> None:
+    env = make(multi_label, bits=8, group_bits=8, render_mode="ansi")
+    env.reset(seed=0)
+    env.step(np.zeros(8, np.int8))
+    scene = env._lanes.scene(0)
+    book = env.codebook.read(np.arange(len(multi_label.train)))
+    distances = {int(i): int(code.sum()) for i, code in zip(multi_label.train, book, strict=True) if i != scene.index}
+    assert [d for _, d, _ in scene.nearest] == sorted(distances.values())[:6]
+    for image, distance, similar in scene.nearest:
+        assert distance == distances[image]
+        assert similar == bool(multi_label.similar(np.array(image), np.array(scene.index)))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"bits": 0}, "bits must be an integer of at least 1"),
+        ({"bits": 8}, "group_bits=12 is longer than the code"),
+        ({"bits": 24.0}, "bits must be an integer"),
+        ({"partners": 0}, "partners"),
+        ({"action": "float"}, "'bits', 'probability' or 'index'"),
+        ({"action": "index", "group_bits": 11}, "group_bits <= 10"),
+        ({"reward": "nothing"}, "unknown reward"),
+        ({"group_weight": float("nan")}, "group_weight must be finite"),
+        ({"render_mode": "human"}, "render_mode"),
+        ({"dataset": "no-such-dataset"}, "no-such-dataset"),
+    ],
+)
+def test_wrong_arguments(kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BitGroupHashingEnv(**kwargs)
+    with pytest.raises(ValueError, match=message):
+        BitGroupHashingVectorEnv(2, **kwargs)
+
+
+@pytest.mark.parametrize("num_envs", [0, -1, 2.5])
+def test_wrong_number_of_lanes(num_envs: Any) -> None:
+    with pytest.raises(ValueError, match="num_envs"):
+        BitGroupHashingVectorEnv(num_envs)
+
+
+@pytest.mark.parametrize(
+    ("action", "given", "message"),
+    [
+        ("bits", np.zeros(11), r"shape \(1, 12\)"),
+        ("bits", np.full(12, 2), "0 or 1"),
+        ("bits", np.full(12, 0.5), "action='probability'"),
+        ("probability", np.full(12, np.nan), "from 0 to 1"),
+        ("probability", np.full(12, 1.5), "from 0 to 1"),
+        ("index", 2**8, "from 0 to 255"),
+        ("index", 1.0, "integer"),
+    ],
+)
+def test_wrong_actions(multi_label: HashingDataset, action: str, given: Any, message: str) -> None:
+    env = BitGroupHashingEnv(multi_label, action=action, group_bits=8 if action == "index" else 12)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=message):
+        env.step(given)
+
+
+def test_steps_outside_an_episode(multi_label: HashingDataset) -> None:
+    env = BitGroupHashingEnv(multi_label, bits=4, group_bits=4)
+    for call in (env.render, lambda: env.step(np.zeros(4)), lambda: env.codebook):
+        with pytest.raises(gym.error.ResetNeeded, match="call reset"):
+            call()
+    env.reset()
+    env.step(np.zeros(4))
+    with pytest.raises(gym.error.ResetNeeded, match="has ended"):
+        env.step(np.zeros(4))
+
+
+def test_wrong_options(multi_label: HashingDataset) -> None:
+    env = BitGroupHashingEnv(multi_label)
+    for options, message in (
+        ({"indx": 1}, "there is 'index'"),
+        ({"index": 60}, "from 0 to 59"),
+        ({"index": int(multi_label.query[0])}, "training images"),
+        ({"index": [1, 2]}, r"1 image\(s\)"),
+        ({"index": 0.5}, "integers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            env.reset(options=options)
+    vector = BitGroupHashingVectorEnv(2, multi_label)
+    with pytest.raises(ValueError, match="lockstep"):
+        vector.reset(options={"reset_mask": np.array([True, False])})
+    vector.reset(options={"reset_mask": np.array([True, True])})
+
+
+def test_labels_without_a_similar_pair(multi_label: HashingDataset) -> None:
+    for labels in (np.ones((60, 1)), np.eye(60)):
+        dataset = dataclasses.replace(multi_label, labels=labels.astype(np.uint8), label_names=())
+        with pytest.raises(DataError, match="similar"):
+            BitGroupHashingEnv(dataset)
+
+
+def test_a_buggy_reward_says_what_was_wanted(multi_label: HashingDataset) -> None:
+    env = BitGroupHashingVectorEnv(3, multi_label, reward=lambda view: view.bits.mean())
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"shape \(3,\)"):
+        env.step(np.zeros((3, 12)))
+
+
+def test_a_weightless_reward_is_not_even_computed(multi_label: HashingDataset) -> None:
+    seen: list[str] = []
+
+    def spy(view: Any) -> np.ndarray:
+        seen.append(view.scope)
+        return np.ones(len(view.code))
+
+    env = BitGroupHashingEnv(multi_label, reward=spy, group_weight=0.0, bits=8, group_bits=4)
+    env.reset(seed=0)
+    rewards = [env.step(np.zeros(4))[1] for _ in range(2)]
+    assert (rewards, seen) == ([0.0, 1.0], ["global"])

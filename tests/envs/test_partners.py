@@ -1,0 +1,45 @@
+"""Partners: uniform over all similar and all dissimilar images."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hashgym import codes
+from hashgym.data import DataError
+from hashgym.envs.partners import PartnerSampler
+
+
+@given(seed=st.integers(0, 10_000), n=st.integers(3, 40), labels=st.integers(1, 70), density=st.floats(0.02, 0.6))
+@settings(max_examples=60, deadline=None)
+def test_partners_have_the_right_relation(seed: int, n: int, labels: int, density: float) -> None:
+    rng = np.random.default_rng(seed)
+    hot = rng.random((n, labels)) < density
+    similar = (hot.astype(int) @ hot.T.astype(int)) > 0
+    others = similar & ~np.eye(n, dtype=bool)
+    eligible = np.flatnonzero(others.any(1) & (~similar).any(1) & hot.any(1))
+    if not eligible.size:
+        with pytest.raises(DataError):
+            PartnerSampler(codes.pack(hot))
+        return
+    sampler = PartnerSampler(codes.pack(hot))
+    np.testing.assert_array_equal(sampler.eligible, eligible)
+    rows = rng.choice(eligible, 5)
+    positives, negatives = sampler.draw(rows, 6, rng)
+    assert others[rows[:, None], positives].all()
+    assert not similar[rows[:, None], negatives].any()
+
+
+def test_partners_are_uniform() -> None:
+    rng = np.random.default_rng(0)
+    hot = rng.random((30, 4)) < 0.3
+    hot[0] = [True, False, True, False]
+    sampler = PartnerSampler(codes.pack(hot))
+    similar = (hot & hot[0]).any(1)
+    positives, negatives = sampler.draw(np.zeros(400, np.int64), 50, rng)
+    for drawn, allowed in ((positives, similar & (np.arange(30) > 0)), (negatives, ~similar)):
+        share = np.bincount(drawn.ravel(), minlength=30) / drawn.size
+        # 20,000 draws: the deviation of a share near 1/10 is 0.002.
+        np.testing.assert_allclose(share, allowed / allowed.sum(), atol=0.011)

@@ -1,0 +1,198 @@
+"""Every reward and credit against a naive loop over lanes, pairs and bits."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hashgym import codes, rewards
+from hashgym.rewards import Codebook, RewardView
+
+
+def make_view(seed: int, lanes: int = 5, bits: int = 7, partners: int = 3, relaxed: bool = False) -> RewardView:
+    """Lanes whose bits are in the codebook, as after a step of the environment."""
+    rng = np.random.default_rng(seed)
+    n = 24
+    labels = (rng.random((n, 4)) < 0.4).astype(np.uint8)
+    rows = rng.choice(n, lanes, replace=False)
+    code = rng.random((lanes, bits)).astype(np.float32)
+    code = code if relaxed else (code > 0.5).astype(np.float32)
+    codebook = Codebook(codes.pack(rng.random((n, bits)) < 0.5), codes.pack(labels), bits)
+    codebook.write(rows, code > 0.5)
+    return RewardView(
+        code=code,
+        codebook=codebook,
+        rows=rows,
+        positive_rows=rng.integers(n, size=(lanes, partners)),
+        negative_rows=rng.integers(n, size=(lanes, partners)),
+        labels=labels[rows],
+    )
+
+
+def naive_triplet(view: RewardView, lane: int, code: np.ndarray, margin: float) -> float:
+    book = codes.unpack(view.codebook.words, view.codebook.bits)
+    total = 0.0
+    for positive in view.positive_rows[lane]:
+        for negative in view.negative_rows[lane]:
+            near = sum((float(a) - float(b)) ** 2 for a, b in zip(code, book[positive], strict=True))
+            far = sum((float(a) - float(b)) ** 2 for a, b in zip(code, book[negative], strict=True))
+            total += max(0.0, margin + near - far)
+    return -total / view.positive_rows[lane].size / view.negative_rows[lane].size
+
+
+def naive_ap(distance: list[int], relevant: list[bool]) -> float:
+    """Tie-aware AP: the mean, over each relevant item, of its expected precision at its rank in a random tie order."""
+    if not any(relevant):
+        return 0.0
+    total = 0.0
+    for d in sorted(set(distance)):
+        before = sum(x < d for x in distance)
+        before_relevant = sum(x < d and r for x, r in zip(distance, relevant, strict=True))
+        tied = sum(x == d for x in distance)
+        tied_relevant = sum(x == d and r for x, r in zip(distance, relevant, strict=True))
+        for place in range(1, tied + 1):
+            others = (place - 1) * (tied_relevant - 1) / (tied - 1) if tied > 1 else 0.0
+            total += tied_relevant / tied * (before_relevant + others + 1) / (before + place)
+    return total / sum(relevant)
+
+
+def naive_codebook_ap(view: RewardView, lane: int, code: np.ndarray) -> float:
+    book = codes.unpack(view.codebook.words, view.codebook.bits)
+    labels = codes.unpack(view.codebook.label_words, 4)
+    others = [j for j in range(len(book)) if j != view.rows[lane]]
+    return naive_ap(
+        [int(((code > 0.5) != book[j]).sum()) for j in others],
+        [bool((labels[j] & (view.labels[lane] > 0)).any()) for j in others],
+    )
+
+
+def naive_partner_ap(view: RewardView, lane: int, code: np.ndarray) -> float:
+    book = codes.unpack(view.codebook.words, view.codebook.bits)
+    rows = [*view.positive_rows[lane], *view.negative_rows[lane]]
+    relevant = [True] * view.positive_rows.shape[1] + [False] * view.negative_rows.shape[1]
+    return naive_ap([int(((code > 0.5) != book[j]).sum()) for j in rows], relevant)
+
+
+NAIVE = {
+    "triplet": ({"name": "triplet", "margin": 2.0}, lambda v, i, c: naive_triplet(v, i, c, 2.0)),
+    "ap-codebook": ("average_precision", naive_codebook_ap),
+    "ap-partners": ({"name": "average_precision", "against": "partners"}, naive_partner_ap),
+    "weighted": (
+        {"name": "weighted", "terms": {"triplet": 0.25, "average_precision": -2.0}},
+        lambda v, i, c: 0.25 * naive_triplet(v, i, c, 1.0) - 2.0 * naive_codebook_ap(v, i, c),
+    ),
+}
+
+
+@pytest.mark.parametrize("relaxed", [False, True])
+@pytest.mark.parametrize("name", NAIVE)
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=12, deadline=None)
+def test_value_and_credit_equal_the_naive_loop(name: str, relaxed: bool, seed: int) -> None:
+    spec, naive = NAIVE[name]
+    view = make_view(seed, relaxed=relaxed)
+    reward = rewards.make(spec)
+    value, credit = rewards.value_and_credit(reward, view)
+    np.testing.assert_allclose(rewards.value(reward, view), value, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(credit, rewards.registry.flip_credit(reward, view), rtol=1e-5, atol=1e-5)
+    for lane in range(len(view.code)):
+        assert value[lane] == pytest.approx(naive(view, lane, view.code[lane]), rel=1e-5, abs=1e-6)
+        for bit in range(view.code.shape[1]):
+            one, zero = view.code[lane].copy(), view.code[lane].copy()
+            one[bit], zero[bit] = 1, 0
+            expected = naive(view, lane, one) - naive(view, lane, zero)
+            assert credit[lane, bit] == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_triplet_is_the_same_function_for_torch_and_has_the_papers_gradient() -> None:
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    x, positive, negative = (torch.tensor(rng.random((1, 1, 6)), requires_grad=True) for _ in range(3))
+    distances = rewards.squared_distance(x, positive), rewards.squared_distance(x, negative)
+    loss = rewards.triplet_loss(*distances, 5.0)
+    assert loss.item() == pytest.approx(
+        rewards.triplet_loss(*(d.detach().numpy() for d in distances), 5.0).item(), rel=1e-12
+    )
+    loss.sum().backward()
+    # Equation 9 with rows and signs put right, for an open hinge.
+    torch.testing.assert_close(x.grad, 2 * (negative - positive).detach())
+    torch.testing.assert_close(positive.grad, 2 * (positive - x).detach())
+    torch.testing.assert_close(negative.grad, 2 * (x - negative).detach())
+
+
+def test_codebook_writes_a_span_and_reads_it_back() -> None:
+    rng = np.random.default_rng(0)
+    bits = rng.random((9, 100)) < 0.5
+    book = Codebook(codes.pack(bits), codes.pack(np.ones((9, 1), bool)), 100)
+    new = rng.random((2, 30)) < 0.5
+    book.write(np.array([7, 2]), new, start=50)
+    bits[[7, 2], 50:80] = new
+    np.testing.assert_array_equal(book.read(np.arange(9)), bits)
+    np.testing.assert_array_equal(book.span(50, 80).read(np.array([[7, 2]]))[0], new)
+
+
+def test_a_reward_of_ones_own_is_registered_once() -> None:
+    def mine(view: RewardView) -> np.ndarray:
+        return view.bits.mean(1)
+
+    def factory() -> rewards.Reward:
+        return mine
+
+    rewards.register("test-mine", factory)
+    rewards.register("test-mine", factory)
+    assert "test-mine" in rewards.available()
+    assert rewards.make("test-mine") is mine
+    with pytest.raises(ValueError, match="registered already"):
+        rewards.register("test-mine", lambda: mine)
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        ("tripplet", "there are average_precision, "),
+        ({"name": "triplet", "margn": 1}, "margn"),
+        ({"name": "triplet", "margin": -1}, "at least 0"),
+        ({"name": "average_precision", "against": "all"}, "'codebook' or 'partners'"),
+        ({"name": "weighted", "terms": {}}, "at least one"),
+        ({"margin": 1}, "unknown reward ''"),
+        (3, "a name, a mapping"),
+    ],
+)
+def test_wrong_rewards_are_refused(reward: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rewards.make(reward)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (np.zeros((5, 1)), r"shape \(5,\), got float64 \(5, 1\)"),
+        (np.zeros(5, complex), "complex128"),
+        (np.array([0, 1, np.nan, 0, 0]), "finite, got nan in lane 2"),
+        ("good", "real numbers"),
+    ],
+)
+def test_what_a_reward_returns_is_checked(returned: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rewards.value(lambda view: returned, make_view(0))  # type: ignore[arg-type, return-value]
+
+
+def test_credit_of_a_wrong_shape_is_refused() -> None:
+    class Wrong:
+        def __call__(self, view: RewardView) -> np.ndarray:
+            return np.zeros(len(view.code))
+
+        def value_and_credit(self, view: RewardView) -> tuple[np.ndarray, np.ndarray]:
+            return self(view), np.zeros(len(view.code))
+
+    with pytest.raises(ValueError, match=r"reward Wrong: its credit must be real numbers of shape \(5, 7\)"):
+        rewards.value_and_credit(Wrong(), make_view(0))
+
+
+def test_group_and_global_spans_are_told_apart() -> None:
+    view = dataclasses.replace(make_view(0), scope="group", last=False, start=12)
+    assert (view.scope, view.last, view.start) == ("group", False, 12)
