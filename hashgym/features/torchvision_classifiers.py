@@ -1,0 +1,129 @@
+"""torchvision's classifiers without their last layer: AlexNet and VGG-19 as DRLIH and MCH use them, and the others."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+from hashgym.data.checksums import sha256
+from hashgym.data.dataset import DataError
+from hashgym.features.backbone import Backbone, check_size, fit
+from hashgym.features.torchvision_compat import import_torchvision
+
+_TRANSFORM_INPUT = ("googlenet", "inception_v3")  # their weights were trained on another scale, which they convert to
+
+
+def names() -> list[str]:
+    """All classifiers that torchvision can build."""
+    models = import_torchvision().models
+    return models.list_models(module=models)
+
+
+def make(
+    name: str, *, size: int | None = None, weights: str | None = None, device: str = "auto", engine: str = "auto"
+) -> Backbone:
+    """What the last linear layer of a classifier reads: for ``alexnet`` and ``vgg19`` 4,096 features, fc7 after ReLU.
+
+    Args:
+        name: a classifier of ``torchvision.models``.
+        size: side of the picture in pixels; that of torchvision's preset where None.
+        weights: a file of the network's state_dict; torchvision's default weights, downloaded once, where None.
+        device: ``auto``, or a torch device.
+        engine: ``auto``, ``onnx`` or ``torch``.
+
+    Raises:
+        ValueError: for an unknown classifier, one that does not end in a linear layer, or a size it cannot read.
+        DataError: for weights that cannot be had or used.
+    """
+    models = import_torchvision().models
+    if name not in names():
+        raise ValueError(f"torchvision has no classifier {name!r}")
+    default = models.get_model_weights(name).DEFAULT
+    preset = default.transforms()
+    side = check_size(size, preset.crop_size[0])
+    short_side = round(side * preset.resize_size[0] / preset.crop_size[0])
+    interpolation = preset.interpolation.value
+    path = Path(weights) if weights is not None else _download(default.url, name)
+
+    from hashgym.features.engines import compile_network
+    from hashgym.features.weights import read
+
+    network, dim = _headless(name, read(path), path)
+    run, engine = compile_network(
+        network,
+        mean=[255 * x for x in preset.mean],
+        std=[255 * x for x in preset.std],
+        size=side,
+        device=device,
+        engine=engine,
+    )
+    return Backbone(
+        name=name,
+        dim=dim,
+        size=side,
+        preprocessing=f"RGB, {interpolation} until the shorter side is {short_side}, centre {side} x {side}, "
+        f"mean {preset.mean} and deviation {preset.std} of values in [0, 1]",
+        weights=path.name,
+        digest=sha256(path),
+        engine=engine,
+        preprocess=fit(side, short_side, interpolation),
+        network=run,
+    )
+
+
+def _headless(name: str, state: dict[str, Any], path: Path) -> tuple[Any, int]:
+    """The classifier with an identity in place of its last linear layer, filled, and the width that layer read.
+
+    A head of any number of classes is dropped, so fine-tuned weights do as well.
+    """
+    import torch
+
+    from hashgym.features.weights import fill
+
+    network = _build(name)
+    linear = [key for key, module in network.named_modules() if isinstance(module, torch.nn.Linear)]
+    if not linear:
+        raise ValueError(f"{name} does not end in a linear layer, so it has no penultimate features; choose another")
+    parent, _, leaf = linear[-1].rpartition(".")
+    dim = network.get_submodule(linear[-1]).in_features
+    setattr(network.get_submodule(parent), leaf, torch.nn.Identity())
+    for suffix in ("weight", "bias"):
+        state.pop(f"{linear[-1]}.{suffix}", None)
+    if name.startswith("densenet"):  # its published weights are named as module names once could be
+        for key in [key for key in state if re.search(r"denselayer\d+\.(norm|conv)\.\d\.", key)]:
+            state[re.sub(r"\.(norm|conv)\.(\d)\.", r".\1\2.", key)] = state.pop(key)
+    return fill(network, state, path, name), dim
+
+
+def _build(name: str) -> Any:
+    """The classifier without values where possible: they come from the file, and drawing random ones takes long."""
+    import torch
+
+    models = import_torchvision().models
+    options = {"transform_input": True} if name in _TRANSFORM_INPUT else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about initial values that are never used
+        try:
+            with torch.device("meta"):
+                return models.get_model(name, weights=None, **options)
+        except (NotImplementedError, RuntimeError):  # some compute their layers' widths with tensors
+            return models.get_model(name, weights=None, **options)
+
+
+def _download(url: str, name: str) -> Path:
+    """torchvision's weights, where torch keeps them; downloaded if they are not there yet."""
+    import torch
+
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rsplit("-", 1)[-1])
+        except (OSError, RuntimeError) as error:
+            raise DataError(
+                f"the weights of {name} could not be downloaded ({error}). Without internet access, get {url} on "
+                f"another machine and pass the file: --weights {path.name}"
+            ) from error
+    return path

@@ -1,0 +1,42 @@
+"""Import torchvision, also beside a torch that was built without CUDA.
+
+A torchvision wheel compiled against CUDA cannot load its library beside a CPU-only torch, so the operators it holds
+are never declared and the import stops with "operator torchvision::nms does not exist". Classifiers and transforms
+need none of those operators: declaring the two that torchvision refers to while it is imported is enough.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import Any
+
+__all__ = ["import_torchvision"]
+
+_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+_keep: list[Any] = []  # a torch library is undone when it is collected
+
+
+def import_torchvision() -> ModuleType:
+    """The torchvision package; only where its own import fails for want of an operator is it mended.
+
+    Raises:
+        ValueError: where torchvision is not installed.
+    """
+    try:
+        return importlib.import_module("torchvision")
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error}: this backbone needs torchvision (pip install torchvision)") from error
+    except RuntimeError as error:
+        if "torchvision::nms does not exist" not in str(error):
+            raise
+    from torch.library import Library
+
+    for module in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        del sys.modules[module]  # what the failed import left behind
+    library = Library("torchvision", "DEF")
+    for operator in ("nms", "qnms"):
+        library.define(operator + _SCHEMA)
+    _keep.append(library)
+    return importlib.import_module("torchvision")
