@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from importlib.util import find_spec
+from types import ModuleType
 from typing import Literal
 
 import numpy as np
@@ -70,7 +70,7 @@ def distance_histograms(
         ValueError: for arrays of another type or shape, lengths that disagree, or bits set beyond ``bits``.
         ImportError: if numba is asked for and is not installed.
     """
-    compiled = _use_numba(backend)
+    kernel = _kernel("histograms", backend)
     _check(queries, query_labels, database, database_labels, bits, exclude)
     counts = np.zeros((len(queries), 2, bits + 1), np.int64)
     items, labels = _columns(database), _columns(database_labels)
@@ -78,12 +78,7 @@ def distance_histograms(
 
     def run(start: int, stop: int) -> None:
         own = slice(start, stop)
-        if compiled:
-            from hashgym.retrieval.compiled import histograms
-
-            histograms(queries[own], query_labels[own], items, labels, counts[own])
-        else:
-            _histograms(queries[own], query_labels[own], items, labels, counts[own])
+        kernel(queries[own], query_labels[own], items, labels, counts[own])
 
     _on_threads(run, len(queries), len(database))
     if exclude is not None:
@@ -196,7 +191,7 @@ def average_precision_credit(
         ValueError: as :func:`distance_histograms`.
         ImportError: if numba is asked for and is not installed.
     """
-    compiled = _use_numba(backend)
+    kernel = _kernel("credit", backend)
     _check(queries, query_labels, database, database_labels, bits, exclude)
     queries, query_labels = _plain(queries), _plain(query_labels)
     items, labels = _columns(database), _columns(database_labels)
@@ -206,12 +201,7 @@ def average_precision_credit(
 
     def run(start: int, stop: int) -> None:
         own = slice(start, stop)
-        if compiled:
-            from hashgym.retrieval.compiled import credit
-
-            credit(queries[own], query_labels[own], items, labels, rows[own], harmonic, ap[own], flipped[own])
-        else:
-            _flips(queries[own], query_labels[own], items, labels, rows[own], ap[own], flipped[own])
+        kernel(queries[own], query_labels[own], items, labels, rows[own], harmonic, ap[own], flipped[own])
 
     _on_threads(run, len(queries), len(database))
     return ap, (ap[:, None] - flipped) * np.where(codes.unpack(queries, bits), 1.0, -1.0)
@@ -257,13 +247,29 @@ def _check(
             raise ValueError(f"exclude must name rows of the database, 0 to {len(database) - 1}, or -1 for none")
 
 
-def _use_numba(backend: Backend) -> bool:
+def _kernel(name: Literal["histograms", "credit"], backend: Backend) -> Callable[..., None]:
     if backend not in ("auto", "numba", "numpy"):
         raise ValueError(f"backend must be 'auto', 'numba' or 'numpy', got {backend!r}")
-    installed = find_spec("numba") is not None
-    if backend == "numba" and not installed:
-        raise ImportError("the compiled kernels need numba: `pip install 'hashgym[speed]'`, or use backend='numpy'")
-    return installed and backend != "numpy"
+    plain: Callable[..., None] = _histograms if name == "histograms" else _credit
+    if backend == "numpy":
+        return plain
+    compiled = _compiled()
+    if isinstance(compiled, ModuleType):
+        return getattr(compiled, name)
+    if backend == "numba":
+        raise ImportError(
+            f"the compiled kernels need numba ({compiled}): `pip install 'hashgym[speed]'`, or use backend='numpy'"
+        )
+    return plain
+
+
+@lru_cache(maxsize=1)
+def _compiled() -> ModuleType | ImportError:
+    try:
+        from hashgym.retrieval import compiled
+    except ImportError as error:  # not installed, or too old for this NumPy
+        return error
+    return compiled
 
 
 def _plain(array: NDArray) -> NDArray:
@@ -352,12 +358,13 @@ def _histograms(queries: Words, query_labels: Words, items: Words, labels: Words
             counts[i] += np.bincount(keys, minlength=2 * width).reshape(2, width)
 
 
-def _flips(
+def _credit(
     queries: Words,
     query_labels: Words,
     items: Words,
     labels: Words,
     exclude: NDArray[np.int64],
+    harmonic: NDArray[np.float64],
     ap: NDArray[np.float64],
     flipped: NDArray[np.float64],
 ) -> None:
