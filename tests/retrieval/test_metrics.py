@@ -1,0 +1,216 @@
+"""Retrieval measures against loops over items, and against rankings that are really sorted."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from hashgym.retrieval import (
+    evaluate,
+    mean_average_precision,
+    metrics,
+    precision_at,
+    precision_recall_by_radius,
+    precision_within,
+    recall_within,
+)
+
+
+def make_data(seed, n, m, bits, labels, rate=0.3):
+    rng = np.random.default_rng(seed)
+    return (
+        rng.random((n, bits)) < 0.5,
+        rng.random((n, labels)) < rate,
+        rng.random((m, bits)) < 0.5,
+        rng.random((m, labels)) < rate,
+    )
+
+
+datasets = st.builds(
+    make_data,
+    seed=st.integers(0, 2**32),
+    n=st.integers(1, 6),
+    m=st.integers(1, 25),
+    bits=st.sampled_from([1, 3, 6, 70]),
+    labels=st.sampled_from([1, 4, 70]),
+    rate=st.sampled_from([0.02, 0.3]),
+)
+
+
+def distances_and_relevance(data):
+    """For every query with something relevant: distances (m,) and relevance (m,), from the tables themselves."""
+    queries, query_labels, database, database_labels = (np.asarray(x).astype(bool) for x in data)
+    pairs = [
+        ((code != database).sum(1), (labels & database_labels).any(1))
+        for code, labels in zip(queries, query_labels, strict=True)
+    ]
+    return [(d, r) for d, r in pairs if r.any()]
+
+
+def sorted_average_precision(distance, relevant, tiebreak, topk):
+    shown = relevant[np.lexsort((tiebreak, distance))][:topk]
+    ranks = np.flatnonzero(shown) + 1
+    return np.sum(np.arange(1, len(ranks) + 1) / ranks) / min(relevant.sum(), len(shown))
+
+
+@given(datasets, st.none() | st.integers(1, 30))
+def test_bounds_are_rankings_sorted_with_the_labels_in_sight(data, topk):
+    measured = distances_and_relevance(data)
+    assume(measured)
+    result = evaluate(*data, topk=topk)
+    best = np.mean([sorted_average_precision(d, r, ~r, topk) for d, r in measured])
+    worst = np.mean([sorted_average_precision(d, r, r, topk) for d, r in measured])
+    assert result.map_optimistic == pytest.approx(best, abs=1e-12)
+    assert result.map_pessimistic == pytest.approx(worst, abs=1e-12)
+    assert worst - 1e-12 <= result.map <= best + 1e-12
+    assert (result.queries, result.queries_without_relevant) == (len(measured), len(data[0]) - len(measured))
+
+
+@pytest.mark.parametrize("topk", [None, 10])
+def test_map_is_what_random_orders_of_ties_give_on_average(topk):
+    data = make_data(5, 10, 60, 5, 4)
+    measured = distances_and_relevance(data)
+    rng = np.random.default_rng(0)
+    sampled = [
+        np.mean([sorted_average_precision(d, r, rng.random(len(d)), topk) for d, r in measured]) for _ in range(1000)
+    ]
+    tolerance = 4 * np.std(sampled) / np.sqrt(len(sampled))
+    assert tolerance < 0.01
+    assert mean_average_precision(*data, topk=topk) == pytest.approx(np.mean(sampled), abs=tolerance)
+
+
+def test_without_ties_map_is_the_textbook_one_and_ties_do_not_matter():
+    # Database codes at distance 0, 1, ..., 8 from the query; relevant at ranks 1, 4 and 9.
+    database = np.tri(9, 8, -1, dtype=bool)
+    labels = np.isin(np.arange(9), [0, 3, 8]).astype(np.uint8)[:, None]
+    data = (np.zeros((1, 8), bool), [[1]], database, labels)
+    for ties in ("average", "best", "worst"):
+        assert mean_average_precision(*data, ties=ties) == pytest.approx((1 + 2 / 4 + 3 / 9) / 3)
+        assert mean_average_precision(*data, ties=ties, topk=5) == pytest.approx((1 + 2 / 4) / 3)
+        assert mean_average_precision(*data, ties=ties, topk=5, denominator="retrieved") == pytest.approx(1.5 / 2)
+    assert precision_at(4, *data) == pytest.approx(2 / 4)
+    assert precision_within(*data, radius=2) == pytest.approx(1 / 3)
+    assert recall_within(*data, radius=3) == pytest.approx(2 / 3)
+
+
+@given(datasets, st.data())
+def test_precision_at_k_is_the_expected_share_of_hits(data, draw):
+    measured = distances_and_relevance(data)
+    assume(measured)
+    k = draw.draw(st.integers(1, len(data[2])))
+    expected = []
+    for distance, relevant in measured:
+        # Everything nearer than the k-th item is shown, and of those as far as it the same share of each.
+        edge = np.sort(distance)[k - 1]
+        rest = k - (distance < edge).sum()
+        expected.append((relevant[distance < edge].sum() + rest * relevant[distance == edge].mean()) / k)
+    assert precision_at(k, *data) == pytest.approx(np.mean(expected), abs=1e-12)
+
+
+@given(datasets)
+def test_lookups_within_a_radius(data):
+    measured = distances_and_relevance(data)
+    assume(measured)
+    precision, recall = precision_recall_by_radius(*data)
+    bits = data[0].shape[1]
+    assert precision.shape == recall.shape == (bits + 1,)
+    for radius in range(bits + 3):
+        found = [(r[d <= radius], r) for d, r in measured]
+        expected_precision = np.mean([hits.mean() if hits.size else 0.0 for hits, _ in found])
+        expected_recall = np.mean([hits.sum() / r.sum() for hits, r in found])
+        assert precision_within(*data, radius=radius) == pytest.approx(expected_precision, abs=1e-12)
+        assert recall_within(*data, radius=radius) == pytest.approx(expected_recall, abs=1e-12)
+        if radius <= bits:
+            assert precision[radius] == pytest.approx(expected_precision, abs=1e-12)
+            assert recall[radius] == pytest.approx(expected_recall, abs=1e-12)
+    assert recall[-1] == 1
+
+
+def test_an_empty_lookup_scores_zero():
+    data = ([[0, 0, 0]], [[1]], [[1, 1, 1]], [[1]])
+    assert (precision_within(*data), recall_within(*data)) == (0, 0)
+    assert (precision_within(*data, radius=3), recall_within(*data, radius=3)) == (1, 1)
+
+
+@pytest.mark.parametrize("backend", ["auto", "numpy"])
+def test_evaluate_gives_what_the_single_measures_give(backend):
+    data = make_data(1, 30, 300, 10, 4)
+    result = evaluate(*data, topk=50, precision_at=(1, 20), radius=3, backend=backend)
+    assert result.map == pytest.approx(mean_average_precision(*data, topk=50))
+    assert result.map_optimistic == pytest.approx(mean_average_precision(*data, topk=50, ties="best"))
+    assert result.map_pessimistic == pytest.approx(mean_average_precision(*data, topk=50, ties="worst"))
+    assert result.precision_at == pytest.approx({1: precision_at(1, *data), 20: precision_at(20, *data)})
+    assert result.precision_within == pytest.approx(precision_within(*data, radius=3))
+    assert result.recall_within == pytest.approx(recall_within(*data, radius=3))
+    precision, recall = precision_recall_by_radius(*data)
+    np.testing.assert_allclose(result.precision_by_radius, precision)
+    np.testing.assert_allclose(result.recall_by_radius, recall)
+    assert (result.topk, result.radius) == (50, 3)
+    retrieved = evaluate(*data, topk=50, denominator="retrieved", backend=backend)
+    assert retrieved.map == pytest.approx(mean_average_precision(*data, topk=50, denominator="retrieved"))
+    assert retrieved.map != result.map
+
+
+def test_blocks_of_queries_change_nothing(monkeypatch):
+    data = make_data(2, 50, 40, 8, 70, rate=0.02)  # some queries have nothing relevant
+    whole = evaluate(*data, topk=7, precision_at=(3,))
+    assert 0 < whole.queries_without_relevant < 50
+    monkeypatch.setattr(metrics, "_QUERIES", 7)
+    for one, other in zip(
+        dataclasses.astuple(whole), dataclasses.astuple(evaluate(*data, topk=7, precision_at=(3,))), strict=True
+    ):
+        assert other == pytest.approx(one)
+
+
+def test_the_order_of_the_database_changes_nothing():
+    queries, query_labels, database, database_labels = make_data(3, 20, 400, 6, 3)
+    order = np.argsort(database_labels[:, 0])  # sorted by class, what makes untied measures lie
+    one = evaluate(queries, query_labels, database, database_labels, topk=30)
+    other = evaluate(queries, query_labels, database[order], database_labels[order], topk=30)
+    assert one.map == other.map
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({0: np.ones((4, 9), bool)}, "query codes have 9 bits, database codes 8"),
+        ({1: np.ones((4, 2), bool)}, "query labels have 2 columns, database labels 3"),
+        ({1: np.ones((5, 3), bool)}, "4 query codes, but labels for 5"),
+        ({3: np.ones((5, 3), bool)}, "6 database codes, but labels for 5"),
+        ({0: np.ones((4, 8), np.float32)}, "query codes: .*float32; threshold"),
+        ({2: np.full((6, 8), -1)}, "database codes: bits must be 0 or 1"),
+        ({3: np.arange(6)}, r"database labels must be a 0/1 table .*\(6,\)"),
+        ({0: np.ones((0, 8), bool), 1: np.ones((0, 3), bool)}, "query codes must be .* not empty"),
+        ({2: np.ones((0, 8), bool), 3: np.ones((0, 3), bool)}, "database codes must be .* not empty"),
+        ({1: np.zeros((4, 3), bool)}, "no query has a relevant item"),
+    ],
+)
+def test_wrong_data_is_named(change, reason):
+    data = [np.ones((4, 8), bool), np.ones((4, 3), bool), np.ones((6, 8), bool), np.ones((6, 3), bool)]
+    for index, table in change.items():
+        data[index] = table
+    for measure in (evaluate, mean_average_precision, precision_recall_by_radius, precision_within, recall_within):
+        with pytest.raises(ValueError, match=reason):
+            measure(*data)
+    with pytest.raises(ValueError, match=reason):
+        precision_at(1, *data)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"topk": 0}, "topk must be at least 1"),
+        ({"denominator": "all"}, "denominator must be"),
+        ({"radius": -1}, "radius is 0 or more"),
+        ({"precision_at": (0,)}, "precision at 0"),
+        ({"precision_at": (5, 26)}, "precision at 26: .* the 25 database items"),
+        ({"backend": "gpu"}, "backend must be"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, reason):
+    with pytest.raises(ValueError, match=reason):
+        evaluate(*make_data(4, 3, 25, 8, 2, rate=1.0), **arguments)
