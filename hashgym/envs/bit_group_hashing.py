@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +26,7 @@ __all__ = ["BitGroupHashingEnv", "BitGroupHashingVectorEnv", "HashingTask", "act
 Observation: TypeAlias = dict[str, Any]
 MAX_INDEX_BITS = 10
 NEAREST = 6  # neighbours shown in a rendering
+_STATE = ("order", "cursor", "rows", "positive_rows", "negative_rows", "code", "emitted", "group")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +188,32 @@ class _Lanes:
     def info(self) -> dict[str, Any]:
         """Which image each lane encodes: its row in the dataset."""
         return {"index": self.dataset.train[self.rows]}
+
+    def get_state(self, rng: np.random.Generator) -> dict[str, Any]:
+        """Everything that decides what comes next: copies of arrays, numbers, and the generator's state as JSON."""
+        state = {key: getattr(self, key) for key in _STATE}
+        state |= {f"reward/{name}": part for name, part in self.reward_parts.items()}
+        state = {key: part.copy() if isinstance(part, np.ndarray) else part for key, part in state.items()}
+        assert self.codebook is not None
+        return state | {"codebook": self.codebook.words.copy(), "generator": json.dumps(rng.bit_generator.state)}
+
+    def set_state(self, state: dict[str, Any], rng: np.random.Generator) -> None:
+        """Take up where :meth:`get_state` was called."""
+        wanted = {**dict.fromkeys(_STATE), "codebook": None, "generator": None}
+        if missing := wanted.keys() - state.keys():
+            raise ValueError(f"this is no state of this environment: {', '.join(sorted(missing))} missing")
+        shapes = [np.shape(state[key]) for key in ("codebook", "rows", "positive_rows", "code")]
+        words = codes.word_count(self.task.bits)
+        lanes = [(len(self.label_words), words), (self.lanes,), (self.lanes, self.task.partners)]
+        if shapes != [*lanes, (self.lanes, self.task.bits)]:
+            raise ValueError("the state is of an environment with other arguments, another dataset or other lanes")
+        for key in _STATE:
+            part = state[key]
+            setattr(self, key, part.copy() if isinstance(part, np.ndarray) else part)
+        self.codebook = Codebook(state["codebook"].copy(), self.label_words, self.task.bits)
+        self.reward_parts = {k.removeprefix("reward/"): v.copy() for k, v in state.items() if k.startswith("reward/")}
+        self.image = self.dataset.features[self.dataset.train[self.rows]]
+        rng.bit_generator.state = json.loads(state["generator"])
 
     @property
     def done(self) -> bool:
@@ -396,6 +424,20 @@ class BitGroupHashingEnv(gym.Env[Observation, Any]):
         reward, info = self._lanes.emit(np.asarray(action)[None])
         return _first(self._lanes.observe()), float(reward[0]), self._lanes.done, False, _first(info)
 
+    def get_state(self) -> dict[str, Any]:
+        """The episode, the codebook and the generator: arrays, numbers and text, for :meth:`set_state`."""
+        _started(self._lanes)
+        return self._lanes.get_state(self.np_random)
+
+    def set_state(self, state: dict[str, Any]) -> tuple[Observation, dict[str, Any]]:
+        """Restore what :meth:`get_state` returned, also in another process; returns what a reset there would.
+
+        Raises:
+            ValueError: for a state of an environment with other arguments.
+        """
+        self._lanes.set_state(state, self.np_random)
+        return _first(self._lanes.observe()), _first(self._lanes.info())
+
     def render(self) -> Any:
         """The image, its code so far by groups, the rewards, and the nearest codes."""
         _started(self._lanes)
@@ -479,6 +521,20 @@ class BitGroupHashingVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
             info = {"final_obs": final_obs, "final_info": info} | self._lanes.info()
         ended = np.full(self.num_envs, done)
         return self._lanes.observe(), reward, ended, np.zeros(self.num_envs, np.bool_), self._masked(info)
+
+    def get_state(self) -> dict[str, Any]:
+        """The episode, the codebook and the generator: arrays, numbers and text, for :meth:`set_state`."""
+        _started(self._lanes)
+        return self._lanes.get_state(self.np_random)
+
+    def set_state(self, state: dict[str, Any]) -> tuple[Observation, dict[str, Any]]:
+        """Restore what :meth:`get_state` returned, also in another process; returns what a reset there would.
+
+        Raises:
+            ValueError: for a state of an environment with other arguments.
+        """
+        self._lanes.set_state(state, self.np_random)
+        return self._lanes.observe(), self._masked(self._lanes.info())
 
     def render(self) -> tuple[Any, ...] | None:
         """One rendering for each lane, as the scalar environment's ``render``."""

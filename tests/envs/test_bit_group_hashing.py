@@ -45,7 +45,7 @@ def assert_same(a: Any, b: Any) -> None:
         assert a.keys() == b.keys()
         for key in a:
             assert_same(a[key], b[key])
-    elif isinstance(a, tuple) or (isinstance(a, np.ndarray) and a.dtype == object):
+    elif isinstance(a, tuple | list) or (isinstance(a, np.ndarray) and a.dtype == object):
         for x, y in zip(a, b, strict=True):
             assert_same(x, y)
     else:
@@ -101,6 +101,30 @@ def test_pickle_round_trip_continues_the_episode(multi_label: HashingDataset, ve
     action = env.action_space.sample()
     assert_same(env.step(action), again.step(action))
     assert_same(env.reset(), again.reset())
+
+
+@pytest.mark.parametrize("vector", [False, True])
+def test_state_is_restored_exactly(multi_label: HashingDataset, vector: bool) -> None:
+    def build() -> Any:
+        return make_vec(multi_label, 3, bits=32) if vector else make(multi_label, bits=32)
+
+    env = build()
+    env.reset(seed=1)
+    env.action_space.seed(1)
+    env.step(env.action_space.sample())
+    state = env.get_state()
+    actions = [env.action_space.sample() for _ in range(2)]
+    ahead = [env.step(action) for action in actions], env.reset()
+    again = build()
+    observation, _ = again.set_state(state)
+    assert np.all(observation["group"] == 1)
+    assert_same(([again.step(action) for action in actions], again.reset()), ahead)
+    env.set_state(state)  # the state was a copy: what came after it left no mark
+    assert_same(([env.step(action) for action in actions], env.reset()), ahead)
+    with pytest.raises(ValueError, match="codebook missing"):
+        env.set_state({key: part for key, part in state.items() if key != "codebook"})
+    with pytest.raises(ValueError, match="other arguments"):
+        make(multi_label, bits=65).set_state(state)
 
 
 def test_hand_worked_episode() -> None:
