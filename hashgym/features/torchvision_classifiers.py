@@ -73,6 +73,20 @@ def make(
     )
 
 
+def head(network: Any, name: str) -> str:
+    """Name of a classifier's last linear layer.
+
+    Raises:
+        ValueError: where there is none.
+    """
+    import torch
+
+    linear = [key for key, module in network.named_modules() if isinstance(module, torch.nn.Linear)]
+    if not linear:
+        raise ValueError(f"{name} does not end in a linear layer, so it has no penultimate features; choose another")
+    return linear[-1]
+
+
 def _headless(name: str, state: dict[str, Any], path: Path) -> tuple[Any, int]:
     """The classifier with an identity in place of its last linear layer, filled, and the width that layer read.
 
@@ -83,14 +97,12 @@ def _headless(name: str, state: dict[str, Any], path: Path) -> tuple[Any, int]:
     from hashgym.features.weights import fill
 
     network = _build(name)
-    linear = [key for key, module in network.named_modules() if isinstance(module, torch.nn.Linear)]
-    if not linear:
-        raise ValueError(f"{name} does not end in a linear layer, so it has no penultimate features; choose another")
-    parent, _, leaf = linear[-1].rpartition(".")
-    dim = network.get_submodule(linear[-1]).in_features
+    last = head(network, name)
+    dim = network.get_submodule(last).in_features
+    parent, _, leaf = last.rpartition(".")
     setattr(network.get_submodule(parent), leaf, torch.nn.Identity())
     for suffix in ("weight", "bias"):
-        state.pop(f"{linear[-1]}.{suffix}", None)
+        state.pop(f"{last}.{suffix}", None)
     if name.startswith("densenet"):  # its published weights are named as module names once could be
         for key in [key for key in state if re.search(r"denselayer\d+\.(norm|conv)\.\d\.", key)]:
             state[re.sub(r"\.(norm|conv)\.(\d)\.", r".\1\2.", key)] = state.pop(key)

@@ -1,0 +1,5 @@
+"""`python -m hashgym` is `hashgym`."""
+
+from hashgym.cli import main
+
+main()

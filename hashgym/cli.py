@@ -1,0 +1,242 @@
+"""The command line: ``hashgym datasets``, ``info``, ``features``, ``backbones``, ``hashers``.
+
+Everything heavy is imported inside the commands, so that help is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import tyro
+
+__all__ = ["main"]
+
+DESCRIPTION = """Learning to hash as reinforcement learning.
+
+From images to features to hash codes:
+`hashgym datasets` says what can be read and where it is looked for,
+`hashgym features --dataset cifar10 --root DIR --backbone efficientnet_lite0 --size 160 --out FEATURES`
+extracts features once, `hashgym info FEATURES` says what a folder of features holds.
+The dataset `digits` is embedded and needs no extraction."""
+
+
+def datasets() -> None:
+    """List the datasets that can be read, from where, and their splits."""
+    from hashgym.data import datasets
+
+    table = _table("dataset", "what it shows and where it is read from", "splits, the default first", padding_below=1)
+    for info in datasets():
+        name = f"{info.name}\n[dim]embedded[/dim]" if info.embedded else info.name
+        source = f"{info.description}\n[dim]{info.reads_from}[/dim]"
+        table.add_row(name, source, "\n".join(f"[bold]{key}[/bold]: {text}" for key, text in info.splits.items()))
+    _print(table)
+
+
+def backbones() -> None:
+    """List the backbones that make features of images."""
+    from hashgym.features import backbones
+
+    table = _table("backbone", "features")
+    for name, description in backbones().items():
+        table.add_row(name, description)
+    table.add_row("[dim]any other[/dim]", "classifier of torchvision.models by its name, such as resnet50")
+    _print(table)
+
+
+def hashers() -> None:
+    """List the hash functions that learn without reinforcement."""
+    from hashgym.hashers import available
+
+    table = _table("hasher", "what it does")
+    for name, description in dict(available()).items():
+        table.add_row(name, description)
+    _print(table)
+
+
+def info(folder: tyro.conf.Positional[str], /) -> None:
+    """Say what a folder of features holds and verify its checksums; the exit code is 1 if it is damaged.
+
+    Args:
+        folder: what `hashgym features` wrote.
+    """
+    from rich.markup import escape
+
+    from hashgym.data import cache
+    from hashgym.data.dataset import DataError
+
+    if not cache.is_cache(folder):
+        raise DataError(f"{folder} is no folder of features: it has no {cache.META}; `hashgym features` writes one")
+    try:
+        meta = cache.read_meta(folder)
+        cache.verify(folder)
+        dataset = cache.open_cache(folder)
+    except DataError as error:
+        _error(str(error))
+        raise SystemExit(1) from None
+    table = _table("array", "type", "shape", "MB")
+    for name, entry in meta["files"].items():
+        shape = " x ".join(f"{length:,}" for length in entry.get("shape", ()))
+        table.add_row(name, entry.get("dtype", "text"), shape, f"{entry['bytes'] / 1e6:,.1f}")
+    facts = _table("", "")
+    facts.show_header = False
+    rows = {
+        "dataset": dataset.name,
+        "images": f"{len(dataset):,}, {dataset.dim:,} features each",
+        "labels": f"{len(dataset.label_names)}: {', '.join(dataset.label_names)}",
+        "roles": f"{len(dataset.query):,} queries, {len(dataset.database):,} in the database, "
+        f"{len(dataset.train):,} to train",
+        **{key.replace("_", " "): _lines(value) for key, value in dataset.provenance.items() if value is not None},
+    }
+    for key, value in rows.items():
+        facts.add_row(key, escape(value if len(value) <= 2_000 else f"{value[:2_000]} ..."))
+    _print(facts, table, f"[green]all {len(meta['files'])} checksums are right[/green]")
+
+
+def features(
+    *,
+    dataset: str,
+    backbone: str,
+    out: str,
+    root: str | None = None,
+    size: int | None = None,
+    weights: str | None = None,
+    split: str | None = None,
+    seed: int = 0,
+    queries: int | None = None,
+    train: int | None = None,
+    regions: int = 0,
+    sigma: float = 0.5,
+    train_regions: int = 0,
+    thumbnail: int = 32,
+    skip_bad: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    allow_missing: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    batch_size: int = 64,
+    workers: int = 2,
+    device: str = "auto",
+    engine: str = "auto",
+) -> None:
+    """Extract features of a dataset's images into a folder. Stopped at any moment, it resumes where it was.
+
+    Args:
+        dataset: a name that `hashgym datasets` lists, such as cifar10, folder:PATH or list:FILE.
+        backbone: a name that `hashgym backbones` lists, or any torchvision classifier.
+        out: the folder to write; while the work lasts it is called OUT.partial.
+        root: the folder that the dataset lies in.
+        size: side in pixels of the picture that the network sees; what its weights were trained on by default.
+        weights: a file of weights, instead of the backbone's own.
+        split: which images search, are searched and are learnt from; the dataset's first split by default.
+        seed: of the split and of the random regions.
+        queries: number of queries, instead of the split's own.
+        train: number of training images, instead of the split's own.
+        regions: 5 to extract the four corners and the centre of every image too, for RegionKeep.
+        sigma: ratio of a region's sides to the image's.
+        train_regions: how many random regions of every image to extract, for RegionKeep to learn from.
+        thumbnail: side in pixels of the pictures kept for renderings; 0 for none.
+        skip_bad: leave out images that cannot be read, and list them, instead of stopping at the first.
+        allow_missing: leave out images that are listed but not there (NUS-WIDE, COCO, lists).
+        batch_size: pictures that the network sees at once.
+        workers: threads that read images.
+        device: a torch device; a GPU where there is one by default.
+        engine: onnx or torch; onnx where it is installed and the device is the CPU by default.
+    """
+    from pathlib import Path
+
+    from hashgym.data import cache, read_images
+    from hashgym.data.dataset import DataError
+    from hashgym.features import extract, make
+
+    if Path(out).exists():
+        raise DataError(f"{out} exists already: remove it, or choose another --out")
+    collection = read_images(dataset, root, allow_missing=allow_missing)
+    network = make(backbone, size=size, weights=weights, device=device, engine=engine)
+    try:
+        extract(
+            collection,
+            network,
+            out,
+            split=split,
+            seed=seed,
+            queries=queries,
+            train=train,
+            regions=regions,
+            sigma=sigma,
+            train_regions=train_regions,
+            thumbnail=thumbnail,
+            batch_size=batch_size,
+            workers=workers,
+            skip_bad=skip_bad,
+        )
+    except KeyboardInterrupt:
+        _error(f"stopped; the same command goes on from {out}.partial")
+        raise SystemExit(130) from None
+    provenance = cache.read_meta(out)["provenance"]
+    if left_out := provenance["left_out"]:
+        reasons = "\n".join(left_out.values())
+        _print(f"[yellow]{len(left_out):,} images were left out:[/yellow]")
+        print(reasons)
+    _print(f"[green]{out}[/green]: {provenance['split_description']}. Look at it with `hashgym info {out}`.")
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "datasets": datasets,
+    "features": features,
+    "info": info,
+    "backbones": backbones,
+    "hashers": hashers,
+}
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a command.
+
+    Args:
+        args: the words after ``hashgym``; those of this process by default.
+
+    Raises:
+        SystemExit: with 2 for wrong arguments or data, 1 for a damaged folder of features, 130 for Ctrl-C.
+    """
+    try:
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="hashgym", description=DESCRIPTION, args=args)
+    except (ValueError, OSError) as error:  # DataError is a ValueError
+        _error(str(error))
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        _error("stopped")
+        raise SystemExit(130) from None
+
+
+def _lines(value: Any) -> str:
+    """A piece of provenance in words, a dictionary with a line for each of its keys."""
+    if isinstance(value, dict):
+        return "\n".join(f"{key}: {entry}" for key, entry in value.items()) or "none"
+    return str(value)
+
+
+def _table(*columns: str, padding_below: int = 0) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, padding_below, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _print(*things: Any) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for thing in things:
+        console.print(thing)
+
+
+def _error(message: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True, soft_wrap=True).print(Text(" ".join(message.split()), style="red"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

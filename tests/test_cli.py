@@ -1,0 +1,159 @@
+"""The command line, by its words."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hashgym import cli
+from hashgym.data import cache
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for kind in ("cat", "dog"):
+        (tmp_path / "photos" / kind).mkdir(parents=True)
+        for i in range(20):
+            Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)).save(tmp_path / "photos" / kind / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def words(photos: Path, out: Path, *more: object) -> list[str]:
+    return ["features", "--dataset", f"folder:{photos}", "--backbone", "pixels", "--out", str(out), *map(str, more)]
+
+
+def fails(args: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> str:
+    """What the command says on its way out."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(args)
+    assert stopped.value.code == code
+    return capsys.readouterr().err
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_features_then_info(photos, tmp_path, capsys):
+    options = ("--size", 4, "--regions", 5, "--sigma", 0.6, "--train-regions", 2, "--queries", 4, "--train", 8)
+    cli.main(words(photos, tmp_path / "out", *options))
+    said = flat(capsys.readouterr().out)
+    assert "40/40" in said
+    assert "4 queries" in said
+    data = cache.open_cache(tmp_path / "out", verify=True)
+    assert (len(data), data.dim, len(data.query), len(data.train)) == (40, 48, 4, 8)
+    assert data.regions.shape == (40, 5, 48)
+    assert data.train_regions.shape == (40, 2, 48)
+    cli.main(["info", str(tmp_path / "out")])
+    said = flat(capsys.readouterr().out)
+    for wanted in ("40, 48 features each", "2: cat, dog", "4 queries", "bicubic to 4 x 4", "40 x 5 x 48", "are right"):
+        assert wanted in said
+
+
+def test_info_of_a_damaged_folder(photos, tmp_path, capsys):
+    cli.main(words(photos, tmp_path / "out"))
+    content = bytearray((tmp_path / "out" / "features.npy").read_bytes())
+    content[-3] ^= 1
+    (tmp_path / "out" / "features.npy").write_bytes(content)
+    capsys.readouterr()
+    assert "features.npy has changed" in fails(["info", str(tmp_path / "out")], 1, capsys)
+    (tmp_path / "out" / "meta.json").write_text("{")
+    assert "meta.json is damaged" in fails(["info", str(tmp_path / "out")], 1, capsys)
+    assert "is no folder of features" in fails(["info", str(tmp_path)], 2, capsys)
+
+
+def test_a_bad_image(photos, tmp_path, capsys):
+    os.truncate(photos / "dog" / "7.png", 50)
+    error = fails(words(photos, tmp_path / "out"), 2, capsys)
+    assert "dog/7.png" in error
+    assert "--skip-bad" in error
+    assert "Traceback" not in error
+    cli.main(words(photos, tmp_path / "out", "--skip-bad"))
+    said = capsys.readouterr().out
+    assert "1 images were left out" in said
+    assert "dog/7.png" in said
+    assert len(cache.open_cache(tmp_path / "out")) == 39
+
+
+def test_errors_are_one_line_and_code_2(photos, tmp_path, capsys):
+    cli.main(words(photos, tmp_path / "there"))
+    capsys.readouterr()
+    for args, message in [
+        (words(photos, tmp_path / "there"), "exists already"),
+        (words(photos / "absent", tmp_path / "out"), "absent"),
+        (words(photos, tmp_path / "out", "--regions", 4), "regions must be 5"),
+        (words(photos, tmp_path / "out", "--split", "moon"), "moon"),
+        (words(photos, tmp_path / "out", "--weights", "w.pth"), "neither weights"),
+        (["features", "--dataset", "cifar10", "--backbone", "pixels", "--out", str(tmp_path / "out")], "--root"),
+        (["features", "--dataset", "digits", "--backbone", "pixels", "--out", str(tmp_path / "out")], "embedded"),
+        (["features", "--dataset", "moon", "--backbone", "pixels", "--out", str(tmp_path / "out")], "moon"),
+    ]:
+        error = fails(args, 2, capsys)
+        assert message in error
+        assert error.count("\n") == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["photos", "there"]
+
+
+@pytest.mark.parametrize("args", [[], ["nonsense"], ["features"], ["features", "--size", "big"]])
+def test_wrong_words_exit_with_2(args, capsys):
+    fails(args, 2, capsys)
+
+
+def test_lists(capsys):
+    cli.main(["datasets"])
+    said = capsys.readouterr().out
+    for name in ("digits", "digit-scenes", "cifar10", "mirflickr25k", "nuswide21", "coco", "folder:PATH", "list:FILE"):
+        assert re.search(rf"^{name}\b", said, re.MULTILINE)
+    cli.main(["backbones"])
+    said = capsys.readouterr().out
+    for name in ("pixels", "efficientnet_lite0", "alexnet", "vgg19", "torchvision"):
+        assert name in said
+    cli.main(["hashers"])
+    said = capsys.readouterr().out
+    for name in ("lsh", "itq"):
+        assert re.search(rf"^{name}\b", said, re.MULTILINE)
+
+
+def test_help_teaches_and_is_light():
+    code = (
+        "import sys\nfrom hashgym.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit as e: assert not e.code\n"
+        "print([m for m in ('torch', 'sklearn', 'torchvision', 'onnxruntime', 'PIL') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    for command in cli.COMMANDS:
+        assert command in done.stdout
+
+
+def test_module_and_ctrl_c(photos, tmp_path):
+    """Ctrl-C while the job runs: how to go on, code 130; the same words finish it."""
+    slow = (
+        "import sys, time\nfrom hashgym.data import files\nfrom hashgym import cli\n"
+        "real = files.OpenImage.__call__\n"
+        "def call(self, index):\n    time.sleep(0.1)\n    return real(self, index)\n"
+        "files.OpenImage.__call__ = call\ncli.main(sys.argv[1:])"
+    )
+    args = words(photos, tmp_path / "out", "--batch-size", 4)
+    process = subprocess.Popen([sys.executable, "-c", slow, *args], stderr=subprocess.PIPE, text=True)
+    journal = tmp_path / "out.partial" / "journal.jsonl"
+    while not (journal.exists() and "batch" in journal.read_text().partition("\n")[2]):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"the same command goes on from {tmp_path / 'out.partial'}" in flat(error).replace("- ", "-")
+    assert "Traceback" not in error
+    subprocess.run([sys.executable, "-m", "hashgym", *args], check=True, capture_output=True)
+    cache.verify(tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "meta.json").read_text())["images"] == 40
