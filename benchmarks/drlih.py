@@ -1,0 +1,245 @@
+"""DRLIH's table: mAP of the agents and their rivals at several code lengths, over seeds.
+
+    python -m benchmarks.drlih --features DIR --bits 12 24 32 48 --methods lsh itq noseq drlih --seeds 3 --out DIR
+
+Every run has a process of its own, so that its training time and peak memory are its own, and adds a row to
+``results.csv`` when it is finished. Called again, the benchmark takes up what is missing. Seeds change the methods'
+random numbers, never the split. Queries are only measured: nothing is chosen on them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+import hashgym
+import hashgym.data
+import hashgym.hashers
+from benchmarks.results import Results, describe, peak_mb, revision, table
+from hashgym.data import HashingDataset
+from hashgym.retrieval import RetrievalResult, evaluate
+
+__all__ = ["Args", "Cell", "fit", "group_bits", "main", "measure", "row", "run"]
+
+Codes = NDArray[np.bool_]
+Encoder = Callable[[NDArray[np.float32]], Codes]
+
+# Methods that are agents, with the arguments that make them (agents/drlih.py); every other name is a hasher's.
+AGENTS: Mapping[str, Mapping[str, Any]] = {
+    "drlih": {"variant": "hashgym"},
+    "drlih-norec": {"variant": "norec"},
+    "drlih-paper": {"variant": "paper"},
+    "drlih-released": {"variant": "released"},
+    "ng": {"variant": "hashgym", "group_bits": 1},  # Table II's Baseline_ng: no action groups
+}
+
+
+@dataclass(frozen=True)
+class Args:
+    """What to run."""
+
+    out: Path
+    """Folder of results.csv."""
+    features: str = "digits"
+    """An embedded dataset's name, or a folder that `hashgym features` wrote."""
+    bits: tuple[int, ...] = (12, 24, 32, 48)
+    """Code lengths."""
+    methods: tuple[str, ...] = ("lsh", "itq", "noseq", "drlih", "drlih-norec")
+    """Hashers (`hashgym hashers`), and the agents drlih, drlih-norec, drlih-paper, drlih-released, ng."""
+    seeds: int = 3
+    """Runs of each cell, with the seeds 0, 1, ..."""
+    jobs: int = 1
+    """Runs at a time; cores are shared out among them."""
+    replace: bool = False
+    """Run again what was run with another configuration, instead of stopping."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run."""
+
+    features: str
+    method: str
+    bits: int
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.bits} bits seed {self.seed}"
+
+
+def _settings(cell: Cell) -> Any:
+    """The method, configured and not trained yet: a hasher, or an agent's ``Args``.
+
+    Raises:
+        ValueError: for an unknown method or a number of bits that it refuses.
+    """
+    if cell.method in AGENTS:
+        agent = importlib.import_module("agents.drlih")
+        return agent.Args(bits=cell.bits, seed=cell.seed, **AGENTS[cell.method])
+    if cell.method not in hashgym.hashers.available():
+        known = ", ".join([*hashgym.hashers.available(), *AGENTS])
+        raise ValueError(f"there is no method {cell.method!r}: choose from {known}")
+    return hashgym.hashers.make(cell.method, bits=cell.bits, seed=cell.seed)
+
+
+def _config(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:
+    """What decides a run's outcome besides its name: the method's settings, and a digest of data and splits."""
+    settings = _settings(cell)
+    values = dataclasses.asdict(settings)
+    for name in ("bits", "seed", "dataset", "out"):
+        values.pop(name, None)
+    digest = hashlib.sha256(json.dumps(dict(dataset.provenance), sort_keys=True, default=str).encode())
+    for part in (dataset.query, dataset.database, dataset.train):
+        digest.update(np.ascontiguousarray(part).tobytes() + b"/")
+    return {**values, "data": digest.hexdigest()[:12]}
+
+
+def fit(cell: Cell, dataset: HashingDataset, *, out: Path | None = None, progress: bool = False) -> Encoder:
+    """Train a method on the training split of a standardised dataset.
+
+    Args:
+        cell: which method, code length and seed.
+        dataset: see :meth:`HashingDataset.standardized`.
+        out: where an agent writes its checkpoint and TensorBoard files.
+        progress: whether an agent shows its progress.
+
+    Returns:
+        A function from features (n, D) to codes, bool (n, bits).
+    """
+    settings = _settings(cell)
+    if cell.method in AGENTS:
+        agent = importlib.import_module("agents.drlih")
+        policy = agent.train(dataset, settings, out=out, progress=progress)
+        return lambda features: hashgym.encode(policy, features, bits=cell.bits, group_bits=settings.group_bits)
+    return settings.fit(dataset.features[dataset.train], dataset.labels[dataset.train]).encode
+
+
+def measure(encode: Encoder, dataset: HashingDataset) -> tuple[tuple[Codes, Codes], RetrievalResult]:
+    """Search the database for every query: the codes of queries and database, and how well they did."""
+    query, database = dataset.query, dataset.database
+    codes = encode(np.asarray(dataset.features[query])), encode(np.asarray(dataset.features[database]))
+    return codes, evaluate(codes[0], dataset.labels[query], codes[1], dataset.labels[database])
+
+
+def group_bits(cell: Cell) -> int | None:
+    """How many bits an agent emits at a time; None for a hasher."""
+    return _settings(cell).group_bits if cell.method in AGENTS else None
+
+
+def _names(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:
+    """The columns of a row that are known before the run."""
+    backbone = dataset.provenance.get("backbone", {})
+    features = f"{backbone['name']}@{backbone['size']}" if backbone else dataset.provenance.get("features", "?")
+    return {
+        "dataset": dataset.name,
+        "features": features,
+        "method": cell.method,
+        "bits": cell.bits,
+        "seed": cell.seed,
+        "config": describe(_config(cell, dataset)),
+    }
+
+
+def row(cell: Cell, dataset: HashingDataset, result: RetrievalResult, train_seconds: float) -> dict[str, Any]:
+    """A finished run as a row of ``results.csv``."""
+    return {
+        **_names(cell, dataset),
+        "map": result.map,
+        "map_optimistic": result.map_optimistic,
+        "map_pessimistic": result.map_pessimistic,
+        "precision_radius2": result.precision_within,
+        "recall_radius2": result.recall_within,
+        "train_seconds": round(train_seconds, 3),
+        "peak_mb": round(peak_mb(), 1),
+        "version": hashgym.__version__,
+        "revision": revision(),
+    }
+
+
+def run(cell: Cell) -> dict[str, Any]:
+    """Load, train and measure, in this process; gives the row."""
+    dataset = hashgym.data.load(cell.features).standardized()
+    start = time.perf_counter()
+    encode = fit(cell, dataset)
+    seconds = time.perf_counter() - start
+    return row(cell, dataset, measure(encode, dataset)[1], seconds)
+
+
+def _run_apart(cell: Cell) -> dict[str, Any]:
+    """:func:`run` in a fresh process."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(run, cell).result()
+
+
+def main(args: Args, console: Console | None = None) -> int:
+    """Run what is missing, then print the table; the number of runs that failed.
+
+    Raises:
+        ValueError: for arguments that cannot be run, before any run starts.
+    """
+    console = console or Console()
+    if args.seeds < 1 or args.jobs < 1 or not args.bits or not args.methods:
+        raise ValueError("at least one seed, one job, one code length and one method are needed")
+    dataset = hashgym.data.load(args.features)
+    cells = [Cell(args.features, m, b, s) for m in args.methods for b in args.bits for s in range(args.seeds)]
+    names = {cell: _names(cell, dataset) for cell in cells}
+    results = Results(args.out)
+    waiting = [cell for cell in cells if not results.done(names[cell], replace=args.replace)]
+    if len(waiting) < len(cells):
+        console.print(f"{len(cells) - len(waiting)} of {len(cells)} runs are in {results.path} already")
+    if args.jobs > 1:  # read by the runs' processes when they start
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.jobs)))
+
+    failed = 0
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with ThreadPoolExecutor(args.jobs) as pool, Progress(*columns, console=console) as progress:
+        bar = progress.add_task("runs", total=len(waiting))
+        futures = {pool.submit(_run_apart, cell): cell for cell in waiting}
+        try:
+            for future in as_completed(futures):
+                cell = futures[future]
+                try:
+                    finished = future.result()
+                except Exception as error:  # one run that fails must not cost the others
+                    failed += 1
+                    progress.console.print(f"[red]{cell} failed:[/red] {type(error).__name__}: {error}", markup=True)
+                else:
+                    results.append(finished)
+                    seconds = finished["train_seconds"]
+                    progress.console.print(f"{cell}: mAP {finished['map']:.4f}, trained in {seconds:.1f} s")
+                progress.advance(bar)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+    wanted = {tuple(str(names[cell][column]) for column in results.key) for cell in cells}
+    rows = [r for r in results.rows() if tuple(r[column] for column in results.key) in wanted]
+    if rows:
+        console.print(table(rows, title=f"{rows[0]['dataset']}, {rows[0]['features']}"))
+    if len(revisions := {r["revision"] for r in rows}) > 1:
+        console.print(f"the rows come from {len(revisions)} revisions of the code: {', '.join(sorted(revisions))}")
+    return failed
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(min(main(tyro.cli(Args)), 1))
+    except ValueError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,172 @@
+"""Pictures of what a hash function does: precision-recall curves, search results, codes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashgym import codes
+from hashgym.data import HashingDataset
+
+__all__ = ["code_strips", "precision_recall", "rankings"]
+
+Codes = NDArray[np.bool_]
+
+RIGHT, WRONG, ASKED = "#1a9850", "#d73027", "#333333"
+COLORS = ("#7f7f7f", "#4477aa", "#ee9933", "#aa3377", "#228833", "#66ccee", "#bbbbbb", "#000000")  # readable by all
+
+
+def precision_recall(
+    curves: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]], path: Path, title: str = ""
+) -> None:
+    """Draw precision against recall as the Hamming radius of the lookup grows from 0 to q.
+
+    Args:
+        curves: for each method its precision and recall by radius, float64 (q + 1,) each.
+        path: the picture to write (PNG).
+        title: its heading.
+    """
+    figure = _figure(6.4, 4.8)
+    axes = figure.subplots()
+    for (name, (precision, recall)), color in zip(curves.items(), COLORS, strict=False):
+        axes.plot(recall, precision, "-", color=color, linewidth=1.8, label=name)
+        if len(recall) > 2:
+            axes.plot(recall[2], precision[2], "o", color=color, markersize=7)
+    axes.plot([], [], "o", color="black", markersize=7, label="lookup within radius 2")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall (mean over queries)", ylabel="precision (mean over queries)")
+    axes.set_title(f"{title}\nthe Hamming radius grows from 0 along each line".strip(), fontsize=11)
+    axes.grid(color="0.9")
+    axes.legend(loc="lower left", frameon=True)
+    _write(figure, path)
+
+
+def rankings(
+    dataset: HashingDataset, query_codes: Codes, database_codes: Codes, path: Path, *, shown: int = 10, title: str = ""
+) -> None:
+    """Draw queries with their nearest images, the first of each label and the two that are answered worst.
+
+    Right results are framed green, wrong ones red.
+
+    Args:
+        dataset: with thumbnails.
+        query_codes: bool (queries, q), codes of ``dataset.query``.
+        database_codes: bool (database, q), codes of ``dataset.database``.
+        path: the picture to write (PNG).
+        shown: results for each query, the nearest first; images at the same distance in the database's order.
+        title: its heading.
+
+    Raises:
+        ValueError: if the dataset has no thumbnails.
+    """
+    if dataset.thumbnails is None:
+        raise ValueError(f"{dataset.name} has no thumbnails to draw")
+    query_words, database_words = codes.pack(query_codes), codes.pack(database_codes)
+
+    def search(q: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+        """Images found, their distances, and whether each is right."""
+        distance = codes.hamming(query_words[q], database_words)
+        nearest = distance.argsort(kind="stable")[:shown]
+        found = dataset.database[nearest]
+        return found, distance[nearest], dataset.similar(dataset.query[q], found)
+
+    right_answers = [int(search(q)[2].sum()) for q in range(len(query_words))]
+    queries = dict.fromkeys(_one_of_each_label(dataset), "query")
+    for q in sorted(range(len(query_words)), key=right_answers.__getitem__)[:2]:
+        queries[q] = "worst"
+    figure = _figure(0.85 * (shown + 1) + 0.6, 0.98 * len(queries) + 0.9)
+    for axes, (q, kind) in zip(figure.subplots(len(queries), shown + 1, squeeze=False), queries.items(), strict=True):
+        query = dataset.query[q]
+        labels = [name for name, on in zip(dataset.label_names, dataset.labels[query], strict=True) if on]
+        _picture(axes[0], dataset.thumbnails[query], ASKED, f"{kind}: {', '.join(labels) or 'no label'}")
+        for ax, image, distance, right in zip(axes[1:], *search(q), strict=False):
+            color = RIGHT if right else WRONG
+            _picture(ax, dataset.thumbnails[image], color, f"{distance} bit{'' if distance == 1 else 's'} off")
+        for ax in axes[1 + min(shown, len(database_words)) :]:
+            ax.set_axis_off()
+    figure.suptitle(f"{title}\nnearest first; green frame: shares a label with the query, red: does not".strip())
+    _write(figure, path)
+
+
+def code_strips(
+    methods: Mapping[str, Codes],
+    labels: NDArray[np.uint8],
+    label_names: Any,
+    path: Path,
+    *,
+    groups: Mapping[str, int] | None = None,
+    title: str = "",
+) -> None:
+    """Draw codes as black (1) and white (0) cells, a row for each image, sorted by its first label.
+
+    Args:
+        methods: for each method its codes, bool (n, q).
+        labels: multi-hot (n, L).
+        label_names: L names.
+        path: the picture to write (PNG).
+        groups: for methods that emit bits in groups, how many to a group; a gap is drawn between groups.
+        title: its heading.
+    """
+    first = labels.argmax(1)
+    order = first.argsort(kind="stable")
+    counts = np.bincount(first, minlength=labels.shape[1])
+    ends = counts.cumsum()
+    present = np.flatnonzero(counts)
+    figure = _figure(max(6.4, 0.6 + 2.3 * len(methods)), 5.6)
+    for axes, (name, bits) in zip(figure.subplots(1, len(methods), squeeze=False)[0], methods.items(), strict=True):
+        q = bits.shape[1]
+        starts = np.arange(0, q, (groups or {}).get(name, q))
+        gap = 0.8
+        for g, start in enumerate(starts):
+            stop = min(q, start + (groups or {}).get(name, q))
+            extent = (start + g * gap, stop + g * gap, len(bits), 0)
+            strip = bits[order, start:stop]
+            axes.imshow(strip, cmap="binary", vmin=0, vmax=1, aspect="auto", interpolation="nearest", extent=extent)
+            axes.hlines(ends[:-1], *extent[:2], color="#ee9933", linewidth=0.8)
+            axes.vlines(extent[:2], 0, len(bits), color="0.6", linewidth=0.8)
+        axes.set(xlim=(-0.3, q + gap * (len(starts) - 1) + 0.3), ylim=(len(bits), 0), title=name)
+        grouped = f", in groups of {groups[name]}" if groups and name in groups else ""
+        axes.set_xlabel(f"{q} bits{grouped}")
+        axes.set_xticks([])
+        axes.set_yticks((ends - counts / 2)[present] if axes.get_subplotspec().is_first_col() else [])
+        if axes.get_subplotspec().is_first_col():
+            axes.set_yticklabels([label_names[i] for i in present])
+            axes.set_ylabel("images, by label")
+        axes.tick_params(length=0)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+    figure.suptitle(f"{title}\nblack: 1, white: 0".strip())
+    _write(figure, path)
+
+
+def _one_of_each_label(dataset: HashingDataset, most: int = 10) -> list[int]:
+    """Positions among the queries: the first with each label, no query twice."""
+    labels = dataset.labels[dataset.query]
+    firsts = [int(column.argmax()) for column in labels.T if column.any()]
+    return list(dict.fromkeys(firsts))[:most]
+
+
+def _picture(axes: Any, pixels: NDArray[np.uint8], color: str, caption: str) -> None:
+    axes.imshow(pixels, interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    axes.set_xlabel(caption, fontsize=7.5, labelpad=2)
+    for spine in axes.spines.values():
+        spine.set(color=color, linewidth=3)
+
+
+def _figure(width: float, height: float) -> Any:
+    """A figure of so many inches, drawn without a display and without matplotlib's global state."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _write(figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.png")
+    figure.savefig(temporary, dpi=150, format="png")
+    os.replace(temporary, path)

@@ -1,0 +1,98 @@
+"""The first thing to run: an agent learns to hash handwritten digits, beside three rivals, in a minute or two.
+
+make quickstart        (or: python -m benchmarks.quickstart)
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+import hashgym.data
+from benchmarks import drlih, figures
+from benchmarks.results import Results
+
+__all__ = ["Args", "main"]
+
+NEXT = r"""[bold]Next[/bold]
+  watch how the agent learnt
+    tensorboard --logdir {out}
+  take the environment into your own hands
+    env = gymnasium.make("hashgym:BitGroupHashing-v0", dataset="digits", bits=24, render_mode="ansi")
+  hash real pictures (CIFAR-10 as Python batches or class folders in DIR), then fill the table for them
+    hashgym features --dataset cifar10 --root DIR --backbone efficientnet_lite0 --size 160 --out features/cifar10
+    python -m benchmarks.drlih --features features/cifar10 --out runs/cifar10"""
+
+
+@dataclass(frozen=True)
+class Args:
+    """What to run."""
+
+    out: Path = Path("runs/quickstart")
+    """Where everything is written."""
+    features: str = "digits"
+    """An embedded dataset's name, or a folder that `hashgym features` wrote."""
+    bits: int = 24
+    """Code length."""
+    methods: tuple[str, ...] = ("lsh", "itq", "noseq", "drlih")
+    """Hashers and agents, see `benchmarks.drlih`; the last one's search results are drawn."""
+    seed: int = 0
+    """Of every method."""
+
+
+def main(args: Args, console: Console | None = None) -> None:
+    """Train, measure, draw.
+
+    Raises:
+        ValueError: for methods, data or a code length that cannot be had.
+    """
+    console = console or Console()
+    dataset = hashgym.data.load(args.features).standardized()
+    cells = [drlih.Cell(args.features, method, args.bits, args.seed) for method in args.methods]
+    groups = {cell.method: k for cell in cells if (k := drlih.group_bits(cell))}
+    console.print(
+        f"[bold]{dataset.name}[/bold]: {len(dataset):,} images of {dataset.dim} features, {len(dataset.train):,} to "
+        f"learn from, {len(dataset.query):,} queries, {len(dataset.database):,} to search; codes of {args.bits} bits"
+    )
+    results = Results(args.out)
+    table = Table(caption="mAP is the mean over all orders of images at the same distance; bounds: worst to best order")
+    for heading in ("method", "mAP", "bounds", "precision, radius 2", "training"):
+        table.add_column(heading, justify="left" if heading == "method" else "right")
+    codes, curves = {}, {}
+    for cell in cells:
+        console.print(f"training {cell.method}")
+        start = time.perf_counter()
+        encode = drlih.fit(cell, dataset, out=args.out / cell.method, progress=True)
+        seconds = time.perf_counter() - start
+        codes[cell.method], result = drlih.measure(encode, dataset)
+        curves[cell.method] = result.precision_by_radius, result.recall_by_radius
+        results.append(drlih.row(cell, dataset, result, seconds))  # peak_mb: of this process so far
+        bounds = f"{result.map_pessimistic:.3f} to {result.map_optimistic:.3f}"
+        table.add_row(cell.method, f"{result.map:.3f}", bounds, f"{result.precision_within:.3f}", f"{seconds:.1f} s")
+    console.print(table)
+
+    title, best = f"{dataset.name}, {args.bits} bits", args.methods[-1]
+    figures.precision_recall(curves, args.out / "precision_recall.png", title)
+    queries = {method: query for method, (query, _) in codes.items()}
+    labels = dataset.labels[dataset.query]
+    figures.code_strips(queries, labels, dataset.label_names, args.out / "codes.png", groups=groups, title=title)
+    if dataset.thumbnails is not None:
+        figures.rankings(dataset, *codes[best], args.out / "results.png", title=f"{title}, {best}")
+    console.print("\n[bold]Written[/bold]")
+    for path in sorted(args.out.iterdir()):
+        if not path.name.startswith("."):
+            console.print(f"  {path}{'/' if path.is_dir() else ''}", highlight=False, soft_wrap=True)
+    console.print("\n" + NEXT.format(out=args.out), highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Args))
+    except ValueError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,257 @@
+"""What all benchmarks share: rows in a CSV that survives a kill, resuming, intervals over seeds, tables."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from rich.table import Table
+
+__all__ = ["COLUMNS", "KEY", "Estimate", "Results", "describe", "estimate", "peak_mb", "revision", "table"]
+
+KEY = ("dataset", "features", "method", "bits", "seed")
+COLUMNS = (
+    *KEY,
+    "map",
+    "map_optimistic",
+    "map_pessimistic",
+    "precision_radius2",
+    "recall_radius2",
+    "train_seconds",
+    "peak_mb",
+    "version",
+    "revision",
+    "config",
+)
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The rows of ``results.csv`` in a folder, one a run.
+
+    A row is written whole or not at all, and several processes may append to one file. A run is named by its ``key``
+    columns; what else decides its outcome is in ``config``, as JSON.
+
+    Attributes:
+        folder: where ``results.csv`` lies; made with the first row.
+        columns: all columns, in order.
+        key: the columns that name a run.
+    """
+
+    folder: Path
+    columns: Sequence[str] = COLUMNS
+    key: Sequence[str] = field(default=KEY)
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.folder / "results.csv"
+
+    def rows(self) -> list[dict[str, str]]:
+        """All rows as they are written, texts by column.
+
+        Raises:
+            ValueError: if the file has other columns, as another benchmark or an older version writes.
+        """
+        if not self.path.exists():
+            return []
+        with open(self.path, newline="") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+        if tuple(reader.fieldnames or ()) != tuple(self.columns):
+            raise ValueError(
+                f"{self.path} has the columns {reader.fieldnames}, not {list(self.columns)}: use another --out"
+            )
+        return rows
+
+    def append(self, row: Row) -> None:
+        """Add a row, in the place of one with the same key if there is one.
+
+        Raises:
+            ValueError: if a column is missing or unknown.
+        """
+        if set(row) != set(self.columns):
+            raise ValueError(f"a row has the columns {list(self.columns)}; differing: {set(row) ^ set(self.columns)}")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(self.folder / ".results.lock"):
+            kept = [old for old in self.rows() if self._name(old) != self._name(row)]
+            text = io.StringIO()
+            writer = csv.DictWriter(text, self.columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows([*kept, row])
+            temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+            temporary.write_text(text.getvalue(), newline="")
+            os.replace(temporary, self.path)
+
+    def done(self, row: Row, *, replace: bool = False) -> bool:
+        """Whether the run that ``row`` names (key columns and ``config``) is in the file.
+
+        Raises:
+            ValueError: if it is there with another configuration, unless ``replace``.
+        """
+        for old in self.rows():
+            if self._name(old) == self._name(row):
+                if old["config"] != row["config"] and replace:
+                    return False
+                if old["config"] != row["config"]:
+                    name = " ".join(self._name(row))
+                    raise ValueError(
+                        f"{self.path} holds {name} run with another configuration ({_difference(old, row)}): "
+                        "use another --out, or --replace to run it again"
+                    )
+                return True
+        return False
+
+    def _name(self, row: Row) -> tuple[str, ...]:
+        return tuple(str(row[column]) for column in self.key)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock that other processes wait for; the system lets go of it when this process dies."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: one process a folder, please
+        yield
+        return
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _difference(old: Row, new: Row) -> str:
+    before, after = json.loads(old["config"]), json.loads(new["config"])
+    changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    return ", ".join(f"{name}: {before.get(name)!r} -> {after.get(name)!r}" for name in changed)
+
+
+def describe(config: Mapping[str, Any]) -> str:
+    """A configuration as the text of the ``config`` column: equal configurations give equal texts."""
+    return json.dumps(config, sort_keys=True, default=str)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over runs with its confidence interval; the bounds are NaN where one run a stratum says nothing."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """``.671`` and, on a second line, ``[.668, .674]``."""
+        spread = "" if np.isnan(self.low) else f"\n[{_short(self.low)}, {_short(self.high)}]"
+        return _short(self.mean) + spread
+
+
+def estimate(strata: Sequence[ArrayLike], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Estimate:
+    """Mean over strata of the mean over runs, with a stratified percentile bootstrap.
+
+    Runs are drawn with replacement inside each stratum (a code length, a dataset), never across: Agarwal et al.,
+    "Deep reinforcement learning at the edge of the statistical precipice", 2021. With few runs the interval is too
+    narrow: it cannot leave the range of what was seen.
+
+    Args:
+        strata: one array of scores for each stratum, not necessarily equally long.
+        confidence: of the interval.
+        resamples: bootstrap samples.
+        seed: draws them.
+
+    Raises:
+        ValueError: for no strata or an empty one.
+    """
+    scores = [np.asarray(stratum, np.float64).ravel() for stratum in strata]
+    if not scores or not all(len(stratum) for stratum in scores):
+        raise ValueError("an estimate needs at least one stratum and one score in each")
+    mean = float(np.mean([stratum.mean() for stratum in scores]))
+    if any(len(stratum) == 1 for stratum in scores):
+        return Estimate(mean, np.nan, np.nan)
+    rng = np.random.default_rng(seed)
+    means = [stratum[rng.integers(len(stratum), size=(resamples, len(stratum)))].mean(1) for stratum in scores]
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(np.mean(means, axis=0), [tail, 100 - tail])
+    return Estimate(mean, float(low), float(high))
+
+
+def table(rows: Sequence[Row], title: str = "") -> Table:
+    """mAP by method and code length, mean over seeds with its 95% interval, the best mean in bold.
+
+    The last columns are over all code lengths: the stratified mean of mAP, the median training time of a run and the
+    largest peak memory.
+    """
+    lengths = sorted({int(row["bits"]) for row in rows})
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+
+    def of(column: str, method: str, bits: int) -> list[float]:
+        return [float(row[column]) for row in rows if row["method"] == method and int(row["bits"]) == bits]
+
+    grid = {(m, b): estimate([of("map", m, b)]) for m in methods for b in lengths if of("map", m, b)}
+    best = {b: max(e.mean for (_, bits), e in grid.items() if bits == b) for b in lengths}
+    counts = [len(of("map", *cell)) for cell in grid]
+    runs = f"{min(counts)} to {max(counts)}" if len(set(counts)) > 1 else str(counts[0]) if counts else "0"
+    out = Table(title=title, caption=f"tie-aware mAP, mean over {runs} runs [95% bootstrap interval]")
+    out.add_column("method")
+    for bits in lengths:
+        out.add_column(f"{bits} bits", justify="right")
+    for heading in ("all lengths", "training s", "peak MB"):
+        out.add_column(heading, justify="right")
+    for method in methods:
+        cells = []
+        for bits in lengths:
+            here = grid.get((method, bits))
+            mark = "[bold]" if here and here.mean == best[bits] else ""
+            cells.append(f"{mark}{_escape(str(here))}" if here else "-")
+        own = [row for row in rows if row["method"] == method]
+        whole = [of("map", method, bits) for bits in lengths]
+        cells.append(_escape(str(estimate(whole))) if all(whole) else "-")
+        cells.append(f"{np.median([float(row['train_seconds']) for row in own]):.1f}")
+        cells.append(f"{max(float(row['peak_mb']) for row in own):.0f}")
+        out.add_row(method, *cells)
+    return out
+
+
+def _short(value: float) -> str:
+    """.671 rather than 0.671, as the field writes it."""
+    return f"{value:.3f}".removeprefix("0")
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def peak_mb() -> float:
+    """The most memory this process has had resident, in MB (10^6 bytes)."""
+    with contextlib.suppress(OSError), open("/proc/self/status") as status:
+        # getrusage would count the parent's memory in a process that was forked from it.
+        for line in status:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+@lru_cache
+def revision() -> str:
+    """The git commit of this checkout, with "-dirty" where files differ from it; "" outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        run = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return run.stdout.strip()

@@ -1,0 +1,89 @@
+"""The DRLIH benchmark, run for real on digits."""
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import hashgym
+from benchmarks import drlih
+from benchmarks.results import Results
+from hashgym.data import digits
+from hashgym.retrieval import mean_average_precision
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("drlih")
+    args = drlih.Args(out=out, methods=("lsh", "itq"), bits=(8,), seeds=1, jobs=2)
+    console = Console(record=True, quiet=False, width=120)
+    return args, drlih.main(args, console), console.export_text()
+
+
+def test_rows_say_what_was_run_and_how_well(finished):
+    args, failed, text = finished
+    assert failed == 0
+    rows = Results(args.out).rows()
+    assert {(r["method"], r["seed"]) for r in rows} == {(m, s) for m in args.methods for s in "0"}
+    dataset = digits.load().standardized()
+    for r in rows:
+        assert (r["dataset"], r["bits"], r["version"]) == ("digits", "8", hashgym.__version__)
+        assert float(r["map_pessimistic"]) < float(r["map"]) < float(r["map_optimistic"])
+        assert 50 < float(r["peak_mb"]) < 3000
+        hasher = hashgym.hashers.make(r["method"], bits=8, seed=int(r["seed"])).fit(dataset.features[dataset.train])
+        query, database = (hasher.encode(dataset.features[i]) for i in (dataset.query, dataset.database))
+        expected = mean_average_precision(
+            query, dataset.labels[dataset.query], database, dataset.labels[dataset.database]
+        )
+        assert float(r["map"]) == pytest.approx(expected, abs=1e-3)
+    mean = np.mean([float(r["map"]) for r in rows if r["method"] == "itq"])
+    assert f"{mean:.3f}".removeprefix("0") in text
+
+
+def test_finished_runs_are_skipped_and_new_ones_added(finished, monkeypatch):
+    args, _, _ = finished
+    before = Results(args.out).path.read_bytes()
+    monkeypatch.setattr(drlih, "_run_apart", lambda cell: pytest.fail(f"{cell} was run again"))
+    console = Console(record=True, width=120)
+    assert drlih.main(args, console) == 0
+    assert "2 of 2 runs are in" in console.export_text()
+    assert Results(args.out).path.read_bytes() == before
+
+
+def test_another_configuration_stops_before_anything_runs(finished, monkeypatch):
+    args, _, _ = finished
+    monkeypatch.setattr(drlih, "_run_apart", lambda cell: pytest.fail("ran"))
+    monkeypatch.setattr(drlih, "_config", lambda cell, dataset: {"iterations": 51})
+    with pytest.raises(ValueError, match=r"another configuration .*iterations: 50 -> 51|data: "):
+        drlih.main(args)
+
+
+def test_one_failing_run_does_not_cost_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(drlih, "_run_apart", drlih.run)  # in this process: quicker
+    console = Console(record=True, width=200)
+    args = drlih.Args(out=tmp_path, methods=("itq", "lsh"), bits=(62,), seeds=1)
+    assert drlih.main(args, console) == 1
+    assert "itq 62 bits seed 0 failed" in (text := console.export_text())
+    assert "at most 61 bits" in text
+    assert [r["method"] for r in Results(tmp_path).rows()] == ["lsh"]
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"methods": ("lsh", "nosuch")}, "no method 'nosuch': choose from lsh, itq, noseq"),
+        ({"bits": (0,)}, "bits must be"),
+        ({"seeds": 0}, "at least one seed"),
+        ({"features": "no/such/folder"}, "neither a folder"),
+    ],
+)
+def test_bad_arguments_stop_before_anything_runs(tmp_path, change, match):
+    args = {"out": tmp_path, "methods": ("lsh",), "bits": (8,), "seeds": 1, **change}
+    with pytest.raises(ValueError, match=match):
+        drlih.main(drlih.Args(**args))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_split_is_part_of_the_configuration():
+    cell = drlih.Cell("digits", "lsh", 8, 0)
+    assert drlih._config(cell, digits.load(0)) == drlih._config(cell, digits.load(0))
+    assert drlih._config(cell, digits.load(0)) != drlih._config(cell, digits.load(1))

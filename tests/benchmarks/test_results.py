@@ -1,0 +1,193 @@
+"""Rows that survive kills, resuming, intervals, the table."""
+
+import csv
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from benchmarks.results import COLUMNS, Results, describe, estimate, peak_mb, revision, table
+
+
+def row(**changes):
+    values = dict.fromkeys(COLUMNS, 0.5)
+    names = {"dataset": "d", "features": "f", "method": "m", "bits": 8, "seed": 0, "config": describe({"a": 1})}
+    return {**values, **names, **changes}
+
+
+def test_rows_are_read_as_they_were_written(tmp_path):
+    results = Results(tmp_path / "new" / "folder")
+    assert results.rows() == []
+    first, second = row(features='odd, "quoted"\nname', map=1 / 3), row(seed=1, version="1.0")
+    results.append(first)
+    results.append(second)
+    assert results.rows() == [{c: str(r[c]) for c in COLUMNS} for r in (first, second)]
+    assert float(results.rows()[0]["map"]) == 1 / 3
+    with open(results.path, newline="") as file:
+        assert next(csv.reader(file)) == list(COLUMNS)
+
+
+def test_a_row_replaces_the_one_with_its_key(tmp_path):
+    results = Results(tmp_path)
+    for change in ({}, {"seed": 1}, {"map": 0.9}):
+        results.append(row(**change))
+    assert [(r["seed"], r["map"]) for r in results.rows()] == [("1", "0.5"), ("0", "0.9")]
+
+
+def test_what_is_done_is_known_and_changed_configurations_are_noticed(tmp_path):
+    results = Results(tmp_path)
+    assert not results.done(row())
+    results.append(row())
+    assert results.done(row(map=0.1))  # only key and configuration count
+    for other in ({"bits": 9}, {"seed": 1}, {"method": "n"}, {"dataset": "e"}, {"features": "g"}):
+        assert not results.done(row(**other))
+    changed = row(config=describe({"a": 2, "b": None}))
+    with pytest.raises(ValueError, match=r"d f m 8 0 run with another configuration \(a: 1 -> 2\)"):
+        results.done(changed)
+    assert not results.done(changed, replace=True)
+
+
+def test_equal_configurations_are_described_equally():
+    assert describe({"a": 1, "b": (1, 2)}) == describe({"b": [1, 2], "a": 1})
+
+
+def test_rows_with_other_columns_are_refused(tmp_path):
+    results = Results(tmp_path)
+    with pytest.raises(ValueError, match="extra"):
+        results.append({**row(), "extra": 1})
+    with pytest.raises(ValueError, match="map"):
+        results.append({name: value for name, value in row().items() if name != "map"})
+    assert not results.path.exists()
+    results.path.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="use another --out"):
+        results.append(row())
+    assert results.path.read_text() == "a,b\n1,2\n"
+
+
+WRITER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+sys.path.insert(0, {here!r})
+from benchmarks.results import Results
+from test_results import row
+results = Results(Path({out!r}))
+print("ready", flush=True)
+for seed in range({start}, {start} + {count}):
+    results.append(row(seed=seed, config="x" * 20000))
+"""
+
+
+def writer(out, start, count):
+    here = os.path.dirname(__file__)
+    code = WRITER.format(root=os.path.dirname(os.path.dirname(here)), here=here, out=str(out), start=start, count=count)
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+
+
+def test_a_kill_never_leaves_half_a_row(tmp_path):
+    results = Results(tmp_path)
+    for attempt in range(3):
+        process = writer(tmp_path, 1000 * attempt, 1000)
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.05 * (attempt + 1))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        rows = results.rows()
+        assert all(r["config"] == "x" * 20000 and r["recall_radius2"] == "0.5" for r in rows)
+    count = len(rows)
+    results.append(row(seed=-1))  # no lock is left behind
+    assert len(results.rows()) == count + 1
+
+
+def test_two_writers_lose_no_row(tmp_path):
+    processes = [writer(tmp_path, start, 15) for start in (0, 100)]
+    assert [process.wait() for process in processes] == [0, 0]
+    seeds = {int(r["seed"]) for r in Results(tmp_path).rows()}
+    assert seeds == {*range(15), *range(100, 115)}
+
+
+def naive_interval(strata, confidence):
+    """Every possible resample, enumerated."""
+    per_stratum = [[np.mean(s) for s in itertools.product(stratum, repeat=len(stratum))] for stratum in strata]
+    means = [np.mean(choice) for choice in itertools.product(*per_stratum)]
+    return np.percentile(means, [50 * (1 - confidence), 50 * (1 + confidence)], method="inverted_cdf")
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.lists(st.floats(0, 1), min_size=2, max_size=3), min_size=1, max_size=2), st.floats(0.5, 0.9))
+def test_intervals_are_close_to_all_resamples_enumerated(strata, confidence):
+    found = estimate(strata, confidence, resamples=20_000)
+    assert found.mean == pytest.approx(np.mean([np.mean(s) for s in strata]))
+    # few resamples are possible, so quantiles jump: compare at confidences a little to both sides
+    wide_low, wide_high = naive_interval(strata, min(1.0, confidence + 0.03))
+    low, high = naive_interval(strata, confidence - 0.03)
+    tolerance = 1e-9
+    assert wide_low - tolerance <= found.low <= low + tolerance
+    assert high - tolerance <= found.high <= wide_high + tolerance
+
+
+def test_strata_are_resampled_apart():
+    """Two strata without spread have an interval without width, however far apart they lie."""
+    apart = estimate([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
+    assert (apart.mean, apart.low, apart.high) == (0.5, 0.5, 0.5)
+    assert estimate([[0.0, 0.0, 0.0, 1.0, 1.0, 1.0]]).low < 0.4
+
+
+def test_intervals_cover_the_mean_about_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    runs = [estimate([rng.normal(0, 1, 30)], resamples=500) for _ in range(300)]
+    assert 0.88 < np.mean([e.low <= 0 <= e.high for e in runs]) < 0.99
+
+
+def test_one_run_has_no_interval_and_none_no_mean():
+    one = estimate([[0.7]])
+    assert one.mean == 0.7
+    assert np.isnan(one.low)
+    assert str(one) == ".700"
+    for empty in ([], [[]], [[1.0], []]):
+        with pytest.raises(ValueError, match="at least one"):
+            estimate(empty)
+
+
+def shown(rows):
+    console = Console(width=140, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(table(rows, "title"))
+    return console.export_text()
+
+
+def test_the_table_has_means_intervals_and_gaps():
+    rows = [row(method="a", bits=b, seed=s, map=m, train_seconds=s, peak_mb=100 + s) for b, s, m in [
+        (8, 0, 0.5), (8, 1, 0.7), (12, 0, 0.6), (12, 1, 0.6)]] + [row(method="b", bits=8, seed=0, map=1.0)]  # fmt: skip
+    text = shown(rows)
+    assert ".600" in text
+    assert "[.500, .700]" in text
+    assert "1.000" in text
+    assert "[.550, .650]" in text  # over both lengths
+    assert "101" in text
+    assert "mean over 1 to 2 runs" in text
+    line = next(line for line in text.splitlines() if "│ b " in line)
+    assert [cell.strip() for cell in line.strip("│").split("│")] == ["b", "1.000", "-", "-", "0.5", "0"]
+
+
+def test_an_empty_table_is_drawn():
+    assert "title" in shown([])
+
+
+def test_peak_memory_is_this_process_own():
+    code = "import numpy as np; from benchmarks.results import peak_mb; a = np.ones(10**7); print(peak_mb())"
+    ballast = np.ones(5 * 10**7)  # 400 MB here must not be counted there
+    peak = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert 80 < peak < 300
+    assert peak_mb() > ballast.nbytes / 1e6
+
+
+def test_revision_is_one_word():
+    assert len(revision().split()) <= 1
