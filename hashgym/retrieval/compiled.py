@@ -64,16 +64,13 @@ def _fill_keys(
     similar: NDArray[np.uint8],
     width: int,
 ) -> None:
-    """keys[j] = distance of item j to the code, plus ``width`` where the two share a label."""
+    """keys[j] = distance of item start + j to the code, plus ``width`` where the two share a label."""
+    keys[:] = 0
+    similar[:] = 0
     for w in range(len(code)):
         word, column = code[w], database[w][start : start + len(keys)]
-        if w == 0:
-            for j in range(len(keys)):
-                keys[j] = _popcount(word ^ column[j])
-        else:
-            for j in range(len(keys)):
-                keys[j] += _popcount(word ^ column[j])
-    similar[:] = 0
+        for j in range(len(keys)):
+            keys[j] += _popcount(word ^ column[j])
     for v in range(len(label)):
         word, column = label[v], labels[v][start : start + len(keys)]
         if word:
@@ -200,7 +197,7 @@ def credit(
                     _count_bits(base + row * np.uint64(keys[j]) + np.uint64(64 * w), word ^ column[j])
             for j in range(length):
                 items[keys[j]] += 1
-            total = differing.ravel()
-            for k in range(total.size):
-                total[k] += octets[k]
+            flat = differing.ravel()
+            for k in range(flat.size):
+                flat[k] += octets[k]
         _precisions(items, differing, harmonic, precision[i : i + 1], flipped[i])
