@@ -380,7 +380,8 @@ def _credit(
         counts = np.bincount(keys, minlength=2 * width + 1)
         (present,) = np.nonzero(counts)
         ones = np.zeros((2 * width + 1, bits), np.int64)
-        ones[present] = np.add.reduceat(octets[order], (np.cumsum(counts) - counts)[present], axis=0, dtype=np.int64)
+        starts = (np.cumsum(counts) - counts)[present]
+        ones[present] = np.add.reduceat(octets.take(order, axis=0), starts, axis=0, dtype=np.int32)
         counts, ones = counts[:-1].reshape(2, width), ones[:-1].reshape(2, width, bits)
         if not counts[1].any():
             continue
