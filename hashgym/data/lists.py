@@ -51,18 +51,18 @@ def read(path: str | Path, root: str | Path | None = None, *, allow_missing: boo
             roles[name] = "train+database" if name in roles else part
     if not rows:
         raise DataError(f"{source} lists no images; wanted: {LAYOUT}")
-    table = np.array([np.frombuffer(row.encode(), np.uint8) - ord("0") for row in rows.values()])
+    if len(counts := {len(row) for row in rows.values()}) > 1:
+        raise DataError(f"the lists in {source} have different numbers of labels: {sorted(counts)}")
 
-    places = [_place(base, name) for name in rows]
-    missing = set(require_all(f"list {source.name}", rows, [place is not None for place in places], allow_missing))
-    there = [i for i, name in enumerate(rows) if name not in missing]
-    listed = list(rows)
+    places = {name: _place(base, name) for name in rows}
+    missing = require_all(f"list {source.name}", rows, [place is not None for place in places.values()], allow_missing)
+    there = {name: place for name, place in places.items() if place is not None}
     return ImageCollection(
         name=f"list:{source.stem}",
-        names=tuple("/".join((roles[listed[i]], listed[i].lstrip("/"))).lstrip("/") for i in there),
-        labels=table[there],
-        label_names=tuple(str(i) for i in range(table.shape[1])),
-        read=OpenImage(base, [str(places[i]) for i in there]),
+        names=tuple("/".join((roles[name], name.lstrip("/"))).lstrip("/") for name in there),
+        labels=np.array([[int(label) for label in rows[name]] for name in there], np.uint8),
+        label_names=tuple(str(i) for i in range(min(counts))),
+        read=OpenImage(base, tuple(there.values())),
         provenance={"source": f"list {source.name}", "missing": len(missing)},
     )
 

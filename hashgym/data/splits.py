@@ -269,8 +269,8 @@ def _balanced(pool: NDArray[np.int64], labels: NDArray[np.uint8], count: int) ->
     queues = [iter(pool[labels[pool, column] > 0].tolist()) for column in rarest_first]
     taken: dict[int, None] = {}
     while len(taken) < count:
-        for queue in queues[: count - len(taken)]:
+        for queue in queues:
             chosen = next((image for image in queue if image not in taken), None)
-            if chosen is not None:
+            if chosen is not None and len(taken) < count:
                 taken[chosen] = None
     return np.fromiter(taken, np.int64, len(taken))

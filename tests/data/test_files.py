@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from hashgym.data import DataError, files
+
+
+def test_natural_order_puts_2_before_10() -> None:
+    names = ["im10.jpg", "im2.jpg", "a/im1.jpg", "im1.jpg", "im02.jpg", "b", ""]
+    assert sorted(names, key=files.natural) == ["", "a/im1.jpg", "b", "im1.jpg", "im02.jpg", "im2.jpg", "im10.jpg"]
+
+
+def test_image_files_are_found_below_and_hidden_ones_skipped(tmp_path: Path) -> None:
+    for name in ("b/10.PNG", "b/9.jpeg", "a.jpg", "notes.txt", ".hidden.jpg", ".cache/x.jpg", "b/._9.jpeg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert files.image_files(tmp_path) == ["a.jpg", "b/9.jpeg", "b/10.PNG"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour"), [("RGB", (9, 8, 7)), ("L", 9), ("1", 1), ("P", 3), ("RGBA", (9, 8, 7, 0)), ("LA", (9, 0))]
+)
+def test_every_mode_becomes_rgb(tmp_path: Path, mode: str, colour: object) -> None:
+    image = Image.new(mode, (5, 3), colour)  # type: ignore[arg-type]
+    image.save(tmp_path / "a.png")
+    opened = files.open_image(tmp_path / "a.png")
+    assert opened.mode == "RGB"
+    assert opened.size == (5, 3)
+    np.testing.assert_array_equal(np.asarray(opened), np.asarray(image.convert("RGB")))
+
+
+def test_cmyk_jpeg_becomes_rgb(tmp_path: Path) -> None:
+    Image.new("CMYK", (5, 3), (0, 0, 0, 0)).save(tmp_path / "a.jpg")
+    assert np.asarray(files.open_image(tmp_path / "a.jpg")).min() > 250
+
+
+def test_exif_orientation_turns_the_picture_upright(tmp_path: Path) -> None:
+    image = Image.new("RGB", (6, 2), (0, 0, 0))
+    image.putpixel((0, 0), (255, 255, 255))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
+    image.save(tmp_path / "a.png", exif=exif)
+    opened = files.open_image(tmp_path / "a.png")
+    assert opened.size == (2, 6)
+    assert opened.getpixel((1, 0)) == (255, 255, 255)
+
+
+def test_truncated_images_are_refused_by_name(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    for suffix in ("jpg", "png", "bmp", "gif", "webp", "tiff"):
+        path = tmp_path / f"whole.{suffix}"
+        Image.fromarray(noise).save(path)
+        files.open_image(path)
+        broken = tmp_path / f"broken.{suffix}"
+        broken.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 5])
+        with pytest.raises(DataError, match=rf"train/7.{suffix} is damaged"):
+            files.open_image(broken, f"train/7.{suffix}")
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n" + bytes(40)])
+def test_other_bytes_are_no_picture(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.jpg is damaged or no picture"):
+        files.open_image(tmp_path / "a.jpg")
+
+
+def test_missing_files_and_folders(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"gone\.jpg cannot be read: No such file"):
+        files.open_image(tmp_path / "gone.jpg")
+    (tmp_path / "a.jpg").mkdir()
+    with pytest.raises(DataError, match=r"a\.jpg cannot be read"):
+        files.open_image(tmp_path / "a.jpg")
+
+
+def test_more_than_8_bits_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(DataError, match=r"deep.png has more than 8 bits.*convert"):
+        files.open_image(tmp_path / "deep.png")
+
+
+def test_decompression_bombs_are_refused_before_they_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("1", (4_000, 3_000)).save(tmp_path / "big.png")
+    monkeypatch.setattr(files, "MAX_PIXELS", 10_000_000)
+    with pytest.raises(DataError, match="4000 x 3000 pixels"):
+        files.open_image(tmp_path / "big.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)  # Pillow's own guard
+    with pytest.raises(DataError, match=r"big\.png is damaged or no picture"):
+        files.open_image(tmp_path / "big.png")
+
+
+def test_an_opener_goes_to_other_processes(tmp_path: Path) -> None:
+    Image.new("RGB", (2, 2), (1, 2, 3)).save(tmp_path / "a.png")
+    opener = pickle.loads(pickle.dumps(files.OpenImage(tmp_path, ["a.png"])))
+    assert opener(0).getpixel((0, 0)) == (1, 2, 3)
+
+
+def test_missing_images_are_counted_and_named() -> None:
+    with pytest.raises(DataError, match=r"pets: 4 of 5 images are missing \(a, b, c, \.\.\.\).*allow_missing=True"):
+        files.require_all("pets", "abcde", [False, False, False, True, False], False)
+    assert files.require_all("pets", "abc", [False, True, False], True) == ["a", "c"]
+    assert files.require_all("pets", "ab", [True, True], False) == []
