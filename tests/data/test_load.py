@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hashgym import data
+from hashgym.data import DataError, HashingDataset, cache, splits
+
+
+def test_every_dataset_is_listed_with_its_splits() -> None:
+    listed = {info.name: info for info in data.datasets()}
+    assert list(listed) == [
+        *("digits", "digit-scenes", "cifar10", "mirflickr25k", "nuswide21", "coco", "folder:PATH", "list:FILE"),
+    ]
+    for info in listed.values():
+        assert info.description
+        assert info.reads_from
+        assert list(info.splits) == list(splits.rules(info.name))
+        assert all(info.splits.values())
+    assert [info.name for info in listed.values() if info.embedded] == ["digits", "digit-scenes"]
+
+
+def test_digits() -> None:
+    digits = data.load("digits")
+    assert digits.features.shape == (1_797, 64)
+    assert (digits.features.min(), digits.features.max()) == (0, 1)
+    assert (len(digits.query), len(digits.train), len(digits.database)) == (300, 1_000, 1_497)
+    np.testing.assert_array_equal(digits.labels[digits.query].sum(axis=0), 30)
+    np.testing.assert_array_equal(digits.labels[digits.train].sum(axis=0), 100)
+    assert digits.thumbnails is not None
+    assert digits.thumbnails.shape == (1_797, 32, 32, 3)
+    assert digits.thumbnails[0, 0, 0, 0] == 255 - round(255 * digits.features[0, 0])
+    np.testing.assert_array_equal(digits.query, data.load("digits", seed=0).query)
+    other = data.load("digits", seed=1, queries=50)
+    assert (len(other.query), len(other.train)) == (50, 1_000)
+    assert other.provenance["split_seed"] == 1
+    with pytest.raises(DataError, match="digits has no split 'mch'; it has digits"):
+        data.load("digits", split="mch")
+
+
+def test_a_dataset_is_returned_as_it_is_or_split_again(multi_label: HashingDataset) -> None:
+    assert data.load(multi_label) is multi_label
+    again = data.load(multi_label, split="random", queries=4, train=9, seed=5)
+    assert (len(again.query), len(again.train), len(again.database)) == (4, 9, 56)
+    assert again.features is multi_label.features
+    other = data.load(again, seed=6)  # the numbers asked for stay
+    assert (len(other.query), len(other.train)) == (4, 9)
+    assert not np.array_equal(other.train, again.train)
+    np.testing.assert_array_equal(data.load(again, train=9).train, again.train)  # and so does the seed
+    assert len(data.load(again, split="random").query) == 6  # but not with another split
+
+
+def test_a_folder_of_features(tmp_path: Path, multi_label: HashingDataset) -> None:
+    cache.save(multi_label, tmp_path / "small")
+    for path in (tmp_path / "small", str(tmp_path / "small")):
+        loaded = data.load(path)
+        np.testing.assert_array_equal(loaded.features, multi_label.features)
+        np.testing.assert_array_equal(loaded.query, multi_label.query)
+    again = data.load(tmp_path / "small", queries=5)
+    assert len(again.query) == 5
+    np.testing.assert_array_equal(again.labels, multi_label.labels)
+
+
+def test_images_without_features_name_the_command() -> None:
+    for name in ("cifar10", "mirflickr25k", "nuswide21", "coco"):
+        command = f"hashgym features --dataset {name} --root DIR --backbone efficientnet_lite0 --out DIR"
+        with pytest.raises(DataError, match=command):
+            data.load(name)
+    with pytest.raises(DataError, match="features --dataset folder:pets --backbone"):
+        data.load("folder:pets")
+    with pytest.raises(DataError, match=r"neither a folder of features nor one of digits, digit-scenes"):
+        data.load("nowhere/at/all")
+
+
+def test_read_images_names_what_is_wrong() -> None:
+    with pytest.raises(DataError, match=r"no dataset 'mnist' of images; there are cifar10, mirflickr25k"):
+        data.read_images("mnist", ".")
+    for name in ("folder:", "list:", "cifar10:x", "folder:PATH", "folder"):
+        with pytest.raises(DataError):
+            data.read_images(name, ".")
+    with pytest.raises(DataError, match=r"digits is embedded and has features already: use hashgym.data.load"):
+        data.read_images("digits", ".")
+    with pytest.raises(DataError, match=r"coco needs the folder it lies in \(--root\); wanted: annotations"):
+        data.read_images("coco")
+
+
+def test_the_import_is_light() -> None:
+    code = "import sys, hashgym.data; hashgym.data.datasets(); print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"PIL", "sklearn", "torch", "matplotlib", "scipy"} & set(modules)
