@@ -1,0 +1,1 @@
+"""Agents: one readable, importable file per algorithm; each runs as `python -m agents.NAME`."""

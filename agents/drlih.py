@@ -1,0 +1,619 @@
+"""DRLIH: policy gradient agents that learn to hash on BitGroupHashing-v0, one readable file.
+
+    python -m agents.drlih --dataset digits --bits 24 --out runs/drlih
+
+Peng, Zhang and Ye, "Deep Reinforcement Learning for Image Hashing", 2018. Four variants of one loop:
+
+* ``paper``: the paper's cell and equations 5 to 9 with the signs put right: REINFORCE on the group reward of sampled
+  bits, and the gradient of the triplet ranking loss of the whole relaxed code.
+* ``released``: the objective of the authors' released code, which differs: nothing is sampled, there are no groups, and
+  the term called policy loss raises the probability of penalised bits.
+* ``hashgym``: our recurrent policy, trained by per-bit credit: the environment says what every emitted bit was worth
+  in average precision, so that each bit is its own one-step bandit with a known advantage.
+* ``norec``: the same objective and sizes without recurrence: the ablation that says what sequential decisions bring.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+import hashgym
+from hashgym import codes, data
+from hashgym.data import HashingDataset
+from hashgym.hashers.noseq import triplet_ranking_loss
+from hashgym.retrieval import kernels, metrics
+
+__all__ = ["Args", "Policy", "credit_loss", "load", "reinforce_loss", "released_loss", "train"]
+
+Variant: TypeAlias = Literal["hashgym", "norec", "paper", "released"]
+State: TypeAlias = tuple[Tensor, ...]
+
+_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Settings of a training run."""
+
+    variant: Variant = "hashgym"
+    """which of the four objectives and networks"""
+    bits: int = 24
+    """q, length of the code"""
+    group_bits: int = 12
+    """k, bits emitted in one step"""
+    reward: str = "average_precision"
+    """reward by name, for the credit variants; `paper` and `released` are defined by the triplet reward"""
+    margin: float = 1.0
+    """m of equation 3, for `paper` and `released`"""
+    updates: int = 2500
+    """gradient steps, each on one batch of episodes"""
+    lanes: int = 256
+    """images in a batch, and lanes of the environment"""
+    hidden: int = 512
+    """width of the hidden layer (the paper: 4096)"""
+    history: int = 64
+    """width of the recurrent state of `hashgym`"""
+    dropout: float = 0.4
+    """part of the hidden units left out while training"""
+    input_dropout: float = 0.5
+    """part of the features left out while training"""
+    learning_rate: float = 1e-3
+    """Adam's, at the start of a cosine that ends at 0"""
+    weight_decay: float = 1e-4
+    """L2 penalty on the weights, in the gradient"""
+    group_weight: float = 0.0
+    """weight of the group reward beside the whole code's, for the credit variants"""
+    holdout: float = 0.05
+    """part of the training images kept out of training, on which progress is watched; 0 for none"""
+    evaluate_every: int = 500
+    """updates between evaluations on the held-out images"""
+    log_every: int = 50
+    """updates between points of the TensorBoard curves"""
+    checkpoint_every: int = 500
+    """updates between checkpoints, where there is a folder for them"""
+    seed: int = 0
+    """determines a run to the bit, on one machine with one number of threads"""
+    device: str = "auto"
+    """cpu, cuda, ..., or auto: an accelerator where there is one"""
+
+    def __post_init__(self) -> None:
+        if self.variant not in NETWORKS:
+            raise ValueError(f"variant must be one of {', '.join(NETWORKS)}, got {self.variant!r}")
+        for name in ("updates", "lanes", "hidden", "history", "learning_rate", "evaluate_every", "log_every"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name in ("dropout", "input_dropout", "holdout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+
+
+class Policy(nn.Module):
+    """A stochastic policy over groups of bits: given the image and the bits so far, a group's bits are independent.
+
+    Subclasses say what is computed once for an image (:meth:`begin`) and the logits of a group (:meth:`step`).
+    """
+
+    def __init__(self, dim: int, args: Args) -> None:
+        super().__init__()
+        self.dim, self.args = dim, args
+        self.groups = [
+            (start, min(start + args.group_bits, args.bits)) for start in range(0, args.bits, args.group_bits)
+        ]
+
+    def begin(self, image: Tensor) -> State:
+        """State at the start of an episode, from images (n, D)."""
+        raise NotImplementedError
+
+    def step(self, state: State, code: Tensor, group: int) -> tuple[Tensor, State]:
+        """Logits (n, bits of the group) of a group, and the next state; code (n, q) is -1, +1, and 0 where unset."""
+        raise NotImplementedError
+
+    def predict(
+        self,
+        observation: dict[str, Any],
+        state: State | None = None,
+        episode_start: Any = None,
+        deterministic: bool = True,
+    ) -> tuple[NDArray[np.int8], State]:
+        """Act on a batch of observations, as Stable-Baselines3 models do; lanes are in lockstep.
+
+        Args:
+            observation: ``image`` (n, D), ``code`` (n, q), ``group`` (n,), as the environment gives them.
+            state: what the last call returned, None at the start of the episodes.
+            episode_start: not needed: ``state`` says it.
+            deterministic: the likelier bits; else sampled ones.
+
+        Returns:
+            Bits int8 (n, group_bits), 0 for the surplus bits of a short group; and the next state.
+        """
+        device = next(self.parameters()).device
+        group = int(observation["group"][0])
+        training = self.training
+        self.eval()
+        with torch.no_grad():
+            if state is None:
+                state = self.begin(torch.as_tensor(observation["image"]).to(device))
+            logits, state = self.step(state, torch.as_tensor(observation["code"]).to(device), group)
+            bits = logits > 0 if deterministic else torch.bernoulli(torch.sigmoid(logits)) > 0
+        self.train(training)
+        action = np.zeros((len(bits), self.args.group_bits), np.int8)
+        action[:, : bits.shape[1]] = bits.cpu().numpy()
+        return action, state
+
+    def _hidden(self, layer: nn.Linear, image: Tensor) -> Tensor:
+        image = F.dropout(image, self.args.input_dropout, self.training)
+        return F.dropout(F.relu(layer(image)), self.args.dropout, self.training)
+
+
+class FeedForward(Policy):
+    """``norec``: all bits from one hidden layer; earlier groups are not looked at."""
+
+    def __init__(self, dim: int, args: Args) -> None:
+        super().__init__(dim, args)
+        self.hidden = nn.Linear(dim, args.hidden)
+        self.head = nn.Linear(args.hidden, args.bits)
+
+    def begin(self, image: Tensor) -> State:
+        """Logits of the whole code."""
+        return (self.head(self._hidden(self.hidden, image)),)
+
+    def step(self, state: State, code: Tensor, group: int) -> tuple[Tensor, State]:
+        """The group's part of them."""
+        start, stop = self.groups[group]
+        return state[0][:, start:stop], state
+
+
+class Recurrent(FeedForward):
+    """``hashgym``: the same direct path, corrected by a GRU that reads the bits emitted so far.
+
+    The correction starts at zero, so that training begins as ``norec`` and departs from it only where the emitted bits
+    (sampled ones, mistakes included) say something the image does not.
+    """
+
+    def __init__(self, dim: int, args: Args) -> None:
+        super().__init__(dim, args)
+        self.cell = nn.GRUCell(args.group_bits, args.history)
+        self.correction = nn.Linear(args.history, args.bits)
+        nn.init.zeros_(self.correction.weight)
+        nn.init.zeros_(self.correction.bias)
+
+    def begin(self, image: Tensor) -> State:
+        """Direct logits of the whole code, and an empty history."""
+        return *super().begin(image), image.new_zeros(len(image), self.args.history)
+
+    def step(self, state: State, code: Tensor, group: int) -> tuple[Tensor, State]:
+        """Direct logits plus the correction by the history, which has now read the last group's bits."""
+        direct, history = state
+        start, stop = self.groups[group]
+        if group == 0:
+            return direct[:, start:stop], state
+        history = self.cell(code[:, start - self.args.group_bits : start], history)
+        seen = F.dropout(history, self.args.dropout, self.training)
+        correction = F.linear(seen, self.correction.weight[start:stop], self.correction.bias[start:stop])
+        return direct[:, start:stop] + correction, (direct, history)
+
+
+class PaperCell(Policy):
+    """``paper`` and ``released``: the recurrence of equations 5 and 6 with its history carried from group to group.
+
+    A group begins with x_0 = i (the image) and c_0 = h (the history: the last group's last hidden state), and goes on
+    with x_t = c_(t-1), where W_x x_t + W_h c_(t-1) is one product with W_x + W_h. The released code knows no groups: it
+    begins once, with x_0 = c_0 = i. The image is embedded by a layer that stands for the network's own last one.
+    """
+
+    def __init__(self, dim: int, args: Args) -> None:
+        super().__init__(dim, args)
+        self.embedding = nn.Linear(dim, args.hidden)
+        self.w_x = nn.Linear(args.hidden, args.hidden)
+        self.w_h = nn.Linear(args.hidden, args.hidden)
+        self.policy_layer = nn.Linear(args.hidden, 1)
+
+    def begin(self, image: Tensor) -> State:
+        """The embedded image i, and the history: none, or for ``released`` the image again."""
+        i = self._hidden(self.embedding, image)
+        return i, i if self.args.variant == "released" else torch.zeros_like(i)
+
+    def step(self, state: State, code: Tensor, group: int) -> tuple[Tensor, State]:
+        """c_t = tanh(W_x x_t + b_x + W_h c_(t-1) + b_h); the logit of bit t is w c_t + v."""
+        i, c = state
+        both = self.w_x.weight + self.w_h.weight, self.w_x.bias + self.w_h.bias
+        logits = []
+        start, stop = self.groups[group]
+        for t in range(stop - start):
+            image_enters = t == 0 and (group == 0 or self.args.variant == "paper")
+            c = torch.tanh(self.w_x(i) + self.w_h(c) if image_enters else F.linear(c, *both))
+            logits.append(self.policy_layer(c))
+        return torch.cat(logits, dim=1), (i, c)
+
+
+NETWORKS: dict[str, type[Policy]] = {
+    "hashgym": Recurrent,
+    "norec": FeedForward,
+    "paper": PaperCell,
+    "released": PaperCell,
+}
+
+
+def credit_loss(logits: Tensor, credit: Tensor) -> Tensor:
+    """Local expectation gradients (Titsias and Lazaro-Gredilla, 2015) of independent bits, as a loss.
+
+    Its gradient is minus the sum over bits of p (1 - p) x credit x d logit, averaged over images.
+
+    Args:
+        logits: (n, q), of the probability p that a bit is 1.
+        credit: (n, q), R(bit = 1) - R(bit = 0) with all other bits as emitted.
+    """
+    p = torch.sigmoid(logits.detach())
+    return -(p * (1 - p) * credit * logits).sum(1).mean()
+
+
+def reinforce_loss(logits: Tensor, bits: Tensor, reward: Tensor) -> Tensor:
+    """Equation 8 as a loss: minus the sum over groups of R^g log pi(A), averaged over images.
+
+    Args:
+        logits: (n, q).
+        bits: (n, q), the sampled bits, 0.0 and 1.0.
+        reward: (n, q), each bit's reward, which is its group's.
+    """
+    log_pi = -F.binary_cross_entropy_with_logits(logits, bits, reduction="none")
+    return -(reward * log_pi).sum(1).mean()
+
+
+def released_loss(logits: Tensor, labels: Tensor, margin: float) -> Tensor:
+    """0.001 x mean(-log pi(thresholded bits) x J) + 0.999 x J, J the batch's mean triplet loss, constant in the first.
+
+    J's distances are not squared. Minimising the first term raises the probability of bits in proportion to their
+    penalty, the reverse of equation 8; so it was released.
+    """
+    codes = torch.sigmoid(logits)
+    similar = labels @ labels.T > 0
+    distance = (codes[:, None] - codes[None]).square().sum(-1).clamp(min=1e-12).sqrt()
+    anchor, positive = (similar & ~torch.eye(len(codes), dtype=torch.bool, device=codes.device)).nonzero(as_tuple=True)
+    hinge = (margin + distance[anchor, positive, None] - distance[anchor]).clamp(min=0) * ~similar[anchor]
+    j = hinge.sum() / (~similar).sum(1)[anchor].sum().clamp(min=1)
+    nll = F.binary_cross_entropy_with_logits(logits, (logits.detach() > 0).to(logits), reduction="mean")
+    return 0.001 * nll * j.detach() + 0.999 * j
+
+
+def train(
+    dataset: HashingDataset, args: Args, *, out: Path | None = None, resume: bool = False, progress: bool = True
+) -> Policy:
+    """Train a policy on the training images of a dataset.
+
+    Args:
+        dataset: standardised features do best (``HashingDataset.standardized``).
+        args: settings.
+        out: folder for ``checkpoint.pt``, TensorBoard's files, and at the end ``policy.pt``; None writes nothing.
+        resume: take up the run that ``out`` holds; the result is that of a run that was never stopped.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The policy, in evaluation mode, to be run by :func:`hashgym.encode`.
+
+    Raises:
+        ValueError: if ``out`` holds a run and ``resume`` is false, or one with other settings; for arguments or data
+            that the environment refuses.
+    """
+    checkpoint = _resumed(out, args, resume)
+    device = _device(args.device)
+    learning, held_out = _split(dataset, args)
+    with _seeded(args.seed, device), Progress(*_COLUMNS, disable=not progress) as bar:
+        policy = NETWORKS[args.variant](dataset.dim, args).to(device).train()
+        run = _Run(policy, learning, args)
+        if checkpoint is not None:
+            run.restore(checkpoint)
+        writer = None if out is None else SummaryWriter(str(out), purge_step=run.update + 1)
+        task = bar.add_task(f"{args.variant}, {args.bits} bits", total=args.updates, completed=run.update)
+        while run.update < args.updates:
+            scalars = run.learn()
+            finished = run.update == args.updates
+            if finished or run.update % args.evaluate_every == 0:
+                scalars |= _watch(policy, learning, held_out)
+            if writer is not None and (finished or run.update % args.log_every == 0):
+                for name, value in scalars.items():
+                    writer.add_scalar(name, value, run.update)
+            if out is not None and (finished or run.update % args.checkpoint_every == 0):
+                _save(run.checkpoint(), out / "checkpoint.pt")
+            bar.update(task, completed=run.update)
+        if writer is not None:
+            writer.close()
+    if out is not None:
+        _save(_finished(policy, dataset), out / "policy.pt")
+    return policy.eval()
+
+
+def load(path: Path, device: str = "auto") -> Policy:
+    """Load the ``policy.pt`` of a finished run; it encodes as the policy that was saved, to the last bit.
+
+    Raises:
+        ValueError: if the file is missing or no policy.
+    """
+    saved = _load(path)
+    if "weights" not in saved:
+        raise ValueError(f"{path} holds no policy; a finished run writes policy.pt")
+    args = Args(**json.loads(saved["args"]))
+    policy = NETWORKS[args.variant](saved["dim"], args)
+    policy.load_state_dict(saved["weights"])
+    return policy.to(_device(device)).eval()
+
+
+def _finished(policy: Policy, dataset: HashingDataset) -> dict[str, Any]:
+    """What :func:`load` needs, and the standardisation of the features that the policy was trained on."""
+    moments = {"center": dataset.center, "scale": dataset.scale}
+    moments_of = {key: None if part is None else torch.from_numpy(part) for key, part in moments.items()}
+    return {"args": _as_json(policy.args), "dim": policy.dim, "weights": policy.state_dict(), **moments_of}
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One episode in every lane, what a loss is made of; (lanes, q) each but for ``labels``."""
+
+    logits: Tensor
+    bits: Tensor
+    group_reward: Tensor
+    credit: Tensor
+    labels: Tensor
+
+
+class _Run:
+    """A training run at one moment: policy, optimiser, environment. All it needs to go on is in its checkpoint."""
+
+    def __init__(self, policy: Policy, dataset: HashingDataset, args: Args) -> None:
+        self.policy, self.dataset, self.args, self.update = policy, dataset, args, 0
+        self.device = next(policy.parameters()).device
+        self.optimizer = torch.optim.Adam(policy.parameters(), weight_decay=args.weight_decay)
+        self.envs: Any = gym.make_vec(
+            "BitGroupHashing-v0", num_envs=args.lanes, dataset=dataset, **_task(args)
+        ).unwrapped
+        observation, info = self.envs.reset(seed=args.seed)
+        self.image, self.index = observation["image"], info["index"]
+
+    def learn(self) -> dict[str, float]:
+        """One update: an episode in every lane and a gradient step. Returns scalars to watch."""
+        began = time.perf_counter()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.args.learning_rate * (1 + np.cos(np.pi * self.update / self.args.updates)) / 2
+        rollout, scalars = self.rollout()
+        loss = LOSSES[self.args.variant](rollout, self.args)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.update += 1
+        speed = len(self.policy.groups) * self.args.lanes / (time.perf_counter() - began)
+        return {"loss": loss.item(), **scalars, "speed/lane_steps_per_second": speed}
+
+    def rollout(self) -> tuple[Rollout, dict[str, float]]:
+        """Emit the code of every lane's image, group by group, with bits sampled from the policy."""
+        labels = self._tensor(self.dataset.labels[self.index])
+        state = self.policy.begin(self._tensor(self.image))
+        code = torch.zeros(self.args.lanes, self.args.bits, device=self.device)  # -1, +1, 0 where not emitted
+        credit = torch.zeros_like(code)
+        logits, group_reward = [], []
+        for g, (start, stop) in enumerate(self.policy.groups):
+            logit, state = self.policy.step(state, code, g)
+            bits = torch.bernoulli(torch.sigmoid(logit.detach()))
+            action = np.zeros((self.args.lanes, self.args.group_bits), np.int8)
+            action[:, : stop - start] = bits.cpu().numpy()
+            observation, _, _, _, info = self.envs.step(action)
+            self.image, self.index = observation["image"], info["index"]  # after the last group: the next images
+            final = info.get("final_info", info)
+            code = torch.cat([code[:, :start], 2 * bits - 1, code[:, stop:]], dim=1)
+            logits.append(logit)
+            parts = {name: part for name, part in final["rewards"].items() if not name.startswith("_")}
+            own = sum(part for name, part in parts.items() if name.startswith("group/"))
+            group_reward.append(self._tensor(own)[:, None].expand_as(logit))
+            if "bit_credit" in final:
+                credit[:, start:stop] += self._tensor(final["bit_credit"][:, : stop - start])
+        if "code_credit" in final:
+            credit += self._tensor(final["code_credit"])
+        rollout = Rollout(torch.cat(logits, 1), (code + 1) / 2, torch.cat(group_reward, 1), credit, labels)
+        p = torch.sigmoid(rollout.logits.detach())
+        return rollout, {
+            **{f"reward/{name}": float(part.mean()) for name, part in parts.items()},
+            "policy/entropy_nats_per_bit": F.binary_cross_entropy(p, p).item(),
+            "policy/bit_imbalance": (rollout.bits.mean(0) - 0.5).abs().mean().item(),
+        }
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Everything that decides how the run goes on."""
+        environment = {
+            key: torch.from_numpy(part) if isinstance(part, np.ndarray) else part
+            for key, part in self.envs.get_state().items()
+        }
+        return {
+            "args": _as_json(self.args),
+            "data": _fingerprint(self.dataset),
+            "update": self.update,
+            "policy": self.policy.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "environment": environment,
+            "generator": torch.get_rng_state(),
+            "device_generator": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the run of a checkpoint."""
+        if checkpoint["data"] != _fingerprint(self.dataset):
+            raise ValueError(
+                "the checkpoint was made on other data; give the dataset it was trained on, or another --out"
+            )
+        self.update = checkpoint["update"]
+        self.policy.load_state_dict(checkpoint["policy"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        environment = {k: v.numpy() if isinstance(v, Tensor) else v for k, v in checkpoint["environment"].items()}
+        observation, info = self.envs.set_state(environment)
+        self.image, self.index = observation["image"], info["index"]
+        torch.set_rng_state(checkpoint["generator"])
+        if checkpoint["device_generator"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(checkpoint["device_generator"], self.device)
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(self.device)
+
+
+LOSSES: dict[str, Callable[[Rollout, Args], Tensor]] = {
+    "hashgym": lambda r, args: credit_loss(r.logits, r.credit),
+    "norec": lambda r, args: credit_loss(r.logits, r.credit),
+    "paper": lambda r, args: (
+        reinforce_loss(r.logits, r.bits, r.group_reward)
+        + triplet_ranking_loss(torch.sigmoid(r.logits), r.labels, args.margin)
+    ),
+    "released": lambda r, args: released_loss(r.logits, r.labels, args.margin),
+}
+
+
+def _task(args: Args) -> dict[str, Any]:
+    """The environment each variant is trained in."""
+    task = {"bits": args.bits, "group_bits": args.group_bits}
+    if args.variant in ("paper", "released"):
+        return {**task, "reward": {"name": "triplet", "margin": args.margin}}
+    # The whole code is what is searched: in the credit variants its reward alone counts.
+    return {**task, "reward": args.reward, "group_weight": args.group_weight, "counterfactual": True}
+
+
+def _split(dataset: HashingDataset, args: Args) -> tuple[HashingDataset, NDArray[np.int64]]:
+    """The dataset without the held-out training images, and those."""
+    order = np.random.default_rng(args.seed).permutation(dataset.train)
+    count = round(args.holdout * len(order))
+    learning = dataclasses.replace(dataset, train=np.sort(order[count:])) if count else dataset
+    return learning, np.sort(order[:count])
+
+
+def _watch(policy: Policy, dataset: HashingDataset, held_out: NDArray[np.int64]) -> dict[str, float]:
+    """Tie-aware mAP among the held-out images, each in turn the query; the query split is never seen.
+
+    They are not searched for among the learnt images: those sit where training put them, and would flatter a policy
+    that remembers them.
+    """
+    if len(held_out) < 2:
+        return {}
+    bits = hashgym.encode(policy, dataset.features[held_out], bits=policy.args.bits, group_bits=policy.args.group_bits)
+    words, labels = codes.pack(bits), codes.pack(dataset.labels[held_out])
+    histograms = kernels.distance_histograms(
+        words, labels, words, labels, policy.args.bits, exclude=np.arange(len(held_out))
+    )
+    return {"retrieval/held_out_map": float(np.nanmean(kernels.average_precision(*histograms)))}
+
+
+def _device(name: str) -> torch.device:
+    if name != "auto":
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's generators for a run, and leave the caller's as they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _as_json(args: Args) -> str:
+    return json.dumps(dataclasses.asdict(args))
+
+
+def _fingerprint(dataset: HashingDataset) -> str:
+    """Tells data apart: the training images' indices, labels and features."""
+    digest = hashlib.sha256(dataset.train.tobytes())
+    digest.update(dataset.labels[dataset.train].tobytes())
+    digest.update(np.ascontiguousarray(dataset.features[dataset.train]).tobytes())
+    return digest.hexdigest()
+
+
+def _save(content: dict[str, Any], path: Path) -> None:
+    """Write under another name and rename, so that a kill leaves the old file or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    torch.save(content, temporary)
+    os.replace(temporary, path)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; a training run with an output folder writes it") from None
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise ValueError(f"{path} is damaged or no file of ours: {error}") from error
+    if not isinstance(loaded, dict) or "args" not in loaded:
+        raise ValueError(f"{path} is no file of ours")
+    return loaded
+
+
+def _resumed(out: Path | None, args: Args, resume: bool) -> dict[str, Any] | None:
+    """The checkpoint to go on from, checked before any work starts."""
+    path = None if out is None else out / "checkpoint.pt"
+    if path is None or not path.exists():
+        if resume:
+            raise ValueError(f"there is no run to resume in {out}; leave resume out to begin one")
+        return None
+    if not resume:
+        raise ValueError(f"{out} holds a run: resume it, remove it, or name another folder")
+    checkpoint = _load(path)
+    saved = json.loads(checkpoint["args"])
+    if changed := [key for key, value in dataclasses.asdict(args).items() if saved.get(key) != value]:
+        raise ValueError(
+            f"the run in {out} was begun with another {', '.join(changed)}; give the same, or another folder"
+        )
+    return checkpoint
+
+
+@dataclass(frozen=True)
+class Main:
+    """Train a DRLIH agent and measure its codes."""
+
+    args: tyro.conf.OmitArgPrefixes[Args]
+    dataset: str = "digits"
+    """name of an embedded dataset, or a folder made by `hashgym features`"""
+    out: Path | None = None
+    """folder for checkpoint, policy and TensorBoard files"""
+    resume: bool = False
+    """go on with the run in `out`"""
+
+
+def main(run: Main) -> metrics.RetrievalResult:
+    """Train, encode queries and database, and print the retrieval metrics."""
+    dataset = data.load(run.dataset).standardized()
+    began = time.perf_counter()
+    policy = train(dataset, run.args, out=run.out, resume=run.resume)
+    seconds = time.perf_counter() - began
+    query, database = (
+        hashgym.encode(policy, dataset.features[rows], bits=run.args.bits, group_bits=run.args.group_bits)
+        for rows in (dataset.query, dataset.database)
+    )
+    result = metrics.evaluate(query, dataset.labels[dataset.query], database, dataset.labels[dataset.database])
+    Console().print(
+        f"{run.args.variant}, {run.args.bits} bits on {dataset.name}: mAP {result.map:.4f} "
+        f"(ties {result.map_pessimistic:.4f} to {result.map_optimistic:.4f}), "
+        f"precision within radius 2 {result.precision_within:.4f}, trained in {seconds:.1f} s"
+    )
+    return result
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Main))
+    except ValueError as error:
+        Console(stderr=True).print(f"[red]{error}[/red]")
+        raise SystemExit(2) from None
