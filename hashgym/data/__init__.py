@@ -87,11 +87,8 @@ def read_images(dataset: str, root: str | Path | None = None, *, allow_missing: 
     reader = _module(_ON_DISK[dataset][0])
     if root is None:
         raise DataError(f"{dataset} needs the folder it lies in (--root); wanted: {reader.LAYOUT}")
-    return (
-        reader.read(root, allow_missing=True)
-        if allow_missing and dataset in ("nuswide21", "coco")
-        else reader.read(root)
-    )
+    options = {"allow_missing": allow_missing} if dataset in ("nuswide21", "coco") else {}
+    return reader.read(root, **options)
 
 
 def load(
