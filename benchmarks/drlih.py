@@ -10,6 +10,7 @@ random numbers, never the split. Queries are only measured: nothing is chosen on
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib
 import json
@@ -111,24 +112,30 @@ def _config(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:
     return {**values, "data": digest.hexdigest()[:12]}
 
 
-def fit(cell: Cell, dataset: HashingDataset, *, out: Path | None = None, progress: bool = False) -> Encoder:
+def fit(
+    cell: Cell, dataset: HashingDataset, *, out: Path | None = None, progress: bool = False
+) -> tuple[Encoder, float]:
     """Train a method on the training split of a standardised dataset.
 
     Args:
         cell: which method, code length and seed.
         dataset: see :meth:`HashingDataset.standardized`.
         out: where an agent writes its checkpoint and TensorBoard files.
-        progress: whether an agent shows its progress.
+        progress: whether to show a progress bar, for methods that take long.
 
     Returns:
-        A function from features (n, D) to codes, bool (n, bits).
+        A function from features (n, D) to codes, bool (n, bits), and the seconds that training took (no imports).
     """
     settings = _settings(cell)
+    start = time.perf_counter()
     if cell.method in AGENTS:
-        agent = importlib.import_module("agents.drlih")
-        policy = agent.train(dataset, settings, out=out, progress=progress)
-        return lambda features: hashgym.encode(policy, features, bits=cell.bits, group_bits=settings.group_bits)
-    return settings.fit(dataset.features[dataset.train], dataset.labels[dataset.train]).encode
+        policy = importlib.import_module("agents.drlih").train(dataset, settings, out=out, progress=progress)
+        encode = functools.partial(hashgym.encode, policy, bits=cell.bits, group_bits=settings.group_bits)
+    else:
+        if hasattr(settings, "verbose"):
+            settings.verbose = progress
+        encode = settings.fit(dataset.features[dataset.train], dataset.labels[dataset.train]).encode
+    return encode, time.perf_counter() - start
 
 
 def measure(encode: Encoder, dataset: HashingDataset) -> tuple[tuple[Codes, Codes], RetrievalResult]:
@@ -176,9 +183,7 @@ def row(cell: Cell, dataset: HashingDataset, result: RetrievalResult, train_seco
 def run(cell: Cell) -> dict[str, Any]:
     """Load, train and measure, in this process; gives the row."""
     dataset = hashgym.data.load(cell.features).standardized()
-    start = time.perf_counter()
-    encode = fit(cell, dataset)
-    seconds = time.perf_counter() - start
+    encode, seconds = fit(cell, dataset)
     return row(cell, dataset, measure(encode, dataset)[1], seconds)
 
 

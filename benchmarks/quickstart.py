@@ -5,8 +5,8 @@ make quickstart        (or: python -m benchmarks.quickstart)
 
 from __future__ import annotations
 
+import itertools
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,9 +67,7 @@ def main(args: Args, console: Console | None = None) -> None:
     codes, curves = {}, {}
     for cell in cells:
         console.print(f"training {cell.method}")
-        start = time.perf_counter()
-        encode = drlih.fit(cell, dataset, out=args.out / cell.method, progress=True)
-        seconds = time.perf_counter() - start
+        encode, seconds = drlih.fit(cell, dataset, out=_free(args.out / cell.method), progress=True)
         codes[cell.method], result = drlih.measure(encode, dataset)
         curves[cell.method] = result.precision_by_radius, result.recall_by_radius
         results.append(drlih.row(cell, dataset, result, seconds))  # peak_mb: of this process so far
@@ -89,6 +87,12 @@ def main(args: Args, console: Console | None = None) -> None:
         if not path.name.startswith("."):
             console.print(f"  {path}{'/' if path.is_dir() else ''}", highlight=False, soft_wrap=True)
     console.print("\n" + NEXT.format(out=args.out), highlight=False, soft_wrap=True)
+
+
+def _free(folder: Path) -> Path:
+    """The folder itself, or with a number where an earlier quickstart's agent lies in it."""
+    numbered = (folder.with_name(f"{folder.name}-{i}") for i in itertools.count(2))
+    return next(path for path in itertools.chain([folder], numbered) if not path.exists())
 
 
 if __name__ == "__main__":

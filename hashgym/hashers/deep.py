@@ -23,7 +23,8 @@ class DeepHasher(Hasher):
 
     Attributes:
         hidden: width of the hidden layer.
-        dropout: part of the hidden units, and half that part of the features, left out at each update.
+        dropout: part of the hidden units left out at each update.
+        input_dropout: part of the features left out at each update.
         updates: number of gradient steps.
         batch_size: images a step.
         learning_rate: its start; it falls to 0 along a cosine.
@@ -39,6 +40,7 @@ class DeepHasher(Hasher):
 
     hidden: int = 512
     dropout: float = 0.5
+    input_dropout: float = 0.5
     updates: int = 1500
     batch_size: int = 128
     learning_rate: float = 1e-3
@@ -53,8 +55,9 @@ class DeepHasher(Hasher):
         for name in ("hidden", "updates", "batch_size", "learning_rate"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
+        for name in ("dropout", "input_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
 
     @abstractmethod
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -73,7 +76,7 @@ class DeepHasher(Hasher):
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.seed)
             network = nn.Sequential(
-                nn.Dropout(self.dropout / 2),
+                nn.Dropout(self.input_dropout),
                 nn.Linear(x.shape[1], self.hidden),
                 nn.ReLU(),
                 nn.Dropout(self.dropout),

@@ -40,7 +40,7 @@ class NoSeq(DeepHasher):
     """The Baseline_noseq of DRLIH (Table II): sigmoid outputs trained by the triplet ranking loss.
 
     Attributes:
-        margin: by how many bits dissimilar images should be farther than similar ones; None for bits / 6.
+        margin: by how many bits dissimilar images should be farther than similar ones; None for bits / 12.
     """
 
     margin: float | None = None
@@ -52,7 +52,7 @@ class NoSeq(DeepHasher):
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """:func:`triplet_ranking_loss` of the probabilities that bits are 1."""
-        margin = self.bits / 6 if self.margin is None else self.margin
+        margin = self.bits / 12 if self.margin is None else self.margin
         return triplet_ranking_loss(torch.sigmoid(logits), labels, margin)
 
     def _fit(self, X: Features, y: Labels | None) -> None:

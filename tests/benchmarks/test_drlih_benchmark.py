@@ -1,11 +1,13 @@
 """The DRLIH benchmark, run for real on digits."""
 
+import json
+
 import numpy as np
 import pytest
 from rich.console import Console
 
 import hashgym
-from benchmarks import drlih
+from benchmarks import drlih, quickstart
 from benchmarks.results import Results
 from hashgym.data import digits
 from hashgym.retrieval import mean_average_precision
@@ -87,3 +89,29 @@ def test_the_split_is_part_of_the_configuration():
     cell = drlih.Cell("digits", "lsh", 8, 0)
     assert drlih._config(cell, digits.load(0)) == drlih._config(cell, digits.load(0))
     assert drlih._config(cell, digits.load(0)) != drlih._config(cell, digits.load(1))
+
+
+QUICK = {"updates": 4, "lanes": 32, "hidden": 16}
+
+
+@pytest.mark.parametrize("method", list(drlih.AGENTS))
+def test_agents_are_trained_measured_and_described(method, monkeypatch):
+    monkeypatch.setattr(drlih, "AGENTS", {name: {**settings, **QUICK} for name, settings in drlih.AGENTS.items()})
+    row = drlih.run(drlih.Cell("digits", method, 14, 1))
+    assert (row["method"], row["bits"], row["seed"]) == (method, 14, 1)
+    assert 0 < row["map_pessimistic"] <= row["map"] <= row["map_optimistic"] < 1
+    assert row["train_seconds"] > 0
+    config = json.loads(row["config"])
+    assert config["updates"] == 4
+    assert config["group_bits"] == (1 if method == "ng" else 12)
+    assert not {"bits", "seed"} & set(config)
+
+
+def test_quickstart_keeps_an_earlier_agent(tmp_path, monkeypatch):
+    monkeypatch.setattr(drlih, "AGENTS", {name: {**settings, **QUICK} for name, settings in drlih.AGENTS.items()})
+    for _ in range(2):
+        quickstart.main(quickstart.Args(out=tmp_path, methods=("drlih",), bits=14), Console(quiet=True))
+    for folder in ("drlih", "drlih-2"):
+        assert (tmp_path / folder / "policy.pt").exists()
+        assert list((tmp_path / folder).glob("events.out.tfevents.*"))
+    assert len(Results(tmp_path).rows()) == 1

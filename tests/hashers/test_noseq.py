@@ -85,7 +85,7 @@ def test_on_digits_noseq_beats_itq_and_itq_beats_lsh():
         )
         for name in ("lsh", "itq")
     }
-    noseq = make("noseq", bits=24, hidden=128, updates=150)
+    noseq = make("noseq", bits=24, hidden=256, updates=200, learning_rate=5e-3)
     noseq.fit(dataset.features[dataset.train], dataset.labels[dataset.train])
     score["noseq"] = tie_aware_map(dataset, noseq)
     assert noseq.losses_[-20:].mean() < 0.5 * noseq.losses_[0]
