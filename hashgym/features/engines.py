@@ -1,7 +1,8 @@
 """What runs a network: ONNX Runtime or torch.
 
-On the CPUs it was measured on ONNX Runtime takes a half to a third of torch's time for networks of many small layers,
-so it is the choice of ``auto`` where it is installed; on a GPU that is torch.
+On a CPU, ONNX Runtime is several times faster for networks of many small layers, so it is the choice of ``auto`` where
+it is installed. For networks of a few large layers, such as VGG, the two are close, and handing hundreds of megabytes
+of weights over takes several times their memory: there, and on a GPU, the choice is torch.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from hashgym.features.backbone import Network
 __all__ = ["ENGINES", "compile_network"]
 
 ENGINES = ("auto", "onnx", "torch")
+AT_ONCE = {"cpu": 16, "cuda": 256}  # pictures: more is no faster on a CPU, and takes its memory
+LARGE = 400_000_000  # bytes of weights that `auto` leaves to torch on a CPU too: more than AlexNet's, less than VGG's
 TOLERANCE = 1e-3  # greatest difference between the engines, relative to the largest feature
 
 
@@ -83,7 +86,8 @@ def compile_network(
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
             raise ValueError(f"the network cannot look at pictures of {size} x {size} pixels: {reason}") from error
-    if engine == "onnx" or (engine == "auto" and installed and place.type == "cpu"):
+    large = sum(p.numel() * p.element_size() for p in network.parameters()) > LARGE
+    if engine == "onnx" or (engine == "auto" and installed and place.type == "cpu" and not large):
         try:
             run = _onnx(network, example)
             worst = float(np.abs(run(example.numpy()) - expected).max() / max(float(np.abs(expected).max()), 1e-12))
@@ -115,7 +119,7 @@ def _torch(network: torch.nn.Module, place: torch.device) -> Network:
         with torch.inference_mode():
             return network(torch.from_numpy(np.ascontiguousarray(batch)).to(place)).cpu().numpy()
 
-    return run
+    return _in_pieces(run, AT_ONCE.get(place.type, AT_ONCE["cuda"]))
 
 
 def _onnx(network: torch.nn.Module, example: torch.Tensor) -> Network:
@@ -145,4 +149,13 @@ def _onnx(network: torch.nn.Module, example: torch.Tensor) -> Network:
     def run(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         return session.run(None, {"pictures": np.ascontiguousarray(batch)})[0]
 
-    return run
+    return _in_pieces(run, AT_ONCE["cpu"])
+
+
+def _in_pieces(run: Network, count: int) -> Network:
+    """``run`` on ``count`` pictures at a time."""
+
+    def pieces(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return np.concatenate([run(batch[start : start + count]) for start in range(0, len(batch), count)])
+
+    return pieces

@@ -260,6 +260,30 @@ def test_a_strange_partial_folder_is_left_alone(photos, tmp_path):
     assert contents(tmp_path / "out.partial") == {"novel.txt": b"chapter 1"}
 
 
+def test_two_processes_never_share_a_job(photos, tmp_path):
+    pytest.importorskip("fcntl")
+    collection = collect(photos)
+
+    def meddling(index):
+        with pytest.raises(DataError, match="another process is at work"):
+            job(photos, tmp_path / "out")
+        return collection.read(index)
+
+    job(dataclasses.replace(collection, read=meddling), tmp_path / "out", workers=1)
+    assert contents(tmp_path / "out") == contents(job(photos, tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]\n", "null\n", '{"dataset": "moon"}\n', "%s\n{\n", '%s\n{"batch": 0}\n'])
+def test_a_damaged_journal_says_so(photos, tmp_path, text):
+    truncate(photos / "dog" / "5.png")
+    with pytest.raises(DataError):
+        job(photos, tmp_path / "out")
+    journal = tmp_path / "out.partial" / "journal.jsonl"
+    journal.write_text(text.replace("%s", journal.read_text().partition("\n")[0]))
+    with pytest.raises(DataError, match=r"journal\.jsonl is damaged|another, unfinished job"):
+        job(photos, tmp_path / "out")
+
+
 def test_a_damaged_partial_folder_says_so(photos, tmp_path):
     truncate(photos / "dog" / "5.png")
     with pytest.raises(DataError):
@@ -283,6 +307,7 @@ def never(*_):
         ({"thumbnail": -1}, "thumbnail"),
         ({"batch_size": 0}, "batch_size"),
         ({"workers": 0}, "workers"),
+        ({"seed": -1}, "seed"),
         ({"split": "nonsense"}, "nonsense"),
         ({"queries": 10_000}, "10,000"),
     ],
