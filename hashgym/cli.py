@@ -136,10 +136,10 @@ def features(
         thumbnail: side in pixels of the pictures kept for renderings; 0 for none.
         skip_bad: leave out images that cannot be read, and list them, instead of stopping at the first.
         allow_missing: leave out images that are listed but not there (NUS-WIDE, COCO, lists).
-        batch_size: pictures that the network sees at once.
+        batch_size: images that are read, and noted as finished, together.
         workers: threads that read images.
         device: a torch device; a GPU where there is one by default.
-        engine: onnx or torch; onnx where it is installed and the device is the CPU by default.
+        engine: onnx or torch; by default the one that suits the network and the device.
     """
     from pathlib import Path
 

@@ -113,7 +113,9 @@ def test_labels_that_do_not_count_are_kept_for_another_split(tmp_path):
     assert_same(original, cache.open_cache(tmp_path / "features", all_labels=True))
 
 
-@pytest.mark.parametrize("name", [f"{key}.npy" for key in cache.ARRAYS if key not in ("center", "scale")] + ["names.json"])
+@pytest.mark.parametrize(
+    "name", [f"{key}.npy" for key in cache.ARRAYS if key not in ("center", "scale")] + ["names.json"]
+)
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
     for act in (cache.open_cache, cache.verify):
