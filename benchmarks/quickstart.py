@@ -52,6 +52,9 @@ def main(args: Args, console: Console | None = None) -> None:
     Raises:
         ValueError: for methods, data or a code length that cannot be had.
     """
+    import torch
+
+    torch.set_num_threads(1)  # for networks this small more threads gain nothing, and on a busy machine lose much
     console = console or Console()
     dataset = hashgym.data.load(args.features).standardized()
     cells = [drlih.Cell(args.features, method, args.bits, args.seed) for method in args.methods]

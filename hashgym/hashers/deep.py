@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +14,8 @@ from torch import Tensor, nn
 from hashgym.hashers.base import Features, Hasher, Labels
 
 __all__ = ["DeepHasher"]
+
+_WORTH_THREADS = 1 << 25  # multiplications in a product: below, threads wait for each other longer than they help
 
 
 @dataclass(kw_only=True, eq=False)
@@ -73,7 +77,8 @@ class DeepHasher(Hasher):
         labels = torch.from_numpy(np.asarray(y, np.float32)).to(device)
 
         # The global generators end as they were; dropout has no generator of its own.
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+        with forked, _threads(self.batch_size * x.shape[1] * self.hidden):
             torch.manual_seed(self.seed)
             network = nn.Sequential(
                 nn.Dropout(self.input_dropout),
@@ -121,3 +126,15 @@ class DeepHasher(Hasher):
             return device
         except (AssertionError, RuntimeError) as error:
             raise ValueError(f"device {self.device!r} cannot be used here ({error}): take 'cpu' or 'auto'") from error
+
+
+@contextmanager
+def _threads(multiplications: int) -> Iterator[None]:
+    """One thread for small networks: several are no faster alone, and many times slower on a busy machine."""
+    before = torch.get_num_threads()
+    if multiplications < _WORTH_THREADS:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hashgym.data import digits
 from hashgym.hashers import make
-from hashgym.hashers.noseq import triplet_ranking_loss
+from hashgym.hashers.noseq import NoSeq, triplet_ranking_loss
 
 
 def naive(h, labels, margin):
@@ -123,3 +123,18 @@ def test_settings_that_cannot_work_are_refused():
         make("noseq", device="warp").fit(np.random.rand(40, 3), y)  # noqa: NPY002
     with pytest.raises(ValueError, match="diverged"):
         make("noseq", updates=5, learning_rate=float("inf"), device="cpu").fit(np.random.rand(40, 3), y)  # noqa: NPY002
+
+
+def test_small_networks_train_on_one_thread_and_give_the_others_back():
+    before = torch.get_num_threads()
+    seen = []
+
+    class Spy(NoSeq):
+        def loss(self, logits, labels):
+            seen.append(torch.get_num_threads())
+            return super().loss(logits, labels)
+
+    X, y = np.random.default_rng(0).standard_normal((40, 5)), np.eye(2, dtype=np.uint8)[np.arange(40) % 2]
+    Spy(bits=4, hidden=8, updates=2).fit(X, y)
+    assert seen == [1, 1]
+    assert torch.get_num_threads() == before
