@@ -203,7 +203,7 @@ def table(rows: Sequence[Row], title: str = "") -> Table:
     best = {b: max(e.mean for (_, bits), e in grid.items() if bits == b) for b in lengths}
     counts = [len(of("map", *cell)) for cell in grid]
     runs = f"{min(counts)} to {max(counts)}" if len(set(counts)) > 1 else str(counts[0]) if counts else "0"
-    out = Table(title=title, caption=f"tie-aware mAP, mean over {runs} runs [95% bootstrap interval]")
+    out = Table(title=title, caption=f"tie-aware mAP, mean over seeds ({runs} a cell) [95% bootstrap interval]")
     out.add_column("method")
     for bits in lengths:
         out.add_column(f"{bits} bits", justify="right")

@@ -172,7 +172,7 @@ def test_the_table_has_means_intervals_and_gaps():
     assert "1.000" in text
     assert "[.550, .650]" in text  # over both lengths
     assert "101" in text
-    assert "mean over 1 to 2 runs" in text
+    assert "mean over seeds (1 to 2 a cell)" in text
     line = next(line for line in text.splitlines() if "│ b " in line)
     assert [cell.strip() for cell in line.strip("│").split("│")] == ["b", "1.000", "-", "-", "0.5", "0"]
 
