@@ -93,12 +93,13 @@ def main(args: Args) -> list[tuple[int, dict[str, float]]]:
         title=f"BitGroupHashing-v0, {args.dataset}, {args.bits} bits, k = {args.group_bits}, {args.reward} "
         f"(hashgym {hashgym.__version__}, gymnasium {gym.__version__}, numpy {np.__version__})"
     )
-    for heading in ("lanes", "contestant", "lane-steps/s", "against SyncVectorEnv"):
+    for heading in ("lanes", "contestant", "lane-steps/s", "against SyncVectorEnv", "against the floor"):
         table.add_column(heading, justify="left" if heading == "contestant" else "right")
     results = [(lanes, measure(args, lanes)) for lanes in args.lanes]
     for lanes, speeds in results:
         for name, speed in speeds.items():
-            table.add_row(str(lanes), name, f"{speed:,.0f}", f"{speed / speeds['SyncVectorEnv']:.1f} x")
+            sync, floor = speeds["SyncVectorEnv"], speeds["floor (copies only)"]
+            table.add_row(str(lanes), name, f"{speed:,.0f}", f"{speed / sync:,.1f} x", f"{speed / floor:.4f} x")
         table.add_section()
     Console().print(table)
     return results
