@@ -66,9 +66,9 @@ class Args:
     """reward by name, for the credit variants; `paper` and `released` are defined by the triplet reward"""
     margin: float = 1.0
     """m of equation 3, for `paper` and `released`"""
-    updates: int = 2500
+    updates: int = 5000
     """gradient steps, each on one batch of episodes"""
-    lanes: int = 256
+    lanes: int = 128
     """images in a batch, and lanes of the environment"""
     hidden: int = 512
     """width of the hidden layer (the paper: 4096)"""
