@@ -54,7 +54,7 @@ def lane_steps_per_second(step: Callable[[Any], Any], actions: list[Any], lanes:
 
 def measure(args: Args, lanes: int) -> dict[str, float]:
     """Median lane-steps per second of each contestant at one number of lanes."""
-    task = {"bits": args.bits, "group_bits": args.group_bits, "reward": args.reward}
+    task: dict[str, Any] = {"bits": args.bits, "group_bits": args.group_bits, "reward": args.reward}
     dataset = load(args.dataset).standardized()
     native = gym.make_vec("BitGroupHashing-v0", num_envs=lanes, dataset=dataset, **task)
     sync = SyncVectorEnv(
