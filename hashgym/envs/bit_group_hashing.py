@@ -302,7 +302,28 @@ class _Lanes:
         return rows
 
 
-class BitGroupHashingEnv(gym.Env[Observation, Any]):
+class _OverLanes:
+    """What both environments show of their game."""
+
+    _lanes: _Lanes
+
+    @property
+    def task(self) -> HashingTask:
+        """The arguments of the environment."""
+        return self._lanes.task
+
+    @property
+    def dataset(self) -> HashingDataset:
+        """The dataset, with features as they are observed."""
+        return self._lanes.dataset
+
+    @property
+    def codebook(self) -> Codebook:
+        """The freshest code of every training image, in the order of ``dataset.train``; there after a reset."""
+        return _started(self._lanes)
+
+
+class BitGroupHashingEnv(_OverLanes, gym.Env[Observation, Any]):
     """Emit the binary code of one image, a group of bits at a time.
 
     ## Description
@@ -390,21 +411,6 @@ class BitGroupHashingEnv(gym.Env[Observation, Any]):
         self.observation_space = self.task.observation_space(self.dataset.dim)
         self.action_space = self.task.action_space()
 
-    @property
-    def task(self) -> HashingTask:
-        """The arguments of the environment."""
-        return self._lanes.task
-
-    @property
-    def dataset(self) -> HashingDataset:
-        """The dataset, with features as they are observed."""
-        return self._lanes.dataset
-
-    @property
-    def codebook(self) -> Codebook:
-        """The freshest code of every training image, in the order of ``dataset.train``; there after a reset."""
-        return _started(self._lanes)
-
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
@@ -447,7 +453,7 @@ class BitGroupHashingEnv(gym.Env[Observation, Any]):
         return (write if self.render_mode == "ansi" else draw)(self._lanes.scene(0))
 
 
-class BitGroupHashingVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
+class BitGroupHashingVectorEnv(_OverLanes, VectorEnv[Observation, Any, NDArray[Any]]):
     """``num_envs`` images in lockstep over one codebook; arguments as for :class:`BitGroupHashingEnv`.
 
     A step writes the emitted groups of all lanes into the codebook before it scores any, so that partners in the same
@@ -482,21 +488,6 @@ class BitGroupHashingVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._all = np.ones(self.num_envs, np.bool_)
-
-    @property
-    def task(self) -> HashingTask:
-        """The arguments of the environment."""
-        return self._lanes.task
-
-    @property
-    def dataset(self) -> HashingDataset:
-        """The dataset, with features as they are observed."""
-        return self._lanes.dataset
-
-    @property
-    def codebook(self) -> Codebook:
-        """The freshest code of every training image, in the order of ``dataset.train``; there after a reset."""
-        return _started(self._lanes)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
