@@ -1,4 +1,9 @@
-"""What all benchmarks share: rows in a CSV that survives a kill, resuming, intervals over seeds, tables."""
+"""What all benchmarks share: rows in a CSV that survives a kill, resuming, intervals over seeds, tables.
+
+    python -m benchmarks.results benchmarks/results/cifar10
+
+prints the table of a ``results.csv`` again, in Markdown, as the README shows it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from rich.table import Table
 
-__all__ = ["COLUMNS", "KEY", "Estimate", "Results", "describe", "estimate", "peak_mb", "revision", "table"]
+__all__ = ["COLUMNS", "KEY", "Estimate", "Results", "describe", "estimate", "markdown", "peak_mb", "revision", "table"]
 
 KEY = ("dataset", "features", "method", "bits", "seed")
 COLUMNS = (
@@ -224,6 +229,24 @@ def table(rows: Sequence[Row], title: str = "") -> Table:
     return out
 
 
+def markdown(rows: Sequence[Row]) -> str:
+    """The mAP of :func:`table` as a Markdown table, with the median training time of the longest codes."""
+    lengths = sorted({int(row["bits"]) for row in rows})
+    lines = [
+        f"| method | {' | '.join(f'{bits} bits' for bits in lengths)} | training, {lengths[-1]} bits |",
+        "|---|" + "---|" * (len(lengths) + 1),
+    ]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        cells = []
+        for bits in lengths:
+            scores = [float(row["map"]) for row in own if int(row["bits"]) == bits]
+            cells.append(str(estimate([scores])).replace("\n", " ") if scores else "")
+        seconds = [float(row["train_seconds"]) for row in own if int(row["bits"]) == lengths[-1]]
+        lines.append(f"| {method} | {' | '.join(cells)} | {f'{np.median(seconds):.0f} s' if seconds else ''} |")
+    return "\n".join(lines)
+
+
 def _short(value: float) -> str:
     """.671 rather than 0.671, as the field writes it."""
     return f"{value:.3f}".removeprefix("0")
@@ -255,3 +278,9 @@ def revision() -> str:
     except (OSError, subprocess.CalledProcessError):
         return ""
     return run.stdout.strip()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or not (rows := Results(Path(sys.argv[1])).rows()):
+        sys.exit("usage: python -m benchmarks.results DIR, a folder with a results.csv")
+    print(markdown(rows))

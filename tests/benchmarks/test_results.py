@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from benchmarks.results import COLUMNS, Results, describe, estimate, peak_mb, revision, table
+from benchmarks.results import COLUMNS, Results, describe, estimate, markdown, peak_mb, revision, table
 
 
 def row(**changes):
@@ -175,6 +175,19 @@ def test_the_table_has_means_intervals_and_gaps():
     assert "mean over seeds (1 to 2 a cell)" in text
     line = next(line for line in text.splitlines() if "│ b " in line)
     assert [cell.strip() for cell in line.strip("│").split("│")] == ["b", "1.000", "-", "-", "0.5", "0"]
+
+
+def test_the_markdown_table_has_a_line_a_method():
+    rows = [
+        {"method": method, "bits": bits, "map": str(score), "train_seconds": "12.4"}
+        for method, bits, score in [("a", 12, 0.5), ("a", 12, 0.7), ("b", 12, 0.25), ("b", 24, 0.75)]
+    ]
+    assert markdown(rows).splitlines() == [
+        "| method | 12 bits | 24 bits | training, 24 bits |",
+        "|---|---|---|---|",
+        "| a | .600 [.500, .700] |  |  |",
+        "| b | .250 | .750 | 12 s |",
+    ]
 
 
 def test_an_empty_table_is_drawn():
