@@ -75,6 +75,10 @@ class HashingDataset:
     def __len__(self) -> int:
         return len(self.features)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> HashingDataset:
+        # Immutable, and large: Gymnasium deep-copies the arguments of an environment with its spec.
+        return self
+
     @property
     def dim(self) -> int:
         """D, the number of features of an image."""

@@ -333,6 +333,34 @@ def test_nothing_but_the_image_is_seen(multi_label: HashingDataset) -> None:
         assert partners_differ
 
 
+def test_gymnasiums_vector_wrappers_fit(multi_label: HashingDataset) -> None:
+    from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
+
+    plain = make_vec(multi_label, 3, bits=8, group_bits=4)
+    wrapped = DictInfoToList(RecordEpisodeStatistics(make_vec(multi_label, 3, bits=8, group_bits=4)))
+    plain.reset(seed=0)
+    _, infos = wrapped.reset(seed=0)
+    assert [int(info["index"]) for info in infos] == plain._lanes.dataset.train[plain._lanes.rows].tolist()
+    plain.action_space.seed(0)
+    returns = np.zeros(3)
+    for _ in range(2):
+        actions = plain.action_space.sample()
+        returns += plain.step(actions)[1]
+        _, _, terminated, _, infos = wrapped.step(actions)
+    assert terminated.all()
+    for lane, info in enumerate(infos):
+        assert info["episode"]["r"] == pytest.approx(returns[lane])
+        assert info["episode"]["l"] == 2
+        assert set(info["final_info"]["rewards"]) == {"group/triplet", "global/triplet"}
+
+
+def test_the_spec_does_not_copy_the_dataset(multi_label: HashingDataset) -> None:
+    env = gym.make("BitGroupHashing-v0", dataset=multi_label)
+    assert env.spec is not None
+    assert env.spec.kwargs["dataset"] is multi_label
+    assert env.unwrapped.dataset is multi_label  # type: ignore[attr-defined]
+
+
 def test_every_image_has_its_turn_in_each_pass(multi_label: HashingDataset) -> None:
     env = make_vec(multi_label, 8, bits=4, group_bits=4)
     indices = [env.reset(seed=0)[1]["index"], *(env.step(np.zeros((8, 4), np.int8))[4]["index"] for _ in range(9))]
