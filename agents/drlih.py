@@ -68,7 +68,7 @@ class Args:
     """m of equation 3, for `paper` and `released`"""
     updates: int = 5000
     """gradient steps, each on one batch of episodes"""
-    lanes: int = 128
+    lanes: int = 256
     """images in a batch, and lanes of the environment"""
     hidden: int = 512
     """width of the hidden layer (the paper: 4096)"""
@@ -162,8 +162,14 @@ class Policy(nn.Module):
         return action, state
 
     def _hidden(self, layer: nn.Linear, image: Tensor) -> Tensor:
-        image = F.dropout(image, self.args.input_dropout, self.training)
-        return F.dropout(F.relu(layer(image)), self.args.dropout, self.training)
+        image = self._dropped(image, self.args.input_dropout)
+        return self._dropped(F.relu(layer(image)), self.args.dropout)
+
+    def _dropped(self, x: Tensor, rate: float) -> Tensor:
+        """Dropout; on a CPU a mask of uniform numbers costs a quarter of torch's own."""
+        if not self.training or rate == 0:
+            return x
+        return x * (torch.rand_like(x) >= rate) / (1 - rate)
 
 
 class FeedForward(Policy):
@@ -209,7 +215,7 @@ class Recurrent(FeedForward):
         if group == 0:
             return direct[:, start:stop], state
         history = self.cell(code[:, start - self.args.group_bits : start], history)
-        seen = F.dropout(history, self.args.dropout, self.training)
+        seen = self._dropped(history, self.args.dropout)
         correction = F.linear(seen, self.correction.weight[start:stop], self.correction.bias[start:stop])
         return direct[:, start:stop] + correction, (direct, history)
 
@@ -386,7 +392,7 @@ class _Run:
     def __init__(self, policy: Policy, dataset: HashingDataset, args: Args) -> None:
         self.policy, self.dataset, self.args, self.update = policy, dataset, args, 0
         self.device = next(policy.parameters()).device
-        self.optimizer = torch.optim.Adam(policy.parameters(), weight_decay=args.weight_decay)
+        self.optimizer = torch.optim.Adam(policy.parameters(), weight_decay=args.weight_decay, fused=True)
         self.envs: Any = gym.make_vec(
             "BitGroupHashing-v0", num_envs=args.lanes, dataset=dataset, **_task(args)
         ).unwrapped
