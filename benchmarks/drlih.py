@@ -48,7 +48,7 @@ Encoder = Callable[[NDArray[np.float32]], Codes]
 # defaults was chosen on held-out training images.
 _CREDIT: Mapping[str, Any] = {"holdout": 0.0}
 _CELL: Mapping[str, Any] = {"holdout": 0.0, "lanes": 64, "updates": 1200}
-_PAPER = {**_CELL, "learning_rate": 3e-3, "input_dropout": 0.1, "dropout": 0.2}
+_PAPER = {**_CELL, "input_dropout": 0.0, "dropout": 0.0}
 _RELEASED = {**_CELL, "input_dropout": 0.2}
 AGENTS: Mapping[str, Mapping[str, Any]] = {
     "drlih": {"variant": "hashgym", **_CREDIT},

@@ -331,10 +331,14 @@ def unsupervised_map() -> float:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_learns_digits(variant: Any) -> None:
-    quick = {"lanes": 128, "updates": 250, "learning_rate": 1e-2}
-    slower = {"lanes": 64, "updates": 300, "learning_rate": 3e-3}  # a recurrence over bits trains less easily
-    options = quick if variant in ("hashgym", "norec") else slower
-    args = Args(variant=variant, hidden=128, input_dropout=0.1, dropout=0.2, **options)
+    options = {
+        "hashgym": {"lanes": 128, "updates": 250, "learning_rate": 1e-2, "input_dropout": 0.1, "dropout": 0.2},
+        "norec": {"lanes": 128, "updates": 250, "learning_rate": 1e-2, "input_dropout": 0.1, "dropout": 0.2},
+        # A recurrence over bits trains less easily, and worst where dropout disturbs it.
+        "paper": {"lanes": 128, "updates": 400, "learning_rate": 2e-3, "input_dropout": 0.0, "dropout": 0.0},
+        "released": {"lanes": 64, "updates": 300, "learning_rate": 3e-3, "input_dropout": 0.1, "dropout": 0.2},
+    }[variant]
+    args = Args(variant=variant, hidden=128, **options)
     policy = drlih.train(digits(), args, progress=False)
     score = digits_map(hashgym.encode(policy, digits().features, bits=24))
     assert score > unsupervised_map() + 0.15
