@@ -338,9 +338,10 @@ def train(
         while run.update < args.updates:
             scalars = run.learn()
             finished = run.update == args.updates
-            if finished or run.update % args.evaluate_every == 0:
+            evaluated = finished or run.update % args.evaluate_every == 0
+            if evaluated:
                 scalars |= _watch(policy, learning, held_out)
-            if writer is not None and (finished or run.update % args.log_every == 0):
+            if writer is not None and (evaluated or run.update % args.log_every == 0):
                 for name, value in scalars.items():
                     writer.add_scalar(name, value, run.update)
             if out is not None and (finished or run.update % args.checkpoint_every == 0):
