@@ -24,7 +24,7 @@ def test_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_readmes_commands_exist() -> None:
     makefile = (Path(__file__).parents[1] / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"`?make (\w+)`?", README):
+    for target in re.findall(r"(?:`|^    )make (\w+)", README, flags=re.MULTILINE):
         assert f"\n{target}:" in makefile
     for module in re.findall(r"python -m (agents|benchmarks)\.(\w+)", README):
         assert (Path(__file__).parents[1] / module[0] / f"{module[1]}.py").exists()
