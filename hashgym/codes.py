@@ -7,10 +7,12 @@ the order that faiss uses. Multi-hot labels are packed the same way, so that "sh
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Words", "hamming", "pack", "span", "span_mask", "unpack", "word_count"]
+__all__ = ["CodeSets", "Words", "hamming", "pack", "span", "span_mask", "unpack", "word_count"]
 
 Words = NDArray[np.uint64]
 WORD_BITS = 64
@@ -92,3 +94,70 @@ def hamming(a: Words, b: Words) -> NDArray[np.int64]:
     ``hamming(a[:, None], b[None])`` gives every pair of two sets of codes.
     """
     return np.bitwise_count(a ^ b).sum(axis=-1, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class CodeSets:
+    """One or more codes for each item: its own, and those of its regions that are kept (MCH).
+
+    The distance of two items is the least over their codes. Equal codes of an item count once: all but the first are
+    dropped.
+
+    Attributes:
+        words: uint64 (n, K, ceil(bits / 64)), packed codes, the item's own first.
+        kept: bool (n, K), which of them an item has; the first always.
+        bits: q, the length of a code.
+    """
+
+    words: Words
+    kept: NDArray[np.bool_]
+    bits: int
+
+    def __post_init__(self) -> None:
+        words, kept = self.words, self.kept
+        if words.dtype != np.uint64 or words.ndim != 3 or words.shape[2] != word_count(self.bits) or not words.size:
+            raise ValueError(
+                f"words must be packed codes of {self.bits} bits, uint64 (n, K, {word_count(self.bits)}) and not empty, "
+                f"got {words.dtype} {words.shape}; CodeSets.of(bits, kept) packs them"
+            )
+        if kept.dtype != np.bool_ or kept.shape != words.shape[:2]:
+            raise ValueError(f"kept must be bool {words.shape[:2]}, got {kept.dtype} {kept.shape}")
+        if not kept[:, 0].all():
+            raise ValueError("kept[:, 0] must be True: an item always has its own code")
+        equal = (words[:, :, None] == words[:, None]).all(axis=-1) & kept[:, None]  # [i, a, b]: a equals a kept b
+        repeats = np.tril(equal, k=-1).any(axis=2)
+        object.__setattr__(self, "kept", kept & ~repeats)
+
+    @classmethod
+    def of(cls, bits: ArrayLike, kept: ArrayLike | None = None) -> CodeSets:
+        """Code sets of unpacked codes.
+
+        Args:
+            bits: bool (n, q), one code for each item, or (n, K, q), its own code first.
+            kept: bool (n, K), which of the K codes an item keeps; None for all.
+
+        Raises:
+            ValueError: for arrays of another type or shape, or an item that does not keep its own code.
+        """
+        codes = np.asarray(bits)
+        if codes.ndim not in (2, 3):
+            raise ValueError(f"codes must have shape (n, q) or (n, K, q), got {codes.shape}")
+        words = pack(codes if codes.ndim == 3 else codes[:, None])
+        return cls(words, np.ones(words.shape[:2], np.bool_) if kept is None else np.asarray(kept), codes.shape[-1])
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def __getitem__(self, rows: slice | NDArray[np.int64] | NDArray[np.bool_]) -> CodeSets:
+        """The code sets of some items."""
+        return CodeSets(self.words[rows], self.kept[rows], self.bits)
+
+    @property
+    def anhc(self) -> float:
+        """Average number of hash codes of an item (MCH eq. 8)."""
+        return float(self.kept.sum(axis=1).mean())
+
+    @property
+    def filled(self) -> Words:
+        """``words`` with the item's own code in every place that is not kept: the same sets, without a mask."""
+        return np.where(self.kept[..., None], self.words, self.words[:, :1])

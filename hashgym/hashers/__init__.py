@@ -19,6 +19,7 @@ _REGISTRY: dict[str, tuple[str, str]] = {
     "lsh": ("hashgym.hashers.lsh:LSH", "random hyperplanes (Charikar 2002); learns nothing"),
     "itq": ("hashgym.hashers.itq:ITQ", "PCA and iterative quantisation (Gong and Lazebnik 2011, 2013); no labels"),
     "noseq": ("hashgym.hashers.noseq:NoSeq", "one hidden layer, triplet ranking loss: DRLIH without its agent"),
+    "dch": ("hashgym.hashers.dch:DCH", "one hidden layer, Cauchy loss of pairs (Cao 2018); base of MCH"),
 }
 
 

@@ -82,8 +82,7 @@ class Hasher(ABC):
             NotFittedError: before ``fit``.
             ValueError: for features of another dimension than those fitted on, or not finite.
         """
-        if not hasattr(self, "n_features_in_"):
-            raise NotFittedError(f"this {type(self).__name__} is not fitted yet: call fit first")
+        self._check_fitted()
         features = _features(X)
         if features.shape[1] != self.n_features_in_:
             raise ValueError(
@@ -107,6 +106,10 @@ class Hasher(ABC):
     def _transform(self, X: Features) -> Features:
         """Real values of checked features."""
 
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "n_features_in_"):
+            raise NotFittedError(f"this {type(self).__name__} is not fitted yet: call fit first")
+
     @classmethod
     def parameters(cls) -> list[str]:
         """Names of the settings."""
@@ -125,8 +128,7 @@ class Hasher(ABC):
         """
         from hashgym.hashers import _name_of
 
-        if not hasattr(self, "n_features_in_"):
-            raise NotFittedError(f"this {type(self).__name__} is not fitted yet: call fit before save")
+        self._check_fitted()
         meta = {"format": _FORMAT, "hasher": _name_of(type(self)), "parameters": self.get_params()}
         state = {name: np.asarray(value) for name, value in vars(self).items() if name.endswith("_")}
         path = Path(path)

@@ -1,11 +1,12 @@
-"""DeepHasher: one hidden layer and a hash layer; subclasses bring the loss."""
+"""DeepHasher: one hidden layer and a hash layer; subclasses bring the objective."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -13,14 +14,16 @@ from torch import Tensor, nn
 
 from hashgym.hashers.base import Features, Hasher, Labels
 
-__all__ = ["DeepHasher"]
+__all__ = ["DeepHasher", "Objective"]
+
+Objective: TypeAlias = Callable[[Tensor, Tensor, int], Tensor]
 
 _WORTH_THREADS = 1 << 25  # multiplications in a product: below, threads wait for each other longer than they help
 
 
 @dataclass(kw_only=True, eq=False)
 class DeepHasher(Hasher):
-    """features -> hidden layer, ReLU, dropout -> q logits, trained in batches by :meth:`loss` (AdamW, cosine schedule).
+    """features -> hidden layer, ReLU, dropout -> q logits, trained in batches by its objective (AdamW, cosine schedule).
 
     Features are standardised by the training set's mean and deviation first; that is folded into the first layer,
     so raw and standardised features do equally well. The weights are kept as arrays: encoding needs no accelerator.
@@ -64,8 +67,12 @@ class DeepHasher(Hasher):
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
 
     @abstractmethod
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """What a batch's logits (n, q) are worth, given its multi-hot labels (n, L), both float32."""
+    def objective(self, labels: Tensor) -> Objective:
+        """What is minimised: a function of a batch's logits (b, q), its rows (b,) and the number of the update.
+
+        Args:
+            labels: float32 (n, L), multi-hot labels of all training images, on the device that trains.
+        """
 
     def _fit(self, X: Features, y: Labels | None) -> None:
         from rich.progress import track
@@ -91,12 +98,13 @@ class DeepHasher(Hasher):
                 network.parameters(), self.learning_rate, weight_decay=self.weight_decay, fused=True
             )
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.updates)
+            objective = self.objective(labels)
             order, losses = torch.empty(0, dtype=torch.int64), torch.empty(self.updates, device=device)
             for step in track(range(self.updates), type(self).__name__, disable=not self.verbose):
                 while len(order) < self.batch_size:
                     order = torch.cat([order, torch.randperm(len(x))])
                 batch, order = order[: self.batch_size].to(device), order[self.batch_size :]
-                loss = self.loss(network(x[batch]), labels[batch])
+                loss = objective(network(x[batch]), batch, step)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hashgym.hashers.base import Features, Labels
-from hashgym.hashers.deep import DeepHasher
+from hashgym.hashers.deep import DeepHasher, Objective
 
 __all__ = ["NoSeq", "triplet_ranking_loss"]
 
@@ -50,10 +50,10 @@ class NoSeq(DeepHasher):
         if self.margin is not None and self.margin <= 0:
             raise ValueError(f"margin must be above 0, got {self.margin}")
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def objective(self, labels: Tensor) -> Objective:
         """:func:`triplet_ranking_loss` of the probabilities that bits are 1."""
         margin = self.bits / 12 if self.margin is None else self.margin
-        return triplet_ranking_loss(torch.sigmoid(logits), labels, margin)
+        return lambda logits, rows, _: triplet_ranking_loss(torch.sigmoid(logits), labels[rows], margin)
 
     def _fit(self, X: Features, y: Labels | None) -> None:
         assert y is not None

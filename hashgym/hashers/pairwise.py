@@ -1,0 +1,92 @@
+"""PairwiseHasher: hash functions whose loss is a sum over pairs of L(d_ij, s_ij), the base hashers of MCH (Table 1)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hashgym.hashers.base import Hasher, Labels
+
+__all__ = ["PairwiseHasher", "cosine_distance", "inner_distance", "pair_weights"]
+
+_ROWS = 2048  # images whose pairs with all others are counted at once
+
+
+class PairwiseHasher(Hasher):
+    """A hasher with a loss L(d, s) of a pair's Hamming distance d and similarity s (1 where a label is shared).
+
+    A subclass sets ``pair_weights_`` while it is fitted. Being a function of an integer, L is a table of 2 (q + 1)
+    numbers once the hasher is fitted: what RegionKeep-v0 rewards by.
+
+    Attributes:
+        pair_weights_: float64 (2,), w_ij of dissimilar and of similar pairs; ones where Table 1 has no weights.
+    """
+
+    weighted: ClassVar[bool] = False  # whether Table 1 weighs this method's pairs
+    pair_weights_: NDArray[np.float64]
+
+    @abstractmethod
+    def pair_loss(self, distance: Tensor, similar: Tensor) -> Tensor:
+        """L(d, s) of Table 1 without w_ij, element by element.
+
+        Args:
+            distance: real numbers in [0, q]: Hamming distances, or relaxed ones.
+            similar: bool, of a shape that broadcasts with ``distance``.
+        """
+
+    def weighted_pair_loss(self, distance: Tensor, similar: Tensor) -> Tensor:
+        """L(d, s) of Table 1 with w_ij. Arguments as :meth:`pair_loss`."""
+        different, same = self.pair_weights_.tolist()
+        return torch.where(similar, same, different) * self.pair_loss(distance, similar)
+
+    def loss_table(self) -> NDArray[np.float64]:
+        """L(d, s) with w_ij at every Hamming distance, float64 (2, q + 1): row 0 for dissimilar pairs, row 1 similar.
+
+        Raises:
+            NotFittedError: before ``fit``.
+        """
+        self._check_fitted()
+        similar = torch.tensor([[False], [True]])
+        return self.weighted_pair_loss(torch.arange(self.bits + 1, dtype=torch.float64), similar).numpy()
+
+    def _weigh(self, labels: Labels) -> None:
+        """Set ``pair_weights_``; refuses labels from which no pairwise loss can learn."""
+        weights = pair_weights(labels)
+        self.pair_weights_ = weights if self.weighted else np.ones(2)
+
+
+def pair_weights(labels: Labels) -> NDArray[np.float64]:
+    """w = |S| / |S_0| of dissimilar and |S| / |S_1| of similar pairs, over all pairs of two different images.
+
+    Args:
+        labels: multi-hot (n, L).
+
+    Raises:
+        ValueError: if no two images share a label, or all do.
+    """
+    hot = np.asarray(labels, np.float32)
+    similar = sum(int((hot[i : i + _ROWS] @ hot.T > 0).sum()) for i in range(0, len(hot), _ROWS)) - int(
+        hot.any(1).sum()
+    )
+    pairs = len(hot) * (len(hot) - 1)
+    if similar == 0:
+        raise ValueError("no two training images share a label, so there is nothing to learn: check labels and split")
+    if similar == pairs:
+        raise ValueError("all training images share a label, so there is nothing to tell apart: leave that label out")
+    return np.array([pairs / (pairs - similar), pairs / similar])
+
+
+def inner_distance(a: Tensor, b: Tensor) -> Tensor:
+    """(q - a . b) / 2 of all rows of a (n, q) and b (m, q): on codes of -1 and +1 the Hamming distance (eq. 1)."""
+    return (a.shape[1] - a @ b.T) / 2
+
+
+def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
+    """q / 2 (1 - cos(a, b)) of all rows of a (n, q) and b (m, q): on codes of -1 and +1 the Hamming distance."""
+    unit_a, unit_b = (torch.nn.functional.normalize(x, dim=1) for x in (a, b))
+    return a.shape[1] / 2 * (1 - unit_a @ unit_b.T)
