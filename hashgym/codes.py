@@ -117,8 +117,8 @@ class CodeSets:
         words, kept = self.words, self.kept
         if words.dtype != np.uint64 or words.ndim != 3 or words.shape[2] != word_count(self.bits) or not words.size:
             raise ValueError(
-                f"words must be packed codes of {self.bits} bits, uint64 (n, K, {word_count(self.bits)}) and not empty, "
-                f"got {words.dtype} {words.shape}; CodeSets.of(bits, kept) packs them"
+                f"words must be packed codes of {self.bits} bits, uint64 (n, K, {word_count(self.bits)}), not empty; "
+                f"got {words.dtype} {words.shape}. CodeSets.of(bits, kept) packs them"
             )
         if kept.dtype != np.bool_ or kept.shape != words.shape[:2]:
             raise ValueError(f"kept must be bool {words.shape[:2]}, got {kept.dtype} {kept.shape}")

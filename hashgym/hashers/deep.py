@@ -23,7 +23,7 @@ _WORTH_THREADS = 1 << 25  # multiplications in a product: below, threads wait fo
 
 @dataclass(kw_only=True, eq=False)
 class DeepHasher(Hasher):
-    """features -> hidden layer, ReLU, dropout -> q logits, trained in batches by its objective (AdamW, cosine schedule).
+    """features -> hidden layer, ReLU, dropout -> q logits, trained in batches by an objective (AdamW, cosine).
 
     Features are standardised by the training set's mean and deviation first; that is folded into the first layer,
     so raw and standardised features do equally well. The weights are kept as arrays: encoding needs no accelerator.
