@@ -86,7 +86,7 @@ def test_bad_input_is_refused_by_name(name, data, tmp_path):
     X, y = data
     with pytest.raises(NotFittedError, match="call fit first"):
         make(name).transform(X)
-    with pytest.raises(NotFittedError, match="before save"):
+    with pytest.raises(NotFittedError, match="call fit first"):
         make(name).save(tmp_path / "never")
     assert not list(tmp_path.iterdir())
     hasher = fitted(name, data)
