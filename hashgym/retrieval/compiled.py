@@ -4,7 +4,8 @@ Both kernels release the GIL and write only to the rows of their own queries, so
 threads. Numba's own ``parallel=True`` would start an OpenMP pool, which aborts a process that is forked later, as
 Gymnasium's AsyncVectorEnv does.
 
-Database words arrive transposed, (words, m): one word of neighbouring items is contiguous, whatever the code length.
+Database words arrive transposed, (words, m), or (codes, words, m) with several codes for an item: one word of
+neighbouring items is contiguous, whatever the code length.
 """
 
 from __future__ import annotations
@@ -54,23 +55,30 @@ _count_bits: Any = intrinsic(_emit_count_bits)
 
 
 @_compile
-def _fill_keys(
-    code: NDArray[np.uint64],
+def _fill_distances(
+    code: NDArray[np.uint64], database: NDArray[np.uint64], start: int, distances: NDArray[np.uint16]
+) -> None:
+    """distances[j] = distance of item start + j of the database (W, m) to the code (W,)."""
+    word, column = code[0], database[0][start : start + len(distances)]
+    for j in range(len(distances)):
+        distances[j] = _popcount(word ^ column[j])
+    for w in range(1, len(code)):
+        word, column = code[w], database[w][start : start + len(distances)]
+        for j in range(len(distances)):
+            distances[j] += _popcount(word ^ column[j])
+
+
+@_compile
+def _add_relevance(
     label: NDArray[np.uint64],
-    database: NDArray[np.uint64],
     labels: NDArray[np.uint64],
     start: int,
     keys: NDArray[np.uint16],
     similar: NDArray[np.uint8],
     width: int,
 ) -> None:
-    """keys[j] = distance of item start + j to the code, plus ``width`` where the two share a label."""
-    keys[:] = 0
+    """Add ``width`` to keys[j] where item start + j shares a label."""
     similar[:] = 0
-    for w in range(len(code)):
-        word, column = code[w], database[w][start : start + len(keys)]
-        for j in range(len(keys)):
-            keys[j] += _popcount(word ^ column[j])
     for v in range(len(label)):
         word, column = label[v], labels[v][start : start + len(keys)]
         if word:
@@ -89,15 +97,24 @@ def histograms(
     labels: NDArray[np.uint64],
     counts: NDArray[np.int64],
 ) -> None:
-    """Add to ``counts`` (n, 2, bits + 1) the items at each distance: [:, 0] share no label, [:, 1] share one."""
-    width, size = counts.shape[2], database.shape[1]
-    keys, similar = np.empty(_TILE, np.uint16), np.empty(_TILE, np.uint8)
+    """Add to ``counts`` (n, 2, bits + 1) the items at each distance: [:, 0] share no label, [:, 1] share one.
+
+    Codes are (n, K, W) and the database (K', W, m): an item's distance is the least over all pairs of codes.
+    """
+    width, size = counts.shape[2], database.shape[2]
+    keys, others, similar = np.empty(_TILE, np.uint16), np.empty(_TILE, np.uint16), np.empty(_TILE, np.uint8)
     # Neighbouring items often share a key; four histograms in turn keep one increment from waiting for the last.
     lanes = np.empty((4, 2 * width), np.int32)
     for start in range(0, size, _TILE):
         length = min(_TILE, size - start)
         for i in range(len(codes)):
-            _fill_keys(codes[i], code_labels[i], database, labels, start, keys[:length], similar[:length], width)
+            _fill_distances(codes[i, 0], database[0], start, keys[:length])
+            for pair in range(1, codes.shape[1] * len(database)):
+                a, b = divmod(pair, len(database))
+                _fill_distances(codes[i, a], database[b], start, others[:length])
+                for j in range(length):
+                    keys[j] = min(keys[j], others[j])
+            _add_relevance(code_labels[i], labels, start, keys[:length], similar[:length], width)
             lanes[:] = 0
             for j in range(0, length - 3, 4):
                 lanes[0, keys[j]] += 1
@@ -187,7 +204,8 @@ def credit(
         differing[:] = 0
         for start in range(0, size, _BYTE):
             length = min(_BYTE, size - start)
-            _fill_keys(codes[i], code_labels[i], database, labels, start, keys[:length], similar[:length], width)
+            _fill_distances(codes[i], database, start, keys[:length])
+            _add_relevance(code_labels[i], labels, start, keys[:length], similar[:length], width)
             if start <= exclude[i] < start + length:
                 keys[exclude[i] - start] = trash
             octets[:] = 0

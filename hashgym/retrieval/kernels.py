@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, reduce
 from types import ModuleType
 from typing import Literal
 
@@ -54,9 +54,10 @@ def distance_histograms(
     """Count the database items at every Hamming distance from every query.
 
     Args:
-        queries: packed codes, uint64 (n, W).
+        queries: packed codes, uint64 (n, W), or (n, K, W) with K codes for each query: the distance is then the least
+            over all pairs of codes. One with fewer codes repeats one of them, as :attr:`CodeSets.filled` does.
         query_labels: packed labels, uint64 (n, V).
-        database: packed codes, uint64 (m, W).
+        database: packed codes, uint64 (m, W), or (m, K', W).
         database_labels: packed labels, uint64 (m, V).
         bits: q, the length of the codes.
         exclude: int64 (n,), the row of the database that is left out for each query, -1 for none.
@@ -71,7 +72,8 @@ def distance_histograms(
         ImportError: if numba is asked for and is not installed.
     """
     kernel = _kernel("histograms", backend)
-    _check(queries, query_labels, database, database_labels, bits, exclude)
+    _check(queries, query_labels, database, database_labels, bits, exclude, axes=(2, 3))
+    queries, database = (words.reshape(len(words), -1, words.shape[-1]) for words in (queries, database))
     counts = np.zeros((len(queries), 2, bits + 1), np.int64)
     items, labels = _columns(database), _columns(database_labels)
     queries, query_labels = _plain(queries), _plain(query_labels)
@@ -80,11 +82,11 @@ def distance_histograms(
         own = slice(start, stop)
         kernel(queries[own], query_labels[own], items, labels, counts[own])
 
-    _on_threads(run, len(queries), len(database))
+    _on_threads(run, len(queries), len(database) * len(items) * queries.shape[1])
     if exclude is not None:
         (rows,) = np.nonzero(exclude >= 0)
         left_out = exclude[rows]
-        distance = codes.hamming(queries[rows], database[left_out])
+        distance = codes.hamming(queries[rows][:, :, None], database[left_out][:, None]).min(axis=(1, 2))
         similar = ((query_labels[rows] & database_labels[left_out]) != 0).any(axis=-1)
         counts[rows, similar.astype(np.intp), distance] -= 1
     return counts[:, 1], counts.sum(axis=1)
@@ -214,22 +216,25 @@ def _check(
     database_labels: Words,
     bits: int,
     exclude: NDArray[np.int64] | None,
+    axes: tuple[int, ...] = (2,),
 ) -> None:
+    """Refuse arrays that do not fit each other; codes may have any of these numbers of axes, labels have two."""
     if not 1 <= bits < 1 << 14:
         raise ValueError(f"bits must be between 1 and {(1 << 14) - 1}, got {bits}")
-    for name, array in (
-        ("queries", queries),
-        ("query_labels", query_labels),
-        ("database", database),
-        ("database_labels", database_labels),
+    for name, array, allowed in (
+        ("queries", queries, axes),
+        ("query_labels", query_labels, (2,)),
+        ("database", database, axes),
+        ("database_labels", database_labels, (2,)),
     ):
-        if not isinstance(array, np.ndarray) or array.dtype != np.uint64 or array.ndim != 2 or array.size == 0:
+        if not isinstance(array, np.ndarray) or array.dtype != np.uint64 or array.ndim not in allowed or not array.size:
             kind = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-            raise ValueError(f"{name} must be packed words, uint64 (n, words) and not empty, got {kind}; pack them")
+            shapes = "(n, words) or (n, codes, words)" if 3 in allowed else "(n, words)"
+            raise ValueError(f"{name} must be packed words, uint64 {shapes} and not empty, got {kind}; pack them")
     for name, array in (("queries", queries), ("database", database)):
-        if array.shape[1] != codes.word_count(bits):
-            raise ValueError(f"{bits} bits take {codes.word_count(bits)} words, {name} have {array.shape[1]}")
-        if bits % 64 and (array[:, -1] >> np.uint64(bits % 64)).any():
+        if array.shape[-1] != codes.word_count(bits):
+            raise ValueError(f"{bits} bits take {codes.word_count(bits)} words, {name} have {array.shape[-1]}")
+        if bits % 64 and (array[..., -1] >> np.uint64(bits % 64)).any():
             raise ValueError(f"{name} have bits set beyond bit {bits - 1}: they are longer than {bits} bits")
     if query_labels.shape[1] != database_labels.shape[1]:
         raise ValueError(
@@ -278,8 +283,8 @@ def _plain(array: NDArray) -> NDArray:
 
 
 def _columns(words: Words) -> Words:
-    """Words (m, W) as (W, m): the same word of neighbouring items side by side."""
-    return _plain(words.T)
+    """Words (m, W) as (W, m), (m, K, W) as (K, W, m): the same word of neighbouring items side by side."""
+    return _plain(np.moveaxis(words, 0, -1))
 
 
 def _on_threads(run: Callable[[int, int], None], rows: int, size: int) -> None:
@@ -335,26 +340,31 @@ def _cut_through(
     return float(np.average((whole + gain) / np.maximum(hits + found, 1), weights=weight))
 
 
-def _keys(code: Words, label: Words, items: Words, labels: Words, width: int) -> NDArray[np.intp]:
-    """Distance of every item (W, m) to a code (W,), plus ``width`` where they share a label."""
-    keys = np.bitwise_count(items[0] ^ code[0]).astype(np.uint16)
+def _distances(code: Words, items: Words) -> NDArray[np.uint16]:
+    """Distance of every item (W, m) to a code (W,)."""
+    distances = np.bitwise_count(items[0] ^ code[0]).astype(np.uint16)
     for word, column in zip(code[1:], items[1:], strict=True):
-        keys += np.bitwise_count(column ^ word)
-    similar = np.zeros(len(keys), np.bool_)
+        distances += np.bitwise_count(column ^ word)
+    return distances
+
+
+def _keys(distances: NDArray[np.uint16], label: Words, labels: Words, width: int) -> NDArray[np.intp]:
+    """The distances, plus ``width`` for the items that share a label."""
+    similar = np.zeros(len(distances), np.bool_)
     for word, column in zip(label, labels, strict=True):
         if word:
             similar |= (column & word) != 0
-    keys += similar * np.uint16(width)
-    return keys.astype(np.intp)
+    return (distances + similar * np.uint16(width)).astype(np.intp)
 
 
 def _histograms(queries: Words, query_labels: Words, items: Words, labels: Words, counts: NDArray[np.int64]) -> None:
     """What compiled.histograms does."""
     width = counts.shape[2]
-    for start in range(0, items.shape[1], _BLOCK):
+    for start in range(0, items.shape[2], _BLOCK):
         block = slice(start, start + _BLOCK)
         for i in range(len(queries)):
-            keys = _keys(queries[i], query_labels[i], items[:, block], labels[:, block], width)
+            pairs = (_distances(code, item[:, block]) for code in queries[i] for item in items)
+            keys = _keys(reduce(np.minimum, pairs), query_labels[i], labels[:, block], width)
             counts[i] += np.bincount(keys, minlength=2 * width).reshape(2, width)
 
 
@@ -373,7 +383,7 @@ def _credit(
     width = bits + 1
     octets = codes.unpack(items.T, bits).view(np.uint8)
     for i in range(len(queries)):
-        keys = _keys(queries[i], query_labels[i], items, labels, width)
+        keys = _keys(_distances(queries[i], items), query_labels[i], labels, width)
         if exclude[i] >= 0:
             keys[exclude[i]] = 2 * width  # counted, and cut off below
         order = np.argsort(keys.astype(np.uint16), kind="stable")

@@ -73,6 +73,19 @@ problems = st.builds(
 )
 
 
+@st.composite
+def code_sets(draw):
+    """Code sets of 1 to 3 queries and 1 to 8 items, few bits apart, and labels."""
+    bits, rng = draw(st.sampled_from([1, 5, 64, 70])), np.random.default_rng(draw(st.integers(0, 2**32)))
+    n, m, spread = draw(st.integers(1, 3)), draw(st.integers(1, 8)), draw(st.sampled_from([0.05, 0.5]))
+    sides = []
+    for size, most in ((n, draw(st.integers(1, 3))), (m, draw(st.integers(1, 4)))):
+        kept = rng.random((size, most)) < 0.6
+        kept[:, 0] = True
+        sides.append((codes.CodeSets.of(rng.random((size, most, bits)) < spread, kept), rng.random((size, 3)) < 0.4))
+    return (*sides, rng.integers(-1, m, n))
+
+
 def naive_average_precision(neighbours):
     """Tie-aware AP position by position; 0 where nothing is relevant."""
     score, hits, seen = 0.0, 0, 0
@@ -122,6 +135,43 @@ def test_histograms_count_every_item_once(backend, problem):
         neighbours, distances = problem.neighbours(i), range(problem.queries.shape[1] + 1)
         assert total[i].tolist() == [sum(d == at for d, _ in neighbours) for at in distances]
         assert relevant[i].tolist() == [sum(d == at and similar for d, similar in neighbours) for at in distances]
+
+
+@backends
+@given(problem=code_sets())
+def test_items_with_several_codes_are_as_far_as_their_closest_pair(backend, problem):
+    (queries, query_labels), (database, database_labels), exclude = problem
+    expected = np.zeros((2, len(queries), queries.bits + 1), np.int64)
+    for i, j in np.ndindex(len(queries), len(database)):
+        if j != exclude[i]:
+            own, other = queries.words[i][queries.kept[i]], database.words[j][database.kept[j]]
+            distance = min(int(np.bitwise_count(a ^ b).sum()) for a in own for b in other)
+            expected[:, i, distance] += [(query_labels[i] & database_labels[j]).any(), 1]
+    labels = codes.pack(query_labels), codes.pack(database_labels)
+    got = distance_histograms(
+        queries.filled, labels[0], database.filled, labels[1], queries.bits, exclude, backend=backend
+    )
+    np.testing.assert_array_equal(got, expected)
+
+
+@backends
+@given(problem=problems)
+@settings(max_examples=20)
+def test_one_code_in_a_set_or_many_times_the_same_is_one_code(backend, problem):
+    queries, query_labels, database, database_labels, bits = problem.packed
+    expected = distance_histograms(*problem.packed, problem.exclude, backend=backend)
+    for own, others in itertools.product((queries[:, None], np.stack([queries] * 3, 1)), (database, database[:, None])):
+        got = distance_histograms(own, query_labels, others, database_labels, bits, problem.exclude, backend=backend)
+        np.testing.assert_array_equal(got, expected)
+
+
+@needs_numba
+def test_backends_agree_on_many_code_sets():
+    rng = np.random.default_rng(5)
+    queries, database = codes.pack(rng.random((30, 2, 70)) < 0.5), codes.pack(rng.random((9_000, 5, 70)) < 0.5)
+    labels = codes.pack(rng.random((30, 9)) < 0.2), codes.pack(rng.random((9_000, 9)) < 0.2)
+    results = [distance_histograms(queries, labels[0], database, labels[1], 70, backend=b) for b in ("numpy", "numba")]
+    np.testing.assert_array_equal(*results)
 
 
 @given(rankings, cuts, denominators)
@@ -338,6 +388,8 @@ WORDS = codes.pack(np.ones((3, 8), bool))
         ({"exclude": np.array([0.0, 1.0, 2.0])}, "exclude must be int64.*float64"),
         ({"exclude": np.array([0, 1, 3])}, "rows of the database, 0 to 2"),
         ({"exclude": np.array([0, 1, -2])}, "rows of the database, 0 to 2"),
+        ({"queries": WORDS[None, None]}, "queries must be packed words"),
+        ({"query_labels": WORDS[:, None]}, r"query_labels must be packed words, uint64 \(n, words\)"),
         ({"backend": "cuda"}, "backend must be"),
     ],
 )
@@ -345,3 +397,24 @@ def test_wrong_arguments_are_named(count, arguments, reason):
     right = {"queries": WORDS, "query_labels": WORDS, "database": WORDS, "database_labels": WORDS, "bits": 8}
     with pytest.raises(ValueError, match=reason):
         count(**right | arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"queries": WORDS[:, None, :0]}, r"\(n, codes, words\) and not empty"),
+        ({"database": WORDS[:, :0, None]}, r"\(n, codes, words\) and not empty"),
+        ({"database": WORDS.reshape(1, 3, 1)}, "1 database codes with 3"),
+        ({"database": WORDS[:, None].repeat(2, 2)}, "8 bits take 1 words, database have 2"),
+        ({"database": np.stack([WORDS, WORDS << np.uint64(8)], 1)}, "database have bits set beyond bit 7"),
+    ],
+)
+def test_wrong_code_sets_are_named(arguments, reason):
+    right = {"queries": WORDS, "query_labels": WORDS, "database": WORDS, "database_labels": WORDS, "bits": 8}
+    with pytest.raises(ValueError, match=reason):
+        distance_histograms(**right | arguments)
+
+
+def test_credit_takes_one_code_an_item():
+    with pytest.raises(ValueError, match=r"database must be packed words, uint64 \(n, words\)"):
+        average_precision_credit(WORDS, WORDS, WORDS[:, None], WORDS, 8)
