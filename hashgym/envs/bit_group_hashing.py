@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike, NDArray
 
-from hashgym import codes, data, rewards
+from hashgym import codes, rewards
 from hashgym.data import HashingDataset
+from hashgym.envs.lockstep import Lanes, LockstepVectorEnv, Observation, ScalarEnv, Skin
 from hashgym.envs.partners import PartnerSampler
-from hashgym.envs.rendering import Scene, draw, write
+from hashgym.envs.rendering import CodeScene
 from hashgym.rewards import Codebook, RewardLike, RewardView, Weighted
 
 __all__ = ["BitGroupHashingEnv", "BitGroupHashingVectorEnv", "HashingTask", "action_bits", "observation"]
 
-Observation: TypeAlias = dict[str, Any]
 MAX_INDEX_BITS = 10
 NEAREST = 6  # neighbours shown in a rendering
-_STATE = ("order", "cursor", "rows", "positive_rows", "negative_rows", "code", "emitted", "group")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,47 +120,58 @@ def action_bits(action: ArrayLike, task: HashingTask, lanes: int) -> NDArray[np.
     return relaxed
 
 
-class _Lanes:
-    """The game itself: n images emitted in lockstep over one codebook. Both environments are a skin over it."""
+class _Game(Lanes):
+    """n images emitted in lockstep over one codebook."""
+
+    codebook: codes.Words  # the codebook's words, which are part of the state
 
     def __init__(self, lanes: int, dataset: str | Path | HashingDataset, task: HashingTask) -> None:
-        self.task, self.lanes = task, lanes
-        self.dataset = dataset if isinstance(dataset, HashingDataset) else _standardized(str(dataset))
-        train = self.dataset.train
-        self.label_words = codes.pack(self.dataset.labels[train])
+        super().__init__(lanes, dataset)
+        self.task = task
+        self.label_words = codes.pack(self.dataset.labels[self.dataset.train])
         self.sampler = PartnerSampler(self.label_words)
+        self.eligible = self.sampler.eligible
         reward = rewards.make(task.reward)
         self.terms = reward.terms if isinstance(reward, Weighted) else [(1.0, reward)]
         self.names = _term_names([term for _, term in self.terms])
-        self.row_of = np.full(len(self.dataset), -1)  # row of the codebook by image, -1 where it is no training image
-        self.row_of[train] = np.arange(len(train))
-        self.codebook: Codebook | None = None
+
+    def spaces(self) -> tuple[spaces.Dict, spaces.Space[Any]]:
+        """Observation and action space of one lane."""
+        return self.task.observation_space(self.dataset.dim), self.task.action_space()
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the state."""
+        task, lanes = self.task, self.lanes
+        partners = dict.fromkeys(("positive_rows", "negative_rows"), (lanes, task.partners))
+        rest = {"code": (lanes, task.bits), "emitted": (), "group": ()}
+        return super().shapes | partners | rest | {"codebook": (len(self.label_words), codes.word_count(task.bits))}
+
+    @property
+    def book(self) -> Codebook:
+        """The codebook."""
+        return Codebook(self.codebook, self.label_words, self.task.bits)
 
     def start(self, rng: np.random.Generator) -> None:
         """Begin anew: a codebook of signed random projections, and a new order of the images."""
         features = self.dataset.features[self.dataset.train]
         planes = rng.standard_normal((self.dataset.dim, self.task.bits), np.float32)
-        bits = (features - features.mean(0)) @ planes > 0
-        self.codebook = Codebook(codes.pack(bits), self.label_words, self.task.bits)
-        self.order = rng.permutation(self.sampler.eligible)
-        self.cursor = 0
+        self.codebook = codes.pack((features - features.mean(0)) @ planes > 0)
+        super().start(rng)
 
-    def begin(self, rng: np.random.Generator, index: ArrayLike | None = None) -> None:
-        """Begin an episode in every lane, of the given images or the next of a shuffled pass over all."""
-        self.rows = self._next(rng) if index is None else self._rows(index)
+    def begin(self, rng: np.random.Generator, options: dict[str, Any]) -> None:
+        """Begin an episode in every lane: its image, and the image's partners."""
+        super().begin(rng, options)
         self.positive_rows, self.negative_rows = self.sampler.draw(self.rows, self.task.partners, rng)
-        self.image = self.dataset.features[self.dataset.train[self.rows]]
         self.code = np.zeros((self.lanes, self.task.bits), np.float32)
         self.emitted = self.group = 0
-        self.reward_parts: dict[str, NDArray[np.float64]] = {}
 
-    def emit(self, action: ArrayLike) -> tuple[NDArray[np.float64], dict[str, Any]]:
+    def act(self, action: ArrayLike) -> tuple[NDArray[np.float64], dict[str, Any]]:
         """Emit a group in every lane: write all of them into the codebook, then score them. Returns reward, info."""
-        assert self.codebook is not None
         task, (start, stop) = self.task, self.task.span(self.group)
         last = self.group == task.groups - 1
         self.code[:, start:stop] = action_bits(action, task, self.lanes)[:, : stop - start]
-        self.codebook.write(self.rows, self.code[:, start:stop] > 0.5, start)
+        self.book.write(self.rows, self.code[:, start:stop] > 0.5, start)
         info: dict[str, Any] = self.info()
         self.reward_parts, credit = self._score("group", start, stop, last)
         if task.counterfactual:
@@ -185,53 +190,22 @@ class _Lanes:
         """Observations of all lanes."""
         return observation(self.image, self.code > 0.5, self.emitted, self.group)
 
-    def info(self) -> dict[str, Any]:
-        """Which image each lane encodes: its row in the dataset."""
-        return {"index": self.dataset.train[self.rows]}
-
-    def get_state(self, rng: np.random.Generator) -> dict[str, Any]:
-        """Everything that decides what comes next: copies of arrays, numbers, and the generator's state as JSON."""
-        state = {key: getattr(self, key) for key in _STATE}
-        state |= {f"reward/{name}": part for name, part in self.reward_parts.items()}
-        state = {key: part.copy() if isinstance(part, np.ndarray) else part for key, part in state.items()}
-        assert self.codebook is not None
-        return state | {"codebook": self.codebook.words.copy(), "generator": json.dumps(rng.bit_generator.state)}
-
-    def set_state(self, state: dict[str, Any], rng: np.random.Generator) -> None:
-        """Take up where :meth:`get_state` was called."""
-        wanted = {**dict.fromkeys(_STATE), "codebook": None, "generator": None}
-        if missing := wanted.keys() - state.keys():
-            raise ValueError(f"this is no state of this environment: {', '.join(sorted(missing))} missing")
-        shapes = [np.shape(state[key]) for key in ("codebook", "rows", "positive_rows", "code")]
-        words = codes.word_count(self.task.bits)
-        lanes = [(len(self.label_words), words), (self.lanes,), (self.lanes, self.task.partners)]
-        if shapes != [*lanes, (self.lanes, self.task.bits)]:
-            raise ValueError("the state is of an environment with other arguments, another dataset or other lanes")
-        for key in _STATE:
-            part = state[key]
-            setattr(self, key, part.copy() if isinstance(part, np.ndarray) else part)
-        self.codebook = Codebook(state["codebook"].copy(), self.label_words, self.task.bits)
-        self.reward_parts = {k.removeprefix("reward/"): v.copy() for k, v in state.items() if k.startswith("reward/")}
-        self.image = self.dataset.features[self.dataset.train[self.rows]]
-        rng.bit_generator.state = json.loads(state["generator"])
-
     @property
     def done(self) -> bool:
         """Whether all bits are emitted."""
         return self.emitted == self.task.bits
 
-    def scene(self, lane: int) -> Scene:
+    def scene(self, lane: int) -> CodeScene:
         """What a rendering shows of one lane."""
-        assert self.codebook is not None
         nearest, distance = np.array([], int), np.array([], int)
         if self.emitted:
-            words = self.codebook.span(0, self.emitted).words
+            words = self.book.span(0, self.emitted).words
             distances = codes.hamming(words, words[self.rows[lane]])
             distances[self.rows[lane]] = self.emitted + 1  # not its own neighbour
             nearest = np.argsort(distances, kind="stable")[:NEAREST]
             distance = distances[nearest]
         image, others = self.dataset.train[self.rows[lane]], self.dataset.train[nearest]
-        return Scene(
+        return CodeScene(
             dataset=self.dataset,
             index=int(image),
             bits=self.code[lane, : self.emitted] > 0.5,
@@ -248,12 +222,11 @@ class _Lanes:
         self, scope: Literal["group", "global"], start: int, stop: int, last: bool
     ) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.float64]]:
         """Weighted rewards of a span by component, and the credit of its bits (0 where nobody asks for it)."""
-        assert self.codebook is not None
         scope_weight = self.task.group_weight if scope == "group" else self.task.global_weight
         parts, total_credit = {}, np.zeros((self.lanes, stop - start))
         view = RewardView(
             code=self.code[:, start:stop],
-            codebook=self.codebook.span(start, stop),
+            codebook=self.book.span(start, stop),
             rows=self.rows,
             positive_rows=self.positive_rows,
             negative_rows=self.negative_rows,
@@ -274,38 +247,11 @@ class _Lanes:
                 parts[f"{scope}/{name}"] = weight * rewards.value(reward, view)
         return parts, total_credit
 
-    def _next(self, rng: np.random.Generator) -> NDArray[np.int64]:
-        """The next images of the shuffled pass, shuffled anew each time all have had their turn."""
-        taken = np.empty(0, np.int64)
-        while len(taken) < self.lanes:
-            if self.cursor == len(self.order):
-                order = rng.permutation(self.sampler.eligible)
-                again = np.isin(order, taken)  # images of this very batch go last: no batch holds an image twice
-                self.order, self.cursor = np.concatenate([order[~again], order[again]]), 0
-            stop = self.cursor + self.lanes - len(taken)
-            taken = np.concatenate([taken, self.order[self.cursor : stop]])
-            self.cursor = min(stop, len(self.order))
-        return taken
 
-    def _rows(self, index: ArrayLike) -> NDArray[np.int64]:
-        images = np.atleast_1d(np.asarray(index))
-        if images.shape != (self.lanes,) or images.dtype.kind not in "iu":
-            raise ValueError(f"options['index'] must name {self.lanes} image(s) by integers, got {index!r}")
-        if images.min() < 0 or images.max() >= len(self.dataset):
-            raise ValueError(f"options['index'] must be from 0 to {len(self.dataset) - 1}, got {index!r}")
-        rows: NDArray[np.int64] = self.row_of[images]
-        if not np.isin(rows, self.sampler.eligible).all():
-            raise ValueError(
-                "options['index'] must name training images (dataset.train) that have a similar and a dissimilar one; "
-                f"got {index!r}. To encode other images use hashgym.encode"
-            )
-        return rows
-
-
-class _OverLanes:
+class _OverGame(Skin):
     """What both environments show of their game."""
 
-    _lanes: _Lanes
+    _lanes: _Game
 
     @property
     def task(self) -> HashingTask:
@@ -313,17 +259,13 @@ class _OverLanes:
         return self._lanes.task
 
     @property
-    def dataset(self) -> HashingDataset:
-        """The dataset, with features as they are observed."""
-        return self._lanes.dataset
-
-    @property
     def codebook(self) -> Codebook:
         """The freshest code of every training image, in the order of ``dataset.train``; there after a reset."""
-        return _started(self._lanes)
+        self._need_reset()
+        return self._lanes.book
 
 
-class BitGroupHashingEnv(_OverLanes, gym.Env[Observation, Any]):
+class BitGroupHashingEnv(_OverGame, ScalarEnv):
     """Emit the binary code of one image, a group of bits at a time.
 
     ## Description
@@ -401,59 +343,13 @@ class BitGroupHashingEnv(_OverLanes, gym.Env[Observation, Any]):
     * v0: initial version
     """
 
-    metadata = {"render_modes": ["rgb_array", "ansi"], "render_fps": 2}  # noqa: RUF012  # Gymnasium's own form
-
     def __init__(
         self, dataset: str | Path | HashingDataset = "digits", *, render_mode: str | None = None, **task: Any
     ) -> None:
-        self._lanes = _Lanes(1, dataset, HashingTask(**task))
-        self.render_mode = _render_mode(render_mode, self.metadata)
-        self.observation_space = self.task.observation_space(self.dataset.dim)
-        self.action_space = self.task.action_space()
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        """Begin an episode; ``options={"index": i}`` chooses the image. See the class for what a seed does."""
-        super().reset(seed=seed)
-        _reset(self._lanes, self.np_random, seed, options)
-        return _first(self._lanes.observe()), _first(self._lanes.info())
-
-    def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Emit the next group of bits.
-
-        Raises:
-            ValueError: for an action outside the action space.
-            gymnasium.error.ResetNeeded: before the first reset and after the end of an episode.
-        """
-        _need_episode(self._lanes)
-        reward, info = self._lanes.emit(np.asarray(action)[None])
-        return _first(self._lanes.observe()), float(reward[0]), self._lanes.done, False, _first(info)
-
-    def get_state(self) -> dict[str, Any]:
-        """The episode, the codebook and the generator: arrays, numbers and text, for :meth:`set_state`."""
-        _started(self._lanes)
-        return self._lanes.get_state(self.np_random)
-
-    def set_state(self, state: dict[str, Any]) -> tuple[Observation, dict[str, Any]]:
-        """Restore what :meth:`get_state` returned, also in another process; returns what a reset there would.
-
-        Raises:
-            ValueError: for a state of an environment with other arguments.
-        """
-        self._lanes.set_state(state, self.np_random)
-        return _first(self._lanes.observe()), _first(self._lanes.info())
-
-    def render(self) -> Any:
-        """The image, its code so far by groups, the rewards, and the nearest codes."""
-        _started(self._lanes)
-        if self.render_mode is None:
-            gym.logger.warn("render() shows nothing: make the environment with render_mode='rgb_array' or 'ansi'")
-            return None
-        return (write if self.render_mode == "ansi" else draw)(self._lanes.scene(0))
+        super().__init__(_Game(1, dataset, HashingTask(**task)), render_mode)
 
 
-class BitGroupHashingVectorEnv(_OverLanes, VectorEnv[Observation, Any, NDArray[Any]]):
+class BitGroupHashingVectorEnv(_OverGame, LockstepVectorEnv):
     """``num_envs`` images in lockstep over one codebook; arguments as for :class:`BitGroupHashingEnv`.
 
     A step writes the emitted groups of all lanes into the codebook before it scores any, so that partners in the same
@@ -464,12 +360,6 @@ class BitGroupHashingVectorEnv(_OverLanes, VectorEnv[Observation, Any, NDArray[A
     lanes than training images repeat images; the last lane of an image is the one the codebook keeps.
     """
 
-    metadata = {  # noqa: RUF012  # Gymnasium's own form
-        "render_modes": ["rgb_array", "ansi"],
-        "render_fps": 2,
-        "autoreset_mode": AutoresetMode.SAME_STEP,
-    }
-
     def __init__(
         self,
         num_envs: int = 1,
@@ -478,76 +368,7 @@ class BitGroupHashingVectorEnv(_OverLanes, VectorEnv[Observation, Any, NDArray[A
         render_mode: str | None = None,
         **task: Any,
     ) -> None:
-        if not isinstance(num_envs, int | np.integer) or num_envs < 1:
-            raise ValueError(f"num_envs must be an integer of at least 1, got {num_envs!r}")
-        self.num_envs = int(num_envs)
-        self._lanes = _Lanes(self.num_envs, dataset, HashingTask(**task))
-        self.render_mode = _render_mode(render_mode, self.metadata)
-        self.single_observation_space = self.task.observation_space(self.dataset.dim)
-        self.single_action_space = self.task.action_space()
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self._all = np.ones(self.num_envs, np.bool_)
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        """Begin an episode in every lane; ``options={"index": [...]}`` chooses the images."""
-        super().reset(seed=seed)
-        options = dict(options or {})
-        if not np.all(options.pop("reset_mask", True)):
-            raise ValueError("lanes run in lockstep and are reset together: leave options['reset_mask'] out")
-        _reset(self._lanes, self.np_random, seed, options)
-        return self._lanes.observe(), self._masked(self._lanes.info())
-
-    def step(self, actions: Any) -> tuple[Observation, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """Emit the next group of bits in every lane. Raises as the scalar environment's ``step``."""
-        _need_episode(self._lanes)
-        reward, info = self._lanes.emit(actions)
-        if done := self._lanes.done:
-            final_obs = np.empty(self.num_envs, object)  # Gymnasium wants one dict for each finished lane
-            image, code, group = self._lanes.observe().values()
-            final_obs[:] = [{"image": i, "code": c, "group": g} for i, c, g in zip(image, code, group, strict=True)]
-            self._lanes.begin(self.np_random)
-            info = {"final_obs": final_obs, "final_info": info} | self._lanes.info()
-        ended = np.full(self.num_envs, done)
-        return self._lanes.observe(), reward, ended, np.zeros(self.num_envs, np.bool_), self._masked(info)
-
-    def get_state(self) -> dict[str, Any]:
-        """The episode, the codebook and the generator: arrays, numbers and text, for :meth:`set_state`."""
-        _started(self._lanes)
-        return self._lanes.get_state(self.np_random)
-
-    def set_state(self, state: dict[str, Any]) -> tuple[Observation, dict[str, Any]]:
-        """Restore what :meth:`get_state` returned, also in another process; returns what a reset there would.
-
-        Raises:
-            ValueError: for a state of an environment with other arguments.
-        """
-        self._lanes.set_state(state, self.np_random)
-        return self._lanes.observe(), self._masked(self._lanes.info())
-
-    def render(self) -> tuple[Any, ...] | None:
-        """One rendering for each lane, as the scalar environment's ``render``."""
-        _started(self._lanes)
-        if self.render_mode is None:
-            return None
-        show = write if self.render_mode == "ansi" else draw
-        return tuple(show(self._lanes.scene(lane)) for lane in range(self.num_envs))
-
-    def _masked(self, info: dict[str, Any]) -> dict[str, Any]:
-        """Gymnasium's vector form of an info: beside every key a mask of the lanes that have it (here all)."""
-        masked: dict[str, Any] = {}
-        for key, part in info.items():
-            masked[key] = self._masked(part) if isinstance(part, dict) else part
-            masked[f"_{key}"] = self._all.copy()
-        return masked
-
-
-@lru_cache(maxsize=2)
-def _standardized(source: str) -> HashingDataset:
-    """Datasets are immutable, so that all environments of a process share one."""
-    return data.load(source).standardized()
+        super().__init__(_Game(num_envs, dataset, HashingTask(**task)), render_mode)
 
 
 def _term_names(terms: list[Any]) -> list[str]:
@@ -558,35 +379,3 @@ def _term_names(terms: list[Any]) -> list[str]:
         same = sum(other.split("#")[0] == name for other in names)
         names.append(f"{name}#{same + 1}" if same else name)
     return names
-
-
-def _render_mode(mode: str | None, metadata: dict[str, Any]) -> str | None:
-    if mode is not None and mode not in metadata["render_modes"]:
-        raise ValueError(f"render_mode must be one of {metadata['render_modes']} or None, got {mode!r}")
-    return mode
-
-
-def _reset(lanes: _Lanes, rng: np.random.Generator, seed: int | None, options: dict[str, Any] | None) -> None:
-    options = options or {}
-    if unknown := set(options) - {"index"}:
-        raise ValueError(f"unknown reset options {sorted(unknown)}; there is 'index'")
-    if seed is not None or lanes.codebook is None:
-        lanes.start(rng)
-    lanes.begin(rng, options.get("index"))
-
-
-def _started(lanes: _Lanes) -> Codebook:
-    if lanes.codebook is None:
-        raise gym.error.ResetNeeded("call reset() first")
-    return lanes.codebook
-
-
-def _need_episode(lanes: _Lanes) -> None:
-    _started(lanes)
-    if lanes.done:
-        raise gym.error.ResetNeeded("the episode has ended: call reset()")
-
-
-def _first(batch: dict[str, Any]) -> dict[str, Any]:
-    """The only lane's part of a batch, in arrays of its own."""
-    return {key: _first(part) if isinstance(part, dict) else part[0].copy() for key, part in batch.items()}

@@ -1,7 +1,8 @@
-"""Pictures and text of an episode: the image, its code so far by groups, rewards, the nearest codes."""
+"""Pictures and text of an episode."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from hashgym.data import HashingDataset
 
-__all__ = ["Scene", "draw", "write"]
+__all__ = ["CodeScene", "Scene"]
 
 WIDTH, TILE, MARGIN = 480, 64, 12
 INK, PAPER, EMPTY = (32, 32, 32), (255, 255, 255), (222, 222, 222)
@@ -17,26 +18,26 @@ ONE, SIMILAR, DISSIMILAR = (36, 92, 160), (30, 140, 70), (200, 50, 40)
 
 
 @dataclass(frozen=True)
-class Scene:
+class Scene(ABC):
     """One lane at one moment.
 
     Attributes:
         dataset: where thumbnails and label names come from.
-        index: the image being encoded.
-        bits: bool (emitted,), the code so far.
-        task_bits: q, the length of the whole code.
-        group_bits: k, the length of a group.
+        index: the image.
         rewards: weighted reward components of the last step.
-        nearest: (image, Hamming distance over the emitted bits, whether similar) of the nearest codes.
     """
 
     dataset: HashingDataset
     index: int
-    bits: NDArray[np.bool_]
-    task_bits: int
-    group_bits: int
     rewards: dict[str, float]
-    nearest: list[tuple[int, int, bool]]
+
+    @abstractmethod
+    def write(self) -> str:
+        """The scene as text."""
+
+    @abstractmethod
+    def draw(self) -> NDArray[np.uint8]:
+        """The scene as a picture, uint8 (h, w, 3)."""
 
     def title(self, index: int) -> str:
         """An image's name and labels."""
@@ -44,56 +45,71 @@ class Scene:
         return f"{self.dataset.names[index]} ({', '.join(labels) or 'no label'})"
 
 
-def write(scene: Scene) -> str:
-    """The scene as text."""
-    cells = "".join("1" if bit else "0" for bit in scene.bits).ljust(scene.task_bits, "·")
-    groups = [cells[i : i + scene.group_bits] for i in range(0, scene.task_bits, scene.group_bits)]
-    lines = [f"image   {scene.title(scene.index)}", f"code    {' '.join(groups)}"]
-    lines += [f"reward  {name} {value:+.3f}" for name, value in scene.rewards.items()]
-    lines += [
-        f"near    {'+' if similar else '-'} {distance:3d} {scene.title(i)}" for i, distance, similar in scene.nearest
-    ]
-    return "\n".join(lines)
+@dataclass(frozen=True)
+class CodeScene(Scene):
+    """An image, its code so far by groups, the rewards, and the nearest codes.
 
+    Attributes:
+        bits: bool (emitted,), the code so far.
+        task_bits: q, the length of the whole code.
+        group_bits: k, the length of a group.
+        nearest: (image, Hamming distance over the emitted bits, whether similar) of the nearest codes.
+    """
 
-def draw(scene: Scene) -> NDArray[np.uint8]:
-    """The scene as a picture, uint8 (h, w, 3)."""
-    from PIL import Image, ImageDraw
+    bits: NDArray[np.bool_]
+    task_bits: int
+    group_bits: int
+    nearest: list[tuple[int, int, bool]]
 
-    line = 14
-    strip_rows = -(-scene.task_bits // 48)  # long codes are broken into rows of 48 cells
-    # Rewards come and go with the step; the picture keeps its size, as a video needs.
-    height = MARGIN * 5 + TILE * 2 + strip_rows * 20 + line * 3
-    picture = Image.new("RGB", (WIDTH, height), PAPER)
-    pen = ImageDraw.Draw(picture)
+    def write(self) -> str:
+        """The scene as text."""
+        cells = "".join("1" if bit else "0" for bit in self.bits).ljust(self.task_bits, "·")
+        groups = [cells[i : i + self.group_bits] for i in range(0, self.task_bits, self.group_bits)]
+        lines = [f"image   {self.title(self.index)}", f"code    {' '.join(groups)}"]
+        lines += [f"reward  {name} {value:+.3f}" for name, value in self.rewards.items()]
+        lines += [
+            f"near    {'+' if similar else '-'} {distance:3d} {self.title(i)}" for i, distance, similar in self.nearest
+        ]
+        return "\n".join(lines)
 
-    def tile(index: int, left: int, top: int, frame: tuple[int, int, int]) -> None:
-        thumbnails = scene.dataset.thumbnails
-        if thumbnails is None:
-            pen.rectangle((left, top, left + TILE - 1, top + TILE - 1), fill=EMPTY)
-            pen.text((left + 4, top + 4), str(scene.dataset.names[index])[-9:], fill=INK)
-        else:
-            image = Image.fromarray(np.asarray(thumbnails[index])).resize((TILE, TILE), Image.Resampling.NEAREST)
-            picture.paste(image, (left, top))
-        pen.rectangle((left - 2, top - 2, left + TILE + 1, top + TILE + 1), outline=frame, width=2)
+    def draw(self) -> NDArray[np.uint8]:
+        """The scene as a picture, uint8 (h, w, 3)."""
+        from PIL import Image, ImageDraw
 
-    tile(scene.index, MARGIN, MARGIN, INK)
-    right = MARGIN * 2 + TILE
-    pen.text((right, MARGIN), scene.title(scene.index), fill=INK)
-    for row, (name, value) in enumerate(list(scene.rewards.items())[:4]):
-        pen.text((right, MARGIN + line * (row + 1)), f"{name} {value:+.3f}", fill=INK)
+        line = 14
+        strip_rows = -(-self.task_bits // 48)  # long codes are broken into rows of 48 cells
+        # Rewards come and go with the step; the picture keeps its size, as a video needs.
+        height = MARGIN * 5 + TILE * 2 + strip_rows * 20 + line * 3
+        picture = Image.new("RGB", (WIDTH, height), PAPER)
+        pen = ImageDraw.Draw(picture)
 
-    top = MARGIN * 2 + TILE
-    for bit in range(scene.task_bits):
-        row, column = divmod(bit, 48)
-        left = MARGIN + column * 9 + (column // scene.group_bits) * 4
-        fill = EMPTY if bit >= len(scene.bits) else ONE if scene.bits[bit] else PAPER
-        pen.rectangle((left, top + row * 20, left + 8, top + row * 20 + 15), fill=fill, outline=INK)
+        def tile(index: int, left: int, top: int, frame: tuple[int, int, int]) -> None:
+            thumbnails = self.dataset.thumbnails
+            if thumbnails is None:
+                pen.rectangle((left, top, left + TILE - 1, top + TILE - 1), fill=EMPTY)
+                pen.text((left + 4, top + 4), str(self.dataset.names[index])[-9:], fill=INK)
+            else:
+                image = Image.fromarray(np.asarray(thumbnails[index])).resize((TILE, TILE), Image.Resampling.NEAREST)
+                picture.paste(image, (left, top))
+            pen.rectangle((left - 2, top - 2, left + TILE + 1, top + TILE + 1), outline=frame, width=2)
 
-    top += strip_rows * 20 + MARGIN
-    pen.text((MARGIN, top), "nearest codes: Hamming distance, green where a label is shared", fill=INK)
-    for place, (index, distance, similar) in enumerate(scene.nearest):
-        left = MARGIN + 2 + place * (TILE + MARGIN)
-        tile(index, left, top + line + 8, SIMILAR if similar else DISSIMILAR)
-        pen.text((left, top + line + TILE + 12), str(distance), fill=INK)
-    return np.asarray(picture)
+        tile(self.index, MARGIN, MARGIN, INK)
+        right = MARGIN * 2 + TILE
+        pen.text((right, MARGIN), self.title(self.index), fill=INK)
+        for row, (name, value) in enumerate(list(self.rewards.items())[:4]):
+            pen.text((right, MARGIN + line * (row + 1)), f"{name} {value:+.3f}", fill=INK)
+
+        top = MARGIN * 2 + TILE
+        for bit in range(self.task_bits):
+            row, column = divmod(bit, 48)
+            left = MARGIN + column * 9 + (column // self.group_bits) * 4
+            fill = EMPTY if bit >= len(self.bits) else ONE if self.bits[bit] else PAPER
+            pen.rectangle((left, top + row * 20, left + 8, top + row * 20 + 15), fill=fill, outline=INK)
+
+        top += strip_rows * 20 + MARGIN
+        pen.text((MARGIN, top), "nearest codes: Hamming distance, green where a label is shared", fill=INK)
+        for place, (index, distance, similar) in enumerate(self.nearest):
+            left = MARGIN + 2 + place * (TILE + MARGIN)
+            tile(index, left, top + line + 8, SIMILAR if similar else DISSIMILAR)
+            pen.text((left, top + line + TILE + 12), str(distance), fill=INK)
+        return np.asarray(picture)

@@ -1,0 +1,309 @@
+"""What every environment here is: a game of n lanes in lockstep, and two skins over it, scalar and native vector."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, TypeAlias
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import ArrayLike, NDArray
+
+from hashgym import data
+from hashgym.data import HashingDataset
+from hashgym.envs.rendering import Scene
+
+__all__ = ["Lanes", "LockstepVectorEnv", "Observation", "ScalarEnv", "Skin", "standardized"]
+
+Observation: TypeAlias = dict[str, Any]
+
+
+class Lanes(ABC):
+    """A game on n training images at once, whose episodes begin and end together.
+
+    A subclass sets ``eligible``, the rows of ``dataset.train`` that have episodes, and ``shapes``; it extends
+    :meth:`start`, :meth:`begin` and :meth:`info`, and brings the rest. Arrays are batches with a row for each lane.
+
+    Attributes:
+        lanes: n.
+        dataset: the dataset, with features as they are observed.
+        started: whether there was a reset.
+        order, cursor: the shuffled pass over the images, and the place in it.
+        rows: int64 (n,), the lanes' rows of ``dataset.train``.
+        image: float32 (n, D), their features; written once an episode and never changed after.
+        reward_parts: the weighted components of the last step's reward, float64 (n,) each.
+        shapes: the attributes that decide what comes next, and the shape of each.
+    """
+
+    OPTIONS: ClassVar[tuple[str, ...]] = ("index",)
+    eligible: NDArray[np.int64]
+    started = False
+
+    def __init__(self, lanes: int, dataset: str | Path | HashingDataset) -> None:
+        if not isinstance(lanes, int | np.integer) or lanes < 1:
+            raise ValueError(f"num_envs must be an integer of at least 1, got {lanes!r}")
+        self.lanes = int(lanes)
+        self.dataset = dataset if isinstance(dataset, HashingDataset) else standardized(str(dataset))
+        self.row_of = np.full(len(self.dataset), -1)  # row of ``train`` by image, -1 where it is no training image
+        self.row_of[self.dataset.train] = np.arange(len(self.dataset.train))
+
+    @abstractmethod
+    def spaces(self) -> tuple[spaces.Dict, spaces.Space[Any]]:
+        """Observation and action space of one lane."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """See the class."""
+        return {"order": (len(self.eligible),), "cursor": (), "rows": (self.lanes,)}
+
+    def start(self, rng: np.random.Generator) -> None:
+        """Begin anew: a new order of the images."""
+        self.order, self.cursor, self.started = rng.permutation(self.eligible), 0, True
+
+    def begin(self, rng: np.random.Generator, options: dict[str, Any]) -> None:
+        """Begin an episode in every lane, of the images of ``options`` or the next of a shuffled pass over all."""
+        index = options.get("index")
+        self.rows = self._next(rng) if index is None else self._rows(index)
+        self.image = self.dataset.features[self.dataset.train[self.rows]]
+        self.reward_parts: dict[str, NDArray[np.float64]] = {}
+
+    @abstractmethod
+    def act(self, action: ArrayLike) -> tuple[NDArray[np.float64], dict[str, Any]]:
+        """Act in every lane: reward, info. Refuses wrong actions before it changes anything."""
+
+    @abstractmethod
+    def observe(self) -> Observation:
+        """Observations of all lanes, never written again."""
+
+    def info(self) -> dict[str, Any]:
+        """What goes with an observation: which image it is of, a row of the dataset."""
+        return {"index": self.dataset.train[self.rows]}
+
+    @property
+    @abstractmethod
+    def done(self) -> bool:
+        """Whether the episodes have ended."""
+
+    @abstractmethod
+    def scene(self, lane: int) -> Scene:
+        """What a rendering shows of one lane."""
+
+    def get_state(self, rng: np.random.Generator) -> dict[str, Any]:
+        """Everything that decides what comes next: copies of arrays, numbers, and the generator's state as JSON."""
+        state = {key: getattr(self, key) for key in self.shapes}
+        state |= {f"reward/{name}": part for name, part in self.reward_parts.items()}
+        return {key: _copy(part) for key, part in state.items()} | {"generator": json.dumps(rng.bit_generator.state)}
+
+    def set_state(self, state: dict[str, Any], rng: np.random.Generator) -> None:
+        """Take up where :meth:`get_state` was called."""
+        if missing := {*self.shapes, "generator"} - state.keys():
+            raise ValueError(f"this is no state of this environment: {', '.join(sorted(missing))} missing")
+        if any(np.shape(state[key]) != shape for key, shape in self.shapes.items()):
+            raise ValueError("the state is of an environment with other arguments, another dataset or other lanes")
+        for key in self.shapes:
+            setattr(self, key, _copy(state[key]))
+        self.reward_parts = {k.removeprefix("reward/"): v.copy() for k, v in state.items() if k.startswith("reward/")}
+        self.image, self.started = self.dataset.features[self.dataset.train[self.rows]], True
+        rng.bit_generator.state = json.loads(state["generator"])
+
+    def _next(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """The next images of the shuffled pass, shuffled anew each time all have had their turn."""
+        taken = np.empty(0, np.int64)
+        while len(taken) < self.lanes:
+            if self.cursor == len(self.order):
+                order = rng.permutation(self.eligible)
+                again = np.isin(order, taken)  # images of this very batch go last: no batch holds an image twice
+                self.order, self.cursor = np.concatenate([order[~again], order[again]]), 0
+            stop = self.cursor + self.lanes - len(taken)
+            taken = np.concatenate([taken, self.order[self.cursor : stop]])
+            self.cursor = min(stop, len(self.order))
+        return taken
+
+    def _rows(self, index: ArrayLike) -> NDArray[np.int64]:
+        images = np.atleast_1d(np.asarray(index))
+        if images.shape != (self.lanes,) or images.dtype.kind not in "iu":
+            raise ValueError(f"options['index'] must name {self.lanes} image(s) by integers, got {index!r}")
+        if images.min() < 0 or images.max() >= len(self.dataset):
+            raise ValueError(f"options['index'] must be from 0 to {len(self.dataset) - 1}, got {index!r}")
+        rows: NDArray[np.int64] = self.row_of[images]
+        if not np.isin(rows, self.eligible).all():
+            kind = "" if len(self.eligible) == len(self.dataset.train) else " that have a similar and a dissimilar one"
+            raise ValueError(
+                f"options['index'] must name training images (dataset.train){kind}; got {index!r}. "
+                "To encode other images use hashgym.encode"
+            )
+        return rows
+
+
+class Skin:
+    """What both skins have in common."""
+
+    _lanes: Lanes
+    np_random: np.random.Generator
+    metadata: dict[str, Any]
+
+    @property
+    def dataset(self) -> HashingDataset:
+        """The dataset, with features as they are observed."""
+        return self._lanes.dataset
+
+    def get_state(self) -> dict[str, Any]:
+        """All that decides what comes next, generator included: arrays, numbers and text, for ``set_state``."""
+        self._need_reset()
+        return self._lanes.get_state(self.np_random)
+
+    def _mode(self, mode: str | None) -> str | None:
+        if mode is not None and mode not in self.metadata["render_modes"]:
+            raise ValueError(f"render_mode must be one of {self.metadata['render_modes']} or None, got {mode!r}")
+        return mode
+
+    def _begin(self, seed: int | None, options: dict[str, Any]) -> None:
+        known = self._lanes.OPTIONS
+        if unknown := options.keys() - {*known}:
+            raise ValueError(f"unknown reset options {sorted(unknown)}; there is {' and '.join(map(repr, known))}")
+        if seed is not None or not self._lanes.started:
+            self._lanes.start(self.np_random)
+        self._lanes.begin(self.np_random, options)
+
+    def _need_reset(self) -> None:
+        if not self._lanes.started:
+            raise gym.error.ResetNeeded("call reset() first")
+
+    def _need_episode(self) -> None:
+        self._need_reset()
+        if self._lanes.done:
+            raise gym.error.ResetNeeded("the episode has ended: call reset()")
+
+    def _show(self, lane: int, mode: str) -> Any:
+        scene = self._lanes.scene(lane)
+        return scene.write() if mode == "ansi" else scene.draw()
+
+
+class ScalarEnv(Skin, gym.Env[Observation, Any]):
+    """One lane as a Gymnasium environment."""
+
+    metadata = {"render_modes": ["rgb_array", "ansi"], "render_fps": 2}  # noqa: RUF012  # Gymnasium's own form
+
+    def __init__(self, lanes: Lanes, render_mode: str | None) -> None:
+        self._lanes = lanes
+        self.render_mode = self._mode(render_mode)
+        self.observation_space, self.action_space = lanes.spaces()
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Begin an episode; ``options={"index": i}`` chooses the image. See the class for what a seed does."""
+        super().reset(seed=seed)
+        self._begin(seed, dict(options or {}))
+        return _first(self._lanes.observe()), _first(self._lanes.info())
+
+    def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Act.
+
+        Raises:
+            ValueError: for an action outside the action space.
+            gymnasium.error.ResetNeeded: before the first reset and after the end of an episode.
+        """
+        self._need_episode()
+        reward, info = self._lanes.act(np.asarray(action)[None])
+        return _first(self._lanes.observe()), float(reward[0]), self._lanes.done, False, _first(info)
+
+    def set_state(self, state: dict[str, Any]) -> tuple[Observation, dict[str, Any]]:
+        """Restore what ``get_state`` returned, also in another process; returns what a reset there would.
+
+        Raises:
+            ValueError: for a state of an environment with other arguments.
+        """
+        self._lanes.set_state(state, self.np_random)
+        return _first(self._lanes.observe()), _first(self._lanes.info())
+
+    def render(self) -> Any:
+        """The episode as a picture or as text; see the class."""
+        self._need_reset()
+        if self.render_mode is None:
+            gym.logger.warn("render() shows nothing: make the environment with render_mode='rgb_array' or 'ansi'")
+            return None
+        return self._show(0, self.render_mode)
+
+
+class LockstepVectorEnv(Skin, VectorEnv[Observation, Any, NDArray[Any]]):
+    """All lanes as a native Gymnasium vector environment; episodes end together, autoreset is SAME_STEP."""
+
+    metadata = ScalarEnv.metadata | {"autoreset_mode": AutoresetMode.SAME_STEP}
+
+    def __init__(self, lanes: Lanes, render_mode: str | None) -> None:
+        self._lanes, self.num_envs = lanes, lanes.lanes
+        self.render_mode = self._mode(render_mode)
+        self.single_observation_space, self.single_action_space = lanes.spaces()
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self._all = np.ones(self.num_envs, np.bool_)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Begin an episode in every lane; ``options={"index": [...]}`` chooses the images."""
+        super().reset(seed=seed)
+        options = dict(options or {})
+        if not np.all(options.pop("reset_mask", True)):
+            raise ValueError("lanes run in lockstep and are reset together: leave options['reset_mask'] out")
+        self._begin(seed, options)
+        return self._lanes.observe(), self._masked(self._lanes.info())
+
+    def step(self, actions: Any) -> tuple[Observation, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
+        """Act in every lane. Raises as the scalar environment's ``step``."""
+        self._need_episode()
+        reward, info = self._lanes.act(actions)
+        if done := self._lanes.done:
+            final_obs = np.empty(self.num_envs, object)  # Gymnasium wants one dict for each finished lane
+            last = self._lanes.observe()
+            final_obs[:] = [dict(zip(last, parts, strict=True)) for parts in zip(*last.values(), strict=True)]
+            self._lanes.begin(self.np_random, {})
+            info = {"final_obs": final_obs, "final_info": info} | self._lanes.info()
+        ended = np.full(self.num_envs, done)
+        return self._lanes.observe(), reward, ended, np.zeros(self.num_envs, np.bool_), self._masked(info)
+
+    def set_state(self, state: dict[str, Any]) -> tuple[Observation, dict[str, Any]]:
+        """Restore what ``get_state`` returned, also in another process; returns what a reset there would.
+
+        Raises:
+            ValueError: for a state of an environment with other arguments.
+        """
+        self._lanes.set_state(state, self.np_random)
+        return self._lanes.observe(), self._masked(self._lanes.info())
+
+    def render(self) -> tuple[Any, ...] | None:
+        """One rendering for each lane, as the scalar environment's ``render``."""
+        self._need_reset()
+        if self.render_mode is None:
+            return None
+        return tuple(self._show(lane, self.render_mode) for lane in range(self.num_envs))
+
+    def _masked(self, info: dict[str, Any]) -> dict[str, Any]:
+        """Gymnasium's vector form of an info: beside every key a mask of the lanes that have it (here all)."""
+        masked: dict[str, Any] = {}
+        for key, part in info.items():
+            masked[key] = self._masked(part) if isinstance(part, dict) else part
+            masked[f"_{key}"] = self._all.copy()
+        return masked
+
+
+@lru_cache(maxsize=2)
+def standardized(source: str) -> HashingDataset:
+    """A dataset by name or folder. Datasets are immutable, so that all environments of a process share one."""
+    return data.load(source).standardized()
+
+
+def _first(batch: dict[str, Any]) -> dict[str, Any]:
+    """The only lane's part of a batch, in arrays of its own."""
+    return {key: _first(part) if isinstance(part, dict) else part[0].copy() for key, part in batch.items()}
+
+
+def _copy(part: Any) -> Any:
+    return part.copy() if isinstance(part, np.ndarray) else part
