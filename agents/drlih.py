@@ -15,14 +15,10 @@ Peng, Zhang and Ye, "Deep Reinforcement Learning for Image Hashing", 2018. Four 
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 import math
-import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -34,11 +30,10 @@ import torch.nn.functional as F
 import tyro
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
 import hashgym
+from agents import runs
 from hashgym import codes, data
 from hashgym.data import HashingDataset
 from hashgym.hashers.noseq import triplet_ranking_loss
@@ -49,11 +44,9 @@ __all__ = ["Args", "Policy", "credit_loss", "load", "reinforce_loss", "released_
 Variant: TypeAlias = Literal["hashgym", "norec", "paper", "released"]
 State: TypeAlias = tuple[Tensor, ...]
 
-_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(runs.RunArgs):
     """Settings of a training run."""
 
     variant: Variant = "hashgym"
@@ -68,8 +61,6 @@ class Args:
     """m of equation 3, for `paper` and `released`"""
     updates: int = 5000
     """gradient steps, each on one batch of episodes"""
-    lanes: int = 256
-    """images in a batch, and lanes of the environment"""
     hidden: int = 512
     """width of the hidden layer (the paper: 4096)"""
     history: int = 64
@@ -84,28 +75,13 @@ class Args:
     """L2 penalty on the weights, in the gradient"""
     group_weight: float = 0.0
     """weight of the group reward beside the whole code's, for the credit variants"""
-    holdout: float = 0.05
-    """part of the training images kept out of training, on which progress is watched; 0 for none"""
-    evaluate_every: int = 500
-    """updates between evaluations on the held-out images"""
-    log_every: int = 50
-    """updates between points of the TensorBoard curves"""
-    checkpoint_every: int = 500
-    """updates between checkpoints, where there is a folder for them"""
-    seed: int = 0
-    """determines a run to the bit, on one machine with one number of threads"""
-    device: str = "auto"
-    """cpu, cuda, ..., or auto: an accelerator where there is one"""
 
     def __post_init__(self) -> None:
         if self.variant not in NETWORKS:
             raise ValueError(f"variant must be one of {', '.join(NETWORKS)}, got {self.variant!r}")
-        for name in ("updates", "lanes", "hidden", "history", "learning_rate", "evaluate_every", "log_every"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("dropout", "input_dropout", "holdout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        self.check_positive("hidden", "history", "learning_rate")
+        self.check_fraction("dropout", "input_dropout")
+        super().__post_init__()
 
 
 class Policy(nn.Module):
@@ -325,32 +301,15 @@ def train(
         ValueError: if ``out`` holds a run and ``resume`` is false, or one with other settings; for arguments or data
             that the environment refuses.
     """
-    checkpoint = _resumed(out, args, resume)
-    device = _device(args.device)
-    learning, held_out = _split(dataset, args)
-    with _seeded(args.seed, device), Progress(*_COLUMNS, disable=not progress) as bar:
+    checkpoint = runs.resumed(out, args, resume)
+    device = runs.device(args.device)
+    learning, held_out = runs.split(dataset, args)
+    with runs.seeded(args.seed, device):
         policy = NETWORKS[args.variant](dataset.dim, args).to(device).train()
-        run = _Run(policy, learning, args)
-        if checkpoint is not None:
-            run.restore(checkpoint)
-        writer = None if out is None else SummaryWriter(str(out), purge_step=run.update + 1)
-        task = bar.add_task(f"{args.variant}, {args.bits} bits", total=args.updates, completed=run.update)
-        while run.update < args.updates:
-            scalars = run.learn()
-            finished = run.update == args.updates
-            evaluated = finished or run.update % args.evaluate_every == 0
-            if evaluated:
-                scalars |= _watch(policy, learning, held_out)
-            if writer is not None and (evaluated or run.update % args.log_every == 0):
-                for name, value in scalars.items():
-                    writer.add_scalar(name, value, run.update)
-            if out is not None and (finished or run.update % args.checkpoint_every == 0):
-                _save(run.checkpoint(), out / "checkpoint.pt")
-            bar.update(task, completed=run.update)
-        if writer is not None:
-            writer.close()
+        run = _Run(policy, learning, held_out, args)
+        runs.drive(run, f"{args.variant}, {args.bits} bits", out=out, checkpoint=checkpoint, progress=progress)
     if out is not None:
-        _save(_finished(policy, dataset), out / "policy.pt")
+        runs.save(runs.finished(policy, dataset, args, dim=policy.dim), out / "policy.pt")
     return policy.eval()
 
 
@@ -360,20 +319,13 @@ def load(path: Path, device: str = "auto") -> Policy:
     Raises:
         ValueError: if the file is missing or no policy.
     """
-    saved = _load(path)
+    saved = runs.load(path)
     if "weights" not in saved:
         raise ValueError(f"{path} holds no policy; a finished run writes policy.pt")
     args = Args(**json.loads(saved["args"]))
     policy = NETWORKS[args.variant](saved["dim"], args)
     policy.load_state_dict(saved["weights"])
-    return policy.to(_device(device)).eval()
-
-
-def _finished(policy: Policy, dataset: HashingDataset) -> dict[str, Any]:
-    """What :func:`load` needs, and the standardisation of the features that the policy was trained on."""
-    moments = {"center": dataset.center, "scale": dataset.scale}
-    moments_of = {key: None if part is None else torch.from_numpy(part) for key, part in moments.items()}
-    return {"args": _as_json(policy.args), "dim": policy.dim, "weights": policy.state_dict(), **moments_of}
+    return policy.to(runs.device(device)).eval()
 
 
 @dataclass(frozen=True)
@@ -387,18 +339,15 @@ class Rollout:
     labels: Tensor
 
 
-class _Run:
-    """A training run at one moment: policy, optimiser, environment. All it needs to go on is in its checkpoint."""
+class _Run(runs.Run):
+    """A training run of a policy on BitGroupHashing-v0."""
 
-    def __init__(self, policy: Policy, dataset: HashingDataset, args: Args) -> None:
-        self.policy, self.dataset, self.args, self.update = policy, dataset, args, 0
-        self.device = next(policy.parameters()).device
-        self.optimizer = torch.optim.Adam(policy.parameters(), weight_decay=args.weight_decay, fused=True)
-        self.envs: Any = gym.make_vec(
-            "BitGroupHashing-v0", num_envs=args.lanes, dataset=dataset, **_task(args)
-        ).unwrapped
-        observation, info = self.envs.reset(seed=args.seed)
-        self.image, self.index = observation["image"], info["index"]
+    def __init__(self, policy: Policy, dataset: HashingDataset, held_out: NDArray[np.int64], args: Args) -> None:
+        optimizer = torch.optim.Adam(policy.parameters(), weight_decay=args.weight_decay, fused=True)
+        envs: Any = gym.make_vec("BitGroupHashing-v0", num_envs=args.lanes, dataset=dataset, **_task(args))
+        super().__init__(policy, optimizer, envs.unwrapped, dataset, args)
+        self.policy: Policy = policy
+        self.args, self.held_out = args, held_out
 
     def learn(self) -> dict[str, float]:
         """One update: an episode in every lane and a gradient step. Returns scalars to watch."""
@@ -416,8 +365,8 @@ class _Run:
 
     def rollout(self) -> tuple[Rollout, dict[str, float]]:
         """Emit the code of every lane's image, group by group, with bits sampled from the policy."""
-        labels = self._tensor(self.dataset.labels[self.index])
-        state = self.policy.begin(self._tensor(self.image))
+        labels = self.tensor(self.dataset.labels[self.info["index"]])
+        state = self.policy.begin(self.tensor(self.observation["image"]))
         code = torch.zeros(self.args.lanes, self.args.bits, device=self.device)  # -1, +1, 0 where not emitted
         credit = torch.zeros_like(code)
         logits, group_reward = [], []
@@ -426,18 +375,17 @@ class _Run:
             bits = torch.bernoulli(torch.sigmoid(logit.detach()))
             action = np.zeros((self.args.lanes, self.args.group_bits), np.int8)
             action[:, : stop - start] = bits.cpu().numpy()
-            observation, _, _, _, info = self.envs.step(action)
-            self.image, self.index = observation["image"], info["index"]  # after the last group: the next images
-            final = info.get("final_info", info)
+            self.observation, _, _, _, self.info = self.envs.step(action)  # after the last group: the next images
+            final = self.info.get("final_info", self.info)
             code = torch.cat([code[:, :start], 2 * bits - 1, code[:, stop:]], dim=1)
             logits.append(logit)
             parts = {name: part for name, part in final["rewards"].items() if not name.startswith("_")}
             own = sum(part for name, part in parts.items() if name.startswith("group/"))
-            group_reward.append(self._tensor(own)[:, None].expand_as(logit))
+            group_reward.append(self.tensor(own)[:, None].expand_as(logit))
             if "bit_credit" in final:
-                credit[:, start:stop] += self._tensor(final["bit_credit"][:, : stop - start])
+                credit[:, start:stop] += self.tensor(final["bit_credit"][:, : stop - start])
         if "code_credit" in final:
-            credit += self._tensor(final["code_credit"])
+            credit += self.tensor(final["code_credit"])
         rollout = Rollout(torch.cat(logits, 1), (code + 1) / 2, torch.cat(group_reward, 1), credit, labels)
         p = torch.sigmoid(rollout.logits.detach())
         return rollout, {
@@ -446,41 +394,20 @@ class _Run:
             "policy/bit_imbalance": (rollout.bits.mean(0) - 0.5).abs().mean().item(),
         }
 
-    def checkpoint(self) -> dict[str, Any]:
-        """Everything that decides how the run goes on."""
-        environment = {
-            key: torch.from_numpy(part) if isinstance(part, np.ndarray) else part
-            for key, part in self.envs.get_state().items()
-        }
-        return {
-            "args": _as_json(self.args),
-            "data": _fingerprint(self.dataset),
-            "update": self.update,
-            "policy": self.policy.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "environment": environment,
-            "generator": torch.get_rng_state(),
-            "device_generator": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
-        }
+    def watch(self) -> dict[str, float]:
+        """Tie-aware mAP among the held-out images, each in turn the query.
 
-    def restore(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the run of a checkpoint."""
-        if checkpoint["data"] != _fingerprint(self.dataset):
-            raise ValueError(
-                "the checkpoint was made on other data; give the dataset it was trained on, or another --out"
-            )
-        self.update = checkpoint["update"]
-        self.policy.load_state_dict(checkpoint["policy"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        environment = {k: v.numpy() if isinstance(v, Tensor) else v for k, v in checkpoint["environment"].items()}
-        observation, info = self.envs.set_state(environment)
-        self.image, self.index = observation["image"], info["index"]
-        torch.set_rng_state(checkpoint["generator"])
-        if checkpoint["device_generator"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(checkpoint["device_generator"], self.device)
-
-    def _tensor(self, array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(self.device)
+        They are not searched for among the learnt images: those sit where training put them, and would flatter a
+        policy that remembers them.
+        """
+        if len(self.held_out) < 2:
+            return {}
+        features, labels = self.dataset.features[self.held_out], codes.pack(self.dataset.labels[self.held_out])
+        words = codes.pack(hashgym.encode(self.policy, features, bits=self.args.bits, group_bits=self.args.group_bits))
+        histograms = kernels.distance_histograms(
+            words, labels, words, labels, self.args.bits, exclude=np.arange(len(self.held_out))
+        )
+        return {"retrieval/held_out_map": float(np.nanmean(kernels.average_precision(*histograms)))}
 
 
 LOSSES: dict[str, Callable[[Rollout, Args], Tensor]] = {
@@ -501,94 +428,6 @@ def _task(args: Args) -> dict[str, Any]:
         return {**task, "reward": {"name": "triplet", "margin": args.margin}}
     # The whole code is what is searched: in the credit variants its reward alone counts.
     return {**task, "reward": args.reward, "group_weight": args.group_weight, "counterfactual": True}
-
-
-def _split(dataset: HashingDataset, args: Args) -> tuple[HashingDataset, NDArray[np.int64]]:
-    """The dataset without the held-out training images, and those."""
-    order = np.random.default_rng(args.seed).permutation(dataset.train)
-    count = round(args.holdout * len(order))
-    learning = dataclasses.replace(dataset, train=np.sort(order[count:])) if count else dataset
-    return learning, np.sort(order[:count])
-
-
-def _watch(policy: Policy, dataset: HashingDataset, held_out: NDArray[np.int64]) -> dict[str, float]:
-    """Tie-aware mAP among the held-out images, each in turn the query; the query split is never seen.
-
-    They are not searched for among the learnt images: those sit where training put them, and would flatter a policy
-    that remembers them.
-    """
-    if len(held_out) < 2:
-        return {}
-    bits = hashgym.encode(policy, dataset.features[held_out], bits=policy.args.bits, group_bits=policy.args.group_bits)
-    words, labels = codes.pack(bits), codes.pack(dataset.labels[held_out])
-    histograms = kernels.distance_histograms(
-        words, labels, words, labels, policy.args.bits, exclude=np.arange(len(held_out))
-    )
-    return {"retrieval/held_out_map": float(np.nanmean(kernels.average_precision(*histograms)))}
-
-
-def _device(name: str) -> torch.device:
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's generators for a run, and leave the caller's as they were."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
-
-
-def _as_json(args: Args) -> str:
-    return json.dumps(dataclasses.asdict(args))
-
-
-def _fingerprint(dataset: HashingDataset) -> str:
-    """Tells data apart: the training images' indices, labels and features."""
-    digest = hashlib.sha256(dataset.train.tobytes())
-    digest.update(dataset.labels[dataset.train].tobytes())
-    digest.update(np.ascontiguousarray(dataset.features[dataset.train]).tobytes())
-    return digest.hexdigest()
-
-
-def _save(content: dict[str, Any], path: Path) -> None:
-    """Write under another name and rename, so that a kill leaves the old file or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    torch.save(content, temporary)
-    os.replace(temporary, path)
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; a training run with an output folder writes it") from None
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise ValueError(f"{path} is damaged or no file of ours") from error
-    if not isinstance(loaded, dict) or "args" not in loaded:
-        raise ValueError(f"{path} is no file of ours")
-    return loaded
-
-
-def _resumed(out: Path | None, args: Args, resume: bool) -> dict[str, Any] | None:
-    """The checkpoint to go on from, checked before any work starts."""
-    path = None if out is None else out / "checkpoint.pt"
-    if path is None or not path.exists():
-        if resume:
-            raise ValueError(f"there is no run to resume in {out}; leave resume out to begin one")
-        return None
-    if not resume:
-        raise ValueError(f"{out} holds a run: resume it, remove it, or name another folder")
-    checkpoint = _load(path)
-    saved = json.loads(checkpoint["args"])
-    if changed := [key for key, value in dataclasses.asdict(args).items() if saved.get(key) != value]:
-        raise ValueError(
-            f"the run in {out} was begun with another {', '.join(changed)}; give the same, or another folder"
-        )
-    return checkpoint
 
 
 @dataclass(frozen=True)

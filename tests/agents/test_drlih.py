@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional as F
 
 import hashgym
-from agents import drlih
+from agents import drlih, runs
 from agents.drlih import Args
 from hashgym import hashers
 from hashgym.data import HashingDataset, load
@@ -219,7 +219,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
         time.sleep(0.005)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    assert 0 < drlih._load(checkpoint)["update"] < updates
+    assert 0 < runs.load(checkpoint)["update"] < updates
     for arguments in ([*command, "--out", str(tmp_path / "a"), "--resume"], [*command, "--out", str(tmp_path / "b")]):
         subprocess.run(arguments, cwd=root, env=environment, check=True, stdout=subprocess.DEVNULL)
     resumed, undisturbed = (drlih.load(tmp_path / name / "policy.pt", "cpu") for name in "ab")
@@ -267,7 +267,7 @@ def test_what_a_run_leaves(multi_label: HashingDataset, tmp_path: Path) -> None:
 
 
 def test_held_out_images_and_queries_are_never_learnt_from(multi_label: HashingDataset) -> None:
-    learning, held_out = drlih._split(multi_label, Args(**SMALL))
+    learning, held_out = runs.split(multi_label, Args(**SMALL))
     assert len(held_out) == 8
     assert not np.intersect1d(learning.train, held_out).size
     assert not np.intersect1d(multi_label.query, np.concatenate([learning.train, held_out])).size
@@ -283,7 +283,7 @@ def test_held_out_images_and_queries_are_never_learnt_from(multi_label: HashingD
             scores.append(
                 metrics.mean_average_precision(codes[i : i + 1], labels[i : i + 1], codes[others], labels[others])
             )
-    watched = drlih._watch(policy, learning, held_out)["retrieval/held_out_map"]
+    watched = drlih._Run(policy, learning, held_out, Args(**SMALL)).watch()["retrieval/held_out_map"]
     assert watched == pytest.approx(np.mean(scores), rel=1e-9)
 
 

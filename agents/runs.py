@@ -1,0 +1,243 @@
+"""What every training run has: a loop that logs, watches and saves, and can be killed and taken up again."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from hashgym.data import HashingDataset
+
+__all__ = ["Run", "RunArgs", "device", "drive", "finished", "load", "resumed", "save", "seeded", "split"]
+
+_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunArgs:
+    """Settings of any training run."""
+
+    updates: int = 1000
+    """gradient steps, each on one batch of episodes"""
+    lanes: int = 256
+    """images in a batch, and lanes of the environment"""
+    holdout: float = 0.05
+    """part of the training images kept out of training, on which progress is watched; 0 for none"""
+    evaluate_every: int = 500
+    """updates between evaluations on the held-out images"""
+    log_every: int = 50
+    """updates between points of the TensorBoard curves"""
+    checkpoint_every: int = 500
+    """updates between checkpoints, where there is a folder for them"""
+    seed: int = 0
+    """determines a run to the bit, on one machine with one number of threads"""
+    device: str = "auto"
+    """cpu, cuda, ..., or auto: an accelerator where there is one"""
+
+    def __post_init__(self) -> None:
+        self.check_positive("updates", "lanes", "evaluate_every", "log_every", "checkpoint_every")
+        self.check_fraction("holdout")
+
+    def check_positive(self, *names: str) -> None:
+        """Raise ValueError for the first of these settings that is not above 0."""
+        for name in names:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+
+    def check_fraction(self, *names: str) -> None:
+        """Raise ValueError for the first of these settings that is not in [0, 1)."""
+        for name in names:
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+
+
+Args = TypeVar("Args", bound=RunArgs)
+
+
+class Run(ABC):
+    """A training run at one moment: policy, optimiser, environment. All it needs to go on is in its checkpoint.
+
+    Attributes:
+        update: updates made so far.
+        observation: what ``envs`` shows now.
+        info: what ``envs`` says now.
+    """
+
+    def __init__(
+        self, policy: nn.Module, optimizer: torch.optim.Optimizer, envs: Any, dataset: HashingDataset, args: RunArgs
+    ) -> None:
+        self.policy, self.optimizer, self.envs, self.dataset, self.settings = policy, optimizer, envs, dataset, args
+        self.device = next(policy.parameters()).device
+        self.update = 0
+        self.observation, self.info = envs.reset(seed=args.seed)
+
+    @abstractmethod
+    def learn(self) -> dict[str, float]:
+        """One update; gives scalars to log."""
+
+    @abstractmethod
+    def watch(self) -> dict[str, float]:
+        """How well the policy does on the held-out images; the query split is never seen."""
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Everything that decides how the run goes on."""
+        environment = {
+            key: torch.from_numpy(part) if isinstance(part, np.ndarray) else part
+            for key, part in self.envs.get_state().items()
+        }
+        return {
+            "args": _as_json(self.settings),
+            "data": fingerprint(self.dataset),
+            "update": self.update,
+            "policy": self.policy.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "environment": environment,
+            "generator": torch.get_rng_state(),
+            "device_generator": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the run of a checkpoint."""
+        if checkpoint["data"] != fingerprint(self.dataset):
+            raise ValueError(
+                "the checkpoint was made on other data; give the dataset it was trained on, or another --out"
+            )
+        self.update = checkpoint["update"]
+        self.policy.load_state_dict(checkpoint["policy"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        environment = {k: v.numpy() if isinstance(v, Tensor) else v for k, v in checkpoint["environment"].items()}
+        self.observation, self.info = self.envs.set_state(environment)
+        torch.set_rng_state(checkpoint["generator"])
+        if checkpoint["device_generator"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(checkpoint["device_generator"], self.device)
+
+    def tensor(self, array: NDArray[Any]) -> Tensor:
+        """An array as float32 on the run's device."""
+        return torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(self.device)
+
+
+def drive(run: Run, title: str, *, out: Path | None, checkpoint: dict[str, Any] | None, progress: bool) -> None:
+    """Learn until all updates are made; log to TensorBoard and save checkpoints where there is a folder for them."""
+    args = run.settings
+    if checkpoint is not None:
+        run.restore(checkpoint)
+    writer = None if out is None else SummaryWriter(str(out), purge_step=run.update + 1)
+    with Progress(*_COLUMNS, disable=not progress) as bar:
+        task = bar.add_task(title, total=args.updates, completed=run.update)
+        while run.update < args.updates:
+            scalars = run.learn()
+            last = run.update == args.updates
+            evaluated = last or run.update % args.evaluate_every == 0
+            if evaluated:
+                scalars |= run.watch()
+            if writer is not None and (evaluated or run.update % args.log_every == 0):
+                for name, value in scalars.items():
+                    writer.add_scalar(name, value, run.update)
+            if out is not None and (last or run.update % args.checkpoint_every == 0):
+                save(run.checkpoint(), out / "checkpoint.pt")
+            bar.update(task, completed=run.update)
+    if writer is not None:
+        writer.close()
+
+
+def resumed(out: Path | None, args: RunArgs, resume: bool) -> dict[str, Any] | None:
+    """The checkpoint to go on from, checked before any work starts.
+
+    Raises:
+        ValueError: if ``out`` holds a run and ``resume`` is false, or one with other settings, or none to resume.
+    """
+    path = None if out is None else out / "checkpoint.pt"
+    if path is None or not path.exists():
+        if resume:
+            raise ValueError(f"there is no run to resume in {out}; leave resume out to begin one")
+        return None
+    if not resume:
+        raise ValueError(f"{out} holds a run: resume it, remove it, or name another folder")
+    checkpoint = load(path)
+    saved = json.loads(checkpoint["args"])
+    if changed := [key for key, value in json.loads(_as_json(args)).items() if saved.get(key) != value]:
+        raise ValueError(
+            f"the run in {out} was begun with another {', '.join(changed)}; give the same, or another folder"
+        )
+    return checkpoint
+
+
+def split(dataset: HashingDataset, args: RunArgs) -> tuple[HashingDataset, NDArray[np.int64]]:
+    """The dataset without the held-out training images, and those."""
+    order = np.random.default_rng(args.seed).permutation(dataset.train)
+    count = round(args.holdout * len(order))
+    learning = dataclasses.replace(dataset, train=np.sort(order[count:])) if count else dataset
+    return learning, np.sort(order[:count])
+
+
+def finished(policy: nn.Module, dataset: HashingDataset, args: RunArgs, **shape: int) -> dict[str, Any]:
+    """The content of ``policy.pt``: settings, weights, and the standardisation of the features trained on."""
+    moments = {"center": dataset.center, "scale": dataset.scale}
+    moments_of = {key: None if part is None else torch.from_numpy(part) for key, part in moments.items()}
+    return {"args": _as_json(args), **shape, "weights": policy.state_dict(), **moments_of}
+
+
+def device(name: str) -> torch.device:
+    """The device of that name; "auto" is an accelerator where there is one."""
+    if name != "auto":
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's generators for a run, and leave the caller's as they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def fingerprint(dataset: HashingDataset) -> str:
+    """Tells data apart: the training images' indices, labels and features."""
+    digest = hashlib.sha256(dataset.train.tobytes())
+    digest.update(dataset.labels[dataset.train].tobytes())
+    digest.update(np.ascontiguousarray(dataset.features[dataset.train]).tobytes())
+    return digest.hexdigest()
+
+
+def save(content: dict[str, Any], path: Path) -> None:
+    """Write under another name and rename, so that a kill leaves the old file or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    torch.save(content, temporary)
+    os.replace(temporary, path)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """What :func:`save` wrote; nothing in the file is executed.
+
+    Raises:
+        ValueError: for a file that is missing, damaged, or not of a training run.
+    """
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; a training run with an output folder writes it") from None
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise ValueError(f"{path} is damaged or no file of ours") from error
+    if not isinstance(loaded, dict) or "args" not in loaded:
+        raise ValueError(f"{path} is no file of ours")
+    return loaded
+
+
+def _as_json(args: RunArgs) -> str:
+    return json.dumps(dataclasses.asdict(args))
