@@ -104,3 +104,79 @@ def test_spans_outside_the_code_are_refused(start, stop):
         codes.span_mask(start, stop, 64)
     with pytest.raises(ValueError, match="a span needs"):
         codes.span(np.zeros((2, 1), np.uint64), start, stop)
+
+
+@st.composite
+def code_tables(draw):
+    """Codes (n, K, q) of which many are equal, and which of them are kept."""
+    bits = draw(st.sampled_from([1, 2, 64, 70]))
+    shape = draw(st.integers(1, 5)), draw(st.integers(1, 5))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    words = rng.random((3, bits)) < 0.5
+    kept = rng.random(shape) < 0.6
+    kept[:, 0] = True
+    return words[rng.integers(3, size=shape)], kept
+
+
+@given(code_tables())
+def test_code_sets_keep_the_first_of_equal_codes(table):
+    bits, kept = table
+    sets = codes.CodeSets.of(bits, kept)
+    for i, row in enumerate(bits):
+        seen = []
+        for k, code in enumerate(row.tolist()):
+            assert sets.kept[i, k] == (kept[i, k] and code not in seen)
+            seen += [code] if kept[i, k] else []
+    np.testing.assert_array_equal(codes.unpack(sets.words, sets.bits), bits)
+    assert (len(sets), sets.bits, sets.words.dtype) == (len(bits), bits.shape[-1], np.uint64)
+    assert sets.anhc == pytest.approx(np.mean([len({tuple(c) for c in row[k]}) for row, k in zip(*table, strict=True)]))
+
+
+@given(code_tables())
+def test_filling_repeats_codes_of_the_item(table):
+    sets = codes.CodeSets.of(*table)
+    assert sets.filled.shape == sets.words.shape
+    for words, own, kept in zip(sets.filled.tolist(), sets.words.tolist(), sets.kept, strict=True):
+        assert {tuple(w) for w in words} == {tuple(w) for w, k in zip(own, kept, strict=True) if k}
+        assert words[0] == own[0]
+
+
+@given(code_tables(), st.data())
+def test_rows_of_code_sets(table, data):
+    bits, kept = table
+    mask = data.draw(hnp.arrays(np.bool_, len(bits)).filter(np.any))
+    for rows in (mask, np.flatnonzero(mask)[::-1], slice(0, int(mask.sum()))):
+        some, same = codes.CodeSets.of(bits, kept)[rows], codes.CodeSets.of(bits[rows], kept[rows])
+        np.testing.assert_array_equal(some.words, same.words)
+        np.testing.assert_array_equal(some.kept, same.kept)
+        assert some.bits == same.bits
+
+
+def test_one_code_each_and_all_codes_kept():
+    single = codes.CodeSets.of(np.eye(3, dtype=bool))
+    assert (single.words.shape, single.anhc) == ((3, 1, 1), 1)
+    every = codes.CodeSets.of([[[1, 0], [0, 1], [1, 0]]])
+    assert (every.kept.tolist(), every.anhc) == ([[True, True, False]], 2)
+
+
+CODES = np.zeros((2, 3, 5), bool)
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (lambda: codes.CodeSets.of(np.zeros(5, bool)), r"\(n, q\) or \(n, K, q\), got \(5,\)"),
+        (lambda: codes.CodeSets.of(CODES.astype(float)), "threshold"),
+        (lambda: codes.CodeSets.of(CODES, np.ones((2, 2), bool)), r"kept must be bool \(2, 3\), got bool \(2, 2\)"),
+        (lambda: codes.CodeSets.of(CODES, np.ones((2, 3))), "kept must be bool .* got float64"),
+        (lambda: codes.CodeSets.of(CODES, np.zeros((2, 3), bool)), "always has its own code"),
+        (lambda: codes.CodeSets.of(CODES[:0]), "not empty"),
+        (lambda: codes.CodeSets.of(CODES)[np.zeros(2, bool)], "not empty"),
+        (lambda: codes.CodeSets(codes.pack(CODES), np.ones((2, 3), bool), 65), "packed codes of 65 bits"),
+        (lambda: codes.CodeSets(codes.pack(CODES).astype(int), np.ones((2, 3), bool), 5), "got int64"),
+        (lambda: codes.CodeSets(codes.pack(CODES[:, 0]), np.ones((2, 1), bool), 5), r"got uint64 \(2, 1\)"),
+    ],
+)
+def test_code_sets_refuse(build, reason):
+    with pytest.raises(ValueError, match=reason):
+        build()

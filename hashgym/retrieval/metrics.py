@@ -1,8 +1,10 @@
 """Retrieval measures for ranking and lookup by Hamming distance.
 
-All functions take codes as bool (n, q), what ``Hasher.encode`` returns, and labels as multi-hot 0/1 (n, L), as
-:class:`hashgym.data.HashingDataset` holds them; they are packed inside, and two items are relevant to each other when
-they share a label. :func:`evaluate` gives everything from one pass.
+All functions take codes as bool (n, q), what ``Hasher.encode`` returns, or as :class:`hashgym.codes.CodeSets`, several
+for an item, whose distance is then the least over them; and labels as multi-hot 0/1 (n, L), as
+:class:`hashgym.data.HashingDataset` holds them. All are packed inside, and two items are relevant to each other when
+they share a label. :func:`evaluate` gives everything from one pass; recall and precision of the lookup in the query's
+own bucket (R@H=0 and P@H=0) are ``recall_by_radius[0]`` and ``precision_by_radius[0]`` of its result.
 
 A measure is a mean over the queries that have something relevant in the database; the others are left out, and
 :func:`evaluate` counts them. Items at the same distance are tied, and measures of a ranking are exact means over all
@@ -19,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hashgym import codes
-from hashgym.codes import Words
+from hashgym.codes import CodeSets, Words
 from hashgym.retrieval.kernels import Backend, Denominator, Ties, average_precision, distance_histograms
 
 __all__ = [
@@ -74,9 +76,9 @@ class RetrievalResult:
 
 
 def evaluate(
-    query_codes: ArrayLike,
+    query_codes: ArrayLike | CodeSets,
     query_labels: ArrayLike,
-    database_codes: ArrayLike,
+    database_codes: ArrayLike | CodeSets,
     database_labels: ArrayLike,
     *,
     topk: int | None = None,
@@ -88,9 +90,9 @@ def evaluate(
     """Every measure of this module from one pass over the database.
 
     Args:
-        query_codes: bool (n, q).
+        query_codes: bool (n, q), or the code sets of n items.
         query_labels: multi-hot (n, L).
-        database_codes: bool (m, q).
+        database_codes: bool (m, q), or the code sets of m items.
         database_labels: multi-hot (m, L).
         topk: rank at which average precision is cut, None for mAP@all.
         denominator: of average precision at ``topk``, see :func:`~hashgym.retrieval.kernels.average_precision`.
@@ -133,9 +135,9 @@ def evaluate(
 
 
 def mean_average_precision(
-    query_codes: ArrayLike,
+    query_codes: ArrayLike | CodeSets,
     query_labels: ArrayLike,
-    database_codes: ArrayLike,
+    database_codes: ArrayLike | CodeSets,
     database_labels: ArrayLike,
     *,
     topk: int | None = None,
@@ -156,9 +158,9 @@ def mean_average_precision(
 
 def precision_at(
     k: int,
-    query_codes: ArrayLike,
+    query_codes: ArrayLike | CodeSets,
     query_labels: ArrayLike,
-    database_codes: ArrayLike,
+    database_codes: ArrayLike | CodeSets,
     database_labels: ArrayLike,
     *,
     backend: Backend = "auto",
@@ -170,9 +172,9 @@ def precision_at(
 
 
 def precision_recall_by_radius(
-    query_codes: ArrayLike,
+    query_codes: ArrayLike | CodeSets,
     query_labels: ArrayLike,
-    database_codes: ArrayLike,
+    database_codes: ArrayLike | CodeSets,
     database_labels: ArrayLike,
     *,
     backend: Backend = "auto",
@@ -191,9 +193,9 @@ def precision_recall_by_radius(
 
 
 def precision_within(
-    query_codes: ArrayLike,
+    query_codes: ArrayLike | CodeSets,
     query_labels: ArrayLike,
-    database_codes: ArrayLike,
+    database_codes: ArrayLike | CodeSets,
     database_labels: ArrayLike,
     *,
     radius: int = 2,
@@ -206,9 +208,9 @@ def precision_within(
 
 
 def recall_within(
-    query_codes: ArrayLike,
+    query_codes: ArrayLike | CodeSets,
     query_labels: ArrayLike,
-    database_codes: ArrayLike,
+    database_codes: ArrayLike | CodeSets,
     database_labels: ArrayLike,
     *,
     radius: int = 2,
@@ -262,7 +264,9 @@ class _Packed:
 
 
 def _pack(name: str, table: Any) -> tuple[Words, int]:
-    """The packed rows of a 0/1 table (n, width), and its width."""
+    """The packed rows of a 0/1 table (n, width), or of code sets, and their width."""
+    if isinstance(table, CodeSets):
+        return table.filled, table.bits
     table = np.asarray(table)
     if table.ndim != 2 or table.size == 0:
         raise ValueError(f"{name} must be a 0/1 table of shape (n, columns) and not empty, got shape {table.shape}")

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from hashgym.codes import CodeSets
 from hashgym.retrieval import (
     evaluate,
     mean_average_precision,
@@ -51,6 +52,47 @@ def distances_and_relevance(data):
     return [(d, r) for d, r in pairs if r.any()]
 
 
+def make_sets(seed, n, m, bits, labels, codes, query_codes=1):
+    """Tables (n, K, q) of codes, which of them are kept, and labels, for queries and database."""
+    rng = np.random.default_rng(seed)
+    tables = []
+    for size, most in ((n, query_codes), (m, codes)):
+        kept = rng.random((size, most)) < 0.6
+        kept[:, 0] = True
+        tables.append((rng.random((size, most, bits)) < 0.5, kept, rng.random((size, labels)) < 0.3))
+    return tables
+
+
+sets = st.builds(
+    make_sets,
+    seed=st.integers(0, 2**32),
+    n=st.integers(1, 4),
+    m=st.integers(1, 12),
+    bits=st.sampled_from([1, 4, 70]),
+    labels=st.sampled_from([1, 4]),
+    codes=st.integers(1, 4),
+    query_codes=st.integers(1, 3),
+)
+
+
+def packed_sets(tables):
+    return [part for bits, kept, labels in tables for part in (CodeSets.of(bits, kept), labels)]
+
+
+def closest_pairs(tables):
+    """As :func:`distances_and_relevance`, the distance of two items from a loop over the codes they keep."""
+    (queries, own, query_labels), (database, kept, labels) = tables
+    measured = []
+    for codes, keeps, label in zip(queries, own, query_labels, strict=True):
+        distance = [
+            min(int((a != b).sum()) for a in codes[keeps] for b in others[held])
+            for others, held in zip(database, kept, strict=True)
+        ]
+        if (relevant := (labels & label).any(1)).any():
+            measured.append((np.array(distance), relevant))
+    return measured
+
+
 def sorted_average_precision(distance, relevant, tiebreak, topk):
     shown = relevant[np.lexsort((tiebreak, distance))][:topk]
     ranks = np.flatnonzero(shown) + 1
@@ -68,6 +110,61 @@ def test_bounds_are_rankings_sorted_with_the_labels_in_sight(data, topk):
     assert result.map_pessimistic == pytest.approx(worst, abs=1e-12)
     assert worst - 1e-12 <= result.map <= best + 1e-12
     assert (result.queries, result.queries_without_relevant) == (len(measured), len(data[0]) - len(measured))
+
+
+@given(sets, st.none() | st.integers(1, 12))
+def test_measures_of_code_sets_take_the_least_distance(tables, topk):
+    measured, data = closest_pairs(tables), packed_sets(tables)
+    assume(measured)
+    bits, size = data[0].bits, len(data[2])
+    # What the ranking by these distances scores: as many one-code items, at their distance from one zero query.
+    scores = []
+    for distance, relevant in measured:
+        codes = np.tri(bits + 1, bits, -1, dtype=bool)[distance]
+        one = (np.zeros((1, bits), bool), [[1]], codes, relevant[:, None])
+        scores.append(evaluate(*one, topk=topk, precision_at=(1, size), radius=1))
+    result = evaluate(*data, topk=topk, precision_at=(1, size), radius=1)
+    for name in ("map", "map_optimistic", "map_pessimistic", "precision_within", "recall_within"):
+        assert getattr(result, name) == pytest.approx(np.mean([getattr(s, name) for s in scores]), abs=1e-12)
+    for k in (1, size):
+        assert result.precision_at[k] == pytest.approx(np.mean([s.precision_at[k] for s in scores]), abs=1e-12)
+        assert precision_at(k, *data) == pytest.approx(result.precision_at[k], abs=1e-12)
+    own_bucket = [relevant[distance == 0] for distance, relevant in measured]
+    assert result.precision_by_radius[0] == pytest.approx(np.mean([r.mean() if r.size else 0 for r in own_bucket]))
+    recalls = [hits.sum() / r.sum() for hits, (_, r) in zip(own_bucket, measured, strict=True)]
+    assert result.recall_by_radius[0] == pytest.approx(np.mean(recalls))
+    assert mean_average_precision(*data, topk=topk) == pytest.approx(result.map, abs=1e-12)
+    assert precision_within(*data, radius=1) == pytest.approx(result.precision_within, abs=1e-12)
+    assert recall_within(*data, radius=1) == pytest.approx(result.recall_within, abs=1e-12)
+    np.testing.assert_allclose(precision_recall_by_radius(*data)[1], result.recall_by_radius)
+
+
+@given(sets)
+def test_sets_that_keep_one_code_are_plain_codes(tables):
+    data = [part for bits, kept, labels in tables for part in (bits[:, 0], labels)]
+    assume(distances_and_relevance(data))
+    first = [(bits, np.arange(bits.shape[1]) == np.zeros((len(bits), 1)), labels) for bits, _, labels in tables]
+    plain, single = evaluate(*data, precision_at=(1,)), evaluate(*packed_sets(first), precision_at=(1,))
+    for one, other in zip(dataclasses.astuple(plain), dataclasses.astuple(single), strict=True):
+        np.testing.assert_equal(one, other)
+
+
+@given(sets)
+def test_one_code_more_never_lowers_recall(tables):
+    assume(closest_pairs(tables))
+    queries, (bits, kept, labels) = tables
+    fewer = kept & (np.arange(kept.shape[1]) < kept.shape[1] - 1) | (np.arange(kept.shape[1]) == 0)
+    less, more = (precision_recall_by_radius(*packed_sets([queries, (bits, k, labels)]))[1] for k in (fewer, kept))
+    assert (more >= less - 1e-12).all()
+
+
+def test_code_sets_worked_by_hand():
+    # The second image's own code is far from the query, its region's code is the query's; the third is not relevant.
+    database = CodeSets.of([[[1, 0], [1, 0]], [[1, 1], [0, 0]], [[0, 0], [1, 1]]])
+    result = evaluate([[0, 0]], [[1]], database, [[1], [1], [0]])
+    assert result.recall_by_radius.tolist() == [0.5, 1, 1]
+    assert result.precision_by_radius.tolist() == pytest.approx([0.5, 2 / 3, 2 / 3])
+    assert result.map == pytest.approx(((1 + 2 / 3) / 2 + (1 / 2 + 2 / 3) / 2) / 2)
 
 
 @pytest.mark.parametrize("topk", [None, 10])
@@ -187,6 +284,8 @@ def test_the_order_of_the_database_changes_nothing():
         ({0: np.ones((0, 8), bool), 1: np.ones((0, 3), bool)}, "query codes must be .* not empty"),
         ({2: np.ones((0, 8), bool), 3: np.ones((0, 3), bool)}, "database codes must be .* not empty"),
         ({1: np.zeros((4, 3), bool)}, "no query has a relevant item"),
+        ({2: CodeSets.of(np.ones((6, 2, 9), bool))}, "query codes have 8 bits, database codes 9"),
+        ({2: CodeSets.of(np.ones((5, 2, 8), bool))}, "5 database codes, but labels for 6"),
     ],
 )
 def test_wrong_data_is_named(change, reason):
