@@ -19,7 +19,12 @@ _REGISTRY: dict[str, tuple[str, str]] = {
     "lsh": ("hashgym.hashers.lsh:LSH", "random hyperplanes (Charikar 2002); learns nothing"),
     "itq": ("hashgym.hashers.itq:ITQ", "PCA and iterative quantisation (Gong and Lazebnik 2011, 2013); no labels"),
     "noseq": ("hashgym.hashers.noseq:NoSeq", "one hidden layer, triplet ranking loss: DRLIH without its agent"),
+    "ksh": ("hashgym.hashers.ksh:KSH", "kernels, greedy bit by bit (Liu 2012); base of MCH"),
+    "ksh-relaxed": ("hashgym.hashers.ksh:RelaxedKSH", "one hidden layer, KSH's loss of pairs; base of MCH"),
+    "hashnet": ("hashgym.hashers.hashnet:HashNet", "one hidden layer, tanh that sharpens (Cao 2017); base of MCH"),
+    "adsh": ("hashgym.hashers.adsh:ADSH", "one hidden layer against learnt database codes (Jiang 2018); base of MCH"),
     "dch": ("hashgym.hashers.dch:DCH", "one hidden layer, Cauchy loss of pairs (Cao 2018); base of MCH"),
+    "mmhh": ("hashgym.hashers.mmhh:MMHH", "one hidden layer, Hamming balls with a margin (Kang 2019); base of MCH"),
 }
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hashgym.hashers.deep import DeepHasher, Objective
-from hashgym.hashers.pairwise import PairwiseHasher, cosine_distance
+from hashgym.hashers.pairwise import PairwiseHasher, cosine_distance, signs, unit
 
 __all__ = ["DCH", "cauchy_loss"]
 
@@ -41,6 +41,14 @@ class DCH(DeepHasher, PairwiseHasher):
 
     weighted = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.gamma <= 0 or self.nearest <= 0 or self.quantization < 0:
+            raise ValueError(
+                "gamma and nearest must be above 0, quantization at least 0; "
+                f"got {self.gamma}, {self.nearest} and {self.quantization}"
+            )
+
     def pair_loss(self, distance: Tensor, similar: Tensor) -> Tensor:
         """:func:`cauchy_loss`."""
         return cauchy_loss(distance, similar, self.gamma, self.nearest)
@@ -50,10 +58,8 @@ class DCH(DeepHasher, PairwiseHasher):
         self._weigh(labels.cpu().numpy())
 
         def loss(u: Tensor, rows: Tensor, update: int) -> Tensor:
-            similar = labels[rows] @ labels[rows].T > 0
-            others = ~torch.eye(len(u), dtype=torch.bool, device=u.device)
-            pairs = self.weighted_pair_loss(cosine_distance(u, u), similar)[others].mean()
-            angle = 1 - torch.cosine_similarity(u, u.detach().sign(), dim=1)
-            return pairs + self.quantization * torch.log1p(self.bits / (2 * self.gamma) * angle).mean()
+            angle = 1 - (unit(u) * unit(signs(u))).sum(1)
+            quantization = torch.log1p(self.bits / (2 * self.gamma) * angle).mean()
+            return self.batch_loss(cosine_distance(u, u), labels[rows]) + self.quantization * quantization
 
         return loss

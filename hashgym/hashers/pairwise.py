@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hashgym.hashers.base import Hasher, Labels
 
-__all__ = ["PairwiseHasher", "cosine_distance", "inner_distance", "pair_weights"]
+__all__ = ["PairwiseHasher", "cosine_distance", "inner_distance", "pair_weights", "signs", "unit"]
 
 _ROWS = 2048  # images whose pairs with all others are counted at once
 
@@ -27,6 +27,7 @@ class PairwiseHasher(Hasher):
         pair_weights_: float64 (2,), w_ij of dissimilar and of similar pairs; ones where Table 1 has no weights.
     """
 
+    supervised = True
     weighted: ClassVar[bool] = False  # whether Table 1 weighs this method's pairs
     pair_weights_: NDArray[np.float64]
 
@@ -41,8 +42,19 @@ class PairwiseHasher(Hasher):
 
     def weighted_pair_loss(self, distance: Tensor, similar: Tensor) -> Tensor:
         """L(d, s) of Table 1 with w_ij. Arguments as :meth:`pair_loss`."""
-        different, same = self.pair_weights_.tolist()
+        different, same = torch.as_tensor(self.pair_weights_).to(distance)
         return torch.where(similar, same, different) * self.pair_loss(distance, similar)
+
+    def batch_loss(self, distance: Tensor, labels: Tensor) -> Tensor:
+        """Mean of L(d, s) with w_ij over the pairs of two different images of a batch; 0 for a batch of one.
+
+        Args:
+            distance: (n, n), relaxed distances of all pairs.
+            labels: float (n, L), multi-hot.
+        """
+        different = ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+        losses = self.weighted_pair_loss(distance, labels @ labels.T > 0)[different]
+        return losses.sum() / max(len(losses), 1)
 
     def loss_table(self) -> NDArray[np.float64]:
         """L(d, s) with w_ij at every Hamming distance, float64 (2, q + 1): row 0 for dissimilar pairs, row 1 similar.
@@ -54,10 +66,11 @@ class PairwiseHasher(Hasher):
         similar = torch.tensor([[False], [True]])
         return self.weighted_pair_loss(torch.arange(self.bits + 1, dtype=torch.float64), similar).numpy()
 
-    def _weigh(self, labels: Labels) -> None:
-        """Set ``pair_weights_``; refuses labels from which no pairwise loss can learn."""
+    def _weigh(self, labels: Labels) -> NDArray[np.float64]:
+        """Set ``pair_weights_`` and return :func:`pair_weights`, which refuses labels no pairwise loss learns from."""
         weights = pair_weights(labels)
         self.pair_weights_ = weights if self.weighted else np.ones(2)
+        return weights
 
 
 def pair_weights(labels: Labels) -> NDArray[np.float64]:
@@ -88,5 +101,14 @@ def inner_distance(a: Tensor, b: Tensor) -> Tensor:
 
 def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
     """q / 2 (1 - cos(a, b)) of all rows of a (n, q) and b (m, q): on codes of -1 and +1 the Hamming distance."""
-    unit_a, unit_b = (torch.nn.functional.normalize(x, dim=1) for x in (a, b))
-    return a.shape[1] / 2 * (1 - unit_a @ unit_b.T)
+    return a.shape[1] / 2 * (1 - unit(a) @ unit(b).T)
+
+
+def unit(a: Tensor) -> Tensor:
+    """Rows of a (n, q) at length 1; next to 0 they are shorter, so that gradients stay finite there."""
+    return torch.nn.functional.normalize(a, dim=1, eps=1e-3)
+
+
+def signs(u: Tensor) -> Tensor:
+    """The code of outputs as -1 and +1, -1 at 0, without a gradient."""
+    return torch.where(u.detach() > 0, 1.0, -1.0).to(u.dtype)

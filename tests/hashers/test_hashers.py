@@ -13,7 +13,8 @@ from hashgym.data import digits
 from hashgym.hashers import Hasher, NotFittedError, available, load, make, register
 
 NAMES = list(available())
-QUICK = {"noseq": {"hidden": 32, "updates": 20}}
+DEEP = ["noseq", "ksh-relaxed", "hashnet", "adsh", "dch", "mmhh"]
+QUICK = {"ksh": {"anchors": 50, "labelled": 200}} | {name: {"hidden": 32, "updates": 20} for name in DEEP}
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,120 @@
+"""adsh: asymmetric deep supervised hashing (Jiang and Li, AAAI 2018)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hashgym.hashers.deep import DeepHasher, Objective
+from hashgym.hashers.pairwise import PairwiseHasher, signs
+
+__all__ = ["ADSH", "asymmetric_loss", "discrete_coordinate_descent", "similarity_product"]
+
+_ROWS = 1024  # images whose pairs with all others are looked at at once
+
+
+def asymmetric_loss(distance: Tensor, similar: Tensor, bits: int) -> Tensor:
+    """((q - 2 d) - q (2 s - 1))^2: the inner product of two codes should be q or -q.
+
+    Args:
+        distance: real numbers in [0, q].
+        similar: bool, of a shape that broadcasts with ``distance``.
+        bits: q.
+    """
+    return (bits - 2 * distance - torch.where(similar, bits, -bits)) ** 2
+
+
+def discrete_coordinate_descent(codes: Tensor, gram: Tensor, target: Tensor) -> Tensor:
+    """One pass over the columns of V, each set to the exact minimiser of tr(V G V^T) - 2 tr(V T^T) given the others.
+
+    With G = U^T U and T = q S^T U that is ||U V^T - q S||^2 up to a constant, S any matrix (m, n).
+
+    Args:
+        codes: V (n, q), of -1 and +1; is not changed.
+        gram: G (q, q), symmetric.
+        target: T (n, q).
+
+    Returns:
+        The new V. A bit that makes no difference becomes -1.
+    """
+    codes = codes.clone()
+    for k in range(codes.shape[1]):
+        others = gram[:, k].clone()
+        others[k] = 0  # a column's own square is constant
+        codes[:, k] = signs(target[:, k] - codes @ others)
+    return codes
+
+
+def similarity_product(labels: Tensor, dissimilar: float, values: Tensor) -> Tensor:
+    """S values, (n, q), for S = 1 where two images share a label and -``dissimilar`` elsewhere; S is never whole.
+
+    Args:
+        labels: float (n, L), multi-hot.
+        dissimilar: a number from 0 up.
+        values: (n, q).
+    """
+    similar = [(labels[i : i + _ROWS] @ labels.T > 0).to(values.dtype) @ values for i in range(0, len(labels), _ROWS)]
+    return (1 + dissimilar) * torch.cat(similar) - dissimilar * values.sum(0)
+
+
+@dataclass(kw_only=True, eq=False)
+class ADSH(DeepHasher, PairwiseHasher):
+    """A network with outputs u = tanh(logits), trained against codes v of all training images, learnt by turns.
+
+    Minimised is the mean over a batch's images i and all training images j of (u_i v_j - q S_ij)^2, plus ``gamma``
+    times the mean of ||v_i - u_i||^2. After each pass over the images, their codes V are improved by
+    :func:`discrete_coordinate_descent` against the network's most recent outputs. V only trains: all codes that are
+    used later are the network's own, as MCH wants them for regions.
+
+    Attributes:
+        gamma: weight of the squared distance of outputs to learnt codes, summed over bits.
+        dissimilar: r, where S_ij = 1 for similar and -r for dissimilar pairs. None is the authors' habit,
+            r = |similar pairs| / |dissimilar pairs|: S then sums to 0. With r = 1 and few similar pairs, nearly all
+            targets are -q, which no codes can meet, and these pairs drown the others. ``pair_loss`` has r = 1, as
+            Table 1.
+        passes: of coordinate descent at a time.
+    """
+
+    gamma: float = 0.1
+    dissimilar: float | None = None
+    passes: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.gamma < 0 or (self.dissimilar is not None and self.dissimilar < 0) or self.passes < 1:
+            raise ValueError(
+                "gamma must be at least 0, dissimilar too (or None), passes at least 1; "
+                f"got {self.gamma}, {self.dissimilar} and {self.passes}"
+            )
+
+    def pair_loss(self, distance: Tensor, similar: Tensor) -> Tensor:
+        """:func:`asymmetric_loss`."""
+        return asymmetric_loss(distance, similar, self.bits)
+
+    def objective(self, labels: Tensor) -> Objective:
+        """The asymmetric loss of a batch against all training images, and its distance to their codes."""
+        weights = self._weigh(labels.cpu().numpy())
+        r = weights[0] / weights[1] if self.dissimilar is None else self.dissimilar
+        n, period = len(labels), -(-len(labels) // self.batch_size)
+        similar = similarity_product(labels, 0, torch.ones_like(labels[:, :1]))[:, 0]
+        constant = self.bits**2 * (similar + r**2 * (n - similar))  # sum over j of (q S_ij)^2
+        outputs = labels.new_zeros(n, self.bits)  # images not seen yet say nothing
+        codes = signs(torch.randn(n, self.bits).to(labels))
+        gram, target = codes.T @ codes, self.bits * similarity_product(labels, r, codes)
+
+        def loss(logits: Tensor, rows: Tensor, update: int) -> Tensor:
+            nonlocal codes, gram, target
+            if update and update % period == 0:
+                wanted = self.bits * similarity_product(labels, r, outputs) + self.gamma * n * outputs
+                for _ in range(self.passes):
+                    codes = discrete_coordinate_descent(codes, outputs.T @ outputs, wanted)
+                gram, target = codes.T @ codes, self.bits * similarity_product(labels, r, codes)
+            u = torch.tanh(logits)
+            outputs[rows] = u.detach()
+            # The sum over all j without a pair: u V^T V u^T - 2 u (q S V) + constant.
+            pairs = ((u @ gram - 2 * target[rows]) * u).sum(1) + constant[rows]
+            return pairs.mean() / n + self.gamma * ((codes[rows] - u) ** 2).sum(1).mean()
+
+        return loss

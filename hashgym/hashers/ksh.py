@@ -1,0 +1,138 @@
+"""ksh: supervised hashing with kernels (Liu, Wang, Ji, Jiang, Chang, CVPR 2012), and its loss for a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hashgym.hashers.base import Features, Labels
+from hashgym.hashers.deep import DeepHasher, Objective
+from hashgym.hashers.pairwise import PairwiseHasher, inner_distance
+
+__all__ = ["KSH", "RelaxedKSH", "ksh_loss"]
+
+
+def ksh_loss(distance: Tensor, similar: Tensor, bits: int) -> Tensor:
+    """((q - 2 d) / q - (2 s - 1))^2: the inner product of two codes, as a share of q, should be 1 or -1.
+
+    Args:
+        distance: real numbers in [0, q].
+        similar: bool, of a shape that broadcasts with ``distance``.
+        bits: q.
+    """
+    return ((bits - 2 * distance) / bits - torch.where(similar, 1.0, -1.0)) ** 2
+
+
+@dataclass(kw_only=True, eq=False)
+class KSH(PairwiseHasher):
+    """sign((k(x) - mean) a_k), k(x) an RBF kernel to anchors, learnt one bit after the other.
+
+    The codes H (l, q) of ``labelled`` images should give ||H H^T - q S||^2 = min, S = 1 and -1. The k-th bit h is left
+    to explain the residual R = q S - (earlier bits' h h^T): it maximises h^T R h. Its weights start at the leading
+    solution of K^T R K a = lambda K^T K a, h being K a; from there the smooth h = 2 sigmoid(K a) - 1 is climbed by
+    L-BFGS. Of the two, the one whose signs do better is kept.
+
+    Attributes:
+        anchors: number of random training images that the kernel compares with; all, where there are fewer.
+        labelled: number of random training images whose pairs are learnt from; all, where there are fewer. Memory and
+            time grow with its square.
+        iterations: of L-BFGS, at most, for each bit.
+        anchors_: float32 (anchors, D).
+        width_: the kernel is exp(-||x - anchor||^2 / (2 width^2)), width the root mean squared distance to anchors.
+        means_: float32 (anchors,), of the kernel over all training images.
+        weights_: float32 (anchors, q).
+    """
+
+    anchors: int = 300
+    labelled: int = 2000
+    iterations: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("anchors", 1), ("labelled", 2), ("iterations", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
+    def pair_loss(self, distance: Tensor, similar: Tensor) -> Tensor:
+        """:func:`ksh_loss`."""
+        return ksh_loss(distance, similar, self.bits)
+
+    def _fit(self, X: Features, y: Labels | None) -> None:
+        assert y is not None
+        self._weigh(y)
+        rng = np.random.default_rng(self.seed)
+        self.anchors_ = X[rng.permutation(len(X))[: self.anchors]].copy()
+        distances = _squared_distances(X, self.anchors_)
+        self.width_ = float(np.sqrt(distances.mean(dtype=np.float64))) or 1.0
+        kernel = np.exp(distances / np.float32(-2 * self.width_**2))
+        self.means_ = kernel.mean(0, dtype=np.float64).astype(np.float32)
+
+        rows = rng.permutation(len(X))[: self.labelled]
+        hot = y[rows].astype(np.float32)
+        residual = np.where(hot @ hot.T > 0, np.float32(self.bits), np.float32(-self.bits))
+        self.weights_ = greedy_weights(kernel[rows] - self.means_, residual, self.bits, self.iterations)
+
+    def _transform(self, X: Features) -> Features:
+        kernel = np.exp(_squared_distances(X, self.anchors_) / np.float32(-2 * self.width_**2))
+        return (kernel - self.means_) @ self.weights_
+
+
+def _squared_distances(X: Features, anchors: Features) -> Features:
+    squares = (X**2).sum(1)[:, None] + (anchors**2).sum(1) - 2 * X @ anchors.T
+    return np.maximum(squares, 0)
+
+
+def greedy_weights(kernel: Features, residual: Features, bits: int, iterations: int) -> Features:
+    """KSH's weights, float32 (m, bits), one column after the other; see :class:`KSH`.
+
+    Args:
+        kernel: float32 (l, m), centred.
+        residual: float32 (l, l), q S; what the bits leave of it is subtracted in place.
+        bits: how many bits to learn.
+        iterations: of L-BFGS for each.
+    """
+    from scipy.linalg import eigh
+    from scipy.optimize import minimize
+
+    weights = np.empty((kernel.shape[1], bits), np.float32)
+    wide = kernel.astype(np.float64)
+    gram = wide.T @ wide
+    gram[np.diag_indices_from(gram)] += 1e-6 * np.trace(gram) / len(gram) + 1e-12  # anchors may depend on each other
+
+    def climb(a: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        h = np.tanh(kernel @ a.astype(np.float32) / 2)  # 2 sigmoid - 1
+        explained = residual @ h
+        return -float(h @ explained), -((1 - h * h) * explained @ kernel).astype(np.float64)
+
+    for k in range(bits):
+        last = len(gram) - 1
+        a = eigh(kernel.T @ residual @ kernel, gram, subset_by_index=[last, last])[1][:, 0]
+        a *= np.sqrt(len(kernel) / max((a @ gram @ a), 1e-12))  # outputs of mean square 1: neither flat nor saturated
+        smooth = minimize(climb, a, jac=True, method="L-BFGS-B", options={"maxiter": iterations}).x
+        candidates = [(np.where(kernel @ v > 0, np.float32(1), np.float32(-1)), v) for v in (a, smooth)]
+        h, weights[:, k] = max(candidates, key=lambda found: float(found[0] @ residual @ found[0]))
+        residual -= h[:, None] * h
+    return weights
+
+
+@dataclass(kw_only=True, eq=False)
+class RelaxedKSH(DeepHasher, PairwiseHasher):
+    """KSH's loss for a network, as MCH trains it: all pairs of a batch, with outputs 2 sigmoid(u) - 1."""
+
+    def pair_loss(self, distance: Tensor, similar: Tensor) -> Tensor:
+        """:func:`ksh_loss`."""
+        return ksh_loss(distance, similar, self.bits)
+
+    def objective(self, labels: Tensor) -> Objective:
+        """Mean over the pairs of a batch of L."""
+        self._weigh(labels.cpu().numpy())
+
+        def loss(u: Tensor, rows: Tensor, update: int) -> Tensor:
+            h = 2 * torch.sigmoid(u) - 1
+            return self.batch_loss(inner_distance(h, h), labels[rows])
+
+        return loss
