@@ -11,15 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import importlib
-import json
-import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +23,11 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import hashgym
 import hashgym.data
 import hashgym.hashers
+from benchmarks.cells import data_digest, features_name, run_cells
 from benchmarks.results import Results, describe, peak_mb, revision, table
 from hashgym.data import HashingDataset
 from hashgym.retrieval import RetrievalResult, evaluate
@@ -113,10 +108,7 @@ def _config(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:
     values = dataclasses.asdict(settings)
     for name in ("bits", "seed", "dataset", "out"):
         values.pop(name, None)
-    digest = hashlib.sha256(json.dumps(dict(dataset.provenance), sort_keys=True, default=str).encode())
-    for part in (dataset.query, dataset.database, dataset.train):
-        digest.update(np.ascontiguousarray(part).tobytes() + b"/")
-    return {**values, "data": digest.hexdigest()[:12]}
+    return {**values, "data": data_digest(dataset)}
 
 
 def fit(
@@ -159,11 +151,9 @@ def group_bits(cell: Cell) -> int | None:
 
 def _names(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:
     """The columns of a row that are known before the run."""
-    backbone = dataset.provenance.get("backbone", {})
-    features = f"{backbone['name']}@{backbone['size']}" if backbone else dataset.provenance.get("features", "?")
     return {
         "dataset": dataset.name,
-        "features": features,
+        "features": features_name(dataset),
         "method": cell.method,
         "bits": cell.bits,
         "seed": cell.seed,
@@ -194,12 +184,6 @@ def run(cell: Cell) -> dict[str, Any]:
     return row(cell, dataset, measure(encode, dataset)[1], seconds)
 
 
-def _run_apart(cell: Cell) -> dict[str, Any]:
-    """:func:`run` in a fresh process."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        return process.submit(run, cell).result()
-
-
 def main(args: Args, console: Console | None = None) -> int:
     """Run what is missing, then print the table; the number of runs that failed.
 
@@ -216,31 +200,12 @@ def main(args: Args, console: Console | None = None) -> int:
     waiting = [cell for cell in cells if not results.done(names[cell], replace=args.replace)]
     if len(waiting) < len(cells):
         console.print(f"{len(cells) - len(waiting)} of {len(cells)} runs are in {results.path} already")
-    if args.jobs > 1:  # read by the runs' processes when they start
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.jobs)))
 
-    failed = 0
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with ThreadPoolExecutor(args.jobs) as pool, Progress(*columns, console=console) as progress:
-        bar = progress.add_task("runs", total=len(waiting))
-        futures = {pool.submit(_run_apart, cell): cell for cell in waiting}
-        try:
-            for future in as_completed(futures):
-                cell = futures[future]
-                try:
-                    finished = future.result()
-                except Exception as error:  # one run that fails must not cost the others
-                    failed += 1
-                    progress.console.print(f"[red]{cell} failed:[/red] {type(error).__name__}: {error}", markup=True)
-                else:
-                    results.append(finished)
-                    seconds = finished["train_seconds"]
-                    progress.console.print(f"{cell}: mAP {finished['map']:.4f}, trained in {seconds:.1f} s")
-                progress.advance(bar)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    def finish(finished: dict[str, Any]) -> str:
+        results.append(finished)
+        return f"mAP {finished['map']:.4f}, trained in {finished['train_seconds']:.1f} s"
 
+    failed = run_cells(waiting, run, finish, jobs=args.jobs, console=console)
     wanted = {tuple(str(names[cell][column]) for column in results.key) for cell in cells}
     rows = [r for r in results.rows() if tuple(r[column] for column in results.key) in wanted]
     if rows:

@@ -55,16 +55,18 @@ class Results:
         folder: where ``results.csv`` lies; made with the first row.
         columns: all columns, in order.
         key: the columns that name a run.
+        name: of the file.
     """
 
     folder: Path
     columns: Sequence[str] = COLUMNS
     key: Sequence[str] = field(default=KEY)
+    name: str = "results.csv"
 
     @property
     def path(self) -> Path:
         """The file."""
-        return self.folder / "results.csv"
+        return self.folder / self.name
 
     def rows(self) -> list[dict[str, str]]:
         """All rows as they are written, texts by column.
@@ -83,21 +85,24 @@ class Results:
             )
         return rows
 
-    def append(self, row: Row) -> None:
-        """Add a row, in the place of one with the same key if there is one.
+    def append(self, *rows: Row) -> None:
+        """Add rows together, each in the place of one with the same key if there is one.
 
         Raises:
             ValueError: if a column is missing or unknown.
         """
-        if set(row) != set(self.columns):
-            raise ValueError(f"a row has the columns {list(self.columns)}; differing: {set(row) ^ set(self.columns)}")
+        for row in rows:
+            if set(row) != set(self.columns):
+                differing = set(row) ^ set(self.columns)
+                raise ValueError(f"a row has the columns {list(self.columns)}; differing: {differing}")
         self.folder.mkdir(parents=True, exist_ok=True)
         with _locked(self.folder / ".results.lock"):
-            kept = [old for old in self.rows() if self._name(old) != self._name(row)]
+            names = {self._name(row) for row in rows}
+            kept = [old for old in self.rows() if self._name(old) not in names]
             text = io.StringIO()
             writer = csv.DictWriter(text, self.columns, lineterminator="\n")
             writer.writeheader()
-            writer.writerows([*kept, row])
+            writer.writerows([*kept, *rows])
             temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
             temporary.write_text(text.getvalue(), newline="")
             os.replace(temporary, self.path)

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 import hashgym
-from benchmarks import drlih, quickstart
+from benchmarks import cells, drlih, quickstart
 from benchmarks.results import Results
 from hashgym.data import digits
 from hashgym.retrieval import mean_average_precision
@@ -44,7 +44,7 @@ def test_rows_say_what_was_run_and_how_well(finished):
 def test_finished_runs_are_skipped_and_new_ones_added(finished, monkeypatch):
     args, _, _ = finished
     before = Results(args.out).path.read_bytes()
-    monkeypatch.setattr(drlih, "_run_apart", lambda cell: pytest.fail(f"{cell} was run again"))
+    monkeypatch.setattr(cells, "_apart", lambda work, cell: pytest.fail(f"{cell} was run again"))
     console = Console(record=True, width=120)
     assert drlih.main(args, console) == 0
     assert "2 of 2 runs are in" in console.export_text()
@@ -53,14 +53,14 @@ def test_finished_runs_are_skipped_and_new_ones_added(finished, monkeypatch):
 
 def test_another_configuration_stops_before_anything_runs(finished, monkeypatch):
     args, _, _ = finished
-    monkeypatch.setattr(drlih, "_run_apart", lambda cell: pytest.fail("ran"))
+    monkeypatch.setattr(cells, "_apart", lambda work, cell: pytest.fail("ran"))
     monkeypatch.setattr(drlih, "_config", lambda cell, dataset: {"iterations": 51})
     with pytest.raises(ValueError, match=r"another configuration .*iterations: 50 -> 51|data: "):
         drlih.main(args)
 
 
 def test_one_failing_run_does_not_cost_the_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(drlih, "_run_apart", drlih.run)  # in this process: quicker
+    monkeypatch.setattr(cells, "_apart", lambda work, cell: work(cell))  # in this process: quicker
     console = Console(record=True, width=200)
     args = drlih.Args(out=tmp_path, methods=("itq", "lsh"), bits=(62,), seeds=1)
     assert drlih.main(args, console) == 1
