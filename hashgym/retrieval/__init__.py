@@ -1,4 +1,4 @@
-"""Measuring retrieval by Hamming distance: mAP exact in the face of ties, precision and recall.
+"""Retrieval by Hamming distance: mAP exact in the face of ties, precision, recall, and search by hash buckets.
 
 >>> import numpy as np
 >>> from hashgym.retrieval import evaluate
@@ -7,6 +7,7 @@
 1.0
 """
 
+from hashgym.retrieval.buckets import BucketIndex, BucketSearch, f1_bucket_curve
 from hashgym.retrieval.kernels import average_precision, average_precision_credit, distance_histograms
 from hashgym.retrieval.metrics import (
     RetrievalResult,
@@ -19,11 +20,14 @@ from hashgym.retrieval.metrics import (
 )
 
 __all__ = [
+    "BucketIndex",
+    "BucketSearch",
     "RetrievalResult",
     "average_precision",
     "average_precision_credit",
     "distance_histograms",
     "evaluate",
+    "f1_bucket_curve",
     "mean_average_precision",
     "precision_at",
     "precision_recall_by_radius",

@@ -219,3 +219,91 @@ def credit(
             for k in range(flat.size):
                 flat[k] += octets[k]
         _precisions(items, differing, harmonic, precision[i : i + 1], flipped[i])
+
+
+@_compile
+def _hash_code(query: NDArray[np.uint64], mask: NDArray[np.uint64]) -> np.uint64:
+    """Hash of the code that the mask leads to: buckets._hash."""
+    value = np.uint64(0)
+    for w in range(len(query)):
+        value = ((value >> np.uint64(32)) ^ value ^ query[w] ^ mask[w]) * np.uint64(0x9E3779B97F4A7C15)
+    return value
+
+
+@_compile
+def _grown(array: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """The array, or a longer copy if it has no room for ``size`` numbers."""
+    if size <= len(array):
+        return array
+    longer = np.empty(2 * size, np.int64)
+    longer[: len(array)] = array
+    return longer
+
+
+@_compile
+def probe(
+    queries: NDArray[np.uint64],
+    masks: NDArray[np.uint64],
+    table: NDArray[np.uint64],
+    directory: NDArray[np.int32],
+    starts: NDArray[np.int32],
+    ids: NDArray[np.int32],
+    shift: int,
+    several: bool,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Look up the buckets that each mask leads to from each query (see buckets.BucketIndex for the table).
+
+    Returns offsets (n + 1,) of the queries' images, and for each image its row and the number of the first mask by
+    which it is found. ``several`` says that images may stand in several buckets.
+    """
+    offsets = np.zeros(len(queries) + 1, np.int64)
+    images, flips = np.empty(64, np.int64), np.empty(64, np.int64)
+    # Masks that may still lead to a code, the next row of the table to look at for each, and where to stop.
+    tried, at, stop = np.empty(len(masks), np.int64), np.empty(len(masks), np.int64), np.empty(len(masks), np.int64)
+    buckets, hits = np.empty(len(masks), np.int64), np.empty(len(masks), np.int64)
+    seen, bits = np.empty(0, np.int64), 0  # a hash set of the images of one query
+    found = 0
+    for i in range(len(queries)):
+        query, left, hit, total = queries[i], 0, 0, 0
+        # All masks go through each step together, without branches, so that reads from memory overlap.
+        for f in range(len(masks)):
+            prefix = _hash_code(query, masks[f]) >> shift
+            tried[left], at[left], stop[left] = f, directory[prefix], directory[prefix + np.uint64(1)]
+            left += at[left] < stop[left]
+            buckets[f] = -1
+        while left:
+            length, left = left, 0
+            for t in range(length):
+                f, b, end, same = tried[t], at[t], stop[t], True
+                for w in range(len(query)):
+                    same &= table[b, w] == query[w] ^ masks[f, w]
+                buckets[f] = b if same else -1
+                tried[left], at[left], stop[left] = f, b + 1, end
+                left += (not same) & (b + 1 < end)
+        for f in range(len(masks)):
+            if buckets[f] >= 0:
+                hits[hit] = f
+                hit, total = hit + 1, total + starts[buckets[f] + 1] - starts[buckets[f]]
+        images, flips = _grown(images, found + total), _grown(flips, found + total)
+        distinct = not several or hit < 2
+        if not distinct:
+            bits = 1
+            while 1 << bits < 2 * total:
+                bits += 1
+            if len(seen) < 1 << bits:
+                seen = np.empty(1 << bits, np.int64)
+            seen[: 1 << bits] = -1
+        for h in range(hit):
+            for e in range(starts[buckets[hits[h]]], starts[buckets[hits[h]] + 1]):
+                image, new = np.int64(ids[e]), True
+                if not distinct:
+                    slot = np.int64((np.uint64(image) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - bits))
+                    while seen[slot] != -1 and seen[slot] != image:
+                        slot = (slot + 1) & ((1 << bits) - 1)
+                    new = seen[slot] == -1
+                    seen[slot] = image
+                if new:
+                    images[found], flips[found] = image, hits[h]
+                    found += 1
+        offsets[i + 1] = found
+    return offsets, images[:found], flips[:found]

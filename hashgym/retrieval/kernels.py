@@ -17,7 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, reduce
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,7 @@ __all__ = [
 Backend = Literal["auto", "numba", "numpy"]
 Ties = Literal["average", "best", "worst"]
 Denominator = Literal["attainable", "retrieved"]
+Kernel = Callable[..., Any]
 
 _BLOCK = 1 << 15  # database items that NumPy looks at at once: their words and keys stay in the cache
 _SMALL = 1 << 17  # comparisons that are not worth a second thread
@@ -71,7 +72,7 @@ def distance_histograms(
         ValueError: for arrays of another type or shape, lengths that disagree, or bits set beyond ``bits``.
         ImportError: if numba is asked for and is not installed.
     """
-    kernel = _kernel("histograms", backend)
+    kernel = choose_kernel(_histograms, backend)
     _check(queries, query_labels, database, database_labels, bits, exclude, axes=(2, 3))
     queries, database = (words.reshape(len(words), -1, words.shape[-1]) for words in (queries, database))
     counts = np.zeros((len(queries), 2, bits + 1), np.int64)
@@ -193,7 +194,7 @@ def average_precision_credit(
         ValueError: as :func:`distance_histograms`.
         ImportError: if numba is asked for and is not installed.
     """
-    kernel = _kernel("credit", backend)
+    kernel = choose_kernel(_credit, backend)
     _check(queries, query_labels, database, database_labels, bits, exclude)
     queries, query_labels = _plain(queries), _plain(query_labels)
     items, labels = _columns(database), _columns(database_labels)
@@ -252,15 +253,20 @@ def _check(
             raise ValueError(f"exclude must name rows of the database, 0 to {len(database) - 1}, or -1 for none")
 
 
-def _kernel(name: Literal["histograms", "credit"], backend: Backend) -> Callable[..., None]:
+def choose_kernel(plain: Kernel, backend: Backend) -> Kernel:
+    """The backend's form of a NumPy kernel: itself, or the function of compiled.py with its name less the underscore.
+
+    Raises:
+        ValueError: for an unknown backend.
+        ImportError: if numba is asked for and is not installed.
+    """
     if backend not in ("auto", "numba", "numpy"):
         raise ValueError(f"backend must be 'auto', 'numba' or 'numpy', got {backend!r}")
-    plain: Callable[..., None] = _histograms if name == "histograms" else _credit
     if backend == "numpy":
         return plain
     compiled = _compiled()
     if isinstance(compiled, ModuleType):
-        return getattr(compiled, name)
+        return getattr(compiled, plain.__name__.lstrip("_"))
     if backend == "numba":
         raise ImportError(
             f"the compiled kernels need numba ({compiled}): `pip install 'hashgym[speed]'`, or use backend='numpy'"

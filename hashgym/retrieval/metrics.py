@@ -226,10 +226,10 @@ class _Packed:
     """The packed codes and labels of queries and database, checked against each other."""
 
     def __init__(self, query_codes: Any, query_labels: Any, database_codes: Any, database_labels: Any) -> None:
-        self.queries, self.bits = _pack("query codes", query_codes)
-        self.query_labels, classes = _pack("query labels", query_labels)
-        self.database, bits = _pack("database codes", database_codes)
-        self.database_labels, database_classes = _pack("database labels", database_labels)
+        self.queries, self.bits = pack_table("query codes", query_codes)
+        self.query_labels, classes = pack_table("query labels", query_labels)
+        self.database, bits = pack_table("database codes", database_codes)
+        self.database_labels, database_classes = pack_table("database labels", database_labels)
         if bits != self.bits:
             raise ValueError(f"query codes have {self.bits} bits, database codes {bits}: encode both alike")
         if classes != database_classes:
@@ -263,7 +263,7 @@ class _Packed:
         return total / count, count
 
 
-def _pack(name: str, table: Any) -> tuple[Words, int]:
+def pack_table(name: str, table: Any) -> tuple[Words, int]:
     """The packed rows of a 0/1 table (n, width), or of code sets, and their width."""
     if isinstance(table, CodeSets):
         return table.filled, table.bits
