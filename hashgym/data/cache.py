@@ -1,7 +1,8 @@
 """The on-disk cache: a dataset as a folder of ``.npy`` files and ``meta.json``.
 
 ``features.npy``, ``labels.npy``, ``query.npy``, ``database.npy``, ``train.npy``, where there are such data also
-``regions.npy``, ``train_regions.npy``, ``thumbnails.npy``, ``center.npy`` and ``scale.npy``, and ``names.json`` (image
+``regions.npy``, ``train_regions.npy``, ``boxes.npy``, ``train_boxes.npy``, ``thumbnails.npy``, ``center.npy`` and
+``scale.npy``, and ``names.json`` (image
 names, label names). ``meta.json`` has the format's version, each file's size, shape, type and SHA-256, the provenance
 of the features, and a digest of itself. Arrays are mapped, so opening a cache of many gigabytes takes no memory;
 nothing is ever unpickled.
@@ -36,6 +37,8 @@ OPTIONAL = {
     "thumbnails": "uint8",
     "center": "float32",
     "scale": "float32",
+    "boxes": "float32",
+    "train_boxes": "float32",
 }
 ARRAYS = REQUIRED | OPTIONAL
 

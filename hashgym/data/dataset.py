@@ -43,6 +43,9 @@ class HashingDataset:
         provenance: where the features come from: backbone, weights and their digest, preprocessing, split, seed.
         center: float32 (D,), what :meth:`standardized` subtracted, or None for features as extracted.
         scale: float32 (D,), what :meth:`standardized` divided by, or None.
+        boxes: float32 (n, R, 4), where the fixed regions lie: left, top, right and bottom as parts of the sides of the
+            thumbnail, the square in the middle of an image, so that numbers below 0 and above 1 lie beyond it; or None.
+        train_boxes: float32 (n, M, 4), where the random regions lie, or None.
 
     Raises:
         DataError: for arrays of another shape or type, lengths that disagree, features that are not finite, labels
@@ -64,6 +67,8 @@ class HashingDataset:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     center: NDArray[np.float32] | None = None
     scale: NDArray[np.float32] | None = None
+    boxes: NDArray[np.float32] | None = None
+    train_boxes: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         if not self.names:
@@ -155,6 +160,13 @@ class HashingDataset:
                     f"{key} must be float32 of shape ({n}, R, {self.features.shape[1]}), "
                     f"got {regions.dtype} {regions.shape}"
                 )
+            boxes = getattr(self, key.replace("regions", "boxes"))
+            count = None if regions is None else regions.shape[1]
+            if boxes is not None and (boxes.shape != (n, count, 4) or boxes.dtype != np.float32):
+                raise DataError(
+                    f"{key.replace('regions', 'boxes')} must be float32 of shape ({n}, {count}, 4), a box for each of "
+                    f"{key}, got {boxes.dtype} {boxes.shape}"
+                )
         if self.thumbnails is not None and (
             self.thumbnails.ndim != 4
             or self.thumbnails.dtype != np.uint8
@@ -176,7 +188,7 @@ class HashingDataset:
             raise DataError("the training split is empty: nothing can be learnt")
         if np.intersect1d(self.query, self.train).size or np.intersect1d(self.query, self.database).size:
             raise DataError("an image is both a query and in the training set or the database; split them apart")
-        for key in ("features", "regions", "train_regions"):
+        for key in ("features", "regions", "train_regions", "boxes", "train_boxes"):
             array = getattr(self, key)
             if array is not None and (bad := _first_not_finite(array)) is not None:
                 raise DataError(

@@ -70,6 +70,8 @@ def load(seed: int = 0) -> HashingDataset:
         label_names=label_names,
         regions=_regions(words, np.broadcast_to(REGIONS, (len(boards), *REGIONS.shape))),
         train_regions=_regions(words, corners),
+        boxes=_boxes(np.broadcast_to(REGIONS, (len(boards), *REGIONS.shape))),
+        train_boxes=_boxes(corners),
         thumbnails=np.repeat(grey[..., None], 3, axis=-1),
         provenance={
             "source": "sklearn.datasets.load_digits",
@@ -129,3 +131,9 @@ def _regions(words: Integers, corners: Integers) -> NDArray[np.float32]:
     column = corners[:, :, 1, None, None] + inside
     found = words[scene, row, column]
     return _histogram(found.reshape(-1, inside.size**2)).reshape(*corners.shape[:2], WORDS)
+
+
+def _boxes(corners: Integers) -> NDArray[np.float32]:
+    """Left, top, right and bottom of regions, (n, R, 4), as parts of the scene."""
+    start = corners[..., ::-1]  # corners are (row, column)
+    return (np.concatenate([start, start + DIGIT], axis=-1) / SIDE).astype(np.float32)

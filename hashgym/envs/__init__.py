@@ -11,6 +11,7 @@ _ENVS = {
         "hashgym.envs.bit_group_hashing:BitGroupHashingEnv",
         "hashgym.envs.bit_group_hashing:BitGroupHashingVectorEnv",
     ),
+    "RegionKeep-v0": ("hashgym.envs.region_keep:RegionKeepEnv", "hashgym.envs.region_keep:RegionKeepVectorEnv"),
 }
 
 

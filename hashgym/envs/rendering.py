@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hashgym.data import HashingDataset
 
-__all__ = ["CodeScene", "Scene"]
+__all__ = ["CodeScene", "RegionScene", "Scene"]
 
 WIDTH, TILE, MARGIN = 480, 64, 12
 INK, PAPER, EMPTY = (32, 32, 32), (255, 255, 255), (222, 222, 222)
@@ -112,4 +112,94 @@ class CodeScene(Scene):
             left = MARGIN + 2 + place * (TILE + MARGIN)
             tile(index, left, top + line + 8, SIMILAR if similar else DISSIMILAR)
             pen.text((left, top + line + TILE + 12), str(distance), fill=INK)
+        return np.asarray(picture)
+
+
+@dataclass(frozen=True)
+class RegionScene(Scene):
+    """An image, a region of it, both codes, and what is decided about the region's.
+
+    Attributes:
+        region: which region.
+        box: its left, top, right and bottom as parts of the thumbnail, or None where that is not known.
+        image_bits: bool (q,).
+        region_bits: bool (q,).
+        decisions: of every turn: 1 keep, 0 discard, -1 not decided yet.
+        keep_reward: what keeping the region's code earns.
+        similar_nearer: number of similar training images that keeping it brings nearer.
+        dissimilar_nearer: number of dissimilar ones.
+    """
+
+    region: int
+    box: NDArray[np.float32] | None
+    image_bits: NDArray[np.bool_]
+    region_bits: NDArray[np.bool_]
+    decisions: list[int]
+    keep_reward: float
+    similar_nearer: int
+    dissimilar_nearer: int
+
+    @property
+    def lines(self) -> list[str]:
+        """What is said in words in both forms."""
+        said = {1: "keep", 0: "discard", -1: "?"}
+        return [
+            f"decisions  {' '.join(said[decision] for decision in self.decisions)}",
+            f"keeping    {self.keep_reward:+.4f}, brings {self.similar_nearer} similar and "
+            f"{self.dissimilar_nearer} dissimilar nearer",
+            "rewards    " + (" ".join(f"{name} {value:+.4f}" for name, value in self.rewards.items()) or "none yet"),
+        ]
+
+    def write(self) -> str:
+        """The scene as text."""
+        image, region = ("".join("1" if bit else "0" for bit in bits) for bits in (self.image_bits, self.region_bits))
+        marks = "".join("^" if a != b else " " for a, b in zip(image, region, strict=True))
+        differing = f"{marks.count('^')} of {len(marks)} bits differ"
+        return "\n".join(
+            [
+                f"image      {self.title(self.index)}",
+                f"           {image}",
+                f"region {self.region:<4}{region}",
+                f"           {marks} {differing}",
+                *self.lines,
+            ]
+        )
+
+    def draw(self) -> NDArray[np.uint8]:
+        """The scene as a picture, uint8 (h, w, 3)."""
+        from PIL import Image, ImageDraw
+
+        side, line, cells = 2 * TILE, 14, 48
+        strips = -(-len(self.image_bits) // cells)
+        picture = Image.new("RGB", (WIDTH, MARGIN * 4 + side + line * 4 + strips * 40), PAPER)
+        pen = ImageDraw.Draw(picture)
+        pen.text((MARGIN, MARGIN), self.title(self.index), fill=INK)
+
+        top, left = MARGIN + line + 4, MARGIN + side + MARGIN
+        frame = {1: SIMILAR, 0: DISSIMILAR, -1: INK}[self.decisions[-1]]
+        pen.rectangle((MARGIN, top, MARGIN + side - 1, top + side - 1), fill=EMPTY)
+        pen.rectangle((left, top, left + side - 1, top + side - 1), fill=EMPTY)
+        pen.text((left + 4, top + 4), f"region {self.region}", fill=INK)
+        if self.dataset.thumbnails is not None:
+            photo = Image.fromarray(np.asarray(self.dataset.thumbnails[self.index]))
+            photo = photo.resize((side, side), Image.Resampling.NEAREST)
+            picture.paste(photo, (MARGIN, top))
+            # A thumbnail is the middle of its image: a region may lie beyond it in part, or as a whole.
+            x0, y0, x1, y1 = (0, 0, 0, 0) if self.box is None else np.rint(np.clip(self.box, 0, 1) * side).astype(int)
+            if x1 > x0 and y1 > y0:
+                picture.paste(photo.crop((x0, y0, x1, y1)).resize((side, side), Image.Resampling.NEAREST), (left, top))
+                pen.rectangle((MARGIN + x0, top + y0, MARGIN + x1 - 1, top + y1 - 1), outline=frame, width=2)
+        pen.rectangle((left - 2, top - 2, left + side + 1, top + side + 1), outline=frame, width=2)
+
+        top += side + MARGIN
+        for bit, both in enumerate(zip(self.image_bits, self.region_bits, strict=True)):
+            row, column = divmod(bit, cells)
+            x, y = MARGIN + column * 9, top + row * 40
+            for code, on in enumerate(both):
+                pen.rectangle((x, y + code * 15, x + 8, y + code * 15 + 12), fill=ONE if on else PAPER, outline=INK)
+            if both[0] != both[1]:
+                pen.rectangle((x, y + 30, x + 8, y + 33), fill=DISSIMILAR)
+        top += strips * 40
+        for row, text in enumerate(self.lines):
+            pen.text((MARGIN, top + row * line), text, fill=INK)
         return np.asarray(picture)

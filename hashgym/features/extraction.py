@@ -28,7 +28,7 @@ from hashgym.data import splits
 from hashgym.data.dataset import DataError, HashingDataset
 from hashgym.data.images import ImageCollection
 from hashgym.features.backbone import Backbone
-from hashgym.features.regions import corner_and_centre, random_boxes
+from hashgym.features.regions import Box, corner_and_centre, random_boxes
 from hashgym.features.store import Store
 
 if TYPE_CHECKING:
@@ -151,10 +151,11 @@ def extract(
 
 @dataclass(frozen=True)
 class _Prepared:
-    """An image and everything cut out of it: pictures uint8 (1 + R + M, size, size, 3), and its thumbnail."""
+    """An image and all that is cut out of it: pictures uint8 (1 + R + M, size, size, 3), boxes, and a thumbnail."""
 
     index: int
     pictures: NDArray[np.uint8]
+    boxes: NDArray[np.float32]
     thumbnail: NDArray[np.uint8]
 
 
@@ -205,6 +206,8 @@ class _Recipe:
             "features": ((dim,), "float32"),
             "regions": ((self.regions, dim), "float32"),
             "train_regions": ((self.train_regions, dim), "float32"),
+            "boxes": ((self.regions, 4), "float32"),
+            "train_boxes": ((self.train_regions, 4), "float32"),
             "thumbnails": ((side, side, 3), "uint8"),
         }
         return {key: (shape, kind) for key, (shape, kind) in rows.items() if 0 not in shape}
@@ -214,7 +217,8 @@ class _Recipe:
         boxes = corner_and_centre(*image.size, self.sigma) if self.regions else []
         boxes += random_boxes(np.random.default_rng([self.seed, index]), *image.size, self.sigma, self.train_regions)
         parts = (image, *(image.crop(box) for box in boxes))
-        return _Prepared(index, np.stack([self.backbone.preprocess(x) for x in parts]), _square(image, self.thumbnail))
+        pictures = np.stack([self.backbone.preprocess(x) for x in parts])
+        return _Prepared(index, pictures, _in_square(boxes, *image.size), _square(image, self.thumbnail))
 
     def cook(self, batch: list[_Prepared], names: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Rows of every array for a batch of images."""
@@ -224,10 +228,13 @@ class _Recipe:
         if not finite.all():
             name = names[batch[int(np.argmin(finite))].index]
             raise DataError(f"{self.backbone.name} gives NaN or infinity for image {name}: are the weights damaged?")
+        boxes = np.stack([prepared.boxes for prepared in batch])
         rows: dict[str, NDArray[Any]] = {
             "features": values[:, 0],
             "regions": values[:, 1 : 1 + self.regions],
             "train_regions": values[:, 1 + self.regions :],
+            "boxes": boxes[:, : self.regions],
+            "train_boxes": boxes[:, self.regions :],
             "thumbnails": np.stack([prepared.thumbnail for prepared in batch]),
         }
         return {key: rows[key] for key in self.arrays}
@@ -266,6 +273,13 @@ def _square(image: Image, side: int) -> NDArray[np.uint8]:
     if side == 0:
         return np.empty((0, 0, 3), np.uint8)
     return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC).convert("RGB"))
+
+
+def _in_square(boxes: Sequence[Box], width: int, height: int) -> NDArray[np.float32]:
+    """Boxes in pixels as parts of the centre square's sides, float32 (R, 4)."""
+    side = min(width, height)
+    corner = np.array([width - side, height - side] * 2) / 2
+    return ((np.reshape(boxes, (-1, 4)) - corner) / side).astype(np.float32)
 
 
 def _digest(names: Any) -> str:

@@ -31,6 +31,8 @@ def dataset(regions: bool = True, **changes) -> HashingDataset:
         fields |= {
             "regions": rng.normal(size=(n, 5, dim)).astype(np.float32),
             "train_regions": rng.normal(size=(n, 2, dim)).astype(np.float32),
+            "boxes": rng.random((n, 5, 4), np.float32),
+            "train_boxes": rng.random((n, 2, 4), np.float32),
             "thumbnails": rng.integers(0, 256, (n, 4, 4, 3)).astype(np.uint8),
         }
     return HashingDataset(**(fields | changes))

@@ -55,6 +55,20 @@ def test_labels_say_what_the_board_shows_and_queries_show_other_digits(scenes: H
     assert len(of_others) > 1_200
 
 
+def test_boxes_say_where_regions_lie(scenes: HashingDataset) -> None:
+    """A region cut out of the thumbnail by its box shows ink exactly where its features are not all zero."""
+    assert scenes.boxes is not None
+    assert scenes.boxes[7].tolist()[:3] == [[0, 0, 0.5, 0.5], [0.5, 0, 1, 0.5], [0, 0.5, 0.5, 1]]
+    for features, boxes in ((scenes.regions, scenes.boxes), (scenes.train_regions, scenes.train_boxes)):
+        assert features is not None
+        assert boxes is not None
+        for i in range(100):
+            for feature, box in zip(features[i], boxes[i] * 48, strict=True):
+                left, top, right, bottom = box.astype(int)
+                assert (right - left, bottom - top) == (24, 24)
+                assert feature.any() == (scenes.thumbnails[i, top:bottom, left:right] < 255).any()  # type: ignore[index]
+
+
 def test_a_scene_of_one_digit_and_the_cell_with_it_mean_the_same(scenes: HashingDataset) -> None:
     assert scenes.regions is not None
     lengths = np.linalg.norm(scenes.features, axis=1)

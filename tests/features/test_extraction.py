@@ -68,8 +68,13 @@ def test_every_row_is_its_image(photos, tmp_path, workers):
         np.testing.assert_array_equal(data.features[i], feature(image))
         for r, box in enumerate(corner_and_centre(*image.size, 0.6)):
             np.testing.assert_array_equal(data.regions[i, r], feature(image.crop(box)))
+        left, top, right, _ = _centre_square(*image.size)
+        corner, side = np.array([left, top] * 2), right - left
+        for r, box in enumerate(corner_and_centre(*image.size, 0.6)):
+            np.testing.assert_allclose(data.boxes[i, r], (box - corner) / side, atol=1e-6)
         for r, box in enumerate(random_boxes(np.random.default_rng([3, i]), *image.size, 0.6, 3)):
             np.testing.assert_array_equal(data.train_regions[i, r], feature(image.crop(box)))
+            np.testing.assert_allclose(data.train_boxes[i, r], (box - corner) / side, atol=1e-6)
     assert data.thumbnails.shape == (51, 6, 6, 3)
     square = collection.read(0).resize((6, 6), Image.Resampling.BICUBIC, box=_centre_square(*collection.read(0).size))
     np.testing.assert_allclose(data.thumbnails[0].astype(int), np.asarray(square).astype(int), atol=1)
@@ -86,13 +91,13 @@ def _centre_square(width, height):
 def test_batches_and_workers_do_not_change_what_comes_out(photos, tmp_path):
     first = cache.open_cache(job(photos, tmp_path / "a", batch_size=4, workers=1))
     second = cache.open_cache(job(photos, tmp_path / "b", batch_size=64, workers=4))
-    for key in ("features", "regions", "train_regions", "thumbnails", "query", "train"):
+    for key in ("features", "regions", "train_regions", "boxes", "train_boxes", "thumbnails", "query", "train"):
         np.testing.assert_array_equal(getattr(first, key), getattr(second, key))
 
 
 def test_nothing_is_stored_that_was_not_asked_for(photos, tmp_path):
     data = cache.open_cache(job(photos, tmp_path / "out", regions=0, train_regions=0, thumbnail=0))
-    assert data.regions is data.train_regions is data.thumbnails is None
+    assert data.regions is data.train_regions is data.boxes is data.train_boxes is data.thumbnails is None
 
 
 def test_a_killed_job_resumes_to_the_same_bytes(photos, tmp_path):
@@ -190,7 +195,7 @@ def test_skip_bad_leaves_out_and_lists(photos, tmp_path):
     assert all(name in reason for name, reason in data.provenance["left_out"].items())
     kept = [i for i, name in enumerate(whole.names) if name not in bad]
     assert data.names == tuple(whole.names[i] for i in kept)
-    for key in ("features", "labels", "regions", "train_regions", "thumbnails"):
+    for key in ("features", "labels", "regions", "train_regions", "train_boxes", "thumbnails"):
         np.testing.assert_array_equal(getattr(data, key), getattr(whole, key)[kept])
 
 

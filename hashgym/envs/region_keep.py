@@ -1,0 +1,480 @@
+"""RegionKeep-v0: an agent keeps or discards the hash codes of an image's regions (MCH). Scalar and native vector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+from weakref import WeakValueDictionary
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import ArrayLike, NDArray
+
+from hashgym import codes, hashers
+from hashgym.codes import Words
+from hashgym.data import DataError, HashingDataset
+from hashgym.envs.lockstep import Lanes, LockstepVectorEnv, Observation, ScalarEnv, Skin, standardized
+from hashgym.envs.partners import PartnerSampler
+from hashgym.envs.rendering import RegionScene
+from hashgym.hashers import Hasher
+from hashgym.retrieval.kernels import distance_histograms
+
+__all__ = ["RegionKeepEnv", "RegionKeepTask", "RegionKeepVectorEnv", "observation"]
+
+DEFAULT_BITS = 32
+_ROWS = 1024  # images whose regions are encoded at once: features may be mapped files
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionKeepTask:
+    """Whose codes are kept and what that is worth: the arguments both environments share (see their docstring)."""
+
+    base: str | Path | Hasher = "dch"
+    bits: int | None = None
+    regions_per_episode: int = 1
+    price: float = 0.0
+    reduction: Literal["mean", "sum"] = "mean"
+    loss: ArrayLike | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("bits", "regions_per_episode"):
+            number = getattr(self, key)
+            if (key, number) != ("bits", None) and (not isinstance(number, int | np.integer) or number < 1):
+                raise ValueError(f"{key} must be an integer of at least 1, got {number!r}")
+        if not (np.isfinite(self.price) and self.price >= 0):
+            raise ValueError(f"price must be a finite number of at least 0, got {self.price}")
+        if self.reduction not in ("mean", "sum"):
+            raise ValueError(f"reduction must be 'mean' or 'sum', got {self.reduction!r}")
+        if self.loss is not None:  # as numbers, so that tasks can be compared
+            table = np.asarray(self.loss, np.float64)
+            object.__setattr__(self, "loss", tuple(map(tuple, table.tolist())) if table.ndim == 2 else table.shape)
+
+    def observation_space(self, dim: int, bits: int) -> spaces.Dict:
+        """Space of one observation of images with ``dim`` features and codes of ``bits`` bits."""
+        features = spaces.Box(-np.inf, np.inf, (dim,), np.float32)
+        code = spaces.Box(-1, 1, (bits,), np.float32)
+        space = spaces.Dict(image=features, region=features, image_code=code, region_code=code)
+        if self.regions_per_episode > 1:
+            space["kept"] = code
+        return space
+
+
+def observation(
+    image: NDArray[np.float32],
+    region: NDArray[np.float32],
+    kept: Words,
+    region_code: Words,
+    bits: int,
+    *,
+    sequential: bool = False,
+) -> Observation:
+    """The observation of n lanes: what the environment shows, and what an encoder shows at search time.
+
+    Args:
+        image: float32 (n, D).
+        region: float32 (n, D), the region offered.
+        kept: uint64 (n, K, W), packed codes kept so far, the image's own first; places to fill repeat one of them.
+        region_code: uint64 (n, W), the packed code of the region offered.
+        bits: q, the length of a code.
+        sequential: whether regions are offered in turn (``regions_per_episode`` > 1), so that ``kept`` is shown.
+
+    Returns:
+        ``image``, ``region`` float32 (n, D); ``image_code``, ``region_code`` and, if sequential, ``kept`` float32
+        (n, q) of -1 and +1. ``kept`` is the kept code closest to the region's, the first of them on ties.
+    """
+    shown = {"image_code": kept[:, 0], "region_code": region_code}
+    if sequential:
+        nearest = codes.hamming(kept, region_code[:, None]).argmin(axis=1)
+        shown["kept"] = kept[np.arange(len(kept)), nearest]
+    signs = {key: np.where(codes.unpack(words, bits), np.float32(1), np.float32(-1)) for key, words in shown.items()}
+    return {"image": image, "region": region, **signs}
+
+
+class _Coded:
+    """The training images and their regions as codes of a base hasher. Environments with the same two share one.
+
+    Attributes:
+        images: uint64 (N, W).
+        regions: uint64 (N, M, W).
+        label_words: uint64 (N, V).
+        database: ``images`` with room for one more bit.
+    """
+
+    shared: ClassVar[WeakValueDictionary[tuple[int, ...], _Coded]] = WeakValueDictionary()
+
+    def __init__(self, dataset: HashingDataset, base: Hasher) -> None:
+        self.held = dataset, list(vars(base).values())  # so that no other object takes their ids while this is shared
+        train, bits = dataset.train, base.bits
+        assert dataset.train_regions is not None
+        self.images = codes.pack(base.encode(dataset.features[train]))
+        count = dataset.train_regions.shape[1]
+        self.regions = np.empty((len(train), count, self.images.shape[1]), np.uint64)
+        for start in range(0, len(train), _ROWS):
+            block = dataset.train_regions[train[start : start + _ROWS]].reshape(-1, dataset.dim)
+            self.regions[start : start + _ROWS] = codes.pack(base.encode(block)).reshape(-1, *self.regions.shape[1:])
+        self.label_words = codes.pack(dataset.labels[train])
+        self.database = _with_room(self.images, bits)
+
+    @classmethod
+    def of(cls, dataset: HashingDataset, base: Hasher) -> _Coded:
+        """The codes, from another environment where one has them."""
+        key = (id(dataset), id(type(base)), *map(id, vars(base).values()))  # a base fitted again is another
+        if (coded := cls.shared.get(key)) is None:
+            coded = cls.shared[key] = cls(dataset, base)
+        return coded
+
+
+class _Game(Lanes):
+    """n images in lockstep, each with m of its regions offered in turn.
+
+    Attributes:
+        regions: int64 (n, m), which regions, in the order of their turns.
+        offered: how many had their turn.
+        decisions: int8 (n, m), 1 keep, 0 discard, -1 no decision yet.
+        kept: uint64 (n, 1 + m, W), the image's own code, then that of every region; those not kept repeat the first.
+        keep_parts: what keeping the region that is offered earns, by component; float64 (n,) each.
+        nearer: int64 (n, 2), how many dissimilar and similar training images that brings nearer.
+    """
+
+    OPTIONS = ("index", "regions")
+
+    def __init__(self, lanes: int, dataset: str | Path | HashingDataset, task: RegionKeepTask) -> None:
+        super().__init__(lanes, dataset)
+        regions = self.dataset.train_regions
+        if regions is None or not regions.shape[1]:
+            raise DataError(
+                f"the dataset {self.dataset.name!r} has no random regions to learn from (train_regions); "
+                "`hashgym features --dataset NAME --root DIR --backbone BACKBONE --regions 5 --sigma 0.5 "
+                "--train-regions 4 --out DIR` extracts them, and 'digit-scenes' has them"
+            )
+        if task.regions_per_episode > regions.shape[1]:
+            raise ValueError(
+                f"regions_per_episode={task.regions_per_episode} is more than the {regions.shape[1]} regions of an "
+                "image: choose fewer, or extract more with --train-regions"
+            )
+        PartnerSampler(codes.pack(self.dataset.labels[self.dataset.train]))  # refuses labels that teach nothing
+        self.task, self.available = task, regions.shape[1]
+        self.base = _base(dataset, self.dataset, task)
+        self.bits = self.base.bits
+        self.table = _table(self.base, task)
+        self.coded = _Coded.of(self.dataset, self.base)
+        self.eligible = np.arange(len(self.dataset.train))
+
+    def spaces(self) -> tuple[spaces.Dict, spaces.Space[Any]]:
+        """Observation and action space of one lane."""
+        return self.task.observation_space(self.dataset.dim, self.bits), spaces.Discrete(2)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the state."""
+        turns = (self.lanes, self.task.regions_per_episode)
+        kept = (self.lanes, 1 + turns[1], codes.word_count(self.bits))
+        return super().shapes | {"regions": turns, "offered": (), "decisions": turns, "kept": kept}
+
+    def begin(self, rng: np.random.Generator, options: dict[str, Any]) -> None:
+        """Begin an episode in every lane: an image, and some of its regions."""
+        turns = self.task.regions_per_episode
+        wanted = options.get("regions")
+        chosen = None if wanted is None else self._chosen(wanted)
+        super().begin(rng, options)
+        drawn = rng.random((self.lanes, self.available)).argsort(axis=1)[:, :turns]
+        self.regions = drawn if chosen is None else chosen
+        self.kept = self.coded.images[self.rows][:, None].repeat(1 + turns, axis=1)
+        self.decisions, self.offered = np.full((self.lanes, turns), -1, np.int8), 0
+        self._weigh()
+
+    def act(self, action: ArrayLike) -> tuple[NDArray[np.float64], dict[str, Any]]:
+        """Keep or discard the offered region's code in every lane, and offer the next. Returns reward, info."""
+        array = np.asarray(action)
+        if array.shape != (self.lanes,) or array.dtype.kind not in "iub" or not ((array == 0) | (array == 1)).all():
+            raise ValueError(f"actions must be integers, 1 to keep or 0 to discard, of shape ({self.lanes},)")
+        keep = array == 1
+        self.kept[keep & self.new, self.offered + 1] = self.region_code[keep & self.new]
+        self.decisions[:, self.offered] = keep
+        self.reward_parts = {name: np.where(keep, part, 0.0) for name, part in self.keep_parts.items()}
+        self.offered += 1
+        if not self.done:
+            self._weigh()
+        return np.sum(list(self.reward_parts.values()), axis=0), self.info() | {"rewards": self.reward_parts}
+
+    def observe(self) -> Observation:
+        """Observations of all lanes."""
+        assert self.dataset.train_regions is not None
+        region = self.dataset.train_regions[self.dataset.train[self.rows], self.regions[:, self.turn]]
+        sequential = self.task.regions_per_episode > 1
+        return observation(self.image, region, self.kept, self.region_code, self.bits, sequential=sequential)
+
+    def info(self) -> dict[str, Any]:
+        """Image and region of every lane and, while one is offered, what keeping its code does."""
+        info = super().info() | {"region": self.regions[:, self.turn]}
+        if self.done:
+            return info
+        nearer = {"similar": self.nearer[:, 1], "dissimilar": self.nearer[:, 0]}
+        return info | {"keep_reward": np.sum(list(self.keep_parts.values()), axis=0), "nearer": nearer}
+
+    def set_state(self, state: dict[str, Any], rng: np.random.Generator) -> None:
+        """Take up where :meth:`get_state` was called."""
+        super().set_state(state, rng)
+        self._weigh()
+
+    @property
+    def done(self) -> bool:
+        """Whether all regions had their turn."""
+        return self.offered == self.task.regions_per_episode
+
+    @property
+    def turn(self) -> int:
+        """Whose turn it is; at the end whose it was."""
+        return min(self.offered, self.task.regions_per_episode - 1)
+
+    def scene(self, lane: int) -> RegionScene:
+        """What a rendering shows of one lane."""
+        image, region = int(self.dataset.train[self.rows[lane]]), int(self.regions[lane, self.turn])
+        image_bits, region_bits = codes.unpack(np.stack([self.kept[lane, 0], self.region_code[lane]]), self.bits)
+        boxes = self.dataset.train_boxes
+        return RegionScene(
+            dataset=self.dataset,
+            index=image,
+            rewards={name: float(part[lane]) for name, part in self.reward_parts.items()},
+            region=region,
+            box=None if boxes is None else boxes[image, region],
+            image_bits=image_bits,
+            region_bits=region_bits,
+            decisions=self.decisions[lane].tolist(),
+            keep_reward=float(sum(part[lane] for part in self.keep_parts.values())),
+            similar_nearer=int(self.nearer[lane, 1]),
+            dissimilar_nearer=int(self.nearer[lane, 0]),
+        )
+
+    def _weigh(self) -> None:
+        """Set ``region_code``, ``new``, ``keep_parts`` and ``nearer`` for the regions whose turn it is (eq. 5 and 6).
+
+        Distances are counted three times: from the codes kept so far, with the region's code among them, and with
+        that code held one bit farther off. Images that the region's code is nearest to are one farther in the third
+        count than in the second, so the sums of distances tell how many these are.
+        """
+        turn, bits = self.turn, self.bits
+        self.region_code = code = self.coded.regions[self.rows, self.regions[:, turn]]
+        before = np.concatenate([self.kept[:, : turn + 1], self.kept[:, :1]], axis=1)
+        self.new = (before != code[:, None]).any(axis=2).all(axis=1)
+        sets = np.stack([before] * 3)
+        sets[1:, :, -1] = code
+        sets = _with_room(sets, bits)
+        sets[2, :, -1, -1] |= np.uint64(1 << bits % codes.WORD_BITS)
+        labels = np.tile(self.coded.label_words[self.rows], (3, 1))
+        relevant, total = distance_histograms(
+            sets.reshape(-1, *sets.shape[2:]), labels, self.coded.database, self.coded.label_words, bits + 1
+        )
+        before_, after, farther = np.stack([total - relevant, relevant], axis=1).reshape(3, self.lanes, 2, -1)
+        self.nearer = (farther - after) @ np.arange(bits + 2)
+        value = ((before_ - after)[..., :-1] * self.table).sum(axis=-1)
+        if self.task.reduction == "mean":
+            value /= len(self.coded.images)
+        price = np.where(self.new, 0.0 - self.task.price, 0.0)
+        self.keep_parts = {"similar": value[:, 1], "dissimilar": value[:, 0], "price": price}
+
+    def _chosen(self, regions: ArrayLike) -> NDArray[np.int64]:
+        turns = self.task.regions_per_episode
+        array = np.asarray(regions)
+        if self.lanes == 1 and array.ndim == 1:
+            array = array[None]
+        if array.shape != (self.lanes, turns) or array.dtype.kind not in "iu":
+            raise ValueError(f"options['regions'] must name {turns} region(s) an image by integers, got {regions!r}")
+        if array.min() < 0 or array.max() >= self.available:
+            raise ValueError(f"options['regions'] must be from 0 to {self.available - 1}, got {regions!r}")
+        if (np.diff(np.sort(array, axis=1), axis=1) == 0).any():
+            raise ValueError(f"options['regions'] must name different regions of an image, got {regions!r}")
+        return array.astype(np.int64)
+
+
+class _OverGame(Skin):
+    """What both environments show of their game."""
+
+    _lanes: _Game
+
+    @property
+    def task(self) -> RegionKeepTask:
+        """The arguments of the environment."""
+        return self._lanes.task
+
+    @property
+    def base(self) -> Hasher:
+        """The fitted base hasher, which makes the codes."""
+        return self._lanes.base
+
+    @property
+    def loss_table(self) -> NDArray[np.float64]:
+        """L(d, s) at every distance, float64 (2, q + 1), row 1 for similar pairs: what the reward is made of."""
+        return self._lanes.table
+
+
+class RegionKeepEnv(_OverGame, ScalarEnv):
+    """Keep or discard the hash codes of regions of one image.
+
+    ## Description
+    Several codes for an image, after "Multiple Code Hashing for Efficient Image Retrieval" (MCH; Li, Jiang and Li). A
+    base hasher, fitted on whole images and then frozen, gives one code to an image and one to each of its regions.
+    The distance of two images is the least over their codes, so a region's code that is kept brings other images
+    nearer: good where they share a label, bad where they do not. An episode is one training image and m random
+    regions of it, offered in turn; m = 1 is the paper's. What an agent sees is what it will have at search time.
+
+    ## Action Space
+    `Discrete(2)`: **1 keeps** the offered region's code, **0 discards** it.
+
+    ## Observation Space
+    `Dict` of
+    - `image`, `region`: `Box(-inf, inf, (D,), float32)`, features of the image and of the region offered;
+    - `image_code`, `region_code`: `Box(-1, 1, (bits,), float32)`, their codes of -1 and +1;
+    - `kept`, only with `regions_per_episode` > 1: `Box(-1, 1, (bits,), float32)`, among the codes kept so far (the
+      image's own included) the one closest to the region's, the first on ties.
+
+    Flattened without `kept` this is the paper's state vector of 2 D + 2 q numbers. The final observation shows the
+    last region again.
+
+    ## Rewards
+    0 for discarding. For keeping, the mean (`reduction="sum"`: the sum, as in eq. 6) over all training images j of
+    L(d_ij, s_ij) - L(min(d_ij, d*_ij), s_ij), minus `price`. d_ij is the least distance over the codes kept so far,
+    d*_ij that of the region's code, s_ij says whether i and j share a label, and L is the base's loss with its pair
+    weights: `base.loss_table()`, or the table given as `loss`. Rewards of an episode add up to what all kept codes
+    earn together. A code equal to one that is kept adds nothing: it earns exactly 0, costs no price, and is not kept
+    a second time.
+
+    ## Info
+    The info that comes with an observation, from `reset` or `step`, says of the region that it shows
+    - `index`, `region`: the image's row in the dataset, and which of its `train_regions`;
+    - `keep_reward`: what keeping it earns. With discarding worth 0, the exact policy gradient is
+      grad p(keep) * keep_reward (eq. 7 without sampling);
+    - `nearer`: `similar` and `dissimilar`, how many training images keeping it brings nearer.
+
+    The info of a step also holds `rewards`, the components `similar`, `dissimilar` and `price` of the reward just
+    earned, which add up to it. At the end nothing is offered: `keep_reward` and `nearer` are not there.
+
+    ## Starting State
+    The images come in shuffled passes over the training set, with regions drawn without replacement.
+    `reset(options={"index": i, "regions": [r, ...]})` chooses the image, the m regions, or both. A reset with a seed
+    determines everything after.
+
+    ## Episode End
+    `terminated` after m steps; never truncated.
+
+    ## Arguments
+    | argument | default | meaning |
+    |---|---|---|
+    | `dataset` | `"digit-scenes"` | name, cache folder, or `HashingDataset`; one loaded here is standardised |
+    | `base` | `"dch"` | a hasher's name, fitted here with seed 0; a fitted hasher; or a saved one's path |
+    | `bits` | `None` | length q of the codes: 32 for a base that is fitted here; a fitted one has its own |
+    | `regions_per_episode` | 1 | m |
+    | `price` | 0.0 | taken from the reward for every code that is kept |
+    | `reduction` | `"mean"` | `"mean"` or `"sum"` over the training images |
+    | `loss` | `None` | L as a table (2, bits + 1), row 1 for similar pairs; the base's own by default |
+    | `render_mode` | `None` | `"rgb_array"` or `"ansi"` |
+
+    Wrong arguments raise `ValueError`, data that cannot be used `hashgym.data.DataError` (a `ValueError`). A base
+    that is named is fitted once a process for each dataset name and length; with a `HashingDataset` it is fitted for
+    every environment, so fit it yourself where you make many. Codes are shared by all environments that are given
+    the same dataset and base.
+
+    ```python
+    import gymnasium as gym
+    import hashgym
+
+    env = gym.make("RegionKeep-v0", bits=16, regions_per_episode=4, price=0.01)
+    ```
+
+    ## Vectorized environment
+    `gym.make_vec("RegionKeep-v0", num_envs=N)` is native: N images in lockstep. Autoreset is SAME_STEP. One lane
+    equals this environment step for step.
+
+    ## Version History
+    * v0: initial version
+    """
+
+    def __init__(
+        self, dataset: str | Path | HashingDataset = "digit-scenes", *, render_mode: str | None = None, **task: Any
+    ) -> None:
+        super().__init__(_Game(1, dataset, RegionKeepTask(**task)), render_mode)
+
+
+class RegionKeepVectorEnv(_OverGame, LockstepVectorEnv):
+    """``num_envs`` images in lockstep; arguments as for :class:`RegionKeepEnv`.
+
+    Episodes end together; autoreset is SAME_STEP: at the last step the returned observation and the info's `index`,
+    `region`, `keep_reward` and `nearer` are those of the next images, the last ones are in ``info["final_obs"]`` (an
+    object array of dicts) and ``info["final_info"]``. ``reset(options={"index": [...], "regions": [[...], ...]})``
+    chooses the images (n,) and the regions (n, m) of all lanes. Within an episode every observation holds the same
+    ``image`` array, which is written once and never changed after. No batch holds an image twice unless there are
+    more lanes than training images.
+    """
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        dataset: str | Path | HashingDataset = "digit-scenes",
+        *,
+        render_mode: str | None = None,
+        **task: Any,
+    ) -> None:
+        super().__init__(_Game(num_envs, dataset, RegionKeepTask(**task)), render_mode)
+
+
+def _base(source: str | Path | HashingDataset, dataset: HashingDataset, task: RegionKeepTask) -> Hasher:
+    """The fitted base hasher of a task."""
+    if isinstance(task.base, str) and task.base in hashers.available():
+        unfitted = hashers.make(task.base, bits=task.bits or DEFAULT_BITS, seed=0)
+        _table(unfitted, task, fitted=False)
+        if isinstance(source, HashingDataset):
+            return unfitted.fit(dataset.features[dataset.train], dataset.labels[dataset.train])
+        return _fitted(str(source), task.base, unfitted.bits)
+    if isinstance(task.base, str | Path):
+        if not Path(task.base).is_file():
+            names = ", ".join(hashers.available())
+            raise ValueError(f"base={str(task.base)!r} is neither a hasher ({names}) nor the file of a saved one")
+        base = _loaded(Path(task.base), Path(task.base).stat().st_mtime_ns)
+    else:
+        base = task.base
+    if not isinstance(base, Hasher) or not hasattr(base, "n_features_in_"):
+        raise ValueError(f"base must be a hasher's name, a fitted hasher or the path of a saved one, got {base!r}")
+    if base.n_features_in_ != dataset.dim:
+        raise ValueError(
+            f"the base was fitted on {base.n_features_in_} features, images of {dataset.name!r} have {dataset.dim}: "
+            "fit it on features of the same backbone"
+        )
+    if task.bits not in (None, base.bits):
+        raise ValueError(f"bits={task.bits}, and the base's codes have {base.bits}: leave bits out")
+    return base
+
+
+def _table(base: Hasher, task: RegionKeepTask, *, fitted: bool = True) -> NDArray[np.float64]:
+    """L as float64 (2, q + 1); of a base that is not fitted yet only a table that is given."""
+    if task.loss is None:
+        if not hasattr(base, "loss_table"):
+            raise ValueError(
+                f"{type(base).__name__} has no pairwise loss to reward by: give loss=, a table (2, {base.bits + 1}) of "
+                "L at every distance, row 1 for similar pairs, or choose a base such as 'dch'"
+            )
+        table = base.loss_table() if fitted else np.zeros((2, base.bits + 1))
+    else:
+        table = np.asarray(task.loss, np.float64)
+    if table.shape != (2, base.bits + 1) or not np.isfinite(table).all():
+        raise ValueError(f"loss must be a table (2, {base.bits + 1}) of finite numbers, row 1 for similar pairs")
+    return table
+
+
+@lru_cache(maxsize=4)
+def _fitted(source: str, name: str, bits: int) -> Hasher:
+    dataset = standardized(source)
+    return hashers.make(name, bits=bits, seed=0).fit(dataset.features[dataset.train], dataset.labels[dataset.train])
+
+
+@lru_cache(maxsize=4)
+def _loaded(path: Path, changed: int) -> Hasher:
+    return hashers.load(path)
+
+
+def _with_room(words: Words, bits: int) -> Words:
+    """Words (..., W) that have room for bit ``bits``."""
+    if bits % codes.WORD_BITS:
+        return words
+    return np.concatenate([words, np.zeros_like(words[..., :1])], axis=-1)
