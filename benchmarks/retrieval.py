@@ -3,6 +3,8 @@
 ``python -m benchmarks.retrieval`` measures mAP@all of 2,100 queries on 193,734 items at 48 bits, the size of
 NUS-WIDE's usual split. The loop multiplies -1/+1 codes and multi-hot labels in float32 and sorts the whole database
 once for every query, which leaves tied items in an arbitrary order.
+
+After that, the bucket search is measured against faiss where that is installed, see :mod:`benchmarks.buckets`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import buckets
 from hashgym.retrieval import evaluate, mean_average_precision
 from hashgym.retrieval.kernels import Backend
 
@@ -40,6 +43,8 @@ class Args:
     """how often everything is measured, in turn; medians are reported"""
     seed: int = 0
     """seed of the data"""
+    buckets: buckets.Args = field(default_factory=buckets.Args)
+    """sizes of the comparison of bucket searches"""
 
 
 @dataclass
@@ -49,6 +54,7 @@ class Report:
     seconds: dict[str, list[float]] = field(default_factory=dict)
     map: dict[str, float] = field(default_factory=dict)
     peak_mb: float = 0.0
+    buckets: buckets.Report | None = None
 
     def ratio(self, method: str, baseline: str = "loop") -> float:
         """Median over the rounds of how many times as long the baseline takes."""
@@ -146,6 +152,7 @@ def main(args: Args) -> Report:
     console.print(
         f"Both backends give the same mAP. Peak memory of the whole process before the loop: {report.peak_mb:.0f} MB."
     )
+    report.buckets = buckets.main(args.buckets)
     return report
 
 

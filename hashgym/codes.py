@@ -120,6 +120,8 @@ class CodeSets:
                 f"words must be packed codes of {self.bits} bits, uint64 (n, K, {word_count(self.bits)}), not empty; "
                 f"got {words.dtype} {words.shape}. CodeSets.of(bits, kept) packs them"
             )
+        if self.bits % WORD_BITS and (words[..., -1] >> np.uint64(self.bits % WORD_BITS)).any():
+            raise ValueError(f"words have bits set beyond bit {self.bits - 1}: they are longer than {self.bits} bits")
         if kept.dtype != np.bool_ or kept.shape != words.shape[:2]:
             raise ValueError(f"kept must be bool {words.shape[:2]}, got {kept.dtype} {kept.shape}")
         if not kept[:, 0].all():

@@ -173,6 +173,7 @@ CODES = np.zeros((2, 3, 5), bool)
         (lambda: codes.CodeSets.of(CODES[:0]), "not empty"),
         (lambda: codes.CodeSets.of(CODES)[np.zeros(2, bool)], "not empty"),
         (lambda: codes.CodeSets(codes.pack(CODES), np.ones((2, 3), bool), 65), "packed codes of 65 bits"),
+        (lambda: codes.CodeSets(~codes.pack(CODES), np.ones((2, 3), bool), 5), "bits set beyond bit 4"),
         (lambda: codes.CodeSets(codes.pack(CODES).astype(int), np.ones((2, 3), bool), 5), "got int64"),
         (lambda: codes.CodeSets(codes.pack(CODES[:, 0]), np.ones((2, 1), bool), 5), r"got uint64 \(2, 1\)"),
     ],

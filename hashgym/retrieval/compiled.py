@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 _TILE = 2048  # database items whose words, keys and counters stay in the first-level cache
 _BYTE = 255  # items a byte counter holds
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # of buckets._hash
 
 
 def _compile(function: Any) -> Any:
@@ -222,15 +223,6 @@ def credit(
 
 
 @_compile
-def _hash_code(query: NDArray[np.uint64], mask: NDArray[np.uint64]) -> np.uint64:
-    """Hash of the code that the mask leads to: buckets._hash."""
-    value = np.uint64(0)
-    for w in range(len(query)):
-        value = ((value >> np.uint64(32)) ^ value ^ query[w] ^ mask[w]) * np.uint64(0x9E3779B97F4A7C15)
-    return value
-
-
-@_compile
 def _grown(array: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     """The array, or a longer copy if it has no room for ``size`` numbers."""
     if size <= len(array):
@@ -264,10 +256,13 @@ def probe(
     seen, bits = np.empty(0, np.int64), 0  # a hash set of the images of one query
     found = 0
     for i in range(len(queries)):
-        query, left, hit, total = queries[i], 0, 0, 0
+        left, hit, total = 0, 0, 0
         # All masks go through each step together, without branches, so that reads from memory overlap.
         for f in range(len(masks)):
-            prefix = _hash_code(query, masks[f]) >> shift
+            value = np.uint64(0)  # buckets._hash
+            for w in range(queries.shape[1]):
+                value = ((value >> np.uint64(32)) ^ value ^ queries[i, w] ^ masks[f, w]) * _MULTIPLIER
+            prefix = value >> shift
             tried[left], at[left], stop[left] = f, directory[prefix], directory[prefix + np.uint64(1)]
             left += at[left] < stop[left]
             buckets[f] = -1
@@ -275,8 +270,8 @@ def probe(
             length, left = left, 0
             for t in range(length):
                 f, b, end, same = tried[t], at[t], stop[t], True
-                for w in range(len(query)):
-                    same &= table[b, w] == query[w] ^ masks[f, w]
+                for w in range(queries.shape[1]):
+                    same &= table[b, w] == queries[i, w] ^ masks[f, w]
                 buckets[f] = b if same else -1
                 tried[left], at[left], stop[left] = f, b + 1, end
                 left += (not same) & (b + 1 < end)
@@ -297,7 +292,7 @@ def probe(
             for e in range(starts[buckets[hits[h]]], starts[buckets[hits[h]] + 1]):
                 image, new = np.int64(ids[e]), True
                 if not distinct:
-                    slot = np.int64((np.uint64(image) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - bits))
+                    slot = np.int64((np.uint64(image) * _MULTIPLIER) >> np.uint64(64 - bits))
                     while seen[slot] != -1 and seen[slot] != image:
                         slot = (slot + 1) & ((1 << bits) - 1)
                     new = seen[slot] == -1
