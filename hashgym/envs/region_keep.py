@@ -146,8 +146,7 @@ class _Game(Lanes):
         if regions is None or not regions.shape[1]:
             raise DataError(
                 f"the dataset {self.dataset.name!r} has no random regions to learn from (train_regions); "
-                "`hashgym features --dataset NAME --root DIR --backbone BACKBONE --regions 5 --sigma 0.5 "
-                "--train-regions 4 --out DIR` extracts them, and 'digit-scenes' has them"
+                f"{REGIONS_COMMAND} extracts them, and 'digit-scenes' has them"
             )
         if task.regions_per_episode > regions.shape[1]:
             raise ValueError(
