@@ -7,9 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hashgym import codes
+from hashgym.codes import CodeSets
+from hashgym.data.dataset import REGIONS_COMMAND, DataError
+from hashgym.envs import region_keep
 from hashgym.envs.bit_group_hashing import HashingTask, action_bits, observation
+from hashgym.hashers import Hasher
 
-__all__ = ["encode"]
+__all__ = ["encode", "encode_regions"]
 
 
 def encode(
@@ -71,3 +76,74 @@ def _encode_batch(policy: Any, image: NDArray[np.float32], bits: int, group_bits
         code[:, start:stop] = (action_bits(action, acting, len(image)) > 0.5)[:, : stop - start]
         episode_start = np.zeros(len(image), np.bool_)
     return code
+
+
+def encode_regions(
+    policy: Any,
+    base: Hasher,
+    features: NDArray[np.float32],
+    regions: NDArray[np.float32] | None,
+    *,
+    threshold: float = 0.5,
+    sequential: bool = False,
+    batch_size: int = 1024,
+) -> CodeSets:
+    """Give every image its own code, and the codes of the regions that the policy keeps (MCH, section 4.3).
+
+    Args:
+        policy: anything with ``keep_probability(observation)``, which gives p in [0, 1] for each of n observations; a
+            Stable-Baselines3 model or anything with its ``predict``, whose actions count as probabilities 0 and 1; or a
+            callable that maps a batch of observations to probabilities or actions (n,).
+        base: the fitted hasher that the policy was trained with.
+        features: float32 (n, D), whole images, on the scale the policy was trained on.
+        regions: float32 (n, R, D), their regions (``dataset.regions``: four corners and the centre).
+        threshold: xi; a region's code is kept where p >= xi. 0 keeps all.
+        sequential: offer the regions in turn and show which code is to be improved on, as the environment does with
+            ``regions_per_episode`` above 1.
+        batch_size: images encoded at once.
+
+    Returns:
+        n code sets of at most 1 + R different codes, the image's own first; equal codes are kept once.
+
+    Raises:
+        DataError: without regions; the message names the command that extracts them.
+        ValueError: for a threshold outside [0, 1], features and regions that do not belong together or are of another
+            dimension than the base was fitted on, or a policy that gives something else than n numbers in [0, 1].
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold is a probability, from 0 to 1, got {threshold}")
+    if regions is None:
+        raise DataError(f"the images' regions are needed (dataset.regions): {REGIONS_COMMAND} extracts them")
+    features, regions = np.asarray(features), np.asarray(regions)
+    if regions.ndim != 3 or features.ndim != 2 or regions.shape[::2] != features.shape:
+        raise ValueError(f"features (n, D) and regions (n, R, D) are needed, got {features.shape} and {regions.shape}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    (n, count, dim), parts = regions.shape, []
+    for start in range(0, n, batch_size):
+        image, offered = features[start : start + batch_size], regions[start : start + batch_size]
+        words = codes.pack(base.encode(np.concatenate([image[:, None], offered], axis=1).reshape(-1, dim)))
+        words = words.reshape(len(image), 1 + count, -1)
+        kept = np.zeros(words.shape[:2], np.bool_)
+        kept[:, 0] = True
+        for r in range(1, 1 + count):
+            so_far = CodeSets(words, kept, base.bits).filled
+            seen = region_keep.observation(
+                image, offered[:, r - 1], so_far, words[:, r], base.bits, sequential=sequential
+            )
+            kept[:, r] = _keep_probability(policy, seen, len(image)) >= threshold
+        parts.append((words, kept))
+    return CodeSets(*(np.concatenate(part) for part in zip(*parts, strict=True)), base.bits)
+
+
+def _keep_probability(policy: Any, seen: dict[str, Any], n: int) -> NDArray[np.float64]:
+    if hasattr(policy, "keep_probability"):
+        p = policy.keep_probability(seen)
+    elif hasattr(policy, "predict"):
+        p, _ = policy.predict(seen, deterministic=True)
+    else:
+        p = policy(seen)
+    p = np.asarray(p, np.float64)
+    if p.shape != (n,) or not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"the policy must give {n} probabilities or actions from 0 to 1, got shape {p.shape}")
+    return p

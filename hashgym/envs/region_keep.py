@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from hashgym import codes, hashers
 from hashgym.codes import Words
 from hashgym.data import DataError, HashingDataset
+from hashgym.data.dataset import REGIONS_COMMAND
 from hashgym.envs.lockstep import Lanes, LockstepVectorEnv, Observation, ScalarEnv, Skin, standardized
 from hashgym.envs.partners import PartnerSampler
 from hashgym.envs.rendering import RegionScene

@@ -1,0 +1,369 @@
+"""MCH: an agent that keeps or discards the codes of an image's regions on RegionKeep-v0, one readable file.
+
+    python -m agents.mch hashgym --base dch --args.updates 300 --out runs/mch
+    python -m agents.mch paper --base dch --out runs/mch-paper
+
+Li, Jiang and Li, "Multiple Code Hashing for Efficient Image Retrieval", 2020. A base hasher is fitted first and frozen;
+then a policy learns which regions' codes bring an image nearer to similar images than to dissimilar ones. Two presets:
+
+* ``paper``: equation 7's REINFORCE as it stands, with the paper's optimiser and 100 updates.
+* ``hashgym``: ours. There are two actions and discarding earns 0, so the expected reward of an image is p x the reward
+  of keeping, which the environment says: its gradient is exact, with nothing sampled. The reward is scaled to a mean
+  size of 1, and dropout keeps the policy from remembering the training images.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor, nn
+
+import hashgym
+import hashgym.hashers
+from agents import runs
+from hashgym import codes, data
+from hashgym.codes import CodeSets
+from hashgym.data import HashingDataset
+from hashgym.hashers import Hasher
+from hashgym.retrieval import kernels, metrics
+
+__all__ = ["PAPER", "Args", "Policy", "exact_loss", "load", "reinforce_loss", "self_critical_loss", "train"]
+
+Estimator: TypeAlias = Literal["exact", "reinforce", "self_critical"]
+
+WIDTHS = (1024, 512, 256, 64)  # the paper says five layers and leaves their widths open
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(runs.RunArgs):
+    """Settings of a training run; the defaults are the preset ``hashgym``."""
+
+    estimator: Estimator = "exact"
+    """of the policy gradient: the exact expectation, REINFORCE, or REINFORCE with the expected reward as baseline"""
+    scale_reward: bool = True
+    """divide rewards by their mean size in the batch"""
+    reduction: Literal["mean", "sum"] = "mean"
+    """of the reward over training images; the paper's is the sum"""
+    price: float = 0.0
+    """what a kept code costs, in units of the reward"""
+    regions_per_episode: int = 1
+    """regions offered of each image in turn, each rewarded for what it adds to the codes kept"""
+    updates: int = 300
+    """gradient steps, each on one batch of regions"""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """AdamW, or SGD with momentum 0.9"""
+    learning_rate: float = 3e-4
+    """step size"""
+    weight_decay: float = 0.0
+    """of the optimiser"""
+    dropout: float = 0.5
+    """part of the hidden units left out while training"""
+    input_dropout: float = 0.5
+    """part of the state vector left out while training"""
+    evaluate_every: int = 50
+    """updates between evaluations on the held-out images"""
+    log_every: int = 10
+    """updates between points of the TensorBoard curves"""
+    checkpoint_every: int = 50
+    """updates between checkpoints, where there is a folder for them"""
+
+    def __post_init__(self) -> None:
+        if self.estimator not in LOSSES:
+            raise ValueError(f"estimator must be one of {', '.join(LOSSES)}, got {self.estimator!r}")
+        if self.optimizer not in ("adam", "sgd"):
+            raise ValueError(f"optimizer must be adam or sgd, got {self.optimizer!r}")
+        self.check_positive("learning_rate", "regions_per_episode")
+        self.check_fraction("dropout", "input_dropout")
+        if self.lanes < 2:
+            raise ValueError(f"batch normalisation needs lanes of at least 2, got {self.lanes}")
+        super().__post_init__()
+
+
+class Policy(nn.Module):
+    """pi(a | h): five fully-connected layers with batch normalisation and ReLU, and a softmax over discard and keep.
+
+    h is equation 3's state: the features of image and region and both codes, 2 D + 2 q numbers; with several regions an
+    episode also the code to be improved on, q more.
+    """
+
+    def __init__(self, dim: int, bits: int, args: Args) -> None:
+        super().__init__()
+        self.dim, self.bits, self.args = dim, bits, args
+        self.keys = ["image", "region", "image_code", "region_code"]
+        if args.regions_per_episode > 1:
+            self.keys.append("kept")
+        widths = [2 * dim + (len(self.keys) - 2) * bits, *WIDTHS]
+        layers: list[nn.Module] = [nn.Dropout(args.input_dropout)]
+        for width, following in zip(widths, WIDTHS, strict=False):
+            layers += [nn.Linear(width, following), nn.BatchNorm1d(following), nn.ReLU(), nn.Dropout(args.dropout)]
+        self.layers = nn.Sequential(*layers, nn.Linear(WIDTHS[-1], 2))
+
+    def forward(self, observation: dict[str, Any]) -> Tensor:
+        """log pi(a | h) of discarding and of keeping, (n, 2)."""
+        device = next(self.parameters()).device
+        state = np.concatenate([observation[key] for key in self.keys], axis=1)
+        return F.log_softmax(self.layers(torch.from_numpy(state).to(device)), dim=1)
+
+    def keep_probability(self, observation: dict[str, Any]) -> NDArray[np.float64]:
+        """pi(keep | h) of a batch of observations, (n,): what :func:`hashgym.encode_regions` compares with xi."""
+        training = self.training
+        self.eval()
+        with torch.no_grad():
+            p = self(observation)[:, 1].exp().double().cpu().numpy()
+        self.train(training)
+        return np.minimum(p, 1.0)
+
+    def predict(
+        self, observation: dict[str, Any], state: Any = None, episode_start: Any = None, deterministic: bool = True
+    ) -> tuple[NDArray[np.int64], None]:
+        """Act on a batch of observations, as Stable-Baselines3 models do: 1 keeps, 0 discards."""
+        p = self.keep_probability(observation)
+        chance = 0.5 if deterministic else torch.rand(len(p)).numpy()
+        return (p > chance).astype(np.int64), None
+
+
+def exact_loss(log_pi: Tensor, action: Tensor, keep_reward: Tensor) -> Tensor:
+    """Minus the expected reward, p(keep) x reward of keeping, averaged over the batch: nothing depends on the action.
+
+    Args:
+        log_pi: (n, 2), log probabilities of discarding and keeping.
+        action: int64 (n,), sampled actions.
+        keep_reward: (n,), what keeping earns; discarding earns 0.
+    """
+    return -(log_pi[:, 1].exp() * keep_reward).mean()
+
+
+def reinforce_loss(log_pi: Tensor, action: Tensor, keep_reward: Tensor) -> Tensor:
+    """Equation 7 as a loss: minus the mean of log pi(a) R(h, a). Arguments as :func:`exact_loss`."""
+    return -(log_pi.gather(1, action[:, None])[:, 0] * action * keep_reward).mean()
+
+
+def self_critical_loss(log_pi: Tensor, action: Tensor, keep_reward: Tensor) -> Tensor:
+    """REINFORCE with each image's own expected reward as its baseline. Arguments as :func:`exact_loss`."""
+    advantage = (action - log_pi[:, 1].detach().exp()) * keep_reward
+    return -(log_pi.gather(1, action[:, None])[:, 0] * advantage).mean()
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "exact": exact_loss,
+    "reinforce": reinforce_loss,
+    "self_critical": self_critical_loss,
+}
+
+PAPER = Args(
+    estimator="reinforce",
+    scale_reward=False,
+    reduction="sum",
+    updates=100,
+    optimizer="sgd",
+    learning_rate=1e-4,
+    weight_decay=5e-4,
+    dropout=0.0,
+    input_dropout=0.0,
+)
+"""Section 5.2.2: SGD with momentum 0.9, learning rate 1e-4, weight decay 5e-4, batches of 256, T = 100."""
+
+
+def train(
+    dataset: HashingDataset,
+    base: Hasher,
+    args: Args,
+    *,
+    out: Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> Policy:
+    """Train a policy on random regions of the training images.
+
+    Args:
+        dataset: with ``train_regions``, on the scale that ``base`` was fitted on.
+        base: a fitted pairwise hasher (ksh, hashnet, adsh, dch, mmhh ...); it stays as it is.
+        args: settings.
+        out: folder for ``base.npz``, ``checkpoint.pt``, TensorBoard's files, and at the end ``policy.pt``.
+        resume: take up the run that ``out`` holds; the result is that of a run that was never stopped.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The policy, in evaluation mode, to be run by :func:`hashgym.encode_regions`.
+
+    Raises:
+        ValueError: if ``out`` holds a run and ``resume`` is false, or one with other settings; for a base or data that
+            the environment refuses.
+    """
+    checkpoint = runs.resumed(out, args, resume)
+    device = runs.device(args.device)
+    learning, held_out = runs.split(dataset, args)
+    with runs.seeded(args.seed, device):
+        policy = Policy(dataset.dim, base.bits, args).to(device).train()
+        run = _Run(policy, base, learning, held_out, args)
+        if out is not None and not resume:
+            out.mkdir(parents=True, exist_ok=True)
+            base.save(out / "base.npz")
+        runs.drive(run, f"MCH, {base.bits} bits", out=out, checkpoint=checkpoint, progress=progress)
+    if out is not None:
+        runs.save(runs.finished(policy, dataset, args, dim=dataset.dim, bits=base.bits), out / "policy.pt")
+    return policy.eval()
+
+
+def load(path: Path, device: str = "auto") -> Policy:
+    """Load the ``policy.pt`` of a finished run; its base hasher lies beside it in ``base.npz``.
+
+    Raises:
+        ValueError: if the file is missing or no policy.
+    """
+    saved = runs.load(path)
+    if "weights" not in saved or "bits" not in saved:
+        raise ValueError(f"{path} holds no policy of this agent; a finished run writes policy.pt")
+    policy = Policy(saved["dim"], saved["bits"], Args(**json.loads(saved["args"])))
+    policy.load_state_dict(saved["weights"])
+    return policy.to(runs.device(device)).eval()
+
+
+class _Run(runs.Run):
+    """A training run of a policy on RegionKeep-v0."""
+
+    def __init__(
+        self, policy: Policy, base: Hasher, dataset: HashingDataset, held_out: NDArray[np.int64], args: Args
+    ) -> None:
+        envs: Any = gym.make_vec(
+            "RegionKeep-v0",
+            num_envs=args.lanes,
+            dataset=dataset,
+            base=base,
+            bits=None,
+            regions_per_episode=args.regions_per_episode,
+            price=args.price,
+            reduction=args.reduction,
+        )
+        parameters, decay = policy.parameters(), args.weight_decay
+        optimizer: torch.optim.Optimizer = (
+            torch.optim.AdamW(parameters, args.learning_rate, weight_decay=decay, fused=True)
+            if args.optimizer == "adam"
+            else torch.optim.SGD(parameters, args.learning_rate, momentum=0.9, weight_decay=decay, fused=True)
+        )
+        super().__init__(policy, optimizer, envs.unwrapped, dataset, args)
+        self.policy: Policy = policy
+        self.args, self.base, self.held_out = args, base, held_out
+
+    def learn(self) -> dict[str, float]:
+        """A decision in every lane, and a gradient step."""
+        log_pi = self.policy(self.observation)
+        p = log_pi[:, 1].detach().exp()
+        action = torch.bernoulli(p).long()
+        reward = self.tensor(self.info["keep_reward"])
+        scale = reward.abs().mean().clamp(min=1e-12) if self.args.scale_reward else 1.0
+        loss = LOSSES[self.args.estimator](log_pi, action, reward / scale)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.observation, earned, _, _, self.info = self.envs.step(action.cpu().numpy())
+        self.update += 1
+        return {
+            "loss": loss.item(),
+            "reward/earned": float(earned.mean()),
+            "reward/expected": (p * reward).mean().item(),
+            "reward/attainable": reward.clamp(min=0).mean().item(),
+            "policy/keep_probability": p.mean().item(),
+            "policy/entropy_nats": -(log_pi.exp() * log_pi).sum(1).mean().item(),
+        }
+
+    def watch(self) -> dict[str, float]:
+        """Lookups and tie-aware mAP among the held-out images, each in turn the query with its own code alone."""
+        rows = self.held_out
+        if len(rows) < 2 or self.dataset.regions is None:
+            return {}
+        sets = encode(self.policy, self.base, self.dataset, rows)
+        labels = codes.pack(self.dataset.labels[rows])
+        relevant, total = kernels.distance_histograms(
+            sets.words[:, 0], labels, sets.filled, labels, sets.bits, exclude=np.arange(len(rows))
+        )
+        asked = relevant.any(axis=1)
+        found, relevant, total = relevant[asked, 0], relevant[asked], total[asked]
+        return {
+            "retrieval/held_out_map": float(kernels.average_precision(relevant, total).mean()),
+            "retrieval/held_out_recall_radius0": float((found / relevant.sum(axis=1)).mean()),
+            "retrieval/held_out_precision_radius0": float((found / np.maximum(total[:, 0], 1)).mean()),
+            "retrieval/anhc": sets.anhc,
+        }
+
+
+def encode(
+    policy: Policy, base: Hasher, dataset: HashingDataset, rows: NDArray[np.int64], threshold: float = 0.5
+) -> CodeSets:
+    """Code sets of some images of a dataset: :func:`hashgym.encode_regions` on their fixed regions."""
+    return hashgym.encode_regions(
+        policy,
+        base,
+        dataset.features[rows],
+        None if dataset.regions is None else dataset.regions[rows],
+        threshold=threshold,
+        sequential=policy.args.regions_per_episode > 1,
+    )
+
+
+@dataclass(frozen=True)
+class Main:
+    """Fit a base hasher, train an MCH agent on it, and measure their codes."""
+
+    args: tyro.conf.OmitArgPrefixes[Args]
+    dataset: str = "digit-scenes"
+    """name of an embedded dataset with regions, or a folder made by `hashgym features --regions 5 --train-regions 4`"""
+    base: str = "dch"
+    """a pairwise hasher by name, or a file that Hasher.save wrote"""
+    bits: int = 32
+    """length of the codes, where the base is fitted here"""
+    xi: float = 0.5
+    """a region's code is kept where the policy's probability is at least this"""
+    out: Path | None = None
+    """folder for base, checkpoint, policy and TensorBoard files"""
+    resume: bool = False
+    """go on with the run in `out`"""
+
+
+def main(run: Main) -> dict[str, metrics.RetrievalResult]:
+    """Train, encode queries and database, and print the retrieval metrics with one code and with several."""
+    if not 0 <= run.xi <= 1:
+        raise ValueError(f"xi is a probability, from 0 to 1, got {run.xi}")
+    console, dataset = Console(), data.load(run.dataset).standardized()
+    saved = run.out / "base.npz" if run.resume and run.out else Path(run.base)
+    if saved.is_file():
+        base = hashgym.hashers.load(saved)
+    else:
+        base = hashgym.hashers.make(run.base, bits=run.bits, seed=run.args.seed)
+        base.fit(dataset.features[dataset.train], dataset.labels[dataset.train])
+    policy = train(dataset, base, run.args, out=run.out, resume=run.resume)
+    query = base.encode(dataset.features[dataset.query])
+    several = encode(policy, base, dataset, dataset.database, run.xi)
+    own = CodeSets(several.words[:, :1], several.kept[:, :1], several.bits)
+    results = {}
+    for name, sets in {"one code": own, "several codes": several}.items():
+        result = metrics.evaluate(query, dataset.labels[dataset.query], sets, dataset.labels[dataset.database])
+        results[name] = result
+        console.print(
+            f"{name:13} an image (on average {sets.anhc:.2f}): mAP {result.map:.4f}, within radius 0 "
+            f"recall {result.recall_by_radius[0]:.4f}, precision {result.precision_by_radius[0]:.4f}"
+        )
+    return results
+
+
+if __name__ == "__main__":
+    presets = {
+        "hashgym": ("exact policy gradient with dropout", Main(Args())),
+        "paper": ("the paper's settings", Main(PAPER)),
+    }
+    try:
+        main(tyro.extras.overridable_config_cli(presets))
+    except ValueError as error:
+        Console(stderr=True).print(f"[red]{error}[/red]")
+        raise SystemExit(2) from None
