@@ -42,6 +42,7 @@ class Lanes(ABC):
     """
 
     OPTIONS: ClassVar[tuple[str, ...]] = ("index",)
+    ENCODER: ClassVar[str] = "hashgym.encode"  # what runs a policy over images that have no episode
     eligible: NDArray[np.int64]
     started = False
 
@@ -136,7 +137,7 @@ class Lanes(ABC):
             kind = "" if len(self.eligible) == len(self.dataset.train) else " that have a similar and a dissimilar one"
             raise ValueError(
                 f"options['index'] must name training images (dataset.train){kind}; got {index!r}. "
-                "To encode other images use hashgym.encode"
+                f"To encode other images use {self.ENCODER}"
             )
         return rows
 

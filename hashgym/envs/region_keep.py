@@ -140,6 +140,7 @@ class _Game(Lanes):
     """
 
     OPTIONS = ("index", "regions")
+    ENCODER = "hashgym.encode_regions"
 
     def __init__(self, lanes: int, dataset: str | Path | HashingDataset, task: RegionKeepTask) -> None:
         super().__init__(lanes, dataset)

@@ -415,6 +415,15 @@ def test_observation_shows_the_closest_kept_code() -> None:
     assert "kept" not in observation(blank, blank, codes.pack(bits), codes.pack(code), 3)
 
 
+def test_flattened_observation_is_the_papers_state_vector(make: Callable[..., Any]) -> None:
+    env = make()
+    seen, _ = env.reset(seed=0)
+    order = ("image", "region", "image_code", "region_code")  # equation 3
+    flat = gym.spaces.flatten(env.observation_space, seen)
+    np.testing.assert_array_equal(flat, np.concatenate([seen[key] for key in order]))
+    assert flat.shape == (2 * 6 + 2 * 12,)
+
+
 def test_returned_observations_are_never_changed_later(make: Callable[..., Any]) -> None:
     env = make(6, regions_per_episode=3)
     kept = [env.reset(seed=0)[0]]
@@ -536,7 +545,7 @@ def test_wrong_actions_and_options(make: Callable[..., Any], dataset: HashingDat
     query = int(dataset.query[0])
     for options, message in (
         ({"region": 1}, "there is 'index' and 'regions'"),
-        ({"index": query}, "training images"),
+        ({"index": query}, r"training images.* use hashgym\.encode_regions"),
         ({"regions": 1}, r"2 region\(s\)"),
         ({"regions": [1, 2, 3]}, r"2 region\(s\)"),
         ({"regions": [0.0, 1.0]}, "integers"),
