@@ -1,8 +1,8 @@
 """Numba's half of :mod:`hashgym.retrieval.kernels` and ``buckets``; imported only where numba is installed.
 
 All kernels release the GIL, and those that count write only to the rows of their own queries, so kernels.py runs them
-on Python threads. Numba's own ``parallel=True`` would start an OpenMP pool, which aborts a process that is forked later, as
-Gymnasium's AsyncVectorEnv does.
+on Python threads. Numba's own ``parallel=True`` would start an OpenMP pool, which aborts a process that is forked
+later, as Gymnasium's AsyncVectorEnv does.
 
 Database words arrive transposed, (words, m), or (codes, words, m) with several codes for an item: one word of
 neighbouring items is contiguous, whatever the code length.
