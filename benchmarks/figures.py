@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hashgym import codes
+from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
 
-__all__ = ["code_strips", "precision_recall", "rankings"]
+__all__ = ["Panels", "by_code_length", "code_strips", "f1_buckets", "precision_recall", "rankings", "several_codes"]
 
 Codes = NDArray[np.bool_]
+# panel -> (base, method) -> x and y of its line; the method "single" is drawn dashed
+Panels: TypeAlias = dict[str, dict[tuple[str, str], tuple[NDArray[Any], NDArray[Any]]]]
 
 RIGHT, WRONG, ASKED = "#1a9850", "#d73027", "#333333"
 COLORS = ("#7f7f7f", "#4477aa", "#ee9933", "#aa3377", "#228833", "#66ccee", "#bbbbbb", "#000000")  # readable by all
@@ -141,6 +144,124 @@ def code_strips(
             spine.set_visible(False)
     figure.suptitle(f"{title}\nblack: 1, white: 0".strip())
     _write(figure, path)
+
+
+def by_code_length(panels: Panels, path: Path, title: str = "") -> None:
+    """Draw measures against the code length, a panel for each measure, a line for each method.
+
+    Args:
+        panels: x is the code length.
+        path: the picture to write (PNG).
+        title: its heading.
+    """
+    figure, panes = _lines(panels, title)
+    for axes in panes:
+        axes.set_xlabel("bits")
+        axes.set_xticks(sorted({int(x) for line in axes.lines for x in line.get_xdata()}))
+    _write(figure, path)
+
+
+def f1_buckets(panels: Panels, path: Path, title: str = "") -> None:
+    """Draw F1 against the hash buckets visited (logarithmic), a panel for each code length.
+
+    Args:
+        panels: x is the mean number of buckets visited, y the mean F1.
+        path: the picture to write (PNG).
+        title: its heading.
+    """
+    figure, panes = _lines(panels, title)
+    for axes in panes:
+        axes.set(xscale="log", xlabel="buckets visited (mean over queries)", ylim=(0, None))
+    panes[0].set_ylabel("F1 (mean over queries)")
+    _write(figure, path)
+
+
+def several_codes(
+    dataset: HashingDataset,
+    query_codes: Codes,
+    sets: CodeSets,
+    path: Path,
+    *,
+    queries: int = 5,
+    shown: int = 9,
+    title: str = "",
+) -> None:
+    """Draw what several codes an image change for the queries whose first results gain most (MCH, Figure 8).
+
+    Below every result stand its distances with one code and with several; where the match is a region's, the region is
+    framed. Results come by distance, those that gained most first among equals.
+
+    Args:
+        dataset: with thumbnails; regions are framed where it knows their ``boxes``.
+        query_codes: bool (queries, q), codes of ``dataset.query``.
+        sets: codes of ``dataset.database``: the image's own first, then those of its regions.
+        path: the picture to write (PNG).
+        queries: how many are drawn.
+        shown: results for each.
+        title: its heading.
+
+    Raises:
+        ValueError: if the dataset has no thumbnails.
+    """
+    if dataset.thumbnails is None:
+        raise ValueError(f"{dataset.name} has no thumbnails to draw")
+    words, filled = codes.pack(query_codes), sets.filled
+    found = []
+    for q in range(len(words)):
+        each = codes.hamming(filled, words[q])  # (m, K)
+        one, several, match = each[:, 0], each.min(axis=1), each.argmin(axis=1)
+        first = np.lexsort((several - one, several))[:shown]
+        found.append((int((one - several)[first].sum()), q, first, one[first], several[first], match[first]))
+    by_gain = sorted(found, key=lambda entry: (-entry[0], entry[1]))
+    # One query for each set of labels: those of the same labels find the same images.
+    best = list({dataset.labels[dataset.query[entry[1]]].tobytes(): entry for entry in reversed(by_gain)}.values())
+    best = best[::-1][:queries]
+    figure = _figure(0.95 * (shown + 1) + 0.6, 1.25 * len(best) + 1.0)
+    grid = figure.subplots(len(best), shown + 1, squeeze=False)
+    for row, (_, q, first, one, several, match) in zip(grid, best, strict=True):
+        query = dataset.query[q]
+        labels = [name for name, on in zip(dataset.label_names, dataset.labels[query], strict=True) if on]
+        _picture(row[0], dataset.thumbnails[query], ASKED, "\n".join(["query:", *labels[:2]]))
+        images = dataset.database[first]
+        right = dataset.similar(query, images)
+        for axes, image, a, b, which, ok in zip(row[1:], images, one, several, match, right, strict=False):
+            caption = f"one code: {a}\nseveral: {b}"
+            _picture(axes, dataset.thumbnails[image], RIGHT if ok else WRONG, caption)
+            if which and dataset.boxes is not None:
+                left, top, right_edge, bottom = dataset.boxes[image, which - 1]
+                _frame(axes, dataset.thumbnails[image].shape, left, top, right_edge, bottom)
+        for axes in row[1 + len(first) :]:
+            axes.set_axis_off()
+    heading = "bits off with one code an image and with several; blue: the region whose code matched"
+    figure.suptitle(f"{title}\n{heading}\ngreen frame: shares a label with the query, red: does not".strip())
+    _write(figure, path)
+
+
+def _frame(axes: Any, shape: tuple[int, ...], left: float, top: float, right: float, bottom: float) -> None:
+    """A rectangle given as parts of a picture's sides, cut off at its edges."""
+    from matplotlib.patches import Rectangle
+
+    height, width = shape[:2]
+    x, y, to_x, to_y = np.clip([left, top, right, bottom], 0.02, 0.98) * [width, height, width, height] - 0.5
+    axes.add_patch(Rectangle((x, y), to_x - x, to_y - y, fill=False, edgecolor="#3366ff", linewidth=2))
+
+
+def _lines(panels: Panels, title: str) -> tuple[Any, list[Any]]:
+    """A figure with a pane for each panel: a colour for each base, dashed for one code an image."""
+    figure = _figure(3.6 * len(panels) + 0.6, 3.9)
+    panes = list(figure.subplots(1, len(panels), squeeze=False)[0])
+    bases = list(dict.fromkeys(base for lines in panels.values() for base, _ in lines))
+    for axes, (name, lines) in zip(panes, panels.items(), strict=True):
+        for (base, method), (x, y) in lines.items():
+            style = "--" if method == "single" else "-"
+            label = base if method != "single" else None
+            color = COLORS[1 + bases.index(base) % (len(COLORS) - 1)]
+            axes.plot(x, y, style, color=color, marker=".", markersize=4, linewidth=1.5, label=label)
+        axes.set_title(name, fontsize=10)
+        axes.grid(color="0.9")
+    panes[0].legend(fontsize=8)
+    figure.suptitle(title)
+    return figure, panes
 
 
 def _one_of_each_label(dataset: HashingDataset, most: int = 10) -> list[int]:

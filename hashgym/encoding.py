@@ -133,7 +133,8 @@ def encode_regions(
             )
             kept[:, r] = _keep_probability(policy, seen, len(image)) >= threshold
         parts.append((words, kept))
-    return CodeSets(*(np.concatenate(part) for part in zip(*parts, strict=True)), base.bits)
+    words, kept = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return CodeSets(words, kept, base.bits)
 
 
 def _keep_probability(policy: Any, seen: dict[str, Any], n: int) -> NDArray[np.float64]:

@@ -18,7 +18,10 @@ __all__ = ["DataError", "HashingDataset"]
 _BLOCK = 1 << 24  # numbers looked at at once, so that a mapped file is never read into memory whole
 
 
-REGIONS_COMMAND = "`hashgym features --dataset NAME --root DIR --backbone BACKBONE --regions 5 --sigma 0.5 --train-regions 4 --out DIR`"
+REGIONS_COMMAND = (
+    "`hashgym features --dataset NAME --root DIR --backbone BACKBONE --regions 5 --sigma 0.5 --train-regions 4 "
+    + "--out DIR`"
+)
 
 
 class DataError(ValueError):

@@ -76,6 +76,7 @@ def load(seed: int = 0) -> HashingDataset:
         provenance={
             "source": "sklearn.datasets.load_digits",
             "features": f"square root of the share of each of {WORDS} words of {PATCH} x {PATCH} pixels",
+            "sigma": DIGIT / SIDE,
             "seed": seed,
             **split.provenance,
         },

@@ -1,0 +1,396 @@
+"""MCH's tables and figures: base hashers with one code an image, and with the codes of regions that an agent keeps.
+
+    python -m benchmarks.mch --features DIR --bases ksh hashnet adsh dch mmhh --bits 16 32 48 64 --seeds 3 --out DIR
+
+Every run fits a base, trains the agent on it, and measures both in a process of its own; it adds its rows to
+``results.csv`` and ``curves.csv`` when it is finished. Called again, the benchmark takes up what is missing and draws
+what is there. Seeds change the methods' random numbers, never the split. Queries are only measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+import hashgym
+import hashgym.data
+import hashgym.hashers
+from benchmarks import figures
+from benchmarks.cells import data_digest, features_name, run_cells
+from benchmarks.results import Results, describe, estimate, peak_mb, revision
+from hashgym.codes import CodeSets
+from hashgym.data import HashingDataset
+from hashgym.data.dataset import REGIONS_COMMAND, DataError
+from hashgym.retrieval import evaluate, f1_bucket_curve
+
+__all__ = ["Args", "Cell", "Codes", "fit", "main", "measure", "run"]
+
+KEY = ("dataset", "features", "sigma", "base", "method", "bits", "seed", "xi")
+MEASURES = ("map", "recall_radius0", "precision_radius0", "anhc")
+COLUMNS = (
+    *KEY,
+    "map",
+    "map_optimistic",
+    "map_pessimistic",
+    "recall_radius0",
+    "precision_radius0",
+    "anhc",
+    "train_seconds",
+    "peak_mb",
+    "version",
+    "revision",
+    "config",
+)
+CURVE_KEY = ("dataset", "features", "sigma", "base", "method", "bits", "seed", "k")
+POINTS = 16  # of an F1-bucket curve
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Args:
+    """What to run."""
+
+    out: Path
+    """Folder of results.csv, curves.csv, table.md and the figures."""
+    features: str = "digit-scenes"
+    """An embedded dataset with regions, or a folder that `hashgym features --regions 5 --train-regions 4` wrote."""
+    split: str | None = None
+    """Split by name, instead of the folder's own."""
+    queries: int | None = None
+    """Number of queries, instead of the split's."""
+    train: int | None = None
+    """Number of training images, instead of the split's."""
+    bases: tuple[str, ...] = ("ksh", "hashnet", "adsh", "dch", "mmhh")
+    """Base hashers: those of `hashgym hashers` that have a loss of pairs."""
+    bits: tuple[int, ...] = (16, 32, 48, 64)
+    """Code lengths."""
+    seeds: int = 3
+    """Runs of each cell, with the seeds 0, 1, ..."""
+    preset: str = "hashgym"
+    """The agent's settings: hashgym or paper."""
+    xi: tuple[float, ...] = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
+    """Thresholds of the keep probability; 0 keeps all regions, .5 is always measured."""
+    sigma_features: tuple[str, ...] = ()
+    """Folders of the same images with regions of other sizes, for the table of sigma and xi."""
+    sigma_base: str = "dch"
+    """The base of that table."""
+    sigma_bits: int = 32
+    """Its code length."""
+    jobs: int = 1
+    """Runs at a time; cores are shared out among them."""
+    replace: bool = False
+    """Run again what was run with another configuration, instead of stopping."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: a base and the agent on it."""
+
+    features: str
+    base: str
+    bits: int
+    seed: int
+    xi: tuple[float, ...] = (0.5,)
+    preset: str = "hashgym"
+    split: str | None = None
+    queries: int | None = None
+    train: int | None = None
+    curves: bool = False
+    """whether to measure F1-bucket curves and, for seed 0, to draw searches"""
+    out: Path | None = None
+    """folder of the drawing"""
+
+    def __str__(self) -> str:
+        return f"{Path(self.features).name}: {self.base} {self.bits} bits seed {self.seed}"
+
+    def load(self) -> HashingDataset:
+        """The dataset, with this cell's split.
+
+        Raises:
+            DataError: if it has no regions; the message names the command that extracts them.
+        """
+        dataset = hashgym.data.load(self.features, split=self.split, queries=self.queries, train=self.train)
+        if dataset.regions is None or dataset.train_regions is None:
+            raise DataError(f"{self.features} has no regions: {REGIONS_COMMAND} extracts them")
+        return dataset
+
+    @property
+    def method(self) -> str:
+        """The agent's name in the rows; a base with one code an image is ``single`` there."""
+        return "mch" if self.preset == "hashgym" else f"mch-{self.preset}"
+
+
+@dataclass(frozen=True)
+class Codes:
+    """What a run leaves: codes of the queries, and of the database by xi; None is the base, one code an image."""
+
+    query: np.ndarray
+    database: dict[float | None, CodeSets]
+    base_seconds: float
+    agent_seconds: float
+
+
+def _settings(cell: Cell) -> tuple[Any, Any]:
+    """The base, not fitted yet, and the agent's ``Args``."""
+    from agents import mch
+
+    presets = {"hashgym": mch.Args(), "paper": mch.PAPER}
+    if cell.preset not in presets:
+        raise ValueError(f"there is no preset {cell.preset!r}: choose from {', '.join(presets)}")
+    base = hashgym.hashers.make(cell.base, bits=cell.bits, seed=cell.seed)
+    if not hasattr(base, "loss_table"):
+        raise ValueError(f"{cell.base} has no loss of pairs, so it cannot be a base of MCH")
+    return base, dataclasses.replace(presets[cell.preset], seed=cell.seed, holdout=0.0)
+
+
+def fit(cell: Cell, dataset: HashingDataset, *, out: Path | None = None, progress: bool = False) -> Codes:
+    """Fit the base and train the agent on the training split of a standardised dataset, then encode.
+
+    Args:
+        cell: what to run.
+        dataset: see :meth:`HashingDataset.standardized`; with regions.
+        out: where the agent writes its checkpoint and TensorBoard files.
+        progress: whether to show a progress bar.
+    """
+    from agents import mch
+
+    base, args = _settings(cell)
+    start = time.perf_counter()
+    base.fit(dataset.features[dataset.train], dataset.labels[dataset.train])
+    fitted = time.perf_counter()
+    policy = mch.train(dataset, base, args, out=out, progress=progress)
+    trained = time.perf_counter()
+    database: dict[float | None, CodeSets] = {None: CodeSets.of(base.encode(dataset.features[dataset.database]))}
+    for xi in cell.xi:
+        database[xi] = mch.encode(policy, base, dataset, dataset.database, xi)
+    return Codes(base.encode(dataset.features[dataset.query]), database, fitted - start, trained - fitted)
+
+
+def measure(cell: Cell, dataset: HashingDataset, codes: Codes) -> list[dict[str, Any]]:
+    """Search the database for every query with its own code: a row for the base, and one for each xi."""
+    rows, labels = [], (dataset.labels[dataset.query], dataset.labels[dataset.database])
+    for xi, sets in codes.database.items():
+        result = evaluate(codes.query, labels[0], sets, labels[1])
+        rows.append(
+            {
+                **_names(cell, dataset, xi),
+                "map": result.map,
+                "map_optimistic": result.map_optimistic,
+                "map_pessimistic": result.map_pessimistic,
+                "recall_radius0": result.recall_by_radius[0],
+                "precision_radius0": result.precision_by_radius[0],
+                "anhc": sets.anhc,
+                "train_seconds": round(codes.base_seconds if xi is None else codes.agent_seconds, 3),
+                "peak_mb": round(peak_mb(), 1),
+                "version": hashgym.__version__,
+                "revision": revision(),
+            }
+        )
+    return rows
+
+
+def curves(cell: Cell, dataset: HashingDataset, codes: Codes) -> list[dict[str, Any]]:
+    """F1 against buckets visited, of the base and of the agent at xi = .5: a row for each number of images to find."""
+    ks = np.unique(np.geomspace(1, len(dataset.database), POINTS).astype(int)).tolist()
+    rows = []
+    for xi in (None, 0.5):
+        points = f1_bucket_curve(
+            codes.query,
+            dataset.labels[dataset.query],
+            codes.database[xi],
+            dataset.labels[dataset.database],
+            ks,
+        )
+        names = {key: part for key, part in _names(cell, dataset, xi).items() if key in CURVE_KEY}
+        rows += [{**names, "k": k, "f1": f1, "buckets": n} for k, f1, n in zip(ks, *points, strict=True)]
+    return rows
+
+
+def run(cell: Cell) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Load, train, measure, and draw, in this process; gives the rows of results.csv and of curves.csv."""
+    dataset = cell.load().standardized()
+    codes = fit(cell, dataset)
+    rows = measure(cell, dataset, codes)
+    if cell.curves and cell.out is not None and cell.seed == 0 and dataset.thumbnails is not None:
+        name = f"{cell.method}-{cell.base}-{cell.bits}"
+        path, sets = cell.out / f"searches-{name}.png", codes.database[0.5]
+        figures.several_codes(dataset, codes.query, sets, path, title=f"{dataset.name}, {name} bits")
+    return rows, curves(cell, dataset, codes) if cell.curves else []
+
+
+def main(args: Args, console: Console | None = None) -> int:
+    """Run what is missing, then print the tables and draw the curves; the number of runs that failed.
+
+    Raises:
+        ValueError: for arguments that cannot be run, before any run starts.
+    """
+    console = console or Console()
+    if args.seeds < 1 or args.jobs < 1 or not args.bits or not args.bases:
+        raise ValueError("at least one seed, one job, one code length and one base are needed")
+    if wrong := [xi for xi in args.xi if not 0 <= xi <= 1]:
+        raise ValueError(f"xi is a probability, from 0 to 1, got {wrong[0]}")
+    data: dict[str, Any] = {"split": args.split, "queries": args.queries, "train": args.train}
+    common: dict[str, Any] = {**data, "xi": tuple(sorted({*args.xi, 0.5})), "preset": args.preset}
+    grid = [(b, q, s) for b in args.bases for q in args.bits for s in range(args.seeds)]
+    cells = [Cell(args.features, *which, **common, curves=True, out=args.out) for which in grid]
+    sigma_grid = [(args.sigma_base, args.sigma_bits, s) for s in range(args.seeds)]
+    cells += [Cell(folder, *which, **common) for folder in args.sigma_features for which in sigma_grid]
+    datasets = {folder: Cell(folder, "", 0, 0, **data).load() for folder in {cell.features for cell in cells}}
+    results = Results(args.out, COLUMNS, KEY)
+    drawn = Results(args.out, (*CURVE_KEY, "f1", "buckets"), CURVE_KEY, "curves.csv")
+    names = {cell: [_names(cell, datasets[cell.features], xi) for xi in (None, *cell.xi)] for cell in cells}
+    waiting = [cell for cell in cells if not all(results.done(name, replace=args.replace) for name in names[cell])]
+    if len(waiting) < len(cells):
+        console.print(f"{len(cells) - len(waiting)} of {len(cells)} runs are in {results.path} already")
+
+    def finish(outcome: tuple[list[dict[str, Any]], list[dict[str, Any]]]) -> str:
+        rows, points = outcome
+        if points:
+            drawn.append(*points)
+        results.append(*rows)  # last: a run whose rows are here is finished
+        one, several = rows[0], next(row for row in rows if row["xi"] == 0.5)
+        return ", ".join(f"{m} {one[m]:.4f} -> {several[m]:.4f}" for m in MEASURES)
+
+    failed = run_cells(waiting, run, finish, jobs=args.jobs, console=console)
+    report(results.rows(), drawn.rows(), args.out, console)
+    return failed
+
+
+def report(rows: Sequence[Row], points: Sequence[Row], out: Path, console: Console) -> None:
+    """Print the tables, write them to ``table.md``, and draw the figures, of all rows there are."""
+    if not rows:
+        return
+    tables = [gains(rows, bits) for bits in sorted({int(row["bits"]) for row in rows})]
+    if (thresholds := by_threshold(rows)) is not None:
+        tables.append(thresholds)
+    for table in tables:
+        console.print(table)
+    (out / "table.md").write_text("\n\n".join(map(_markdown, tables)) + "\n")
+    title = f"{rows[0]['dataset']}: one code an image (dashed) and MCH, xi = .5"
+    figures.by_code_length(_by_code_length(rows), out / "radius0.png", title=title)
+    if points:
+        figures.f1_buckets(_f1_curves(points), out / "f1_buckets.png", title=title)
+
+
+def gains(rows: Sequence[Row], bits: int) -> Table:
+    """What the agent's codes change at xi = .5 beside one code an image, paired by seed, and all regions kept."""
+    here = [row for row in rows if int(row["bits"]) == bits and row["sigma"] == rows[0]["sigma"]]
+    table = Table(title=f"{rows[0]['dataset']}, {bits} bits: one code an image -> MCH at xi = .5")
+    headings = ("base", "agent", "recall, radius 0", "precision, radius 0", "mAP", "codes an image", "all regions: mAP")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in headings[:2] else "right")
+
+    def of(measure: str, base: str, method: str, xi: str) -> np.ndarray:
+        own = [row for row in here if (row["base"], row["method"], row["xi"]) == (base, method, xi)]
+        return np.array([float(row[measure]) for row in sorted(own, key=lambda row: int(row["seed"]))])
+
+    for base, method in dict.fromkeys((row["base"], row["method"]) for row in here if row["xi"] == "0.5"):
+        cells = []
+        for measure in ("recall_radius0", "precision_radius0", "map"):
+            one, several = of(measure, base, "single", ""), of(measure, base, method, "0.5")
+            # Recall within radius 0 differs by orders of magnitude between bases: its gain is relative.
+            change, form = (several / one - 1, "+.0%") if measure == "recall_radius0" else (several - one, "+.3f")
+            gain = estimate([change.tolist()])
+            interval = f" [{gain.low:{form}}, {gain.high:{form}}]" if len(change) > 1 else ""
+            cells.append(f"{one.mean():.3f} -> {several.mean():.3f} ({gain.mean:{form}}{interval})")
+        everything = of("map", base, method, "0.0")
+        cells += [
+            f"{of('anhc', base, method, '0.5').mean():.2f}",
+            f"{everything.mean():.3f}" if everything.size else "",
+        ]
+        table.add_row(base, method, *cells)
+    return table
+
+
+def by_threshold(rows: Sequence[Row]) -> Table | None:
+    """The paper's Table 3: codes an image by sigma and xi, with recall within radius 0 and mAP; None for one sigma."""
+    several = [row for row in rows if row["xi"] not in ("", "0.0")]
+    which = next(((r["base"], r["method"], r["bits"]) for r in several if r["sigma"] != rows[0]["sigma"]), None)
+    if which is None:
+        return None
+    own = [row for row in several if (row["base"], row["method"], row["bits"]) == which]
+    thresholds = sorted({row["xi"] for row in own}, key=float)
+    base, method, bits = which
+    table = Table(title=f"{method} on {base}, {bits} bits: codes an image / recall within radius 0 / mAP")
+    for heading in ("sigma", *(f"xi = {xi}" for xi in thresholds)):
+        table.add_column(heading, justify="right")
+    for sigma in sorted({row["sigma"] for row in own}):
+        cells = []
+        for xi in thresholds:
+            at = [row for row in own if row["sigma"] == sigma and row["xi"] == xi]
+            means = [np.mean([float(row[m]) for row in at]) for m in ("anhc", "recall_radius0", "map")]
+            cells.append(f"{means[0]:.2f} / {means[1]:.3f} / {means[2]:.3f}")
+        table.add_row(sigma, *cells)
+    return table
+
+
+def _names(cell: Cell, dataset: HashingDataset, xi: float | None) -> dict[str, Any]:
+    """The columns of a row that are known before the run."""
+    base, args = _settings(cell)
+    config: dict[str, Any] = {"base": base.get_params(), "data": data_digest(dataset)}
+    if xi is not None:
+        config["agent"] = dataclasses.asdict(args)
+    return {
+        "dataset": dataset.name,
+        "features": features_name(dataset),
+        "sigma": dataset.provenance.get("sigma", ""),
+        "base": cell.base,
+        "method": "single" if xi is None else cell.method,
+        "bits": cell.bits,
+        "seed": cell.seed,
+        "xi": "" if xi is None else xi,
+        "config": describe(config),
+    }
+
+
+def _by_code_length(rows: Sequence[Row]) -> figures.Panels:
+    """Means over seeds by code length, for each measure, base and method (the agent at xi = .5)."""
+    panels: figures.Panels = {}
+    wanted = [row for row in rows if row["xi"] in ("", "0.5") and row["sigma"] == rows[0]["sigma"]]
+    for measure, name in zip(MEASURES[:3], ("mAP", "recall within radius 0", "precision within radius 0"), strict=True):
+        lines = panels.setdefault(name, {})
+        for base, method in dict.fromkeys((row["base"], row["method"]) for row in wanted):
+            own = [row for row in wanted if (row["base"], row["method"]) == (base, method)]
+            lines[base, method] = _means(own, "bits", measure)
+    return panels
+
+
+def _f1_curves(points: Sequence[Row]) -> figures.Panels:
+    """Means over seeds of F1 against buckets visited, for each code length, base and method."""
+    panels: figures.Panels = {}
+    for which in dict.fromkeys((int(point["bits"]), point["base"], point["method"]) for point in points):
+        bits, *line = which
+        own = [point for point in points if (int(point["bits"]), point["base"], point["method"]) == which]
+        (_, f1), (_, buckets) = _means(own, "k", "f1"), _means(own, "k", "buckets")
+        panels.setdefault(f"{bits} bits", {})[line[0], line[1]] = buckets, f1
+    return dict(sorted(panels.items(), key=lambda panel: int(panel[0].split()[0])))
+
+
+def _means(rows: Sequence[Row], by: str, measure: str) -> tuple[np.ndarray, np.ndarray]:
+    """Values of a column of whole numbers, ascending, and the mean of a measure at each."""
+    at = sorted({int(row[by]) for row in rows})
+    return np.array(at), np.array([np.mean([float(r[measure]) for r in rows if int(r[by]) == x]) for x in at])
+
+
+def _markdown(table: Table) -> str:
+    columns = [[str(cell) for cell in column.cells] for column in table.columns]
+    lines = [[str(column.header) for column in table.columns], ["---"] * len(columns), *zip(*columns, strict=True)]
+    return f"{table.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(min(main(tyro.cli(Args)), 1))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
