@@ -1,0 +1,245 @@
+"""The MCH agent: its losses against enumeration, what a run leaves, and that it learns."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import hashgym
+from agents import mch, runs
+from agents.mch import Args
+from hashgym import codes, hashers
+from hashgym.codes import CodeSets
+from hashgym.data import DataError, HashingDataset, load
+from hashgym.hashers.pairwise import PairwiseHasher
+from hashgym.retrieval import evaluate
+
+SMALL: dict[str, Any] = {"lanes": 16, "updates": 12, "holdout": 0.25, "evaluate_every": 4, "checkpoint_every": 5}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    """Small networks gain nothing from more, and tests run side by side."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def scenes() -> HashingDataset:
+    return load("digit-scenes").standardized()
+
+
+@pytest.fixture(scope="module")
+def base(scenes: HashingDataset) -> PairwiseHasher:
+    hasher = hashers.make("dch", bits=16, hidden=64, updates=300, dropout=0.2, input_dropout=0.2)
+    hasher.fit(scenes.features[scenes.train], scenes.labels[scenes.train])
+    assert isinstance(hasher, PairwiseHasher)
+    return hasher
+
+
+@pytest.mark.parametrize("estimator", mch.LOSSES)
+def test_every_estimator_has_the_exact_gradient_on_average(estimator: str) -> None:
+    """The gradients of both actions, weighted by their probabilities, against d/d logits of sum p(keep) x reward."""
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 2, generator=rng, dtype=torch.float64, requires_grad=True)
+    reward = torch.randn(5, generator=rng, dtype=torch.float64)
+    p = torch.softmax(logits, dim=1)
+    (exact,) = torch.autograd.grad((p[:, 1] * reward).mean(), logits)
+    total = torch.zeros_like(exact)
+    for action in (0, 1):
+        taken = torch.full((5,), action)
+        loss = mch.LOSSES[estimator](torch.log_softmax(logits, dim=1), taken, reward)
+        (gradient,) = torch.autograd.grad(-loss, logits)  # row i depends on lane i alone
+        total += torch.softmax(logits, dim=1).detach()[:, [action]] * gradient
+    torch.testing.assert_close(total, exact)
+
+
+def test_a_worked_example_of_equation_7() -> None:
+    log_pi = torch.log(torch.tensor([[0.75, 0.25], [0.5, 0.5]]))
+    action, keep_reward = torch.tensor([1, 0]), torch.tensor([2.0, 3.0])
+    # lane 0 keeps and earns 2; lane 1 discards and earns 0
+    assert mch.reinforce_loss(log_pi, action, keep_reward).item() == pytest.approx(-2 * np.log(0.25) / 2)
+    assert mch.exact_loss(log_pi, action, keep_reward).item() == pytest.approx(-(0.25 * 2 + 0.5 * 3) / 2)
+    critical = -((1 - 0.25) * 2 * np.log(0.25) + (0 - 0.5) * 3 * np.log(0.5)) / 2
+    assert mch.self_critical_loss(log_pi, action, keep_reward).item() == pytest.approx(critical)
+
+
+def test_the_network_is_the_papers() -> None:
+    policy = mch.Policy(7, 4, Args())
+    linear = [(layer.in_features, layer.out_features) for layer in policy.layers if isinstance(layer, nn.Linear)]
+    assert linear == [(2 * 7 + 2 * 4, 1024), (1024, 512), (512, 256), (256, 64), (64, 2)]
+    assert sum(isinstance(layer, nn.BatchNorm1d) for layer in policy.layers) == 4
+    sequential = mch.Policy(7, 4, Args(regions_per_episode=2))
+    assert sequential.keys[-1] == "kept"
+    paper = mch.PAPER
+    settings = paper.optimizer, paper.learning_rate, paper.weight_decay, paper.lanes, paper.updates, paper.reduction
+    assert settings == ("sgd", 1e-4, 5e-4, 256, 100, "sum")
+    assert (paper.estimator, paper.dropout, paper.scale_reward) == ("reinforce", 0.0, False)
+
+
+def test_predict_and_keep_probability_agree() -> None:
+    torch.manual_seed(0)
+    policy = mch.Policy(3, 4, Args())
+    rng = np.random.default_rng(0)
+    shapes = {"image": 3, "region": 3, "image_code": 4, "region_code": 4}
+    seen = {key: rng.standard_normal((50, width)).astype(np.float32) for key, width in shapes.items()}
+    p = policy.keep_probability(seen)
+    assert p.shape == (50,)
+    assert ((p > 0) & (p < 1)).all()
+    np.testing.assert_array_equal(policy.predict(seen)[0], p > 0.5)
+    np.testing.assert_array_equal(p, policy.keep_probability(seen))  # dropout and batch statistics are off
+    assert policy.training
+    drawn = np.mean([policy.predict(seen, deterministic=False)[0] for _ in range(400)], axis=0)
+    np.testing.assert_allclose(drawn, p, atol=0.1)
+
+
+@pytest.mark.parametrize("preset", [Args(), mch.PAPER], ids=["hashgym", "paper"])
+def test_a_seed_determines_a_run(scenes: HashingDataset, base: PairwiseHasher, preset: Args) -> None:
+    one, same, other = (
+        mch.train(scenes, base, dataclasses.replace(preset, **SMALL, seed=seed), progress=False) for seed in (0, 0, 1)
+    )
+    pairs = zip(one.parameters(), same.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert not all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_a_run_that_was_killed_ends_as_one_that_was_not(
+    scenes: HashingDataset, base: PairwiseHasher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = Args(**SMALL, regions_per_episode=3)
+    mch.train(scenes, base, args, out=tmp_path / "whole", progress=False)
+    save = runs.save
+
+    def killed(content: dict[str, Any], path: Path) -> None:
+        save(content, path)
+        if content["update"] == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        mch.train(scenes, base, args, out=tmp_path / "killed", progress=False)
+    monkeypatch.undo()
+    saved = hashers.load(tmp_path / "killed" / "base.npz")
+    mch.train(scenes, saved, args, out=tmp_path / "killed", resume=True, progress=False)
+    whole, resumed = (mch.load(tmp_path / name / "policy.pt", "cpu").state_dict() for name in ("whole", "killed"))
+    for key in whole:
+        assert torch.equal(whole[key], resumed[key]), key
+
+
+def test_what_a_run_leaves(scenes: HashingDataset, base: PairwiseHasher, tmp_path: Path) -> None:
+    policy = mch.train(scenes, base, Args(**SMALL), out=tmp_path / "run", progress=False)
+    names = {path.name.split(".")[0] for path in (tmp_path / "run").iterdir()}
+    assert names == {"base", "checkpoint", "events", "policy"}
+    loaded = mch.load(tmp_path / "run" / "policy.pt")
+    rows = scenes.query[:50]
+    again = mch.encode(loaded, hashers.load(tmp_path / "run" / "base.npz"), scenes, rows, 0.4)
+    sets = mch.encode(policy, base, scenes, rows, 0.4)
+    np.testing.assert_array_equal(sets.words, again.words)
+    np.testing.assert_array_equal(sets.kept, again.kept)
+    with pytest.raises(ValueError, match="resume it, remove it"):
+        mch.train(scenes, base, Args(**SMALL), out=tmp_path / "run", progress=False)
+    with pytest.raises(ValueError, match="another price"):
+        mch.train(scenes, base, Args(**SMALL, price=0.1), out=tmp_path / "run", resume=True, progress=False)
+    with pytest.raises(ValueError, match="no run to resume"):
+        mch.train(scenes, base, Args(**SMALL), out=tmp_path / "none", resume=True, progress=False)
+    with pytest.raises(ValueError, match="does not exist"):
+        mch.load(tmp_path / "none.pt")
+
+
+def test_what_is_watched_equals_a_loop(scenes: HashingDataset, base: PairwiseHasher) -> None:
+    learning, held_out = runs.split(scenes, Args(**SMALL))
+    held_out = held_out[:40]
+    run = mch._Run(mch.Policy(scenes.dim, 16, Args(**SMALL)), base, learning, held_out, Args(**SMALL))
+    watched = run.watch()
+    sets = mch.encode(run.policy, base, scenes, held_out)
+    labels, recalls, precisions = scenes.labels[held_out], [], []
+    for q in range(40):
+        near = similar = both = 0
+        for item in range(40):
+            if item == q:
+                continue
+            its = [tuple(codes.unpack(sets.words[item, k], 16)) for k in range(6) if sets.kept[item, k]]
+            at_zero = tuple(codes.unpack(sets.words[q, 0], 16)) in its
+            alike = bool((labels[q] & labels[item]).any())
+            near, similar, both = near + at_zero, similar + alike, both + (at_zero and alike)
+        if similar:
+            recalls.append(both / similar)
+            precisions.append(both / near if near else 0.0)
+    assert watched["retrieval/held_out_recall_radius0"] == pytest.approx(np.mean(recalls))
+    assert watched["retrieval/held_out_precision_radius0"] == pytest.approx(np.mean(precisions))
+    assert watched["retrieval/anhc"] == pytest.approx(np.mean(sets.kept.sum(1)))
+    assert not np.intersect1d(learning.train, held_out).size
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"estimator": "guess"}, "estimator must be one of exact, reinforce, self_critical"),
+        ({"optimizer": "lion"}, "adam or sgd"),
+        ({"lanes": 1}, "lanes of at least 2"),
+        ({"updates": 0}, "updates must be above 0"),
+        ({"regions_per_episode": 0}, "regions_per_episode must be above 0"),
+        ({"dropout": 1.0}, "dropout must be"),
+        ({"holdout": -0.1}, "holdout must be"),
+    ],
+)
+def test_wrong_settings(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Args(**change)
+
+
+def test_data_and_bases_that_cannot_be_used(scenes: HashingDataset, base: PairwiseHasher, tmp_path: Path) -> None:
+    bare = dataclasses.replace(scenes, regions=None, train_regions=None, boxes=None, train_boxes=None)
+    with pytest.raises(DataError, match=r"hashgym features .*--train-regions 4"):
+        mch.train(bare, base, Args(**SMALL), out=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()  # refused before anything was written
+    with pytest.raises(DataError, match=r"hashgym features .*--regions 5"):
+        mch.encode(mch.Policy(scenes.dim, 16, Args()), base, bare, bare.query)
+    other = hashers.make("dch", bits=8, hidden=8, updates=5).fit(scenes.features[:300, :20], scenes.labels[:300])
+    with pytest.raises(ValueError, match="20"):
+        mch.train(scenes, other, Args(**SMALL), progress=False)
+    with pytest.raises(ValueError, match="xi is a probability"):
+        mch.main(mch.Main(Args(), xi=1.5))
+
+
+def test_it_learns_which_regions_to_keep(scenes: HashingDataset) -> None:
+    """On images it never saw, asked for by others it never saw: retrieval improves in each way that MCH means."""
+    base = hashers.make("dch", bits=24, hidden=256, updates=600)
+    base.fit(scenes.features[scenes.train], scenes.labels[scenes.train])
+    policy = mch.train(scenes, base, Args(updates=150, holdout=0.0, lanes=128), progress=False)
+    own = base.encode(scenes.features[scenes.query])
+    labels = scenes.labels[scenes.query], scenes.labels[scenes.database]
+    several = mch.encode(policy, base, scenes, scenes.database)
+    single = CodeSets(several.words[:, :1], several.kept[:, :1], 24)
+    one, more = (evaluate(own, labels[0], sets, labels[1]) for sets in (single, several))
+    assert 1.2 < several.anhc < 4
+    assert more.map > one.map + 0.03
+    assert more.recall_by_radius[0] > 1.5 * one.recall_by_radius[0]
+    assert more.precision_by_radius[0] > one.precision_by_radius[0]
+    # Keeping as many regions at random brings less of each.
+    chance = np.random.default_rng(0).random(several.kept.shape) < several.kept[:, 1:].mean()
+    chance[:, 0] = True
+    blind = evaluate(own, labels[0], CodeSets(several.words, chance, 24), labels[1])
+    assert more.map > blind.map
+    assert more.recall_by_radius[0] > blind.recall_by_radius[0]
+    assert more.precision_by_radius[0] > blind.precision_by_radius[0]
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = tmp_path / "base.npz"
+    scenes = load("digit-scenes").standardized()
+    small = hashers.make("dch", bits=8, hidden=16, updates=20)
+    small.fit(scenes.features[scenes.train], scenes.labels[scenes.train]).save(base)
+    results = mch.main(mch.Main(Args(**SMALL), base=str(base), xi=0.0, out=tmp_path / "run"))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"mAP {results['several codes'].map:.4f}" in printed
+    assert results["several codes"].recall_by_radius[0] >= results["one code"].recall_by_radius[0]
+    assert hashgym.hashers.load(tmp_path / "run" / "base.npz").bits == 8
