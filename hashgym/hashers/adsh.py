@@ -70,10 +70,10 @@ class ADSH(DeepHasher, PairwiseHasher):
 
     Attributes:
         gamma: weight of the squared distance of outputs to learnt codes, summed over bits.
-        dissimilar: r, where S_ij = 1 for similar and -r for dissimilar pairs. None is the authors' habit,
-            r = |similar pairs| / |dissimilar pairs|: S then sums to 0. With r = 1 and few similar pairs, nearly all
-            targets are -q, which no codes can meet, and these pairs drown the others. ``pair_loss`` has r = 1, as
-            Table 1.
+        dissimilar: r, where S_ij = 1 for similar and -r for dissimilar pairs; ``pair_loss`` has r = 1, as Table 1. None
+            is the authors' habit, r = |similar pairs| / |dissimilar pairs|, so that S sums to 0: few similar pairs
+            would else be drowned by the many whose inner product cannot be -q all at once. Where similar pairs are
+            the more frequent r is 1, for an inner product below -q does not exist.
         passes: of coordinate descent at a time.
     """
 
@@ -96,7 +96,7 @@ class ADSH(DeepHasher, PairwiseHasher):
     def objective(self, labels: Tensor) -> Objective:
         """The asymmetric loss of a batch against all training images, and its distance to their codes."""
         weights = self._weigh(labels.cpu().numpy())
-        r = weights[0] / weights[1] if self.dissimilar is None else self.dissimilar
+        r = min(float(weights[0] / weights[1]), 1.0) if self.dissimilar is None else self.dissimilar
         n, period = len(labels), -(-len(labels) // self.batch_size)
         similar = similarity_product(labels, 0, torch.ones_like(labels[:, :1]))[:, 0]
         constant = self.bits**2 * (similar + r**2 * (n - similar))  # sum over j of (q S_ij)^2

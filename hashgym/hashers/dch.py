@@ -35,7 +35,7 @@ class DCH(DeepHasher, PairwiseHasher):
         nearest: see :func:`cauchy_loss`.
     """
 
-    gamma: float = 10.0
+    gamma: float = 20.0
     quantization: float = 0.1
     nearest: float = 0.5
 

@@ -44,12 +44,12 @@ class KSH(PairwiseHasher):
         anchors_: float32 (anchors, D).
         width_: the kernel is exp(-||x - anchor||^2 / (2 width^2)), width the root mean squared distance to anchors.
         means_: float32 (anchors,), of the kernel over all training images.
-        weights_: float32 (anchors, q).
+        weights_: float32 (anchors, q); values have mean square 1 on the labelled images.
     """
 
     anchors: int = 300
-    labelled: int = 2000
-    iterations: int = 100
+    labelled: int = 3000
+    iterations: int = 30
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,9 +66,9 @@ class KSH(PairwiseHasher):
         self._weigh(y)
         rng = np.random.default_rng(self.seed)
         self.anchors_ = X[rng.permutation(len(X))[: self.anchors]].copy()
-        distances = _squared_distances(X, self.anchors_)
-        self.width_ = float(np.sqrt(distances.mean(dtype=np.float64))) or 1.0
-        kernel = np.exp(distances / np.float32(-2 * self.width_**2))
+        squares = squared_distances(X, self.anchors_)
+        self.width_ = float(np.sqrt(squares.mean(dtype=np.float64))) or 1.0
+        kernel = rbf(squares, self.width_)
         self.means_ = kernel.mean(0, dtype=np.float64).astype(np.float32)
 
         rows = rng.permutation(len(X))[: self.labelled]
@@ -77,13 +77,20 @@ class KSH(PairwiseHasher):
         self.weights_ = greedy_weights(kernel[rows] - self.means_, residual, self.bits, self.iterations)
 
     def _transform(self, X: Features) -> Features:
-        kernel = np.exp(_squared_distances(X, self.anchors_) / np.float32(-2 * self.width_**2))
-        return (kernel - self.means_) @ self.weights_
+        return (rbf(squared_distances(X, self.anchors_), self.width_) - self.means_) @ self.weights_
 
 
-def _squared_distances(X: Features, anchors: Features) -> Features:
-    squares = (X**2).sum(1)[:, None] + (anchors**2).sum(1) - 2 * X @ anchors.T
-    return np.maximum(squares, 0)
+def squared_distances(X: Features, anchors: Features) -> Features:
+    """Squared Euclidean distances, float32 (n, m), of rows of X (n, D) to anchors (m, D)."""
+    center = anchors.mean(0)  # far from the origin, products would hide differences
+    X, anchors = X - center, anchors - center
+    norms, anchor_norms = (np.einsum("nd,nd->n", rows, rows) for rows in (X, anchors))
+    return np.maximum(norms[:, None] + anchor_norms - 2 * X @ anchors.T, 0)
+
+
+def rbf(squares: Features, width: float) -> Features:
+    """exp(-squares / (2 width^2))."""
+    return np.exp(squares / np.float32(-2 * width**2))
 
 
 def greedy_weights(kernel: Features, residual: Features, bits: int, iterations: int) -> Features:
@@ -97,25 +104,30 @@ def greedy_weights(kernel: Features, residual: Features, bits: int, iterations: 
     """
     from scipy.linalg import eigh
     from scipy.optimize import minimize
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-    weights = np.empty((kernel.shape[1], bits), np.float32)
+    m = kernel.shape[1]
+    weights = np.empty((m, bits), np.float32)
     wide = kernel.astype(np.float64)
     gram = wide.T @ wide
-    gram[np.diag_indices_from(gram)] += 1e-6 * np.trace(gram) / len(gram) + 1e-12  # anchors may depend on each other
+    gram[np.diag_indices(m)] += 1e-6 * np.trace(gram) / m + 1e-12  # anchors may depend on each other
+
+    def scaled(a: NDArray[np.float64]) -> NDArray[np.float64]:
+        """``a`` with outputs of mean square 1: where the sigmoid is neither flat nor straight."""
+        return a * np.sqrt(len(kernel) / max(float(a @ gram @ a), 1e-12))
 
     def climb(a: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         h = np.tanh(kernel @ a.astype(np.float32) / 2)  # 2 sigmoid - 1
         explained = residual @ h
         return -float(h @ explained), -((1 - h * h) * explained @ kernel).astype(np.float64)
 
-    for k in range(bits):
-        last = len(gram) - 1
-        a = eigh(kernel.T @ residual @ kernel, gram, subset_by_index=[last, last])[1][:, 0]
-        a *= np.sqrt(len(kernel) / max((a @ gram @ a), 1e-12))  # outputs of mean square 1: neither flat nor saturated
-        smooth = minimize(climb, a, jac=True, method="L-BFGS-B", options={"maxiter": iterations}).x
-        candidates = [(np.where(kernel @ v > 0, np.float32(1), np.float32(-1)), v) for v in (a, smooth)]
-        h, weights[:, k] = max(candidates, key=lambda found: float(found[0] @ residual @ found[0]))
-        residual -= h[:, None] * h
+    with threadpool_limits(1, "blas"):  # many short products: threads wait for each other longer than they help
+        for k in range(bits):
+            spectral = scaled(eigh(kernel.T @ residual @ kernel, gram, subset_by_index=[m - 1, m - 1])[1][:, 0])
+            smooth = scaled(minimize(climb, spectral, jac=True, method="L-BFGS-B", options={"maxiter": iterations}).x)
+            candidates = [(np.where(kernel @ a > 0, np.float32(1), np.float32(-1)), a) for a in (spectral, smooth)]
+            h, weights[:, k] = max(candidates, key=lambda found: float(found[0] @ residual @ found[0]))
+            residual -= h[:, None] * h
     return weights
 
 

@@ -43,7 +43,7 @@ class MMHH(DeepHasher, PairwiseHasher):
     """
 
     radius: float = 2.0
-    dissimilar: float = 8.0
+    dissimilar: float = 30.0
     quantization: float = 0.01
 
     weighted = True

@@ -28,6 +28,12 @@ def test_values_are_the_centred_kernel_times_weights_entry_by_entry():
     assert np.allclose(ksh.transform(X), (kernel - kernel.mean(0)) @ ksh.weights_, atol=1e-4)
 
 
+def test_features_far_from_the_origin_give_the_same_codes():
+    X, y = random_problem(0)
+    near, far = (make("ksh", bits=8, anchors=20).fit(X + shift, y).transform(X + shift) for shift in (0, 1000))
+    assert ((near > 0) == (far > 0)).mean() > 0.97
+
+
 def unexplained(H, S):
     """||H H^T - q S||^2 by its definition, q the bits H has room for."""
     return ((H @ H.T - S) ** 2).sum()
