@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from hashgym.data import HashingDataset
@@ -56,9 +57,10 @@ def run_cells(
                     outcome = future.result()
                 except Exception as error:
                     failed += 1
-                    progress.console.print(f"[red]{cell} failed:[/red] {type(error).__name__}: {error}", markup=True)
+                    reason = escape(f"{type(error).__name__}: {error}")
+                    progress.console.print(f"[red]{escape(str(cell))} failed:[/red] {reason}", markup=True)
                 else:
-                    progress.console.print(f"{cell}: {finish(outcome)}")
+                    progress.console.print(f"{cell}: {finish(outcome)}", markup=False)
                 progress.advance(bar)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

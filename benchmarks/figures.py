@@ -20,7 +20,7 @@ Codes = NDArray[np.bool_]
 # panel -> (base, method) -> x and y of its line; the method "single" is drawn dashed
 Panels: TypeAlias = dict[str, dict[tuple[str, str], tuple[NDArray[Any], NDArray[Any]]]]
 
-RIGHT, WRONG, ASKED = "#1a9850", "#d73027", "#333333"
+RIGHT, WRONG, ASKED, REGION = "#1a9850", "#d73027", "#333333", "#3366ff"
 COLORS = ("#7f7f7f", "#4477aa", "#ee9933", "#aa3377", "#228833", "#66ccee", "#bbbbbb", "#000000")  # readable by all
 
 
@@ -189,14 +189,14 @@ def several_codes(
     """Draw what several codes an image change for the queries whose first results gain most (MCH, Figure 8).
 
     Below every result stand its distances with one code and with several; where the match is a region's, the region is
-    framed. Results come by distance, those that gained most first among equals.
+    framed. Results come by distance, those that gained most first among equals. No result is drawn twice.
 
     Args:
         dataset: with thumbnails; regions are framed where it knows their ``boxes``.
         query_codes: bool (queries, q), codes of ``dataset.query``.
         sets: codes of ``dataset.database``: the image's own first, then those of its regions.
         path: the picture to write (PNG).
-        queries: how many are drawn.
+        queries: how many are drawn, at most.
         shown: results for each.
         title: its heading.
 
@@ -212,10 +212,12 @@ def several_codes(
         one, several, match = each[:, 0], each.min(axis=1), each.argmin(axis=1)
         first = np.lexsort((several - one, several))[:shown]
         found.append((int((one - several)[first].sum()), q, first, one[first], several[first], match[first]))
-    by_gain = sorted(found, key=lambda entry: (-entry[0], entry[1]))
-    # One query for each set of labels: those of the same labels find the same images.
-    best = list({dataset.labels[dataset.query[entry[1]]].tobytes(): entry for entry in reversed(by_gain)}.values())
-    best = best[::-1][:queries]
+    best: list[tuple[Any, ...]] = []
+    drawn: set[int] = set()
+    for entry in sorted(found, key=lambda entry: (-entry[0], entry[1])):
+        if len(best) < queries and drawn.isdisjoint(first := entry[2].tolist()):
+            best.append(entry)
+            drawn.update(first)
     figure = _figure(0.95 * (shown + 1) + 0.6, 1.25 * len(best) + 1.0)
     grid = figure.subplots(len(best), shown + 1, squeeze=False)
     for row, (_, q, first, one, several, match) in zip(grid, best, strict=True):
@@ -232,7 +234,9 @@ def several_codes(
                 _frame(axes, dataset.thumbnails[image].shape, left, top, right_edge, bottom)
         for axes in row[1 + len(first) :]:
             axes.set_axis_off()
-    heading = "bits off with one code an image and with several; blue: the region whose code matched"
+    heading = "the queries that gain most: bits off with one code an image and with several"
+    if dataset.boxes is not None:
+        heading += "; blue: the region whose code matched"
     figure.suptitle(f"{title}\n{heading}\ngreen frame: shares a label with the query, red: does not".strip())
     _write(figure, path)
 
@@ -243,7 +247,7 @@ def _frame(axes: Any, shape: tuple[int, ...], left: float, top: float, right: fl
 
     height, width = shape[:2]
     x, y, to_x, to_y = np.clip([left, top, right, bottom], 0.02, 0.98) * [width, height, width, height] - 0.5
-    axes.add_patch(Rectangle((x, y), to_x - x, to_y - y, fill=False, edgecolor="#3366ff", linewidth=2))
+    axes.add_patch(Rectangle((x, y), to_x - x, to_y - y, fill=False, edgecolor=REGION, linewidth=2))
 
 
 def _lines(panels: Panels, title: str) -> tuple[Any, list[Any]]:

@@ -52,6 +52,7 @@ COLUMNS = (
     "config",
 )
 CURVE_KEY = ("dataset", "features", "sigma", "base", "method", "bits", "seed", "k")
+CURVES = (*CURVE_KEY, "f1", "buckets")
 POINTS = 16  # of an F1-bucket curve
 
 Row = Mapping[str, Any]
@@ -161,11 +162,13 @@ def fit(cell: Cell, dataset: HashingDataset, *, out: Path | None = None, progres
         cell: what to run.
         dataset: see :meth:`HashingDataset.standardized`; with regions.
         out: where the agent writes its checkpoint and TensorBoard files.
-        progress: whether to show a progress bar.
+        progress: whether to show progress bars.
     """
     from agents import mch
 
     base, args = _settings(cell)
+    if hasattr(base, "verbose"):
+        base.verbose = progress
     start = time.perf_counter()
     base.fit(dataset.features[dataset.train], dataset.labels[dataset.train])
     fitted = time.perf_counter()
@@ -241,14 +244,15 @@ def main(args: Args, console: Console | None = None) -> int:
     if wrong := [xi for xi in args.xi if not 0 <= xi <= 1]:
         raise ValueError(f"xi is a probability, from 0 to 1, got {wrong[0]}")
     data: dict[str, Any] = {"split": args.split, "queries": args.queries, "train": args.train}
-    common: dict[str, Any] = {**data, "xi": tuple(sorted({*args.xi, 0.5})), "preset": args.preset}
+    common: dict[str, Any] = {**data, "xi": tuple(sorted({*map(float, args.xi), 0.5})), "preset": args.preset}
     grid = [(b, q, s) for b in args.bases for q in args.bits for s in range(args.seeds)]
     cells = [Cell(args.features, *which, **common, curves=True, out=args.out) for which in grid]
     sigma_grid = [(args.sigma_base, args.sigma_bits, s) for s in range(args.seeds)]
-    cells += [Cell(folder, *which, **common) for folder in args.sigma_features for which in sigma_grid]
+    others = [(folder, *which) for folder in args.sigma_features for which in sigma_grid]
+    cells += [Cell(*which, **common) for which in others if which not in {(args.features, *w) for w in grid}]
     datasets = {folder: Cell(folder, "", 0, 0, **data).load() for folder in {cell.features for cell in cells}}
     results = Results(args.out, COLUMNS, KEY)
-    drawn = Results(args.out, (*CURVE_KEY, "f1", "buckets"), CURVE_KEY, "curves.csv")
+    drawn = Results(args.out, CURVES, CURVE_KEY, "curves.csv")
     names = {cell: [_names(cell, datasets[cell.features], xi) for xi in (None, *cell.xi)] for cell in cells}
     waiting = [cell for cell in cells if not all(results.done(name, replace=args.replace) for name in names[cell])]
     if len(waiting) < len(cells):
@@ -263,15 +267,22 @@ def main(args: Args, console: Console | None = None) -> int:
         return ", ".join(f"{m} {one[m]:.4f} -> {several[m]:.4f}" for m in MEASURES)
 
     failed = run_cells(waiting, run, finish, jobs=args.jobs, console=console)
-    report(results.rows(), drawn.rows(), args.out, console)
+    report(_about(names[cells[0]][0], results.rows()), _about(names[cells[0]][0], drawn.rows()), args.out, console)
     return failed
 
 
+def _about(name: Row, rows: Sequence[Row]) -> list[Row]:
+    """The rows of the same dataset and features, those of the same sigma first."""
+    own = [row for row in rows if (row["dataset"], row["features"]) == (name["dataset"], name["features"])]
+    return sorted(own, key=lambda row: row["sigma"] != str(name["sigma"]))
+
+
 def report(rows: Sequence[Row], points: Sequence[Row], out: Path, console: Console) -> None:
-    """Print the tables, write them to ``table.md``, and draw the figures, of all rows there are."""
+    """Print the tables, write them to ``table.md``, and draw the figures: of all rows, whose first says which sigma."""
     if not rows:
         return
-    tables = [gains(rows, bits) for bits in sorted({int(row["bits"]) for row in rows})]
+    main = {int(row["bits"]) for row in rows if row["sigma"] == rows[0]["sigma"]}
+    tables = [gains(rows, bits) for bits in sorted(main)]
     if (thresholds := by_threshold(rows)) is not None:
         tables.append(thresholds)
     for table in tables:
@@ -280,7 +291,7 @@ def report(rows: Sequence[Row], points: Sequence[Row], out: Path, console: Conso
     title = f"{rows[0]['dataset']}: one code an image (dashed) and MCH, xi = .5"
     figures.by_code_length(_by_code_length(rows), out / "radius0.png", title=title)
     if points:
-        figures.f1_buckets(_f1_curves(points), out / "f1_buckets.png", title=title)
+        figures.f1_buckets(f1_curves(points), out / "f1_buckets.png", title=title)
 
 
 def gains(rows: Sequence[Row], bits: int) -> Table:
@@ -291,24 +302,27 @@ def gains(rows: Sequence[Row], bits: int) -> Table:
     for heading in headings:
         table.add_column(heading, justify="left" if heading in headings[:2] else "right")
 
-    def of(measure: str, base: str, method: str, xi: str) -> np.ndarray:
+    def of(measure: str, base: str, method: str, xi: str) -> dict[str, float]:
         own = [row for row in here if (row["base"], row["method"], row["xi"]) == (base, method, xi)]
-        return np.array([float(row[measure]) for row in sorted(own, key=lambda row: int(row["seed"]))])
+        return {row["seed"]: float(row[measure]) for row in own}
 
     for base, method in dict.fromkeys((row["base"], row["method"]) for row in here if row["xi"] == "0.5"):
         cells = []
         for measure in ("recall_radius0", "precision_radius0", "map"):
-            one, several = of(measure, base, "single", ""), of(measure, base, method, "0.5")
-            # Recall within radius 0 differs by orders of magnitude between bases: its gain is relative.
-            change, form = (several / one - 1, "+.0%") if measure == "recall_radius0" else (several - one, "+.3f")
-            gain = estimate([change.tolist()])
-            interval = f" [{gain.low:{form}}, {gain.high:{form}}]" if len(change) > 1 else ""
-            cells.append(f"{one.mean():.3f} -> {several.mean():.3f} ({gain.mean:{form}}{interval})")
-        everything = of("map", base, method, "0.0")
-        cells += [
-            f"{of('anhc', base, method, '0.5').mean():.2f}",
-            f"{everything.mean():.3f}" if everything.size else "",
-        ]
+            before, after = of(measure, base, "single", ""), of(measure, base, method, "0.5")
+            one, several = np.array([(before[seed], after[seed]) for seed in after]).T
+            cell, change, form = f"{one.mean():.3f} -> {several.mean():.3f}", several - one, "+.3f"
+            if measure == "recall_radius0":  # differs by orders of magnitude between bases: its gain is relative
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    change, form = several / one - 1, "+.0%"
+            if np.isfinite(change).all():
+                gain = estimate([change])
+                interval = f" [{gain.low:{form}}, {gain.high:{form}}]" if len(change) > 1 else ""
+                cell += f" ({gain.mean:{form}}{interval})"
+            cells.append(cell)
+        for measure, xi, form in (("anhc", "0.5", ".2f"), ("map", "0.0", ".3f")):
+            values = list(of(measure, base, method, xi).values())
+            cells.append(f"{np.mean(values):{form}}" if values else "")
         table.add_row(base, method, *cells)
     return table
 
@@ -329,8 +343,9 @@ def by_threshold(rows: Sequence[Row]) -> Table | None:
         cells = []
         for xi in thresholds:
             at = [row for row in own if row["sigma"] == sigma and row["xi"] == xi]
-            means = [np.mean([float(row[m]) for row in at]) for m in ("anhc", "recall_radius0", "map")]
-            cells.append(f"{means[0]:.2f} / {means[1]:.3f} / {means[2]:.3f}")
+            codes, recall, score = (sum(float(r[m]) for r in at) for m in ("anhc", "recall_radius0", "map"))
+            n = len(at)
+            cells.append(f"{codes / n:.2f} / {recall / n:.3f} / {score / n:.3f}" if at else "")
         table.add_row(sigma, *cells)
     return table
 
@@ -366,9 +381,10 @@ def _by_code_length(rows: Sequence[Row]) -> figures.Panels:
     return panels
 
 
-def _f1_curves(points: Sequence[Row]) -> figures.Panels:
+def f1_curves(points: Sequence[Row]) -> figures.Panels:
     """Means over seeds of F1 against buckets visited, for each code length, base and method."""
     panels: figures.Panels = {}
+    points = [point for point in points if point["sigma"] == points[0]["sigma"]]
     for which in dict.fromkeys((int(point["bits"]), point["base"], point["method"]) for point in points):
         bits, *line = which
         own = [point for point in points if (int(point["bits"]), point["base"], point["method"]) == which]

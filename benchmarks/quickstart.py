@@ -1,4 +1,4 @@
-"""The first thing to run: an agent learns to hash handwritten digits, beside three rivals, in a minute or two.
+"""The first thing to run: agents learn to hash handwritten digits, and scenes of several, in two or three minutes.
 
 make quickstart        (or: python -m benchmarks.quickstart)
 """
@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 import hashgym.data
-from benchmarks import drlih, figures
+from benchmarks import drlih, figures, mch
 from benchmarks.results import Results
+from hashgym.data import HashingDataset
 
 __all__ = ["Args", "main"]
 
@@ -25,9 +26,12 @@ NEXT = r"""[bold]Next[/bold]
     tensorboard --logdir {out}
   take the environment into your own hands
     env = gymnasium.make("hashgym:BitGroupHashing-v0", dataset="digits", bits=24, render_mode="ansi")
+    env = gymnasium.make("hashgym:RegionKeep-v0", dataset="digit-scenes", base="dch", bits=32, render_mode="ansi")
   hash real pictures (CIFAR-10 as Python batches or class folders in DIR), then fill the table for them
     hashgym features --dataset cifar10 --root DIR --backbone efficientnet_lite0 --size 160 --out features/cifar10
-    python -m benchmarks.drlih --features features/cifar10 --out runs/cifar10"""
+    python -m benchmarks.drlih --features features/cifar10 --out runs/cifar10
+  several codes an image need regions: add `--regions 5 --train-regions 4` to `hashgym features`, then
+    python -m benchmarks.mch --features features/cifar10 --out runs/cifar10-mch"""
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,18 @@ class Args:
     """Code length."""
     methods: tuple[str, ...] = ("lsh", "itq", "noseq", "drlih")
     """Hashers and agents, see `benchmarks.drlih`; the last one's search results are drawn."""
+    scenes: str = "digit-scenes"
+    """An embedded dataset with regions, or a folder that `hashgym features --regions 5 --train-regions 4` wrote."""
+    base: str = "dch"
+    """The hasher whose codes of regions an agent keeps or discards, see `benchmarks.mch`."""
+    scene_bits: int = 32
+    """Its code length."""
     seed: int = 0
     """Of every method."""
 
 
 def main(args: Args, console: Console | None = None) -> None:
-    """Train, measure, draw.
+    """Train, measure, draw: one code an image first, then several.
 
     Raises:
         ValueError: for methods, data or a code length that cannot be had.
@@ -56,13 +66,23 @@ def main(args: Args, console: Console | None = None) -> None:
 
     torch.set_num_threads(1)  # for networks this small more threads gain nothing, and on a busy machine lose much
     console = console or Console()
+    cell = mch.Cell(args.scenes, args.base, args.scene_bits, args.seed, xi=(0.0, 0.5))
+    scenes = cell.load().standardized()  # before the first part runs: what is wrong is said at once
+    _digits(args, console)
+    _scenes(cell, scenes, args.out / "mch", console)
+    console.print("\n[bold]Written[/bold]")
+    for path in [*sorted(args.out.iterdir()), *sorted((args.out / "mch").iterdir())]:
+        if not path.name.startswith("."):
+            console.print(f"  {path}{'/' if path.is_dir() else ''}", highlight=False, soft_wrap=True)
+    console.print("\n" + NEXT.format(out=args.out), highlight=False, soft_wrap=True)
+
+
+def _digits(args: Args, console: Console) -> None:
+    """One code an image: an agent that writes codes, beside its rivals."""
     dataset = hashgym.data.load(args.features).standardized()
     cells = [drlih.Cell(args.features, method, args.bits, args.seed) for method in args.methods]
     groups = {cell.method: k for cell in cells if (k := drlih.group_bits(cell))}
-    console.print(
-        f"[bold]{dataset.name}[/bold]: {len(dataset):,} images of {dataset.dim} features, {len(dataset.train):,} to "
-        f"learn from, {len(dataset.query):,} queries, {len(dataset.database):,} to search; codes of {args.bits} bits"
-    )
+    _introduce(dataset, args.bits, console)
     results = Results(args.out)
     table = Table(caption="mAP is the mean over all orders of images at the same distance; bounds: worst to best order")
     for heading in ("method", "mAP", "bounds", "precision, radius 2", "training"):
@@ -85,11 +105,42 @@ def main(args: Args, console: Console | None = None) -> None:
     figures.code_strips(queries, labels, dataset.label_names, args.out / "codes.png", groups=groups, title=title)
     if dataset.thumbnails is not None:
         figures.rankings(dataset, *codes[best], args.out / "results.png", title=f"{title}, {best}")
-    console.print("\n[bold]Written[/bold]")
-    for path in sorted(args.out.iterdir()):
-        if not path.name.startswith("."):
-            console.print(f"  {path}{'/' if path.is_dir() else ''}", highlight=False, soft_wrap=True)
-    console.print("\n" + NEXT.format(out=args.out), highlight=False, soft_wrap=True)
+
+
+def _scenes(cell: mch.Cell, dataset: HashingDataset, out: Path, console: Console) -> None:
+    """Several codes an image: an agent that keeps or discards the codes of regions."""
+    console.print()
+    _introduce(dataset, cell.bits, console)
+    count = 0 if dataset.regions is None else dataset.regions.shape[1]
+    console.print(f"training {cell.base}, then an agent that keeps or discards the codes of {count} regions an image")
+    codes = mch.fit(cell, dataset, out=_free(out / "agent"), progress=True)
+    rows, points = mch.measure(cell, dataset, codes), mch.curves(cell, dataset, codes)
+    Results(out, mch.COLUMNS, mch.KEY).append(*rows)
+    Results(out, mch.CURVES, mch.CURVE_KEY, "curves.csv").append(*points)
+
+    table = Table(
+        caption=f"trained in {codes.base_seconds:.1f} s and {codes.agent_seconds:.1f} s; "
+        "radius 0: only images with the query's own code are found"
+    )
+    for heading in ("codes", "an image", "mAP", "recall, radius 0", "precision, radius 0"):
+        table.add_column(heading, justify="left" if heading == "codes" else "right")
+    by_xi = {row["xi"]: row for row in rows}
+    for name, xi in ((f"one ({cell.base})", ""), ("several (MCH)", 0.5), ("all regions", 0.0)):
+        measures = [f"{by_xi[xi][measure]:.3f}" for measure in ("map", "recall_radius0", "precision_radius0")]
+        table.add_row(name, f"{by_xi[xi]['anhc']:.2f}", *measures)
+    console.print(table)
+
+    title = f"{dataset.name}, {cell.base} of {cell.bits} bits"
+    figures.f1_buckets(mch.f1_curves(points), out / "f1_buckets.png", f"{title}\ndashed: one code an image")
+    if dataset.thumbnails is not None:
+        figures.several_codes(dataset, codes.query, codes.database[0.5], out / "searches.png", title=f"{title}, MCH")
+
+
+def _introduce(dataset: HashingDataset, bits: int, console: Console) -> None:
+    console.print(
+        f"[bold]{dataset.name}[/bold]: {len(dataset):,} images of {dataset.dim} features, {len(dataset.train):,} to "
+        f"learn from, {len(dataset.query):,} queries, {len(dataset.database):,} to search; codes of {bits} bits"
+    )
 
 
 def _free(folder: Path) -> Path:
