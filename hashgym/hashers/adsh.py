@@ -12,7 +12,7 @@ from hashgym.hashers.pairwise import PairwiseHasher, signs
 
 __all__ = ["ADSH", "asymmetric_loss", "discrete_coordinate_descent", "similarity_product"]
 
-_ROWS = 1024  # images whose pairs with all others are looked at at once
+_ROWS = 128  # images whose pairs with all others are looked at at once: few enough for the cache
 
 
 def asymmetric_loss(distance: Tensor, similar: Tensor, bits: int) -> Tensor:
@@ -53,10 +53,10 @@ def similarity_product(labels: Tensor, dissimilar: float, values: Tensor) -> Ten
     Args:
         labels: float (n, L), multi-hot.
         dissimilar: a number from 0 up.
-        values: (n, q).
+        values: (n, q), of the type of ``labels``.
     """
-    similar = [(labels[i : i + _ROWS] @ labels.T > 0).to(values.dtype) @ values for i in range(0, len(labels), _ROWS)]
-    return (1 + dissimilar) * torch.cat(similar) - dissimilar * values.sum(0)
+    blocks = [(labels[i : i + _ROWS] @ labels.T).clamp_(max=1) @ values for i in range(0, len(labels), _ROWS)]
+    return (1 + dissimilar) * torch.cat(blocks) - dissimilar * values.sum(0)
 
 
 @dataclass(kw_only=True, eq=False)
