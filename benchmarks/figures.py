@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -155,9 +156,9 @@ def by_code_length(panels: Panels, path: Path, title: str = "") -> None:
         title: its heading.
     """
     figure, panes = _lines(panels, title)
-    for axes in panes:
+    for axes, lines in zip(panes, panels.values(), strict=True):
         axes.set_xlabel("bits")
-        axes.set_xticks(sorted({int(x) for line in axes.lines for x in line.get_xdata()}))
+        axes.set_xticks(sorted({int(x) for xs, _ in lines.values() for x in xs}))
     _write(figure, path)
 
 
@@ -189,7 +190,8 @@ def several_codes(
     """Draw what several codes an image change for the queries whose first results gain most (MCH, Figure 8).
 
     Below every result stand its distances with one code and with several; where the match is a region's, the region is
-    framed. Results come by distance, those that gained most first among equals. No result is drawn twice.
+    framed. Results come by distance, those that gained most first among equals. No result is drawn twice, and no
+    two queries with the same labels.
 
     Args:
         dataset: with thumbnails; regions are framed where it knows their ``boxes``.
@@ -213,11 +215,12 @@ def several_codes(
         first = np.lexsort((several - one, several))[:shown]
         found.append((int((one - several)[first].sum()), q, first, one[first], several[first], match[first]))
     best: list[tuple[Any, ...]] = []
-    drawn: set[int] = set()
+    drawn: set[Any] = set()
     for entry in sorted(found, key=lambda entry: (-entry[0], entry[1])):
-        if len(best) < queries and drawn.isdisjoint(first := entry[2].tolist()):
+        shows = [*entry[2].tolist(), dataset.labels[dataset.query[entry[1]]].tobytes()]
+        if len(best) < queries and drawn.isdisjoint(shows):
             best.append(entry)
-            drawn.update(first)
+            drawn.update(shows)
     figure = _figure(0.95 * (shown + 1) + 0.6, 1.25 * len(best) + 1.0)
     grid = figure.subplots(len(best), shown + 1, squeeze=False)
     for row, (_, q, first, one, several, match) in zip(grid, best, strict=True):
@@ -251,19 +254,20 @@ def _frame(axes: Any, shape: tuple[int, ...], left: float, top: float, right: fl
 
 
 def _lines(panels: Panels, title: str) -> tuple[Any, list[Any]]:
-    """A figure with a pane for each panel: a colour for each base, dashed for one code an image."""
+    """A figure with a pane for each panel: a colour for each base; dashed and hollow for one code an image."""
     figure = _figure(3.6 * len(panels) + 0.6, 3.9)
     panes = list(figure.subplots(1, len(panels), squeeze=False)[0])
-    bases = list(dict.fromkeys(base for lines in panels.values() for base, _ in lines))
+    bases = dict.fromkeys(base for lines in panels.values() for base, _ in lines)
+    colors = dict(zip(bases, itertools.cycle(COLORS[1:]), strict=False))
     for axes, (name, lines) in zip(panes, panels.items(), strict=True):
         for (base, method), (x, y) in lines.items():
-            style = "--" if method == "single" else "-"
-            label = base if method != "single" else None
-            color = COLORS[1 + bases.index(base) % (len(COLORS) - 1)]
-            axes.plot(x, y, style, color=color, marker=".", markersize=4, linewidth=1.5, label=label)
+            style, fill = ("--", "white") if method == "single" else ("-", colors[base])
+            axes.plot(x, y, style, color=colors[base], marker="o", markerfacecolor=fill, markersize=4, linewidth=1.5)
         axes.set_title(name, fontsize=10)
         axes.grid(color="0.9")
-    panes[0].legend(fontsize=8)
+    for base, color in colors.items():
+        panes[0].plot([], [], color=color, label=base)
+    figure.legend(loc="outside lower center", ncols=len(colors), fontsize=9, frameon=False)
     figure.suptitle(title)
     return figure, panes
 

@@ -226,9 +226,9 @@ def run(cell: Cell) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     codes = fit(cell, dataset)
     rows = measure(cell, dataset, codes)
     if cell.curves and cell.out is not None and cell.seed == 0 and dataset.thumbnails is not None:
-        name = f"{cell.method}-{cell.base}-{cell.bits}"
-        path, sets = cell.out / f"searches-{name}.png", codes.database[0.5]
-        figures.several_codes(dataset, codes.query, sets, path, title=f"{dataset.name}, {name} bits")
+        name, sets = f"{cell.method}-{cell.base}", codes.database[0.5]
+        path, title = cell.out / f"searches-{name}-{cell.bits}.png", f"{dataset.name}, {name}, {cell.bits} bits"
+        figures.several_codes(dataset, codes.query, sets, path, title=title)
     return rows, curves(cell, dataset, codes) if cell.curves else []
 
 

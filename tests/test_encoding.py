@@ -1,15 +1,20 @@
-"""encode shows a policy what the environment would, group by group."""
+"""What encoders show a policy is what its environment would, and what it decides is what they keep."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
 
 import hashgym
-from hashgym.data import HashingDataset
+from hashgym import hashers
+from hashgym.codes import CodeSets, unpack
+from hashgym.data import DataError, HashingDataset
 from hashgym.envs.bit_group_hashing import BitGroupHashingEnv
+from hashgym.envs.region_keep import RegionKeepEnv
+from hashgym.hashers import Hasher
 
 BITS, GROUP = 10, 4
 
@@ -80,3 +85,206 @@ def test_wrong_arguments(change: dict[str, Any], message: str) -> None:
     arguments = {"policy": rule, "features": np.zeros((2, 6), np.float32), "bits": BITS, "group_bits": GROUP}
     with pytest.raises(ValueError, match=message):
         hashgym.encode(**{**arguments, **change})
+
+
+M, WIDTH, Q = 5, 6, 12
+
+
+@pytest.fixture
+def regional(multi_label: HashingDataset) -> HashingDataset:
+    """The small dataset, whose fixed regions are also the random ones, so that the environment offers both."""
+    rng = np.random.default_rng(8)
+    regions = multi_label.features[:, None] + rng.standard_normal((60, M, WIDTH)).astype(np.float32) / 2
+    return dataclasses.replace(multi_label, regions=regions, train_regions=regions)
+
+
+@pytest.fixture
+def base(regional: HashingDataset) -> Hasher:
+    """A base hasher of 12 bits that has hardly learnt."""
+    small = hashers.make("dch", bits=Q, hidden=16, updates=5)
+    return small.fit(regional.features[regional.train], regional.labels[regional.train])
+
+
+def chance(observation: dict[str, Any]) -> np.ndarray:
+    """A probability that depends on everything a policy sees, row by row."""
+    mixed = observation["image"].sum(1) - 2 * observation["region"] @ np.linspace(1, 2, WIDTH)
+    for weight, key in enumerate(("image_code", "region_code", "kept"), start=1):
+        if key in observation:
+            mixed = mixed + weight * observation[key] @ np.linspace(1, 2, Q)
+    return np.round(0.5 + 0.5 * np.sin(mixed.astype(np.float64)), 3)
+
+
+class Predicts:
+    """Stable-Baselines3's predict, whose actions are 0 and 1."""
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> Any:
+        assert deterministic
+        return (chance(observation) >= 0.4).astype(np.int64), None
+
+
+class Believes:
+    """An agent that says how likely it keeps."""
+
+    def keep_probability(self, observation: Any) -> np.ndarray:
+        return chance(observation)
+
+    def predict(self, *_: Any, **__: Any) -> Any:
+        raise AssertionError("actions say less than probabilities")
+
+
+@pytest.mark.parametrize("policy", [chance, Predicts(), Believes()])
+@pytest.mark.parametrize("turns", [1, 3, M])
+@pytest.mark.parametrize("batch_size", [7, 1024])
+def test_code_sets_equal_episodes_in_the_environment(
+    regional: HashingDataset, base: Hasher, policy: Any, turns: int, batch_size: int
+) -> None:
+    """Every observation that the policy is shown is one of the environment, and what it keeps there it keeps here."""
+    shown: list[dict[str, np.ndarray]] = []
+
+    def watch(observation: dict[str, Any]) -> np.ndarray:
+        shown.append({key: np.array(part) for key, part in observation.items()})
+        return decide(observation)
+
+    def decide(observation: dict[str, Any]) -> np.ndarray:
+        if hasattr(policy, "keep_probability"):
+            return policy.keep_probability(observation)
+        if hasattr(policy, "predict"):
+            return policy.predict(observation, deterministic=True)[0]
+        return policy(observation)
+
+    assert regional.regions is not None
+    regions = regional.regions[:, :turns]
+    arguments: dict[str, Any] = {"threshold": 0.4, "sequential": turns > 1, "batch_size": batch_size}
+    sets = hashgym.encode_regions(policy, base, regional.features, regions, **arguments)
+    watched = hashgym.encode_regions(watch, base, regional.features, regions, **arguments)
+    np.testing.assert_array_equal(sets.words, watched.words)
+    np.testing.assert_array_equal(sets.kept, watched.kept)
+    batches = -(-60 // batch_size)
+    assert len(shown) == batches * turns
+    seen = {
+        key: np.concatenate(
+            [np.stack([one[key] for one in shown[b * turns : (b + 1) * turns]]) for b in range(batches)], 1
+        )
+        for key in shown[0]
+    }  # (turns, n, ...)
+
+    env = RegionKeepEnv(regional, base=base, regions_per_episode=turns)
+    assert set(seen) == set(env.observation_space.keys())  # type: ignore[attr-defined]
+    for image in regional.train[:20]:
+        observation, _ = env.reset(options={"index": int(image), "regions": list(range(turns))})
+        for turn in range(turns):
+            for key, part in observation.items():
+                assert part.dtype == seen[key].dtype
+                np.testing.assert_array_equal(seen[key][turn, image], part)
+            action = decide({key: np.asarray(part)[None] for key, part in observation.items()})[0] >= 0.4
+            observation, *_ = env.step(int(action))
+        kept = env.get_state()["kept"].reshape(1, 1 + turns, -1)  # a place that is not kept repeats the first
+        np.testing.assert_array_equal(sets.filled[image], kept[0])
+
+
+def test_the_policy_decides(regional: HashingDataset, base: Hasher) -> None:
+    """The policies above keep some and discard some, also when asked one region at a time."""
+    counts = [
+        hashgym.encode_regions(chance, base, regional.features, regional.regions, threshold=0.4, sequential=sequential)
+        .kept[:, 1:]
+        .mean()
+        for sequential in (False, True)
+    ]
+    assert all(0.2 < count < 0.8 for count in counts)
+    assert counts[0] != counts[1]  # what was kept before is seen
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_thresholds(regional: HashingDataset, base: Hasher, sequential: bool) -> None:
+    def at(threshold: float, policy: Any = chance) -> CodeSets:
+        arguments: dict[str, Any] = {"threshold": threshold, "sequential": sequential}
+        return hashgym.encode_regions(policy, base, regional.features, regional.regions, **arguments)
+
+    assert regional.regions is not None
+    own, offered = base.encode(regional.features), base.encode(regional.regions.reshape(-1, WIDTH)).reshape(60, M, Q)
+    for image, (words, kept) in enumerate(zip(at(0).words, at(0).kept, strict=True)):
+        bits = unpack(words, Q)
+        np.testing.assert_array_equal(bits, np.concatenate([own[image][None], offered[image]]))
+        assert kept.sum() == len({tuple(code) for code in bits.tolist()})
+        assert len({tuple(code) for code in bits[kept].tolist()}) == kept.sum()  # equal codes once
+    np.testing.assert_array_equal(at(0, lambda o: np.zeros(60)).kept, at(0).kept)
+    np.testing.assert_array_equal(at(1, lambda o: np.ones(60)).kept, at(0).kept)  # >=, not >
+    np.testing.assert_array_equal(at(0.5, lambda o: np.full(60, 0.5)).kept, at(0).kept)
+    none = at(np.nextafter(0.5, 1), lambda o: np.full(60, 0.5))
+    assert none.anhc == 1  # its own always
+    np.testing.assert_array_equal(unpack(none.words[:, 0], Q), own)
+    if not sequential:
+        anhc = [at(threshold).anhc for threshold in np.linspace(0, 1, 9)]
+        assert anhc == sorted(anhc, reverse=True)
+
+
+def test_equal_codes_are_kept_once(regional: HashingDataset, base: Hasher) -> None:
+    """Regions that are the image itself, or one another, add nothing."""
+    x = regional.features
+    regions = np.stack([x, x[::-1], x, x[::-1]], axis=1)
+    sets = hashgym.encode_regions(lambda o: np.ones(60), base, x, regions)
+    own = base.encode(x)
+    different = (own != own[::-1]).any(axis=1)
+    np.testing.assert_array_equal(
+        sets.kept, np.stack([np.ones(60, bool), 0 * different, different] + [0 * different] * 2, 1)
+    )
+    assert different.any()
+
+
+def test_a_stable_baselines3_model_keeps_codes(regional: HashingDataset, base: Hasher) -> None:
+    from stable_baselines3 import PPO
+
+    for turns in (1, 3):
+        env = RegionKeepEnv(regional, base=base, regions_per_episode=turns)
+        model = PPO("MultiInputPolicy", env, n_steps=16, batch_size=16, n_epochs=1, seed=0).learn(16)
+        sets = hashgym.encode_regions(model, base, regional.features, regional.regions, sequential=turns > 1)
+        assert (len(sets), sets.bits) == (60, Q)
+        if turns == 1:
+            assert regional.regions is not None
+            kept = np.ones((60, 1 + M), bool)
+            for r in range(M):
+                code = base.encode(regional.regions[:, r])
+                seen = {"image": regional.features, "region": regional.regions[:, r]} | {
+                    key: np.where(bits, 1, -1).astype(np.float32)
+                    for key, bits in (("image_code", base.encode(regional.features)), ("region_code", code))
+                }
+                kept[:, 1 + r] = model.predict(seen, deterministic=True)[0] == 1
+            np.testing.assert_array_equal(sets.kept, CodeSets(sets.words, kept, Q).kept)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"threshold": 1.01}, r"threshold is a probability, from 0 to 1, got 1\.01"),
+        ({"threshold": -0.01}, "threshold is a probability"),
+        ({"threshold": np.nan}, "threshold is a probability"),
+        ({"regions": None}, r"regions are needed .*`hashgym features .*--regions 5 .*--train-regions 4"),
+        ({"regions": np.zeros((3, 2, 5), np.float32)}, r"\(3, 6\) and \(3, 2, 5\)"),
+        ({"regions": np.zeros((2, 2, 6), np.float32)}, r"\(3, 6\) and \(2, 2, 6\)"),
+        ({"regions": np.zeros((3, 6), np.float32)}, r"\(n, R, D\) are needed"),
+        ({"features": np.zeros(6, np.float32)}, r"\(n, D\)"),
+        (
+            {"features": np.zeros((3, 5), np.float32), "regions": np.zeros((3, 2, 5), np.float32)},
+            "fitted on 6 features, got 5",
+        ),
+        ({"features": np.full((3, 6), np.nan, np.float32)}, "NaN"),
+        ({"regions": np.full((3, 2, 6), np.inf, np.float32)}, "infinity"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"base": hashers.make("dch", bits=Q)}, "not fitted"),
+        ({"policy": lambda o: np.zeros(2)}, r"3 probabilities .* got shape \(2,\)"),
+        ({"policy": lambda o: np.zeros((3, 1))}, r"got shape \(3, 1\)"),
+        ({"policy": lambda o: np.full(3, np.nan)}, "from 0 to 1"),
+        ({"policy": lambda o: np.full(3, 1.5)}, "from 0 to 1"),
+        ({"policy": lambda o: np.full(3, -1)}, "from 0 to 1"),
+    ],
+)
+def test_wrong_arguments_of_code_sets(base: Hasher, change: dict[str, Any], message: str) -> None:
+    features, regions = np.zeros((3, 6), np.float32), np.zeros((3, 2, 6), np.float32)
+    arguments = {"policy": chance, "base": base, "features": features, "regions": regions, **change}
+    with pytest.raises(ValueError, match=message):
+        hashgym.encode_regions(**arguments)
+    if change.get("regions", 0) is None:
+        with pytest.raises(DataError):
+            hashgym.encode_regions(**arguments)
