@@ -23,10 +23,11 @@ SETTINGS = mch._settings
 
 
 def quick(cell):
-    """The real settings, with few updates of both, and larger steps."""
+    """The real settings, with few updates of both; without dropout the agent learns to keep some codes all the same."""
     base, args = SETTINGS(cell)
-    base.updates = 300
-    return base, dataclasses.replace(args, updates=60, lanes=64, learning_rate=2e-3)
+    base.updates = 150
+    settings = {"updates": 30, "lanes": 64, "learning_rate": 1e-3, "dropout": 0.0, "input_dropout": 0.0}
+    return base, dataclasses.replace(args, **settings)
 
 
 def here(work, cell):
@@ -159,7 +160,7 @@ def test_thresholds_keep_from_all_regions_to_none(ran):
         np.testing.assert_array_equal(single.words[:, 0], several[0].words[:, 0])
         distinct = [len({code.tobytes() for code in image}) for image in several[0].words]
         np.testing.assert_array_equal(several[0].kept.sum(axis=1), distinct)
-        assert several[0].anhc > 2
+        assert several[0].anhc > several[XI.index(0.5)].anhc + 1 > 2.2
         assert several[-1].anhc < 1.01
         for more, fewer in itertools.pairwise(several):
             assert fewer.anhc <= more.anhc
