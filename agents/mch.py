@@ -1,6 +1,6 @@
 """MCH: an agent that keeps or discards the codes of an image's regions on RegionKeep-v0, one readable file.
 
-    python -m agents.mch hashgym --base dch --args.updates 300 --out runs/mch
+    python -m agents.mch hashgym --base dch --out runs/mch
     python -m agents.mch paper --base dch --out runs/mch-paper
 
 Li, Jiang and Li, "Multiple Code Hashing for Efficient Image Retrieval", 2020. A base hasher is fitted first and frozen;
@@ -36,6 +36,7 @@ from hashgym import codes, data
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
 from hashgym.hashers import Hasher
+from hashgym.hashers.pairwise import PairwiseHasher
 from hashgym.retrieval import kernels, metrics
 
 __all__ = ["PAPER", "Args", "Policy", "exact_loss", "load", "reinforce_loss", "self_critical_loss", "train"]
@@ -336,11 +337,14 @@ def main(run: Main) -> dict[str, metrics.RetrievalResult]:
     if not 0 <= run.xi <= 1:
         raise ValueError(f"xi is a probability, from 0 to 1, got {run.xi}")
     console, dataset = Console(), data.load(run.dataset).standardized()
+    dataset.require("train_regions", "regions")
     saved = run.out / "base.npz" if run.resume and run.out else Path(run.base)
     if saved.is_file():
         base = hashgym.hashers.load(saved)
     else:
         base = hashgym.hashers.make(run.base, bits=run.bits, seed=run.args.seed)
+        if not isinstance(base, PairwiseHasher):
+            raise ValueError(f"{run.base} has no loss of pairs to reward by: choose dch, adsh, hashnet, ksh or mmhh")
         base.fit(dataset.features[dataset.train], dataset.labels[dataset.train])
     policy = train(dataset, base, run.args, out=run.out, resume=run.resume)
     query = base.encode(dataset.features[dataset.query])

@@ -104,6 +104,15 @@ class HashingDataset:
         """Whether images ``a`` and ``b`` share a label; index arrays broadcast against each other."""
         return ((self.label_words[a] & self.label_words[b]) != 0).any(axis=-1)
 
+    def require(self, *keys: str) -> None:
+        """Raise :class:`DataError` unless the dataset has ``regions``, ``train_regions`` or both, as asked."""
+        for key in keys:
+            regions = getattr(self, key)
+            if regions is None or not regions.shape[1]:
+                raise DataError(
+                    f"the dataset {self.name!r} has no {key}: {REGIONS_COMMAND} extracts them, 'digit-scenes' has them"
+                )
+
     def standardized(self) -> HashingDataset:
         """A copy in memory whose features have mean 0 and deviation 1 over the training images.
 

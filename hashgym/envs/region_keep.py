@@ -14,8 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hashgym import codes, hashers
 from hashgym.codes import Words
-from hashgym.data import DataError, HashingDataset
-from hashgym.data.dataset import REGIONS_COMMAND
+from hashgym.data import HashingDataset
 from hashgym.envs.lockstep import Lanes, LockstepVectorEnv, Observation, ScalarEnv, Skin, standardized
 from hashgym.envs.partners import PartnerSampler
 from hashgym.envs.rendering import RegionScene
@@ -144,12 +143,9 @@ class _Game(Lanes):
 
     def __init__(self, lanes: int, dataset: str | Path | HashingDataset, task: RegionKeepTask) -> None:
         super().__init__(lanes, dataset)
+        self.dataset.require("train_regions")
         regions = self.dataset.train_regions
-        if regions is None or not regions.shape[1]:
-            raise DataError(
-                f"the dataset {self.dataset.name!r} has no random regions to learn from (train_regions); "
-                f"{REGIONS_COMMAND} extracts them, and 'digit-scenes' has them"
-            )
+        assert regions is not None
         if task.regions_per_episode > regions.shape[1]:
             raise ValueError(
                 f"regions_per_episode={task.regions_per_episode} is more than the {regions.shape[1]} regions of an "
