@@ -33,7 +33,7 @@ from hashgym.data import HashingDataset
 from hashgym.data.dataset import REGIONS_COMMAND, DataError
 from hashgym.retrieval import evaluate, f1_bucket_curve
 
-__all__ = ["Args", "Cell", "Codes", "fit", "main", "measure", "run"]
+__all__ = ["Args", "Cell", "Codes", "fit", "main", "measure", "run", "settings"]
 
 KEY = ("dataset", "features", "sigma", "base", "method", "bits", "seed", "xi")
 MEASURES = ("map", "recall_radius0", "precision_radius0", "anhc")
@@ -142,8 +142,12 @@ class Codes:
     agent_seconds: float
 
 
-def _settings(cell: Cell) -> tuple[Any, Any]:
-    """The base, not fitted yet, and the agent's ``Args``."""
+def settings(cell: Cell) -> tuple[Any, Any]:
+    """The base, not fitted yet, and the agent's ``Args``.
+
+    Raises:
+        ValueError: for an unknown base or preset, or a base without a loss of pairs.
+    """
     from agents import mch
 
     presets = {"hashgym": mch.Args(), "paper": mch.PAPER}
@@ -166,7 +170,7 @@ def fit(cell: Cell, dataset: HashingDataset, *, out: Path | None = None, progres
     """
     from agents import mch
 
-    base, args = _settings(cell)
+    base, args = settings(cell)
     if hasattr(base, "verbose"):
         base.verbose = progress
     start = time.perf_counter()
@@ -352,7 +356,7 @@ def by_threshold(rows: Sequence[Row]) -> Table | None:
 
 def _names(cell: Cell, dataset: HashingDataset, xi: float | None) -> dict[str, Any]:
     """The columns of a row that are known before the run."""
-    base, args = _settings(cell)
+    base, args = settings(cell)
     config: dict[str, Any] = {"base": base.get_params(), "data": data_digest(dataset)}
     if xi is not None:
         config["agent"] = dataclasses.asdict(args)

@@ -67,7 +67,8 @@ def main(args: Args, console: Console | None = None) -> None:
     torch.set_num_threads(1)  # for networks this small more threads gain nothing, and on a busy machine lose much
     console = console or Console()
     cell = mch.Cell(args.scenes, args.base, args.scene_bits, args.seed, xi=(0.0, 0.5))
-    scenes = cell.load().standardized()  # before the first part runs: what is wrong is said at once
+    mch.settings(cell)  # what is wrong with the second part is said before the first one runs
+    scenes = cell.load().standardized()
     _digits(args, console)
     _scenes(cell, scenes, args.out / "mch", console)
     console.print("\n[bold]Written[/bold]")

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 import hashgym
-from benchmarks import cells, drlih, quickstart
+from benchmarks import cells, drlih
 from benchmarks.results import Results
 from hashgym.data import digits
 from hashgym.retrieval import mean_average_precision
@@ -105,13 +105,3 @@ def test_agents_are_trained_measured_and_described(method, monkeypatch):
     assert config["updates"] == 4
     assert config["group_bits"] == (1 if method == "ng" else 12)
     assert not {"bits", "seed"} & set(config)
-
-
-def test_quickstart_keeps_an_earlier_agent(tmp_path, monkeypatch):
-    monkeypatch.setattr(drlih, "AGENTS", {name: {**settings, **QUICK} for name, settings in drlih.AGENTS.items()})
-    for _ in range(2):
-        quickstart.main(quickstart.Args(out=tmp_path, methods=("drlih",), bits=14), Console(quiet=True))
-    for folder in ("drlih", "drlih-2"):
-        assert (tmp_path / folder / "policy.pt").exists()
-        assert list((tmp_path / folder).glob("events.out.tfevents.*"))
-    assert len(Results(tmp_path).rows()) == 1

@@ -16,18 +16,10 @@ import hashgym
 from benchmarks import cells, mch
 from benchmarks.results import Results
 from hashgym.codes import unpack
-from hashgym.data import cache, digit_scenes, digits
+from hashgym.data import cache, digits
 
 BASES, BITS, SEEDS, XI = ("dch", "ksh-relaxed"), 16, 2, (0.0, 0.3, 0.5, 0.7, 1.0)
-SETTINGS = mch._settings
-
-
-def quick(cell):
-    """The real settings, with few updates of both; without dropout the agent learns to keep some codes all the same."""
-    base, args = SETTINGS(cell)
-    base.updates = 150
-    settings = {"updates": 30, "lanes": 64, "learning_rate": 1e-3, "dropout": 0.0, "input_dropout": 0.0}
-    return base, dataclasses.replace(args, **settings)
+SETTINGS = mch.settings
 
 
 def here(work, cell):
@@ -40,38 +32,13 @@ def never(work, cell):
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr(mch, "_settings", quick)
+def _quick(quick, monkeypatch):
+    monkeypatch.setattr(mch, "settings", quick)
     monkeypatch.setattr(cells, "_apart", here)
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """60 queries, 240 training images and 160 more in the database, in two folders with regions of two sizes."""
-    scenes, root = digit_scenes.load(), tmp_path_factory.mktemp("features")
-    others = np.setdiff1d(scenes.database, scenes.train)
-    rows = np.concatenate([scenes.query[:60], scenes.train[:240], others[:160]])
-    paths = []
-    for sigma, shown in ((0.5, scenes.regions), (0.25, scenes.train_regions[:, :5])):
-        part = dataclasses.replace(
-            scenes,
-            **{key: getattr(scenes, key)[rows] for key in ("features", "labels", "thumbnails", "boxes")},
-            names=tuple(scenes.names[i] for i in rows),
-            regions=shown[rows],
-            train_regions=scenes.train_regions[rows, 4:],
-            train_boxes=None,
-            query=np.arange(60),
-            train=np.arange(60, 300),
-            database=np.arange(60, 460),
-            provenance={**scenes.provenance, "sigma": sigma},
-        )
-        cache.save(part, root / f"sigma{sigma}")
-        paths.append(str(root / f"sigma{sigma}"))
-    return paths
-
-
-@pytest.fixture(scope="module")
-def ran(folders, tmp_path_factory):
+def ran(folders, quick, tmp_path_factory):
     """The arguments of a finished benchmark, what it printed, and the codes of every run."""
     args = mch.Args(
         out=tmp_path_factory.mktemp("mch"),
@@ -91,7 +58,7 @@ def ran(folders, tmp_path_factory):
         return codes[cell]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mch, "_settings", quick)
+        patch.setattr(mch, "settings", quick)
         patch.setattr(cells, "_apart", here)
         patch.setattr(mch, "fit", fit_and_keep)
         assert mch.main(args, console) == 0
@@ -284,7 +251,7 @@ def test_another_configuration_stops_before_anything_runs(ran, folders, tmp_path
     before = (tmp_path / "results.csv").read_bytes()
     with pytest.raises(ValueError, match=r"digit-scenes .* dch .*another configuration .*data: .*--replace"):
         mch.main(dataclasses.replace(copy, queries=50))
-    monkeypatch.setattr(mch, "_settings", SETTINGS)
+    monkeypatch.setattr(mch, "settings", SETTINGS)
     with pytest.raises(ValueError, match=r"another configuration .*updates"):
         mch.main(copy)
     assert (tmp_path / "results.csv").read_bytes() == before
