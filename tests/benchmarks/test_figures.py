@@ -4,9 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from PIL import Image
 
+import hashgym.data
 from benchmarks import figures
+from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset, digits
 
 
@@ -66,3 +69,119 @@ def test_code_strips_show_ones_black_and_groups_apart(small, tmp_path):
     assert black > 0.5
     assert white < 0.05
     assert dark("g.png", methods={"m": ones}, groups={"m": 5}) < black - 0.01  # gaps let paper through
+
+
+LINES = {
+    "mAP": {
+        ("dch", "single"): (np.array([16, 32]), np.array([0.5, 0.6])),
+        ("dch", "mch"): (np.array([16, 32]), np.array([0.6, 0.7])),
+        ("ksh", "mch"): (np.array([16, 64]), np.array([0.3, 0.4])),
+    },
+    "recall": {("ksh", "single"): (np.array([32]), np.array([0.1]))},
+}
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Every figure that is written, to be looked into."""
+    figures_, write = [], figures._write
+    monkeypatch.setattr(figures, "_write", lambda figure, path: (figures_.append(figure), write(figure, path)))
+    return figures_
+
+
+@pytest.mark.parametrize("draw", [figures.by_code_length, figures.f1_buckets])
+def test_lines_by_panel_base_and_method(draw, drawn, tmp_path):
+    draw(LINES, tmp_path / "lines.png", "a title")
+    (figure,) = drawn
+    assert figure.get_suptitle() == "a title"
+    assert [axes.get_title() for axes in figure.axes] == list(LINES)
+    for axes, lines in zip(figure.axes, LINES.values(), strict=True):
+        with_points = [line for line in axes.lines if len(line.get_xdata())]
+        for line, ((base, method), (x, y)) in zip(with_points, lines.items(), strict=True):
+            np.testing.assert_array_equal(line.get_xdata(), x)
+            np.testing.assert_array_equal(line.get_ydata(), y)
+            assert line.get_linestyle() == ("--" if method == "single" else "-")
+            assert line.get_color() == figures.COLORS[1 + ["dch", "ksh"].index(base)]
+        if draw is figures.by_code_length:
+            assert axes.get_xticks().tolist() == sorted({int(b) for x, _ in lines.values() for b in x})
+        else:
+            assert axes.get_xscale() == "log"
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["dch", "ksh"]
+    picture = pixels(tmp_path / "lines.png")
+    assert has(picture, figures.COLORS[1])
+    assert has(picture, figures.COLORS[2])
+
+
+@pytest.fixture(scope="module")
+def searched(folders):
+    """Scenes with 60 queries, and 8-bit codes of 400 database images and their 5 regions drawn at random."""
+    dataset, rng = hashgym.data.load(folders[0]), np.random.default_rng(0)
+    query, bits = rng.integers(0, 2, (60, 8)).astype(bool), rng.integers(0, 2, (400, 6, 8)).astype(bool)
+    kept = rng.random((400, 6)) < 0.4
+    kept[:, 0] = True
+    return dataset, query, bits, CodeSets.of(bits, kept)
+
+
+def naive_search(dataset, query, bits, kept):
+    """For each query to draw, best first: images, distances with one code and with several, which code matched."""
+    entries = []
+    for q in range(len(query)):
+        results = []
+        for j, image in enumerate(dataset.database):
+            far = [int((query[q] != bits[j, r]).sum()) if kept[j, r] else 99 for r in range(6)]
+            results.append((min(far), min(far) - far[0], j, image, far[0], far.index(min(far))))
+        results = sorted(results)[:9]
+        entries.append((sum(r[1] for r in results), q, results))
+    chosen, images, labels = [], set(), set()
+    for _, q, results in sorted(entries):
+        label = tuple(dataset.labels[dataset.query[q]])
+        if not images & {r[3] for r in results} and label not in labels:
+            chosen.append((q, results))
+            images |= {r[3] for r in results}
+            labels.add(label)
+    return chosen
+
+
+@pytest.mark.parametrize("boxes", [True, False])
+def test_several_codes(searched, boxes, drawn, tmp_path):
+    dataset, query, bits, sets = searched
+    if not boxes:
+        dataset = dataclasses.replace(dataset, boxes=None)
+    figures.several_codes(dataset, query, sets, tmp_path / "s.png", queries=4, title="a title")
+    (figure,) = drawn
+    assert figure.get_suptitle().startswith("a title\n")
+    assert ("blue" in figure.get_suptitle()) == boxes == has(pixels(tmp_path / "s.png"), figures.REGION)
+    grid = np.array(figure.axes).reshape(-1, 10)
+    expected = naive_search(dataset, query, bits, sets.kept)
+    assert len(grid) == min(4, len(expected)) > 1
+    framed = 0
+    for row, (q, results) in zip(grid, expected, strict=False):
+        np.testing.assert_array_equal(row[0].images[0].get_array(), dataset.thumbnails[dataset.query[q]])
+        names = [str(d) for d in np.flatnonzero(dataset.labels[dataset.query[q]])]
+        assert row[0].get_xlabel().split("\n") == ["query:", *names[:2]]
+        for axes, (several, _, _, image, one, which) in zip(row[1:], results, strict=True):
+            np.testing.assert_array_equal(axes.images[0].get_array(), dataset.thumbnails[image])
+            assert axes.get_xlabel() == f"one code: {one}\nseveral: {several}"
+            right = (dataset.labels[image] & dataset.labels[dataset.query[q]]).any()
+            color = figures.RIGHT if right else figures.WRONG
+            assert to_hex(axes.spines["left"].get_edgecolor()) == color
+            assert len(axes.patches) == (boxes and which > 0)
+            if axes.patches:
+                (frame,), side = axes.patches, len(dataset.thumbnails[image])
+                left, top, right_edge, bottom = np.clip(dataset.boxes[image, which - 1], 0.02, 0.98) * side - 0.5
+                corners = [frame.get_x(), frame.get_y(), frame.get_width(), frame.get_height()]
+                assert corners == pytest.approx([left, top, right_edge - left, bottom - top])
+                framed += 1
+    assert (framed > 0) == boxes
+
+
+def test_several_codes_of_a_small_database_and_without_pictures(searched, drawn, tmp_path):
+    dataset, query, _, sets = searched
+    few = dataclasses.replace(dataset, database=dataset.database[:3])
+    figures.several_codes(few, query, sets[:3], tmp_path / "few.png", shown=5)
+    shown = [axes for axes in drawn[0].axes if axes.images]
+    assert len(shown) == 1 + 3  # one query: the next would find the same images
+    with pytest.raises(ValueError, match="no thumbnails"):
+        figures.several_codes(dataclasses.replace(dataset, thumbnails=None), query, sets, tmp_path / "no.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["few.png"]
