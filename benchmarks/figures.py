@@ -221,7 +221,8 @@ def several_codes(
         if len(best) < queries and drawn.isdisjoint(shows):
             best.append(entry)
             drawn.update(shows)
-    figure = _figure(0.95 * (shown + 1) + 0.6, 1.25 * len(best) + 1.0)
+    width = max(7.4, 0.95 * (shown + 1) + 0.6)
+    figure = _figure(width, (width / (shown + 1) + 0.4) * len(best) + 0.9)
     grid = figure.subplots(len(best), shown + 1, squeeze=False)
     for row, (_, q, first, one, several, match) in zip(grid, best, strict=True):
         query = dataset.query[q]
@@ -237,10 +238,10 @@ def several_codes(
                 _frame(axes, dataset.thumbnails[image].shape, left, top, right_edge, bottom)
         for axes in row[1 + len(first) :]:
             axes.set_axis_off()
-    heading = "the queries that gain most: bits off with one code an image and with several"
-    if dataset.boxes is not None:
-        heading += "; blue: the region whose code matched"
-    figure.suptitle(f"{title}\n{heading}\ngreen frame: shares a label with the query, red: does not".strip())
+    lines = [title, "the queries that gain most: bits off with one code an image and with several"]
+    lines += ["green frame: shares a label with the query, red: does not"]
+    lines += ["blue: the region whose code matched"] if dataset.boxes is not None else []
+    figure.suptitle("\n".join(lines).strip(), fontsize=11)
     _write(figure, path)
 
 
