@@ -60,7 +60,7 @@ class Args(runs.RunArgs):
     """what a kept code costs, in units of the reward"""
     regions_per_episode: int = 1
     """regions offered of each image in turn, each rewarded for what it adds to the codes kept"""
-    updates: int = 300
+    updates: int = 600
     """gradient steps, each on one batch of regions"""
     optimizer: Literal["adam", "sgd"] = "adam"
     """AdamW, or SGD with momentum 0.9"""
@@ -112,6 +112,10 @@ class Policy(nn.Module):
 
     def forward(self, observation: dict[str, Any]) -> Tensor:
         """log pi(a | h) of discarding and of keeping, (n, 2)."""
+        if missing := [key for key in self.keys if key not in observation]:
+            raise ValueError(f"the policy was trained with {missing[0]!r} in view: encode with sequential=True")
+        if (bits := observation["image_code"].shape[1]) != self.bits:
+            raise ValueError(f"the policy was trained on codes of {self.bits} bits, got {bits}: give it its own base")
         device = next(self.parameters()).device
         state = np.concatenate([observation[key] for key in self.keys], axis=1)
         return F.log_softmax(self.layers(torch.from_numpy(state).to(device)), dim=1)

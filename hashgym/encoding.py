@@ -114,9 +114,11 @@ def encode_regions(
         raise ValueError(f"threshold is a probability, from 0 to 1, got {threshold}")
     if regions is None:
         raise DataError(f"the images' regions are needed (dataset.regions): {REGIONS_COMMAND} extracts them")
-    features, regions = np.asarray(features), np.asarray(regions)
+    features, regions = np.asarray(features, np.float32), np.asarray(regions, np.float32)
     if regions.ndim != 3 or features.ndim != 2 or regions.shape[::2] != features.shape:
         raise ValueError(f"features (n, D) and regions (n, R, D) are needed, got {features.shape} and {regions.shape}")
+    if not len(features):
+        raise ValueError("there is no image to encode")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     (n, count, dim), parts = regions.shape, []
@@ -145,6 +147,9 @@ def _keep_probability(policy: Any, seen: dict[str, Any], n: int) -> NDArray[np.f
     else:
         p = policy(seen)
     p = np.asarray(p, np.float64)
-    if p.shape != (n,) or not ((p >= 0) & (p <= 1)).all():
-        raise ValueError(f"the policy must give {n} probabilities or actions from 0 to 1, got shape {p.shape}")
+    if p.shape != (n,):
+        raise ValueError(f"the policy must give {n} probabilities or actions, got shape {p.shape}")
+    if not ((p >= 0) & (p <= 1)).all():
+        wrong = p[~((p >= 0) & (p <= 1))][0]
+        raise ValueError(f"the policy must give numbers from 0 to 1, got {wrong}")
     return p

@@ -206,6 +206,11 @@ def test_data_and_bases_that_cannot_be_used(scenes: HashingDataset, base: Pairwi
     other = hashers.make("dch", bits=8, hidden=8, updates=5).fit(scenes.features[:300, :20], scenes.labels[:300])
     with pytest.raises(ValueError, match="20"):
         mch.train(scenes, other, Args(**SMALL), progress=False)
+    sequential = mch.Policy(scenes.dim, 16, Args(regions_per_episode=2))
+    with pytest.raises(ValueError, match="sequential=True"):
+        hashgym.encode_regions(sequential, base, scenes.features[:5], scenes.regions[:5])
+    with pytest.raises(ValueError, match="codes of 8 bits, got 16"):
+        hashgym.encode_regions(mch.Policy(scenes.dim, 8, Args()), base, scenes.features[:5], scenes.regions[:5])
     with pytest.raises(ValueError, match="xi is a probability"):
         mch.main(mch.Main(Args(), xi=1.5))
 
