@@ -30,7 +30,6 @@ from benchmarks.cells import data_digest, features_name, run_cells
 from benchmarks.results import Results, describe, estimate, peak_mb, revision
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
-from hashgym.data.dataset import REGIONS_COMMAND, DataError
 from hashgym.retrieval import evaluate, f1_bucket_curve
 
 __all__ = ["Args", "Cell", "Codes", "fit", "main", "measure", "run", "settings"]
@@ -122,8 +121,7 @@ class Cell:
             DataError: if it has no regions; the message names the command that extracts them.
         """
         dataset = hashgym.data.load(self.features, split=self.split, queries=self.queries, train=self.train)
-        if dataset.regions is None or dataset.train_regions is None:
-            raise DataError(f"{self.features} has no regions: {REGIONS_COMMAND} extracts them")
+        dataset.require("regions", "train_regions")
         return dataset
 
     @property

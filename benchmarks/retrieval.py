@@ -9,7 +9,6 @@ After that, the bucket search is measured against faiss where that is installed,
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import buckets
+from benchmarks.results import peak_mb
 from hashgym.retrieval import evaluate, mean_average_precision
 from hashgym.retrieval.kernels import Backend
 
@@ -121,14 +121,6 @@ def measure(args: Args) -> Report:
     bounds = evaluate(*data)
     assert bounds.map_pessimistic - 1e-9 < report.map["loop"] < bounds.map_optimistic + 1e-9, (bounds, report.map)
     return report
-
-
-def peak_mb() -> float:
-    """The most memory this process has held, in MB."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e6 if sys.platform == "darwin" else 1e6 / 1024)
 
 
 def main(args: Args) -> Report:
