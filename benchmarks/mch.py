@@ -176,9 +176,11 @@ def fit(cell: Cell, dataset: HashingDataset, *, out: Path | None = None, progres
     fitted = time.perf_counter()
     policy = mch.train(dataset, base, args, out=out, progress=progress)
     trained = time.perf_counter()
-    database: dict[float | None, CodeSets] = {None: CodeSets.of(base.encode(dataset.features[dataset.database]))}
-    for xi in cell.xi:
-        database[xi] = mch.encode(policy, base, dataset, dataset.database, xi)
+    assert dataset.regions is not None
+    searched = dataset.features[dataset.database], dataset.regions[dataset.database]
+    words, p = hashgym.keep_probabilities(policy, base, *searched)
+    database: dict[float | None, CodeSets] = {None: CodeSets(words[:, :1], p[:, :1] == 1, cell.bits)}
+    database |= {xi: CodeSets(words, p >= xi, cell.bits) for xi in cell.xi}
     return Codes(base.encode(dataset.features[dataset.query]), database, fitted - start, trained - fitted)
 
 

@@ -6,10 +6,10 @@ scikit-learn and matplotlib are imported by the parts that need them.
 
 from __future__ import annotations
 
-from hashgym.encoding import encode, encode_regions
+from hashgym.encoding import encode, encode_regions, keep_probabilities
 from hashgym.envs import register_envs
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "encode", "encode_regions", "register_envs"]
+__all__ = ["__version__", "encode", "encode_regions", "keep_probabilities", "register_envs"]
 
 register_envs()

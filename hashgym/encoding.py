@@ -14,7 +14,7 @@ from hashgym.envs import region_keep
 from hashgym.envs.bit_group_hashing import HashingTask, action_bits, observation
 from hashgym.hashers import Hasher
 
-__all__ = ["encode", "encode_regions"]
+__all__ = ["encode", "encode_regions", "keep_probabilities"]
 
 
 def encode(
@@ -112,6 +112,34 @@ def encode_regions(
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold is a probability, from 0 to 1, got {threshold}")
+    words, p = _offer(policy, base, features, regions, threshold if sequential else None, batch_size)
+    return CodeSets(words, p >= threshold, base.bits)
+
+
+def keep_probabilities(
+    policy: Any,
+    base: Hasher,
+    features: NDArray[np.float32],
+    regions: NDArray[np.float32] | None,
+    *,
+    batch_size: int = 1024,
+) -> tuple[codes.Words, NDArray[np.float64]]:
+    """The codes of images and their regions, and with which probability each is kept: all thresholds from one pass.
+
+    ``CodeSets(words, p >= xi, base.bits)`` is what :func:`encode_regions` gives with ``threshold=xi``. Arguments and
+    errors as there; regions are not offered in turn, for what is shown in turn depends on the threshold.
+
+    Returns:
+        words: uint64 (n, 1 + R, W), packed codes, the image's own first.
+        p: float64 (n, 1 + R), P(keep); 1 for the image's own.
+    """
+    return _offer(policy, base, features, regions, None, batch_size)
+
+
+def _offer(
+    policy: Any, base: Hasher, features: Any, regions: Any, threshold: float | None, batch_size: int
+) -> tuple[codes.Words, NDArray[np.float64]]:
+    """Codes and keep probabilities; with a threshold regions are offered in turn."""
     if regions is None:
         raise DataError(f"the images' regions are needed (dataset.regions): {REGIONS_COMMAND} extracts them")
     features, regions = np.asarray(features, np.float32), np.asarray(regions, np.float32)
@@ -121,22 +149,23 @@ def encode_regions(
         raise ValueError("there is no image to encode")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    (n, count, dim), parts = regions.shape, []
+    (n, count, dim), parts, sequential = regions.shape, [], threshold is not None
     for start in range(0, n, batch_size):
         image, offered = features[start : start + batch_size], regions[start : start + batch_size]
         words = codes.pack(base.encode(np.concatenate([image[:, None], offered], axis=1).reshape(-1, dim)))
         words = words.reshape(len(image), 1 + count, -1)
-        kept = np.zeros(words.shape[:2], np.bool_)
-        kept[:, 0] = True
+        p = np.ones(words.shape[:2])
         for r in range(1, 1 + count):
-            so_far = CodeSets(words, kept, base.bits).filled
+            kept = words[:, :1]
+            if sequential:
+                kept = CodeSets(words[:, :r], p[:, :r] >= threshold, base.bits).filled
             seen = region_keep.observation(
-                image, offered[:, r - 1], so_far, words[:, r], base.bits, sequential=sequential
+                image, offered[:, r - 1], kept, words[:, r], base.bits, sequential=sequential
             )
-            kept[:, r] = _keep_probability(policy, seen, len(image)) >= threshold
-        parts.append((words, kept))
-    words, kept = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return CodeSets(words, kept, base.bits)
+            p[:, r] = _keep_probability(policy, seen, len(image))
+        parts.append((words, p))
+    words, p = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return words, p
 
 
 def _keep_probability(policy: Any, seen: dict[str, Any], n: int) -> NDArray[np.float64]:

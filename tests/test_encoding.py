@@ -287,3 +287,14 @@ def test_wrong_arguments_of_code_sets(base: Hasher, change: dict[str, Any], mess
     if change.get("regions", 0) is None:
         with pytest.raises(DataError):
             hashgym.encode_regions(**arguments)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 1.0])
+def test_keep_probabilities_serve_all_thresholds(regional: HashingDataset, base: Hasher, threshold: float) -> None:
+    words, p = hashgym.keep_probabilities(chance, base, regional.features, regional.regions, batch_size=7)
+    assert p.shape == words.shape[:2]
+    assert (p[:, 0] == 1).all()
+    sets = hashgym.encode_regions(chance, base, regional.features, regional.regions, threshold=threshold)
+    same = CodeSets(words, p >= threshold, base.bits)
+    np.testing.assert_array_equal(sets.words, same.words)
+    np.testing.assert_array_equal(sets.kept, same.kept)

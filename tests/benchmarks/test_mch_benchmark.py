@@ -293,8 +293,8 @@ def test_one_failing_run_does_not_cost_the_others(folders, tmp_path, monkeypatch
         ({"seeds": 0}, "at least one seed"),
         ({"jobs": 0}, "one job"),
         ({"features": "no/such/folder"}, "no/such/folder"),
-        ({"features": "digits"}, r"digits has no regions: `hashgym features .*--train-regions 4"),
-        ({"sigma_features": ("digits",)}, "digits has no regions"),
+        ({"features": "digits"}, r"'digits' has no regions: `hashgym features .*--train-regions 4"),
+        ({"sigma_features": ("digits",)}, "'digits' has no regions"),
         ({"sigma_features": ("other",), "sigma_base": "lsh"}, "lsh has no loss of pairs"),
         ({"queries": 10**6}, "quer"),
     ],
@@ -312,7 +312,7 @@ def test_bad_arguments_stop_before_anything_runs(folders, tmp_path, monkeypatch,
 def test_regions_to_learn_from_are_needed_too(tmp_path):
     part = dataclasses.replace(digits.load(), regions=np.zeros((1797, 5, 64), np.float32))
     cache.save(part, tmp_path / "half")
-    with pytest.raises(ValueError, match="half has no regions: `hashgym features"):
+    with pytest.raises(ValueError, match="has no train_regions: `hashgym features"):
         mch.Cell(str(tmp_path / "half"), "dch", 8, 0).load()
 
 
