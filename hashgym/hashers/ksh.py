@@ -104,7 +104,7 @@ def greedy_weights(kernel: Features, residual: Features, bits: int, iterations: 
     """
     from scipy.linalg import eigh
     from scipy.optimize import minimize
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     m = kernel.shape[1]
     weights = np.empty((m, bits), np.float32)
