@@ -256,7 +256,8 @@ def _frame(axes: Any, shape: tuple[int, ...], left: float, top: float, right: fl
 
 def _lines(panels: Panels, title: str) -> tuple[Any, list[Any]]:
     """A figure with a pane for each panel: a colour for each base; dashed and hollow for one code an image."""
-    figure = _figure(3.6 * len(panels) + 0.6, 3.9)
+    width = max(5.4, 3.6 * len(panels) + 0.6)
+    figure = _figure(width, 3.9)
     panes = list(figure.subplots(1, len(panels), squeeze=False)[0])
     bases = dict.fromkeys(base for lines in panels.values() for base, _ in lines)
     colors = dict(zip(bases, itertools.cycle(COLORS[1:]), strict=False))
@@ -268,8 +269,8 @@ def _lines(panels: Panels, title: str) -> tuple[Any, list[Any]]:
         axes.grid(color="0.9")
     for base, color in colors.items():
         panes[0].plot([], [], color=color, label=base)
-    figure.legend(loc="outside lower center", ncols=len(colors), fontsize=9, frameon=False)
-    figure.suptitle(title)
+    figure.legend(loc="outside lower center", ncols=int(width / 1.3), fontsize=9, frameon=False)
+    figure.suptitle(title, fontsize=11)
     return figure, panes
 
 

@@ -292,7 +292,7 @@ def report(rows: Sequence[Row], points: Sequence[Row], out: Path, console: Conso
     for table in tables:
         console.print(table)
     (out / "table.md").write_text("\n\n".join(map(_markdown, tables)) + "\n")
-    title = f"{rows[0]['dataset']}: one code an image (dashed) and MCH, xi = .5"
+    title = f"{rows[0]['dataset']}\none code an image (dashed) and MCH at xi = .5"
     figures.by_code_length(_by_code_length(rows), out / "radius0.png", title=title)
     if points:
         figures.f1_buckets(f1_curves(points), out / "f1_buckets.png", title=title)
