@@ -100,7 +100,7 @@ def test_another_quickstart_keeps_earlier_agents_and_rows_once(first, start):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"scenes": "digits"}, "digits has no regions"),
+        ({"scenes": "digits"}, "'digits' has no regions"),
         ({"base": "itq"}, "itq has no loss of pairs"),
         ({"base": "nosuch"}, "nosuch"),
         ({"methods": ("nosuch",)}, "no method 'nosuch'"),
