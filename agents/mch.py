@@ -39,7 +39,18 @@ from hashgym.hashers import Hasher
 from hashgym.hashers.pairwise import PairwiseHasher
 from hashgym.retrieval import kernels, metrics
 
-__all__ = ["PAPER", "Args", "Policy", "exact_loss", "load", "reinforce_loss", "self_critical_loss", "train"]
+__all__ = [
+    "PAPER",
+    "PRESETS",
+    "Args",
+    "Policy",
+    "exact_loss",
+    "load",
+    "make_base",
+    "reinforce_loss",
+    "self_critical_loss",
+    "train",
+]
 
 Estimator: TypeAlias = Literal["exact", "reinforce", "self_critical"]
 
@@ -178,6 +189,23 @@ PAPER = Args(
     input_dropout=0.0,
 )
 """Section 5.2.2: SGD with momentum 0.9, learning rate 1e-4, weight decay 5e-4, batches of 256, T = 100."""
+
+
+PRESETS = {"hashgym": Args(), "paper": PAPER}
+
+
+def make_base(name: str, bits: int, seed: int) -> PairwiseHasher:
+    """A base hasher by name, not fitted yet.
+
+    Raises:
+        ValueError: for an unknown name, or a hasher without a loss of pairs.
+    """
+    base = hashgym.hashers.make(name, bits=bits, seed=seed)
+    if not isinstance(base, PairwiseHasher):
+        raise ValueError(
+            f"{name} has no loss of pairs, so it cannot be a base of MCH: choose dch, adsh, hashnet, ksh or mmhh"
+        )
+    return base
 
 
 def train(
@@ -346,9 +374,7 @@ def main(run: Main) -> dict[str, metrics.RetrievalResult]:
     if saved.is_file():
         base = hashgym.hashers.load(saved)
     else:
-        base = hashgym.hashers.make(run.base, bits=run.bits, seed=run.args.seed)
-        if not isinstance(base, PairwiseHasher):
-            raise ValueError(f"{run.base} has no loss of pairs to reward by: choose dch, adsh, hashnet, ksh or mmhh")
+        base = make_base(run.base, run.bits, run.args.seed)
         base.fit(dataset.features[dataset.train], dataset.labels[dataset.train])
     policy = train(dataset, base, run.args, out=run.out, resume=run.resume)
     query = base.encode(dataset.features[dataset.query])
@@ -367,8 +393,8 @@ def main(run: Main) -> dict[str, metrics.RetrievalResult]:
 
 if __name__ == "__main__":
     presets = {
-        "hashgym": ("exact policy gradient with dropout", Main(Args())),
-        "paper": ("the paper's settings", Main(PAPER)),
+        "hashgym": ("exact policy gradient with dropout", Main(PRESETS["hashgym"])),
+        "paper": ("the paper's settings", Main(PRESETS["paper"])),
     }
     try:
         main(tyro.extras.overridable_config_cli(presets))

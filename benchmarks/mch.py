@@ -24,7 +24,6 @@ from rich.table import Table
 
 import hashgym
 import hashgym.data
-import hashgym.hashers
 from benchmarks import figures
 from benchmarks.cells import data_digest, features_name, run_cells
 from benchmarks.results import Results, describe, estimate, peak_mb, revision
@@ -148,13 +147,10 @@ def settings(cell: Cell) -> tuple[Any, Any]:
     """
     from agents import mch
 
-    presets = {"hashgym": mch.Args(), "paper": mch.PAPER}
-    if cell.preset not in presets:
-        raise ValueError(f"there is no preset {cell.preset!r}: choose from {', '.join(presets)}")
-    base = hashgym.hashers.make(cell.base, bits=cell.bits, seed=cell.seed)
-    if not hasattr(base, "loss_table"):
-        raise ValueError(f"{cell.base} has no loss of pairs, so it cannot be a base of MCH")
-    return base, dataclasses.replace(presets[cell.preset], seed=cell.seed, holdout=0.0)
+    if cell.preset not in mch.PRESETS:
+        raise ValueError(f"there is no preset {cell.preset!r}: choose from {', '.join(mch.PRESETS)}")
+    base = mch.make_base(cell.base, cell.bits, cell.seed)
+    return base, dataclasses.replace(mch.PRESETS[cell.preset], seed=cell.seed, holdout=0.0)
 
 
 def fit(cell: Cell, dataset: HashingDataset, *, out: Path | None = None, progress: bool = False) -> Codes:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["CodeSets", "Words", "hamming", "pack", "span", "span_mask", "unpack", "word_count"]
+__all__ = ["CodeSets", "Words", "hamming", "longer_than", "pack", "span", "span_mask", "unpack", "word_count"]
 
 Words = NDArray[np.uint64]
 WORD_BITS = 64
@@ -47,6 +47,11 @@ def pack(bits: ArrayLike) -> Words:
     words = np.zeros((*array.shape[:-1], word_count(array.shape[-1]) * 8), np.uint8)
     words[..., : packed.shape[-1]] = packed
     return words.view("<u8").astype(np.uint64, copy=False)
+
+
+def longer_than(words: Words, bits: int) -> bool:
+    """Whether any of the packed codes (..., ceil(bits / 64)) has a bit set beyond its first ``bits``."""
+    return bits % WORD_BITS != 0 and bool((words[..., -1] >> np.uint64(bits % WORD_BITS)).any())
 
 
 def unpack(words: Words, bits: int) -> NDArray[np.bool_]:
@@ -120,7 +125,7 @@ class CodeSets:
                 f"words must be packed codes of {self.bits} bits, uint64 (n, K, {word_count(self.bits)}), not empty; "
                 f"got {words.dtype} {words.shape}. CodeSets.of(bits, kept) packs them"
             )
-        if self.bits % WORD_BITS and (words[..., -1] >> np.uint64(self.bits % WORD_BITS)).any():
+        if longer_than(words, self.bits):
             raise ValueError(f"words have bits set beyond bit {self.bits - 1}: they are longer than {self.bits} bits")
         if kept.dtype != np.bool_ or kept.shape != words.shape[:2]:
             raise ValueError(f"kept must be bool {words.shape[:2]}, got {kept.dtype} {kept.shape}")

@@ -200,7 +200,7 @@ class BucketIndex:
             )
         if not packed:
             return codes.pack(query)
-        if self.bits % 64 and (query[..., -1] >> np.uint64(self.bits % 64)).any():
+        if codes.longer_than(query, self.bits):
             raise ValueError(f"the packed query has bits set beyond bit {self.bits - 1}: it is a longer code")
         return np.require(query, requirements=["C", "W", "E"])
 

@@ -235,7 +235,7 @@ def _check(
     for name, array in (("queries", queries), ("database", database)):
         if array.shape[-1] != codes.word_count(bits):
             raise ValueError(f"{bits} bits take {codes.word_count(bits)} words, {name} have {array.shape[-1]}")
-        if bits % 64 and (array[..., -1] >> np.uint64(bits % 64)).any():
+        if codes.longer_than(array, bits):
             raise ValueError(f"{name} have bits set beyond bit {bits - 1}: they are longer than {bits} bits")
     if query_labels.shape[1] != database_labels.shape[1]:
         raise ValueError(
