@@ -80,6 +80,23 @@ class HashingTask:
             return spaces.Discrete(2**self.group_bits)
         return spaces.MultiBinary(self.group_bits)
 
+    def action_mask(self, group: int) -> NDArray[np.bool_]:
+        """Which actions of a group count: (2 k,) for bits, each bit's 0 and 1 in turn, or (2**k,) for an index.
+
+        Surplus bits of a shorter last group may only be 0.
+
+        Raises:
+            ValueError: for probabilities, of which none is ever ruled out.
+        """
+        start, stop = self.span(group)
+        if self.action == "probability":
+            raise ValueError("probabilities have no action mask: make the environment with action='bits' or 'index'")
+        if self.action == "index":
+            return np.arange(2**self.group_bits) < 2 ** (stop - start)
+        mask = np.ones((self.group_bits, 2), np.bool_)
+        mask[stop - start :, 1] = False
+        return mask.ravel()
+
 
 def observation(image: NDArray[np.float32], bits: NDArray[np.bool_], emitted: int, group: int) -> Observation:
     """The observation of n lanes: what the environment shows, and what an encoder shows at search time.
@@ -264,6 +281,18 @@ class _OverGame(Skin):
         self._need_reset()
         return self._lanes.book
 
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Which actions count now, bool (num_envs, m).
+
+        m is 2 k for ``action="bits"``, each bit's 0 and 1 in turn, and 2**k for ``action="index"``: the form that
+        MaskablePPO of sb3-contrib asks for.
+
+        Raises:
+            ValueError: for ``action="probability"``.
+        """
+        mask = self.task.action_mask(self._lanes.group if self._lanes.started else 0)
+        return np.tile(mask, (self._lanes.lanes, 1))
+
 
 class BitGroupHashingEnv(_OverGame, ScalarEnv):
     """Emit the binary code of one image, a group of bits at a time.
@@ -282,7 +311,8 @@ class BitGroupHashingEnv(_OverGame, ScalarEnv):
     | `"probability"` | `Box(0, 1, (group_bits,), float32)` | a relaxed code; a bit is 1 where p > 0.5 |
     | `"index"` | `Discrete(2**group_bits)`, `group_bits` <= 10 | bit j of the group is bit j of the number |
 
-    Where `group_bits` does not divide `bits` the last group is shorter and the surplus action bits are ignored.
+    Where `group_bits` does not divide `bits` the last group is shorter and the surplus action bits are ignored;
+    `action_masks()` says which actions count, in the form that MaskablePPO asks for.
 
     ## Observation Space
     `Dict` of
@@ -347,6 +377,10 @@ class BitGroupHashingEnv(_OverGame, ScalarEnv):
         self, dataset: str | Path | HashingDataset = "digits", *, render_mode: str | None = None, **task: Any
     ) -> None:
         super().__init__(_Game(1, dataset, HashingTask(**task)), render_mode)
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """Which actions count now, bool (m,); see the vector environment's."""
+        return super().action_masks()[0]
 
 
 class BitGroupHashingVectorEnv(_OverGame, LockstepVectorEnv):

@@ -542,3 +542,19 @@ def test_a_weightless_reward_is_not_even_computed(multi_label: HashingDataset) -
     env.reset(seed=0)
     rewards = [env.step(np.zeros(4))[1] for _ in range(2)]
     assert (rewards, seen) == ([0.0, 1.0], ["global"])
+
+
+def test_action_masks_rule_out_the_surplus_bits_of_a_short_last_group() -> None:
+    env = gym.make("BitGroupHashing-v0", bits=8, group_bits=5).unwrapped
+    assert env.action_masks().tolist() == [True] * 10
+    env.reset(seed=0)
+    env.step(np.ones(5, np.int8))
+    assert env.action_masks().tolist() == [True] * 6 + [True, False] * 2
+
+    indices = gym.make_vec("BitGroupHashing-v0", num_envs=3, bits=5, group_bits=3, action="index").unwrapped
+    indices.reset(seed=0)
+    assert indices.action_masks().tolist() == [[True] * 8] * 3
+    indices.step(np.array([7, 0, 3]))
+    assert indices.action_masks().tolist() == [[True] * 4 + [False] * 4] * 3
+    with pytest.raises(ValueError, match="action='bits' or 'index'"):
+        gym.make("BitGroupHashing-v0", action="probability").unwrapped.action_masks()
