@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,12 @@ class Codebook:
         whole[:, start : start + bits.shape[1]] = bits
         keep = ~codes.span_mask(start, start + bits.shape[1], self.bits)
         self.words[rows] = (self.words[rows] & keep) | codes.pack(whole)
+        self.__dict__.pop("signs", None)
+
+    @cached_property
+    def signs(self) -> NDArray[np.float32]:
+        """All codes, float32 (N, q) of -1.0 and +1.0, as they were when this was first asked for."""
+        return codes.unpack(self.words, self.bits) * np.float32(2) - np.float32(1)
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Codes of the given rows: rows (...,) gives bool (..., q)."""
@@ -80,6 +86,11 @@ class RewardView:
         return self.code > 0.5
 
     @cached_property
+    def signs(self) -> NDArray[np.float32]:
+        """The lanes' code as 2 code - 1, float32 (n, s): -1.0 and +1.0, or between them for probabilities."""
+        return 2 * self.code - 1
+
+    @cached_property
     def words(self) -> codes.Words:
         """The lanes' bits packed, uint64 (n, ceil(s / 64))."""
         return codes.pack(self.bits)
@@ -108,6 +119,29 @@ class RewardView:
     def negative_distances(self) -> NDArray[np.float32]:
         """Squared distances to the negative partners, float32 (n, P); on bits the Hamming distance."""
         return self._distances(self.negative_rows, lambda: self.negatives)
+
+    @cached_property
+    def similar(self) -> NDArray[np.bool_]:
+        """Which training images share a label with the lane's, bool (n, N), in the order of the codebook."""
+        shared = np.zeros((len(self.rows), len(self.codebook)), np.bool_)
+        for own, labels in zip(self.label_words.T, self.codebook.label_words.T, strict=True):
+            shared |= (own[:, None] & labels) != 0
+        return shared
+
+    @cached_property
+    def others(self) -> NDArray[np.bool_]:
+        """All training images but the lane's own, bool (n, N)."""
+        return np.arange(len(self.codebook)) != self.rows[:, None]
+
+    @cached_property
+    def distances(self) -> NDArray[np.int32]:
+        """Hamming distances of the lanes' bits to all codes of the codebook, int32 (n, N)."""
+        inner = (self.bits * np.float32(2) - np.float32(1)) @ self.codebook.signs.T  # exact: small integers
+        return ((self.codebook.bits - inner) / 2).astype(np.int32)
+
+    def asarray(self, x: NDArray[Any]) -> Any:
+        """A NumPy array as the kind of array this view holds: here itself, a tensor where the view holds tensors."""
+        return x
 
     def with_code(self, code: NDArray[np.float32]) -> RewardView:
         """The same view with other bits or probabilities in place of the lanes'."""
