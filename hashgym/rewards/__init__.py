@@ -1,15 +1,22 @@
 """Rewards: what a span of bits is worth. One reward a file, found by name, or any callable of one's own."""
 
+from functools import partial
+
 from hashgym.rewards.average_precision import AveragePrecision
-from hashgym.rewards.registry import Reward, RewardLike, available, make, register, value, value_and_credit
+from hashgym.rewards.balance import Balance
+from hashgym.rewards.pairwise import LOSSES, Pairwise
+from hashgym.rewards.registry import Reward, RewardError, RewardLike, available, make, register, value, value_and_credit
 from hashgym.rewards.triplet import Triplet, triplet_loss
 from hashgym.rewards.view import Codebook, RewardView, squared_distance
 from hashgym.rewards.weighted import Weighted, weighted
 
 __all__ = [
     "AveragePrecision",
+    "Balance",
     "Codebook",
+    "Pairwise",
     "Reward",
+    "RewardError",
     "RewardLike",
     "RewardView",
     "Triplet",
@@ -27,3 +34,7 @@ __all__ = [
 register("triplet", Triplet)
 register("average_precision", AveragePrecision)
 register("weighted", weighted)
+register("balance", Balance)
+register("pairwise", Pairwise)
+for _loss in LOSSES:
+    register(f"pairwise:{_loss}", partial(Pairwise, _loss))

@@ -10,7 +10,21 @@ from numpy.typing import NDArray
 
 from hashgym.rewards.view import RewardView
 
-__all__ = ["Reward", "RewardLike", "available", "flip_credit", "make", "register", "value", "value_and_credit"]
+__all__ = [
+    "Reward",
+    "RewardError",
+    "RewardLike",
+    "available",
+    "flip_credit",
+    "make",
+    "register",
+    "value",
+    "value_and_credit",
+]
+
+
+class RewardError(ValueError):
+    """A reward did not keep to its contract; the message says what was wanted and what came."""
 
 
 class Reward(Protocol):
@@ -74,24 +88,26 @@ def value(reward: Reward, view: RewardView) -> NDArray[np.float64]:
     """The reward of each lane, float64 (n,).
 
     Raises:
-        ValueError: if the reward returns another shape or type, or a number that is not finite.
+        RewardError: if the reward fails, or returns another shape or type, or a number that is not finite.
     """
-    return _checked(reward, "its value", reward(view), view.code.shape[:1])
+    return _checked(reward, view, "its value", _called(reward, view, reward), view.code.shape[:1])
 
 
 def value_and_credit(reward: Reward, view: RewardView) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The reward (n,) and every bit's credit R(bit = 1) - R(bit = 0), (n, s), both float64.
 
     Raises:
-        ValueError: as :func:`value`.
+        RewardError: as :func:`value`.
     """
-    if isinstance(reward, _HasCredit):
-        scores, credit = reward.value_and_credit(view)
-        return (
-            _checked(reward, "its value", scores, view.code.shape[:1]),
-            _checked(reward, "its credit", credit, view.code.shape),
-        )
-    return value(reward, view), flip_credit(reward, view)
+    if not isinstance(reward, _HasCredit):
+        return value(reward, view), flip_credit(reward, view)
+    both = _called(reward, view, reward.value_and_credit)
+    if not isinstance(both, tuple) or len(both) != 2:
+        raise _error(reward, view, f"value_and_credit must return a tuple (value, credit), got {_described(both)}")
+    return (
+        _checked(reward, view, "its value", both[0], view.code.shape[:1]),
+        _checked(reward, view, "its credit", both[1], view.code.shape),
+    )
 
 
 def flip_credit(reward: Reward, view: RewardView) -> NDArray[np.float64]:
@@ -104,12 +120,38 @@ def flip_credit(reward: Reward, view: RewardView) -> NDArray[np.float64]:
     return credit
 
 
-def _checked(reward: Reward, what: str, array: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    got = np.asarray(array)
-    name = getattr(reward, "__name__", type(reward).__name__)
+def _called(reward: Reward, view: RewardView, function: Callable[[RewardView], Any]) -> Any:
+    try:
+        return function(view)
+    except RewardError:  # a term of a sum has said it already
+        raise
+    except Exception as error:
+        wanted = f"for {view.code.shape[0]} lanes and {view.code.shape[1]} bits"
+        raise _error(reward, view, f"failed {wanted} with {type(error).__name__}: {error}") from error
+
+
+def _checked(reward: Reward, view: RewardView, what: str, array: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    try:
+        got = np.asarray(array)
+    except ValueError:  # rows of several lengths
+        got = np.empty(0, object)
     if got.shape != shape or got.dtype.kind not in "fiu":
-        raise ValueError(f"reward {name}: {what} must be real numbers of shape {shape}, got {got.dtype} {got.shape}")
+        wanted = f"an array of real numbers (float64, float32 or integers) of shape {shape}"
+        raise _error(reward, view, f"{what} must be {wanted}, got {_described(array)}")
     if not np.isfinite(got).all():
-        lane = int(np.argwhere(~np.isfinite(got))[0][0])
-        raise ValueError(f"reward {name}: {what} must be finite, got {got[lane]} in lane {lane}")
+        place = tuple(int(i) for i in np.argwhere(~np.isfinite(got))[0])
+        where = " bit ".join(map(str, place))
+        raise _error(reward, view, f"{what} must be finite, got {got[place]} in lane {where}")
     return got.astype(np.float64, copy=False)
+
+
+def _described(x: Any) -> str:
+    """What came, in words: shape and dtype of an array, else its type."""
+    if hasattr(x, "dtype") and hasattr(x, "shape"):
+        return f"{x.dtype} {tuple(x.shape)}"
+    return "None (is a return missing?)" if x is None else f"{type(x).__name__} {x!r:.60}"
+
+
+def _error(reward: Reward, view: RewardView, message: str) -> RewardError:
+    name = getattr(reward, "name", None) or getattr(reward, "__name__", None) or type(reward).__name__
+    return RewardError(f"reward {name}, {view.scope} scope: {message}")

@@ -167,30 +167,96 @@ def test_wrong_rewards_are_refused(reward: object, message: str) -> None:
         rewards.make(reward)  # type: ignore[arg-type]
 
 
+SHAPE = r"must be an array of real numbers \(float64, float32 or integers\) of shape \(5,\), got "
+WRONG = [
+    (np.zeros((5, 1)), SHAPE + r"float64 \(5, 1\)"),
+    (np.zeros(4, np.float32), SHAPE + r"float32 \(4,\)"),
+    (np.zeros(5, complex), SHAPE + r"complex128 \(5,\)"),
+    (np.zeros(5, bool), SHAPE + r"bool \(5,\)"),
+    (np.zeros(5, object), SHAPE + r"object \(5,\)"),
+    ([[1.0], [1.0, 2.0]], SHAPE + r"list \[\[1.0\]"),
+    (None, SHAPE + r"None \(is a return missing\?\)"),
+    (0.5, SHAPE + r"float 0.5"),
+    (np.float32(0.5), SHAPE + r"float32 \(\)"),
+    ("good", SHAPE + r"str 'good'"),
+    (np.array([0, 1, np.nan, 0, 0]), "must be finite, got nan in lane 2"),
+    (np.array([0, 1, 2, -np.inf, 0]), "must be finite, got -inf in lane 3"),
+]
+
+
+@pytest.mark.parametrize("scope", ["group", "global"])
+@pytest.mark.parametrize(("returned", "message"), WRONG)
+def test_what_a_reward_returns_is_checked(returned: object, message: str, scope: str) -> None:
+    def mine(view: RewardView) -> object:
+        return returned
+
+    view = dataclasses.replace(make_view(0), scope=scope)
+    for ask in (rewards.value, rewards.value_and_credit):
+        with pytest.raises(rewards.RewardError, match=rf"^reward mine, {scope} scope: its value {message}"):
+            ask(mine, view)  # type: ignore[operator]
+
+
+class _Credit:
+    """A reward whose credit is what it is told."""
+
+    name = "told"
+
+    def __init__(self, credit: object) -> None:
+        self.credit = credit
+
+    def __call__(self, view: RewardView) -> np.ndarray:
+        return np.zeros(len(view.code))
+
+    def value_and_credit(self, view: RewardView) -> tuple[np.ndarray, object]:
+        return self(view), self.credit
+
+
 @pytest.mark.parametrize(
-    ("returned", "message"),
+    ("credit", "message"),
     [
-        (np.zeros((5, 1)), r"shape \(5,\), got float64 \(5, 1\)"),
-        (np.zeros(5, complex), "complex128"),
-        (np.array([0, 1, np.nan, 0, 0]), "finite, got nan in lane 2"),
-        ("good", "real numbers"),
+        (np.zeros(5), r"must be an array of real numbers .* of shape \(5, 7\), got float64 \(5,\)"),
+        (np.zeros((5, 7), bool), r".* shape \(5, 7\), got bool \(5, 7\)"),
+        (None, r".* shape \(5, 7\), got None"),
+        (np.diag([np.nan] * 7)[:5], "must be finite, got nan in lane 0 bit 0"),
     ],
 )
-def test_what_a_reward_returns_is_checked(returned: object, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        rewards.value(lambda view: returned, make_view(0))  # type: ignore[arg-type, return-value]
+def test_credit_is_checked(credit: object, message: str) -> None:
+    with pytest.raises(rewards.RewardError, match=f"^reward told, global scope: its credit {message}"):
+        rewards.value_and_credit(_Credit(credit), make_view(0))  # type: ignore[arg-type]
 
 
-def test_credit_of_a_wrong_shape_is_refused() -> None:
-    class Wrong:
-        def __call__(self, view: RewardView) -> np.ndarray:
-            return np.zeros(len(view.code))
+def test_value_and_credit_that_returns_one_array_is_refused() -> None:
+    class Half(_Credit):
+        def value_and_credit(self, view: RewardView) -> np.ndarray:  # type: ignore[override]
+            return self(view)
 
-        def value_and_credit(self, view: RewardView) -> tuple[np.ndarray, np.ndarray]:
-            return self(view), np.zeros(len(view.code))
+    with pytest.raises(rewards.RewardError, match=r"must return a tuple \(value, credit\), got float64 \(5,\)"):
+        rewards.value_and_credit(Half(None), make_view(0))  # type: ignore[arg-type]
 
-    with pytest.raises(ValueError, match=r"reward Wrong: its credit must be real numbers of shape \(5, 7\)"):
-        rewards.value_and_credit(Wrong(), make_view(0))
+
+def test_an_exception_inside_says_which_reward_and_keeps_its_cause() -> None:
+    def broken(view: RewardView) -> np.ndarray:
+        return view.bits @ np.ones(3)
+
+    summed = rewards.weighted([(1.0, "triplet"), (0.5, broken)])
+    for reward in (broken, summed):
+        with pytest.raises(rewards.RewardError, match=r"^reward broken, global scope: failed .*ValueError: ") as caught:
+            rewards.value(reward, make_view(0))  # type: ignore[arg-type]
+        assert "5 lanes and 7 bits" in str(caught.value)
+        assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_an_environment_names_the_reward_and_its_scope() -> None:
+    import gymnasium as gym
+
+    def halves(view: RewardView) -> np.ndarray:
+        return view.bits[:, 0] if view.scope == "global" else view.bits.mean(1)
+
+    env = gym.make("BitGroupHashing-v0", bits=4, group_bits=2, reward=halves)
+    env.reset(seed=0)
+    env.step(np.zeros(2, np.int8))
+    with pytest.raises(rewards.RewardError, match=r"reward halves, global scope: .* shape \(1,\), got bool \(1,\)"):
+        env.step(np.zeros(2, np.int8))
 
 
 def test_group_and_global_spans_are_told_apart() -> None:

@@ -1,0 +1,55 @@
+"""Balance: bits that are 1 as often as 0 and that do not repeat each other, as a reward."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashgym.rewards.view import RewardView
+
+__all__ = ["Balance"]
+
+
+class Balance:
+    """What the lane's code does to the balance and the decorrelation of all training codes.
+
+    R = -(mean over bits b of x_b m_b) - decorrelation x (mean over pairs b != c of x_b x_c C_bc),
+
+    x the lane's signs (2 p - 1 for probabilities), m_b the mean of bit b's signs over the other N - 1 training images
+    and C_bc that of the products of bits b and c. With the lane's own code in, the means are
+    M_b = ((N - 1) m_b + x_b) / N. As x_b^2 = 1, all of M_b^2 that depends on the lane is 2 (N - 1) / N^2 x_b m_b; for
+    products likewise. So R is, up to a constant and the factor N^2 / (2 (N - 1)), minus
+
+        mean over b of M_b^2 + decorrelation x (mean over pairs of the squared mean product),
+
+    which is 0 for bits that are balanced and uncorrelated. It knows no labels: use it in a sum with a reward that does.
+
+    Args:
+        decorrelation: weight of the pairs beside the bits. A span of one bit has no pairs.
+    """
+
+    name = "balance"
+
+    def __init__(self, decorrelation: float = 1.0) -> None:
+        if not (math.isfinite(decorrelation) and decorrelation >= 0):
+            raise ValueError(f"decorrelation must be at least 0 and finite, got {decorrelation}")
+        self.decorrelation = decorrelation
+
+    def __call__(self, view: RewardView) -> NDArray[np.floating]:
+        """Return R, floating (n,)."""
+        return self.value_and_credit(view)[0]
+
+    def value_and_credit(self, view: RewardView) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+        """Return R (n,) and each bit's credit (n, s): R is linear in each bit, so that it is twice the slope."""
+        x, signs = view.signs, view.codebook.signs
+        own: Any = signs[view.rows]
+        others, length = max(1, len(view.codebook) - 1), view.codebook.bits
+        m = (signs.sum(0) - own) / others
+        # sum over c != b of C_bc x_c: all products, less the lane's own, less b with itself (1 in every image)
+        related = (x @ (signs.T @ signs) - own * (own * x).sum(-1)[:, None]) / others - x
+        per_pair = self.decorrelation / (length * (length - 1)) if length > 1 else 0.0
+        value = -(x * m).sum(-1) / length - per_pair * (x * related).sum(-1)
+        return value, -2 * m / length - 4 * per_pair * related

@@ -1,0 +1,171 @@
+"""Losses of pairs as rewards: what the base hashers of MCH minimise, for the bits an agent emits."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hashgym import codes, hashers
+from hashgym.rewards.view import RewardView
+
+if TYPE_CHECKING:
+    from hashgym.hashers.pairwise import PairwiseHasher
+
+__all__ = ["LOSSES", "Pairwise"]
+
+LOSSES = ("dch", "hashnet", "adsh", "ksh", "ksh-relaxed", "mmhh")  # the hashers of this package that have one
+
+
+class _Tables(NamedTuple):
+    """Functions of a pair's kind and distance d as flat tables: entry kind x (s + 1) + d, kind 0, 1 or 2 (not counted).
+
+    A bit that turns to the other image's adds L(d - 1) - L(d), one that turns away L(d + 1) - L(d): the half sum and
+    half difference of those steps are all that a bit's credit is made of.
+    """
+
+    loss: Any  # L(d)
+    slope: Any  # (L(d + 1) - L(d - 1)) / 2
+    curve: Any  # (L(d + 1) - 2 L(d) + L(d - 1)) / 2
+
+
+class Pairwise:
+    """R = -(mean over the other training images j of w_ij L(d_ij, s_ij)), d the Hamming distance, s "share a label".
+
+    L is the loss of a base hasher (MCH, Table 1) at the span's length; the weights w_ij, of similar and of dissimilar
+    pairs, are those the hasher would have when fitted to the codebook's labels. A span of probabilities is scored by
+    its bits.
+
+    Args:
+        loss: name of a hasher with a loss of pairs; such a hasher, whose settings count, and whose pair weights too
+            where it is fitted; or a table (2, s + 1) of w L, row 1 for similar pairs, for spans of s bits alone.
+        against: "codebook" for all training images; "partners" for the lane's partners, the positives standing for all
+            similar images and the negatives for all dissimilar ones, by their shares of all pairs.
+        **settings: of a hasher given by name, as ``gamma=10.0`` for "dch".
+
+    Raises:
+        ValueError: for an unknown loss or setting, or a hasher without a loss of pairs.
+    """
+
+    def __init__(
+        self,
+        loss: str | PairwiseHasher | ArrayLike = "dch",
+        against: Literal["codebook", "partners"] = "codebook",
+        **settings: Any,
+    ) -> None:
+        if against not in ("codebook", "partners"):
+            raise ValueError(f"against must be 'codebook' or 'partners', got {against!r}")
+        self.against = against
+        self._hasher: Any = None
+        self._table: Any = None
+        if isinstance(loss, str):
+            name, self._hasher = loss, hashers.make(loss, **settings)
+        elif settings:
+            raise ValueError(f"settings ({', '.join(settings)}) go with a hasher's name; set them on the hasher itself")
+        elif isinstance(loss, hashers.Hasher):
+            name, self._hasher = type(loss).__name__, loss
+        else:
+            name, self._table = "table", np.asarray(loss)
+            if self._table.ndim != 2 or len(self._table) != 2 or self._table.dtype.kind not in "fiu":
+                raise ValueError(
+                    "a loss is a hasher's name, a hasher, or a table of real numbers (2, s + 1), row 1 for similar "
+                    f"pairs; got {self._table.dtype} {self._table.shape}"
+                )
+            if not np.isfinite(self._table).all():
+                raise ValueError("the table of a loss must be finite")
+        if self._hasher is not None and not hasattr(self._hasher, "pair_loss"):
+            raise ValueError(f"hasher {name!r} has no loss of pairs; there are {', '.join(LOSSES)}")
+        self.name = f"pairwise:{name}"
+        self._made_for: Any = None  # the labels that the tables were made for
+        self._made: dict[int, _Tables] = {}
+
+    def __call__(self, view: RewardView) -> NDArray[np.floating]:
+        """Return -(mean of w L), floating (n,)."""
+        loss = self._tables(view).loss
+        return -sum(loss[entry].sum(-1) for entry, _ in self._pairs(view))
+
+    def value_and_credit(self, view: RewardView) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+        """Return the value (n,) and each bit's credit (n, s), from one product of matrices.
+
+        Without bit b the pair's distance is d - [x_b != y_b], x and y the signs of the two images. R(1) - R(0) is the
+        sum over j of y_b (L(d + 1) - L(d)) where the signs agree and of y_b (L(d) - L(d - 1)) where they differ, which
+        is y_b slope(d) + x_b curve(d) for both.
+        """
+        tables, value, credit = self._tables(view), 0.0, 0.0
+        own = 2.0 * view.bits - 1.0
+        for entry, signs in self._pairs(view):
+            slope = tables.slope[entry]
+            toward = slope @ signs if signs.ndim == 2 else (slope[:, None] @ signs)[:, 0]
+            value = value - tables.loss[entry].sum(-1)
+            credit = credit + toward + own * tables.curve[entry].sum(-1)[:, None]
+        return value, credit  # type: ignore[return-value]
+
+    def _pairs(self, view: RewardView) -> list[tuple[Any, Any]]:
+        """The images that the lanes are compared with: their entries in the tables (n, M), and signs (.., M, s)."""
+        row = view.codebook.bits + 1
+        if self.against == "codebook":
+            return [(view.distances + row * (view.similar + 2 * ~view.others), view.codebook.signs)]
+        return [
+            ((view.bits[:, None] != (bits > 0.5)).sum(-1) + row * kind, 2 * bits - 1)
+            for kind, bits in enumerate((view.negatives, view.positives))
+        ]
+
+    def _tables(self, view: RewardView) -> _Tables:
+        """The tables of the span's length, made once."""
+        if self._made_for is not view.codebook.label_words:
+            self._made_for, self._made = view.codebook.label_words, {}
+        length = view.codebook.bits
+        if length not in self._made:
+            loss = self._loss(view, length)
+            inner = np.pad(loss, ((0, 0), (1, 1)), mode="edge")  # steps over the ends cancel: 0 is as good as any
+            ahead, back = inner[:, 2:] - loss, loss - inner[:, :-2]
+            made = (loss, (ahead + back) / 2, (ahead - back) / 2)
+            nothing = np.zeros((2, length + 1))  # the lane's own row, with labels or without
+            self._made[length] = _Tables(
+                *(view.asarray(np.concatenate([t, nothing]).astype(np.float32).ravel()) for t in made)
+            )
+        return self._made[length]
+
+    def _loss(self, view: RewardView, length: int) -> NDArray[np.float64]:
+        """What a pair of each kind and distance takes off the reward, float64 (2, length + 1)."""
+        weights = _pair_weights(view.codebook.label_words) if self._needs_weights else np.ones(2)
+        if self._hasher is None:
+            table = self._table.astype(np.float64)
+            if table.shape[1] != length + 1:
+                raise ValueError(
+                    f"the table of the loss is for spans of {table.shape[1] - 1} bits, not of {length}: set the weight "
+                    "of the other scope to 0 (group_weight, global_weight), or give a hasher instead"
+                )
+        else:
+            import torch
+
+            hasher = dataclasses.replace(self._hasher, bits=length)
+            hasher.pair_weights_ = getattr(self._hasher, "pair_weights_", _fitted_weights(hasher, weights))
+            similar = torch.tensor([[False], [True]])
+            table = hasher.weighted_pair_loss(torch.arange(length + 1, dtype=torch.float64), similar).numpy()
+        if self.against == "codebook":
+            return table / max(1, len(view.codebook) - 1)
+        drawn = np.array([view.negative_rows.shape[1], view.positive_rows.shape[1]])
+        return table / (weights * drawn)[:, None]  # 1 / weights: the kind's share of all pairs
+
+    @property
+    def _needs_weights(self) -> bool:
+        return self.against == "partners" or getattr(self._hasher, "weighted", False)
+
+
+def _pair_weights(label_words: Any) -> NDArray[np.float64]:
+    """1 / share of all pairs, of dissimilar and of similar ones, float64 (2,)."""
+    from hashgym.hashers.pairwise import pair_weights
+
+    words = label_words if isinstance(label_words, np.ndarray) else label_words.cpu().numpy()
+    words = np.ascontiguousarray(words).view(np.uint64)
+    return pair_weights(codes.unpack(words, words.shape[-1] * codes.WORD_BITS).astype(np.uint8))
+
+
+def _fitted_weights(hasher: Any, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``pair_weights_`` as fitting would set it (mmhh multiplies that of dissimilar pairs by a setting)."""
+    if not hasher.weighted:
+        return np.ones(2)
+    return weights * np.array([getattr(hasher, "dissimilar", 1.0), 1.0])
