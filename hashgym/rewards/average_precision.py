@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hashgym.retrieval import kernels
-from hashgym.rewards import registry
 from hashgym.rewards.view import RewardView
 
 __all__ = ["AveragePrecision"]
@@ -30,34 +29,52 @@ class AveragePrecision:
 
     def __call__(self, view: RewardView) -> NDArray[np.floating]:
         """Return the AP, float64 (n,)."""
-        if self.against == "codebook":
-            relevant, total = kernels.distance_histograms(
-                view.words,
-                view.label_words,
-                view.codebook.words,
-                view.codebook.label_words,
-                view.codebook.bits,
-                exclude=view.rows,
-            )
-        else:
-            relevant, irrelevant = (
-                (codes_away[..., None] == np.arange(view.codebook.bits + 1)).sum(1)
-                for codes_away in (
-                    (view.bits[:, None] != (partners > 0.5)).sum(-1) for partners in (view.positives, view.negatives)
-                )
-            )
-            total = relevant + irrelevant
-        return np.nan_to_num(kernels.average_precision(relevant, total))
+        if self.against == "partners":
+            return _among_partners(view)[0]
+        counting = _counting(view)
+        relevant, total = counting.distance_histograms(*_sets(view), exclude=view.rows)
+        score = counting.average_precision(relevant, total)
+        score[score != score] = 0.0  # NaN where nothing is relevant
+        return score
 
     def value_and_credit(self, view: RewardView) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
         """Return the AP (n,) and each bit's credit (n, s); against the codebook all flips are counted in one pass."""
-        if self.against == "partners":
-            return registry.value(self, view), registry.flip_credit(self, view)
-        return kernels.average_precision_credit(
-            view.words,
-            view.label_words,
-            view.codebook.words,
-            view.codebook.label_words,
-            view.codebook.bits,
-            exclude=view.rows,
+        if self.against == "codebook":
+            return _counting(view).average_precision_credit(*_sets(view), exclude=view.rows)
+        score, *flipped = _among_partners(view, flips=True)
+        credit = 0.0 * view.signs + score[:, None]
+        for bit, other in enumerate(flipped):
+            credit[:, bit] -= other
+        return score, credit * (2.0 * view.bits - 1.0)
+
+
+def _among_partners(view: RewardView, flips: bool = False) -> list[Any]:
+    """AP (n,) of the lane's code among its partners' and, if asked for, of the code with each bit flipped in turn."""
+    away = [view.bits[:, None] != (partners > 0.5) for partners in (view.positives, view.negatives)]
+    places = view.asarray(np.arange(view.codebook.bits + 1))
+    scores = []
+    for bit in (None, *range(view.codebook.bits * flips)):
+        # Flipped, a bit that differs brings a partner one nearer, and one that agrees takes it one farther.
+        change = [0 if bit is None else 1 - 2 * differing[..., bit : bit + 1] for differing in away]
+        relevant, irrelevant = (
+            (differing.sum(-1)[..., None] + step == places).sum(1) for differing, step in zip(away, change, strict=True)
         )
+        scores.append(_counting(view).average_precision(relevant, relevant + irrelevant))
+    return scores
+
+
+def _counting(view: RewardView) -> Any:
+    """The module that counts for the view's kind of array."""
+    if isinstance(view.code, np.ndarray):
+        return kernels
+    from hashgym.retrieval import tensors
+
+    return tensors
+
+
+def _sets(view: RewardView) -> tuple[Any, ...]:
+    """The lanes' codes and labels, and the codebook's, as that module takes them."""
+    book = view.codebook
+    if isinstance(view.code, np.ndarray):
+        return view.words, view.label_words, book.words, book.label_words, book.bits
+    return view.bits, view.labels, book.code, book.labels

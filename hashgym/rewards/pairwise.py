@@ -20,7 +20,7 @@ LOSSES = ("dch", "hashnet", "adsh", "ksh", "ksh-relaxed", "mmhh")  # the hashers
 
 
 class _Tables(NamedTuple):
-    """Functions of a pair's kind and distance d as flat tables: entry kind x (s + 1) + d, kind 0, 1 or 2 (not counted).
+    """Functions of a pair's distance d and of whether it is similar as flat tables: entry 2 d + similar, the last is 0.
 
     A bit that turns to the other image's adds L(d - 1) - L(d), one that turns away L(d + 1) - L(d): the half sum and
     half difference of those steps are all that a bit's credit is made of.
@@ -104,12 +104,13 @@ class Pairwise:
 
     def _pairs(self, view: RewardView) -> list[tuple[Any, Any]]:
         """The images that the lanes are compared with: their entries in the tables (n, M), and signs (.., M, s)."""
-        row = view.codebook.bits + 1
         if self.against == "codebook":
-            return [(view.distances + row * (view.similar + 2 * ~view.others), view.codebook.signs)]
+            entries = view.distances * 2 + view.similar
+            entries[view.asarray(np.arange(len(view.rows))), view.rows] = 2 * view.codebook.bits + 2  # not itself
+            return [(entries, view.codebook.signs)]
         return [
-            ((view.bits[:, None] != (bits > 0.5)).sum(-1) + row * kind, 2 * bits - 1)
-            for kind, bits in enumerate((view.negatives, view.positives))
+            ((view.bits[:, None] != (bits > 0.5)).sum(-1) * 2 + similar, 2 * bits - 1)
+            for similar, bits in enumerate((view.negatives, view.positives))
         ]
 
     def _tables(self, view: RewardView) -> _Tables:
@@ -122,10 +123,7 @@ class Pairwise:
             inner = np.pad(loss, ((0, 0), (1, 1)), mode="edge")  # steps over the ends cancel: 0 is as good as any
             ahead, back = inner[:, 2:] - loss, loss - inner[:, :-2]
             made = (loss, (ahead + back) / 2, (ahead - back) / 2)
-            nothing = np.zeros((2, length + 1))  # the lane's own row, with labels or without
-            self._made[length] = _Tables(
-                *(view.asarray(np.concatenate([t, nothing]).astype(np.float32).ravel()) for t in made)
-            )
+            self._made[length] = _Tables(*(view.asarray(np.append(t.T, 0).astype(np.float32)) for t in made))
         return self._made[length]
 
     def _loss(self, view: RewardView, length: int) -> NDArray[np.float64]:

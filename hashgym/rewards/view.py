@@ -134,10 +134,10 @@ class RewardView:
         return np.arange(len(self.codebook)) != self.rows[:, None]
 
     @cached_property
-    def distances(self) -> NDArray[np.int32]:
-        """Hamming distances of the lanes' bits to all codes of the codebook, int32 (n, N)."""
+    def distances(self) -> NDArray[np.int16]:
+        """Hamming distances of the lanes' bits to all codes of the codebook, int16 (n, N)."""
         inner = (self.bits * np.float32(2) - np.float32(1)) @ self.codebook.signs.T  # exact: small integers
-        return ((self.codebook.bits - inner) / 2).astype(np.int32)
+        return ((self.codebook.bits - inner) / 2).astype(np.int16)
 
     def asarray(self, x: NDArray[Any]) -> Any:
         """A NumPy array as the kind of array this view holds: here itself, a tensor where the view holds tensors."""
