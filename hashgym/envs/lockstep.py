@@ -262,9 +262,7 @@ class LockstepVectorEnv(Skin, VectorEnv[Observation, Any, NDArray[Any]]):
         self._need_episode()
         reward, info = self._lanes.act(actions)
         if done := self._lanes.done:
-            final_obs = np.empty(self.num_envs, object)  # Gymnasium wants one dict for each finished lane
-            last = self._lanes.observe()
-            final_obs[:] = [dict(zip(last, parts, strict=True)) for parts in zip(*last.values(), strict=True)]
+            final_obs = _apart(self._lanes.observe(), self.num_envs)
             self._lanes.begin(self.np_random, {})
             info = {"final_obs": final_obs, "final_info": info} | self._lanes.info()
         ended = np.full(self.num_envs, done)
@@ -299,6 +297,17 @@ class LockstepVectorEnv(Skin, VectorEnv[Observation, Any, NDArray[Any]]):
 def standardized(source: str) -> HashingDataset:
     """A dataset by name or folder. Datasets are immutable, so that all environments of a process share one."""
     return data.load(source).standardized()
+
+
+def _apart(batch: Observation, lanes: int) -> NDArray[np.object_]:
+    """A batch as one dict for each lane, views of its arrays: what Gymnasium wants of final observations."""
+    apart: list[Observation] = [{} for _ in range(lanes)]
+    for key, parts in batch.items():  # key by key takes a third of the time of lane by lane
+        for lane, part in zip(apart, parts, strict=True):
+            lane[key] = part
+    array = np.empty(lanes, object)
+    array[:] = apart
+    return array
 
 
 def _first(batch: dict[str, Any]) -> dict[str, Any]:
