@@ -1,41 +1,59 @@
-"""How fast the native vector environments step, as ratios in one run: ``python -m benchmarks.throughput``.
+"""How fast the environments step and agents train on them, as ratios in one run: ``python -m benchmarks.throughput``.
 
-Against two alternatives at the same number of lanes: Gymnasium's SyncVectorEnv of the scalar environment, and the
-floor, which computes nothing and copies the arrays a step must return. Actions are drawn before the clock starts.
-Rounds of the contestants alternate, and the median of each is shown, because machines have moods.
+First lane-steps per second: the native vector environments, the same through HashVecEnv, and three ways to vectorise
+the scalar ones, Gymnasium's SyncVectorEnv and AsyncVectorEnv and Stable-Baselines3's DummyVecEnv. The floor computes
+nothing and copies the arrays a step must return. Then PPO of Stable-Baselines3 on HashVecEnv and on DummyVecEnv: frames
+per second, and the share of time spent in the environment.
+
+Actions are drawn before the clock starts. Whole episodes are measured, rounds of the contestants alternate, and the
+median of each is shown, because machines have moods. 16,384 lanes take minutes: ``--lanes 16384 --ppo-lanes 0``.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import stable_baselines3
+import torch
 import tyro
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from rich.console import Console
 from rich.table import Table
+from stable_baselines3 import PPO
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
 import hashgym
 import hashgym.hashers
+from benchmarks.results import Results, describe, peak_mb, revision
 from hashgym.data import load
+from hashgym.integrations.sb3 import HashVecEnv
 
 Task = dict[str, Any]
+Row = dict[str, Any]
+
+KEY = ("env", "dataset", "measure", "contestant", "lanes", "epochs")
+COLUMNS = (*KEY, "value", "build_seconds", "build_mb", "versions", "version", "revision", "config")
 
 
 @dataclass(frozen=True)
 class Args:
-    """Lane-steps per second of BitGroupHashing-v0 and RegionKeep-v0."""
+    """Lane-steps per second of BitGroupHashing-v0 and RegionKeep-v0, and frames per second of PPO on them."""
 
     dataset: str = "digits"
     """dataset name or cache folder"""
     scenes: str = "digit-scenes"
     """the same for RegionKeep-v0: a dataset with regions"""
-    lanes: tuple[int, ...] = (64, 1024)
+    lanes: tuple[int, ...] = (1, 64, 1024)
     """numbers of lanes to measure"""
     bits: int = 24
     """code length"""
@@ -45,87 +63,305 @@ class Args:
     """reward of BitGroupHashing-v0 by name"""
     region_bits: int = 32
     """code length of RegionKeep-v0"""
-    rounds: int = 5
+    rounds: int = 3
     """rounds of every contestant, taken in turn"""
-    steps: int = 100
-    """steps of a native round; SyncVectorEnv makes a tenth of them"""
+    seconds: float = 0.2
+    """length of a round, which is at least one episode"""
+    async_lanes: int = 64
+    """most lanes of AsyncVectorEnv, which starts a process for each"""
+    ppo_lanes: int = 256
+    """lanes of PPO; 0 leaves it out"""
+    ppo_episodes: int = 4
+    """episodes of every lane in a rollout"""
+    ppo_batch: int = 2048
+    """batch size of PPO"""
+    ppo_epochs: tuple[int, ...] = (1, 10)
+    """numbers of epochs of PPO to measure; Stable-Baselines3's default is 10"""
+    ppo_rollouts: int = 4
+    """rollouts of a round of PPO on HashVecEnv; DummyVecEnv makes one"""
+    net_arch: tuple[int, ...] = (256, 256)
+    """layers of PPO's networks"""
+    out: Path | None = None
+    """folder to add the rows to, in throughput.csv"""
 
 
-def lane_steps_per_second(step: Callable[[Any], Any], actions: list[Any], lanes: int, steps: int) -> float:
-    """Run ``step`` on the actions in turn and return lanes x steps / seconds."""
-    start = time.perf_counter()
-    for i in range(steps):
-        step(actions[i % len(actions)])
-    return lanes * steps / (time.perf_counter() - start)
+@dataclass(frozen=True)
+class Contestant:
+    """A vector environment after its reset, and what it took to build."""
+
+    step: Callable[[Any], Any]
+    close: Callable[[], Any]
+    seconds: float
+    mb: float
 
 
-def tasks(args: Args) -> dict[str, tuple[str, Task]]:
-    """The environments: in words, and their arguments."""
+def lane_steps_per_second(step: Callable[[Any], Any], actions: list[Any], horizon: int, seconds: float) -> float:
+    """Run ``step`` on the actions in turn, for whole episodes of ``horizon`` steps; return lanes x steps / seconds."""
+    steps, start = 0, time.perf_counter()
+    while True:
+        for _ in range(horizon):
+            step(actions[steps % len(actions)])
+            steps += 1
+        if (elapsed := time.perf_counter() - start) >= seconds:
+            return len(actions[0]) * steps / elapsed
+
+
+def tasks(args: Args) -> dict[str, tuple[str, str, Task]]:
+    """The environments: their dataset, the rest in words, and their arguments."""
     digits, scenes = (load(name).standardized() for name in (args.dataset, args.scenes))
     base = hashgym.hashers.make("dch", bits=args.region_bits, hidden=64, updates=100)  # its codes need not be good
     base.fit(scenes.features[scenes.train], scenes.labels[scenes.train])
     groups: Task = {"bits": args.bits, "group_bits": args.group_bits, "reward": args.reward}
     return {
         "BitGroupHashing-v0": (
-            f"{args.dataset}, {args.bits} bits, k = {args.group_bits}, {args.reward}",
+            args.dataset,
+            f"{args.bits} bits, k = {args.group_bits}, {args.reward}",
             {"dataset": digits, **groups},
         ),
         "RegionKeep-v0": (
-            f"{args.scenes}, dch, {args.region_bits} bits, {len(scenes.train):,} training images",
+            args.scenes,
+            f"dch, {args.region_bits} bits, {len(scenes.train):,} training images",
             {"dataset": scenes, "base": base},
         ),
     }
 
 
-def measure(args: Args, name: str, task: Task, lanes: int) -> dict[str, float]:
+def build(make: Callable[[], Any]) -> Contestant:
+    """Make and reset a vector environment of either library."""
+    before, start = _resident_mb(), time.perf_counter()
+    envs = make()
+    if isinstance(envs, VecEnv):
+        envs.seed(0)
+        envs.reset()
+    else:
+        envs.reset(seed=0)
+    return Contestant(envs.step, envs.close, time.perf_counter() - start, _resident_mb() - before)
+
+
+def measure_steps(args: Args, name: str, task: Task, lanes: int) -> list[Row]:
     """Median lane-steps per second of each contestant in one environment at one number of lanes."""
     native = gym.make_vec(name, num_envs=lanes, **task)
-    sync = SyncVectorEnv(
-        [lambda: gym.make(name, disable_env_checker=True, **task)] * lanes, autoreset_mode=AutoresetMode.SAME_STEP
-    )
-    observation, _ = native.reset(seed=0)
-    sync.reset(seed=0)
     native.action_space.seed(0)
     actions = [native.action_space.sample() for _ in range(8)]
+    observation, _ = native.reset(seed=0)
     rewards, ended = np.zeros(lanes), np.zeros(lanes, np.bool_)
 
     def floor(_: Any) -> Any:
         return {key: part.copy() for key, part in observation.items()}, rewards.copy(), ended.copy(), ended.copy(), {}
 
-    few = max(2, args.steps // 10)
-    contestants = {
-        "floor (copies only)": (floor, args.steps),
-        "native": (native.step, args.steps),
-        "SyncVectorEnv": (sync.step, few),
+    def scalar() -> Any:
+        return gym.make(name, disable_env_checker=True, **task)
+
+    makers: dict[str, Callable[[], Any]] = {
+        "native": lambda: gym.make_vec(name, num_envs=lanes, **task),
+        "HashVecEnv": lambda: HashVecEnv(gym.make_vec(name, num_envs=lanes, **task)),
+        "SyncVectorEnv": lambda: SyncVectorEnv([scalar] * lanes, autoreset_mode=AutoresetMode.SAME_STEP),
+        "DummyVecEnv": lambda: DummyVecEnv([scalar] * lanes),
     }
-    for step, _ in contestants.values():
-        lane_steps_per_second(step, actions, lanes, 2)  # warm up
-    speeds: dict[str, list[float]] = {name: [] for name in contestants}
+    if lanes <= args.async_lanes:
+        makers["AsyncVectorEnv"] = lambda: AsyncVectorEnv([scalar] * lanes, autoreset_mode=AutoresetMode.SAME_STEP)
+    contestants = {"floor": Contestant(floor, lambda: None, 0.0, 0.0)}
+    contestants |= {contestant: build(make) for contestant, make in makers.items()}
+    horizon = _horizon(task)
+    for contestant in contestants.values():
+        lane_steps_per_second(contestant.step, actions, horizon, 0)  # warm up
+    speeds: dict[str, list[float]] = {contestant: [] for contestant in contestants}
     for _ in range(args.rounds):
-        for name, (step, steps) in contestants.items():
-            speeds[name].append(lane_steps_per_second(step, actions, lanes, steps))
-    native.close()
-    sync.close()
-    return {name: median(rounds) for name, rounds in speeds.items()}
+        for key, contestant in contestants.items():
+            speeds[key].append(lane_steps_per_second(contestant.step, actions, horizon, args.seconds))
+    for contestant in contestants.values():
+        contestant.close()
+    return [
+        {
+            "measure": "lane-steps/s",
+            "contestant": key,
+            "lanes": lanes,
+            "epochs": "",
+            "value": median(speeds[key]),
+            "build_seconds": contestant.seconds,
+            "build_mb": contestant.mb,
+        }
+        for key, contestant in contestants.items()
+    ]
 
 
-def main(args: Args) -> dict[str, list[tuple[int, dict[str, float]]]]:
-    """Measure every environment at every number of lanes and print a table of each."""
-    results = {}
-    for name, (words, task) in tasks(args).items():
-        versions = f"hashgym {hashgym.__version__}, gymnasium {gym.__version__}, numpy {np.__version__}"
-        table = Table(title=f"{name}, {words} ({versions})")
-        for heading in ("lanes", "contestant", "lane-steps/s", "against SyncVectorEnv", "against the floor"):
-            table.add_column(heading, justify="left" if heading == "contestant" else "right")
-        results[name] = [(lanes, measure(args, name, task, lanes)) for lanes in args.lanes]
-        for lanes, speeds in results[name]:
-            for contestant, speed in speeds.items():
-                sync, floor = speeds["SyncVectorEnv"], speeds["floor (copies only)"]
-                ratios = f"{speed / sync:,.1f} x", f"{speed / floor:.4f} x"
-                table.add_row(str(lanes), contestant, f"{speed:,.0f}", *ratios)
-            table.add_section()
-        Console().print(table)
-    return results
+class Clock(VecEnvWrapper):
+    """Counts the seconds spent in an environment's steps."""
+
+    seconds = 0.0
+
+    def reset(self) -> Any:
+        """Reset."""
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        """Step, by the clock."""
+        start = time.perf_counter()
+        result = self.venv.step_wait()
+        self.seconds += time.perf_counter() - start
+        return result
+
+
+class TimedPPO(PPO):
+    """PPO that counts the seconds spent in gradient steps."""
+
+    seconds = 0.0
+
+    def train(self) -> None:
+        """Train on a rollout, by the clock."""
+        start = time.perf_counter()
+        super().train()
+        self.seconds += time.perf_counter() - start
+
+
+def measure_ppo(args: Args, name: str, task: Task) -> list[Row]:
+    """PPO on HashVecEnv and on DummyVecEnv: frames per second, of training and of rollouts alone, and shares."""
+    lanes, n_steps = args.ppo_lanes, args.ppo_episodes * _horizon(task)
+    contestants: dict[str, tuple[Callable[[], VecEnv], int]] = {
+        "HashVecEnv": (lambda: HashVecEnv(gym.make_vec(name, num_envs=lanes, **task)), args.ppo_rollouts),
+        "DummyVecEnv": (
+            lambda: DummyVecEnv([lambda: Monitor(gym.make(name, disable_env_checker=True, **task))] * lanes),
+            1,
+        ),
+    }
+    rows: list[Row] = []
+    built = {key: (Clock(make()), rollouts) for key, (make, rollouts) in contestants.items()}
+    for epochs in args.ppo_epochs:
+        settings: Task = {"n_steps": n_steps, "batch_size": min(args.ppo_batch, lanes * n_steps), "n_epochs": epochs}
+        policy = {"net_arch": list(args.net_arch)}
+        models = {
+            key: TimedPPO("MultiInputPolicy", envs, seed=0, device="cpu", policy_kwargs={**policy}, **settings)
+            for key, (envs, _) in built.items()
+        }
+        measured: dict[tuple[str, str], list[float]] = {}
+        for round_ in range(args.rounds + 1):
+            for key, (envs, rollouts) in built.items():
+                model, frames = models[key], lanes * n_steps * (rollouts if round_ else 1)
+                model.seconds = envs.seconds = 0.0
+                start = time.perf_counter()
+                model.learn(frames, reset_num_timesteps=round_ == 0)
+                elapsed = time.perf_counter() - start
+                if round_ == 0:  # warm up
+                    continue
+                for measure, value in (
+                    ("PPO frames/s", frames / elapsed),
+                    ("PPO rollout frames/s", frames / (elapsed - model.seconds)),
+                    ("PPO share in environment", envs.seconds / elapsed),
+                    ("PPO share in gradient steps", model.seconds / elapsed),
+                ):
+                    measured.setdefault((measure, key), []).append(value)
+        rows += [
+            {
+                "measure": measure,
+                "contestant": key,
+                "lanes": lanes,
+                "epochs": epochs,
+                "value": median(values),
+                "build_seconds": "",
+                "build_mb": "",
+            }
+            for (measure, key), values in measured.items()
+        ]
+    for envs, _ in built.values():
+        envs.close()
+    return rows
+
+
+def steps_table(title: str, rows: Sequence[Row], async_lanes: int) -> Table:
+    """Lane-steps per second, and how many times as many as the two usual ways."""
+    table = Table(title=title)
+    columns = ("lanes", "contestant", "lane-steps/s", "against SyncVectorEnv", "against DummyVecEnv", "built, s", "MB")
+    for heading in columns:
+        table.add_column(heading, justify="left" if heading == "contestant" else "right")
+    for lanes in dict.fromkeys(row["lanes"] for row in rows):
+        own = {row["contestant"]: row for row in rows if row["lanes"] == lanes}
+        for contestant, row in own.items():
+            ratios = [f"{row['value'] / own[other]['value']:,.1f} x" for other in ("SyncVectorEnv", "DummyVecEnv")]
+            built = f"{row['build_seconds']:.1f}", f"{row['build_mb']:,.0f}"
+            table.add_row(f"{lanes:,}", contestant, f"{row['value']:,.0f}", *ratios, *built)
+        if lanes > async_lanes:
+            table.add_row(f"{lanes:,}", "AsyncVectorEnv", f"not run: {lanes:,} processes")
+        table.add_section()
+    return table
+
+
+def ppo_table(title: str, rows: Sequence[Row]) -> Table:
+    """What PPO does in a second, and where its time goes."""
+    table = Table(title=title)
+    for heading in ("epochs", "measure", "HashVecEnv", "DummyVecEnv", "ratio"):
+        table.add_column(heading, justify="left" if heading == "measure" else "right")
+    for epochs in dict.fromkeys(row["epochs"] for row in rows):
+        for measure in dict.fromkeys(row["measure"] for row in rows):
+            own = {r["contestant"]: r["value"] for r in rows if (r["epochs"], r["measure"]) == (epochs, measure)}
+            native, dummy = own["HashVecEnv"], own["DummyVecEnv"]
+            share = "share" in measure
+            cells = [f"{value:.1%}" if share else f"{value:,.0f}" for value in (native, dummy)]
+            table.add_row(str(epochs), measure, *cells, "" if share else f"{native / dummy:.1f} x")
+        table.add_section()
+    return table
+
+
+def main(args: Args) -> list[Row]:
+    """Measure every environment, print its tables, and add the rows to the file."""
+    console = Console()
+    versions = {
+        "gymnasium": gym.__version__,
+        "stable_baselines3": stable_baselines3.__version__,
+        "numpy": np.__version__,
+        "torch": torch.__version__,
+    }
+    console.print(
+        f"hashgym {hashgym.__version__} {revision()}, "
+        + ", ".join(f"{name} {version}" for name, version in versions.items())
+        + f"; {os.cpu_count()} cores, {torch.get_num_threads()} threads of torch, load {_load()}"
+    )
+    every: list[Row] = []
+    for name, (dataset, words, task) in tasks(args).items():
+        rows = [row for lanes in args.lanes for row in measure_steps(args, name, task, lanes)]
+        if rows:
+            console.print(steps_table(f"{name}, {dataset}, {words}", rows, args.async_lanes))
+        if args.ppo_lanes:
+            ppo = measure_ppo(args, name, task)
+            size = " x ".join(map(str, args.net_arch))
+            console.print(ppo_table(f"PPO on {name}, {args.ppo_lanes} lanes, networks of {size}", ppo))
+            rows += ppo
+        every += [
+            {
+                "env": name,
+                "dataset": dataset,
+                **row,
+                "versions": json.dumps(versions),
+                "version": hashgym.__version__,
+                "revision": revision(),
+                "config": describe({**asdict(args), "out": None, "threads": torch.get_num_threads(), "load": _load()}),
+            }
+            for row in rows
+        ]
+    console.print(f"peak memory of this process {peak_mb():,.0f} MB")
+    if args.out is not None:
+        results = Results(args.out, COLUMNS, KEY, "throughput.csv")
+        results.append(*every)
+        console.print(f"{len(every)} rows in {results.path}")
+    return every
+
+
+def _horizon(task: Task) -> int:
+    """Steps of an episode."""
+    return -(-task["bits"] // task["group_bits"]) if "group_bits" in task else task.get("regions_per_episode", 1)
+
+
+def _resident_mb() -> float:
+    """Memory of this process now, in MB (10^6 bytes); NaN where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return float("nan")
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def _load() -> str:
+    """How busy the machine is: processes that ran or waited over the last minute."""
+    return f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
 
 
 if __name__ == "__main__":

@@ -241,4 +241,6 @@ def _checked(envs: Any) -> LockstepVectorEnv:
             f"HashVecEnv takes a native vector environment of hashgym, got {type(envs).__name__}: "
             f"{mend}, without vectorization_mode"
         )
+    if hasattr(envs.unwrapped, "device"):
+        raise ValueError(f"Stable-Baselines3 takes NumPy arrays, not tensors: {mend}, without backend='torch'")
     return envs.unwrapped

@@ -304,6 +304,7 @@ def test_rendering(make: Make, multi_label: HashingDataset) -> None:
         (lambda make: SyncVectorEnv([lambda: make(BITS)]), "without vectorization_mode"),
         (lambda make: gym.make_vec("CartPole-v1", num_envs=2), "native vector environment of hashgym"),
         (lambda make: HashVecEnv(make(BITS, 2)), "got HashVecEnv: make it with gym.make_vec"),
+        (lambda make: make(BITS, 2, backend="torch"), "without backend='torch'"),
         (lambda make: BITS, "got str: make it with gym.make_vec"),
     ],
 )
