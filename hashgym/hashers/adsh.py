@@ -71,7 +71,7 @@ class ADSH(DeepHasher, PairwiseHasher):
     Attributes:
         gamma: weight of the squared distance of outputs to learnt codes, summed over bits.
         dissimilar: r, where S_ij = 1 for similar and -r for dissimilar pairs; ``pair_loss`` has r = 1, as Table 1. None
-            is the authors' habit, r = |similar pairs| / |dissimilar pairs|, so that S sums to 0: few similar pairs
+            is the authors' habit, r = similar pairs / dissimilar pairs, so that S sums to 0: few similar pairs
             would else be drowned by the many whose inner product cannot be -q all at once. Where similar pairs are
             the more frequent r is 1, for an inner product below -q does not exist.
         passes: of coordinate descent at a time.

@@ -74,7 +74,7 @@ class PairwiseHasher(Hasher):
 
 
 def pair_weights(labels: Labels) -> NDArray[np.float64]:
-    """w = |S| / |S_0| of dissimilar and |S| / |S_1| of similar pairs, over all pairs of two different images.
+    """All pairs / dissimilar pairs and all pairs / similar pairs, counted over pairs of two different images.
 
     Args:
         labels: multi-hot (n, L).

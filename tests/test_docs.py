@@ -1,0 +1,163 @@
+"""README, documentation site and environments' docstrings: their code runs, their commands exist, the site builds."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tyro
+
+import hashgym.cli
+from hashgym import features, hashers
+from hashgym.rewards import registry
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)]
+IN_MARKDOWN = (  # classes whose docstrings are pages
+    "hashgym.envs.bit_group_hashing.BitGroupHashingEnv",
+    "hashgym.envs.region_keep.RegionKeepEnv",
+    "hashgym.integrations.sb3.HashVecEnv",
+)
+
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+@pytest.fixture
+def as_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An empty folder to work in; what is registered there is forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    registries: tuple[dict[str, Any], ...] = (registry._FACTORIES, hashers._REGISTRY, features._registered)
+    before = [dict(names) for names in registries]
+    yield
+    for names, known in zip(registries, before, strict=True):
+        names.clear()
+        names.update(known)
+
+
+@pytest.mark.usefixtures("as_reader")
+@pages
+def test_python_runs(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    namespace = run(page.read_text(encoding="utf-8"), str(page))
+    if page.name == "README.md":
+        assert namespace["codes"].shape == (300, 24)
+        assert 0 < namespace["result"].map < 1
+        assert "group/triplet" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("as_reader")
+@pytest.mark.parametrize("name", IN_MARKDOWN)
+def test_python_of_docstrings_runs(name: str) -> None:
+    module, _, attribute = name.rpartition(".")
+    text = inspect.getdoc(getattr(importlib.import_module(module), attribute)) or ""
+    assert run(text, name), f"{name} shows no code"
+
+
+@pages
+def test_commands_exist(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands in blocks are parsed with all their options, nothing is run; commands in a line must exist."""
+    text = re.sub(r"\\\n\s*", "", page.read_text(encoding="utf-8"))
+    fences = re.compile(r"^```(\S*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
+    lines = [line for language, block in fences.findall(text) if language != "python" for line in block.splitlines()]
+    text = fences.sub("", text)
+    lines += re.findall(r"^    (\S.*)$", text, flags=re.MULTILINE)
+    for line in lines:
+        if re.match(r"(\$ )?(hashgym|make|python -m|pip) ", line):
+            check(shlex.split(line.removeprefix("$ "), comments=True), monkeypatch)
+    for line in re.findall(r"`((?:hashgym|make|python -m|pip) [^`]+)`", text):
+        check(shlex.split(line), monkeypatch, whole=False)
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    entries = set()
+    for page in PAGES[1:]:
+        for tree in re.findall(r"^```{toctree}\n(.*?)^```$", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE):
+            entries |= {page.parent / f"{line}.md" for line in tree.splitlines() if line and not line.startswith(":")}
+    assert entries | {DOCS / "index.md"} == set(PAGES[1:])
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    for needed in ("sphinx", "myst_parser", "furo"):
+        pytest.importorskip(needed, reason=f"the documentation site needs {needed}: pip install 'hashgym[docs]'")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", str(DOCS), str(tmp_path)]
+    built = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert built.returncode == 0, built.stderr
+    assert "<math" in (tmp_path / "metrics.html").read_text("utf-8")
+    environment = (tmp_path / "environments" / "bit-group-hashing.html").read_text("utf-8")
+    assert 'id="action-space"' in environment
+    assert "<table" in environment
+    for written in tmp_path.rglob("*.html"):  # pages are read without internet
+        fetched = re.findall(
+            r"<(?:script|img|iframe)[^>]* src=\"(https?:[^\"]*)|<link[^>]* href=\"(https?:[^\"]*)",
+            (written.read_text("utf-8")),
+        )
+        assert not fetched, f"{written.name} fetches {fetched}"
+
+
+def run(text: str, name: str) -> dict[str, Any]:
+    """Run a page's Python blocks in order, as a reader would paste them; tracebacks show the page's lines."""
+    namespace: dict[str, Any] = {"__name__": "page"}
+    first = len(namespace)
+    for block in re.finditer(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE):
+        before = "\n" * text[: block.start(1)].count("\n")
+        exec(compile(before + block[1], name, "exec"), namespace)
+    return {} if len(namespace) == first else namespace
+
+
+def check(words: list[str], monkeypatch: pytest.MonkeyPatch, *, whole: bool = True) -> None:
+    """Fail unless a command is one of ours that exists and, if ``whole``, takes these options."""
+    match words:
+        case ["make", *targets]:
+            makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+            assert all(f"\n{target}:" in makefile for target in targets), words
+        case ["hashgym", command, *options]:
+            assert command in hashgym.cli.COMMANDS, words
+            if whole:
+                monkeypatch.setattr(hashgym.cli, "COMMANDS", {k: silent(f) for k, f in hashgym.cli.COMMANDS.items()})
+                hashgym.cli.main([command, *options])
+        case ["python", "-m", module, *options] if module.partition(".")[0] in ("agents", "benchmarks", "hashgym"):
+            path = ROOT / f"{module.replace('.', '/')}.py"
+            if "*" in module or "NAME" in module:  # stands for any of them
+                return
+            assert path.exists(), words
+            if whole and "tyro" in path.read_text(encoding="utf-8"):
+                monkeypatch.setattr(tyro, "cli", parse_only)
+                monkeypatch.setattr(sys, "argv", [str(path), *options])
+                with pytest.raises(Parsed):
+                    runpy.run_module(module, run_name="__main__", alter_sys=True)
+        case ["pip", "install", *what]:
+            for extra in re.findall(r"\[(.*?)\]", " ".join(what)):
+                assert f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text(encoding="utf-8"), words
+
+
+class Parsed(BaseException):
+    """A command line was understood."""
+
+
+TYRO = tyro.cli
+
+
+def parse_only(*args: Any, **kwargs: Any) -> None:
+    """Read a command line as the program would, and go no further."""
+    TYRO(*args, **kwargs)
+    raise Parsed
+
+
+def silent(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that takes the same options and does nothing."""
+
+    @functools.wraps(command)
+    def nothing(*args: Any, **kwargs: Any) -> None:
+        return None
+
+    return nothing
