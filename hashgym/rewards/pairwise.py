@@ -153,13 +153,11 @@ class Pairwise:
         return self.against == "partners" or getattr(self._hasher, "weighted", False)
 
 
-def _pair_weights(label_words: Any) -> NDArray[np.float64]:
+def _pair_weights(label_words: codes.Words) -> NDArray[np.float64]:
     """1 / share of all pairs, of dissimilar and of similar ones, float64 (2,)."""
     from hashgym.hashers.pairwise import pair_weights
 
-    words = label_words if isinstance(label_words, np.ndarray) else label_words.cpu().numpy()
-    words = np.ascontiguousarray(words).view(np.uint64)
-    return pair_weights(codes.unpack(words, words.shape[-1] * codes.WORD_BITS).astype(np.uint8))
+    return pair_weights(codes.unpack(label_words, label_words.shape[-1] * codes.WORD_BITS).view(np.uint8))
 
 
 def _fitted_weights(hasher: Any, weights: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,0 +1,278 @@
+"""Reward designs compared: one agent on one dataset, mAP of its codes for each reward, over seeds.
+
+    python -m benchmarks.rewards --out DIR --features digits --designs triplet average_precision+balance --seeds 5
+
+A design is the name of a reward (`hashgym.rewards.available()`) or a sum of them, with weights where they are not 1:
+``average_precision+0.5*balance``. Every run has a process of its own and adds its rows to ``results.csv`` and
+``curves.csv`` (the components of the reward while it trained) when it is finished. Called again, the benchmark takes up
+what is missing, and writes ``table.md`` and ``curves-24.png`` (for codes of 24 bits) of what is there. Seeds change
+the agent's random numbers, never the split. Queries are only measured: nothing is chosen on them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+
+import hashgym
+import hashgym.data
+from benchmarks import drlih, figures, results
+from benchmarks.cells import data_digest, features_name, run_cells
+from benchmarks.results import Results, describe, peak_mb, revision
+from hashgym import rewards
+from hashgym.data import HashingDataset
+
+__all__ = ["Args", "Cell", "main", "register", "run", "settings"]
+
+KEY = ("agent", *results.KEY)
+COLUMNS = ("agent", *results.COLUMNS)
+CURVES = (*KEY, "component", "update", "value")  # a run's points have its key, and replace its old ones
+POINTS = 30  # of a curve
+DESIGNS = (
+    "triplet",
+    "triplet+balance",
+    "average_precision",
+    "average_precision+balance",
+    "pairwise:dch",
+    "pairwise:hashnet",
+    "pairwise:adsh",
+)
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Args:
+    """What to run."""
+
+    out: Path
+    """Folder of results.csv, curves.csv, table.md and the figures."""
+    features: str = "digits"
+    """An embedded dataset's name, or a folder that `hashgym features` wrote."""
+    agent: str = "norec"
+    """The variant of agents.drlih that learns: norec, hashgym, or another that takes a reward."""
+    designs: tuple[str, ...] = DESIGNS
+    """Rewards by name, and sums of them: average_precision+0.5*balance."""
+    bits: tuple[int, ...] = (24,)
+    """Code lengths."""
+    seeds: int = 5
+    """Runs of each cell, with the seeds 0, 1, ..."""
+    updates: int = 600
+    """Gradient steps of a run."""
+    jobs: int = 1
+    """Runs at a time; cores are shared out among them."""
+    replace: bool = False
+    """Run again what was run with another configuration, instead of stopping."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run."""
+
+    features: str
+    agent: str
+    design: str
+    bits: int
+    seed: int
+    updates: int
+
+    def __str__(self) -> str:
+        return f"{self.agent} {self.design} {self.bits} bits seed {self.seed}"
+
+
+def register(design: str) -> str:
+    """Make a design known to ``hashgym.rewards.make`` by its own name, and give that name.
+
+    Raises:
+        ValueError: for a term that is no reward, or a weight that is no number.
+    """
+    if design not in rewards.available():
+        terms: list[tuple[float, str]] = []
+        for term in design.split("+"):
+            weight, _, name = term.rpartition("*")
+            try:
+                terms.append((float(weight or 1), name))
+            except ValueError:
+                raise ValueError(f"{weight!r} in design {design!r} is no number: write 0.5*balance") from None
+        rewards.weighted(terms)  # refuses what is no reward
+        rewards.register(design, partial(rewards.weighted, terms))
+    return design
+
+
+def settings(cell: Cell) -> Any:
+    """The agent's ``Args``. It learns from all training images.
+
+    Raises:
+        ValueError: for an unknown design, an agent that takes no reward, or bits that it refuses.
+    """
+    from agents import drlih as agent
+
+    if cell.agent not in (able := [name for name in agent.NETWORKS if name not in ("paper", "released")]):
+        raise ValueError(f"there is no agent {cell.agent!r} that takes a reward: choose from {', '.join(able)}")
+    return agent.Args(
+        variant=cell.agent,  # type: ignore[arg-type]
+        reward=register(cell.design),
+        bits=cell.bits,
+        group_bits=min(agent.Args.group_bits, cell.bits),
+        seed=cell.seed,
+        updates=cell.updates,
+        holdout=0.0,
+        log_every=max(1, cell.updates // POINTS),
+        evaluate_every=cell.updates,
+        checkpoint_every=cell.updates,
+    )
+
+
+def _names(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:
+    """The columns of a row that are known before the run."""
+    config = dataclasses.asdict(settings(cell))
+    for name in ("bits", "seed", "variant", "reward", "log_every", "evaluate_every", "checkpoint_every"):
+        config.pop(name)
+    return {
+        "agent": cell.agent,
+        "dataset": dataset.name,
+        "features": features_name(dataset),
+        "method": cell.design,
+        "bits": cell.bits,
+        "seed": cell.seed,
+        "config": describe({**config, "data": data_digest(dataset)}),
+    }
+
+
+def run(cell: Cell) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Load, train and measure, in this process; gives the row of results.csv and those of curves.csv."""
+    from agents import drlih as agent
+
+    dataset, args = hashgym.data.load(cell.features).standardized(), settings(cell)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        policy = agent.train(dataset, args, out=Path(folder), progress=False)
+        seconds = time.perf_counter() - start
+        curves = components(Path(folder))
+    encode = partial(hashgym.encode, policy, bits=cell.bits, group_bits=args.group_bits)
+    result = drlih.measure(encode, dataset)[1]
+    names = _names(cell, dataset)
+    row = {
+        **names,
+        "map": result.map,
+        "map_optimistic": result.map_optimistic,
+        "map_pessimistic": result.map_pessimistic,
+        "precision_radius2": result.precision_within,
+        "recall_radius2": result.recall_within,
+        "train_seconds": round(seconds, 3),
+        "peak_mb": round(peak_mb(), 1),
+        "version": hashgym.__version__,
+        "revision": revision(),
+    }
+    named = {key: names[key] for key in KEY}
+    return row, [{**named, "component": c, "update": update, "value": value} for c, update, value in curves]
+
+
+def components(folder: Path) -> list[tuple[str, int, float]]:
+    """The components of the reward that a training run wrote for TensorBoard: (name, update, mean over lanes).
+
+    Components of weight 0, as the agent's group rewards, are left out.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+
+    events = EventAccumulator(str(folder)).Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if tag.startswith("reward/")]
+    found = [(tag.removeprefix("reward/"), e.step, e.value) for tag in tags for e in events.Scalars(tag)]
+    used = {name for name, _, value in found if value != 0}
+    return [point for point in found if point[0] in used]
+
+
+def main(args: Args, console: Console | None = None) -> int:
+    """Run what is missing, then print the table and draw the curves; the number of runs that failed.
+
+    Raises:
+        ValueError: for arguments that cannot be run, before any run starts.
+    """
+    console = console or Console()
+    if args.seeds < 1 or args.jobs < 1 or args.updates < 1 or not args.bits or not args.designs:
+        raise ValueError("at least one seed, one job, one update, one code length and one design are needed")
+    dataset = hashgym.data.load(args.features)
+    which = [(d, b, s) for d in args.designs for b in args.bits for s in range(args.seeds)]
+    cells = [Cell(args.features, args.agent, d, b, s, args.updates) for d, b, s in which]
+    names = {cell: _names(cell, dataset) for cell in cells}
+    table = Results(args.out, COLUMNS, KEY)
+    curves = Results(args.out, CURVES, KEY, "curves.csv")
+    waiting = [cell for cell in cells if not table.done(names[cell], replace=args.replace)]
+    if len(waiting) < len(cells):
+        console.print(f"{len(cells) - len(waiting)} of {len(cells)} runs are in {table.path} already")
+
+    def finish(outcome: tuple[dict[str, Any], list[dict[str, Any]]]) -> str:
+        row, points = outcome
+        curves.append(*points)
+        table.append(row)  # last: a run whose row is here is finished
+        return f"mAP {row['map']:.4f}, trained in {row['train_seconds']:.1f} s"
+
+    failed = run_cells(waiting, run, finish, jobs=args.jobs, console=console)
+    wanted = {tuple(str(names[cell][column]) for column in KEY) for cell in cells}
+    rows, points = ([r for r in kept.rows() if tuple(r[c] for c in KEY) in wanted] for kept in (table, curves))
+    report(rows, points, args, console)
+    return failed
+
+
+def report(rows: Sequence[Row], points: Sequence[Row], args: Args, console: Console) -> None:
+    """Print the table, write it to ``table.md``, and draw a figure of the curves for each code length."""
+    if not rows:
+        return
+    rows = sorted(rows, key=lambda row: args.designs.index(row["method"]))
+    title = f"{rows[0]['dataset']}, {rows[0]['features']}, {args.agent}, {args.updates} updates"
+    console.print(results.table(rows, title=title))
+    note = "Tie-aware mAP, mean over seeds with its 95% bootstrap interval."
+    text = f"{title}\n\n{results.markdown(rows).replace('| method |', '| reward |', 1)}\n\n{note}\n"
+    (args.out / "table.md").write_text(text)
+    for bits in args.bits:
+        own = [point for point in points if int(point["bits"]) == bits]
+        draw(own, args.designs, args.out / f"curves-{bits}.png", f"{title}, {bits} bits")
+
+
+def draw(points: Sequence[Row], designs: Sequence[str], path: Path, title: str) -> None:
+    """Draw the components of every design's reward against updates: a panel each, mean and range over seeds."""
+    drawn = [design for design in dict.fromkeys(designs) if any(point["method"] == design for point in points)]
+    if not drawn:
+        return
+    columns = min(4, len(drawn))
+    lines = -(-len(drawn) // columns)
+    figure = figures._figure(3.2 * columns + 0.4, 2.7 * lines + 0.7)
+    panes = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes, design in zip(panes, drawn, strict=False):
+        own = [point for point in points if point["method"] == design]
+        for name, color in zip(dict.fromkeys(p["component"] for p in own), figures.COLORS[1:], strict=False):
+            by_update: dict[int, list[float]] = {}
+            for point in own:
+                if point["component"] == name:
+                    by_update.setdefault(int(point["update"]), []).append(float(point["value"]))
+            x = sorted(by_update)
+            y = [by_update[update] for update in x]
+            axes.plot(x, [np.mean(values) for values in y], color=color, linewidth=1.5, label=name)
+            axes.fill_between(x, [min(v) for v in y], [max(v) for v in y], color=color, alpha=0.2, linewidth=0)
+        axes.set_title(design, fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.grid(color="0.9")
+        axes.legend(fontsize=7, frameon=False)
+    for axes in panes[len(drawn) :]:
+        axes.set_axis_off()
+    figure.supxlabel("updates", fontsize=9)
+    figure.suptitle(f"{title}\ncomponents of the reward, mean and range over seeds", fontsize=10)
+    figures._write(figure, path)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(min(main(tyro.cli(Args)), 1))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
