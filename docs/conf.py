@@ -38,9 +38,11 @@ html_show_sourcelink, html_copy_source = False, False
 
 add_module_names, default_role = False, "code"
 autodoc_default_options = {"member-order": "bysource"}
-autodoc_preserve_defaults = True
+autodoc_typehints = "none"  # but for as_written, below
 maximum_signature_line_length = 88
 napoleon_numpy_docstring, napoleon_use_ivar, napoleon_use_rtype = False, True, False
+napoleon_attr_annotations = False
+strip_signature_backslash = True  # `center_` keeps its underscore
 
 # Every name that hashgym documents must be found; those of other libraries are not looked for.
 nitpicky = True
@@ -75,7 +77,14 @@ def written_once(name: str) -> str:
     else:
         raise ValueError(f"<!-- {name} --> stands for nothing")
     lines = [head, ("---",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in lines)
+    return "\n".join(
+        "| " + " | ".join(re.sub(r"(`.*?`)|([*_|])", escaped, cell) for cell in row) + " |" for row in lines
+    )
+
+
+def escaped(found: re.Match[str]) -> str:
+    """What is Markdown in a text that is none, code excepted."""
+    return found[1] or f"\\{found[2]}"
 
 
 def fill_in(app: Sphinx, page: str, source: list[str]) -> None:
@@ -83,11 +92,24 @@ def fill_in(app: Sphinx, page: str, source: list[str]) -> None:
     source[0] = re.sub(r"^<!-- ((?:docstring|table) .*) -->$", lambda m: written_once(m[1]), source[0], flags=re.M)
 
 
+class Made:
+    """A default that has no name to show."""
+
+    def __repr__(self) -> str:
+        return "..."
+
+
 def leave_to_page(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Of a docstring in Markdown keep the first line and the sections of arguments: the rest is a page of its own."""
     if any(line.startswith("## ") for line in lines):
-        _, sections = SECTIONS.search("\n".join(lines)).groups()
-        lines[1:] = ["", *sections.splitlines()]
+        lines[1:] = ["", *SECTIONS.search("\n".join(lines))[2].splitlines()]
+
+
+def keep_colons(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Undo what napoleon makes of a property's first line: words before a colon are no type here."""
+    text = inspect.getdoc(obj) or ""
+    if what == "property" and not SECTIONS.search(f"{text}\n")[2]:
+        lines[:] = [*text.splitlines(), ""]
 
 
 def as_written(
@@ -100,7 +122,12 @@ def as_written(
         found = inspect.signature(obj)
     except (TypeError, ValueError):
         return None
-    parameters = list(found.parameters.values())
+    parameters = [
+        parameter.replace(default=Made())
+        if repr(parameter.default).startswith(("<function", "<factory"))
+        else parameter
+        for parameter in found.parameters.values()
+    ]
     if what == "method" and parameters and parameters[0].name in ("self", "cls"):
         parameters = parameters[1:]
     text = stringify_signature(found.replace(parameters=parameters), unqualified_typehints=True)
@@ -163,5 +190,6 @@ def setup(app: Sphinx) -> None:
     app.add_html_math_renderer("mathml", inline_renderers=(math_inline, None), block_renderers=(math_block, None))
     app.connect("source-read", fill_in)
     app.connect("autodoc-process-docstring", leave_to_page, priority=400)  # before napoleon reads it
+    app.connect("autodoc-process-docstring", keep_colons, priority=600)  # and after it
     app.connect("autodoc-process-signature", as_written)
     app.connect("missing-reference", find_public)
