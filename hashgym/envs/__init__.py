@@ -9,7 +9,7 @@ __all__ = ["register_envs"]
 _ENVS = {
     "BitGroupHashing-v0": (
         "hashgym.envs.bit_group_hashing:BitGroupHashingEnv",
-        "hashgym.envs.bit_group_hashing:BitGroupHashingVectorEnv",
+        "hashgym.envs.bit_group_hashing:make_vector_env",
     ),
     "RegionKeep-v0": ("hashgym.envs.region_keep:RegionKeepEnv", "hashgym.envs.region_keep:RegionKeepVectorEnv"),
 }

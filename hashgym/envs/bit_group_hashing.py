@@ -17,7 +17,16 @@ from hashgym.envs.partners import PartnerSampler
 from hashgym.envs.rendering import CodeScene
 from hashgym.rewards import Codebook, RewardLike, RewardView, Weighted
 
-__all__ = ["BitGroupHashingEnv", "BitGroupHashingVectorEnv", "HashingTask", "action_bits", "observation"]
+__all__ = [
+    "BitGroupHashingEnv",
+    "BitGroupHashingVectorEnv",
+    "HashingGame",
+    "HashingTask",
+    "OverHashingGame",
+    "action_bits",
+    "make_vector_env",
+    "observation",
+]
 
 MAX_INDEX_BITS = 10
 NEAREST = 6  # neighbours shown in a rendering
@@ -137,10 +146,16 @@ def action_bits(action: ArrayLike, task: HashingTask, lanes: int) -> NDArray[np.
     return relaxed
 
 
-class _Game(Lanes):
-    """n images emitted in lockstep over one codebook."""
+class HashingGame(Lanes):
+    """n images emitted in lockstep over one codebook.
 
-    codebook: codes.Words  # the codebook's words, which are part of the state
+    The course of a step is told here once. What it is made of (``host`` and below) a subclass can keep as other arrays.
+    """
+
+    code: Any  # float32 (n, q), the bits or probabilities emitted so far
+    codebook: Any  # the codebook's words, which are part of the state
+    positive_rows: Any  # int64 (n, P)
+    negative_rows: Any
 
     def __init__(self, lanes: int, dataset: str | Path | HashingDataset, task: HashingTask) -> None:
         super().__init__(lanes, dataset)
@@ -187,12 +202,12 @@ class _Game(Lanes):
         """Emit a group in every lane: write all of them into the codebook, then score them. Returns reward, info."""
         task, (start, stop) = self.task, self.task.span(self.group)
         last = self.group == task.groups - 1
-        self.code[:, start:stop] = action_bits(action, task, self.lanes)[:, : stop - start]
+        self.code[:, start:stop] = self.read(action)[:, : stop - start]
         self.book.write(self.rows, self.code[:, start:stop] > 0.5, start)
         info: dict[str, Any] = self.info()
         self.reward_parts, credit = self._score("group", start, stop, last)
         if task.counterfactual:
-            info["bit_credit"] = np.zeros((self.lanes, task.group_bits))
+            info["bit_credit"] = self.zeros(task.group_bits)
             info["bit_credit"][:, : stop - start] = credit
         if last:
             parts, credit = self._score("global", 0, task.bits, last)
@@ -201,7 +216,7 @@ class _Game(Lanes):
                 info["code_credit"] = credit
         info["rewards"] = self.reward_parts
         self.emitted, self.group = stop, min(self.group + 1, task.groups - 1)
-        return np.sum(list(self.reward_parts.values()), axis=0), info
+        return sum(self.reward_parts.values(), self.zeros()), info
 
     def observe(self) -> Observation:
         """Observations of all lanes."""
@@ -214,18 +229,18 @@ class _Game(Lanes):
 
     def scene(self, lane: int) -> CodeScene:
         """What a rendering shows of one lane."""
-        nearest, distance = np.array([], int), np.array([], int)
+        nearest, distance, row = np.array([], int), np.array([], int), int(self.rows[lane])
         if self.emitted:
-            words = self.book.span(0, self.emitted).words
-            distances = codes.hamming(words, words[self.rows[lane]])
-            distances[self.rows[lane]] = self.emitted + 1  # not its own neighbour
+            emitted = self.host(self.book.read(np.arange(len(self.book))))[:, : self.emitted]
+            distances = (emitted != emitted[row]).sum(1)
+            distances[row] = self.emitted + 1  # not its own neighbour
             nearest = np.argsort(distances, kind="stable")[:NEAREST]
             distance = distances[nearest]
-        image, others = self.dataset.train[self.rows[lane]], self.dataset.train[nearest]
+        image, others = self.dataset.train[row], self.dataset.train[nearest]
         return CodeScene(
             dataset=self.dataset,
             index=int(image),
-            bits=self.code[lane, : self.emitted] > 0.5,
+            bits=self.host(self.code[lane, : self.emitted] > 0.5),
             task_bits=self.task.bits,
             group_bits=self.task.group_bits,
             rewards={name: float(part[lane]) for name, part in self.reward_parts.items()},
@@ -235,13 +250,22 @@ class _Game(Lanes):
             ],
         )
 
-    def _score(
-        self, scope: Literal["group", "global"], start: int, stop: int, last: bool
-    ) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.float64]]:
-        """Weighted rewards of a span by component, and the credit of its bits (0 where nobody asks for it)."""
-        scope_weight = self.task.group_weight if scope == "group" else self.task.global_weight
-        parts, total_credit = {}, np.zeros((self.lanes, stop - start))
-        view = RewardView(
+    @staticmethod
+    def host(array: Any) -> NDArray[Any]:
+        """An array as NumPy's."""
+        return array
+
+    def zeros(self, *shape: int) -> Any:
+        """Float64 zeros, (n, *shape)."""
+        return np.zeros((self.lanes, *shape))
+
+    def read(self, action: Any) -> Any:
+        """Actions of all lanes as relaxed bits, float32 (n, group_bits)."""
+        return action_bits(action, self.task, self.lanes)
+
+    def view(self, start: int, stop: int, scope: Literal["group", "global"], last: bool) -> Any:
+        """What a reward sees of a span of bits."""
+        return RewardView(
             code=self.code[:, start:stop],
             codebook=self.book.span(start, stop),
             rows=self.rows,
@@ -252,23 +276,34 @@ class _Game(Lanes):
             scope=scope,
             last=last,
         )
+
+    value = staticmethod(rewards.value)
+    value_and_credit = staticmethod(rewards.value_and_credit)
+
+    def _score(
+        self, scope: Literal["group", "global"], start: int, stop: int, last: bool
+    ) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.float64]]:
+        """Weighted rewards of a span by component, and the credit of its bits (0 where nobody asks for it)."""
+        scope_weight = self.task.group_weight if scope == "group" else self.task.global_weight
+        parts, total_credit = {}, self.zeros(stop - start)
+        view = self.view(start, stop, scope, last)
         for name, (term_weight, reward) in zip(self.names, self.terms, strict=True):
             weight = scope_weight * term_weight
             if weight == 0:  # asked for nothing: not even computed
-                parts[f"{scope}/{name}"] = np.zeros(self.lanes)
+                parts[f"{scope}/{name}"] = self.zeros()
             elif self.task.counterfactual:
-                value, credit = rewards.value_and_credit(reward, view)
+                value, credit = self.value_and_credit(reward, view)
                 parts[f"{scope}/{name}"] = weight * value
                 total_credit += weight * credit
             else:
-                parts[f"{scope}/{name}"] = weight * rewards.value(reward, view)
+                parts[f"{scope}/{name}"] = weight * self.value(reward, view)
         return parts, total_credit
 
 
-class _OverGame(Skin):
-    """What both environments show of their game."""
+class OverHashingGame(Skin):
+    """What the environments show of their game."""
 
-    _lanes: _Game
+    _lanes: HashingGame
 
     @property
     def task(self) -> HashingTask:
@@ -294,7 +329,7 @@ class _OverGame(Skin):
         return np.tile(mask, (self._lanes.lanes, 1))
 
 
-class BitGroupHashingEnv(_OverGame, ScalarEnv):
+class BitGroupHashingEnv(OverHashingGame, ScalarEnv):
     """Emit the binary code of one image, a group of bits at a time.
 
     ## Description
@@ -369,6 +404,9 @@ class BitGroupHashingEnv(_OverGame, ScalarEnv):
     `gym.make_vec("BitGroupHashing-v0", num_envs=N)` is native: N images in lockstep over one codebook, which a step
     writes for all lanes before it scores any. Autoreset is SAME_STEP. One lane equals this environment step for step.
 
+    With `backend="torch"` (and `device`, `"auto"`, `"cpu"` or `"cuda"`) everything that a step reads or returns is a
+    tensor on that device; see `hashgym.envs.torch_backend`.
+
     ## Version History
     * v0: initial version
     """
@@ -376,14 +414,14 @@ class BitGroupHashingEnv(_OverGame, ScalarEnv):
     def __init__(
         self, dataset: str | Path | HashingDataset = "digits", *, render_mode: str | None = None, **task: Any
     ) -> None:
-        super().__init__(_Game(1, dataset, HashingTask(**task)), render_mode)
+        super().__init__(HashingGame(1, dataset, HashingTask(**task)), render_mode)
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Which actions count now, bool (m,); see the vector environment's."""
         return super().action_masks()[0]
 
 
-class BitGroupHashingVectorEnv(_OverGame, LockstepVectorEnv):
+class BitGroupHashingVectorEnv(OverHashingGame, LockstepVectorEnv):
     """``num_envs`` images in lockstep over one codebook; arguments as for :class:`BitGroupHashingEnv`.
 
     A step writes the emitted groups of all lanes into the codebook before it scores any, so that partners in the same
@@ -402,7 +440,39 @@ class BitGroupHashingVectorEnv(_OverGame, LockstepVectorEnv):
         render_mode: str | None = None,
         **task: Any,
     ) -> None:
-        super().__init__(_Game(num_envs, dataset, HashingTask(**task)), render_mode)
+        super().__init__(HashingGame(num_envs, dataset, HashingTask(**task)), render_mode)
+
+
+def make_vector_env(
+    num_envs: int = 1,
+    dataset: str | Path | HashingDataset = "digits",
+    *,
+    backend: Literal["numpy", "torch"] = "numpy",
+    device: str | None = None,
+    **arguments: Any,
+) -> LockstepVectorEnv:
+    """What ``gym.make_vec("BitGroupHashing-v0", ...)`` calls.
+
+    Args:
+        num_envs: number of lanes.
+        dataset: as for :class:`BitGroupHashingEnv`.
+        backend: "numpy" makes a :class:`BitGroupHashingVectorEnv`, "torch" a
+            :class:`hashgym.envs.torch_backend.BitGroupHashingTorchVectorEnv`, whose arrays are tensors.
+        device: where the tensors are: "auto" (the default), "cpu", "cuda" or "cuda:1".
+        arguments: as for :class:`BitGroupHashingEnv`.
+
+    Raises:
+        ValueError: for an unknown backend, a device that is not there, or one for the NumPy back end.
+    """
+    if backend == "torch":
+        from hashgym.envs.torch_backend import BitGroupHashingTorchVectorEnv
+
+        return BitGroupHashingTorchVectorEnv(num_envs, dataset, device=device or "auto", **arguments)
+    if backend != "numpy":
+        raise ValueError(f"backend must be 'numpy' or 'torch', got {backend!r}")
+    if device is not None:
+        raise ValueError(f"device={device!r} is for tensors: add backend='torch', or leave device out")
+    return BitGroupHashingVectorEnv(num_envs, dataset, **arguments)
 
 
 def _term_names(terms: list[Any]) -> list[str]:
