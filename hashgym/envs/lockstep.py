@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
+from weakref import WeakValueDictionary
 
 import gymnasium as gym
 import numpy as np
@@ -15,13 +16,48 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike, NDArray
 
-from hashgym import data
+from hashgym import codes, data
+from hashgym.codes import Words
 from hashgym.data import HashingDataset
+from hashgym.envs.partners import PartnerSampler
 from hashgym.envs.rendering import Scene
 
-__all__ = ["Lanes", "LockstepVectorEnv", "Observation", "ScalarEnv", "Skin", "standardized"]
+__all__ = ["Lanes", "LockstepVectorEnv", "Observation", "ScalarEnv", "Skin", "Tables", "standardized"]
 
 Observation: TypeAlias = dict[str, Any]
+
+
+class Tables:
+    """What a dataset alone decides: environments of one dataset share it, so that thousands of scalar ones are cheap.
+
+    Attributes:
+        dataset: the dataset.
+        row_of: int64 (n,), the row of ``dataset.train`` by image, -1 where it is no training image.
+    """
+
+    shared: ClassVar[WeakValueDictionary[int, Tables]] = WeakValueDictionary()
+
+    def __init__(self, dataset: HashingDataset) -> None:
+        self.dataset = dataset  # held, so that no other object takes its id while this is shared
+        self.row_of = np.full(len(dataset), -1)
+        self.row_of[dataset.train] = np.arange(len(dataset.train))
+
+    @classmethod
+    def of(cls, dataset: HashingDataset) -> Tables:
+        """The tables, from another environment where one has them."""
+        if (tables := cls.shared.get(id(dataset))) is None:
+            tables = cls.shared[id(dataset)] = cls(dataset)
+        return tables
+
+    @cached_property
+    def label_words(self) -> Words:
+        """Packed labels of the training images, uint64 (N, ceil(L / 64))."""
+        return codes.pack(self.dataset.labels[self.dataset.train])
+
+    @cached_property
+    def sampler(self) -> PartnerSampler:
+        """Draws partners of training images; raises DataError where none has both a similar and a dissimilar one."""
+        return PartnerSampler(self.label_words)
 
 
 class Lanes(ABC):
@@ -33,6 +69,7 @@ class Lanes(ABC):
     Attributes:
         lanes: n.
         dataset: the dataset, with features as they are observed.
+        tables: what follows from it alone.
         started: whether there was a reset.
         order, cursor: the shuffled pass over the images, and the place in it.
         rows: int64 (n,), the lanes' rows of ``dataset.train``.
@@ -51,8 +88,7 @@ class Lanes(ABC):
             raise ValueError(f"num_envs must be an integer of at least 1, got {lanes!r}")
         self.lanes = int(lanes)
         self.dataset = dataset if isinstance(dataset, HashingDataset) else standardized(str(dataset))
-        self.row_of = np.full(len(self.dataset), -1)  # row of ``train`` by image, -1 where it is no training image
-        self.row_of[self.dataset.train] = np.arange(len(self.dataset.train))
+        self.tables = Tables.of(self.dataset)
 
     @abstractmethod
     def spaces(self) -> tuple[spaces.Dict, spaces.Space[Any]]:
@@ -132,7 +168,7 @@ class Lanes(ABC):
             raise ValueError(f"options['index'] must name {self.lanes} image(s) by integers, got {index!r}")
         if images.min() < 0 or images.max() >= len(self.dataset):
             raise ValueError(f"options['index'] must be from 0 to {len(self.dataset) - 1}, got {index!r}")
-        rows: NDArray[np.int64] = self.row_of[images]
+        rows: NDArray[np.int64] = self.tables.row_of[images]
         if not np.isin(rows, self.eligible).all():
             kind = "" if len(self.eligible) == len(self.dataset.train) else " that have a similar and a dissimilar one"
             raise ValueError(

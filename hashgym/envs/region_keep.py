@@ -15,8 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from hashgym import codes, hashers
 from hashgym.codes import Words
 from hashgym.data import HashingDataset
-from hashgym.envs.lockstep import Lanes, LockstepVectorEnv, Observation, ScalarEnv, Skin, standardized
-from hashgym.envs.partners import PartnerSampler
+from hashgym.envs.lockstep import Lanes, LockstepVectorEnv, Observation, ScalarEnv, Skin, Tables, standardized
 from hashgym.envs.rendering import RegionScene
 from hashgym.hashers import Hasher
 from hashgym.retrieval.kernels import distance_histograms
@@ -98,8 +97,6 @@ class _Coded:
     Attributes:
         images: uint64 (N, W).
         regions: uint64 (N, M, W).
-        label_words: uint64 (N, V).
-        database: ``images`` with room for one more bit.
     """
 
     shared: ClassVar[WeakValueDictionary[tuple[int, ...], _Coded]] = WeakValueDictionary()
@@ -114,8 +111,26 @@ class _Coded:
         for start in range(0, len(train), _ROWS):
             block = dataset.train_regions[train[start : start + _ROWS]].reshape(-1, dataset.dim)
             self.regions[start : start + _ROWS] = codes.pack(base.encode(block)).reshape(-1, *self.regions.shape[1:])
-        self.label_words = codes.pack(dataset.labels[train])
-        self.database = _with_room(self.images, bits)
+        self._bits, self._database = bits, _with_room(self.images, bits)
+        self._label_words = Tables.of(dataset).label_words
+        self._own, self._known = np.zeros((len(train), 2, bits + 2), np.int64), np.zeros(len(train), np.bool_)
+
+    def count(self, sets: Words, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Training images at each distance from sets of codes (n, K, W) that have room for bit ``bits``.
+
+        Returns int64 (n, 2, bits + 2), [:, 1] the images that share a label with image ``rows`` of the set.
+        """
+        relevant, total = distance_histograms(
+            sets, self._label_words[rows], self._database, self._label_words, self._bits + 1
+        )
+        return np.stack([total - relevant, relevant], axis=1)
+
+    def own(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """:meth:`count` of the images' own codes alone, counted once for each image."""
+        if not self._known[rows].all():
+            missing = np.unique(rows[~self._known[rows]])
+            self._own[missing], self._known[missing] = self.count(self._database[missing][:, None], missing), True
+        return self._own[rows]
 
     @classmethod
     def of(cls, dataset: HashingDataset, base: Hasher) -> _Coded:
@@ -134,6 +149,9 @@ class _Game(Lanes):
         offered: how many had their turn.
         decisions: int8 (n, m), 1 keep, 0 discard, -1 no decision yet.
         kept: uint64 (n, 1 + m, W), the image's own code, then that of every region; those not kept repeat the first.
+        region_code, new: uint64 (n, W), the code of the region offered, and bool (n,), whether none kept equals it.
+        counts: int64 (n, 2, bits + 2), training images at each distance from the codes kept so far, [:, 1] the similar
+            ones; ``counts_if_kept`` with the region's code among them.
         keep_parts: what keeping the region that is offered earns, by component; float64 (n,) each.
         nearer: int64 (n, 2), how many dissimilar and similar training images that brings nearer.
     """
@@ -151,7 +169,7 @@ class _Game(Lanes):
                 f"regions_per_episode={task.regions_per_episode} is more than the {regions.shape[1]} regions of an "
                 "image: choose fewer, or extract more with --train-regions"
             )
-        PartnerSampler(codes.pack(self.dataset.labels[self.dataset.train]))  # refuses labels that teach nothing
+        _ = self.tables.sampler  # refuses labels that teach nothing
         self.task, self.available = task, regions.shape[1]
         self.base = _base(dataset, self.dataset, task)
         self.bits = self.base.bits
@@ -180,6 +198,7 @@ class _Game(Lanes):
         self.regions = drawn if chosen is None else chosen
         self.kept = self.coded.images[self.rows][:, None].repeat(1 + turns, axis=1)
         self.decisions, self.offered = np.full((self.lanes, turns), -1, np.int8), 0
+        self.counts = self.coded.own(self.rows)
         self._weigh()
 
     def act(self, action: ArrayLike) -> tuple[NDArray[np.float64], dict[str, Any]]:
@@ -188,11 +207,13 @@ class _Game(Lanes):
         if array.shape != (self.lanes,) or array.dtype.kind not in "iub" or not ((array == 0) | (array == 1)).all():
             raise ValueError(f"actions must be integers, 1 to keep or 0 to discard, of shape ({self.lanes},)")
         keep = array == 1
-        self.kept[keep & self.new, self.offered + 1] = self.region_code[keep & self.new]
+        added = keep & self.new
+        self.kept[added, self.offered + 1] = self.region_code[added]
         self.decisions[:, self.offered] = keep
         self.reward_parts = {name: np.where(keep, part, 0.0) for name, part in self.keep_parts.items()}
         self.offered += 1
         if not self.done:
+            self.counts = np.where(added[:, None, None], self.counts_if_kept, self.counts)
             self._weigh()
         return np.sum(list(self.reward_parts.values()), axis=0), self.info() | {"rewards": self.reward_parts}
 
@@ -214,6 +235,7 @@ class _Game(Lanes):
     def set_state(self, state: dict[str, Any], rng: np.random.Generator) -> None:
         """Take up where :meth:`get_state` was called."""
         super().set_state(state, rng)
+        self.counts = self.coded.count(_with_room(self.kept[:, : self.turn + 1], self.bits), self.rows)
         self._weigh()
 
     @property
@@ -246,27 +268,23 @@ class _Game(Lanes):
         )
 
     def _weigh(self) -> None:
-        """Set ``region_code``, ``new``, ``keep_parts`` and ``nearer`` for the regions whose turn it is (eq. 5 and 6).
+        """Set what goes with the regions whose turn it is, by eq. 5 and 6: from ``region_code`` to ``nearer``.
 
-        Distances are counted three times: from the codes kept so far, with the region's code among them, and with
-        that code held one bit farther off. Images that the region's code is nearest to are one farther in the third
-        count than in the second, so the sums of distances tell how many these are.
+        Distances are counted with the region's code among those kept so far, and once more with that code held one bit
+        farther off. Images that it is nearest to are one farther in the second count than in the first, so the sums of
+        distances tell how many these are.
         """
         turn, bits = self.turn, self.bits
         self.region_code = code = self.coded.regions[self.rows, self.regions[:, turn]]
-        before = np.concatenate([self.kept[:, : turn + 1], self.kept[:, :1]], axis=1)
-        self.new = (before != code[:, None]).any(axis=2).all(axis=1)
-        sets = np.stack([before] * 3)
-        sets[1:, :, -1] = code
-        sets = _with_room(sets, bits)
-        sets[2, :, -1, -1] |= np.uint64(1 << bits % codes.WORD_BITS)
-        labels = np.tile(self.coded.label_words[self.rows], (3, 1))
-        relevant, total = distance_histograms(
-            sets.reshape(-1, *sets.shape[2:]), labels, self.coded.database, self.coded.label_words, bits + 1
-        )
-        before_, after, farther = np.stack([total - relevant, relevant], axis=1).reshape(3, self.lanes, 2, -1)
-        self.nearer = (farther - after) @ np.arange(bits + 2)
-        value = ((before_ - after)[..., :-1] * self.table).sum(axis=-1)
+        kept = self.kept[:, : turn + 1]
+        self.new = (kept != code[:, None]).any(axis=2).all(axis=1)
+        sets = _with_room(np.concatenate([kept, code[:, None]], axis=1), bits)
+        farther_off = sets.copy()
+        farther_off[:, -1, -1] |= np.uint64(1 << bits % codes.WORD_BITS)
+        counts = self.coded.count(np.concatenate([sets, farther_off]), np.tile(self.rows, 2))
+        self.counts_if_kept, farther = counts.reshape(2, self.lanes, 2, -1)
+        self.nearer = (farther - self.counts_if_kept) @ np.arange(bits + 2)
+        value = ((self.counts - self.counts_if_kept)[..., :-1] * self.table).sum(axis=-1)
         if self.task.reduction == "mean":
             value /= len(self.coded.images)
         price = np.where(self.new, 0.0 - self.task.price, 0.0)
