@@ -2,7 +2,7 @@
 
     python -m agents.drlih --dataset digits --bits 24 --out runs/drlih
 
-Peng, Zhang and Ye, "Deep Reinforcement Learning for Image Hashing", 2018. Four variants of one loop:
+Peng, Zhang and Ye, "Deep Reinforcement Learning for Image Hashing", 2018. Six variants of one loop:
 
 * ``paper``: the paper's cell and equations 5 to 9 with the signs put right: REINFORCE on the group reward of sampled
   bits, and the gradient of the triplet ranking loss of the whole relaxed code.
@@ -11,6 +11,8 @@ Peng, Zhang and Ye, "Deep Reinforcement Learning for Image Hashing", 2018. Four 
 * ``hashgym``: our recurrent policy, trained by per-bit credit: the environment says what every emitted bit was worth
   in average precision, so that each bit is its own one-step bandit with a known advantage.
 * ``norec``: the same objective and sizes without recurrence: the ablation that says what sequential decisions bring.
+* ``gru`` and ``lstm``: the ordinary recurrent policy gradient, which asks nothing of a reward but its value: REINFORCE
+  on reward-to-go with a learned baseline, trained in one call of the cell over all groups.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import gymnasium as gym
 import numpy as np
@@ -39,10 +41,21 @@ from hashgym.data import HashingDataset
 from hashgym.hashers.noseq import triplet_ranking_loss
 from hashgym.retrieval import kernels, metrics
 
-__all__ = ["Args", "Policy", "credit_loss", "load", "reinforce_loss", "released_loss", "train"]
+__all__ = [
+    "PRESETS",
+    "Args",
+    "Policy",
+    "baseline_loss",
+    "credit_loss",
+    "load",
+    "reinforce_loss",
+    "released_loss",
+    "reward_to_go",
+    "train",
+]
 
-Variant: TypeAlias = Literal["hashgym", "norec", "paper", "released"]
-State: TypeAlias = tuple[Tensor, ...]
+Variant: TypeAlias = Literal["hashgym", "norec", "paper", "released", "gru", "lstm"]
+State: TypeAlias = tuple[Any, ...]  # tensors, or what a cell of torch's makes of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +63,13 @@ class Args(runs.RunArgs):
     """Settings of a training run."""
 
     variant: Variant = "hashgym"
-    """which of the four objectives and networks"""
+    """which of the objectives and networks; `gru` and `lstm` have other defaults than shown here, see PRESETS"""
     bits: int = 24
     """q, length of the code"""
     group_bits: int = 12
     """k, bits emitted in one step"""
     reward: str = "average_precision"
-    """reward by name, for the credit variants; `paper` and `released` are defined by the triplet reward"""
+    """reward by name; `paper` and `released` are defined by the triplet reward"""
     margin: float = 1.0
     """m of equation 3, for `paper` and `released`"""
     updates: int = 5000
@@ -64,7 +77,7 @@ class Args(runs.RunArgs):
     hidden: int = 512
     """width of the hidden layer (the paper: 4096)"""
     history: int = 64
-    """width of the recurrent state of `hashgym`"""
+    """width of the recurrent state of `hashgym`, `gru` and `lstm`"""
     dropout: float = 0.4
     """part of the hidden units left out while training"""
     input_dropout: float = 0.5
@@ -74,13 +87,20 @@ class Args(runs.RunArgs):
     weight_decay: float = 1e-4
     """L2 penalty on the weights, in the gradient"""
     group_weight: float = 0.0
-    """weight of the group reward beside the whole code's, for the credit variants"""
+    """weight of the group reward beside the whole code's, but for `paper` and `released`"""
+    value_weight: float = 0.5
+    """weight of the baseline's squared error, for `gru` and `lstm`"""
+    entropy_weight: float = 1e-3
+    """weight of the bits' entropy, in nats, for `gru` and `lstm`"""
 
     def __post_init__(self) -> None:
         if self.variant not in NETWORKS:
             raise ValueError(f"variant must be one of {', '.join(NETWORKS)}, got {self.variant!r}")
         self.check_positive("hidden", "history", "learning_rate")
         self.check_fraction("dropout", "input_dropout")
+        for name in ("value_weight", "entropy_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)}")
         super().__post_init__()
 
 
@@ -229,12 +249,62 @@ class PaperCell(Policy):
         return torch.cat(logits, dim=1), (i, c)
 
 
+class FusedRecurrent(Policy):
+    """``gru`` and ``lstm``: an actor and a critic on h_g = cell([embedding of the image, bits of group g-1], h_(g-1)).
+
+    It acts step by step and learns from one call of the cell over (T, n, inputs): all lanes begin and end together.
+    Both read the same embedding, made once an episode with its dropout, and nothing after it is dropped: what is
+    differentiated is the log-probability under the very policy that sampled.
+    """
+
+    def __init__(self, dim: int, args: Args) -> None:
+        super().__init__(dim, args)
+        self.embedding = nn.Linear(dim, args.hidden)
+        self.cell = CELLS[args.variant](args.hidden + args.group_bits, args.history)
+        self.actor = nn.Linear(args.history, args.group_bits)
+        self.critic = nn.Linear(args.history, 1)
+
+    def begin(self, image: Tensor) -> State:
+        """The embedded image, and no hidden state: the cell begins with zeros."""
+        return self._hidden(self.embedding, image), None
+
+    def step(self, state: State, code: Tensor, group: int) -> tuple[Tensor, State]:
+        """The actor's logits, of a shorter last group the first ones; and the cell's new hidden state."""
+        embedding, hidden = state
+        start, stop = self.groups[group]
+        outputs, hidden = self.cell(torch.cat([embedding, self._delayed(code)[:, group]], dim=1)[None], hidden)
+        return self.actor(outputs[0])[:, : stop - start], (embedding, hidden)
+
+    def unroll(self, state: State, code: Tensor) -> tuple[Tensor, Tensor]:
+        """All groups at once, from the state at the start and the whole code: logits (n, q) and values V_g (n, T)."""
+        previous = self._delayed(code).transpose(0, 1)
+        outputs, _ = self.cell(torch.cat([state[0].expand(len(previous), -1, -1), previous], dim=2))
+        logits = self.actor(outputs).transpose(0, 1).flatten(1)[:, : self.args.bits]
+        return logits, self.critic(outputs).squeeze(2).T
+
+    def _delayed(self, code: Tensor) -> Tensor:
+        """The bits that each group sees, (n, T, k): those of the group before, and zeros for the first."""
+        k, count = self.args.group_bits, len(self.groups)
+        return F.pad(code, (k, 0))[:, : count * k].unflatten(1, (count, k))
+
+
+CELLS: dict[str, type[nn.GRU] | type[nn.LSTM]] = {"gru": nn.GRU, "lstm": nn.LSTM}
+
 NETWORKS: dict[str, type[Policy]] = {
     "hashgym": Recurrent,
     "norec": FeedForward,
     "paper": PaperCell,
     "released": PaperCell,
+    "gru": FusedRecurrent,
+    "lstm": FusedRecurrent,
 }
+
+_FUSED: Any = {"hidden": 256, "history": 128, "lanes": 128, "learning_rate": 3e-3, "input_dropout": 0.1, "dropout": 0.2}
+PRESETS: dict[str, Args] = {
+    variant: Args(variant=cast(Variant, variant), **(_FUSED if network is FusedRecurrent else {}))
+    for variant, network in NETWORKS.items()
+}
+"""The settings each variant begins with on the command line; chosen on held-out training images."""
 
 
 def credit_loss(logits: Tensor, credit: Tensor) -> Tensor:
@@ -280,6 +350,36 @@ def released_loss(logits: Tensor, labels: Tensor, margin: float) -> Tensor:
     j = hinge.sum() / (~similar).sum(1)[anchor].sum().clamp(min=1)
     nll = F.binary_cross_entropy_with_logits(logits, (logits.detach() > 0).to(logits), reduction="mean")
     return 0.001 * nll * j.detach() + 0.999 * j
+
+
+def reward_to_go(reward: Tensor) -> Tensor:
+    """G_g = r_g + r_(g+1) + ... + r_T, what is earned from group g on; (n, T) of (n, T)."""
+    return reward.flip(1).cumsum(1).flip(1)
+
+
+def baseline_loss(logits: Tensor, bits: Tensor, reward: Tensor, value: Tensor, args: Args) -> Tensor:
+    """REINFORCE with a learned baseline: minus the sum over groups of (G_g - V_g) log pi(A_g), averaged over images.
+
+    V_g has seen the image and the groups before g, not A_g, so that the expected gradient is that of the expected
+    reward. Beside it stand ``value_weight`` times the sum of (G_g - V_g)^2, by which alone V learns, and minus
+    ``entropy_weight`` times the entropy of the bits, which keeps them from being decided too early.
+
+    Args:
+        logits: (n, q).
+        bits: (n, q), the sampled bits, 0.0 and 1.0.
+        reward: (n, T), what every step earned.
+        value: (n, T), V_g.
+        args: k, with which bits follow groups (the last group may be shorter), and the weights.
+    """
+    error = reward_to_go(reward) - value
+    advantage = error.detach().repeat_interleave(args.group_bits, dim=1)[:, : bits.shape[1]]
+    log_pi = -F.binary_cross_entropy_with_logits(logits, bits, reduction="none")
+    entropy = F.binary_cross_entropy_with_logits(logits, torch.sigmoid(logits), reduction="none")
+    return (
+        -(advantage * log_pi).sum(1).mean()
+        + args.value_weight * error.square().sum(1).mean()
+        - args.entropy_weight * entropy.sum(1).mean()
+    )
 
 
 def train(
@@ -330,13 +430,15 @@ def load(path: Path, device: str = "auto") -> Policy:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One episode in every lane, what a loss is made of; (lanes, q) each but for ``labels``."""
+    """One episode in every lane, what a loss is made of; (lanes, q) where nothing else is said."""
 
     logits: Tensor
     bits: Tensor
     group_reward: Tensor
     credit: Tensor
-    labels: Tensor
+    labels: Tensor  # (lanes, L)
+    reward: Tensor  # (lanes, T), what every step earned
+    value: Tensor  # (lanes, T), what the policy expected to be earned from there on; 0 if it has no critic
 
 
 class _Run(runs.Run):
@@ -366,32 +468,38 @@ class _Run(runs.Run):
     def rollout(self) -> tuple[Rollout, dict[str, float]]:
         """Emit the code of every lane's image, group by group, with bits sampled from the policy."""
         labels = self.tensor(self.dataset.labels[self.info["index"]])
-        state = self.policy.begin(self.tensor(self.observation["image"]))
+        begun = state = self.policy.begin(self.tensor(self.observation["image"]))
+        fused = self.policy if isinstance(self.policy, FusedRecurrent) else None  # acts without a graph
         code = torch.zeros(self.args.lanes, self.args.bits, device=self.device)  # -1, +1, 0 where not emitted
         credit = torch.zeros_like(code)
-        logits, group_reward = [], []
+        logits, group_reward, reward = [], [], []
         for g, (start, stop) in enumerate(self.policy.groups):
-            logit, state = self.policy.step(state, code, g)
+            with torch.set_grad_enabled(fused is None):
+                logit, state = self.policy.step(state, code, g)
             bits = torch.bernoulli(torch.sigmoid(logit.detach()))
             action = np.zeros((self.args.lanes, self.args.group_bits), np.int8)
             action[:, : stop - start] = bits.cpu().numpy()
-            self.observation, _, _, _, self.info = self.envs.step(action)  # after the last group: the next images
+            self.observation, earned, _, _, self.info = self.envs.step(action)  # after the last group: the next images
             final = self.info.get("final_info", self.info)
             code = torch.cat([code[:, :start], 2 * bits - 1, code[:, stop:]], dim=1)
             logits.append(logit)
             parts = {name: part for name, part in final["rewards"].items() if not name.startswith("_")}
             own = sum(part for name, part in parts.items() if name.startswith("group/"))
             group_reward.append(self.tensor(own)[:, None].expand_as(logit))
+            reward.append(self.tensor(earned))
             if "bit_credit" in final:
                 credit[:, start:stop] += self.tensor(final["bit_credit"][:, : stop - start])
         if "code_credit" in final:
             credit += self.tensor(final["code_credit"])
-        rollout = Rollout(torch.cat(logits, 1), (code + 1) / 2, torch.cat(group_reward, 1), credit, labels)
+        rewards = torch.stack(reward, 1)
+        whole, value = (torch.cat(logits, 1), torch.zeros_like(rewards)) if fused is None else fused.unroll(begun, code)
+        rollout = Rollout(whole, (code + 1) / 2, torch.cat(group_reward, 1), credit, labels, rewards, value)
         p = torch.sigmoid(rollout.logits.detach())
         return rollout, {
             **{f"reward/{name}": float(part.mean()) for name, part in parts.items()},
             "policy/entropy_nats_per_bit": F.binary_cross_entropy(p, p).item(),
             "policy/bit_imbalance": (rollout.bits.mean(0) - 0.5).abs().mean().item(),
+            **({} if fused is None else {"policy/value_error": (reward_to_go(rewards) - value).square().mean().item()}),
         }
 
     def watch(self) -> dict[str, float]:
@@ -418,6 +526,8 @@ LOSSES: dict[str, Callable[[Rollout, Args], Tensor]] = {
         + triplet_ranking_loss(torch.sigmoid(r.logits), r.labels, args.margin)
     ),
     "released": lambda r, args: released_loss(r.logits, r.labels, args.margin),
+    "gru": lambda r, args: baseline_loss(r.logits, r.bits, r.reward, r.value, args),
+    "lstm": lambda r, args: baseline_loss(r.logits, r.bits, r.reward, r.value, args),
 }
 
 
@@ -426,8 +536,9 @@ def _task(args: Args) -> dict[str, Any]:
     task = {"bits": args.bits, "group_bits": args.group_bits}
     if args.variant in ("paper", "released"):
         return {**task, "reward": {"name": "triplet", "margin": args.margin}}
-    # The whole code is what is searched: in the credit variants its reward alone counts.
-    return {**task, "reward": args.reward, "group_weight": args.group_weight, "counterfactual": True}
+    # The whole code is what is searched: if nothing else is asked for, its reward alone counts.
+    credit = args.variant in ("hashgym", "norec")
+    return {**task, "reward": args.reward, "group_weight": args.group_weight, "counterfactual": credit}
 
 
 @dataclass(frozen=True)
@@ -464,7 +575,8 @@ def main(run: Main) -> metrics.RetrievalResult:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Main))
+        variant = tyro.cli(Main).args.variant
+        main(tyro.cli(Main, default=Main(PRESETS[variant])))
     except ValueError as error:
         Console(stderr=True).print(f"[red]{error}[/red]")
         raise SystemExit(2) from None

@@ -25,7 +25,8 @@ from hashgym.data import HashingDataset, load
 from hashgym.envs.bit_group_hashing import observation
 from hashgym.retrieval import metrics
 
-VARIANTS = ("hashgym", "norec", "paper", "released")
+VARIANTS = ("hashgym", "norec", "paper", "released", "gru", "lstm")
+FUSED: Any = ("gru", "lstm")
 SMALL: dict[str, Any] = {
     "bits": 10,
     "group_bits": 4,
@@ -165,6 +166,124 @@ def test_the_recurrent_policy_begins_as_the_one_without_recurrence_and_reads_the
     assert not torch.equal(one, other)
 
 
+@pytest.mark.parametrize("variant", FUSED)
+@pytest.mark.parametrize(("bits", "group_bits"), [(10, 4), (8, 4), (4, 4), (5, 1)])
+def test_one_call_of_the_cell_equals_step_by_step(variant: Any, bits: int, group_bits: int) -> None:
+    torch.manual_seed(0)
+    args = Args(**{**SMALL, "variant": variant, "bits": bits, "group_bits": group_bits})
+    policy = drlih.FusedRecurrent(3, args).train()  # with dropout: the embedding's is shared, and there is no other
+    code = (torch.rand(7, bits) < 0.5) * 2.0 - 1
+    begun = state = policy.begin(torch.randn(7, 3))
+    values, logits, emitted = [], [], torch.zeros(7, bits)
+    for g, (start, stop) in enumerate(policy.groups):  # what acting sees: 0 where nothing is emitted yet
+        logit, state = policy.step(state, emitted, g)
+        hidden = state[1][0] if variant == "lstm" else state[1]
+        values.append(policy.critic(hidden[0])[:, 0])
+        logits.append(logit)
+        emitted[:, start:stop] = code[:, start:stop]
+    fused, value = policy.unroll(begun, code)
+    assert fused.shape == (7, bits)
+    torch.testing.assert_close(fused, torch.cat(logits, 1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(value, torch.stack(values, 1), rtol=0, atol=1e-6)
+    gradients = [
+        torch.autograd.grad(each.square().sum(), list(policy.cell.parameters()), retain_graph=True)
+        for each in (fused, torch.cat(logits, 1))
+    ]
+    for one, other in zip(*gradients, strict=True):  # backpropagated through time alike
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", FUSED)
+def test_logits_follow_from_earlier_groups_and_the_image_alone(variant: Any) -> None:
+    torch.manual_seed(0)
+    policy = drlih.FusedRecurrent(3, Args(**SMALL, variant=variant)).eval()
+    image, code = torch.randn(2, 3), torch.ones(2, 10)
+    logits, value = policy.unroll(policy.begin(image), code)
+    code[:, 4:] = -1  # the second group and the last
+    others, other_value = policy.unroll(policy.begin(image), code)
+    assert torch.equal(others[:, :8], logits[:, :8])
+    assert torch.equal(other_value[:, :2], value[:, :2])  # V of a group has not seen its bits
+    assert (others[:, 8:] != logits[:, 8:]).all()
+    assert (other_value[:, 2] != value[:, 2]).all()
+
+
+def test_reward_to_go_by_hand() -> None:
+    reward = torch.tensor([[1.0, 10.0, 100.0], [0.5, 0.0, -1.0]])
+    assert drlih.reward_to_go(reward).tolist() == [[111.0, 110.0, 100.0], [-0.5, -1.0, -1.0]]
+    assert drlih.reward_to_go(reward[:, :1]).tolist() == [[1.0], [0.5]]
+
+
+def test_baseline_loss_equals_a_naive_loop() -> None:
+    rng = np.random.default_rng(0)
+    args = Args(bits=10, group_bits=4, value_weight=0.3, entropy_weight=0.2)
+    logits, reward, value = rng.standard_normal((6, 10)), rng.standard_normal((6, 3)), rng.standard_normal((6, 3))
+    bits = rng.random((6, 10)) < 0.5
+    expected = 0.0
+    for n in range(6):
+        for g, group in enumerate([range(0, 4), range(4, 8), range(8, 10)]):
+            to_go = sum(reward[n, later] for later in range(g, 3))
+            log_pi = entropy = 0.0
+            for b in group:
+                p = 1 / (1 + np.exp(-logits[n, b]))
+                log_pi += np.log(p if bits[n, b] else 1 - p)
+                entropy -= p * np.log(p) + (1 - p) * np.log(1 - p)
+            expected -= (to_go - value[n, g]) * log_pi / 6
+            expected += (0.3 * (to_go - value[n, g]) ** 2 - 0.2 * entropy) / 6
+    tensors = (torch.tensor(x.astype(float)) for x in (logits, bits, reward, value))
+    assert drlih.baseline_loss(*tensors, args).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_baseline_loss_is_the_exact_gradient_in_expectation(small_game: Any) -> None:
+    """Two groups of two bits; the second group's value knows the first one's bits."""
+    logits, reward = small_game
+    args = Args(bits=4, group_bits=2, entropy_weight=0.0)
+
+    def gradient(code: tuple[int, ...]) -> torch.Tensor:
+        x = logits.clone().requires_grad_()
+        earned = torch.tensor([[0.0, reward[code]]], dtype=x.dtype)
+        value = torch.tensor([[0.7, 1.0 + code[0] - 2.0 * code[1]]], dtype=x.dtype)
+        loss = drlih.baseline_loss(x[None], torch.tensor([code], dtype=x.dtype), earned, value, args)
+        return -torch.autograd.grad(loss, x)[0]
+
+    torch.testing.assert_close(
+        expectation_over_codes(logits, gradient, reward), gradient_of_expected_reward(logits, reward)
+    )
+
+
+def test_the_baseline_learns_by_its_error_alone() -> None:
+    torch.manual_seed(0)
+    logits, bits = torch.randn(5, 10, requires_grad=True), (torch.rand(5, 10) < 0.5).float()
+    reward, value = torch.rand(5, 3), torch.rand(5, 3, requires_grad=True)
+    gradients = []
+    for weight in (0.0, 0.25):
+        args = Args(**SMALL, value_weight=weight)
+        of_logits, of_value = torch.autograd.grad(
+            drlih.baseline_loss(logits, bits, reward, value, args), (logits, value)
+        )
+        expected = 2 * weight * (value - drlih.reward_to_go(reward)) / 5  # nothing of the policy's term
+        torch.testing.assert_close(of_value, expected.detach())
+        gradients.append(of_logits)
+    assert torch.equal(*gradients)  # nor does the error reach the policy's logits
+
+
+@pytest.mark.parametrize("variant", FUSED)
+def test_a_rollout_is_differentiated_under_the_policy_that_sampled(multi_label: HashingDataset, variant: Any) -> None:
+    args = Args(**SMALL, variant=variant, reward="triplet", group_weight=0.5)
+    torch.manual_seed(0)
+    run = drlih._Run(drlih.FusedRecurrent(multi_label.dim, args).train(), multi_label, np.array([], int), args)
+    seen: list[torch.Tensor] = []
+    run.policy.actor.register_forward_hook(lambda *call: seen.append(call[2]))
+    rollout, scalars = run.rollout()
+    *acted, fused = seen
+    assert not any(logits.requires_grad for logits in acted)
+    assert fused.requires_grad
+    torch.testing.assert_close(torch.stack(acted), fused, rtol=0, atol=1e-5)
+    parts = [scalars[f"reward/{scope}/triplet"] for scope in ("group", "global")]
+    assert rollout.reward[:, -1].mean().item() == pytest.approx(sum(parts), rel=1e-5)
+    torch.testing.assert_close(rollout.group_reward[:, [0, 4, 8]][:, :2], rollout.reward[:, :2])
+    assert (rollout.credit == 0).all()  # rewards alone were asked for
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_run_is_reproduced_to_the_bit(multi_label: HashingDataset, variant: Any) -> None:
     torch.manual_seed(123)
@@ -204,10 +323,11 @@ def test_sampled_actions_follow_the_probabilities() -> None:
     np.testing.assert_array_equal(likelier[0], p.numpy() > 0.5)
 
 
-def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("variant", ["hashgym", "lstm"])
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, variant: str) -> None:
     """kill -9 in the middle, then resume: weights equal those of a run that was never stopped."""
     updates, options = 200, {"hidden": "32", "lanes": "16", "bits": "12", "group-bits": "8", "checkpoint-every": "10"}
-    command = [sys.executable, "-m", "agents.drlih", "--updates", str(updates)]
+    command = [sys.executable, "-m", "agents.drlih", "--updates", str(updates), "--variant", variant]
     command += [word for name, value in options.items() for word in (f"--{name}", value)]
     environment = {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
     root = Path(__file__).parents[2]
@@ -287,11 +407,12 @@ def test_held_out_images_and_queries_are_never_learnt_from(multi_label: HashingD
     assert watched == pytest.approx(np.mean(scores), rel=1e-9)
 
 
-def test_the_credit_variants_take_any_reward(multi_label: HashingDataset) -> None:
+@pytest.mark.parametrize("variant", ["hashgym", "norec", *FUSED])
+def test_all_but_the_papers_variants_take_any_reward(multi_label: HashingDataset, variant: Any) -> None:
     for reward in ("triplet", "average_precision"):
-        drlih.train(multi_label, Args(**SMALL, reward=reward, group_weight=0.5), progress=False)
+        drlih.train(multi_label, Args(**SMALL, variant=variant, reward=reward, group_weight=0.5), progress=False)
     with pytest.raises(ValueError, match="unknown reward"):
-        drlih.train(multi_label, Args(**SMALL, reward="none"), progress=False)
+        drlih.train(multi_label, Args(**SMALL, variant=variant, reward="none"), progress=False)
 
 
 @pytest.mark.parametrize(
@@ -301,6 +422,8 @@ def test_the_credit_variants_take_any_reward(multi_label: HashingDataset) -> Non
         ({"updates": 0}, "updates must be above 0"),
         ({"dropout": 1.0}, "dropout"),
         ({"holdout": -0.1}, "holdout"),
+        ({"value_weight": -1.0}, "value_weight must be finite and at least 0"),
+        ({"entropy_weight": float("nan")}, "entropy_weight"),
     ],
 )
 def test_wrong_settings(change: dict[str, Any], message: str) -> None:
@@ -331,7 +454,10 @@ def unsupervised_map() -> float:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_learns_digits(variant: Any) -> None:
+    fused = {"lanes": 64, "updates": 400, "learning_rate": 5e-3, "input_dropout": 0.1, "dropout": 0.2, "history": 64}
     options = {
+        "gru": fused,
+        "lstm": fused,
         "hashgym": {"lanes": 128, "updates": 250, "learning_rate": 1e-2, "input_dropout": 0.1, "dropout": 0.2},
         "norec": {"lanes": 128, "updates": 250, "learning_rate": 1e-2, "input_dropout": 0.1, "dropout": 0.2},
         # A recurrence over bits trains less easily, and worst where dropout disturbs it.
