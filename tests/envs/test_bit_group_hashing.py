@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -125,6 +129,114 @@ def test_state_is_restored_exactly(multi_label: HashingDataset, vector: bool) ->
         env.set_state({key: part for key, part in state.items() if key != "codebook"})
     with pytest.raises(ValueError, match="other arguments"):
         make(multi_label, bits=65).set_state(state)
+
+
+CONTINUE = """
+import json, sys
+import gymnasium as gym
+import numpy as np
+import hashgym
+
+folder, kwargs = sys.argv[1], json.loads(sys.argv[2])
+lanes = kwargs.pop("num_envs")
+make = gym.make if lanes is None else lambda name, **rest: gym.make_vec(name, num_envs=lanes, **rest)
+env = make("BitGroupHashing-v0", **kwargs).unwrapped
+with np.load(f"{folder}/arrays.npz") as arrays, open(f"{folder}/rest.json") as rest:
+    observation, info = env.set_state(dict(arrays) | json.load(rest))
+steps = {"begun": observation["code"], "index": info["index"]}
+for i, action in enumerate(np.load(f"{folder}/actions.npy")):
+    observation, reward, terminated, _, info = env.step(action)
+    if lanes is None and terminated:
+        observation, info = env.reset()
+    steps |= {f"image{i}": observation["image"], f"code{i}": observation["code"], f"reward{i}": reward}
+    steps |= {f"index{i}": info["index"]}
+steps["book"] = env.codebook.words
+steps["generator"] = json.dumps(env.np_random.bit_generator.state)
+np.savez(f"{folder}/steps.npz", **steps)
+"""
+
+
+@pytest.mark.parametrize("num_envs", [None, 5])
+@pytest.mark.parametrize("kwargs", [{"bits": 20, "group_bits": 8}, {"action": "probability", "counterfactual": True}])
+def test_a_state_saved_in_files_is_taken_up_in_another_process(
+    tmp_path: Path, num_envs: int | None, kwargs: dict[str, Any]
+) -> None:
+    """Within an episode, and within the pass over the images: generator and codebook come along."""
+
+    def build() -> Any:
+        if num_envs is None:
+            return gym.make("BitGroupHashing-v0", **kwargs).unwrapped
+        return gym.make_vec("BitGroupHashing-v0", num_envs=num_envs, **kwargs)
+
+    env = build()
+    env.reset(seed=11)
+    env.action_space.seed(11)
+    for _ in range(2 * env.task.groups + 1):
+        if env.step(env.action_space.sample())[2] is True:
+            env.reset()
+    state = env.get_state()
+    arrays = {key: part for key, part in state.items() if isinstance(part, np.ndarray)}
+    np.savez(tmp_path / "arrays.npz", **arrays)
+    (tmp_path / "rest.json").write_text(json.dumps({key: state[key] for key in state.keys() - arrays.keys()}))
+    actions = np.stack([env.action_space.sample() for _ in range(7)])
+    np.save(tmp_path / "actions.npy", actions)
+    subprocess.run(
+        [sys.executable, "-c", CONTINUE, str(tmp_path), json.dumps(kwargs | {"num_envs": num_envs})], check=True
+    )
+    steps = np.load(tmp_path / "steps.npz")
+    group = env.task.span(0)[1]
+    begun = steps["begun"].reshape(num_envs or 1, -1)
+    assert begun[:, :group].all()  # one group is emitted
+    assert not begun[:, group:].any()
+    for i, action in enumerate(actions):
+        observation, reward, terminated, _, info = env.step(action)
+        if num_envs is None and terminated:
+            observation, info = env.reset()
+        for key, part in (*observation.items(), ("reward", reward), ("index", info["index"])):
+            if key != "group":
+                np.testing.assert_array_equal(steps[f"{key}{i}"], part)
+    np.testing.assert_array_equal(steps["book"], env.codebook.words)
+    assert json.loads(str(steps["generator"])) == env.np_random.bit_generator.state
+
+
+@pytest.mark.parametrize("vector", [False, True])
+def test_a_state_can_be_taken_at_any_moment(multi_label: HashingDataset, vector: bool) -> None:
+    """Right after the reset, at the end, and with a reset or a seed afterwards: the other environment does the same."""
+    kwargs: dict[str, Any] = {"bits": 12, "group_bits": 4, "reward": "average_precision", "counterfactual": True}
+    env, again = (make_vec(multi_label, 3, **kwargs) if vector else make(multi_label, **kwargs) for _ in range(2))
+    env.action_space.seed(0)
+    env.reset(seed=0)
+    for moment in range(9):
+        again.reset(seed=99)  # whatever it did before
+        observation, info = again.set_state(env.get_state())
+        assert_same(observation, env._lanes.observe() if vector else {k: v[0] for k, v in env._lanes.observe().items()})
+        assert_same(info["index"], env._lanes.info()["index"] if vector else env._lanes.info()["index"][0])
+        assert_same(env.get_state(), again.get_state())
+        if env._lanes.done:
+            for one in (env, again):
+                with pytest.raises(gym.error.ResetNeeded, match="has ended"):
+                    one.step(one.action_space.sample())
+            assert_same(env.reset(), again.reset())
+        elif moment == 5:
+            assert_same(env.reset(seed=moment), again.reset(seed=moment))
+        action = env.action_space.sample()
+        assert_same(env.step(action), again.step(action))
+
+
+def test_a_state_of_another_environment_is_refused_and_changes_nothing(multi_label: HashingDataset) -> None:
+    env = make_vec(multi_label, 3)
+    env.reset(seed=0)
+    before = env.get_state()
+    others = [make_vec(multi_label, 4), make_vec(multi_label, 3, bits=23), make_vec(multi_label, 3, partners=7)]
+    for other in others:
+        other.reset(seed=1)
+        with pytest.raises(ValueError, match="other arguments, another dataset or other lanes"):
+            env.set_state(other.get_state())
+    with pytest.raises(ValueError, match="no state of this environment: generator missing"):
+        env.set_state({key: part for key, part in before.items() if key != "generator"})
+    assert_same(env.get_state(), before)
+    with pytest.raises(gym.error.ResetNeeded, match="call reset"):
+        make_vec(multi_label, 3).get_state()
 
 
 def test_hand_worked_episode() -> None:
