@@ -5,7 +5,17 @@ from functools import partial
 from hashgym.rewards.average_precision import AveragePrecision
 from hashgym.rewards.balance import Balance
 from hashgym.rewards.pairwise import LOSSES, Pairwise
-from hashgym.rewards.registry import Reward, RewardError, RewardLike, available, make, register, value, value_and_credit
+from hashgym.rewards.registry import (
+    Reward,
+    RewardError,
+    RewardLike,
+    available,
+    flip_credit,
+    make,
+    register,
+    value,
+    value_and_credit,
+)
 from hashgym.rewards.triplet import Triplet, triplet_loss
 from hashgym.rewards.view import Codebook, RewardView, squared_distance
 from hashgym.rewards.weighted import Weighted, weighted
@@ -22,6 +32,7 @@ __all__ = [
     "Triplet",
     "Weighted",
     "available",
+    "flip_credit",
     "make",
     "register",
     "squared_distance",
