@@ -123,10 +123,15 @@ class RewardView:
     @cached_property
     def similar(self) -> NDArray[np.bool_]:
         """Which training images share a label with the lane's, bool (n, N), in the order of the codebook."""
-        shared = np.zeros((len(self.rows), len(self.codebook)), np.bool_)
-        for own, labels in zip(self.label_words.T, self.codebook.label_words.T, strict=True):
-            shared |= (own[:, None] & labels) != 0
-        return shared
+        own, all_ = (
+            np.ascontiguousarray(words).view(np.uint8).T.copy()  # eight labels at a time
+            for words in (self.label_words, self.codebook.label_words)
+        )
+        shared = np.zeros((len(self.rows), len(self.codebook)), np.uint8)
+        for eight, of_all in zip(own, all_, strict=True):
+            if eight.any():
+                shared |= eight[:, None] & of_all
+        return shared != 0
 
     @cached_property
     def others(self) -> NDArray[np.bool_]:
@@ -136,8 +141,8 @@ class RewardView:
     @cached_property
     def distances(self) -> NDArray[np.int16]:
         """Hamming distances of the lanes' bits to all codes of the codebook, int16 (n, N)."""
-        inner = (self.bits * np.float32(2) - np.float32(1)) @ self.codebook.signs.T  # exact: small integers
-        return ((self.codebook.bits - inner) / 2).astype(np.int16)
+        inner = (self.bits - np.float32(0.5)) @ self.codebook.signs.T  # half the inner product: s / 2 - distance
+        return (self.codebook.bits / 2 - inner).astype(np.int16)
 
     def asarray(self, x: NDArray[Any]) -> Any:
         """A NumPy array as the kind of array this view holds: here itself, a tensor where the view holds tensors."""
