@@ -49,8 +49,13 @@ nitpicky = True
 nitpick_ignore_regex = [("py:(class|exc|obj|data|mod)", r"(?!hashgym).*")]
 
 logger = getLogger(__name__)
-# A docstring without its first line: text, and Google's sections of arguments, which autodoc sets.
-SECTIONS = re.compile(r"\n(.*?)((?:^(?:Args|Attributes|Raises|Returns):$.*)?)\Z", re.DOTALL | re.MULTILINE)
+
+
+def parted(docstring: str) -> tuple[str, str]:
+    """A docstring without its first line: the text, and Google's sections of arguments, which autodoc sets."""
+    _, _, rest = docstring.partition("\n")
+    text, *sections = re.split(r"^(?=(?:Args|Attributes|Raises|Returns):$)", rest, flags=re.MULTILINE)
+    return text.strip(), "".join(sections)
 
 
 def written_once(name: str) -> str:
@@ -58,7 +63,7 @@ def written_once(name: str) -> str:
     kind, _, what = name.partition(" ")
     if kind == "docstring":
         module, _, attribute = what.rpartition(".")
-        return SECTIONS.search(inspect.getdoc(getattr(import_module(module), attribute)) or "")[1].strip()
+        return parted(inspect.getdoc(getattr(import_module(module), attribute)) or "")[0]
     rows: list[tuple[str, ...]]
     if what == "datasets":
         head: tuple[str, ...] = ("dataset", "what it shows", "read from")
@@ -102,13 +107,13 @@ class Made:
 def leave_to_page(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Of a docstring in Markdown keep the first line and the sections of arguments: the rest is a page of its own."""
     if any(line.startswith("## ") for line in lines):
-        lines[1:] = ["", *SECTIONS.search("\n".join(lines))[2].splitlines()]
+        lines[1:] = ["", *parted("\n".join(lines))[1].splitlines()]
 
 
 def keep_colons(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Undo what napoleon makes of a property's first line: words before a colon are no type here."""
     text = inspect.getdoc(obj) or ""
-    if what == "property" and not SECTIONS.search(f"{text}\n")[2]:
+    if what == "property" and not parted(text)[1]:
         lines[:] = [*text.splitlines(), ""]
 
 

@@ -63,6 +63,7 @@ def test_python_of_docstrings_runs(name: str) -> None:
     assert run(text, name), f"{name} shows no code"
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # a module runs that was imported before
 @pages
 def test_commands_exist(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands in blocks are parsed with all their options, nothing is run; commands in a line must exist."""
