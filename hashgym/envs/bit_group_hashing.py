@@ -13,9 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from hashgym import codes, rewards
 from hashgym.data import HashingDataset
 from hashgym.envs.lockstep import Lanes, LockstepVectorEnv, Observation, ScalarEnv, Skin
-from hashgym.envs.partners import PartnerSampler
 from hashgym.envs.rendering import CodeScene
-from hashgym.rewards import Codebook, RewardLike, RewardView, Weighted
+from hashgym.rewards import Codebook, Reward, RewardLike, RewardView, Weighted
 
 __all__ = [
     "BitGroupHashingEnv",
@@ -160,8 +159,7 @@ class HashingGame(Lanes):
     def __init__(self, lanes: int, dataset: str | Path | HashingDataset, task: HashingTask) -> None:
         super().__init__(lanes, dataset)
         self.task = task
-        self.label_words = codes.pack(self.dataset.labels[self.dataset.train])
-        self.sampler = PartnerSampler(self.label_words)
+        self.label_words, self.sampler = self.tables.label_words, self.tables.sampler
         self.eligible = self.sampler.eligible
         reward = rewards.make(task.reward)
         self.terms = reward.terms if isinstance(reward, Weighted) else [(1.0, reward)]
@@ -277,8 +275,13 @@ class HashingGame(Lanes):
             last=last,
         )
 
-    value = staticmethod(rewards.value)
-    value_and_credit = staticmethod(rewards.value_and_credit)
+    def value(self, reward: Reward, view: Any) -> Any:
+        """The reward of each lane, float64 (n,)."""
+        return rewards.value(reward, view)
+
+    def value_and_credit(self, reward: Reward, view: Any) -> Any:
+        """The reward of each lane (n,) and every bit's credit (n, s), float64."""
+        return rewards.value_and_credit(reward, view)
 
     def _score(
         self, scope: Literal["group", "global"], start: int, stop: int, last: bool

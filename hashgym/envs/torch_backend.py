@@ -8,8 +8,9 @@ space and rewards finite. Imports torch, so ``import hashgym`` leaves it alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,15 +18,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import embedding
 
 from hashgym import codes
 from hashgym.data import HashingDataset
 from hashgym.envs.bit_group_hashing import HashingGame, HashingTask, OverHashingGame
 from hashgym.envs.lockstep import LockstepVectorEnv, Observation
 from hashgym.envs.partners import PartnerSampler
-from hashgym.rewards import Reward, Weighted, registry, squared_distance
+from hashgym.rewards import Reward, Weighted, registry
 
 __all__ = ["BitGroupHashingTorchVectorEnv", "TensorCodebook", "TensorView", "action_bits", "resolve_device"]
+
+
+def _plainly(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a method the same way in every context of its caller: no gradients, no autocast, no inference tensors."""
+
+    @wraps(method)
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            return method(self, *args, **kwargs)
+
+    return run
 
 
 class BitGroupHashingTorchVectorEnv(OverHashingGame, LockstepVectorEnv):
@@ -69,6 +82,10 @@ class BitGroupHashingTorchVectorEnv(OverHashingGame, LockstepVectorEnv):
         """Where the tensors are."""
         return self._lanes.device
 
+    reset = _plainly(LockstepVectorEnv.reset)
+    set_state = _plainly(LockstepVectorEnv.set_state)
+
+    @_plainly
     def step(self, actions: Any) -> tuple[Observation, Any, Any, Any, dict[str, Any]]:
         """Act in every lane. Raises as the scalar environment's ``step``."""
         self._need_episode()
@@ -128,7 +145,7 @@ class TensorCodebook:
 
     def span(self, start: int, stop: int) -> TensorCodebook:
         """The codebook of bits ``start`` to ``stop - 1`` alone."""
-        return TensorCodebook(self.code[:, start:stop], self.labels, self.label_words)
+        return TensorCodebook(self.code[:, start:stop].contiguous(), self.labels, self.label_words)
 
 
 @dataclass(frozen=True)
@@ -161,22 +178,22 @@ class TensorView:
     @cached_property
     def positives(self) -> Tensor:
         """The positive partners' bits, float32 (n, P, s) of 0.0 and 1.0."""
-        return self.codebook.code[self.positive_rows]
+        return embedding(self.positive_rows, self.codebook.code)  # by index it takes four times as long on a CPU
 
     @cached_property
     def negatives(self) -> Tensor:
         """The negative partners' bits, float32 (n, P, s) of 0.0 and 1.0."""
-        return self.codebook.code[self.negative_rows]
+        return embedding(self.negative_rows, self.codebook.code)
 
     @cached_property
     def positive_distances(self) -> Tensor:
         """Squared distances to the positive partners, float32 (n, P); on bits the Hamming distance."""
-        return squared_distance(self.code[:, None], self.positives)
+        return self._distances(self.positives)
 
     @cached_property
     def negative_distances(self) -> Tensor:
         """Squared distances to the negative partners, float32 (n, P); on bits the Hamming distance."""
-        return squared_distance(self.code[:, None], self.negatives)
+        return self._distances(self.negatives)
 
     @cached_property
     def similar(self) -> Tensor:
@@ -201,6 +218,11 @@ class TensorView:
     def with_code(self, code: Tensor) -> TensorView:
         """The same view with other bits or probabilities in place of the lanes'."""
         return replace(self, code=code)
+
+    def _distances(self, partners: Tensor) -> Tensor:
+        """|x - p|^2 as |x|^2 + p (1 - 2 x), because p^2 = p: a product, which makes no (n, P, s) of its own."""
+        x = self.code
+        return (partners @ (1 - 2 * x)[..., None])[..., 0] + (x * x).sum(-1, keepdim=True)
 
 
 class _TensorGame(HashingGame):
@@ -241,7 +263,7 @@ class _TensorGame(HashingGame):
 
     def observe(self) -> Observation:
         """Observations of all lanes."""
-        code = torch.where(self.code > 0.5, 1.0, -1.0)
+        code = 2 * (self.code > 0.5).float() - 1
         code[:, self.emitted :] = 0
         return {"image": self.image, "code": code, "group": torch.full_like(self.rows, self.group)}
 
@@ -294,15 +316,32 @@ class _TensorGame(HashingGame):
             last=last,
         )
 
-    @staticmethod
-    def value(reward: Reward, view: Any) -> Any:
+    def value(self, reward: Reward, view: Any) -> Any:
         """The reward of each lane, float64 (n,), as :func:`hashgym.rewards.value`."""
-        return _value(reward, view)
+        if isinstance(reward, Weighted):
+            return sum(weight * self.value(term, view) for weight, term in reward.terms)
+        return _checked(reward, view, "its value", registry._called(reward, view, reward), view.code.shape[:1])
 
-    @staticmethod
-    def value_and_credit(reward: Reward, view: Any) -> Any:
+    def value_and_credit(self, reward: Any, view: Any) -> Any:
         """The reward (n,) and every bit's credit (n, s), float64, as :func:`hashgym.rewards.value_and_credit`."""
-        return _value_and_credit(reward, view)
+        if isinstance(reward, Weighted):
+            parts = [(weight, *self.value_and_credit(term, view)) for weight, term in reward.terms]
+            return tuple(sum(weight * part[i] for weight, *part in parts) for i in (0, 1))
+        if hasattr(reward, "value_and_credit"):
+            both = registry._called(reward, view, reward.value_and_credit)
+            if not isinstance(both, tuple) or len(both) != 2:
+                wanted = "value_and_credit must return a tuple (value, credit)"
+                raise registry._error(reward, view, f"{wanted}, got {registry._described(both)}")
+            return (
+                _checked(reward, view, "its value", both[0], view.code.shape[:1]),
+                _checked(reward, view, "its credit", both[1], view.code.shape),
+            )
+        value, flips = self.value(reward, view), []
+        for bit in range(view.code.shape[1]):
+            one, zero = view.code.clone(), view.code.clone()
+            one[:, bit], zero[:, bit] = 1, 0
+            flips.append(self.value(reward, view.with_code(one)) - self.value(reward, view.with_code(zero)))
+        return value, torch.stack(flips, dim=1)
 
 
 class _TensorSampler(PartnerSampler):
@@ -374,35 +413,6 @@ def action_bits(action: Tensor, task: HashingTask, lanes: int) -> Tensor:
     if task.action == "probability" and not ((relaxed >= 0) & (relaxed <= 1)).all():
         raise ValueError("probability actions must be numbers from 0 to 1")
     return relaxed
-
-
-def _value(reward: Reward, view: Any) -> Any:
-    """The reward of each lane, float64 (n,)."""
-    if isinstance(reward, Weighted):
-        return sum(weight * _value(term, view) for weight, term in reward.terms)
-    return _checked(reward, view, "its value", registry._called(reward, view, reward), view.code.shape[:1])
-
-
-def _value_and_credit(reward: Any, view: Any) -> Any:
-    """The reward (n,) and every bit's credit R(bit = 1) - R(bit = 0), (n, s), both float64."""
-    if isinstance(reward, Weighted):
-        parts = [(weight, *_value_and_credit(term, view)) for weight, term in reward.terms]
-        return sum(weight * value for weight, value, _ in parts), sum(weight * credit for weight, _, credit in parts)
-    if hasattr(reward, "value_and_credit"):
-        both = registry._called(reward, view, reward.value_and_credit)
-        if not isinstance(both, tuple) or len(both) != 2:
-            wanted = "value_and_credit must return a tuple (value, credit)"
-            raise registry._error(reward, view, f"{wanted}, got {registry._described(both)}")
-        return (
-            _checked(reward, view, "its value", both[0], view.code.shape[:1]),
-            _checked(reward, view, "its credit", both[1], view.code.shape),
-        )
-    value, flips = _value(reward, view), []
-    for bit in range(view.code.shape[1]):
-        one, zero = view.code.clone(), view.code.clone()
-        one[:, bit], zero[:, bit] = 1, 0
-        flips.append(_value(reward, view.with_code(one)) - _value(reward, view.with_code(zero)))
-    return value, torch.stack(flips, dim=1)
 
 
 def _checked(reward: Reward, view: Any, what: str, got: Any, shape: torch.Size) -> Tensor:

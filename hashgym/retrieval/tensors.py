@@ -144,8 +144,8 @@ def _blocks(
     rows = max(1, _BLOCK // (len(database) * 2 * (bits + 1)))
     for start in range(0, len(queries), rows):
         own = slice(start, start + rows)
-        keys = (bits - (queries[own].float() * 2 - 1) @ signs.T) / 2
-        keys += (bits + 1) * (query_labels[own].float() @ labels.T > 0)
+        keys = (bits - _product(queries[own].float() * 2 - 1, signs.T)) / 2
+        keys += (bits + 1) * (_product(query_labels[own].float(), labels.T) > 0)
         if exclude is not None:
             left_out = exclude[own, None]
             at = left_out.clamp(min=0)
@@ -156,7 +156,13 @@ def _blocks(
 def _tally(keys: Tensor, weights: Tensor, width: int) -> Tensor:
     """Sums of the items' weights (m, c) by key (r, m), float32 (r, 2, width, c): a product with one-hot keys."""
     hot = keys[:, None] == torch.arange(2 * width, device=keys.device)[:, None]
-    return (hot.float() @ weights).view(len(keys), 2, width, -1)
+    return _product(hot.float(), weights).view(len(keys), 2, width, -1)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """A product in float32 also where the caller's autocast would round its result."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b
 
 
 def _precision(relevant: Tensor, total: Tensor, largest: int) -> Tensor:

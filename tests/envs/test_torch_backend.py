@@ -221,6 +221,38 @@ def test_actions_with_a_gradient_leave_none_behind(multi_label: HashingDataset) 
     assert not observation["code"].requires_grad
 
 
+def test_the_callers_context_changes_nothing(multi_label: HashingDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autocast would round counts, inference mode leaves tensors that cannot be written, a default dtype spreads."""
+    monkeypatch.setattr(tensors, "average_precision_credit", partial(tensors.average_precision_credit, backend="torch"))
+    native, torched = twins(multi_label, 9, reward="average_precision", counterfactual=True)
+    native.action_space.seed(0)
+    with torch.inference_mode():
+        assert_equal(native.reset(seed=0), torched.reset(seed=0), "cpu", 0)
+    contexts = [
+        torch.autocast("cpu", torch.bfloat16),
+        torch.inference_mode(),
+        torch.enable_grad(),
+        torch.no_grad(),
+    ]
+    torch.set_default_dtype(torch.float64)
+    try:
+        for context in contexts * 2:
+            action = native.action_space.sample()
+            with context:
+                assert_equal(native.step(action), torched.step(torch.tensor(action)), "cpu", 1e-9)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_autocast_does_not_round_counts() -> None:
+    rng = np.random.default_rng(0)
+    hot = [torch.tensor(rng.random(shape) < 0.5) for shape in ((3, 4), (3, 2), (999, 4), (999, 2))]
+    with torch.autocast("cpu", torch.bfloat16):
+        given = tensors.distance_histograms(*hot, backend="torch")  # type: ignore[arg-type]
+    for one, other in zip(given, tensors.distance_histograms(*hot), strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize(
     ("action", "given"),
     [
