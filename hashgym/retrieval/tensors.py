@@ -12,7 +12,6 @@ and -1, which every format holds, and the sums are integers below 2**24, accumul
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -67,7 +66,7 @@ def average_precision(relevant: Tensor, total: Tensor) -> Tensor:
 
     Args:
         relevant: (..., D), whole numbers of any type: relevant items at each distance.
-        total: (..., D), all items at each distance, at most 2**24.
+        total: (..., D), all items at each distance.
 
     Returns:
         float64 (...,), NaN where nothing is relevant; the closed form is explained in
@@ -79,7 +78,13 @@ def average_precision(relevant: Tensor, total: Tensor) -> Tensor:
     if relevant.shape != total.shape or not relevant.ndim:
         shapes = f"{(*relevant.shape,)} and {(*total.shape,)}"
         raise ValueError(f"relevant and total must have one shape (..., D), got {shapes}")
-    return _precision(relevant.double(), total.double(), int(total.sum(-1).max()) if total.numel() else 0)
+    relevant, total = relevant.double(), total.double()
+    end, found = total.cumsum(-1), relevant.cumsum(-1)
+    seen, hits = end - total, found - relevant
+    slope = (relevant - 1) / (total - 1).clamp(min=1)
+    change = torch.digamma(end + 1) - torch.digamma(seen + 1)  # of harmonic numbers: digamma(n + 1) is H(n) - 0.577...
+    gain = relevant / total.clamp(min=1) * (total * slope + (hits + 1 - slope * (seen + 1)) * change)
+    return gain.sum(-1) / found[..., -1]
 
 
 def average_precision_credit(
@@ -111,8 +116,8 @@ def average_precision_credit(
         moved = torch.zeros_like(differing)
         moved[..., :-1] += differing[..., 1:]
         moved[..., 1:] += (items - differing)[..., :-1]
-        counts = torch.cat([items, moved], dim=2).double()
-        scores.append(_precision(counts[:, 1], counts.sum(1), len(database)).nan_to_num())
+        counts = torch.cat([items, moved], dim=2)
+        scores.append(average_precision(counts[:, 1], counts.sum(1)).nan_to_num())
     ap, flipped = torch.cat(scores).split([1, width - 1], dim=1)
     return ap[:, 0], torch.where(queries.bool(), ap - flipped, flipped - ap)
 
@@ -163,25 +168,6 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     """A product in float32 also where the caller's autocast would round its result."""
     with torch.autocast(a.device.type, enabled=False):
         return a @ b
-
-
-def _precision(relevant: Tensor, total: Tensor, largest: int) -> Tensor:
-    """Average precision of float64 histograms (..., D) of at most ``largest`` items."""
-    end, found = total.cumsum(-1), relevant.cumsum(-1)
-    seen, hits = end - total, found - relevant
-    harmonic = _harmonic(1 << largest.bit_length(), relevant.device)
-    slope = (relevant - 1) / (total - 1).clamp(min=1)
-    change = harmonic[end.long()] - harmonic[seen.long()]
-    gain = relevant / total.clamp(min=1) * (total * slope + (hits + 1 - slope * (seen + 1)) * change)
-    return gain.sum(-1) / found[..., -1]
-
-
-@lru_cache(maxsize=4)
-def _harmonic(size: int, device: torch.device) -> Tensor:
-    """H(0), H(1), ... to H(size)."""
-    table = torch.zeros(size + 1, dtype=torch.float64, device=device)
-    table[1:] = (1 / torch.arange(1, size + 1, dtype=torch.float64, device=device)).cumsum(0)
-    return table
 
 
 def _on_host(kernel: Kernel, exclude: Tensor | None, *hot: Tensor) -> tuple[Tensor, Tensor]:

@@ -199,17 +199,22 @@ class Flags(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("action", ["bits", "probability", "index"])
-def test_a_step_reads_flags_alone(multi_label: HashingDataset, action: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensors, "average_precision_credit", partial(tensors.average_precision_credit, backend="torch"))
-    kwargs: dict[str, Any] = {"action": action, "bits": 8, "group_bits": 4, "counterfactual": True}
+@pytest.mark.parametrize("counterfactual", [False, True])
+def test_a_step_reads_flags_alone(
+    multi_label: HashingDataset, action: str, counterfactual: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("distance_histograms", "average_precision_credit"):
+        monkeypatch.setattr(tensors, name, partial(getattr(tensors, name), backend="torch"))
     for reward in ("triplet", "average_precision", "balance"):
-        _, env = twins(multi_label, 5, reward=reward, **kwargs)
+        _, env = twins(
+            multi_label, 5, action=action, bits=8, group_bits=4, reward=reward, counterfactual=counterfactual
+        )
         env.reset(seed=0)
         given = torch.zeros(5, dtype=torch.int64) if action == "index" else torch.zeros(5, 4)
         for _ in range(4):
             with Flags() as flags:
                 env.step(given)
-            assert len(flags.read) <= 5  # the actions, a value and a credit, and at the end those of the whole code
+            assert len(flags.read) <= 1 + 2 * (1 + counterfactual)  # actions; value and credit of group and whole code
             assert set(flags.read) == {torch.bool}
 
 
