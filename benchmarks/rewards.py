@@ -68,7 +68,7 @@ class Args:
     """Code lengths."""
     seeds: int = 5
     """Runs of each cell, with the seeds 0, 1, ..."""
-    updates: int = 600
+    updates: int = 1500
     """Gradient steps of a run."""
     jobs: int = 1
     """Runs at a time; cores are shared out among them."""

@@ -140,6 +140,14 @@ def test_sums_are_registered_by_their_own_name():
     ]
 
 
+@pytest.mark.parametrize("name", ["hashgym", "norec"])
+def test_agents_run_in_groups(name):
+    row, points = benchmark.run(benchmark.Cell("digits", name, "pairwise:adsh", 14, 0, 2))
+    assert (row["agent"], row["method"], row["bits"]) == (name, "pairwise:adsh", 14)
+    assert 0 < row["map_pessimistic"] <= row["map"] <= row["map_optimistic"] < 1
+    assert {point["component"] for point in points} == {"global/pairwise:adsh"}
+
+
 def test_the_defaults_can_be_made():
     for design in benchmark.DESIGNS:
         assert callable(rewards.make(benchmark.register(design)))
