@@ -40,9 +40,9 @@ class HashVecEnv(VecEnv):
     ``PPO("MultiInputPolicy", gym.make("BitGroupHashing-v0"))`` works without this class, at one image a step.
 
     ## What a step returns
-    Observations, rewards (float64) and ends exactly as the vector environment's. All lanes end together, and the
-    returned observation is then that of the next images. ``infos`` holds an empty dict for every running lane, always
-    the same ones, not to be written; for a finished lane it holds
+    Observations, rewards (float64) and ends are the vector environment's own arrays, not to be written. All lanes end
+    together, and the returned observation is then that of the next images. ``infos`` holds an empty dict for every
+    running lane, always the same ones, not to be written either; for a finished lane it holds
 
     - ``terminal_observation``: the last observation, one lane of ``final_obs``;
     - ``episode``: ``r``, the sum of rewards, ``l``, the number of steps, and ``t``, seconds since this was made, which
@@ -103,9 +103,10 @@ class HashVecEnv(VecEnv):
 
     def reset(self) -> Observation:
         """Begin an episode in every lane, with the seed and the options that were set since the last one."""
-        observation, self.last_info = self.envs.reset(seed=self._seeds[0], options=self._reset_with)
-        self._reset_seeds()
+        seed, options = self._seeds[0], self._reset_with
+        self._reset_seeds()  # both are used once, also where the reset refuses them
         self._reset_options()
+        observation, self.last_info = self.envs.reset(seed=seed, options=options)
         self._returns, self._steps = np.zeros(self.num_envs), 0
         return observation
 

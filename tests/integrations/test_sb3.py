@@ -204,6 +204,14 @@ def test_options_choose_the_images_of_one_reset(monitored: bool, make: Make, mul
     assert not np.array_equal(envs.reset()["image"], multi_label.features[images])
 
 
+def test_options_that_a_reset_refuses_are_gone_after_it(make: Make) -> None:
+    envs = HashVecEnv(make(BITS, 3))
+    envs.set_options({"index": 4})
+    with pytest.raises(ValueError, match="must name 3 image"):
+        envs.reset()
+    envs.reset()
+
+
 def test_options_of_regions(make: Make) -> None:
     envs = HashVecEnv(make(REGIONS, 2, regions_per_episode=2))
     envs.set_options([{"regions": [3, 1]}, {"regions": [0, 2]}])
@@ -354,6 +362,7 @@ def test_algorithms_run_and_show_episode_statistics(
     assert all(np.isfinite(episode["r"]) for episode in model.ep_info_buffer)
     mean, _ = evaluate_policy(model, envs, n_eval_episodes=4, warn=False)
     assert np.isfinite(mean)
+    assert envs._running == [{}] * 4  # nobody wrote into what running lanes share
 
 
 def test_a_seed_determines_training(make: Make) -> None:
