@@ -32,12 +32,12 @@ from torch import Tensor, nn
 import hashgym
 import hashgym.hashers
 from agents import runs
-from hashgym import codes, data
+from hashgym import data
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
 from hashgym.hashers import Hasher
 from hashgym.hashers.pairwise import PairwiseHasher
-from hashgym.retrieval import kernels, metrics
+from hashgym.retrieval import metrics
 
 __all__ = [
     "PAPER",
@@ -45,6 +45,7 @@ __all__ = [
     "Args",
     "Policy",
     "exact_loss",
+    "fitted_base",
     "load",
     "make_base",
     "reinforce_loss",
@@ -208,6 +209,18 @@ def make_base(name: str, bits: int, seed: int) -> PairwiseHasher:
     return base
 
 
+def fitted_base(source: str | Path, bits: int, seed: int, dataset: HashingDataset) -> Hasher:
+    """A fitted base hasher: read from a file, or by name and fitted on the training images.
+
+    Raises:
+        ValueError: as :func:`make_base`, and for a file that is no saved hasher.
+    """
+    if Path(source).is_file():
+        return hashgym.hashers.load(Path(source))
+    base = make_base(str(source), bits, seed)
+    return base.fit(dataset.features[dataset.train], dataset.labels[dataset.train])
+
+
 def train(
     dataset: HashingDataset,
     base: Hasher,
@@ -316,19 +329,7 @@ class _Run(runs.Run):
         rows = self.held_out
         if len(rows) < 2 or self.dataset.regions is None:
             return {}
-        sets = encode(self.policy, self.base, self.dataset, rows)
-        labels = codes.pack(self.dataset.labels[rows])
-        relevant, total = kernels.distance_histograms(
-            sets.words[:, 0], labels, sets.filled, labels, sets.bits, exclude=np.arange(len(rows))
-        )
-        asked = relevant.any(axis=1)
-        found, relevant, total = relevant[asked, 0], relevant[asked], total[asked]
-        return {
-            "retrieval/held_out_map": float(kernels.average_precision(relevant, total).mean()),
-            "retrieval/held_out_recall_radius0": float((found / relevant.sum(axis=1)).mean()),
-            "retrieval/held_out_precision_radius0": float((found / np.maximum(total[:, 0], 1)).mean()),
-            "retrieval/anhc": sets.anhc,
-        }
+        return runs.retrieval_among(encode(self.policy, self.base, self.dataset, rows), self.dataset.labels[rows])
 
 
 def encode(
@@ -370,12 +371,8 @@ def main(run: Main) -> dict[str, metrics.RetrievalResult]:
         raise ValueError(f"xi is a probability, from 0 to 1, got {run.xi}")
     console, dataset = Console(), data.load(run.dataset).standardized()
     dataset.require("train_regions", "regions")
-    saved = run.out / "base.npz" if run.resume and run.out else Path(run.base)
-    if saved.is_file():
-        base = hashgym.hashers.load(saved)
-    else:
-        base = make_base(run.base, run.bits, run.args.seed)
-        base.fit(dataset.features[dataset.train], dataset.labels[dataset.train])
+    saved = run.out / "base.npz" if run.resume and run.out else run.base
+    base = fitted_base(saved, run.bits, run.args.seed, dataset)
     policy = train(dataset, base, run.args, out=run.out, resume=run.resume)
     query = base.encode(dataset.features[dataset.query])
     several = encode(policy, base, dataset, dataset.database, run.xi)

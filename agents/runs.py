@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,36 +20,46 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
+from hashgym import codes
+from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
+from hashgym.retrieval import kernels
 
-__all__ = ["Run", "RunArgs", "device", "drive", "finished", "load", "resumed", "save", "seeded", "split"]
+__all__ = [
+    "CommonArgs",
+    "Run",
+    "RunArgs",
+    "as_arrays",
+    "as_json",
+    "as_tensors",
+    "device",
+    "drive",
+    "fingerprint",
+    "finished",
+    "load",
+    "resumed",
+    "retrieval_among",
+    "save",
+    "seeded",
+    "split",
+]
 
-_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+OTHER_DATA = "the checkpoint was made on other data; give the dataset it was trained on, or another --out"
+COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunArgs:
+class CommonArgs:
     """Settings of any training run."""
 
-    updates: int = 1000
-    """gradient steps, each on one batch of episodes"""
-    lanes: int = 256
-    """images in a batch, and lanes of the environment"""
     holdout: float = 0.05
     """part of the training images kept out of training, on which progress is watched; 0 for none"""
-    evaluate_every: int = 500
-    """updates between evaluations on the held-out images"""
-    log_every: int = 50
-    """updates between points of the TensorBoard curves"""
-    checkpoint_every: int = 500
-    """updates between checkpoints, where there is a folder for them"""
     seed: int = 0
     """determines a run to the bit, on one machine with one number of threads"""
     device: str = "auto"
     """cpu, cuda, ..., or auto: an accelerator where there is one"""
 
     def __post_init__(self) -> None:
-        self.check_positive("updates", "lanes", "evaluate_every", "log_every", "checkpoint_every")
         self.check_fraction("holdout")
 
     def check_positive(self, *names: str) -> None:
@@ -65,7 +75,24 @@ class RunArgs:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
 
 
-Args = TypeVar("Args", bound=RunArgs)
+@dataclass(frozen=True, kw_only=True)
+class RunArgs(CommonArgs):
+    """Settings of a run of our own agents."""
+
+    updates: int = 1000
+    """gradient steps, each on one batch of episodes"""
+    lanes: int = 256
+    """images in a batch, and lanes of the environment"""
+    evaluate_every: int = 500
+    """updates between evaluations on the held-out images"""
+    log_every: int = 50
+    """updates between points of the TensorBoard curves"""
+    checkpoint_every: int = 500
+    """updates between checkpoints, where there is a folder for them"""
+
+    def __post_init__(self) -> None:
+        self.check_positive("updates", "lanes", "evaluate_every", "log_every", "checkpoint_every")
+        super().__post_init__()
 
 
 class Run(ABC):
@@ -95,17 +122,13 @@ class Run(ABC):
 
     def checkpoint(self) -> dict[str, Any]:
         """Everything that decides how the run goes on."""
-        environment = {
-            key: torch.from_numpy(part) if isinstance(part, np.ndarray) else part
-            for key, part in self.envs.get_state().items()
-        }
         return {
-            "args": _as_json(self.settings),
+            "args": as_json(self.settings),
             "data": fingerprint(self.dataset),
             "update": self.update,
             "policy": self.policy.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "environment": environment,
+            "environment": as_tensors(self.envs.get_state()),
             "generator": torch.get_rng_state(),
             "device_generator": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
@@ -113,14 +136,11 @@ class Run(ABC):
     def restore(self, checkpoint: dict[str, Any]) -> None:
         """Take up the run of a checkpoint."""
         if checkpoint["data"] != fingerprint(self.dataset):
-            raise ValueError(
-                "the checkpoint was made on other data; give the dataset it was trained on, or another --out"
-            )
+            raise ValueError(OTHER_DATA)
         self.update = checkpoint["update"]
         self.policy.load_state_dict(checkpoint["policy"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
-        environment = {k: v.numpy() if isinstance(v, Tensor) else v for k, v in checkpoint["environment"].items()}
-        self.observation, self.info = self.envs.set_state(environment)
+        self.observation, self.info = self.envs.set_state(as_arrays(checkpoint["environment"]))
         torch.set_rng_state(checkpoint["generator"])
         if checkpoint["device_generator"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(checkpoint["device_generator"], self.device)
@@ -136,7 +156,7 @@ def drive(run: Run, title: str, *, out: Path | None, checkpoint: dict[str, Any] 
     if checkpoint is not None:
         run.restore(checkpoint)
     writer = None if out is None else SummaryWriter(str(out), purge_step=run.update + 1)
-    with Progress(*_COLUMNS, disable=not progress) as bar:
+    with Progress(*COLUMNS, disable=not progress) as bar:
         task = bar.add_task(title, total=args.updates, completed=run.update)
         while run.update < args.updates:
             scalars = run.learn()
@@ -154,7 +174,7 @@ def drive(run: Run, title: str, *, out: Path | None, checkpoint: dict[str, Any] 
         writer.close()
 
 
-def resumed(out: Path | None, args: RunArgs, resume: bool) -> dict[str, Any] | None:
+def resumed(out: Path | None, args: CommonArgs, resume: bool) -> dict[str, Any] | None:
     """The checkpoint to go on from, checked before any work starts.
 
     Raises:
@@ -169,14 +189,14 @@ def resumed(out: Path | None, args: RunArgs, resume: bool) -> dict[str, Any] | N
         raise ValueError(f"{out} holds a run: resume it, remove it, or name another folder")
     checkpoint = load(path)
     saved = json.loads(checkpoint["args"])
-    if changed := [key for key, value in json.loads(_as_json(args)).items() if saved.get(key) != value]:
+    if changed := [key for key, value in json.loads(as_json(args)).items() if saved.get(key) != value]:
         raise ValueError(
             f"the run in {out} was begun with another {', '.join(changed)}; give the same, or another folder"
         )
     return checkpoint
 
 
-def split(dataset: HashingDataset, args: RunArgs) -> tuple[HashingDataset, NDArray[np.int64]]:
+def split(dataset: HashingDataset, args: CommonArgs) -> tuple[HashingDataset, NDArray[np.int64]]:
     """The dataset without the held-out training images, and those."""
     order = np.random.default_rng(args.seed).permutation(dataset.train)
     count = round(args.holdout * len(order))
@@ -184,11 +204,11 @@ def split(dataset: HashingDataset, args: RunArgs) -> tuple[HashingDataset, NDArr
     return learning, np.sort(order[:count])
 
 
-def finished(policy: nn.Module, dataset: HashingDataset, args: RunArgs, **shape: int) -> dict[str, Any]:
+def finished(policy: nn.Module, dataset: HashingDataset, args: CommonArgs, **shape: int) -> dict[str, Any]:
     """The content of ``policy.pt``: settings, weights, and the standardisation of the features trained on."""
     moments = {"center": dataset.center, "scale": dataset.scale}
     moments_of = {key: None if part is None else torch.from_numpy(part) for key, part in moments.items()}
-    return {"args": _as_json(args), **shape, "weights": policy.state_dict(), **moments_of}
+    return {"args": as_json(args), **shape, "weights": policy.state_dict(), **moments_of}
 
 
 def device(name: str) -> torch.device:
@@ -239,5 +259,43 @@ def load(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def _as_json(args: RunArgs) -> str:
+def retrieval_among(sets: CodeSets, labels: NDArray[np.uint8]) -> dict[str, float]:
+    """How well images find each other, each in turn the query with its own code alone: scalars to log.
+
+    Args:
+        sets: the codes of n images.
+        labels: multi-hot (n, L).
+
+    Returns:
+        Tie-aware mAP, recall and precision within radius 0, and the average number of codes; empty where no two images
+        share a label.
+    """
+    packed = codes.pack(labels)
+    relevant, total = kernels.distance_histograms(
+        sets.words[:, 0], packed, sets.filled, packed, sets.bits, exclude=np.arange(len(sets))
+    )
+    asked = relevant.any(axis=1)
+    if not asked.any():
+        return {}
+    found, relevant, total = relevant[asked, 0], relevant[asked], total[asked]
+    return {
+        "retrieval/held_out_map": float(kernels.average_precision(relevant, total).mean()),
+        "retrieval/held_out_recall_radius0": float((found / relevant.sum(axis=1)).mean()),
+        "retrieval/held_out_precision_radius0": float((found / np.maximum(total[:, 0], 1)).mean()),
+        "retrieval/anhc": sets.anhc,
+    }
+
+
+def as_tensors(state: dict[str, Any]) -> dict[str, Any]:
+    """An environment's state with tensors in place of arrays, which torch saves without pickle."""
+    return {key: torch.from_numpy(part) if isinstance(part, np.ndarray) else part for key, part in state.items()}
+
+
+def as_arrays(state: dict[str, Any]) -> dict[str, Any]:
+    """What :func:`as_tensors` was given."""
+    return {key: part.numpy() if isinstance(part, Tensor) else part for key, part in state.items()}
+
+
+def as_json(args: CommonArgs) -> str:
+    """Settings as text."""
     return json.dumps(dataclasses.asdict(args))

@@ -41,16 +41,19 @@ Encoder = Callable[[NDArray[np.float32]], Codes]
 # They learn from all training images, as the hashers do. The paper's cell runs bit by bit, at many times the cost of an
 # update: its batches and updates are fewer, so that a run stays near two minutes. What differs from the agent's own
 # defaults was chosen on held-out training images.
-_CREDIT: Mapping[str, Any] = {"holdout": 0.0}
+_ALL: Mapping[str, Any] = {"holdout": 0.0}
 _CELL: Mapping[str, Any] = {"holdout": 0.0, "lanes": 64, "updates": 1200}
 _PAPER = {**_CELL, "input_dropout": 0.0, "dropout": 0.0}
 _RELEASED = {**_CELL, "input_dropout": 0.2}
 AGENTS: Mapping[str, Mapping[str, Any]] = {
-    "drlih": {"variant": "hashgym", **_CREDIT},
-    "drlih-norec": {"variant": "norec", **_CREDIT},
+    "drlih": {"variant": "hashgym", **_ALL},
+    "drlih-norec": {"variant": "norec", **_ALL},
     "drlih-paper": {"variant": "paper", **_PAPER},
     "drlih-released": {"variant": "released", **_RELEASED},
-    "ng": {"variant": "hashgym", "group_bits": 1, **_CREDIT},  # Table II's Baseline_ng: no action groups
+    # REINFORCE with a learned baseline, learnt from one call of a recurrent cell over all groups.
+    "drlih-gru": {"variant": "gru", **_ALL},
+    "drlih-lstm": {"variant": "lstm", **_ALL},
+    "ng": {"variant": "hashgym", "group_bits": 1, **_ALL},  # Table II's Baseline_ng: no action groups
 }
 
 
@@ -65,7 +68,7 @@ class Args:
     bits: tuple[int, ...] = (12, 24, 32, 48)
     """Code lengths."""
     methods: tuple[str, ...] = ("lsh", "itq", "noseq", "drlih", "drlih-norec")
-    """Hashers (`hashgym hashers`), and the agents drlih, drlih-norec, drlih-paper, drlih-released, ng."""
+    """Hashers (`hashgym hashers`), and the agents drlih, drlih-{norec,gru,lstm,paper,released} and ng."""
     seeds: int = 3
     """Runs of each cell, with the seeds 0, 1, ..."""
     jobs: int = 1
@@ -87,7 +90,7 @@ class Cell:
         return f"{self.method} {self.bits} bits seed {self.seed}"
 
 
-def _settings(cell: Cell) -> Any:
+def settings(cell: Cell) -> Any:
     """The method, configured and not trained yet: a hasher, or an agent's ``Args``.
 
     Raises:
@@ -104,8 +107,8 @@ def _settings(cell: Cell) -> Any:
 
 def _config(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:
     """What decides a run's outcome besides its name: the method's settings, and a digest of data and splits."""
-    settings = _settings(cell)
-    values = dataclasses.asdict(settings)
+    configured = settings(cell)
+    values = dataclasses.asdict(configured)
     for name in ("bits", "seed", "dataset", "out"):
         values.pop(name, None)
     return {**values, "data": data_digest(dataset)}
@@ -125,15 +128,15 @@ def fit(
     Returns:
         A function from features (n, D) to codes, bool (n, bits), and the seconds that training took (no imports).
     """
-    settings = _settings(cell)
+    configured = settings(cell)
     start = time.perf_counter()
     if cell.method in AGENTS:
-        policy = importlib.import_module("agents.drlih").train(dataset, settings, out=out, progress=progress)
-        encode = functools.partial(hashgym.encode, policy, bits=cell.bits, group_bits=settings.group_bits)
+        policy = importlib.import_module("agents.drlih").train(dataset, configured, out=out, progress=progress)
+        encode = functools.partial(hashgym.encode, policy, bits=cell.bits, group_bits=configured.group_bits)
     else:
-        if hasattr(settings, "verbose"):
-            settings.verbose = progress
-        encode = settings.fit(dataset.features[dataset.train], dataset.labels[dataset.train]).encode
+        if hasattr(configured, "verbose"):
+            configured.verbose = progress
+        encode = configured.fit(dataset.features[dataset.train], dataset.labels[dataset.train]).encode
     return encode, time.perf_counter() - start
 
 
@@ -146,7 +149,7 @@ def measure(encode: Encoder, dataset: HashingDataset) -> tuple[tuple[Codes, Code
 
 def group_bits(cell: Cell) -> int | None:
     """How many bits an agent emits at a time; None for a hasher."""
-    return _settings(cell).group_bits if cell.method in AGENTS else None
+    return settings(cell).group_bits if cell.method in AGENTS else None
 
 
 def _names(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:

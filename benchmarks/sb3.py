@@ -1,0 +1,247 @@
+"""Every algorithm on both environments: Stable-Baselines3's by their presets, our own agents, and what needs no agent.
+
+    python -m benchmarks.sb3 --out DIR --seeds 5 --jobs 2
+
+Every run has a process of its own and adds its row to ``results.csv`` when it is finished. Called again, the benchmark
+takes up what is missing, and writes ``table.md`` of what is there. Seeds change the methods' random numbers, never the
+split. The policy of a run is chosen on held-out training images; queries are only measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.markdown import Markdown
+
+import hashgym
+import hashgym.data
+from agents import mch, sb3
+from benchmarks import drlih
+from benchmarks.cells import data_digest, features_name, run_cells
+from benchmarks.results import Results, describe, estimate, peak_mb, revision
+from hashgym.codes import CodeSets
+from hashgym.data import HashingDataset
+from hashgym.retrieval import evaluate
+
+__all__ = ["Args", "Cell", "main", "run", "table"]
+
+KEY = ("env", "dataset", "features", "method", "bits", "seed")
+MEASURES = ("map", "recall_radius0", "anhc")
+COLUMNS = (
+    *KEY,
+    "map",
+    "map_optimistic",
+    "map_pessimistic",
+    "recall_radius0",
+    "precision_radius0",
+    "anhc",
+    "steps",
+    "train_seconds",
+    "peak_mb",
+    "version",
+    "revision",
+    "config",
+)
+CODES = "BitGroupHashing-v0"
+REGIONS = "RegionKeep-v0"
+BASE = "dch"  # of RegionKeep-v0; its own row is its codes, one an image
+OTHERS = {CODES: ("lsh", "itq", "drlih-norec", "drlih-gru", "drlih-lstm"), REGIONS: (BASE, "mch")}
+
+
+@dataclass(frozen=True)
+class Args:
+    """What to run."""
+
+    out: Path
+    """Folder of results.csv and table.md."""
+    features: str = "digits"
+    """Dataset of BitGroupHashing-v0: an embedded one, or a folder that `hashgym features` wrote."""
+    scenes: str = "digit-scenes"
+    """Dataset of RegionKeep-v0, with regions."""
+    methods: tuple[str, ...] = ()
+    """Algorithms of agents.sb3, and lsh, itq, drlih-norec, drlih-gru, drlih-lstm, dch, mch; none named: all."""
+    envs: tuple[str, ...] = (CODES, REGIONS)
+    """Environments."""
+    seeds: int = 5
+    """Runs of each cell, with the seeds 0, 1, ..."""
+    steps: int = 0
+    """Steps of a lane, summed over all lanes; 0: the preset's."""
+    jobs: int = 1
+    """Runs at a time; cores are shared out among them."""
+    replace: bool = False
+    """Run again what was run with another configuration, instead of stopping."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run."""
+
+    env: str
+    features: str
+    method: str
+    seed: int
+    steps: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.env} {self.method} seed {self.seed}"
+
+    @property
+    def bits(self) -> int:
+        """Length of the codes: that of the presets."""
+        return sb3.PRESETS[self.env]["ppo"].bits
+
+
+def settings(cell: Cell) -> Any:
+    """The configured method, not trained yet: an agent's ``Args``, or a hasher.
+
+    Raises:
+        ValueError: for an unknown environment or method.
+    """
+    if cell.env not in OTHERS:
+        raise ValueError(f"there is no environment {cell.env!r}: choose from {', '.join(OTHERS)}")
+    if cell.method in sb3.PRESETS[cell.env]:
+        return sb3.Args(algo=cell.method, env=cell.env, seed=cell.seed, steps=cell.steps)  # type: ignore[arg-type]
+    if cell.method not in OTHERS[cell.env]:
+        known = ", ".join([*sb3.PRESETS[cell.env], *OTHERS[cell.env]])
+        raise ValueError(f"there is no method {cell.method!r} on {cell.env}: choose from {known}")
+    if cell.method == BASE:
+        return mch.make_base(BASE, cell.bits, cell.seed)
+    if cell.method == "mch":
+        return mch.Args(seed=cell.seed)
+    return drlih.settings(_alone(cell))
+
+
+def _alone(cell: Cell) -> drlih.Cell:
+    return drlih.Cell(cell.features, cell.method, cell.bits, cell.seed)
+
+
+def _names(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:
+    """The columns of a row that are known before the run."""
+    configured = settings(cell)
+    config = dataclasses.asdict(configured) | {"data": data_digest(dataset)}
+    if isinstance(configured, sb3.Args):
+        config["preset"] = dataclasses.asdict(configured.preset)
+    if cell.env == REGIONS:
+        config["base"] = BASE
+    config.pop("seed", None)
+    return {
+        "env": cell.env,
+        "dataset": dataset.name,
+        "features": features_name(dataset),
+        "method": cell.method,
+        "bits": cell.bits,
+        "seed": cell.seed,
+        "config": describe(config),
+    }
+
+
+def run(cell: Cell) -> dict[str, Any]:
+    """Load, train and measure, in this process; gives the row. An agent's time is without that of its base."""
+    dataset = hashgym.data.load(cell.features).standardized()
+    configured, steps = settings(cell), 0
+    labels = dataset.labels[dataset.query], dataset.labels[dataset.database]
+    base = mch.fitted_base(BASE, cell.bits, cell.seed, dataset) if cell.env == REGIONS else None
+    database: CodeSets | None = None
+    start = time.perf_counter()
+    if isinstance(configured, sb3.Args):
+        model = sb3.train(dataset, configured, base=base, progress=False)
+        seconds, steps = time.perf_counter() - start, model.num_timesteps
+        result, database = sb3.measure(model, configured, dataset, base)
+    elif base is None:
+        encode, seconds = drlih.fit(_alone(cell), dataset)
+        result = drlih.measure(encode, dataset)[1]
+        if hasattr(configured, "updates") and hasattr(configured, "lanes"):
+            steps = configured.updates * configured.lanes * -(-cell.bits // configured.group_bits)
+    else:
+        query = base.encode(dataset.features[dataset.query])
+        if isinstance(configured, mch.Args):
+            policy = mch.train(dataset, base, configured, progress=False)
+            seconds, steps = time.perf_counter() - start, configured.updates * configured.lanes
+            database = mch.encode(policy, base, dataset, dataset.database)
+        else:
+            seconds, database = 0.0, CodeSets.of(base.encode(dataset.features[dataset.database]))
+        result = evaluate(query, labels[0], database, labels[1])
+    return {
+        **_names(cell, dataset),
+        "map": result.map,
+        "map_optimistic": result.map_optimistic,
+        "map_pessimistic": result.map_pessimistic,
+        "recall_radius0": result.recall_by_radius[0],
+        "precision_radius0": result.precision_by_radius[0],
+        "anhc": 1.0 if database is None else database.anhc,
+        "steps": steps,
+        "train_seconds": round(seconds, 3),
+        "peak_mb": round(peak_mb(), 1),
+        "version": hashgym.__version__,
+        "revision": revision(),
+    }
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One Markdown table an environment: mean over seeds with its 95% interval, the median of steps and of seconds."""
+    lines = []
+    for env in dict.fromkeys(row["env"] for row in rows):
+        here = [row for row in rows if row["env"] == env]
+        what = ("mAP", "recall, radius 0", "codes an image") if env == REGIONS else ("mAP", "recall, radius 0")
+        lines += [f"{env}, {here[0]['dataset']}, {here[0]['bits']} bits", ""]
+        lines += [f"| method | {' | '.join(what)} | runs | steps | training |", "|---|" + "---|" * (len(what) + 3)]
+        for method in dict.fromkeys(row["method"] for row in here):
+            own = [row for row in here if row["method"] == method]
+            cells = [str(estimate([[float(row[c]) for row in own]])) for c in MEASURES[: len(what)]]
+            steps, seconds = (float(np.median([float(row[c]) for row in own])) for c in ("steps", "train_seconds"))
+            cells += [str(len(own)), f"{steps:,.0f}" if steps else "", f"{seconds:.0f} s" if seconds else ""]
+            lines.append(f"| {method} | {' | '.join(cell.replace(chr(10), ' ') for cell in cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main(args: Args, console: Console | None = None) -> int:
+    """Run what is missing, then write and print the table; the number of runs that failed.
+
+    Raises:
+        ValueError: for arguments that cannot be run, before any run starts.
+    """
+    console = console or Console()
+    if args.seeds < 1 or args.jobs < 1:
+        raise ValueError("at least one seed and one job are needed")
+    folders = {CODES: args.features, REGIONS: args.scenes}
+    cells = [
+        Cell(env, folders[env], method, seed, args.steps if method in sb3.PRESETS[env] else 0)
+        for env in args.envs
+        for method in args.methods or (*OTHERS[env], *sb3.PRESETS[env])
+        for seed in range(args.seeds)
+    ]
+    datasets = {cell.features: hashgym.data.load(cell.features) for cell in cells}
+    names = {cell: _names(cell, datasets[cell.features]) for cell in cells}
+    results = Results(args.out, COLUMNS, KEY)
+    waiting = [cell for cell in cells if not results.done(names[cell], replace=args.replace)]
+    if len(waiting) < len(cells):
+        console.print(f"{len(cells) - len(waiting)} of {len(cells)} runs are in {results.path} already")
+
+    def finish(finished: dict[str, Any]) -> str:
+        results.append(finished)
+        return f"mAP {finished['map']:.4f}, trained in {finished['train_seconds']:.1f} s"
+
+    failed = run_cells(waiting, run, finish, jobs=args.jobs, console=console)
+    if rows := results.rows():
+        order = [method for env in OTHERS for method in (*OTHERS[env], *sb3.PRESETS[env])]
+        text = table(sorted(rows, key=lambda row: order.index(row["method"])))
+        (args.out / "table.md").write_text(text)
+        console.print(Markdown(text))
+    return failed
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(min(main(tyro.cli(Args)), 1))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
