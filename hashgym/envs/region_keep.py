@@ -111,25 +111,37 @@ class _Coded:
         for start in range(0, len(train), _ROWS):
             block = dataset.train_regions[train[start : start + _ROWS]].reshape(-1, dataset.dim)
             self.regions[start : start + _ROWS] = codes.pack(base.encode(block)).reshape(-1, *self.regions.shape[1:])
-        self._bits, self._database = bits, _with_room(self.images, bits)
+        self._bits, self._database = bits, _twice(self.images, bits)
         self._label_words = Tables.of(dataset).label_words
-        self._own, self._known = np.zeros((len(train), 2, bits + 2), np.int64), np.zeros(len(train), np.bool_)
+        self._own, self._known = np.zeros((len(train), 2, bits + 1), np.int64), np.zeros(len(train), np.bool_)
 
-    def count(self, sets: Words, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Training images at each distance from sets of codes (n, K, W) that have room for bit ``bits``.
+    def count(self, kept: Words, rows: NDArray[np.int64], offered: Words | None = None) -> NDArray[np.int64]:
+        """Training images at each distance from sets of codes.
 
-        Returns int64 (n, 2, bits + 2), [:, 1] the images that share a label with image ``rows`` of the set.
+        Args:
+            kept: uint64 (n, K, W), packed codes.
+            rows: int64 (n,), the images they are of.
+            offered: uint64 (n, W), one more code of each.
+
+        Returns:
+            int64 (n, 2, bits + 1, 2): [:, 1] counts images that share a label with that of the set, [:, 0] others;
+            [..., 1] counts images nearer to the code offered than to any kept, [..., 0] others.
         """
+        # With all codes written twice distances are even, but to the code offered, which has one bit more.
+        sets = _twice(kept, self._bits)
+        if offered is not None:
+            sets = np.concatenate([sets, _twice(offered[:, None], self._bits, odd=True)], axis=1)
         relevant, total = distance_histograms(
-            sets, self._label_words[rows], self._database, self._label_words, self._bits + 1
+            sets, self._label_words[rows], self._database, self._label_words, 2 * self._bits + 1
         )
-        return np.stack([total - relevant, relevant], axis=1)
+        return np.stack([total - relevant, relevant], axis=1).reshape(len(rows), 2, -1, 2)
 
     def own(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """:meth:`count` of the images' own codes alone, counted once for each image."""
+        """Training images at each distance from images' own codes, (n, 2, bits + 1); counted once for each image."""
         if not self._known[rows].all():
             missing = np.unique(rows[~self._known[rows]])
-            self._own[missing], self._known[missing] = self.count(self._database[missing][:, None], missing), True
+            self._own[missing] = self.count(self.images[missing][:, None], missing)[..., 0]
+            self._known[missing] = True
         return self._own[rows]
 
     @classmethod
@@ -150,7 +162,7 @@ class _Game(Lanes):
         decisions: int8 (n, m), 1 keep, 0 discard, -1 no decision yet.
         kept: uint64 (n, 1 + m, W), the image's own code, then that of every region; those not kept repeat the first.
         region_code, new: uint64 (n, W), the code of the region offered, and bool (n,), whether none kept equals it.
-        counts: int64 (n, 2, bits + 2), training images at each distance from the codes kept so far, [:, 1] the similar
+        counts: int64 (n, 2, bits + 1), training images at each distance from the codes kept so far, [:, 1] the similar
             ones; ``counts_if_kept`` with the region's code among them.
         keep_parts: what keeping the region that is offered earns, by component; float64 (n,) each.
         nearer: int64 (n, 2), how many dissimilar and similar training images that brings nearer.
@@ -235,7 +247,7 @@ class _Game(Lanes):
     def set_state(self, state: dict[str, Any], rng: np.random.Generator) -> None:
         """Take up where :meth:`get_state` was called."""
         super().set_state(state, rng)
-        self.counts = self.coded.count(_with_room(self.kept[:, : self.turn + 1], self.bits), self.rows)
+        self.counts = self.coded.count(self.kept[:, : self.turn + 1], self.rows)[..., 0]
         self._weigh()
 
     @property
@@ -268,23 +280,13 @@ class _Game(Lanes):
         )
 
     def _weigh(self) -> None:
-        """Set what goes with the regions whose turn it is, by eq. 5 and 6: from ``region_code`` to ``nearer``.
-
-        Distances are counted with the region's code among those kept so far, and once more with that code held one bit
-        farther off. Images that it is nearest to are one farther in the second count than in the first, so the sums of
-        distances tell how many these are.
-        """
-        turn, bits = self.turn, self.bits
-        self.region_code = code = self.coded.regions[self.rows, self.regions[:, turn]]
-        kept = self.kept[:, : turn + 1]
+        """Set what goes with the regions whose turn it is, from ``region_code`` to ``nearer`` (eq. 5 and 6)."""
+        self.region_code = code = self.coded.regions[self.rows, self.regions[:, self.turn]]
+        kept = self.kept[:, : self.turn + 1]
         self.new = (kept != code[:, None]).any(axis=2).all(axis=1)
-        sets = _with_room(np.concatenate([kept, code[:, None]], axis=1), bits)
-        farther_off = sets.copy()
-        farther_off[:, -1, -1] |= np.uint64(1 << bits % codes.WORD_BITS)
-        counts = self.coded.count(np.concatenate([sets, farther_off]), np.tile(self.rows, 2))
-        self.counts_if_kept, farther = counts.reshape(2, self.lanes, 2, -1)
-        self.nearer = (farther - self.counts_if_kept) @ np.arange(bits + 2)
-        value = ((self.counts - self.counts_if_kept)[..., :-1] * self.table).sum(axis=-1)
+        others, nearer = np.moveaxis(self.coded.count(kept, self.rows, code), -1, 0)
+        self.counts_if_kept, self.nearer = others + nearer, nearer.sum(axis=-1)
+        value = ((self.counts - self.counts_if_kept) * self.table).sum(axis=-1)
         if self.task.reduction == "mean":
             value /= len(self.coded.images)
         price = np.where(self.new, 0.0 - self.task.price, 0.0)
@@ -488,8 +490,7 @@ def _loaded(path: Path, changed: int) -> Hasher:
     return hashers.load(path)
 
 
-def _with_room(words: Words, bits: int) -> Words:
-    """Words (..., W) that have room for bit ``bits``."""
-    if bits % codes.WORD_BITS:
-        return words
-    return np.concatenate([words, np.zeros_like(words[..., :1])], axis=-1)
+def _twice(words: Words, bits: int, *, odd: bool = False) -> Words:
+    """Packed codes (..., W) written twice, and one bit more: distances double, and to ``odd`` ones are one more."""
+    once = codes.unpack(words, bits)
+    return codes.pack(np.concatenate([once, once, np.full((*once.shape[:-1], 1), odd)], axis=-1))
