@@ -3,7 +3,8 @@
 First lane-steps per second: the native vector environments, the same through HashVecEnv, and three ways to vectorise
 the scalar ones, Gymnasium's SyncVectorEnv and AsyncVectorEnv and Stable-Baselines3's DummyVecEnv. The floor computes
 nothing and copies the arrays a step must return. Then PPO of Stable-Baselines3 on HashVecEnv and on DummyVecEnv: frames
-per second, and the share of time spent in the environment.
+per second, and the share of time spent in the environment. PPO's own gradient steps cost both the same, so the ratio of
+training tends to 1 with more epochs and larger networks; that of rollouts alone is shown beside it.
 
 Actions are drawn before the clock starts. Whole episodes are measured, rounds of the contestants alternate, and the
 median of each is shown, because machines have moods. 16,384 lanes take minutes: ``--lanes 16384 --ppo-lanes 0``.
