@@ -335,9 +335,10 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
             raise KeyboardInterrupt
         return learn(run)
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr(drlih._Run, "learn", interrupted)
-        drlih.train(multi_label, args, out=tmp_path, progress=False)
+        with pytest.raises(KeyboardInterrupt):
+            drlih.train(multi_label, args, out=tmp_path, progress=False)
     assert runs.load(tmp_path / "checkpoint.pt")["update"] == 12
     resumed = drlih.train(multi_label, args, out=tmp_path, resume=True, progress=False)
     undisturbed = drlih.train(multi_label, args, progress=False)
