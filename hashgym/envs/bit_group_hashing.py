@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hashgym import codes, rewards
 from hashgym.data import HashingDataset
-from hashgym.envs.lockstep import Lanes, LockstepVectorEnv, Observation, ScalarEnv, Skin
+from hashgym.envs.lockstep import Lanes, LockstepVectorEnv, Observation, ScalarEnv, Skin, setting
 from hashgym.envs.rendering import CodeScene
 from hashgym.rewards import Codebook, Reward, RewardLike, RewardView, Weighted
 
@@ -307,6 +307,8 @@ class OverHashingGame(Skin):
     """What the environments show of their game."""
 
     _lanes: HashingGame
+    group_weight = setting("group_weight", "Weight of the groups' rewards")
+    global_weight = setting("global_weight", "Weight of the whole code's reward")
 
     @property
     def task(self) -> HashingTask:
@@ -395,6 +397,7 @@ class BitGroupHashingEnv(OverHashingGame, ScalarEnv):
     | `render_mode` | `None` | `"rgb_array"` or `"ansi"` |
 
     Wrong arguments raise `ValueError`, data that cannot be used `hashgym.data.DataError` (a `ValueError`).
+    A curriculum may set the two weights at any time: `env.unwrapped.group_weight = 0.5` counts from the next step.
 
     ```python
     import gymnasium as gym

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
@@ -22,7 +23,7 @@ from hashgym.data import HashingDataset
 from hashgym.envs.partners import PartnerSampler
 from hashgym.envs.rendering import Scene
 
-__all__ = ["Lanes", "LockstepVectorEnv", "Observation", "ScalarEnv", "Skin", "Tables", "standardized"]
+__all__ = ["Lanes", "LockstepVectorEnv", "Observation", "ScalarEnv", "Skin", "Tables", "setting", "standardized"]
 
 Observation: TypeAlias = dict[str, Any]
 
@@ -63,11 +64,12 @@ class Tables:
 class Lanes(ABC):
     """A game on n training images at once, whose episodes begin and end together.
 
-    A subclass sets ``eligible``, the rows of ``dataset.train`` that have episodes, and ``shapes``; it extends
+    A subclass sets ``eligible``, the rows of ``dataset.train`` that have episodes, ``task`` and ``shapes``; it extends
     :meth:`start`, :meth:`begin` and :meth:`info`, and brings the rest. Arrays are batches with a row for each lane.
 
     Attributes:
         lanes: n.
+        task: the arguments of the environment, a frozen dataclass that checks them.
         dataset: the dataset, with features as they are observed.
         tables: what follows from it alone.
         started: whether there was a reset.
@@ -81,6 +83,7 @@ class Lanes(ABC):
     OPTIONS: ClassVar[tuple[str, ...]] = ("index",)
     ENCODER: ClassVar[str] = "hashgym.encode"  # what runs a policy over images that have no episode
     eligible: NDArray[np.int64]
+    task: Any
     started = False
 
     def __init__(self, lanes: int, dataset: str | Path | HashingDataset) -> None:
@@ -109,6 +112,10 @@ class Lanes(ABC):
         self.rows = self._next(rng) if index is None else self._rows(index)
         self.image = self.dataset.features[self.dataset.train[self.rows]]
         self.reward_parts: dict[str, NDArray[np.float64]] = {}
+
+    def change(self, **arguments: Any) -> None:
+        """Go on with other arguments of the task, from the next step; refuses what its construction refuses."""
+        self.task = replace(self.task, **arguments)
 
     @abstractmethod
     def act(self, action: ArrayLike) -> tuple[NDArray[np.float64], dict[str, Any]]:
@@ -176,6 +183,18 @@ class Lanes(ABC):
                 f"To encode other images use {self.ENCODER}"
             )
         return rows
+
+
+def setting(name: str, meaning: str) -> Any:
+    """A skin's property: an argument of its task that may be set at any time and counts from the next step."""
+
+    def get(self: Skin) -> Any:
+        return getattr(self._lanes.task, name)
+
+    def set_(self: Skin, value: Any) -> None:
+        self._lanes.change(**{name: value})
+
+    return property(get, set_, doc=f"{meaning}; set, it counts from the next step.")
 
 
 class Skin:

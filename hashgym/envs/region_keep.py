@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from hashgym import codes, hashers
 from hashgym.codes import Words
 from hashgym.data import HashingDataset
-from hashgym.envs.lockstep import Lanes, LockstepVectorEnv, Observation, ScalarEnv, Skin, Tables, standardized
+from hashgym.envs.lockstep import Lanes, LockstepVectorEnv, Observation, ScalarEnv, Skin, Tables, setting, standardized
 from hashgym.envs.rendering import RegionScene
 from hashgym.hashers import Hasher
 from hashgym.retrieval.kernels import distance_histograms
@@ -213,6 +213,12 @@ class _Game(Lanes):
         self.counts = self.coded.own(self.rows)
         self._weigh()
 
+    def change(self, **arguments: Any) -> None:
+        """Go on with other arguments of the task, from the next step."""
+        super().change(**arguments)
+        if self.started:
+            self._charge()
+
     def act(self, action: ArrayLike) -> tuple[NDArray[np.float64], dict[str, Any]]:
         """Keep or discard the offered region's code in every lane, and offer the next. Returns reward, info."""
         array = np.asarray(action)
@@ -289,8 +295,12 @@ class _Game(Lanes):
         value = ((self.counts - self.counts_if_kept) * self.table).sum(axis=-1)
         if self.task.reduction == "mean":
             value /= len(self.coded.images)
-        price = np.where(self.new, 0.0 - self.task.price, 0.0)
-        self.keep_parts = {"similar": value[:, 1], "dissimilar": value[:, 0], "price": price}
+        self.keep_parts = {"similar": value[:, 1], "dissimilar": value[:, 0]}
+        self._charge()
+
+    def _charge(self) -> None:
+        """Set what keeping the region's code costs."""
+        self.keep_parts["price"] = np.where(self.new, 0.0 - self.task.price, 0.0)
 
     def _chosen(self, regions: ArrayLike) -> NDArray[np.int64]:
         turns = self.task.regions_per_episode
@@ -310,6 +320,7 @@ class _OverGame(Skin):
     """What both environments show of their game."""
 
     _lanes: _Game
+    price = setting("price", "What a code that is kept takes off the reward")
 
     @property
     def task(self) -> RegionKeepTask:
@@ -392,6 +403,8 @@ class RegionKeepEnv(_OverGame, ScalarEnv):
     that is named is fitted once a process for each dataset name and length; with a `HashingDataset` it is fitted for
     every environment, so fit it yourself where you make many. Codes are shared by all environments that are given
     the same dataset and base.
+    A curriculum may set the price at any time: `env.unwrapped.price = 0.01` counts from the next step, and in
+    `keep_reward` from the next info.
 
     ```python
     import gymnasium as gym

@@ -75,6 +75,8 @@ class HashVecEnv(VecEnv):
     ## Attributes and methods
     ``get_attr``, ``set_attr`` and ``env_method`` reach the vector environment, through its wrappers. Lanes share it:
     attributes are equal for all lanes and set for all at once, and a method is called once, for all lanes.
+    ``set_attr("group_weight", 0.5)``, as ``"global_weight"`` or RegionKeep-v0's ``"price"``, counts from the next step,
+    also where a callback sets it: a curriculum.
     ``env_method("action_masks")`` gives each lane its mask, so that MaskablePPO of sb3-contrib works; masking counts as
     supported where the environment has masks (``action="bits"`` and ``"index"`` of BitGroupHashing-v0).
 

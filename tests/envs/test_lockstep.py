@@ -1,16 +1,18 @@
-"""What environments of one dataset share, and final observations lane by lane."""
+"""What environments of one dataset share, final observations lane by lane, and arguments that change."""
 
 from __future__ import annotations
 
 import dataclasses
 import gc
 import weakref
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pytest
 from gymnasium.utils.env_checker import data_equivalence
 
-from hashgym import codes
+from hashgym import codes, hashers
 from hashgym.data import HashingDataset
 from hashgym.envs.lockstep import Tables
 
@@ -49,3 +51,93 @@ def test_final_observations_are_the_last_ones_lane_by_lane(multi_label: HashingD
         code = np.concatenate([2.0 * actions[lane] - 1, 1 - 2.0 * actions[lane]]).astype(np.float32)
         wanted = {"image": observation["image"][lane], "code": code, "group": np.int64(1)}
         assert data_equivalence(last, wanted, exact=True)
+
+
+BITS = ("BitGroupHashing-v0", {"bits": 6, "group_bits": 2})
+REGIONS = ("RegionKeep-v0", {"regions_per_episode": 3})
+MAKERS = ("scalar", "vector", "torch")
+
+
+def make(data: HashingDataset, name: str, kind: str, **task: Any) -> Any:
+    """An environment of one lane."""
+    if name == "RegionKeep-v0":
+        if data.train_regions is None:
+            shift = np.random.default_rng(3).standard_normal((len(data), 4, data.dim)).astype(np.float32)
+            data = dataclasses.replace(data, train_regions=data.features[:, None] + shift)
+        base = hashers.make("dch", bits=12, hidden=16, updates=5)
+        task["base"] = base.fit(data.features[data.train], data.labels[data.train])
+    if kind == "scalar":
+        return gym.make(name, dataset=data, **task).unwrapped
+    backend = {"backend": "torch", "device": "cpu"} if kind == "torch" else {}
+    return gym.make_vec(name, num_envs=1, dataset=data, **backend, **task)
+
+
+@pytest.mark.parametrize(
+    ("case", "kind", "changes"),
+    [
+        *((BITS, kind, {"group_weight": 0.5, "global_weight": 3.0}) for kind in MAKERS),
+        *((BITS, kind, {"group_weight": 0, "global_weight": -1}) for kind in MAKERS),
+        *((REGIONS, kind, {"price": 0.25}) for kind in MAKERS[:2]),
+    ],
+)
+def test_arguments_that_change_count_from_the_next_step(
+    case: tuple[str, dict[str, Any]], kind: str, changes: dict[str, float], multi_label: HashingDataset
+) -> None:
+    name, task = case
+    env, old, new = (make(multi_label, name, kind, **task, **given) for given in ({}, {}, changes))
+    for each in (env, old, new):
+        each.reset(seed=4)
+    wanted, differ = old, 0
+    rng = np.random.default_rng(0)
+    for step in range(12):
+        if step in (1, 5):  # within an episode, and after its second step
+            for key, value in changes.items():
+                setattr(env, key, value)
+            wanted = new
+        elif step == 8:
+            for key in changes:
+                setattr(env, key, getattr(old, key))
+            wanted = old
+        action = rng.integers(0, 2, 2) if name == BITS[0] else np.int64(1)
+        results = {each: each.step(action if kind == "scalar" else action[None]) for each in (env, old, new)}
+        rewards = {each: float(np.asarray(result[1]).sum()) for each, result in results.items()}
+        assert rewards[env] == rewards[wanted]
+        differ += rewards[old] != rewards[new]
+        assert results[env][4].get("keep_reward") == results[wanted][4].get("keep_reward")
+        if kind == "scalar" and results[env][2]:
+            for each in (env, old, new):
+                each.reset()
+    assert differ > 6
+    for key in changes:
+        assert getattr(env, key) == getattr(env.task, key) == getattr(old, key)
+
+
+@pytest.mark.parametrize(
+    ("case", "kind", "key", "value"),
+    [
+        *((BITS, kind, "group_weight", np.nan) for kind in MAKERS),
+        *((BITS, kind, "global_weight", -np.inf) for kind in MAKERS),
+        *((REGIONS, kind, "price", price) for kind in MAKERS[:2] for price in (-0.5, np.inf)),
+    ],
+)
+def test_wrong_changes_are_refused_as_at_construction(
+    case: tuple[str, dict[str, Any]], kind: str, key: str, value: float, multi_label: HashingDataset
+) -> None:
+    env = make(multi_label, case[0], kind, **case[1])
+    before = env.task
+    with pytest.raises(ValueError, match=key) as at_construction:
+        make(multi_label, case[0], kind, **case[1] | {key: value})
+    with pytest.raises(ValueError, match=key) as later:
+        setattr(env, key, value)
+    assert str(later.value) == str(at_construction.value)
+    assert env.task is before
+    env.reset(seed=0)  # also before the first reset: nothing was half changed
+
+
+def test_a_change_is_this_environments_alone(multi_label: HashingDataset) -> None:
+    first = make(multi_label, *BITS[:1], "vector", **BITS[1])
+    second = make(multi_label, *BITS[:1], "vector", **BITS[1])
+    task = first.task
+    first.group_weight = 0.25
+    assert (first.task.group_weight, second.task.group_weight, task.group_weight) == (0.25, 1.0, 1.0)
+    assert dataclasses.replace(first.task, group_weight=1.0) == task  # and nothing else of it changed

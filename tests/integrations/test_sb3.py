@@ -272,6 +272,24 @@ def test_attributes_are_shared_by_all_lanes(make: Make) -> None:
     assert len(envs.env_method("get_state")) == 3
 
 
+def test_a_curriculum_sets_arguments_through_wrappers(make: Make) -> None:
+    for name, key in ((BITS, "group_weight"), (BITS, "global_weight"), (REGIONS, "price")):
+        native = RecordEpisodeStatistics(make(name, 4))
+        envs, wanted = HashVecEnv(native), HashVecEnv(make(name, 4, **{key: 0.75}))
+        VecMonitor(envs).set_attr(key, 0.75)
+        assert envs.get_attr(key) == [0.75] * 4
+        assert getattr(native.unwrapped, key) == 0.75
+        for each in (envs, wanted):
+            each.seed(2)
+            each.reset()
+        action = np.ones_like(sample(native))
+        for _ in range(4):
+            np.testing.assert_array_equal(envs.step(action)[1], wanted.step(action)[1])
+        with pytest.raises(ValueError, match=f"{key} must be"):
+            envs.set_attr(key, np.inf)
+        assert envs.get_attr(key, indices=0) == [0.75]
+
+
 def test_masks_by_lane_where_there_are_masks(make: Make) -> None:
     envs = HashVecEnv(make(BITS, 3, bits=10, group_bits=4))
     envs.reset()
