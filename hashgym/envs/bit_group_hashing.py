@@ -14,7 +14,7 @@ from hashgym import codes, rewards
 from hashgym.data import HashingDataset
 from hashgym.envs.lockstep import Lanes, LockstepVectorEnv, Observation, ScalarEnv, Skin, setting
 from hashgym.envs.rendering import CodeScene
-from hashgym.rewards import Codebook, Reward, RewardLike, RewardView, Weighted
+from hashgym.rewards import Codebook, RewardLike, RewardView, Weighted
 
 __all__ = [
     "BitGroupHashingEnv",
@@ -275,14 +275,6 @@ class HashingGame(Lanes):
             last=last,
         )
 
-    def value(self, reward: Reward, view: Any) -> Any:
-        """The reward of each lane, float64 (n,)."""
-        return rewards.value(reward, view)
-
-    def value_and_credit(self, reward: Reward, view: Any) -> Any:
-        """The reward of each lane (n,) and every bit's credit (n, s), float64."""
-        return rewards.value_and_credit(reward, view)
-
     def _score(
         self, scope: Literal["group", "global"], start: int, stop: int, last: bool
     ) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.float64]]:
@@ -295,11 +287,11 @@ class HashingGame(Lanes):
             if weight == 0:  # asked for nothing: not even computed
                 parts[f"{scope}/{name}"] = self.zeros()
             elif self.task.counterfactual:
-                value, credit = self.value_and_credit(reward, view)
+                value, credit = rewards.value_and_credit(reward, view)
                 parts[f"{scope}/{name}"] = weight * value
                 total_credit += weight * credit
             else:
-                parts[f"{scope}/{name}"] = weight * self.value(reward, view)
+                parts[f"{scope}/{name}"] = weight * rewards.value(reward, view)
         return parts, total_credit
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from hashgym.data import HashingDataset
 from hashgym.envs.bit_group_hashing import HashingGame, HashingTask, OverHashingGame
 from hashgym.envs.lockstep import LockstepVectorEnv, Observation
 from hashgym.envs.partners import PartnerSampler
-from hashgym.rewards import Reward, Weighted, registry
+from hashgym.rewards.view import described
 
 __all__ = ["BitGroupHashingTorchVectorEnv", "TensorCodebook", "TensorView", "action_bits", "resolve_device"]
 
@@ -155,6 +155,8 @@ class TensorView:
     Names, shapes and dtypes are those of ``RewardView``; only packed codes (``words``, ``label_words``) there are none.
     """
 
+    xp: ClassVar[Any] = torch
+
     code: Tensor
     codebook: TensorCodebook
     rows: Tensor
@@ -215,9 +217,24 @@ class TensorView:
         """A NumPy array as a tensor on the view's device."""
         return torch.as_tensor(x, device=self.code.device)
 
+    def numbers(self, x: Any, shape: tuple[int, ...]) -> Tensor:
+        """What a reward returned as float64 on the view's device; raises TypeError as ``RewardView.numbers``."""
+        device, real = self.code.device, isinstance(x, Tensor) and not x.is_complex() and x.dtype != torch.bool
+        if not real or x.shape != shape or x.device != device:
+            where = f"on {x.device}" if isinstance(x, Tensor) else "that is no tensor"
+            wanted = f"a tensor of real numbers of shape {(*shape,)} on {device}"
+            raise TypeError(f"{wanted}, got {described(x)} {where}")
+        return x.double()
+
     def with_code(self, code: Tensor) -> TensorView:
         """The same view with other bits or probabilities in place of the lanes'."""
         return replace(self, code=code)
+
+    def with_bit(self, bit: int, value: float) -> TensorView:
+        """The same view with this value at one place of every lane's code."""
+        code = self.code.clone()
+        code[:, bit] = value
+        return self.with_code(code)
 
     def _distances(self, partners: Tensor) -> Tensor:
         """|x - p|^2 as |x|^2 + p (1 - 2 x), because p^2 = p: a product, which makes no (n, P, s) of its own."""
@@ -316,33 +333,6 @@ class _TensorGame(HashingGame):
             last=last,
         )
 
-    def value(self, reward: Reward, view: Any) -> Any:
-        """The reward of each lane, float64 (n,), as :func:`hashgym.rewards.value`."""
-        if isinstance(reward, Weighted):
-            return sum(weight * self.value(term, view) for weight, term in reward.terms)
-        return _checked(reward, view, "its value", registry._called(reward, view, reward), view.code.shape[:1])
-
-    def value_and_credit(self, reward: Any, view: Any) -> Any:
-        """The reward (n,) and every bit's credit (n, s), float64, as :func:`hashgym.rewards.value_and_credit`."""
-        if isinstance(reward, Weighted):
-            parts = [(weight, *self.value_and_credit(term, view)) for weight, term in reward.terms]
-            return tuple(sum(weight * part[i] for weight, *part in parts) for i in (0, 1))
-        if hasattr(reward, "value_and_credit"):
-            both = registry._called(reward, view, reward.value_and_credit)
-            if not isinstance(both, tuple) or len(both) != 2:
-                wanted = "value_and_credit must return a tuple (value, credit)"
-                raise registry._error(reward, view, f"{wanted}, got {registry._described(both)}")
-            return (
-                _checked(reward, view, "its value", both[0], view.code.shape[:1]),
-                _checked(reward, view, "its credit", both[1], view.code.shape),
-            )
-        value, flips = self.value(reward, view), []
-        for bit in range(view.code.shape[1]):
-            one, zero = view.code.clone(), view.code.clone()
-            one[:, bit], zero[:, bit] = 1, 0
-            flips.append(self.value(reward, view.with_code(one)) - self.value(reward, view.with_code(zero)))
-        return value, torch.stack(flips, dim=1)
-
 
 class _TensorSampler(PartnerSampler):
     """Draws the partners that a NumPy sampler draws from the same generator, on the device of ``labels``."""
@@ -413,17 +403,3 @@ def action_bits(action: Tensor, task: HashingTask, lanes: int) -> Tensor:
     if task.action == "probability" and not ((relaxed >= 0) & (relaxed <= 1)).all():
         raise ValueError("probability actions must be numbers from 0 to 1")
     return relaxed
-
-
-def _checked(reward: Reward, view: Any, what: str, got: Any, shape: torch.Size) -> Tensor:
-    device = view.code.device
-    real = isinstance(got, Tensor) and not got.is_complex() and got.dtype != torch.bool
-    if not real or got.shape != shape or got.device != device:
-        wanted = f"a tensor of real numbers of shape {(*shape,)} on {device}"
-        where = f"on {got.device}" if isinstance(got, Tensor) else "that is no tensor"
-        raise registry._error(reward, view, f"{what} must be {wanted}, got {registry._described(got)} {where}")
-    if not (finite := got.isfinite()).all():
-        place = (~finite).nonzero()[0].tolist()
-        where = " bit ".join(map(str, place))
-        raise registry._error(reward, view, f"{what} must be finite, got {got[tuple(place)]} in lane {where}")
-    return got.double()

@@ -1,4 +1,7 @@
-"""Rewards by name, and the two things an environment asks of one: its value, and what each bit was worth."""
+"""Rewards by name, and the two things an environment asks of one: its value, and what each bit was worth.
+
+What is asked and checked here is the same for NumPy arrays and torch tensors: a view knows what its arrays are.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from hashgym.rewards.view import RewardView
+from hashgym.rewards.view import RewardView, described
 
 __all__ = [
     "Reward",
@@ -103,7 +106,7 @@ def value_and_credit(reward: Reward, view: RewardView) -> tuple[NDArray[np.float
         return value(reward, view), flip_credit(reward, view)
     both = _called(reward, view, reward.value_and_credit)
     if not isinstance(both, tuple) or len(both) != 2:
-        raise _error(reward, view, f"value_and_credit must return a tuple (value, credit), got {_described(both)}")
+        raise _error(reward, view, f"value_and_credit must return a tuple (value, credit), got {described(both)}")
     return (
         _checked(reward, view, "its value", both[0], view.code.shape[:1]),
         _checked(reward, view, "its credit", both[1], view.code.shape),
@@ -112,11 +115,9 @@ def value_and_credit(reward: Reward, view: RewardView) -> tuple[NDArray[np.float
 
 def flip_credit(reward: Reward, view: RewardView) -> NDArray[np.float64]:
     """Every bit's credit (n, s) by evaluating the reward with that bit 1 and with that bit 0: 2 s evaluations."""
-    credit = np.empty(view.code.shape)
+    credit = view.numbers(0 * view.code, view.code.shape)  # float64 of the view's kind of array
     for bit in range(view.code.shape[-1]):
-        one, zero = view.code.copy(), view.code.copy()
-        one[:, bit], zero[:, bit] = 1, 0
-        credit[:, bit] = value(reward, view.with_code(one)) - value(reward, view.with_code(zero))
+        credit[:, bit] = value(reward, view.with_bit(bit, 1)) - value(reward, view.with_bit(bit, 0))
     return credit
 
 
@@ -132,24 +133,15 @@ def _called(reward: Reward, view: RewardView, function: Callable[[RewardView], A
 
 def _checked(reward: Reward, view: RewardView, what: str, array: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
     try:
-        got = np.asarray(array)
-    except ValueError:  # rows of several lengths
-        got = np.empty(0, object)
-    if got.shape != shape or got.dtype.kind not in "fiu":
-        wanted = f"an array of real numbers (float64, float32 or integers) of shape {shape}"
-        raise _error(reward, view, f"{what} must be {wanted}, got {_described(array)}")
-    if not np.isfinite(got).all():
-        place = tuple(int(i) for i in np.argwhere(~np.isfinite(got))[0])
+        numbers = view.numbers(array, shape)
+    except TypeError as error:
+        raise _error(reward, view, f"{what} must be {error}") from None
+    finite = view.xp.isfinite(numbers)
+    if not finite.all():
+        place = tuple(np.argwhere(np.logical_not(finite.tolist()))[0].tolist())
         where = " bit ".join(map(str, place))
-        raise _error(reward, view, f"{what} must be finite, got {got[place]} in lane {where}")
-    return got.astype(np.float64, copy=False)
-
-
-def _described(x: Any) -> str:
-    """What came, in words: shape and dtype of an array, else its type."""
-    if hasattr(x, "dtype") and hasattr(x, "shape"):
-        return f"{x.dtype} {tuple(x.shape)}"
-    return "None (is a return missing?)" if x is None else f"{type(x).__name__} {x!r:.60}"
+        raise _error(reward, view, f"{what} must be finite, got {numbers[place]} in lane {where}")
+    return numbers
 
 
 def _error(reward: Reward, view: RewardView, message: str) -> RewardError:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hashgym import codes
 
-__all__ = ["Codebook", "RewardView", "squared_distance"]
+__all__ = ["Codebook", "RewardView", "described", "squared_distance"]
 
 
 class Codebook:
@@ -68,7 +68,10 @@ class RewardView:
         start: place of the span's first bit in the code.
         scope: "group" for an action group's bits, "global" for the whole code.
         last: whether this is the episode's last step.
+        xp: the module of the view's arrays: here numpy, torch where the view holds tensors.
     """
+
+    xp: ClassVar[Any] = np
 
     code: NDArray[np.float32]
     codebook: Codebook
@@ -148,14 +151,42 @@ class RewardView:
         """A NumPy array as the kind of array this view holds: here itself, a tensor where the view holds tensors."""
         return x
 
+    def numbers(self, x: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
+        """What a reward returned as float64 of the view's kind of array.
+
+        Raises:
+            TypeError: for anything but real numbers of this shape; the message says what was wanted and what came.
+        """
+        try:
+            array = np.asarray(x)
+        except ValueError:  # rows of several lengths
+            array = np.empty(0, object)
+        if array.shape != shape or array.dtype.kind not in "fiu":
+            wanted = f"an array of real numbers (float64, float32 or integers) of shape {shape}"
+            raise TypeError(f"{wanted}, got {described(x)}")
+        return array.astype(np.float64, copy=False)
+
     def with_code(self, code: NDArray[np.float32]) -> RewardView:
         """The same view with other bits or probabilities in place of the lanes'."""
         return replace(self, code=code)
+
+    def with_bit(self, bit: int, value: float) -> RewardView:
+        """The same view with this value at one place of every lane's code."""
+        code = self.code.copy()
+        code[:, bit] = value
+        return self.with_code(code)
 
     def _distances(self, rows: NDArray[np.int64], partners: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
         if np.array_equal(self.code, self.bits):  # bits: popcount, with nothing unpacked
             return codes.hamming(self.words[:, None], self.codebook.words[rows]).astype(np.float32)
         return squared_distance(self.code[:, None], partners())
+
+
+def described(x: Any) -> str:
+    """What came, in words: shape and dtype of an array, else its type."""
+    if hasattr(x, "dtype") and hasattr(x, "shape"):
+        return f"{x.dtype} {tuple(x.shape)}"
+    return "None (is a return missing?)" if x is None else f"{type(x).__name__} {x!r:.60}"
 
 
 def squared_distance(a, b):  # type: ignore[no-untyped-def]  # NumPy arrays and torch tensors alike

@@ -30,15 +30,13 @@ class Weighted:
 
     def __call__(self, view: RewardView) -> NDArray[np.floating]:
         """Return the sum, float64 (n,)."""
-        return np.sum([weight * registry.value(reward, view) for weight, reward in self.terms], axis=0)
+        return sum(weight * registry.value(reward, view) for weight, reward in self.terms)  # type: ignore[return-value]
 
     def value_and_credit(self, view: RewardView) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
         """Return the sums of values (n,) and of credits (n, s)."""
         parts = [(weight, *registry.value_and_credit(reward, view)) for weight, reward in self.terms]
-        return (
-            np.sum([weight * scores for weight, scores, _ in parts], axis=0),
-            np.sum([weight * credit for weight, _, credit in parts], axis=0),
-        )
+        value, credit = (sum(weight * part[i] for weight, *part in parts) for i in range(2))
+        return value, credit  # type: ignore[return-value]
 
 
 def weighted(terms: Mapping[str, float] | Iterable[tuple[float, RewardLike]]) -> Weighted:

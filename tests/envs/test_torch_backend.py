@@ -354,10 +354,10 @@ def test_the_view_has_the_names_and_numbers_of_the_numpy_view(multi_label: Hashi
     one, other = seen
     assert isinstance(one, RewardView)
     assert isinstance(other, TensorView)
-    packed = {"words", "label_words"}
+    packed, other_kinds = {"words", "label_words"}, {"with_code", "with_bit", "asarray", "numbers", "xp"}
     names = {name for name in dir(one) if not name.startswith("_")} - packed
     assert names == {name for name in dir(other) if not name.startswith("_")}
-    for name in names - {"codebook", "with_code", "asarray", "distances", "start", "scope", "last"}:
+    for name in names - {*other_kinds, "codebook", "distances", "start", "scope", "last"}:
         assert_equal(getattr(one, name), getattr(other, name), "cpu", 1e-6)
     np.testing.assert_array_equal(one.distances, other.distances)  # integers of any type
     for field in ("start", "scope", "last"):
@@ -366,6 +366,8 @@ def test_the_view_has_the_names_and_numbers_of_the_numpy_view(multi_label: Hashi
     np.testing.assert_array_equal(one.codebook.label_words, other.codebook.label_words)
     assert (len(one.codebook), one.codebook.bits) == (len(other.codebook), other.codebook.bits)
     assert torch.equal(other.asarray(np.arange(3)), torch.arange(3))
+    assert_equal(one.with_bit(3, 1).code, other.with_bit(3, 1).code, "cpu", 1e-6)
+    assert_equal(one.numbers([1, 2], (2,)), other.numbers(torch.tensor([1, 2]), (2,)), "cpu", 0)
     flipped = other.with_code(1 - other.code)
     assert_equal(one.with_code(1 - one.code).positive_distances, flipped.positive_distances, "cpu", 1e-6)
 
