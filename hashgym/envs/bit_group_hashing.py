@@ -193,7 +193,7 @@ class HashingGame(Lanes):
         """Begin an episode in every lane: its image, and the image's partners."""
         super().begin(rng, options)
         self.positive_rows, self.negative_rows = self.sampler.draw(self.rows, self.task.partners, rng)
-        self.code = np.zeros((self.lanes, self.task.bits), np.float32)
+        self.code = self.zeros(self.task.bits, dtype="float32")
         self.emitted = self.group = 0
 
     def act(self, action: ArrayLike) -> tuple[NDArray[np.float64], dict[str, Any]]:
@@ -253,9 +253,9 @@ class HashingGame(Lanes):
         """An array as NumPy's."""
         return array
 
-    def zeros(self, *shape: int) -> Any:
-        """Float64 zeros, (n, *shape)."""
-        return np.zeros((self.lanes, *shape))
+    def zeros(self, *shape: int, dtype: str = "float64") -> Any:
+        """Zeros, (n, *shape)."""
+        return np.zeros((self.lanes, *shape), dtype)
 
     def read(self, action: Any) -> Any:
         """Actions of all lanes as relaxed bits, float32 (n, group_bits)."""

@@ -109,9 +109,13 @@ class Lanes(ABC):
     def begin(self, rng: np.random.Generator, options: dict[str, Any]) -> None:
         """Begin an episode in every lane, of the images of ``options`` or the next of a shuffled pass over all."""
         index = options.get("index")
-        self.rows = self._next(rng) if index is None else self._rows(index)
-        self.image = self.dataset.features[self.dataset.train[self.rows]]
+        self.show(self._next(rng) if index is None else self._rows(index))
         self.reward_parts: dict[str, NDArray[np.float64]] = {}
+
+    def show(self, rows: NDArray[np.int64]) -> None:
+        """Give the lanes these images."""
+        self.rows: Any = rows
+        self.image: Any = self.dataset.features[self.dataset.train[rows]]
 
     def change(self, **arguments: Any) -> None:
         """Go on with other arguments of the task, from the next step; refuses what its construction refuses."""
@@ -145,16 +149,18 @@ class Lanes(ABC):
         return {key: _copy(part) for key, part in state.items()} | {"generator": json.dumps(rng.bit_generator.state)}
 
     def set_state(self, state: dict[str, Any], rng: np.random.Generator) -> None:
-        """Take up where :meth:`get_state` was called."""
+        """Take up where :meth:`get_state` was called; numbers and text may come as arrays, as ``np.load`` has them."""
         if missing := {*self.shapes, "generator"} - state.keys():
             raise ValueError(f"this is no state of this environment: {', '.join(sorted(missing))} missing")
         if any(np.shape(state[key]) != shape for key, shape in self.shapes.items()):
             raise ValueError("the state is of an environment with other arguments, another dataset or other lanes")
-        for key in self.shapes:
-            setattr(self, key, _copy(state[key]))
+        generator = json.loads(str(state["generator"]))
+        for key, shape in self.shapes.items():
+            setattr(self, key, np.array(state[key]) if shape else int(state[key]))
         self.reward_parts = {k.removeprefix("reward/"): v.copy() for k, v in state.items() if k.startswith("reward/")}
-        self.image, self.started = self.dataset.features[self.dataset.train[self.rows]], True
-        rng.bit_generator.state = json.loads(state["generator"])
+        self.show(self.rows)
+        self.started = True
+        rng.bit_generator.state = generator
 
     def _next(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """The next images of the shuffled pass, shuffled anew each time all have had their turn."""
@@ -210,7 +216,10 @@ class Skin:
         return self._lanes.dataset
 
     def get_state(self) -> dict[str, Any]:
-        """All that decides what comes next, generator included: arrays, numbers and text, for ``set_state``."""
+        """All that decides what comes next, generator included: arrays, numbers and text, for ``set_state``.
+
+        ``np.savez(file, **state)`` writes it, and ``np.load(file)`` is a state again.
+        """
         self._need_reset()
         return self._lanes.get_state(self.np_random)
 

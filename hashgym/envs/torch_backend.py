@@ -269,14 +269,10 @@ class _TensorGame(HashingGame):
         super().start(rng)
         self.codebook = self.tensor(codes.unpack(self.codebook, self.task.bits)).float()
 
-    def begin(self, rng: np.random.Generator, options: dict[str, Any]) -> None:
-        """Begin an episode in every lane: images and random numbers come from the host, the rest is done here."""
-        index = options.get("index")
-        self.rows = self.tensor(self._next(rng) if index is None else self._rows(index))
+    def show(self, rows: NDArray[np.int64]) -> None:
+        """Give the lanes these images."""
+        self.rows = self.tensor(rows)
         self.image = self.features[self.rows]
-        self.positive_rows, self.negative_rows = self.sampler.draw(self.rows, self.task.partners, rng)
-        self.code = self.zeros(self.task.bits).float()
-        self.emitted, self.group, self.reward_parts = 0, 0, {}
 
     def observe(self) -> Observation:
         """Observations of all lanes."""
@@ -297,10 +293,9 @@ class _TensorGame(HashingGame):
         """Take up where either game's :meth:`get_state` was called."""
         super().set_state(state, rng)
         self.codebook = codes.unpack(self.codebook, self.task.bits).astype(np.float32)
-        for key in ("codebook", "rows", "positive_rows", "negative_rows", "code"):
+        for key in ("codebook", "positive_rows", "negative_rows", "code"):
             setattr(self, key, self.tensor(getattr(self, key)))
         self.reward_parts = {name: self.tensor(part) for name, part in self.reward_parts.items()}
-        self.image = self.features[self.rows]
 
     @staticmethod
     def host(array: Any) -> Any:
@@ -311,9 +306,9 @@ class _TensorGame(HashingGame):
         """A NumPy array as a tensor of its own on the device."""
         return torch.tensor(array, device=self.device)
 
-    def zeros(self, *shape: int) -> Tensor:
-        """Float64 zeros, (n, *shape)."""
-        return torch.zeros((self.lanes, *shape), dtype=torch.float64, device=self.device)
+    def zeros(self, *shape: int, dtype: str = "float64") -> Tensor:
+        """Zeros, (n, *shape)."""
+        return torch.zeros((self.lanes, *shape), dtype=getattr(torch, dtype), device=self.device)
 
     def read(self, action: Any) -> Tensor:
         """Actions of all lanes as relaxed bits, float32 (n, group_bits)."""

@@ -1,9 +1,10 @@
-"""What environments of one dataset share, final observations lane by lane, and arguments that change."""
+"""What environments of one dataset share, final observations lane by lane, arguments that change, states in files."""
 
 from __future__ import annotations
 
 import dataclasses
 import gc
+import io
 import weakref
 from typing import Any
 
@@ -141,3 +142,48 @@ def test_a_change_is_this_environments_alone(multi_label: HashingDataset) -> Non
     first.group_weight = 0.25
     assert (first.task.group_weight, second.task.group_weight, task.group_weight) == (0.25, 1.0, 1.0)
     assert dataclasses.replace(first.task, group_weight=1.0) == task  # and nothing else of it changed
+
+
+@pytest.mark.parametrize(
+    ("case", "kind"), [*((BITS, kind) for kind in MAKERS), *((REGIONS, kind) for kind in MAKERS[:2])]
+)
+def test_a_state_goes_through_one_file_of_arrays(
+    case: tuple[str, dict[str, Any]], kind: str, multi_label: HashingDataset
+) -> None:
+    name, task = case
+    env, again = (make(multi_label, name, kind, **task) for _ in range(2))
+    env.reset(seed=6)
+    rng = np.random.default_rng(1)
+    for _ in range(7):  # before the first step, within episodes, and at the end of one of a scalar environment
+        file = io.BytesIO()
+        np.savez(file, **env.get_state())
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as state:
+            observation, info = again.set_state(state)
+        before, after = env.get_state(), again.get_state()
+        assert before.keys() == after.keys()
+        for key, part in before.items():
+            assert type(part) is type(after[key])  # numbers and text again, not arrays
+            np.testing.assert_array_equal(part, after[key])
+        assert info["index"] == multi_label.train[before["rows"]]
+        np.testing.assert_array_equal(
+            np.asarray(observation["image"]).reshape(1, -1), multi_label.features[info["index"]].reshape(1, -1)
+        )
+        if env._lanes.done:
+            assert data_equivalence(env.reset(), again.reset(), exact=True)
+        action = rng.integers(0, 2, 2) if name == BITS[0] else np.int64(1)
+        action = action if kind == "scalar" else action[None]
+        ahead, taken_up = env.step(action), again.step(action)
+        for one, other in zip((*ahead[0].values(), ahead[1]), (*taken_up[0].values(), taken_up[1]), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_a_state_with_a_broken_generator_changes_nothing(multi_label: HashingDataset) -> None:
+    env = make(multi_label, *BITS[:1], "vector", **BITS[1])
+    env.reset(seed=0)
+    before = env.get_state()
+    env.step(np.ones((1, 2)))
+    middle = env.get_state()
+    with pytest.raises(ValueError, match="Expecting value"):
+        env.set_state(before | {"generator": "no state"})
+    assert data_equivalence(env.get_state(), middle)

@@ -6,6 +6,7 @@ import dataclasses
 import re
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -248,6 +249,26 @@ def test_a_state_restores_everything_and_the_statistics(name: str, task: dict[st
     envs.set_state(envs.envs.unwrapped.get_state())  # without statistics: they begin anew
     with pytest.raises(ValueError, match="other arguments"):
         HashVecEnv(make(name, 2, **task)).set_state(state)
+
+
+def test_a_state_goes_through_one_file_of_arrays(make: Make, tmp_path: Path) -> None:
+    for name in (BITS, REGIONS):
+        envs, again = (
+            HashVecEnv(make(name, 3, **({"bits": 6, "group_bits": 2} if name == BITS else {}))) for _ in "ab"
+        )
+        envs.seed(1)
+        envs.reset()
+        action = np.ones_like(sample(envs.envs))
+        envs.step(action)
+        np.savez(tmp_path / "state.npz", **envs.get_state())
+        with np.load(tmp_path / "state.npz") as state:
+            again.set_state(state)
+        for _ in range(4):
+            ahead, taken_up = envs.step(action), again.step(action)
+            assert data_equivalence(ahead[:3], taken_up[:3])
+            assert [i.get("episode", {}).get("r") for i in ahead[3]] == [
+                i.get("episode", {}).get("r") for i in taken_up[3]
+            ]
 
 
 def test_attributes_are_shared_by_all_lanes(make: Make) -> None:
