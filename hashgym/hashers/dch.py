@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hashgym.hashers.deep import DeepHasher, Objective
-from hashgym.hashers.pairwise import PairwiseHasher, cosine_distance, signs, unit
+from hashgym.hashers.pairwise import PairwiseHasher, cosine_distance, pair_weights, signs, unit
 
 __all__ = ["DCH", "cauchy_loss"]
 
@@ -55,7 +55,7 @@ class DCH(DeepHasher, PairwiseHasher):
 
     def objective(self, labels: Tensor) -> Objective:
         """Mean over the pairs of a batch of w L, plus the mean quantisation loss of its images."""
-        self._weigh(labels.cpu().numpy())
+        self._weigh(pair_weights(labels.cpu().numpy()))
 
         def loss(u: Tensor, rows: Tensor, update: int) -> Tensor:
             angle = 1 - (unit(u) * unit(signs(u))).sum(1)

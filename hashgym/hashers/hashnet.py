@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hashgym.hashers.deep import DeepHasher, Objective
-from hashgym.hashers.pairwise import PairwiseHasher, inner_distance
+from hashgym.hashers.pairwise import PairwiseHasher, inner_distance, pair_weights
 
 __all__ = ["HashNet", "likelihood_loss"]
 
@@ -63,7 +63,7 @@ class HashNet(DeepHasher, PairwiseHasher):
 
     def objective(self, labels: Tensor) -> Objective:
         """Mean over the pairs of a batch of w L."""
-        self._weigh(labels.cpu().numpy())
+        self._weigh(pair_weights(labels.cpu().numpy()))
 
         def loss(u: Tensor, rows: Tensor, update: int) -> Tensor:
             h = torch.tanh(self.scale(update) * u)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hashgym.hashers.base import Features, Labels
 from hashgym.hashers.deep import DeepHasher, Objective
-from hashgym.hashers.pairwise import PairwiseHasher, inner_distance
+from hashgym.hashers.pairwise import PairwiseHasher, inner_distance, pair_weights
 
 __all__ = ["KSH", "RelaxedKSH", "ksh_loss"]
 
@@ -63,7 +63,7 @@ class KSH(PairwiseHasher):
 
     def _fit(self, X: Features, y: Labels | None) -> None:
         assert y is not None
-        self._weigh(y)
+        self._weigh(pair_weights(y))
         rng = np.random.default_rng(self.seed)
         self.anchors_ = X[rng.permutation(len(X))[: self.anchors]].copy()
         squares = squared_distances(X, self.anchors_)
@@ -141,7 +141,7 @@ class RelaxedKSH(DeepHasher, PairwiseHasher):
 
     def objective(self, labels: Tensor) -> Objective:
         """Mean over the pairs of a batch of L."""
-        self._weigh(labels.cpu().numpy())
+        self._weigh(pair_weights(labels.cpu().numpy()))
 
         def loss(u: Tensor, rows: Tensor, update: int) -> Tensor:
             h = 2 * torch.sigmoid(u) - 1

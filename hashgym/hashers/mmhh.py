@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hashgym.hashers.deep import DeepHasher, Objective
-from hashgym.hashers.pairwise import PairwiseHasher, cosine_distance, signs
+from hashgym.hashers.pairwise import PairwiseHasher, cosine_distance, pair_weights, signs
 
 __all__ = ["MMHH", "max_margin_loss"]
 
@@ -60,10 +62,12 @@ class MMHH(DeepHasher, PairwiseHasher):
         """:func:`max_margin_loss`."""
         return max_margin_loss(distance, similar, self.radius)
 
+    def _weigh(self, weights: NDArray[np.float64]) -> None:
+        super()._weigh(weights * [self.dissimilar, 1])
+
     def objective(self, labels: Tensor) -> Objective:
         """Mean over the pairs of a batch of w L, plus the mean quantisation loss of its images."""
-        self._weigh(labels.cpu().numpy())
-        self.pair_weights_ = self.pair_weights_ * [self.dissimilar, 1]
+        self._weigh(pair_weights(labels.cpu().numpy()))
 
         def loss(u: Tensor, rows: Tensor, update: int) -> Tensor:
             quantization = ((signs(u) - u) ** 2).sum(1).mean()

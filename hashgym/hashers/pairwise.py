@@ -66,11 +66,9 @@ class PairwiseHasher(Hasher):
         similar = torch.tensor([[False], [True]])
         return self.weighted_pair_loss(torch.arange(self.bits + 1, dtype=torch.float64), similar).numpy()
 
-    def _weigh(self, labels: Labels) -> NDArray[np.float64]:
-        """Set ``pair_weights_`` and return :func:`pair_weights`, which refuses labels no pairwise loss learns from."""
-        weights = pair_weights(labels)
+    def _weigh(self, weights: NDArray[np.float64]) -> None:
+        """Set ``pair_weights_`` from :func:`pair_weights` of the training labels."""
         self.pair_weights_ = weights if self.weighted else np.ones(2)
-        return weights
 
 
 def pair_weights(labels: Labels) -> NDArray[np.float64]:

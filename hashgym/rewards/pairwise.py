@@ -140,7 +140,8 @@ class Pairwise:
             import torch
 
             hasher = dataclasses.replace(self._hasher, bits=length)
-            hasher.pair_weights_ = getattr(self._hasher, "pair_weights_", _fitted_weights(hasher, weights))
+            hasher._weigh(weights)
+            hasher.pair_weights_ = getattr(self._hasher, "pair_weights_", hasher.pair_weights_)
             similar = torch.tensor([[False], [True]])
             table = hasher.weighted_pair_loss(torch.arange(length + 1, dtype=torch.float64), similar).numpy()
         if self.against == "codebook":
@@ -158,10 +159,3 @@ def _pair_weights(label_words: codes.Words) -> NDArray[np.float64]:
     from hashgym.hashers.pairwise import pair_weights
 
     return pair_weights(codes.unpack(label_words, label_words.shape[-1] * codes.WORD_BITS).view(np.uint8))
-
-
-def _fitted_weights(hasher: Any, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``pair_weights_`` as fitting would set it (mmhh multiplies that of dissimilar pairs by a setting)."""
-    if not hasher.weighted:
-        return np.ones(2)
-    return weights * np.array([getattr(hasher, "dissimilar", 1.0), 1.0])

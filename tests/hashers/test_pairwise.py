@@ -163,7 +163,7 @@ def test_losses_and_gradients_stay_finite_whatever_the_outputs(name, size):
 @pytest.mark.parametrize("name", ["ksh-relaxed", "hashnet", "dch", "mmhh"])
 def test_a_batch_of_one_has_no_pairs(name):
     hasher = make(name, bits=3)
-    hasher._weigh(random_labels(0, 5))
+    hasher._weigh(pair_weights(random_labels(0, 5)))
     distance = torch.zeros(1, 1, requires_grad=True)
     loss = hasher.batch_loss(distance, torch.ones(1, 2))
     loss.backward()

@@ -131,6 +131,20 @@ def test_settings_hashers_and_fitted_weights_count() -> None:
     np.testing.assert_allclose(fitted, table, rtol=1e-6)
 
 
+@pytest.mark.parametrize("against", ["codebook", "partners"])
+@pytest.mark.parametrize(("name", "given"), [("mmhh", {}), ("mmhh", {"dissimilar": 7.0}), ("hashnet", {})])
+def test_weights_are_to_the_bit_those_of_a_fitted_hasher(name: str, given: dict[str, float], against: str) -> None:
+    view = make_view(2)
+    labels = codes.unpack(view.codebook.label_words, 4).astype(np.uint8)
+    features = np.random.default_rng(0).standard_normal((20, 3)).astype(np.float32)
+    hasher = hashgym.hashers.make(name, bits=BITS, updates=1, hidden=4, **given).fit(features, labels)
+    factor = given.get("dissimilar", 30.0) if name == "mmhh" else 1.0
+    np.testing.assert_array_equal(hasher.pair_weights_, pair_weights(labels) * [factor, 1])
+    by_name, fitted = Pairwise(name, against, **given), Pairwise(hasher, against)
+    for one, other in zip(by_name.value_and_credit(view), fitted.value_and_credit(view), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_tables_follow_the_span_and_the_labels() -> None:
     """One reward object serves spans of several lengths, and environments over other data."""
     reward, view = Pairwise("hashnet"), make_view(5)
