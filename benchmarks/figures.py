@@ -15,7 +15,17 @@ from hashgym import codes
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
 
-__all__ = ["Panels", "by_code_length", "code_strips", "f1_buckets", "precision_recall", "rankings", "several_codes"]
+__all__ = [
+    "Panels",
+    "blank",
+    "by_code_length",
+    "code_strips",
+    "f1_buckets",
+    "precision_recall",
+    "rankings",
+    "several_codes",
+    "write",
+]
 
 Codes = NDArray[np.bool_]
 # panel -> (base, method) -> x and y of its line; the method "single" is drawn dashed
@@ -23,6 +33,21 @@ Panels: TypeAlias = dict[str, dict[tuple[str, str], tuple[NDArray[Any], NDArray[
 
 RIGHT, WRONG, ASKED, REGION = "#1a9850", "#d73027", "#333333", "#3366ff"
 COLORS = ("#7f7f7f", "#4477aa", "#ee9933", "#aa3377", "#228833", "#66ccee", "#bbbbbb", "#000000")  # readable by all
+
+
+def blank(width: float, height: float) -> Any:
+    """A figure of so many inches, drawn without a display and without matplotlib's global state."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def write(figure: Any, path: Path) -> None:
+    """Write a figure as PNG, under another name until it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.png")
+    figure.savefig(temporary, dpi=150, format="png")
+    os.replace(temporary, path)
 
 
 def precision_recall(
@@ -35,7 +60,7 @@ def precision_recall(
         path: the picture to write (PNG).
         title: its heading.
     """
-    figure = _figure(6.4, 4.8)
+    figure = blank(6.4, 4.8)
     axes = figure.subplots()
     for (name, (precision, recall)), color in zip(curves.items(), COLORS, strict=False):
         axes.plot(recall, precision, "-", color=color, linewidth=1.8, label=name)
@@ -46,7 +71,7 @@ def precision_recall(
     axes.set_title(f"{title}\nthe Hamming radius grows from 0 along each line".strip(), fontsize=11)
     axes.grid(color="0.9")
     axes.legend(loc="lower left", frameon=True)
-    _write(figure, path)
+    write(figure, path)
 
 
 def rankings(
@@ -82,7 +107,7 @@ def rankings(
     queries = dict.fromkeys(_one_of_each_label(dataset), "query")
     for q in sorted(range(len(query_words)), key=right_answers.__getitem__)[:2]:
         queries[q] = "worst"
-    figure = _figure(0.85 * (shown + 1) + 0.6, 0.98 * len(queries) + 0.9)
+    figure = blank(0.85 * (shown + 1) + 0.6, 0.98 * len(queries) + 0.9)
     for axes, (q, kind) in zip(figure.subplots(len(queries), shown + 1, squeeze=False), queries.items(), strict=True):
         query = dataset.query[q]
         labels = [name for name, on in zip(dataset.label_names, dataset.labels[query], strict=True) if on]
@@ -93,7 +118,7 @@ def rankings(
         for ax in axes[1 + min(shown, len(database_words)) :]:
             ax.set_axis_off()
     figure.suptitle(f"{title}\nnearest first; green frame: shares a label with the query, red: does not".strip())
-    _write(figure, path)
+    write(figure, path)
 
 
 def code_strips(
@@ -120,7 +145,7 @@ def code_strips(
     counts = np.bincount(first, minlength=labels.shape[1])
     ends = counts.cumsum()
     present = np.flatnonzero(counts)
-    figure = _figure(max(6.4, 0.6 + 2.3 * len(methods)), 5.6)
+    figure = blank(max(6.4, 0.6 + 2.3 * len(methods)), 5.6)
     for axes, (name, bits) in zip(figure.subplots(1, len(methods), squeeze=False)[0], methods.items(), strict=True):
         q = bits.shape[1]
         starts = np.arange(0, q, (groups or {}).get(name, q))
@@ -144,7 +169,7 @@ def code_strips(
         for spine in axes.spines.values():
             spine.set_visible(False)
     figure.suptitle(f"{title}\nblack: 1, white: 0".strip())
-    _write(figure, path)
+    write(figure, path)
 
 
 def by_code_length(panels: Panels, path: Path, title: str = "") -> None:
@@ -159,7 +184,7 @@ def by_code_length(panels: Panels, path: Path, title: str = "") -> None:
     for axes, lines in zip(panes, panels.values(), strict=True):
         axes.set_xlabel("bits")
         axes.set_xticks(sorted({int(x) for xs, _ in lines.values() for x in xs}))
-    _write(figure, path)
+    write(figure, path)
 
 
 def f1_buckets(panels: Panels, path: Path, title: str = "") -> None:
@@ -174,7 +199,7 @@ def f1_buckets(panels: Panels, path: Path, title: str = "") -> None:
     for axes in panes:
         axes.set(xscale="log", xlabel="buckets visited (mean over queries)", ylim=(0, None))
     panes[0].set_ylabel("F1 (mean over queries)")
-    _write(figure, path)
+    write(figure, path)
 
 
 def several_codes(
@@ -222,7 +247,7 @@ def several_codes(
             best.append(entry)
             drawn.update(shows)
     width = max(7.4, 0.95 * (shown + 1) + 0.6)
-    figure = _figure(width, (width / (shown + 1) + 0.4) * len(best) + 0.9)
+    figure = blank(width, (width / (shown + 1) + 0.4) * len(best) + 0.9)
     grid = figure.subplots(len(best), shown + 1, squeeze=False)
     for row, (_, q, first, one, several, match) in zip(grid, best, strict=True):
         query = dataset.query[q]
@@ -242,7 +267,7 @@ def several_codes(
     lines += ["green frame: shares a label with the query, red: does not"]
     lines += ["blue: the region whose code matched"] if dataset.boxes is not None else []
     figure.suptitle("\n".join(lines).strip(), fontsize=11)
-    _write(figure, path)
+    write(figure, path)
 
 
 def _frame(axes: Any, shape: tuple[int, ...], left: float, top: float, right: float, bottom: float) -> None:
@@ -257,7 +282,7 @@ def _frame(axes: Any, shape: tuple[int, ...], left: float, top: float, right: fl
 def _lines(panels: Panels, title: str) -> tuple[Any, list[Any]]:
     """A figure with a pane for each panel: a colour for each base; dashed and hollow for one code an image."""
     width = max(5.4, 3.6 * len(panels) + 0.6)
-    figure = _figure(width, 3.9)
+    figure = blank(width, 3.9)
     panes = list(figure.subplots(1, len(panels), squeeze=False)[0])
     bases = dict.fromkeys(base for lines in panels.values() for base, _ in lines)
     colors = dict(zip(bases, itertools.cycle(COLORS[1:]), strict=False))
@@ -287,17 +312,3 @@ def _picture(axes: Any, pixels: NDArray[np.uint8], color: str, caption: str) -> 
     axes.set_xlabel(caption, fontsize=7.5, labelpad=2)
     for spine in axes.spines.values():
         spine.set(color=color, linewidth=3)
-
-
-def _figure(width: float, height: float) -> Any:
-    """A figure of so many inches, drawn without a display and without matplotlib's global state."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _write(figure: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.png")
-    figure.savefig(temporary, dpi=150, format="png")
-    os.replace(temporary, path)

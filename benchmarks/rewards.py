@@ -247,7 +247,7 @@ def draw(points: Sequence[Row], designs: Sequence[str], path: Path, title: str) 
         return
     columns = min(4, len(drawn))
     lines = -(-len(drawn) // columns)
-    figure = figures._figure(3.2 * columns + 0.4, 2.7 * lines + 0.7)
+    figure = figures.blank(3.2 * columns + 0.4, 2.7 * lines + 0.7)
     panes = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes, design in zip(panes, drawn, strict=False):
         own = [point for point in points if point["method"] == design]
@@ -268,7 +268,7 @@ def draw(points: Sequence[Row], designs: Sequence[str], path: Path, title: str) 
         axes.set_axis_off()
     figure.supxlabel("updates", fontsize=9)
     figure.suptitle(f"{title}\ncomponents of the reward, mean and range over seeds", fontsize=10)
-    figures._write(figure, path)
+    figures.write(figure, path)
 
 
 if __name__ == "__main__":

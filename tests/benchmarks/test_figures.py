@@ -84,8 +84,8 @@ LINES = {
 @pytest.fixture
 def drawn(monkeypatch):
     """Every figure that is written, to be looked into."""
-    figures_, write = [], figures._write
-    monkeypatch.setattr(figures, "_write", lambda figure, path: (figures_.append(figure), write(figure, path)))
+    figures_, write = [], figures.write
+    monkeypatch.setattr(figures, "write", lambda figure, path: (figures_.append(figure), write(figure, path)))
     return figures_
 
 

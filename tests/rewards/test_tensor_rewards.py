@@ -27,7 +27,8 @@ REWARDS = {
 @pytest.mark.parametrize("name", REWARDS)
 def test_both_back_ends_give_the_same_rewards_and_credit(name: str, action: str) -> None:
     task = {"bits": 9, "group_bits": 8, "reward": REWARDS[name], "action": action, "counterfactual": True}
-    envs = [gym.make_vec("BitGroupHashing-v0", num_envs=6, backend=b, **task) for b in ("numpy", "torch")]
+    back_ends: tuple[dict[str, str], ...] = ({"backend": "numpy"}, {"backend": "torch", "device": "cpu"})
+    envs = [gym.make_vec("BitGroupHashing-v0", num_envs=6, **back_end, **task) for back_end in back_ends]
     for env in envs:
         env.reset(seed=0)
     rng = np.random.default_rng(0)
