@@ -8,7 +8,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,8 +155,8 @@ def drive(run: Run, title: str, *, out: Path | None, checkpoint: dict[str, Any] 
     args = run.settings
     if checkpoint is not None:
         run.restore(checkpoint)
-    writer = None if out is None else SummaryWriter(str(out), purge_step=run.update + 1)
-    with Progress(*COLUMNS, disable=not progress) as bar:
+    curves = nullcontext() if out is None else SummaryWriter(str(out), purge_step=run.update + 1)
+    with curves as writer, Progress(*COLUMNS, disable=not progress) as bar:
         task = bar.add_task(title, total=args.updates, completed=run.update)
         while run.update < args.updates:
             scalars = run.learn()
@@ -170,8 +170,6 @@ def drive(run: Run, title: str, *, out: Path | None, checkpoint: dict[str, Any] 
             if out is not None and (last or run.update % args.checkpoint_every == 0):
                 save(run.checkpoint(), out / "checkpoint.pt")
             bar.update(task, completed=run.update)
-    if writer is not None:
-        writer.close()
 
 
 def resumed(out: Path | None, args: CommonArgs, resume: bool) -> dict[str, Any] | None:
