@@ -35,6 +35,7 @@ from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import LinearSchedule
@@ -185,22 +186,37 @@ class Flat(VecEnvWrapper):
                 info["terminal_observation"] = flat(info["terminal_observation"], self.width)
         return flat(observation, self.width), reward, done, infos  # type: ignore[arg-type]
 
+    def get_state(self) -> dict[str, Any]:
+        """What the wrapped environment says of itself."""
+        return self.venv.get_state()  # type: ignore[attr-defined]
+
     def set_state(self, state: dict[str, Any]) -> Any:
         """Take up a state; returns the observation there."""
         return flat(self.venv.set_state(state), self.width)  # type: ignore[attr-defined]
 
 
-_PPO: dict[str, Any] = {"n_steps": 8, "batch_size": 512, "n_epochs": 4, "learning_rate": 1e-3, "gamma": 1.0}
-_REPLAY: dict[str, Any] = {
-    "buffer_size": 50_000,
-    "batch_size": 512,
-    "learning_starts": 2_000,
-    "gamma": 1.0,
-    "learning_rate": 1e-3,
-}
-_ACTOR = _REPLAY | {"gradient_steps": 4, "train_freq": 1}
-_VALUE = _ACTOR | {"exploration_fraction": 0.3, "target_update_interval": 1000}
 _MLP: dict[str, Any] = {"features_extractor_class": ImageAndCode, "net_arch": [256]}
+_PPO: dict[str, Any] = {"n_steps": 8, "batch_size": 512, "n_epochs": 4, "learning_rate": 1e-3, "gamma": 1.0}
+_A2C: dict[str, Any] = {"n_steps": 2, "learning_rate": 3e-3, "gamma": 1.0, "normalize_advantage": True}
+_REPLAY: dict[str, Any] = {"buffer_size": 50_000, "batch_size": 256, "train_freq": 1, "gamma": 1.0}
+_VALUE = (
+    _REPLAY
+    | {"learning_rate": 1e-3, "learning_starts": 2_000, "gradient_steps": 4}
+    | {
+        "exploration_fraction": 0.3,
+        "target_update_interval": 1_000,
+    }
+)
+# The entropy of 12 relaxed bits must not outweigh rewards between 0 and 1.
+_ACTOR = _REPLAY | {"learning_rate": 1e-3, "learning_starts": 2_000, "gradient_steps": 4, "ent_coef": 0.001}
+# A deterministic actor whose bits saturate early never leaves them: it learns slower, behind a critic that leads.
+_TD3 = _REPLAY | {
+    "learning_rate": 3e-4,
+    "learning_starts": 4_000,
+    "gradient_steps": 12,
+    "policy_delay": 4,
+    "noise": 0.5,
+}
 
 
 @dataclass(frozen=True)
@@ -229,29 +245,40 @@ class Preset:
 
 PRESETS: dict[str, dict[str, Preset]] = {
     "BitGroupHashing-v0": {
-        "ppo": Preset(PPO, 200_000, _PPO),
-        "a2c": Preset(A2C, 400_000, {"n_steps": 2, "learning_rate": 1e-3, "gamma": 1.0}),
-        "trpo": Preset(TRPO, 400_000, {"n_steps": 8, "batch_size": 512, "learning_rate": 1e-3, "gamma": 1.0}),
-        "recurrent_ppo": Preset(RecurrentPPO, 200_000, _PPO, policy=MultiBinaryLstmPolicy),
-        "maskable_ppo": Preset(MaskablePPO, 200_000, _PPO),
-        "dqn": Preset(DQN, 200_000, _VALUE, action="index", group_bits=8),
-        "qrdqn": Preset(QRDQN, 200_000, _VALUE, action="index", group_bits=8, policy_kwargs=_MLP | {"n_quantiles": 25}),
-        "sac": Preset(SAC, 100_000, _ACTOR, action="probability"),
-        "td3": Preset(TD3, 100_000, _ACTOR, action="probability"),
-        "tqc": Preset(TQC, 100_000, _ACTOR, action="probability"),
+        "ppo": Preset(PPO, 120_000, _PPO),
+        "a2c": Preset(A2C, 300_000, _A2C),
+        "trpo": Preset(TRPO, 150_000, {"n_steps": 8, "batch_size": 512, "learning_rate": 1e-3, "gamma": 1.0}),
+        "recurrent_ppo": Preset(
+            RecurrentPPO,
+            80_000,
+            _PPO | {"learning_rate": 2e-3},
+            policy=MultiBinaryLstmPolicy,
+            policy_kwargs=_MLP | {"lstm_hidden_size": 128},
+        ),
+        "maskable_ppo": Preset(MaskablePPO, 120_000, _PPO),
+        "dqn": Preset(DQN, 100_000, _VALUE, lanes=64, action="index", group_bits=4),
+        "qrdqn": Preset(
+            QRDQN, 100_000, _VALUE, lanes=64, action="index", group_bits=4, policy_kwargs=_MLP | {"n_quantiles": 25}
+        ),
+        "sac": Preset(SAC, 30_000, _ACTOR, lanes=64, action="probability"),
+        "td3": Preset(TD3, 50_000, _TD3, lanes=64, action="probability"),
+        "tqc": Preset(TQC, 30_000, _ACTOR, lanes=64, action="probability"),
         "crossq": Preset(
             CrossQ,
-            100_000,
+            50_000,
             _ACTOR,
+            lanes=64,
             action="probability",
             policy=FlatCrossQPolicy,
             policy_kwargs={"net_arch": [256, 256]},
         ),
     },
     "RegionKeep-v0": {
-        "ppo": Preset(PPO, 100_000, _PPO, bits=32),
-        "a2c": Preset(A2C, 100_000, {"n_steps": 1, "learning_rate": 1e-3, "gamma": 1.0}, bits=32),
-        "dqn": Preset(DQN, 100_000, _VALUE, bits=32),
+        "ppo": Preset(PPO, 100_000, _PPO, bits=32, input_dropout=0.5),
+        "a2c": Preset(
+            A2C, 100_000, _A2C | {"n_steps": 1, "learning_rate": 1e-3, "ent_coef": 0.1}, bits=32, input_dropout=0.5
+        ),
+        "dqn": Preset(DQN, 100_000, _VALUE, bits=32, input_dropout=0.5),
     },
 }
 
@@ -321,6 +348,9 @@ def make_model(envs: VecEnv, args: Args) -> BaseAlgorithm:
     """The algorithm, untrained."""
     preset = args.preset
     settings = {**preset.settings, **args.settings}
+    if "noise" in settings:  # a deterministic actor explores by noise alone
+        sigma = np.full(args.group_bits, settings.pop("noise"))
+        settings["action_noise"] = NormalActionNoise(np.zeros(args.group_bits), sigma)
     try:
         return preset.algorithm(
             preset.policy_class,

@@ -98,7 +98,8 @@ def settings(cell: Cell) -> Any:
     """
     if cell.method in AGENTS:
         agent = importlib.import_module("agents.drlih")
-        return agent.Args(bits=cell.bits, seed=cell.seed, **AGENTS[cell.method])
+        changes = AGENTS[cell.method]
+        return dataclasses.replace(agent.PRESETS[changes["variant"]], bits=cell.bits, seed=cell.seed, **changes)
     if cell.method not in hashgym.hashers.available():
         known = ", ".join([*hashgym.hashers.available(), *AGENTS])
         raise ValueError(f"there is no method {cell.method!r}: choose from {known}")
@@ -111,6 +112,9 @@ def _config(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:
     values = dataclasses.asdict(configured)
     for name in ("bits", "seed", "dataset", "out"):
         values.pop(name, None)
+    if values.get("variant") not in ("gru", "lstm"):  # of no meaning to the others
+        for name in ("value_weight", "entropy_weight"):
+            values.pop(name, None)
     return {**values, "data": data_digest(dataset)}
 
 

@@ -54,7 +54,10 @@ COLUMNS = (
 CODES = "BitGroupHashing-v0"
 REGIONS = "RegionKeep-v0"
 BASE = "dch"  # of RegionKeep-v0; its own row is its codes, one an image
-OTHERS = {CODES: ("lsh", "itq", "drlih-norec", "drlih-gru", "drlih-lstm"), REGIONS: (BASE, "mch")}
+METHODS = {
+    CODES: ("lsh", "itq", "drlih-norec", "drlih-gru", "drlih-lstm", *sb3.PRESETS[CODES]),
+    REGIONS: (BASE, "mch", *sb3.PRESETS[REGIONS]),
+}
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,9 @@ class Args:
     seeds: int = 5
     """Runs of each cell, with the seeds 0, 1, ..."""
     steps: int = 0
-    """Steps of a lane, summed over all lanes; 0: the preset's."""
+    """Of Stable-Baselines3's algorithms; 0: the preset's."""
+    input_dropout: float = -1.0
+    """Part of the features that they leave out of each episode while training; -1: the preset's."""
     jobs: int = 1
     """Runs at a time; cores are shared out among them."""
     replace: bool = False
@@ -90,6 +95,7 @@ class Cell:
     method: str
     seed: int
     steps: int = 0
+    input_dropout: float = -1.0
 
     def __str__(self) -> str:
         return f"{self.env} {self.method} seed {self.seed}"
@@ -101,18 +107,15 @@ class Cell:
 
 
 def settings(cell: Cell) -> Any:
-    """The configured method, not trained yet: an agent's ``Args``, or a hasher.
-
-    Raises:
-        ValueError: for an unknown environment or method.
-    """
-    if cell.env not in OTHERS:
-        raise ValueError(f"there is no environment {cell.env!r}: choose from {', '.join(OTHERS)}")
+    """The configured method, not trained yet: an agent's ``Args``, or a hasher."""
     if cell.method in sb3.PRESETS[cell.env]:
-        return sb3.Args(algo=cell.method, env=cell.env, seed=cell.seed, steps=cell.steps)  # type: ignore[arg-type]
-    if cell.method not in OTHERS[cell.env]:
-        known = ", ".join([*sb3.PRESETS[cell.env], *OTHERS[cell.env]])
-        raise ValueError(f"there is no method {cell.method!r} on {cell.env}: choose from {known}")
+        return sb3.Args(
+            algo=cell.method,
+            env=cell.env,  # type: ignore[arg-type]
+            seed=cell.seed,
+            steps=cell.steps,
+            input_dropout=cell.input_dropout,
+        )
     if cell.method == BASE:
         return mch.make_base(BASE, cell.bits, cell.seed)
     if cell.method == "mch":
@@ -213,11 +216,18 @@ def main(args: Args, console: Console | None = None) -> int:
     console = console or Console()
     if args.seeds < 1 or args.jobs < 1:
         raise ValueError("at least one seed and one job are needed")
+    if unknown := {*args.envs} - {*METHODS}:
+        raise ValueError(f"there is no environment {unknown.pop()!r}: choose from {', '.join(METHODS)}")
+    for method in args.methods:
+        if not any(method in METHODS[env] for env in args.envs):
+            known = ", ".join(dict.fromkeys(name for env in args.envs for name in METHODS[env]))
+            raise ValueError(f"there is no method {method!r}: choose from {known}")
     folders = {CODES: args.features, REGIONS: args.scenes}
     cells = [
-        Cell(env, folders[env], method, seed, args.steps if method in sb3.PRESETS[env] else 0)
+        Cell(env, folders[env], method, seed, args.steps, args.input_dropout)
         for env in args.envs
-        for method in args.methods or (*OTHERS[env], *sb3.PRESETS[env])
+        for method in METHODS[env]
+        if method in (args.methods or METHODS[env])
         for seed in range(args.seeds)
     ]
     datasets = {cell.features: hashgym.data.load(cell.features) for cell in cells}
@@ -233,8 +243,7 @@ def main(args: Args, console: Console | None = None) -> int:
 
     failed = run_cells(waiting, run, finish, jobs=args.jobs, console=console)
     if rows := results.rows():
-        order = [method for env in OTHERS for method in (*OTHERS[env], *sb3.PRESETS[env])]
-        text = table(sorted(rows, key=lambda row: order.index(row["method"])))
+        text = table(sorted(rows, key=lambda row: METHODS[row["env"]].index(row["method"])))
         (args.out / "table.md").write_text(text)
         console.print(Markdown(text))
     return failed

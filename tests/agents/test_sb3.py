@@ -1,0 +1,272 @@
+"""Stable-Baselines3's agents learn, are the same after a kill, and are saved without pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import hashgym
+import hashgym.hashers
+from agents import mch, runs, sb3
+from hashgym import data
+from hashgym.data import DataError, HashingDataset
+from hashgym.hashers import Hasher
+from hashgym.retrieval import evaluate
+
+CODES = list(sb3.PRESETS["BitGroupHashing-v0"])
+REGIONS = list(sb3.PRESETS["RegionKeep-v0"])
+EVERY = [("BitGroupHashing-v0", algo) for algo in CODES] + [("RegionKeep-v0", algo) for algo in REGIONS]
+
+
+@cache
+def blobs() -> HashingDataset:
+    """Six overlapping classes in 16 dimensions: 100 queries, 500 training images."""
+    rng = np.random.default_rng(0)
+    classes = rng.integers(6, size=600)
+    features = rng.standard_normal((6, 16))[classes] + rng.standard_normal((600, 16))
+    order = rng.permutation(600)
+    return HashingDataset(
+        name="blobs",
+        features=features.astype(np.float32),
+        labels=np.eye(6, dtype=np.uint8)[classes],
+        query=np.sort(order[:100]),
+        database=np.sort(order[100:]),
+        train=np.sort(order[100:]),
+    ).standardized()
+
+
+@cache
+def scenes() -> HashingDataset:
+    return data.load("digit-scenes").standardized()
+
+
+@cache
+def base() -> Hasher:
+    dch = hashgym.hashers.make("dch", bits=16, hidden=64, updates=100)
+    return dch.fit(scenes().features[scenes().train], scenes().labels[scenes().train])
+
+
+def small(env: str, algo: str, **changes: Any) -> sb3.Args:
+    """A run of a second or so."""
+    preset = sb3.PRESETS[env][algo].settings
+    settings = {"batch_size": 32} if "batch_size" in preset else {}
+    if "learning_starts" in preset:
+        settings["learning_starts"] = 64
+    sizes: dict[str, Any] = {"steps": 512, "lanes": 16, "evaluations": 4, "checkpoints": 4}
+    codes = {"bits": 7, "group_bits": 4} if env == "BitGroupHashing-v0" else {}
+    return sb3.Args(env=env, algo=algo, **{"settings": settings} | sizes | codes | changes)  # type: ignore[arg-type]
+
+
+def fitted(env: str) -> tuple[HashingDataset, Hasher | None]:
+    return (blobs(), None) if env == "BitGroupHashing-v0" else (scenes(), base())
+
+
+def weights(model: Any) -> dict[str, torch.Tensor]:
+    return dict(model.policy.state_dict())
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("env", "algo"), EVERY)
+def test_a_killed_run_ends_as_one_that_was_never_stopped(
+    env: str, algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, own = fitted(env)
+    args = small(env, algo, input_dropout=0.2)
+    whole = sb3.train(dataset, args, base=own, out=tmp_path / "whole", progress=False)
+
+    save, saved = runs.save, []
+
+    def save_and_die(content: dict[str, Any], path: Path) -> None:
+        save(content, path)
+        saved.append(content["counters"]["num_timesteps"])
+        if len(saved) == 2:
+            raise Killed
+
+    monkeypatch.setattr(runs, "save", save_and_die)
+    with pytest.raises(Killed):
+        sb3.train(dataset, args, base=own, out=tmp_path / "killed", progress=False)
+    monkeypatch.undo()
+    assert 0 < saved[0] < saved[1] < args.steps
+    np.random.seed(1)  # noqa: NPY002  # whatever the caller's generators are at
+    torch.manual_seed(1)
+    resumed = sb3.train(dataset, args, base=own, out=tmp_path / "killed", resume=True, progress=False)
+
+    assert resumed.num_timesteps == whole.num_timesteps
+    for name, part in weights(whole).items():
+        assert torch.equal(part, weights(resumed)[name]), name
+
+
+@pytest.mark.parametrize(("env", "algo"), EVERY)
+def test_a_saved_policy_encodes_as_the_one_that_was_trained(env: str, algo: str, tmp_path: Path) -> None:
+    dataset, own = fitted(env)
+    args = small(env, algo, steps=256)
+    model = sb3.train(dataset, args, base=own, out=tmp_path, progress=False)
+    policy = sb3.load(tmp_path / "policy.pt")
+    rows = dataset.query[:50]
+    before, after = (sb3.encode(acting, args, dataset, rows, own) for acting in (model, policy))
+    np.testing.assert_array_equal(before.filled, after.filled)
+    if own is None:
+        assert before.bits == 7
+    else:
+        again = hashgym.hashers.load(tmp_path / "base.npz")
+        np.testing.assert_array_equal(again.encode(dataset.features[rows]), own.encode(dataset.features[rows]))
+
+
+# Steps after which each is well above where it began, and how far; the presets' own sizes are for real images.
+LEARNING: dict[str, tuple[int, dict[str, float]]] = {}
+
+
+@pytest.mark.parametrize("algo", CODES)
+def test_every_algorithm_learns_to_hash(algo: str) -> None:
+    dataset = blobs()
+    steps, settings = LEARNING.get(algo, (16_000, {}))
+    args = sb3.Args(algo=algo, bits=12, group_bits=4, lanes=64, steps=steps, settings=settings)
+    model = sb3.train(dataset, args, progress=False)
+    result, codes = sb3.measure(model, args, dataset)
+    itq = hashgym.hashers.make("itq", bits=12).fit(dataset.features[dataset.train], None)
+    query, database = (itq.encode(dataset.features[rows]) for rows in (dataset.query, dataset.database))
+    rival = evaluate(query, dataset.labels[dataset.query], database, dataset.labels[dataset.database])
+    assert result.map > rival.map + 0.05
+    assert codes.anhc == 1
+
+
+@pytest.mark.parametrize("algo", REGIONS)
+def test_every_algorithm_learns_what_to_keep(algo: str) -> None:
+    """Decisions on images that were not trained on earn more than keeping all and than keeping none."""
+    dataset = scenes()
+    args = sb3.Args(env="RegionKeep-v0", algo=algo, steps=20_000, holdout=0.2)
+    model = sb3.train(dataset, args, base=base(), progress=False)
+    _, held_out = runs.split(dataset, args)
+    envs = hashgym_envs(dataclasses.replace(dataset, train=held_out))
+    earned = kept = everything = 0.0
+    observation, info = envs.reset(seed=0)
+    for _ in range(4):
+        action, _ = model.predict(observation, deterministic=True)
+        everything += info["keep_reward"].mean()
+        kept += action.mean() / 4
+        observation, reward, _, _, info = envs.step(action)
+        earned += reward.mean()
+    assert 0.02 < kept < 0.98
+    assert earned > max(0.0, everything)
+
+
+def hashgym_envs(dataset: HashingDataset) -> Any:
+    import gymnasium as gym
+
+    return gym.make_vec("RegionKeep-v0", num_envs=64, dataset=dataset, base=base()).unwrapped
+
+
+def test_curves_show_the_reward_and_the_held_out_images(tmp_path: Path) -> None:
+    sb3.train(blobs(), small("BitGroupHashing-v0", "ppo", reward="triplet"), out=tmp_path, progress=False)
+    curves = EventAccumulator(str(tmp_path)).Reload().Tags()["scalars"]
+    wanted = {"reward/group/triplet", "reward/global/triplet", "retrieval/held_out_map", "rollout/ep_rew_mean"}
+    assert wanted <= set(curves)
+
+
+def test_the_policy_kept_is_the_best_on_held_out_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores, policies = iter([0.3, 0.7, 0.5, 0.6]), []
+
+    def score(*_: Any) -> dict[str, float]:
+        return {"retrieval/held_out_map": next(scores)}
+
+    seen = sb3._Watch._evaluate
+
+    def evaluate_and_copy(self: Any) -> None:
+        seen(self)
+        policies.append({name: part.clone() for name, part in self.model.policy.state_dict().items()})
+
+    monkeypatch.setattr(runs, "retrieval_among", score)
+    monkeypatch.setattr(sb3._Watch, "_evaluate", evaluate_and_copy)
+    args = small("BitGroupHashing-v0", "ppo", steps=512, settings={"n_steps": 8, "batch_size": 64})
+    model = sb3.train(blobs(), args, progress=False)
+    assert len(policies) == 4
+    assert all(torch.equal(part, policies[1][name]) for name, part in weights(model).items())
+    assert not all(torch.equal(part, policies[3][name]) for name, part in weights(model).items())
+
+
+def test_a_dropped_feature_stays_dropped_for_the_episode() -> None:
+    envs = sb3.make_envs(blobs(), small("BitGroupHashing-v0", "ppo", input_dropout=0.5), None)
+    envs.seed(0)
+    first = envs.reset()["image"]
+    second, _, done, _ = envs.step(np.zeros((16, 4), np.int8))
+    assert not done.any()
+    np.testing.assert_array_equal(first, second["image"])
+    third, _, done, _ = envs.step(np.zeros((16, 4), np.int8))
+    assert done.all()
+    masks = np.stack([first == 0, third["image"] == 0])
+    assert 0.35 < masks.mean() < 0.65
+    assert (masks[0] != masks[1]).any()
+    rows = envs.unwrapped.last_info["index"]  # type: ignore[attr-defined]
+    shown = third["image"] != 0
+    np.testing.assert_allclose(third["image"][shown], 2 * blobs().features[rows][shown], rtol=1e-6)
+
+
+def test_flat_observations_hold_what_the_dict_holds() -> None:
+    image, code = np.arange(6, dtype=np.float32).reshape(2, 3), np.array([[1, -1], [0, 0]], np.float32)
+    shown = sb3.flat({"image": image, "code": code, "group": np.array([1, 0])}, 7)
+    np.testing.assert_array_equal(shown, [[0, 1, 2, 1, -1, 0, 1], [3, 4, 5, 0, 0, 1, 0]])
+
+
+def test_training_leaves_the_callers_generators_alone() -> None:
+    np.random.seed(3)  # noqa: NPY002
+    torch.manual_seed(3)
+    wanted = np.random.rand(), torch.rand(1).item()  # noqa: NPY002
+    np.random.seed(3)  # noqa: NPY002
+    torch.manual_seed(3)
+    sb3.train(blobs(), small("BitGroupHashing-v0", "a2c", steps=64), progress=False)
+    assert wanted == (np.random.rand(), torch.rand(1).item())  # noqa: NPY002
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"algo": "reinforce"}, "algo for BitGroupHashing-v0 must be one of ppo, a2c"),
+        ({"algo": "sac", "env": "RegionKeep-v0"}, "algo for RegionKeep-v0 must be one of ppo, a2c, dqn"),
+        ({"env": "CartPole-v1"}, "env must be one of"),
+        ({"steps": -1}, "steps must be above 0"),
+        ({"input_dropout": 1.0}, "input_dropout must be at least 0 and below 1"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        sb3.Args(**arguments)
+
+
+def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"ppo: .*n_stepz"):
+        sb3.train(blobs(), small("BitGroupHashing-v0", "ppo", settings={"n_stepz": 4}), progress=False)
+    with pytest.raises(ValueError, match="needs base="):
+        sb3.train(scenes(), small("RegionKeep-v0", "ppo"), progress=False)
+    with pytest.raises(ValueError, match="unknown reward"):
+        sb3.train(blobs(), small("BitGroupHashing-v0", "ppo", reward="nonesuch"), progress=False)
+    with pytest.raises(DataError, match="regions"):
+        sb3.main(sb3.Main(small("RegionKeep-v0", "ppo"), dataset="digits"))
+    args = small("BitGroupHashing-v0", "a2c", steps=64)
+    sb3.train(blobs(), args, out=tmp_path, progress=False)
+    with pytest.raises(ValueError, match="holds a run: resume it"):
+        sb3.train(blobs(), args, out=tmp_path, progress=False)
+    mch_run = tmp_path / "other.pt"
+    runs.save({"args": "{}", "weights": {}}, mch_run)
+    with pytest.raises(ValueError, match="no policy of this agent"):
+        sb3.load(mch_run)
+
+
+def test_the_command_trains_and_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = sb3.Main(small("BitGroupHashing-v0", "ppo", bits=8), dataset="digits", out=tmp_path / "ppo")
+    result = sb3.main(run)
+    assert 0.1 < result.map < 1
+    assert "ppo, 8 bits on digits: mAP" in capsys.readouterr().out
+    keep = sb3.Main(small("RegionKeep-v0", "a2c", bits=8), out=tmp_path / "a2c")
+    assert 0.1 < sb3.main(keep).map < 1
+    assert (tmp_path / "a2c" / "base.npz").exists()
+    assert mch.fitted_base(tmp_path / "a2c" / "base.npz", 8, 0, scenes()).bits == 8
