@@ -1,17 +1,20 @@
 """How fast the environments step and agents train on them, as ratios in one run: ``python -m benchmarks.throughput``.
 
-First lane-steps per second: the native vector environments, the same through HashVecEnv, and three ways to vectorise
-the scalar ones, Gymnasium's SyncVectorEnv and AsyncVectorEnv and Stable-Baselines3's DummyVecEnv. The floor computes
-nothing and copies the arrays a step must return. Then PPO of Stable-Baselines3 on HashVecEnv and on DummyVecEnv: frames
-per second, and the share of time spent in the environment. PPO's own gradient steps cost both the same, so the ratio of
-training tends to 1 with more epochs and larger networks; that of rollouts alone is shown beside it.
+First lane-steps per second: the native vector environments, the same through HashVecEnv, the torch back end, and three
+ways to vectorise the scalar ones, Gymnasium's SyncVectorEnv and AsyncVectorEnv and Stable-Baselines3's DummyVecEnv. The
+floor computes nothing and copies the arrays a step must return. Then PPO of Stable-Baselines3 on HashVecEnv and on
+DummyVecEnv, with its default networks and with larger ones: frames per second, and the share of time spent in the
+environment. PPO's own gradient steps cost both the same, so the ratio of training tends to 1 with more epochs and
+larger networks; that of rollouts alone is shown beside it, and the most an environment that takes no time could give.
 
-Actions are drawn before the clock starts. Whole episodes are measured, rounds of the contestants alternate, and the
-median of each is shown, because machines have moods. 16,384 lanes take minutes: ``--lanes 16384 --ppo-lanes 0``.
+Actions are drawn before the clock starts, and lie on the torch back end's device. Whole episodes are measured, rounds
+of the contestants alternate, and the median of each is shown, because machines have moods. 16,384 lanes take minutes:
+``--lanes 16384 --ppo-lanes 0``.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -37,13 +40,17 @@ import hashgym
 import hashgym.hashers
 from benchmarks.results import Results, describe, peak_mb, revision
 from hashgym.data import load
+from hashgym.envs.torch_backend import resolve_device
 from hashgym.integrations.sb3 import HashVecEnv
 
 Task = dict[str, Any]
 Row = dict[str, Any]
 
-KEY = ("env", "dataset", "measure", "contestant", "lanes", "epochs")
+KEY = ("env", "dataset", "measure", "contestant", "lanes", "network", "epochs")
 COLUMNS = (*KEY, "value", "build_seconds", "build_mb", "versions", "version", "revision", "config")
+DEFAULT_ARCH = (64, 64)  # Stable-Baselines3's
+CAPTION = """Gradient steps, and the policy's own work in a rollout, cost both sides the same. This bounds the ratio of
+training: an environment that takes no time would give about 1 / (1 - DummyVecEnv's share in environment)."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,8 @@ class Args:
     """rounds of every contestant, taken in turn"""
     seconds: float = 0.2
     """length of a round, which is at least one episode"""
+    device: str = "auto"
+    """where the torch back end of BitGroupHashing-v0 keeps its tensors: auto, cpu, cuda, ..."""
     async_lanes: int = 64
     """most lanes of AsyncVectorEnv, which starts a process for each"""
     ppo_lanes: int = 256
@@ -81,7 +90,7 @@ class Args:
     ppo_rollouts: int = 4
     """rollouts of a round of PPO on HashVecEnv; DummyVecEnv makes one"""
     net_arch: tuple[int, ...] = (256, 256)
-    """layers of PPO's networks"""
+    """layers of PPO's networks, measured beside Stable-Baselines3's default of 64 x 64"""
     out: Path | None = None
     """folder to add the rows to, in throughput.csv"""
 
@@ -94,15 +103,29 @@ class Contestant:
     close: Callable[[], Any]
     seconds: float
     mb: float
+    device: torch.device | None = None
+    """where actions have to be, for tensors"""
+
+    def given(self, actions: list[Any]) -> list[Any]:
+        """The actions as this takes them."""
+        return actions if self.device is None else [torch.as_tensor(action, device=self.device) for action in actions]
+
+    def wait(self) -> None:
+        """Let the device finish what it was given."""
+        if self.device is not None and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
 
-def lane_steps_per_second(step: Callable[[Any], Any], actions: list[Any], horizon: int, seconds: float) -> float:
-    """Run ``step`` on the actions in turn, for whole episodes of ``horizon`` steps; return lanes x steps / seconds."""
+def lane_steps_per_second(contestant: Contestant, actions: list[Any], horizon: int, seconds: float) -> float:
+    """Step on the actions in turn, for whole episodes of ``horizon`` steps; return lanes x steps / seconds."""
+    given = contestant.given(actions)
+    contestant.wait()
     steps, start = 0, time.perf_counter()
     while True:
         for _ in range(horizon):
-            step(actions[steps % len(actions)])
+            contestant.step(given[steps % len(given)])
             steps += 1
+        contestant.wait()
         if (elapsed := time.perf_counter() - start) >= seconds:
             return len(actions[0]) * steps / elapsed
 
@@ -136,7 +159,10 @@ def build(make: Callable[[], Any]) -> Contestant:
         envs.reset()
     else:
         envs.reset(seed=0)
-    return Contestant(envs.step, envs.close, time.perf_counter() - start, _resident_mb() - before)
+    device = getattr(envs.unwrapped, "device", None)
+    contestant = Contestant(envs.step, envs.close, time.perf_counter() - start, _resident_mb() - before, device)
+    contestant.wait()
+    return contestant
 
 
 def measure_steps(args: Args, name: str, task: Task, lanes: int) -> list[Row]:
@@ -159,17 +185,21 @@ def measure_steps(args: Args, name: str, task: Task, lanes: int) -> list[Row]:
         "SyncVectorEnv": lambda: SyncVectorEnv([scalar] * lanes, autoreset_mode=AutoresetMode.SAME_STEP),
         "DummyVecEnv": lambda: DummyVecEnv([scalar] * lanes),
     }
+    if name == "BitGroupHashing-v0":
+        device = resolve_device(args.device)
+        makers[f"torch, {device}"] = lambda: gym.make_vec(name, lanes, backend="torch", device=device, **task)
     if lanes <= args.async_lanes:
         makers["AsyncVectorEnv"] = lambda: AsyncVectorEnv([scalar] * lanes, autoreset_mode=AutoresetMode.SAME_STEP)
     contestants = {"floor": Contestant(floor, lambda: None, 0.0, 0.0)}
     contestants |= {contestant: build(make) for contestant, make in makers.items()}
     horizon = _horizon(task)
-    for key in ("native", "HashVecEnv"):  # compiles what is compiled; the others have been warmed by their resets
-        lane_steps_per_second(contestants[key].step, actions, horizon, 0)
+    for key, contestant in contestants.items():
+        if key in ("native", "HashVecEnv") or contestant.device:  # compiles what is compiled; resets warmed the others
+            lane_steps_per_second(contestant, actions, horizon, 0)
     speeds: dict[str, list[float]] = {contestant: [] for contestant in contestants}
     for _ in range(args.rounds):
         for key, contestant in contestants.items():
-            speeds[key].append(lane_steps_per_second(contestant.step, actions, horizon, args.seconds))
+            speeds[key].append(lane_steps_per_second(contestant, actions, horizon, args.seconds))
     for contestant in contestants.values():
         contestant.close()
     return [
@@ -177,6 +207,7 @@ def measure_steps(args: Args, name: str, task: Task, lanes: int) -> list[Row]:
             "measure": "lane-steps/s",
             "contestant": key,
             "lanes": lanes,
+            "network": "",
             "epochs": "",
             "value": median(speeds[key]),
             "build_seconds": contestant.seconds,
@@ -227,11 +258,12 @@ def measure_ppo(args: Args, name: str, task: Task) -> list[Row]:
     }
     rows: list[Row] = []
     built = {key: (Clock(make()), rollouts) for key, (make, rollouts) in contestants.items()}
-    for epochs in args.ppo_epochs:
+    for arch, epochs in itertools.product(dict.fromkeys((DEFAULT_ARCH, args.net_arch)), args.ppo_epochs):
         settings: Task = {"n_steps": n_steps, "batch_size": min(args.ppo_batch, lanes * n_steps), "n_epochs": epochs}
-        policy = {"net_arch": list(args.net_arch)}
         models = {
-            key: TimedPPO("MultiInputPolicy", envs, seed=0, device="cpu", policy_kwargs={**policy}, **settings)
+            key: TimedPPO(
+                "MultiInputPolicy", envs, seed=0, device="cpu", policy_kwargs={"net_arch": list(arch)}, **settings
+            )
             for key, (envs, _) in built.items()
         }
         measured: dict[tuple[str, str], list[float]] = {}
@@ -256,6 +288,7 @@ def measure_ppo(args: Args, name: str, task: Task) -> list[Row]:
                 "measure": measure,
                 "contestant": key,
                 "lanes": lanes,
+                "network": " x ".join(map(str, arch)),
                 "epochs": epochs,
                 "value": median(values),
                 "build_seconds": "",
@@ -271,9 +304,10 @@ def measure_ppo(args: Args, name: str, task: Task) -> list[Row]:
 def steps_table(title: str, rows: Sequence[Row], async_lanes: int) -> Table:
     """Lane-steps per second, and how many times as many as the two usual ways."""
     table = Table(title=title)
-    columns = ("lanes", "contestant", "lane-steps/s", "against SyncVectorEnv", "against DummyVecEnv", "built, s", "MB")
+    columns = ("lanes", "contestant", "lane-steps/s", "against Sync", "against Dummy", "built, s", "MB")
     for heading in columns:
-        table.add_column(heading, justify="left" if heading == "contestant" else "right")
+        left = heading == "contestant"
+        table.add_column(heading, justify="left" if left else "right", no_wrap=left)
     for lanes in dict.fromkeys(row["lanes"] for row in rows):
         own = {row["contestant"]: row for row in rows if row["lanes"] == lanes}
         for contestant, row in own.items():
@@ -287,17 +321,20 @@ def steps_table(title: str, rows: Sequence[Row], async_lanes: int) -> Table:
 
 
 def ppo_table(title: str, rows: Sequence[Row]) -> Table:
-    """What PPO does in a second, and where its time goes."""
-    table = Table(title=title)
-    for heading in ("epochs", "measure", "HashVecEnv", "DummyVecEnv", "ratio"):
+    """What PPO does in a second, where its time goes, and how far an environment could speed it up at most."""
+    table = Table(title=title, caption=" ".join(CAPTION.split()))
+    for heading in ("network", "epochs", "measure", "HashVecEnv", "DummyVecEnv", "ratio"):
         table.add_column(heading, justify="left" if heading == "measure" else "right")
-    for epochs in dict.fromkeys(row["epochs"] for row in rows):
-        for measure in dict.fromkeys(row["measure"] for row in rows):
-            own = {r["contestant"]: r["value"] for r in rows if (r["epochs"], r["measure"]) == (epochs, measure)}
-            native, dummy = own["HashVecEnv"], own["DummyVecEnv"]
+    for setting in dict.fromkeys((row["network"], row["epochs"]) for row in rows):
+        named = setting[0], str(setting[1])
+        own = {(r["measure"], r["contestant"]): r["value"] for r in rows if (r["network"], r["epochs"]) == setting}
+        for measure in dict.fromkeys(measure for measure, _ in own):
+            native, dummy = own[measure, "HashVecEnv"], own[measure, "DummyVecEnv"]
             share = "share" in measure
             cells = [f"{value:.1%}" if share else f"{value:,.0f}" for value in (native, dummy)]
-            table.add_row(str(epochs), measure, *cells, "" if share else f"{native / dummy:.1f} x")
+            table.add_row(*named, measure.removeprefix("PPO ").removeprefix("share "), *cells, "" if share else f"{native / dummy:.1f} x")
+        bound = 1 / (1 - own["PPO share in environment", "DummyVecEnv"])
+        table.add_row(*named, "at most, about", "", "", f"{bound:.1f} x")
         table.add_section()
     return table
 
@@ -305,6 +342,7 @@ def ppo_table(title: str, rows: Sequence[Row]) -> Table:
 def main(args: Args) -> list[Row]:
     """Measure every environment, print its tables, and add the rows to the file."""
     console = Console()
+    resolve_device(args.device)  # refuses one that is not there
     versions = {
         "gymnasium": gym.__version__,
         "stable_baselines3": stable_baselines3.__version__,
@@ -323,8 +361,7 @@ def main(args: Args) -> list[Row]:
             console.print(steps_table(f"{name}, {dataset}, {words}", rows, args.async_lanes))
         if args.ppo_lanes:
             ppo = measure_ppo(args, name, task)
-            size = " x ".join(map(str, args.net_arch))
-            console.print(ppo_table(f"PPO on {name}, {args.ppo_lanes} lanes, networks of {size}", ppo))
+            console.print(ppo_table(f"PPO on {name}, {args.ppo_lanes} lanes", ppo))
             rows += ppo
         every += [
             {
