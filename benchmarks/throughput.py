@@ -332,7 +332,8 @@ def ppo_table(title: str, rows: Sequence[Row]) -> Table:
             native, dummy = own[measure, "HashVecEnv"], own[measure, "DummyVecEnv"]
             share = "share" in measure
             cells = [f"{value:.1%}" if share else f"{value:,.0f}" for value in (native, dummy)]
-            table.add_row(*named, measure.removeprefix("PPO ").removeprefix("share "), *cells, "" if share else f"{native / dummy:.1f} x")
+            cells += ["" if share else f"{native / dummy:.1f} x"]
+            table.add_row(*named, measure.removeprefix("PPO ").removeprefix("share "), *cells)
         bound = 1 / (1 - own["PPO share in environment", "DummyVecEnv"])
         table.add_row(*named, "at most, about", "", "", f"{bound:.1f} x")
         table.add_section()
