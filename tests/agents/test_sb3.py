@@ -122,38 +122,37 @@ def test_a_saved_policy_encodes_as_the_one_that_was_trained(env: str, algo: str,
 
 
 # Enough for four classes: steps, lanes, and what differs from the presets, which are made for more.
-_SMALL: dict[str, float] = {"learning_starts": 500, "batch_size": 128, "gradient_steps": 8}
 LEARNING: dict[str, tuple[int, int, dict[str, float]]] = {
-    "ppo": (24_000, 64, {}),
+    "ppo": (16_000, 64, {}),
     "a2c": (32_000, 64, {}),
     "trpo": (12_000, 64, {}),
-    "recurrent_ppo": (24_000, 64, {"learning_rate": 3e-3}),
-    "maskable_ppo": (24_000, 64, {}),
+    "recurrent_ppo": (16_000, 64, {"learning_rate": 3e-3}),
+    "maskable_ppo": (16_000, 64, {}),
     "dqn": (8_000, 64, {}),
     "qrdqn": (8_000, 64, {}),
-    "sac": (4_000, 16, _SMALL),
-    "td3": (3_000, 16, _SMALL),
-    "tqc": (4_000, 16, _SMALL),
-    "crossq": (4_000, 16, _SMALL),
+    "sac": (2_000, 16, {"learning_starts": 500}),
+    "td3": (2_000, 16, {"learning_starts": 500}),
+    "tqc": (3_000, 16, {"learning_starts": 500}),
+    "crossq": (2_500, 16, {"learning_starts": 500}),
 }
 
 
 @cache
-def unsupervised_map() -> float:
-    """ITQ's, which is better than LSH's."""
+def unlearnt_map() -> float:
+    """Of random projections."""
     dataset = blobs()
-    itq = hashgym.hashers.make("itq", bits=8).fit(dataset.features[dataset.train], None)
-    query, database = (itq.encode(dataset.features[rows]) for rows in (dataset.query, dataset.database))
+    lsh = hashgym.hashers.make("lsh", bits=6).fit(dataset.features[dataset.train], None)
+    query, database = (lsh.encode(dataset.features[rows]) for rows in (dataset.query, dataset.database))
     return evaluate(query, dataset.labels[dataset.query], database, dataset.labels[dataset.database]).map
 
 
 @pytest.mark.parametrize("algo", CODES)
 def test_every_algorithm_learns_to_hash(algo: str) -> None:
     steps, lanes, settings = LEARNING[algo]
-    args = sb3.Args(algo=algo, bits=8, group_bits=4, lanes=lanes, steps=steps, settings=settings)
+    args = sb3.Args(algo=algo, bits=6, group_bits=3, lanes=lanes, steps=steps, settings=settings)
     model = sb3.train(blobs(), args, progress=False)
     result, codes = sb3.measure(model, args, blobs())
-    assert result.map > unsupervised_map() + 0.05
+    assert result.map > unlearnt_map() + 0.1
     assert codes.anhc == 1
 
 
