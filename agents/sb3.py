@@ -310,7 +310,7 @@ class Args(runs.CommonArgs):
     """images in a batch, and lanes of the environment"""
     input_dropout: float = -1.0
     """part of the features left out of each episode while training"""
-    settings: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, int | float] = field(default_factory=dict)
     """of the algorithm's constructor, e.g. `learning_rate 3e-4 n_epochs 10`"""
     evaluations: int = 20
     """how often the held-out images are encoded"""

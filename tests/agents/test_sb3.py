@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import tyro
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import hashgym
@@ -275,3 +276,9 @@ def test_the_command_trains_and_measures(tmp_path: Path, capsys: pytest.CaptureF
     assert 0.1 < sb3.main(keep).map < 1
     assert (tmp_path / "a2c" / "base.npz").exists()
     assert mch.fitted_base(tmp_path / "a2c" / "base.npz", 8, 0, scenes()).bits == 8
+
+
+def test_settings_on_the_command_line_keep_their_kind() -> None:
+    words = ["--settings", "n_epochs", "2", "learning_rate", "3e-4"]
+    assert tyro.cli(sb3.Main, args=words).args.settings == {"n_epochs": 2, "learning_rate": 3e-4}
+    assert isinstance(tyro.cli(sb3.Main, args=words).args.settings["n_epochs"], int)
