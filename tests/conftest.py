@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 # Tests run side by side, on networks too small to gain from more threads. Set before NumPy and torch are imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,6 +12,16 @@ import numpy as np
 import pytest
 
 from hashgym.data import HashingDataset
+from hashgym.rewards import registry
+
+
+@pytest.fixture(autouse=True)
+def _rewards_are_forgotten() -> Iterator[None]:
+    """What a test registers is unknown to the next."""
+    before = dict(registry._FACTORIES)
+    yield
+    registry._FACTORIES.clear()
+    registry._FACTORIES.update(before)
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ Denominator = Literal["attainable", "retrieved"]
 Kernel = Callable[..., Any]
 
 _BLOCK = 1 << 15  # database items that NumPy looks at at once: their words and keys stay in the cache
-_SMALL = 1 << 17  # comparisons that are not worth a second thread
+_SMALL = 1 << 21  # comparisons that are not worth a second thread: starting one takes as long as some 10^5 of them
 
 
 def distance_histograms(
