@@ -36,10 +36,11 @@ from torch import Tensor, nn
 
 import hashgym
 from agents import runs
-from hashgym import codes, data
+from hashgym import data
+from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
 from hashgym.hashers.noseq import triplet_ranking_loss
-from hashgym.retrieval import kernels, metrics
+from hashgym.retrieval import metrics
 
 __all__ = [
     "PRESETS",
@@ -519,12 +520,10 @@ class _Run(runs.Run):
         """
         if len(self.held_out) < 2:
             return {}
-        features, labels = self.dataset.features[self.held_out], codes.pack(self.dataset.labels[self.held_out])
-        words = codes.pack(hashgym.encode(self.policy, features, bits=self.args.bits, group_bits=self.args.group_bits))
-        histograms = kernels.distance_histograms(
-            words, labels, words, labels, self.args.bits, exclude=np.arange(len(self.held_out))
-        )
-        return {"retrieval/held_out_map": float(np.nanmean(kernels.average_precision(*histograms)))}
+        features, labels = self.dataset.features[self.held_out], self.dataset.labels[self.held_out]
+        bits = hashgym.encode(self.policy, features, bits=self.args.bits, group_bits=self.args.group_bits)
+        scores = runs.retrieval_among(CodeSets.of(bits), labels)
+        return {"retrieval/held_out_map": scores.get("retrieval/held_out_map", math.nan)}
 
 
 LOSSES: dict[str, Callable[[Rollout, Args], Tensor]] = {

@@ -467,9 +467,9 @@ def measure(
     policy: Any, args: Args, dataset: HashingDataset, base: Hasher | None = None
 ) -> tuple[metrics.RetrievalResult, CodeSets]:
     """Search the database for every query, on RegionKeep-v0 with its own code alone: how well, and in which codes."""
-    query: Any = encode(policy, args, dataset, dataset.query) if base is None else None
-    if base is not None:
-        query = base.encode(dataset.features[dataset.query])
+    query: Any = (
+        encode(policy, args, dataset, dataset.query) if base is None else base.encode(dataset.features[dataset.query])
+    )
     database = encode(policy, args, dataset, dataset.database, base)
     return metrics.evaluate(query, dataset.labels[dataset.query], database, dataset.labels[dataset.database]), database
 
@@ -539,7 +539,8 @@ class _Watch(BaseCallback):
             scores["reward/held_out"] = self._earned()
         for name, score in scores.items():
             self.logger.record(name, score)
-        score = scores["retrieval/held_out_map" if self.base is None else "reward/held_out"]
+        # Without two held-out images that share a label there is no score, and the last policy is kept.
+        score = scores.get("retrieval/held_out_map" if self.base is None else "reward/held_out", -np.inf)
         if score > self.best:
             self.best = score
             self.weights = {name: part.clone() for name, part in self.model.policy.state_dict().items()}

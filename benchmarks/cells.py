@@ -8,6 +8,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,10 +18,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from hashgym.data import HashingDataset
 
-__all__ = ["data_digest", "features_name", "run_cells"]
+__all__ = ["data_digest", "features_name", "run_cells", "unfinished"]
 
 Cell = TypeVar("Cell")
 Outcome = TypeVar("Outcome")
+
+
+def unfinished(cells: Sequence[Cell], done: Callable[[Cell], bool], path: Path, console: Console) -> list[Cell]:
+    """The cells that are not done; prints how many of them are in ``path`` already."""
+    waiting = [cell for cell in cells if not done(cell)]
+    if len(waiting) < len(cells):
+        console.print(f"{len(cells) - len(waiting)} of {len(cells)} runs are in {path} already")
+    return waiting
 
 
 def run_cells(

@@ -27,7 +27,7 @@ from rich.console import Console
 import hashgym
 import hashgym.data
 import hashgym.hashers
-from benchmarks.cells import data_digest, features_name, run_cells
+from benchmarks.cells import data_digest, features_name, run_cells, unfinished
 from benchmarks.results import Results, describe, peak_mb, revision, table
 from hashgym.data import HashingDataset
 from hashgym.retrieval import RetrievalResult, evaluate
@@ -204,14 +204,15 @@ def main(args: Args, console: Console | None = None) -> int:
     cells = [Cell(args.features, m, b, s) for m in args.methods for b in args.bits for s in range(args.seeds)]
     names = {cell: _names(cell, dataset) for cell in cells}
     results = Results(args.out)
-    waiting = [cell for cell in cells if not results.done(names[cell], replace=args.replace)]
-    if len(waiting) < len(cells):
-        console.print(f"{len(cells) - len(waiting)} of {len(cells)} runs are in {results.path} already")
+
+    def done(cell: Cell) -> bool:
+        return results.done(names[cell], replace=args.replace)
 
     def finish(finished: dict[str, Any]) -> str:
         results.append(finished)
         return f"mAP {finished['map']:.4f}, trained in {finished['train_seconds']:.1f} s"
 
+    waiting = unfinished(cells, done, results.path, console)
     failed = run_cells(waiting, run, finish, jobs=args.jobs, console=console)
     wanted = {tuple(str(names[cell][column]) for column in results.key) for cell in cells}
     rows = [r for r in results.rows() if tuple(r[column] for column in results.key) in wanted]

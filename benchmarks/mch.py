@@ -25,7 +25,7 @@ from rich.table import Table
 import hashgym
 import hashgym.data
 from benchmarks import figures
-from benchmarks.cells import data_digest, features_name, run_cells
+from benchmarks.cells import data_digest, features_name, run_cells, unfinished
 from benchmarks.results import Results, describe, estimate, peak_mb, revision
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
@@ -254,9 +254,9 @@ def main(args: Args, console: Console | None = None) -> int:
     results = Results(args.out, COLUMNS, KEY)
     drawn = Results(args.out, CURVES, CURVE_KEY, "curves.csv")
     names = {cell: [_names(cell, datasets[cell.features], xi) for xi in (None, *cell.xi)] for cell in cells}
-    waiting = [cell for cell in cells if not all(results.done(name, replace=args.replace) for name in names[cell])]
-    if len(waiting) < len(cells):
-        console.print(f"{len(cells) - len(waiting)} of {len(cells)} runs are in {results.path} already")
+
+    def done(cell: Cell) -> bool:
+        return all(results.done(name, replace=args.replace) for name in names[cell])
 
     def finish(outcome: tuple[list[dict[str, Any]], list[dict[str, Any]]]) -> str:
         rows, points = outcome
@@ -266,6 +266,7 @@ def main(args: Args, console: Console | None = None) -> int:
         one, several = rows[0], next(row for row in rows if row["xi"] == 0.5)
         return ", ".join(f"{m} {one[m]:.4f} -> {several[m]:.4f}" for m in MEASURES)
 
+    waiting = unfinished(cells, done, results.path, console)
     failed = run_cells(waiting, run, finish, jobs=args.jobs, console=console)
     report(_about(names[cells[0]][0], results.rows()), _about(names[cells[0]][0], drawn.rows()), args.out, console)
     return failed

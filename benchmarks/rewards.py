@@ -28,7 +28,7 @@ from rich.console import Console
 import hashgym
 import hashgym.data
 from benchmarks import drlih, figures, results
-from benchmarks.cells import data_digest, features_name, run_cells
+from benchmarks.cells import data_digest, features_name, run_cells, unfinished
 from benchmarks.results import Results, describe, peak_mb, revision
 from hashgym import rewards
 from hashgym.data import HashingDataset
@@ -208,9 +208,9 @@ def main(args: Args, console: Console | None = None) -> int:
     names = {cell: _names(cell, dataset) for cell in cells}
     table = Results(args.out, COLUMNS, KEY)
     curves = Results(args.out, CURVES, KEY, "curves.csv")
-    waiting = [cell for cell in cells if not table.done(names[cell], replace=args.replace)]
-    if len(waiting) < len(cells):
-        console.print(f"{len(cells) - len(waiting)} of {len(cells)} runs are in {table.path} already")
+
+    def done(cell: Cell) -> bool:
+        return table.done(names[cell], replace=args.replace)
 
     def finish(outcome: tuple[dict[str, Any], list[dict[str, Any]]]) -> str:
         row, points = outcome
@@ -218,6 +218,7 @@ def main(args: Args, console: Console | None = None) -> int:
         table.append(row)  # last: a run whose row is here is finished
         return f"mAP {row['map']:.4f}, trained in {row['train_seconds']:.1f} s"
 
+    waiting = unfinished(cells, done, table.path, console)
     failed = run_cells(waiting, run, finish, jobs=args.jobs, console=console)
     wanted = {tuple(str(names[cell][column]) for column in KEY) for cell in cells}
     rows, points = ([r for r in kept.rows() if tuple(r[c] for c in KEY) in wanted] for kept in (table, curves))

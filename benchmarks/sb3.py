@@ -26,7 +26,7 @@ import hashgym
 import hashgym.data
 from agents import mch, sb3
 from benchmarks import drlih
-from benchmarks.cells import data_digest, features_name, run_cells
+from benchmarks.cells import data_digest, features_name, run_cells, unfinished
 from benchmarks.results import Results, describe, estimate, peak_mb, revision
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
@@ -233,14 +233,15 @@ def main(args: Args, console: Console | None = None) -> int:
     datasets = {cell.features: hashgym.data.load(cell.features) for cell in cells}
     names = {cell: _names(cell, datasets[cell.features]) for cell in cells}
     results = Results(args.out, COLUMNS, KEY)
-    waiting = [cell for cell in cells if not results.done(names[cell], replace=args.replace)]
-    if len(waiting) < len(cells):
-        console.print(f"{len(cells) - len(waiting)} of {len(cells)} runs are in {results.path} already")
+
+    def done(cell: Cell) -> bool:
+        return results.done(names[cell], replace=args.replace)
 
     def finish(finished: dict[str, Any]) -> str:
         results.append(finished)
         return f"mAP {finished['map']:.4f}, trained in {finished['train_seconds']:.1f} s"
 
+    waiting = unfinished(cells, done, results.path, console)
     failed = run_cells(waiting, run, finish, jobs=args.jobs, console=console)
     if rows := results.rows():
         text = table(sorted(rows, key=lambda row: METHODS[row["env"]].index(row["method"])))
