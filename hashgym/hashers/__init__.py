@@ -18,6 +18,16 @@ __all__ = ["Hasher", "NotFittedError", "available", "load", "make", "register"]
 _REGISTRY: dict[str, tuple[str, str]] = {
     "lsh": ("hashgym.hashers.lsh:LSH", "random hyperplanes (Charikar 2002); learns nothing"),
     "itq": ("hashgym.hashers.itq:ITQ", "PCA and iterative quantisation (Gong and Lazebnik 2011, 2013); no labels"),
+    "sh": (
+        "hashgym.hashers.sh:SH",
+        "spectral hashing (Weiss 2008): eigenfunctions along principal directions; no labels",
+    ),
+    "sdh": ("hashgym.hashers.sdh:SDH", "codes that a linear classifier can read, bit by bit (Shen 2015)"),
+    "cnnh": ("hashgym.hashers.cnnh:CNNH", "codes that factorise the similarity matrix, then a network (Xia 2014)"),
+    "ninh": ("hashgym.hashers.ninh:NINH", "triplet ranking, each bit from its own slice of the layer (Lai 2015)"),
+    "dsh": ("hashgym.hashers.dsh:DSH", "contrastive loss of pairs, outputs drawn to -1 and 1 (Liu 2016)"),
+    "csq": ("hashgym.hashers.csq:CSQ", "one hidden layer, codes drawn to centres far from each other (Yuan 2020)"),
+    "orthohash": ("hashgym.hashers.orthohash:OrthoHash", "cosine softmax to orthogonal targets (Hoe 2021)"),
     "noseq": ("hashgym.hashers.noseq:NoSeq", "one hidden layer, triplet ranking loss: DRLIH without its agent"),
     "ksh": ("hashgym.hashers.ksh:KSH", "kernels, greedy bit by bit (Liu 2012); base of MCH"),
     "ksh-relaxed": ("hashgym.hashers.ksh:RelaxedKSH", "one hidden layer, KSH's loss of pairs; base of MCH"),
