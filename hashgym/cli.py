@@ -1,4 +1,4 @@
-"""The command line: ``hashgym datasets``, ``info``, ``features``, ``backbones``, ``hashers``.
+"""The command line: ``hashgym datasets``, ``features``, ``words``, ``info``, ``backbones``, ``hashers``.
 
 Everything heavy is imported inside the commands, so that help is quick.
 """
@@ -179,9 +179,59 @@ def features(
     _print(f"[green]{out}[/green]: {provenance['split_description']}. Look at it with `hashgym info {out}`.")
 
 
+def words(
+    *,
+    dataset: str,
+    out: str,
+    root: str | None = None,
+    words: int = 500,
+    images: int = 2000,
+    size: int | None = None,
+    split: str | None = None,
+    seed: int = 0,
+    queries: int | None = None,
+    train: int | None = None,
+    skip_bad: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    allow_missing: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """Learn the visual words that the backbone `bow` counts, from the training images of the split alone.
+
+    Args:
+        dataset: a name that `hashgym datasets` lists, such as cifar10, folder:PATH or list:FILE.
+        out: the file to write, such as words.npy.
+        root: the folder that the dataset lies in.
+        words: how many words to learn: the number of features.
+        images: how many training images to look at.
+        size: side of the pictures in pixels, as for the features; 128 by default.
+        split: which images search, are searched and are learnt from; the dataset's first split by default.
+        seed: of the split, of the draw of images and patches, and of the clustering.
+        queries: number of queries, instead of the split's own.
+        train: number of training images, instead of the split's own.
+        skip_bad: leave out images that cannot be read, instead of stopping at the first.
+        allow_missing: leave out images that are listed but not there (NUS-WIDE, COCO, lists).
+    """
+    from hashgym.data import read_images
+    from hashgym.features.bow import learn_words
+
+    learn_words(
+        read_images(dataset, root, allow_missing=allow_missing),
+        out,
+        words=words,
+        images=images,
+        size=size,
+        split=split,
+        seed=seed,
+        queries=queries,
+        train=train,
+        skip_bad=skip_bad,
+    )
+    _print(f"[green]{out}[/green]: {words:,} words. Count them with `hashgym features --backbone bow --weights {out}`.")
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     "datasets": datasets,
     "features": features,
+    "words": words,
     "info": info,
     "backbones": backbones,
     "hashers": hashers,

@@ -15,6 +15,7 @@ from PIL import Image
 
 from hashgym import cli
 from hashgym.data import cache
+from hashgym.data.checksums import sha256
 
 
 @pytest.fixture
@@ -57,6 +58,26 @@ def test_features_then_info(photos, tmp_path, capsys):
     said = flat(capsys.readouterr().out)
     for wanted in ("40, 48 features each", "2: cat, dog", "4 queries", "bicubic to 4 x 4", "40 x 5 x 48", "are right"):
         assert wanted in said
+
+
+def test_words_then_features(photos, tmp_path, capsys):
+    pytest.importorskip("cv2")
+    shared = ("--dataset", f"folder:{photos}", "--size", "16", "--queries", "4", "--seed", "3")
+    learn = ["words", *shared, "--out", str(tmp_path / "w.npy"), "--words", "7", "--images", "9"]
+    cli.main(learn)
+    said = flat(capsys.readouterr().out)
+    assert "9/9" in said or "100%" in said
+    assert "7 words" in said
+    cli.main(
+        ["features", *shared, "--backbone", "bow", "--weights", f"{tmp_path / 'w.npy'}", "--out", f"{tmp_path}/out"]
+    )
+    data = cache.open_cache(tmp_path / "out", verify=True)
+    assert (len(data), data.dim, len(data.query)) == (40, 7, 4)
+    np.testing.assert_allclose(data.features.sum(1), 1, rtol=1e-5)
+    assert data.provenance["backbone"]["digest"] == sha256(tmp_path / "w.npy")
+    assert "exists already" in fails(learn, 2, capsys)
+    without = ["features", *shared, "--backbone", "bow", "--out", str(tmp_path / "more")]
+    assert "`hashgym words --dataset NAME" in fails(without, 2, capsys)
 
 
 def test_info_of_a_damaged_folder(photos, tmp_path, capsys):
@@ -115,7 +136,7 @@ def test_lists(capsys):
         assert re.search(rf"^{name}\b", said, re.MULTILINE)
     cli.main(["backbones"])
     said = capsys.readouterr().out
-    for name in ("pixels", "efficientnet_lite0", "alexnet", "vgg19", "torchvision"):
+    for name in ("pixels", "gist", "bow", "efficientnet_lite0", "alexnet", "vgg19", "torchvision"):
         assert name in said
     cli.main(["hashers"])
     said = capsys.readouterr().out

@@ -13,6 +13,8 @@ Maker = Callable[..., Backbone]
 
 _DESCRIPTIONS = {
     "pixels": "RGB values of the picture at 32 x 32, no weights: 3,072 features",
+    "gist": "GIST of the grey picture at 64 x 64, no weights: 512 features",
+    "bow": "bag of visual words over dense SIFT, words of `hashgym words`: as many features as words, 500",
     "efficientnet_lite0": "EfficientNet-Lite0, ImageNet weights that need no internet: 1,280 features",
     "alexnet": "AlexNet, fc7, as MCH uses it: 4,096 features",
     "vgg19": "VGG-19, fc7, as DRLIH uses it: 4,096 features",
@@ -57,6 +59,10 @@ def make(
         maker = _registered[name]
     elif name == "pixels":
         from hashgym.features.pixels import make as maker
+    elif name == "gist":
+        from hashgym.features.gist import make as maker
+    elif name == "bow":
+        from hashgym.features.bow import make as maker
     elif name == "efficientnet_lite0":
         from hashgym.features.efficientnet_lite0 import make as maker
     else:
