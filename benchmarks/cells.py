@@ -6,10 +6,12 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -17,11 +19,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from hashgym.data import HashingDataset
+from hashgym.features.cluster import cluster, result
 
-__all__ = ["data_digest", "features_name", "run_cells", "unfinished"]
+__all__ = ["Executor", "data_digest", "features_name", "run_cells", "unfinished"]
 
 Cell = TypeVar("Cell")
 Outcome = TypeVar("Outcome")
+Executor = Literal["processes", "ray"]
 
 
 def unfinished(cells: Sequence[Cell], done: Callable[[Cell], bool], path: Path, console: Console) -> list[Cell]:
@@ -38,6 +42,7 @@ def run_cells(
     finish: Callable[[Outcome], str],
     *,
     jobs: int = 1,
+    executor: Executor = "processes",
     console: Console,
 ) -> int:
     """Run ``work`` on every cell in a fresh process, so that its time and peak memory are its own.
@@ -46,34 +51,36 @@ def run_cells(
         cells: what to run; ``str(cell)`` names it.
         work: a function that can be imported by name.
         finish: called here with each outcome as it comes; what it returns is printed.
-        jobs: cells at a time; cores are shared out among them.
+        jobs: cells at a time on this machine; cores are shared out among them.
+        executor: ``processes`` of this machine; or ``ray``: tasks of one CPU each on the cluster at ``RAY_ADDRESS``,
+            or where that is not set, on a Ray of this machine that ends with the last cell. Machines of a cluster need
+            the same packages, and this folder under the same path.
         console: for progress and what ``finish`` says.
 
     Returns:
         The number of cells that failed; each says why, and costs the others nothing.
+
+    Raises:
+        ValueError: before any work, for an unknown executor, or a Ray that is not installed or does not answer.
     """
-    if jobs > 1:  # read by the processes when they start
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+    if executor not in EXECUTORS:
+        raise ValueError(f"unknown executor {executor!r}: choose one of {', '.join(EXECUTORS)}")
+    if not cells:
+        return 0
     failed = 0
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with ThreadPoolExecutor(jobs) as pool, Progress(*columns, console=console) as progress:
+    with closing(EXECUTORS[executor](cells, work, jobs)) as outcomes, Progress(*columns, console=console) as progress:
         bar = progress.add_task("runs", total=len(cells))
-        futures = {pool.submit(_apart, work, cell): cell for cell in cells}
-        try:
-            for future in as_completed(futures):
-                cell = futures[future]
-                try:
-                    outcome = future.result()
-                except Exception as error:
-                    failed += 1
-                    reason = escape(f"{type(error).__name__}: {error}")
-                    progress.console.print(f"[red]{escape(str(cell))} failed:[/red] {reason}", markup=True)
-                else:
-                    progress.console.print(f"{cell}: {finish(outcome)}", markup=False)
-                progress.advance(bar)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        for cell, outcome in outcomes:
+            try:
+                finished = outcome()
+            except Exception as error:
+                failed += 1
+                reason = escape(f"{type(error).__name__}: {error}")
+                progress.console.print(f"[red]{escape(str(cell))} failed:[/red] {reason}", markup=True)
+            else:
+                progress.console.print(f"{cell}: {finish(finished)}", markup=False)
+            progress.advance(bar)
     return failed
 
 
@@ -91,6 +98,45 @@ def data_digest(dataset: HashingDataset) -> str:
     return digest.hexdigest()[:12]
 
 
+def _in_processes(
+    cells: Sequence[Cell], work: Callable[[Cell], Outcome], jobs: int
+) -> Generator[tuple[Cell, Callable[[], Outcome]]]:
+    """Cells as they end, each with a function that gives its outcome or raises its error."""
+    if jobs > 1:  # read by the processes when they start
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(_apart, work, cell): cell for cell in cells}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
 def _apart(work: Callable[[Any], Any], cell: Any) -> Any:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(work, cell).result()
+
+
+def _on_ray(
+    cells: Sequence[Cell], work: Callable[[Cell], Outcome], jobs: int
+) -> Generator[tuple[Cell, Callable[[], Outcome]]]:
+    """The same of a Ray cluster. Its processes serve one cell each; a cell whose process is lost is begun again."""
+    with cluster(jobs) as ray:
+        task = ray.remote(num_cpus=1, max_calls=1, max_retries=3)(_in_folder)
+        waiting = {task.options(name=str(cell)).remote(os.getcwd(), work, cell): cell for cell in cells}
+        try:
+            while waiting:
+                (ended,), _ = ray.wait(list(waiting))
+                yield waiting.pop(ended), partial(result, ray, ended)
+        finally:
+            for reference in waiting:
+                ray.cancel(reference, force=True)
+
+
+def _in_folder(folder: str, work: Callable[[Any], Any], cell: Any) -> Any:
+    os.chdir(folder)  # relative paths mean what they mean where the benchmark was started
+    return work(cell)
+
+
+EXECUTORS = {"processes": _in_processes, "ray": _on_ray}

@@ -1,0 +1,175 @@
+"""Cells in processes and on Ray: the same outcomes, a process each, failures told one by one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from benchmarks.cells import run_cells
+from hashgym.features.cluster import cluster
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Cell:
+    number: int
+    folder: str = ""
+
+    def __str__(self) -> str:
+        return f"cell {self.number}"
+
+
+def square(cell: Cell) -> tuple[int, int]:
+    """The square of a cell's number, and the process that found it."""
+    if cell.number == 2:
+        raise ValueError("two is [not] liked")
+    return cell.number**2, os.getpid()
+
+
+def surroundings(cell: Cell) -> tuple[str, str | None]:
+    return os.getcwd(), os.environ.get("OMP_NUM_THREADS")
+
+
+def killed_once(cell: Cell) -> int:
+    """Ends its own process the first time, as a machine that fails does."""
+    try:
+        (Path(cell.folder) / "tried").mkdir()
+    except FileExistsError:
+        return cell.number
+    os.kill(os.getpid(), signal.SIGKILL)
+    return -1
+
+
+def slow(cell: Cell) -> int:
+    """Leaves a file behind, a second later than it could."""
+    time.sleep(1.0 if cell.number else 0.0)
+    (Path(cell.folder) / str(cell.number)).touch()
+    return cell.number
+
+
+@pytest.fixture(scope="module")
+def ray():
+    pytest.importorskip("ray")
+    with cluster(2) as module:
+        yield module
+
+
+def collect(cells, work, **options):
+    outcomes, text = [], StringIO()
+
+    def finish(outcome):
+        outcomes.append(outcome)
+        return "finished"
+
+    failed = run_cells(cells, work, finish, jobs=2, console=Console(file=text, width=200), **options)
+    return outcomes, failed, text.getvalue()
+
+
+@pytest.mark.parametrize("executor", ["processes", "ray"])
+def test_every_cell_has_a_process_of_its_own_and_a_failure_costs_the_others_nothing(executor, request):
+    if executor == "ray":
+        request.getfixturevalue("ray")
+    outcomes, failed, text = collect([Cell(i) for i in range(5)], square, executor=executor)
+    assert sorted(number for number, _ in outcomes) == [0, 1, 9, 16]
+    assert len({process for _, process in outcomes} | {os.getpid()}) == 5
+    assert failed == 1
+    assert "cell 2 failed: ValueError: two is [not] liked\n" in text
+    assert "cell 4: finished" in text
+
+
+def test_tasks_run_in_this_folder_with_their_share_of_the_cores(ray, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outcomes, failed, _ = collect([Cell(0)], surroundings, executor="ray")
+    assert (outcomes, failed) == ([(str(tmp_path), os.environ["OMP_NUM_THREADS"])], 0)
+
+
+def test_a_cell_whose_process_is_lost_is_begun_again(ray, tmp_path):
+    outcomes, failed, _ = collect([Cell(7, str(tmp_path))], killed_once, executor="ray")
+    assert (outcomes, failed) == ([7], 0)
+
+
+def test_what_waits_is_cancelled_when_the_benchmark_stops(ray, tmp_path):
+    def interrupt(outcome):
+        raise KeyboardInterrupt
+
+    cells = [Cell(i, str(tmp_path)) for i in range(8)]
+    with pytest.raises(KeyboardInterrupt):
+        run_cells(cells, slow, interrupt, executor="ray", console=Console(file=StringIO()))
+    time.sleep(2.5)
+    assert len(list(tmp_path.iterdir())) <= 2  # the first, and one that may have ended meanwhile
+
+
+def test_the_connection_is_left_to_who_opened_it(ray):
+    collect([Cell(1)], square, executor="ray")
+    assert ray.is_initialized()
+
+
+def test_wrong_executors_are_refused_before_any_work(monkeypatch):
+    with pytest.raises(ValueError, match="unknown executor 'slurm': choose one of processes, ray"):
+        collect([Cell(1)], square, executor="slurm")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ValueError, match=r"pip install 'hashgym\[ray\]'"):
+        collect([Cell(1)], square, executor="ray")
+
+
+def test_nothing_to_do_starts_nothing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert collect([], square, executor="ray") == ([], 0, "")
+
+
+def test_a_killed_benchmark_keeps_what_was_finished_and_leaves_no_process_behind(tmp_path):
+    """As a program of its own, whose functions are those of ``__main__``; killed when the first cell is in."""
+    pytest.importorskip("ray")
+    (tmp_path / "program.py").write_text(
+        textwrap.dedent("""
+        import os, time
+        from pathlib import Path
+        from rich.console import Console
+        from benchmarks.cells import run_cells
+
+        def work(number):
+            time.sleep(600 * number)
+            return number, os.getppid()
+
+        def finish(outcome):
+            print("finished", *outcome, flush=True)
+            return ""
+
+        if __name__ == "__main__":
+            run_cells([0, 1, 2], work, finish, executor="ray", console=Console(quiet=True))
+        """)
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("RAY_ADDRESS", None)
+    program = subprocess.Popen(
+        [sys.executable, "program.py"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    _, number, parent = program.stdout.readline().split()
+    assert number == "0"
+    program.kill()
+    program.wait()
+    program.stdout.close()
+    for _ in range(300):
+        if not alive(int(parent)):
+            return
+        time.sleep(0.1)
+    raise AssertionError("Ray outlived the benchmark")
+
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
