@@ -1,4 +1,4 @@
-"""DeepHasher: one hidden layer and a hash layer; subclasses bring the objective."""
+"""DeepHasher: a linear head or one with a hidden layer; subclasses bring the objective."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ _WORTH_THREADS = 1 << 25  # multiplications in a product: below, threads wait fo
 class DeepHasher(Hasher):
     """features -> hidden layer, ReLU, dropout -> q logits, trained in batches by an objective (AdamW, cosine).
 
+    With ``hidden=0`` there is no hidden layer: the logits are linear in the features.
+
     Features are standardised by the training set's mean and deviation first; that is folded into the first layer,
     so raw and standardised features do equally well. The weights are kept as arrays: encoding needs no accelerator.
 
     Attributes:
-        hidden: width of the hidden layer.
+        hidden: width of the hidden layer; 0 for a linear head, which has no ``hidden_weight_`` and ``hidden_bias_``.
         dropout: part of the hidden units left out at each update.
         input_dropout: part of the features left out at each update.
         updates: number of gradient steps.
@@ -40,7 +42,7 @@ class DeepHasher(Hasher):
         verbose: whether to show a progress bar.
         hidden_weight_: float32 (D, hidden).
         hidden_bias_: float32 (hidden,).
-        code_weight_: float32 (hidden, q).
+        code_weight_: float32 (hidden, q), or (D, q) of a linear head.
         code_bias_: float32 (q,).
         losses_: float32 (updates,), the training loss.
     """
@@ -59,7 +61,9 @@ class DeepHasher(Hasher):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("hidden", "updates", "batch_size", "learning_rate"):
+        if self.hidden < 0:
+            raise ValueError(f"hidden must be at least 0, which is a linear head, got {self.hidden}")
+        for name in ("updates", "batch_size", "learning_rate"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         for name in ("dropout", "input_dropout"):
@@ -74,6 +78,13 @@ class DeepHasher(Hasher):
             labels: float32 (n, L), multi-hot labels of all training images, on the device that trains.
         """
 
+    def hash_layer(self, width: int) -> nn.Linear:
+        """What makes q logits of the ``width`` numbers before it: hidden units, or features where none are hidden.
+
+        Only its weight and bias are kept, so a subclass's own layer must be the linear function that they define.
+        """
+        return nn.Linear(width, self.bits)
+
     def _fit(self, X: Features, y: Labels | None) -> None:
         from rich.progress import track
 
@@ -85,15 +96,12 @@ class DeepHasher(Hasher):
 
         # The global generators end as they were; dropout has no generator of its own.
         forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-        with forked, _threads(self.batch_size * x.shape[1] * self.hidden):
+        with forked, _threads(self.batch_size * x.shape[1] * (self.hidden or self.bits)):
             torch.manual_seed(self.seed)
-            network = nn.Sequential(
-                nn.Dropout(self.input_dropout),
-                nn.Linear(x.shape[1], self.hidden),
-                nn.ReLU(),
-                nn.Dropout(self.dropout),
-                nn.Linear(self.hidden, self.bits),
-            ).to(device)
+            layers: list[nn.Module] = [nn.Dropout(self.input_dropout)]
+            if self.hidden:
+                layers += [nn.Linear(x.shape[1], self.hidden), nn.ReLU(), nn.Dropout(self.dropout)]
+            network = nn.Sequential(*layers, self.hash_layer(self.hidden or x.shape[1])).to(device)
             optimizer = torch.optim.AdamW(
                 network.parameters(), self.learning_rate, weight_decay=self.weight_decay, fused=True
             )
@@ -111,18 +119,20 @@ class DeepHasher(Hasher):
                 schedule.step()
                 losses[step] = loss.detach()
 
-        first, last = (layer for layer in network.cpu() if isinstance(layer, nn.Linear))
-        if not torch.isfinite(last.weight).all():
+        linear = [layer for layer in network.cpu() if isinstance(layer, nn.Linear)]
+        if not torch.isfinite(linear[-1].weight).all():
             raise ValueError(f"training diverged: lower the learning rate of {self.learning_rate}")
-        weight = first.weight.detach().numpy().T / scale[:, None]
-        self.hidden_weight_ = weight.astype(np.float32)
-        self.hidden_bias_ = (first.bias.detach().numpy() - center @ weight).astype(np.float32)
-        self.code_weight_ = np.ascontiguousarray(last.weight.detach().numpy().T)
-        self.code_bias_ = last.bias.detach().numpy().copy()
+        parts = [(layer.weight.detach().numpy().T, layer.bias.detach().numpy().copy()) for layer in linear]
+        weight, bias = parts[0]
+        weight = weight / scale[:, None]
+        parts[0] = weight.astype(np.float32), (bias - center @ weight).astype(np.float32)
+        if self.hidden:
+            self.hidden_weight_, self.hidden_bias_ = parts[0]
+        self.code_weight_, self.code_bias_ = np.ascontiguousarray(parts[-1][0]), parts[-1][1]
         self.losses_ = losses.cpu().numpy()
 
     def _transform(self, X: Features) -> Features:
-        hidden = np.maximum(X @ self.hidden_weight_ + self.hidden_bias_, 0)
+        hidden = np.maximum(X @ self.hidden_weight_ + self.hidden_bias_, 0) if self.hidden else X
         return hidden @ self.code_weight_ + self.code_bias_
 
     def _device(self) -> torch.device:

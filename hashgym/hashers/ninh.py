@@ -1,0 +1,74 @@
+"""ninh: network in network hashing (Lai, Pan, Liu, Yan, CVPR 2015): triplets, and each bit from a slice of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hashgym.hashers.deep import Objective
+from hashgym.hashers.noseq import NoSeq, triplet_ranking_loss
+
+__all__ = ["NINH", "DivideAndEncode", "piecewise_threshold"]
+
+
+def piecewise_threshold(s: Tensor, epsilon: float) -> Tensor:
+    """0 below 0.5 - epsilon, 1 above 0.5 + epsilon, and s itself, the only part with a gradient, between them."""
+    return torch.where((s - 0.5).abs() <= epsilon, s, (s > 0.5).to(s.dtype))
+
+
+class DivideAndEncode(nn.Linear):
+    """The layer before cut into q slices, equal up to one unit, each of which alone makes one logit.
+
+    Raises:
+        ValueError: if there are fewer units than bits.
+    """
+
+    own: Tensor
+
+    def __init__(self, width: int, bits: int) -> None:
+        if width < bits:
+            raise ValueError(f"{width} numbers cannot be cut into slices for {bits} bits: take hidden={bits} or more")
+        super().__init__(width, bits)
+        slices = torch.arange(width) * bits // width
+        self.register_buffer("own", slices == torch.arange(bits)[:, None])
+        with torch.no_grad():  # as a linear layer of a slice's width starts; other slices' weights are 0, and stay so
+            self.weight *= self.own * bits**0.5
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Logits (b, q) of units (b, width)."""
+        return nn.functional.linear(input, self.weight * self.own, self.bias)
+
+
+@dataclass(kw_only=True, eq=False)
+class NINH(NoSeq):
+    """The triplet ranking loss of relaxed codes: sigmoid and :func:`piecewise_threshold` of each slice's logit.
+
+    Every triplet of a batch counts, where the paper draws them.
+
+    Attributes:
+        margin: by how many bits dissimilar images should be farther than similar ones; None for bits / 12.
+        epsilon: see :func:`piecewise_threshold`; from 0.5 up there is no threshold.
+    """
+
+    margin: float | None = 1.0
+    epsilon: float = 0.3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.epsilon <= 0:
+            raise ValueError(f"epsilon must be above 0, got {self.epsilon}")
+
+    def hash_layer(self, width: int) -> nn.Linear:
+        """:class:`DivideAndEncode`."""
+        return DivideAndEncode(width, self.bits)
+
+    def objective(self, labels: Tensor) -> Objective:
+        """:func:`triplet_ranking_loss` of the relaxed codes."""
+        margin = self.bits / 12 if self.margin is None else self.margin
+
+        def loss(logits: Tensor, rows: Tensor, update: int) -> Tensor:
+            return triplet_ranking_loss(piecewise_threshold(torch.sigmoid(logits), self.epsilon), labels[rows], margin)
+
+        return loss

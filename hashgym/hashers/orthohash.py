@@ -1,0 +1,77 @@
+"""orthohash: one cosine loss to orthogonal targets (Hoe, Ng, Zhang, Chan, Song, Xiang, NeurIPS 2021)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hashgym.hashers.base import Features, Labels
+from hashgym.hashers.csq import targets
+from hashgym.hashers.deep import DeepHasher, Objective
+from hashgym.hashers.pairwise import pair_weights, unit
+
+__all__ = ["OrthoHash", "cosine_softmax_loss"]
+
+_FLAT = 1e-5  # added to variances, as batch normalisation does
+
+
+def cosine_softmax_loss(z: Tensor, codes: Tensor, labels: Tensor, scale: float, margin: float) -> Tensor:
+    """Cross-entropy of the labels, as shares of 1, with softmax(scale (cos(z, code) - margin y)), y the labels: (b,).
+
+    Args:
+        z: (b, q).
+        codes: (L, q), a target for each label.
+        labels: (b, L), multi-hot; an image without labels costs nothing.
+        scale: s.
+        margin: m, by how much the cosines to an image's own targets are lowered.
+    """
+    logits = scale * (unit(z) @ unit(codes).T - margin * labels)
+    shares = labels / labels.sum(1, keepdim=True).clamp(min=1)
+    return -(shares * torch.log_softmax(logits, 1)).sum(1)
+
+
+@dataclass(kw_only=True, eq=False)
+class OrthoHash(DeepHasher):
+    """Codes by a linear layer and batch normalisation, drawn to the direction of their labels' targets.
+
+    The mean and deviation that normalise a code are those of the training images seen without dropout, in place of
+    averages kept while training, and become part of the layer. Batch normalisation has no scale and shift of its own.
+
+    Attributes:
+        temperature: s, what cosines are multiplied by before the softmax.
+        margin: m, by how much the cosines to an image's own targets are lowered while training.
+    """
+
+    temperature: float = 8.0
+    margin: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.temperature <= 0 or self.margin < 0:
+            raise ValueError(
+                f"temperature must be above 0, margin at least 0; got {self.temperature} and {self.margin}"
+            )
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size must be at least 2, for batches are normalised; got {self.batch_size}")
+
+    def objective(self, labels: Tensor) -> Objective:
+        """Mean of :func:`cosine_softmax_loss` over the labelled images of a batch."""
+        pair_weights(labels.cpu().numpy())  # refuses labels that tell nothing apart
+        codes = torch.from_numpy(targets(labels.shape[1], self.bits, self.seed)).to(labels)
+
+        def loss(u: Tensor, rows: Tensor, update: int) -> Tensor:
+            y = labels[rows]
+            z = torch.nn.functional.batch_norm(u, None, None, training=True, eps=_FLAT)
+            losses = cosine_softmax_loss(z, codes, y, self.temperature, self.margin)
+            return losses.sum() / y.amax(1).sum().clamp(min=1)
+
+        return loss
+
+    def _fit(self, X: Features, y: Labels | None) -> None:
+        super()._fit(X, y)
+        values = self._transform(X)
+        deviation = (values.var(0) + _FLAT) ** 0.5
+        self.code_weight_ /= deviation
+        self.code_bias_ = (self.code_bias_ - values.mean(0)) / deviation
