@@ -29,8 +29,8 @@ class DSH(DeepHasher, PairwiseHasher):
     """The contrastive loss of all pairs of a batch, on outputs that nothing squashes, and a pull to -1 and +1.
 
     Attributes:
-        margin: m, how far apart dissimilar images should be, as a squared distance: 4 for each bit; None for 2 bits
-            of it, half the code, the authors'.
+        margin: m, the squared distance that dissimilar images should keep, 4 for each bit; None for the authors' twice
+            the bits, half of the code.
         alpha: weight of || |b| - 1 ||_1, summed over bits and a pair's two images.
     """
 

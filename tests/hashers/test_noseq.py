@@ -115,7 +115,7 @@ def test_raw_and_standardised_features_do_equally_well():
 
 
 def test_settings_that_cannot_work_are_refused():
-    for bad in ({"margin": 0.0}, {"dropout": 1.0}, {"updates": 0}, {"hidden": 0}, {"learning_rate": -1.0}):
+    for bad in ({"margin": 0.0}, {"dropout": 1.0}, {"updates": 0}, {"hidden": -1}, {"learning_rate": -1.0}):
         with pytest.raises(ValueError, match="must be"):
             make("noseq", **bad)
     y = np.eye(2, dtype=np.uint8)[np.arange(40) % 2]
