@@ -64,8 +64,14 @@ def cluster(cpus: int | None = None) -> Iterator[Any]:
 
 
 def result(ray: Any, reference: Any) -> Any:
-    """What a task returned. What it raised is raised here too, instead of Ray's error around it."""
+    """What a task returned. What it raised is raised here too, instead of Ray's error around it.
+
+    Raises:
+        ChildProcessError: where Ray lost the task's process as often as it was to try again.
+    """
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         raise (error.cause if isinstance(error.cause, Exception) else error) from error
+    except ray.exceptions.RayError as error:
+        raise ChildProcessError(f"Ray lost the process of a task: {error}") from error

@@ -1,21 +1,23 @@
 """The extraction job: from a collection of images to a cache of features, safe to kill at any moment.
 
 Work goes to ``OUT.partial``: arrays of their full size, and a journal with a line for every batch whose rows are on
-the disk. A later run of the same job goes on after the last line; batches always have the same images, so the bytes
-in the end do not depend on how often the job was stopped. A finished job is renamed to ``OUT``.
+the disk. A later run of the same job takes up the batches without a line; batches always have the same images, so the
+bytes in the end depend neither on how often the job was stopped, nor on who did what. A finished job is renamed to
+``OUT``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
@@ -28,6 +30,7 @@ from hashgym.data import splits
 from hashgym.data.dataset import DataError, HashingDataset
 from hashgym.data.images import ImageCollection
 from hashgym.features.backbone import Backbone
+from hashgym.features.cluster import cluster, import_ray, result
 from hashgym.features.regions import Box, corner_and_centre, random_boxes
 from hashgym.features.store import Store
 
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["extract"]
 
-AHEAD = 2  # batches that are read and preprocessed while the network works on another
+AHEAD = 2  # batches that are read and preprocessed while the network works on another; on Ray, that a CPU has
 RECORDED = ("hashgym", "numpy", "pillow", "torch", "torchvision", "onnxruntime")
 Tick = Callable[[int], None]
 
@@ -56,6 +59,7 @@ def extract(
     thumbnail: int = 32,
     batch_size: int = 64,
     workers: int = 2,
+    executor: str = "local",
     skip_bad: bool = False,
     progress: bool = True,
 ) -> Path:
@@ -74,7 +78,10 @@ def extract(
         train_regions: number of random regions of each image.
         thumbnail: side in pixels of the small square pictures that are kept for renderings; 0 for none.
         batch_size: images that are read, and noted as finished, together.
-        workers: threads that read and preprocess.
+        workers: threads that read and preprocess, of the executor ``local``.
+        executor: ``local``; or ``ray``: a batch on every CPU of the cluster at ``RAY_ADDRESS``, or of this machine
+            where that is not set. This process alone writes what comes of them, and either executor may take up the
+            other's job. Machines of a cluster need the same packages, and the images under the same path.
         skip_bad: leave images out that cannot be read, and list them in the provenance, instead of stopping.
         progress: show a progress bar.
 
@@ -82,13 +89,21 @@ def extract(
         ``out``, for :func:`hashgym.data.cache.open_cache`.
 
     Raises:
-        ValueError: for impossible arguments.
+        ValueError: for impossible arguments, a Ray that is not installed or does not answer, a backbone that cannot be
+            sent to its workers, or workers with other versions of what computes features.
         DataError: before any work if ``out`` exists, ``out.partial`` belongs to another job, the split is impossible
             or the disk is too small; during work for an image that cannot be read (unless ``skip_bad``) or whose
             features are not finite. What was finished by then is kept.
+        ChildProcessError: if Ray loses the processes of a batch again and again. What was finished by then is kept.
     """
     if batch_size < 1 or workers < 1:
         raise ValueError(f"batch_size and workers must be at least 1, got {batch_size} and {workers}")
+    if executor not in EXECUTORS:
+        raise ValueError(f"unknown executor {executor!r}: choose one of {', '.join(EXECUTORS)}")
+    if executor == "ray":
+        import_ray()
+        if backbone.engine.startswith("torch:") and backbone.engine != "torch:cpu":
+            raise ValueError(f"the executor ray uses CPUs, and {backbone.name} is on {backbone.engine}: device='cpu'")
     recipe = _Recipe(backbone, regions, sigma, train_regions, seed, thumbnail)
     target = Path(out)
     if target.exists():
@@ -100,31 +115,24 @@ def extract(
     job = {"dataset": collection.name, "images": n, "names": _digest(collection.names), "batch_size": batch_size}
     store = Store(target.with_name(target.name + ".partial"), n, recipe.arrays, job | recipe.description)
 
-    def prepare(index: int) -> _Prepared | _Bad:
-        try:
-            return recipe.prepare(index, collection.read(index))
-        except (OSError, DataError) as error:
-            return _Bad(index, str(error))
-
     batches = [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
     with store:
-        left = [b for b in range(len(batches)) if b not in store.finished]
-        done = n - sum(len(batches[b]) for b in left)
-        with _progress(n, done, progress) as tick, _ahead(prepare, [batches[b] for b in left], workers) as results:
-            for b, batch in zip(left, results, strict=True):
-                bad = [result for result in batch if isinstance(result, _Bad)]
-                good = [result for result in batch if isinstance(result, _Prepared)]
-                if bad and not skip_bad:
+        left = {b: batch for b, batch in enumerate(batches) if b not in store.finished}
+        done = n - sum(map(len, left.values()))
+        with (
+            _progress(n, done, progress) as tick,
+            closing(EXECUTORS[executor](recipe, collection, left, workers)) as made,
+        ):
+            for b, rows in made:
+                if rows.bad and not skip_bad:
                     raise DataError(
-                        f"{bad[0].reason}. Mend it and run the same command again: it goes on from here; "
+                        f"{rows.bad[0].reason}. Mend it and run the same command again: it goes on from here; "
                         "--skip-bad leaves such images out"
                     )
-                if good:
-                    rows = np.array([result.index for result in good])
-                    for key, values in recipe.cook(good, collection.names).items():
-                        store.write(key, rows, values)
-                store.finish(b, [[result.index, result.reason] for result in bad])
-                tick(len(batch))
+                for key, values in rows.values.items():
+                    store.write(key, rows.good, values)
+                store.finish(b, [[bad.index, bad.reason] for bad in rows.bad])
+                tick(len(batches[b]))
         left_out = {index: reason for bad_images in store.finished.values() for index, reason in bad_images}
         kept = np.setdiff1d(np.arange(n), list(left_out))
         if not len(kept):
@@ -163,6 +171,15 @@ class _Prepared:
 class _Bad:
     index: int
     reason: str
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What a batch gives: for the images ``good`` rows of every array, and the images that cannot be read."""
+
+    good: NDArray[np.int64]
+    values: dict[str, NDArray[Any]]
+    bad: list[_Bad]
 
 
 @dataclass(frozen=True)
@@ -212,16 +229,25 @@ class _Recipe:
         }
         return {key: (shape, kind) for key, (shape, kind) in rows.items() if 0 not in shape}
 
-    def prepare(self, index: int, image: Image) -> _Prepared:
-        """Cut out the regions of image ``index`` and preprocess them and the image."""
-        boxes = corner_and_centre(*image.size, self.sigma) if self.regions else []
-        boxes += random_boxes(np.random.default_rng([self.seed, index]), *image.size, self.sigma, self.train_regions)
-        parts = (image, *(image.crop(box) for box in boxes))
-        pictures = np.stack([self.backbone.preprocess(x) for x in parts])
-        return _Prepared(index, pictures, _in_square(boxes, *image.size), _square(image, self.thumbnail))
+    def prepare(self, collection: ImageCollection, index: int) -> _Prepared | _Bad:
+        """Read image ``index``, cut out its regions, and preprocess them and the image."""
+        try:
+            image = collection.read(index)
+            boxes = corner_and_centre(*image.size, self.sigma) if self.regions else []
+            generator = np.random.default_rng([self.seed, index])
+            boxes += random_boxes(generator, *image.size, self.sigma, self.train_regions)
+            pictures = np.stack([self.backbone.preprocess(x) for x in (image, *(image.crop(box) for box in boxes))])
+            return _Prepared(index, pictures, _in_square(boxes, *image.size), _square(image, self.thumbnail))
+        except (OSError, DataError) as error:
+            return _Bad(index, str(error))
 
-    def cook(self, batch: list[_Prepared], names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    def cook(self, images: Sequence[_Prepared | _Bad], names: Sequence[str]) -> _Rows:
         """Rows of every array for a batch of images."""
+        bad = [image for image in images if isinstance(image, _Bad)]
+        batch = [image for image in images if isinstance(image, _Prepared)]
+        good = np.array([prepared.index for prepared in batch], np.int64)
+        if not batch:
+            return _Rows(good, {}, bad)
         pictures = np.concatenate([prepared.pictures for prepared in batch])
         values = self.backbone(pictures).reshape(len(batch), -1, self.backbone.dim)
         finite = np.isfinite(values).all(axis=(1, 2))
@@ -237,7 +263,7 @@ class _Recipe:
             "train_boxes": boxes[:, self.regions :],
             "thumbnails": np.stack([prepared.thumbnail for prepared in batch]),
         }
-        return {key: rows[key] for key in self.arrays}
+        return _Rows(good, {key: rows[key] for key in self.arrays}, bad)
 
 
 def _draw(collection: ImageCollection, split: str | None, kept: NDArray[np.int64], **options: Any) -> splits.Split:
@@ -295,27 +321,83 @@ def _versions() -> dict[str, str]:
     return found
 
 
-@contextmanager
-def _ahead(prepare: Callable[[int], Any], batches: list[range], workers: int) -> Iterator[Iterator[list[Any]]]:
-    """Results of ``prepare`` for every batch in turn, computed in threads a few batches ahead."""
+def _in_threads(
+    recipe: _Recipe, collection: ImageCollection, batches: Mapping[int, range], workers: int
+) -> Generator[tuple[int, _Rows]]:
+    """What every batch gives: read and preprocessed in threads a few batches ahead, features here."""
     pool = ThreadPoolExecutor(workers, thread_name_prefix="images")
-    waiting = iter(batches)
+    waiting = iter(batches.items())
+    queue: deque[tuple[int, list[Future[_Prepared | _Bad]]]] = deque()
 
-    def submit(count: int) -> list[list[Future[Any]]]:
-        return [[pool.submit(prepare, index) for index in batch] for batch in islice(waiting, count)]
-
-    def results() -> Iterator[list[Any]]:
-        queue = deque(submit(AHEAD))
-        while queue:
-            futures = queue.popleft()
-            batch = [future.result() for future in futures]
-            queue.extend(submit(1))
-            yield batch
+    def submit(count: int) -> None:
+        for b, batch in islice(waiting, count):
+            queue.append((b, [pool.submit(recipe.prepare, collection, index) for index in batch]))
 
     try:
-        yield results()
+        submit(AHEAD)
+        while queue:
+            b, futures = queue.popleft()
+            images = [future.result() for future in futures]
+            submit(1)
+            yield b, recipe.cook(images, collection.names)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _on_ray(
+    recipe: _Recipe, collection: ImageCollection, batches: Mapping[int, range], workers: int
+) -> Generator[tuple[int, _Rows]]:
+    """The same from a Ray cluster, as batches end; the batch of a process that is lost is begun again."""
+    with cluster() as ray:
+        try:
+            job = ray.put((recipe, collection, os.getcwd(), _versions()))
+        except TypeError as error:
+            raise ValueError(
+                f"{recipe.backbone.name} (engine {recipe.backbone.engine}), or what reads {collection.name}, cannot be "
+                "sent to Ray's workers: use the executor local, or another engine"
+            ) from error
+        task = ray.remote(num_cpus=1, max_retries=3)(_work)
+        waiting = iter(batches.items())
+        running: dict[Any, int] = {}
+
+        def submit(count: int) -> None:
+            for b, batch in islice(waiting, count):
+                running[task.remote([job], batch)] = b  # in a list, so that Ray leaves it to the process to get it once
+
+        try:
+            submit(AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1))))
+            while running:
+                (ended,), _ = ray.wait(list(running))
+                b = running.pop(ended)
+                submit(1)
+                rows = result(ray, ended)
+                for bad in rows.bad:  # left out only if they are bad, and not out of a worker's reach
+                    if isinstance(recipe.prepare(collection, bad.index), _Prepared):
+                        raise DataError(f"{bad.reason}, says a Ray worker, but here it can be read: share the folder")
+                yield b, rows
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
+
+
+def _work(job: list[Any], batch: range) -> _Rows:
+    """A batch, in a process of the cluster."""
+    recipe, collection = _received(*job)
+    return recipe.cook([recipe.prepare(collection, index) for index in batch], collection.names)
+
+
+@lru_cache(maxsize=1)
+def _received(job: Any) -> tuple[_Recipe, ImageCollection]:
+    """Recipe and images as they were put into Ray, once in a process."""
+    recipe, collection, folder, versions = import_ray().get(job)
+    os.chdir(folder)  # relative paths mean what they mean where the job was started
+    found = _versions()
+    if other := sorted(name for name in versions | found if versions.get(name) != found.get(name)):
+        raise ValueError(f"a Ray worker has another version of {', '.join(other)}: install the same on every machine")
+    return recipe, collection
+
+
+EXECUTORS = {"local": _in_threads, "ray": _on_ray}
 
 
 @contextmanager
