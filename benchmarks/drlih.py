@@ -1,23 +1,24 @@
-"""DRLIH's table: mAP of the agents and their rivals at several code lengths, over seeds.
+"""DRLIH's tables: mAP of the agents and their rivals at several code lengths, over seeds.
 
-    python -m benchmarks.drlih --features DIR --bits 12 24 32 48 --methods lsh itq noseq drlih --seeds 3 --out DIR
+    python -m benchmarks.drlih --features DIR --jobs 2 --out DIR     # every method of Tables I and II
+    python -m benchmarks.drlih --preset smoke                        # the same on digits, in minutes
 
 Every run has a process of its own, so that its training time and peak memory are its own, and adds a row to
-``results.csv`` when it is finished. Called again, the benchmark takes up what is missing. Seeds change the methods'
-random numbers, never the split. Queries are only measured: nothing is chosen on them.
+``results.csv`` when it is finished; at the greatest code length also one to ``curves.csv`` (precision at K, precision
+and recall by radius) and, for seed 0, to ``examples.csv`` (what some queries find). Called again, the benchmark takes
+up what is missing. Seeds change the methods' random numbers, never the split. Settings are those that
+``benchmarks.tune`` chose on held-out training images, where it did. Queries are only measured.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import importlib
+import json
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
@@ -26,152 +27,85 @@ from rich.console import Console
 
 import hashgym
 import hashgym.data
-import hashgym.hashers
-from benchmarks.cells import data_digest, features_name, run_cells, unfinished
-from benchmarks.results import Results, describe, peak_mb, revision, table
+from benchmarks import tune
+from benchmarks.cells import Executor, features_name, run_cells, unfinished
+from benchmarks.methods import Cell, Codes, config, fit, measure, settings
+from benchmarks.results import KEY, Results, describe, peak_mb, revision, table
+from hashgym import codes
 from hashgym.data import HashingDataset
-from hashgym.retrieval import RetrievalResult, evaluate
+from hashgym.retrieval import RetrievalResult
 
-__all__ = ["Args", "Cell", "fit", "group_bits", "main", "measure", "row", "run"]
+__all__ = ["CURVES", "EXAMPLES", "METHODS", "PRESETS", "Args", "Preset", "main", "names", "row", "run"]
 
-Codes = NDArray[np.bool_]
-Encoder = Callable[[NDArray[np.float32]], Codes]
+AGENTS = ("drlih", "drlih-norec", "drlih-gru", "drlih-lstm", "drlih-paper", "drlih-released", "ng")
+NETWORKS = ("noseq", "hashnet", "dsh", "ninh", "cnnh", "adsh", "dch", "mmhh", "csq", "orthohash")
+METHODS = ("lsh", "sh", "itq", "ksh", "sdh", *NETWORKS, *AGENTS)
 
-# Methods that are agents, with the arguments that make them (agents/drlih.py); every other name is a hasher's.
-# They learn from all training images, as the hashers do. The paper's cell runs bit by bit, at many times the cost of an
-# update: its batches and updates are fewer, so that a run stays near two minutes. What differs from the agent's own
-# defaults was chosen on held-out training images.
-_ALL: Mapping[str, Any] = {"holdout": 0.0}
-_CELL: Mapping[str, Any] = {"holdout": 0.0, "lanes": 64, "updates": 1200}
-_PAPER = {**_CELL, "input_dropout": 0.0, "dropout": 0.0}
-_RELEASED = {**_CELL, "input_dropout": 0.2}
-AGENTS: Mapping[str, Mapping[str, Any]] = {
-    "drlih": {"variant": "hashgym", **_ALL},
-    "drlih-norec": {"variant": "norec", **_ALL},
-    "drlih-paper": {"variant": "paper", **_PAPER},
-    "drlih-released": {"variant": "released", **_RELEASED},
-    # REINFORCE with a learned baseline, learnt from one call of a recurrent cell over all groups.
-    "drlih-gru": {"variant": "gru", **_ALL},
-    "drlih-lstm": {"variant": "lstm", **_ALL},
-    "ng": {"variant": "hashgym", "group_bits": 1, **_ALL},  # Table II's Baseline_ng: no action groups
-}
+CURVES = (*KEY, "ranks", "precision_at", "precision_by_radius", "recall_by_radius")
+EXAMPLES = (*KEY, "queries", "found", "distances", "right")
+RANKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000)  # of precision at K
+SHOWN, ASKED = 10, 10  # results that an example keeps, and queries
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What is run unless arguments say otherwise."""
+
+    methods: tuple[str, ...] = METHODS
+    bits: tuple[int, ...] = (12, 24, 32, 48)
+    seeds: int = 3
+    effort: float = 1.0
+
+
+PRESETS: Mapping[str, Preset] = {"tables": Preset(), "smoke": Preset(bits=(24,), seeds=1, effort=0.2)}
 
 
 @dataclass(frozen=True)
 class Args:
     """What to run."""
 
-    out: Path
-    """Folder of results.csv."""
-    features: str = "digits"
-    """An embedded dataset's name, or a folder that `hashgym features` wrote."""
-    bits: tuple[int, ...] = (12, 24, 32, 48)
-    """Code lengths."""
-    methods: tuple[str, ...] = ("lsh", "itq", "noseq", "drlih", "drlih-norec")
+    out: Path = Path("runs/drlih")
+    """Folder of results.csv, curves.csv and examples.csv."""
+    features: tuple[str, ...] = ("digits",)
+    """Embedded datasets by name, or folders that `hashgym features` wrote."""
+    preset: Literal["tables", "smoke"] = "tables"
+    """What is run unless the next four say otherwise: the papers' tables, or a quick look at every method."""
+    methods: tuple[str, ...] | None = None
     """Hashers (`hashgym hashers`), and the agents drlih, drlih-{norec,gru,lstm,paper,released} and ng."""
-    seeds: int = 3
+    bits: tuple[int, ...] | None = None
+    """Code lengths."""
+    seeds: int | None = None
     """Runs of each cell, with the seeds 0, 1, ..."""
+    effort: float | None = None
+    """Gradient steps, as a share of every method's own number."""
+    tuned: Path = tune.CHOSEN
+    """Folder of what `benchmarks.tune` tried; settings of datasets that are not in it are the methods' defaults."""
     jobs: int = 1
     """Runs at a time; cores are shared out among them."""
+    executor: Executor = "processes"
+    """Where runs happen: processes of this machine, or a Ray cluster (RAY_ADDRESS, or one of `jobs` processes here)."""
     replace: bool = False
     """Run again what was run with another configuration, instead of stopping."""
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run."""
+class Outcome:
+    """What a run leaves: rows of the three files."""
 
-    features: str
-    method: str
-    bits: int
-    seed: int
-
-    def __str__(self) -> str:
-        return f"{self.method} {self.bits} bits seed {self.seed}"
+    row: dict[str, Any]
+    curve: dict[str, Any] | None = None
+    example: dict[str, Any] | None = None
 
 
-def settings(cell: Cell) -> Any:
-    """The method, configured and not trained yet: a hasher, or an agent's ``Args``.
-
-    Raises:
-        ValueError: for an unknown method or a number of bits that it refuses.
-    """
-    if cell.method in AGENTS:
-        agent = importlib.import_module("agents.drlih")
-        changes = AGENTS[cell.method]
-        return dataclasses.replace(agent.PRESETS[changes["variant"]], bits=cell.bits, seed=cell.seed, **changes)
-    if cell.method not in hashgym.hashers.available():
-        known = ", ".join([*hashgym.hashers.available(), *AGENTS])
-        raise ValueError(f"there is no method {cell.method!r}: choose from {known}")
-    return hashgym.hashers.make(cell.method, bits=cell.bits, seed=cell.seed)
-
-
-def _config(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:
-    """What decides a run's outcome besides its name: the method's settings, and a digest of data and splits."""
-    configured = settings(cell)
-    values = dataclasses.asdict(configured)
-    for name in ("bits", "seed", "dataset", "out"):
-        values.pop(name, None)
-    if values.get("variant") not in ("gru", "lstm"):  # of no meaning to the others
-        for name in ("value_weight", "entropy_weight"):
-            values.pop(name, None)
-    return {**values, "data": data_digest(dataset)}
-
-
-def fit(
-    cell: Cell, dataset: HashingDataset, *, out: Path | None = None, progress: bool = False
-) -> tuple[Encoder, float]:
-    """Train a method on the training split of a standardised dataset.
-
-    Args:
-        cell: which method, code length and seed.
-        dataset: see :meth:`HashingDataset.standardized`.
-        out: where an agent writes its checkpoint and TensorBoard files.
-        progress: whether to show a progress bar, for methods that take long.
-
-    Returns:
-        A function from features (n, D) to codes, bool (n, bits), and the seconds that training took (no imports).
-    """
-    configured = settings(cell)
-    start = time.perf_counter()
-    if cell.method in AGENTS:
-        policy = importlib.import_module("agents.drlih").train(dataset, configured, out=out, progress=progress)
-        encode = functools.partial(hashgym.encode, policy, bits=cell.bits, group_bits=configured.group_bits)
-    else:
-        if hasattr(configured, "verbose"):
-            configured.verbose = progress
-        encode = configured.fit(dataset.features[dataset.train], dataset.labels[dataset.train]).encode
-    return encode, time.perf_counter() - start
-
-
-def measure(encode: Encoder, dataset: HashingDataset) -> tuple[tuple[Codes, Codes], RetrievalResult]:
-    """Search the database for every query: the codes of queries and database, and how well they did."""
-    query, database = dataset.query, dataset.database
-    codes = encode(np.asarray(dataset.features[query])), encode(np.asarray(dataset.features[database]))
-    return codes, evaluate(codes[0], dataset.labels[query], codes[1], dataset.labels[database])
-
-
-def group_bits(cell: Cell) -> int | None:
-    """How many bits an agent emits at a time; None for a hasher."""
-    return settings(cell).group_bits if cell.method in AGENTS else None
-
-
-def _names(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:
+def names(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:
     """The columns of a row that are known before the run."""
-    return {
-        "dataset": dataset.name,
-        "features": features_name(dataset),
-        "method": cell.method,
-        "bits": cell.bits,
-        "seed": cell.seed,
-        "config": describe(_config(cell, dataset)),
-    }
+    return {**_key(cell, dataset), "config": describe(config(cell, dataset))}
 
 
 def row(cell: Cell, dataset: HashingDataset, result: RetrievalResult, train_seconds: float) -> dict[str, Any]:
     """A finished run as a row of ``results.csv``."""
     return {
-        **_names(cell, dataset),
+        **names(cell, dataset),
         "map": result.map,
         "map_optimistic": result.map_optimistic,
         "map_pessimistic": result.map_pessimistic,
@@ -184,43 +118,108 @@ def row(cell: Cell, dataset: HashingDataset, result: RetrievalResult, train_seco
     }
 
 
-def run(cell: Cell) -> dict[str, Any]:
-    """Load, train and measure, in this process; gives the row."""
+def run(cell: Cell) -> Outcome:
+    """Load, train and measure, in this process."""
     dataset = hashgym.data.load(cell.features).standardized()
     encode, seconds = fit(cell, dataset)
-    return row(cell, dataset, measure(encode, dataset)[1], seconds)
+    ranks = [k for k in RANKS if k <= len(dataset.database)] if cell.curves else []
+    found, result = measure(encode, dataset, ranks)
+    finished = row(cell, dataset, result, seconds)
+    if not cell.curves:
+        return Outcome(finished)
+    curve = {
+        **_key(cell, dataset),
+        "ranks": json.dumps(ranks),
+        "precision_at": _short(np.array(list(result.precision_at.values()))),
+        "precision_by_radius": _short(result.precision_by_radius),
+        "recall_by_radius": _short(result.recall_by_radius),
+    }
+    return Outcome(finished, curve, _example(cell, dataset, *found) if cell.seed == 0 else None)
 
 
 def main(args: Args, console: Console | None = None) -> int:
-    """Run what is missing, then print the table; the number of runs that failed.
+    """Run what is missing, then print the tables; the number of runs that failed.
 
     Raises:
         ValueError: for arguments that cannot be run, before any run starts.
     """
     console = console or Console()
-    if args.seeds < 1 or args.jobs < 1 or not args.bits or not args.methods:
-        raise ValueError("at least one seed, one job, one code length and one method are needed")
-    dataset = hashgym.data.load(args.features)
-    cells = [Cell(args.features, m, b, s) for m in args.methods for b in args.bits for s in range(args.seeds)]
-    names = {cell: _names(cell, dataset) for cell in cells}
-    results = Results(args.out)
+    given: dict[str, Any] = {"methods": args.methods, "bits": args.bits, "seeds": args.seeds, "effort": args.effort}
+    what = dataclasses.replace(
+        PRESETS[args.preset], **{name: value for name, value in given.items() if value is not None}
+    )
+    if what.seeds < 1 or args.jobs < 1 or not what.bits or not what.methods or not args.features:
+        raise ValueError("at least one seed, one job, one code length, one method and one dataset are needed")
+    if not what.effort > 0:
+        raise ValueError(f"effort is a share of the gradient steps, above 0, got {what.effort}")
+    datasets = {features: hashgym.data.load(features) for features in args.features}
+    chosen = tune.chosen(args.tuned)
+    named: dict[Cell, dict[str, Any]] = {}
+    for features, dataset in datasets.items():
+        for method in what.methods:
+            changes = chosen.get((dataset.name, features_name(dataset), method), {})
+            for bits, seed in ((b, s) for b in what.bits for s in range(what.seeds)):
+                cell = Cell(features, method, bits, seed, tuple(changes.items()), curves=bits == max(what.bits))
+                cell = _shortened(cell, what.effort)
+                named[cell] = names(cell, dataset)
+    results, curves = Results(args.out), Results(args.out, CURVES, KEY, "curves.csv")
+    examples = Results(args.out, EXAMPLES, KEY, "examples.csv")
 
     def done(cell: Cell) -> bool:
-        return results.done(names[cell], replace=args.replace)
+        drawn = not cell.curves or (named[cell] in curves and (cell.seed > 0 or named[cell] in examples))
+        return results.done(named[cell], replace=args.replace) and drawn
 
-    def finish(finished: dict[str, Any]) -> str:
-        results.append(finished)
-        return f"mAP {finished['map']:.4f}, trained in {finished['train_seconds']:.1f} s"
+    def finish(outcome: Outcome) -> str:
+        if outcome.curve:
+            curves.append(outcome.curve)
+        if outcome.example:
+            examples.append(outcome.example)
+        results.append(outcome.row)  # last: a run whose row is here is finished
+        return f"mAP {outcome.row['map']:.4f}, trained in {outcome.row['train_seconds']:.1f} s"
 
-    waiting = unfinished(cells, done, results.path, console)
-    failed = run_cells(waiting, run, finish, jobs=args.jobs, console=console)
-    wanted = {tuple(str(names[cell][column]) for column in results.key) for cell in cells}
-    rows = [r for r in results.rows() if tuple(r[column] for column in results.key) in wanted]
-    if rows:
-        console.print(table(rows, title=f"{rows[0]['dataset']}, {rows[0]['features']}"))
+    waiting = unfinished(list(named), done, results.path, console)
+    failed = run_cells(waiting, run, finish, jobs=args.jobs, executor=args.executor, console=console)
+    wanted = {tuple(str(name[column]) for column in KEY) for name in named.values()}
+    rows = [r for r in results.rows() if tuple(r[column] for column in KEY) in wanted]
+    for which in dict.fromkeys((r["dataset"], r["features"]) for r in rows):
+        console.print(table([r for r in rows if (r["dataset"], r["features"]) == which], title=", ".join(which)))
     if len(revisions := {r["revision"] for r in rows}) > 1:
         console.print(f"the rows come from {len(revisions)} revisions of the code: {', '.join(sorted(revisions))}")
     return failed
+
+
+def _key(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:
+    which = (dataset.name, features_name(dataset), cell.method, cell.bits, cell.seed)
+    return dict(zip(KEY, which, strict=True))
+
+
+def _shortened(cell: Cell, effort: float) -> Cell:
+    """The cell with a share of its gradient steps; methods without any stay as they are."""
+    updates = getattr(settings(cell), "updates", None)
+    if effort == 1 or updates is None:
+        return cell
+    changes = {**dict(cell.changes), "updates": max(1, round(effort * updates))}
+    return dataclasses.replace(cell, changes=tuple(changes.items()))
+
+
+def _example(cell: Cell, dataset: HashingDataset, query_codes: Codes, database_codes: Codes) -> dict[str, Any]:
+    """What the first query of each of some labels finds; images at one distance in the database's order."""
+    firsts = dict.fromkeys(int(column.argmax()) for column in dataset.labels[dataset.query].T if column.any())
+    asked = list(firsts)[:ASKED]
+    distances = codes.hamming(codes.pack(query_codes)[asked][:, None], codes.pack(database_codes)[None])
+    nearest = distances.argsort(axis=1, kind="stable")[:, :SHOWN]
+    queries, found = dataset.query[asked], dataset.database[nearest]
+    return {
+        **_key(cell, dataset),
+        "queries": json.dumps(queries.tolist()),
+        "found": json.dumps(found.tolist()),
+        "distances": json.dumps(np.take_along_axis(distances, nearest, 1).tolist()),
+        "right": json.dumps(dataset.similar(queries[:, None], found).astype(int).tolist()),
+    }
+
+
+def _short(values: NDArray[np.float64]) -> str:
+    return json.dumps([float(f"{value:.4g}") for value in values])
 
 
 if __name__ == "__main__":

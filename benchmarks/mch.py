@@ -25,7 +25,7 @@ from rich.table import Table
 import hashgym
 import hashgym.data
 from benchmarks import figures
-from benchmarks.cells import data_digest, features_name, run_cells, unfinished
+from benchmarks.cells import Executor, data_digest, features_name, run_cells, unfinished
 from benchmarks.results import Results, describe, estimate, peak_mb, revision
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
@@ -71,7 +71,7 @@ class Args:
     train: int | None = None
     """Number of training images, instead of the split's."""
     bases: tuple[str, ...] = ("ksh", "hashnet", "adsh", "dch", "mmhh")
-    """Base hashers: those of `hashgym hashers` that have a loss of pairs."""
+    """Hashers (`hashgym hashers`): the agent needs a loss of pairs; others are measured with one code an image."""
     bits: tuple[int, ...] = (16, 32, 48, 64)
     """Code lengths."""
     seeds: int = 3
@@ -88,6 +88,8 @@ class Args:
     """Its code length."""
     jobs: int = 1
     """Runs at a time; cores are shared out among them."""
+    executor: Executor = "processes"
+    """Where runs happen: processes of this machine, or a Ray cluster (RAY_ADDRESS, or one of `jobs` processes here)."""
     replace: bool = False
     """Run again what was run with another configuration, instead of stopping."""
 
@@ -140,17 +142,19 @@ class Codes:
 
 
 def settings(cell: Cell) -> tuple[Any, Any]:
-    """The base, not fitted yet, and the agent's ``Args``.
+    """The base, not fitted yet, and the agent's ``Args``; None in their place for a base without a loss of pairs.
 
     Raises:
-        ValueError: for an unknown base or preset, or a base without a loss of pairs.
+        ValueError: for an unknown base or preset.
     """
     from agents import mch
+    from hashgym.hashers.pairwise import PairwiseHasher
 
     if cell.preset not in mch.PRESETS:
         raise ValueError(f"there is no preset {cell.preset!r}: choose from {', '.join(mch.PRESETS)}")
-    base = mch.make_base(cell.base, cell.bits, cell.seed)
-    return base, dataclasses.replace(mch.PRESETS[cell.preset], seed=cell.seed, holdout=0.0)
+    base = hashgym.hashers.make(cell.base, bits=cell.bits, seed=cell.seed)
+    args = dataclasses.replace(mch.PRESETS[cell.preset], seed=cell.seed, holdout=0.0)
+    return base, args if isinstance(base, PairwiseHasher) else None
 
 
 def fit(cell: Cell, dataset: HashingDataset, *, out: Path | None = None, progress: bool = False) -> Codes:
@@ -170,6 +174,9 @@ def fit(cell: Cell, dataset: HashingDataset, *, out: Path | None = None, progres
     start = time.perf_counter()
     base.fit(dataset.features[dataset.train], dataset.labels[dataset.train])
     fitted = time.perf_counter()
+    query = base.encode(dataset.features[dataset.query])
+    if args is None:
+        return Codes(query, {None: CodeSets.of(base.encode(dataset.features[dataset.database]))}, fitted - start, 0.0)
     policy = mch.train(dataset, base, args, out=out, progress=progress)
     trained = time.perf_counter()
     assert dataset.regions is not None
@@ -177,7 +184,7 @@ def fit(cell: Cell, dataset: HashingDataset, *, out: Path | None = None, progres
     words, p = hashgym.keep_probabilities(policy, base, *searched)
     database: dict[float | None, CodeSets] = {None: CodeSets(words[:, :1], p[:, :1] == 1, cell.bits)}
     database |= {xi: CodeSets(words, p >= xi, cell.bits) for xi in cell.xi}
-    return Codes(base.encode(dataset.features[dataset.query]), database, fitted - start, trained - fitted)
+    return Codes(query, database, fitted - start, trained - fitted)
 
 
 def measure(cell: Cell, dataset: HashingDataset, codes: Codes) -> list[dict[str, Any]]:
@@ -207,7 +214,7 @@ def curves(cell: Cell, dataset: HashingDataset, codes: Codes) -> list[dict[str, 
     """F1 against buckets visited, of the base and of the agent at xi = .5: a row for each number of images to find."""
     ks = np.unique(np.geomspace(1, len(dataset.database), POINTS).astype(int)).tolist()
     rows = []
-    for xi in (None, 0.5):
+    for xi in (xi for xi in (None, 0.5) if xi in codes.database):
         points = f1_bucket_curve(
             codes.query,
             dataset.labels[dataset.query],
@@ -225,7 +232,8 @@ def run(cell: Cell) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     dataset = cell.load().standardized()
     codes = fit(cell, dataset)
     rows = measure(cell, dataset, codes)
-    if cell.curves and cell.out is not None and cell.seed == 0 and dataset.thumbnails is not None:
+    drawn = cell.curves and cell.seed == 0 and 0.5 in codes.database
+    if drawn and cell.out is not None and dataset.thumbnails is not None:
         name, sets = f"{cell.method}-{cell.base}", codes.database[0.5]
         path, title = cell.out / f"searches-{name}-{cell.bits}.png", f"{dataset.name}, {name}, {cell.bits} bits"
         figures.several_codes(dataset, codes.query, sets, path, title=title)
@@ -241,6 +249,10 @@ def main(args: Args, console: Console | None = None) -> int:
     console = console or Console()
     if args.seeds < 1 or args.jobs < 1 or not args.bits or not args.bases:
         raise ValueError("at least one seed, one job, one code length and one base are needed")
+    if args.sigma_features:
+        from agents.mch import make_base
+
+        make_base(args.sigma_base, args.sigma_bits, 0)
     if wrong := [xi for xi in args.xi if not 0 <= xi <= 1]:
         raise ValueError(f"xi is a probability, from 0 to 1, got {wrong[0]}")
     data: dict[str, Any] = {"split": args.split, "queries": args.queries, "train": args.train}
@@ -253,7 +265,10 @@ def main(args: Args, console: Console | None = None) -> int:
     datasets = {folder: Cell(folder, "", 0, 0, **data).load() for folder in {cell.features for cell in cells}}
     results = Results(args.out, COLUMNS, KEY)
     drawn = Results(args.out, CURVES, CURVE_KEY, "curves.csv")
-    names = {cell: [_names(cell, datasets[cell.features], xi) for xi in (None, *cell.xi)] for cell in cells}
+    names = {
+        cell: [_names(cell, datasets[cell.features], xi) for xi in (None, *(cell.xi if settings(cell)[1] else ()))]
+        for cell in cells
+    }
 
     def done(cell: Cell) -> bool:
         return all(results.done(name, replace=args.replace) for name in names[cell])
@@ -263,11 +278,11 @@ def main(args: Args, console: Console | None = None) -> int:
         if points:
             drawn.append(*points)
         results.append(*rows)  # last: a run whose rows are here is finished
-        one, several = rows[0], next(row for row in rows if row["xi"] == 0.5)
-        return ", ".join(f"{m} {one[m]:.4f} -> {several[m]:.4f}" for m in MEASURES)
+        shown = [row for row in rows if row["xi"] in ("", 0.5)]
+        return ", ".join(f"{m} {' -> '.join(f'{row[m]:.4f}' for row in shown)}" for m in MEASURES)
 
     waiting = unfinished(cells, done, results.path, console)
-    failed = run_cells(waiting, run, finish, jobs=args.jobs, console=console)
+    failed = run_cells(waiting, run, finish, jobs=args.jobs, executor=args.executor, console=console)
     report(_about(names[cells[0]][0], results.rows()), _about(names[cells[0]][0], drawn.rows()), args.out, console)
     return failed
 

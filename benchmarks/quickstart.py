@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 import hashgym.data
-from benchmarks import drlih, figures, mch
+from agents.mch import make_base
+from benchmarks import drlih, figures, mch, methods
 from benchmarks.results import Results
 from hashgym.data import HashingDataset
 
@@ -67,7 +68,9 @@ def main(args: Args, console: Console | None = None) -> None:
     torch.set_num_threads(1)  # for networks this small more threads gain nothing, and on a busy machine lose much
     console = console or Console()
     cell = mch.Cell(args.scenes, args.base, args.scene_bits, args.seed, xi=(0.0, 0.5))
-    mch.settings(cell)  # what is wrong with the second part is said before the first one runs
+    make_base(
+        args.base, args.scene_bits, args.seed
+    )  # what is wrong with the second part is said before the first one runs
     scenes = cell.load().standardized()
     _digits(args, console)
     _scenes(cell, scenes, args.out / "mch", console)
@@ -81,8 +84,8 @@ def main(args: Args, console: Console | None = None) -> None:
 def _digits(args: Args, console: Console) -> None:
     """One code an image: an agent that writes codes, beside its rivals."""
     dataset = hashgym.data.load(args.features).standardized()
-    cells = [drlih.Cell(args.features, method, args.bits, args.seed) for method in args.methods]
-    groups = {cell.method: k for cell in cells if (k := drlih.group_bits(cell))}
+    cells = [methods.Cell(args.features, method, args.bits, args.seed) for method in args.methods]
+    groups = {cell.method: k for cell in cells if (k := methods.group_bits(cell))}
     _introduce(dataset, args.bits, console)
     results = Results(args.out)
     table = Table(caption="mAP is the mean over all orders of images at the same distance; bounds: worst to best order")
@@ -91,8 +94,8 @@ def _digits(args: Args, console: Console) -> None:
     codes, curves = {}, {}
     for cell in cells:
         console.print(f"training {cell.method}")
-        encode, seconds = drlih.fit(cell, dataset, out=_free(args.out / cell.method), progress=True)
-        codes[cell.method], result = drlih.measure(encode, dataset)
+        encode, seconds = methods.fit(cell, dataset, out=_free(args.out / cell.method), progress=True)
+        codes[cell.method], result = methods.measure(encode, dataset)
         curves[cell.method] = result.precision_by_radius, result.recall_by_radius
         results.append(drlih.row(cell, dataset, result, seconds))  # peak_mb: of this process so far
         bounds = f"{result.map_pessimistic:.3f} to {result.map_optimistic:.3f}"

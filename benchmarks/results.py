@@ -126,6 +126,10 @@ class Results:
                 return True
         return False
 
+    def __contains__(self, row: Row) -> bool:
+        """Whether there is a row with the same key."""
+        return self._name(row) in {self._name(old) for old in self.rows()}
+
     def _name(self, row: Row) -> tuple[str, ...]:
         return tuple(str(row[column]) for column in self.key)
 

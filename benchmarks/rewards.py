@@ -27,7 +27,7 @@ from rich.console import Console
 
 import hashgym
 import hashgym.data
-from benchmarks import drlih, figures, results
+from benchmarks import figures, methods, results
 from benchmarks.cells import data_digest, features_name, run_cells, unfinished
 from benchmarks.results import Results, describe, peak_mb, revision
 from hashgym import rewards
@@ -161,7 +161,7 @@ def run(cell: Cell) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         seconds = time.perf_counter() - start
         curves = components(Path(folder))
     encode = partial(hashgym.encode, policy, bits=cell.bits, group_bits=args.group_bits)
-    result = drlih.measure(encode, dataset)[1]
+    result = methods.measure(encode, dataset)[1]
     names = _names(cell, dataset)
     row = {
         **names,

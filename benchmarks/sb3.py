@@ -25,7 +25,7 @@ from rich.markdown import Markdown
 import hashgym
 import hashgym.data
 from agents import mch, sb3
-from benchmarks import drlih
+from benchmarks import methods
 from benchmarks.cells import data_digest, features_name, run_cells, unfinished
 from benchmarks.results import Results, describe, estimate, peak_mb, revision
 from hashgym.codes import CodeSets
@@ -120,11 +120,11 @@ def settings(cell: Cell) -> Any:
         return mch.make_base(BASE, cell.bits, cell.seed)
     if cell.method == "mch":
         return mch.Args(seed=cell.seed)
-    return drlih.settings(_alone(cell))
+    return methods.settings(_alone(cell))
 
 
-def _alone(cell: Cell) -> drlih.Cell:
-    return drlih.Cell(cell.features, cell.method, cell.bits, cell.seed)
+def _alone(cell: Cell) -> methods.Cell:
+    return methods.Cell(cell.features, cell.method, cell.bits, cell.seed)
 
 
 def _names(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:
@@ -160,8 +160,8 @@ def run(cell: Cell) -> dict[str, Any]:
         seconds, steps = time.perf_counter() - start, model.num_timesteps
         result, database = sb3.measure(model, configured, dataset, base)
     elif base is None:
-        encode, seconds = drlih.fit(_alone(cell), dataset)
-        result = drlih.measure(encode, dataset)[1]
+        encode, seconds = methods.fit(_alone(cell), dataset)
+        result = methods.measure(encode, dataset)[1]
         if hasattr(configured, "updates") and hasattr(configured, "lanes"):
             steps = configured.updates * configured.lanes * -(-cell.bits // configured.group_bits)
     else:

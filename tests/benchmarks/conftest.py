@@ -45,6 +45,6 @@ def quick():
     def quick(cell):
         base, args = settings(cell)
         base.updates = 150
-        return base, dataclasses.replace(args, **few)
+        return base, args and dataclasses.replace(args, **few)
 
     return quick

@@ -7,10 +7,10 @@ import pytest
 from rich.console import Console
 
 import hashgym
-from benchmarks import cells, drlih
+from benchmarks import cells, drlih, methods, results
 from benchmarks.results import Results
 from hashgym.data import digits
-from hashgym.retrieval import mean_average_precision
+from hashgym.retrieval import mean_average_precision, precision_at, precision_recall_by_radius
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_finished_runs_are_skipped_and_new_ones_added(finished, monkeypatch):
 def test_another_configuration_stops_before_anything_runs(finished, monkeypatch):
     args, _, _ = finished
     monkeypatch.setattr(cells, "_apart", lambda work, cell: pytest.fail("ran"))
-    monkeypatch.setattr(drlih, "_config", lambda cell, dataset: {"iterations": 51})
+    monkeypatch.setattr(drlih, "config", lambda cell, dataset: {"iterations": 51})
     with pytest.raises(ValueError, match=r"another configuration .*iterations: 50 -> 51|data: "):
         drlih.main(args)
 
@@ -72,10 +72,11 @@ def test_one_failing_run_does_not_cost_the_others(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"methods": ("lsh", "nosuch")}, "no method 'nosuch': choose from lsh, itq, noseq"),
+        ({"methods": ("lsh", "nosuch")}, "no method 'nosuch': choose from lsh, itq, sh"),
         ({"bits": (0,)}, "bits must be"),
         ({"seeds": 0}, "at least one seed"),
-        ({"features": "no/such/folder"}, "neither a folder"),
+        ({"features": ("no/such/folder",)}, "neither a folder"),
+        ({"effort": 0.0}, "effort is a share"),
     ],
 )
 def test_bad_arguments_stop_before_anything_runs(tmp_path, change, match):
@@ -86,18 +87,18 @@ def test_bad_arguments_stop_before_anything_runs(tmp_path, change, match):
 
 
 def test_the_split_is_part_of_the_configuration():
-    cell = drlih.Cell("digits", "lsh", 8, 0)
-    assert drlih._config(cell, digits.load(0)) == drlih._config(cell, digits.load(0))
-    assert drlih._config(cell, digits.load(0)) != drlih._config(cell, digits.load(1))
+    cell = methods.Cell("digits", "lsh", 8, 0)
+    assert methods.config(cell, digits.load(0)) == methods.config(cell, digits.load(0))
+    assert methods.config(cell, digits.load(0)) != methods.config(cell, digits.load(1))
 
 
 QUICK = {"updates": 4, "lanes": 32, "hidden": 16}
 
 
-@pytest.mark.parametrize("method", list(drlih.AGENTS))
+@pytest.mark.parametrize("method", list(methods.AGENTS))
 def test_agents_are_trained_measured_and_described(method, monkeypatch):
-    monkeypatch.setattr(drlih, "AGENTS", {name: {**settings, **QUICK} for name, settings in drlih.AGENTS.items()})
-    row = drlih.run(drlih.Cell("digits", method, 14, 1))
+    monkeypatch.setattr(methods, "AGENTS", {name: {**settings, **QUICK} for name, settings in methods.AGENTS.items()})
+    row = drlih.run(methods.Cell("digits", method, 14, 1)).row
     assert (row["method"], row["bits"], row["seed"]) == (method, 14, 1)
     assert 0 < row["map_pessimistic"] <= row["map"] <= row["map_optimistic"] < 1
     assert row["train_seconds"] > 0
@@ -105,3 +106,55 @@ def test_agents_are_trained_measured_and_described(method, monkeypatch):
     assert config["updates"] == 4
     assert config["group_bits"] == (1 if method == "ng" else 12)
     assert not {"bits", "seed"} & set(config)
+
+
+def test_curves_and_examples_stand_beside_the_rows(finished):
+    args, _, _ = finished
+    curves = Results(args.out, drlih.CURVES, results.KEY, "curves.csv").rows()
+    examples = Results(args.out, drlih.EXAMPLES, results.KEY, "examples.csv").rows()
+    assert {r["method"] for r in curves} == {r["method"] for r in examples} == {"lsh", "itq"}
+    dataset = digits.load().standardized()
+    cell = methods.Cell("digits", "itq", 8, 0)
+    query, database = methods.measure(methods.fit(cell, dataset)[0], dataset)[0]
+    curve, example = ({r["method"]: r for r in rows}["itq"] for rows in (curves, examples))
+
+    labels = dataset.labels[dataset.query], dataset.labels[dataset.database]
+    precision, recall = precision_recall_by_radius(query, labels[0], database, labels[1])
+    np.testing.assert_allclose(json.loads(curve["precision_by_radius"]), precision, rtol=1e-3)
+    np.testing.assert_allclose(json.loads(curve["recall_by_radius"]), recall, rtol=1e-3)
+    ranks = json.loads(curve["ranks"])
+    assert ranks == [k for k in drlih.RANKS if k <= len(dataset.database)]
+    at = [precision_at(k, query, labels[0], database, labels[1]) for k in ranks]
+    np.testing.assert_allclose(json.loads(curve["precision_at"]), at, rtol=1e-3)
+
+    queries, found, distances, right = (json.loads(example[c]) for c in ("queries", "found", "distances", "right"))
+    asked = {int(image): place for place, image in enumerate(dataset.query)}
+    searched = {int(image): place for place, image in enumerate(dataset.database)}
+    assert len({dataset.labels[q].argmax() for q in queries}) == 10  # one query of each label
+    for q, images, bits_off, good in zip(queries, found, distances, right, strict=True):
+        every = (database != query[asked[q]]).sum(axis=1)
+        assert bits_off == [every[searched[image]] for image in images] == sorted(every)[:10]
+        assert good == [int((dataset.labels[q] & dataset.labels[image]).any()) for image in images]
+
+
+def test_a_row_without_its_curves_is_run_again(finished, monkeypatch):
+    args, _, _ = finished
+    (args.out / "curves.csv").unlink()
+    monkeypatch.setattr(cells, "_apart", lambda work, cell: work(cell))
+    assert drlih.main(args, Console(quiet=True)) == 0
+    assert len(Results(args.out, drlih.CURVES, results.KEY, "curves.csv").rows()) == 2
+
+
+def test_effort_is_a_share_of_the_gradient_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(cells, "_apart", lambda work, cell: work(cell))
+    args = drlih.Args(out=tmp_path, methods=("noseq", "itq"), bits=(8,), seeds=1, effort=0.01)
+    assert drlih.main(args, Console(quiet=True)) == 0
+    noseq, itq = (json.loads(r["config"]) for r in Results(tmp_path).rows())
+    assert (noseq["updates"], itq["iterations"]) == (15, 50)
+
+
+def test_presets_name_every_method_of_the_papers_tables():
+    asked = {"drlih", "hashnet", "dsh", "ninh", "cnnh", "sdh", "itq", "sh", "lsh", "noseq", "ng"}
+    assert asked <= set(drlih.PRESETS["smoke"].methods)
+    for method in drlih.METHODS:
+        methods.settings(methods.Cell("digits", method, 24, 0))

@@ -17,6 +17,7 @@ from benchmarks import cells, mch
 from benchmarks.results import Results
 from hashgym.codes import unpack
 from hashgym.data import cache, digits
+from hashgym.retrieval import evaluate
 
 BASES, BITS, SEEDS, XI = ("dch", "ksh-relaxed"), 16, 2, (0.0, 0.3, 0.5, 0.7, 1.0)
 SETTINGS = mch.settings
@@ -283,7 +284,6 @@ def test_one_failing_run_does_not_cost_the_others(folders, tmp_path, monkeypatch
     ("change", "message"),
     [
         ({"bases": ("dch", "nosuch")}, "nosuch.*dch"),
-        ({"bases": ("itq",)}, "itq has no loss of pairs"),
         ({"preset": "nosuch"}, "no preset 'nosuch': choose from hashgym, paper"),
         ({"xi": (0.5, 1.5)}, r"xi is a probability, from 0 to 1, got 1\.5"),
         ({"xi": (-0.1,)}, "xi is a probability"),
@@ -382,3 +382,20 @@ def test_other_data_in_the_folder_are_left_out_of_the_tables(ran, tmp_path, monk
     table, before = ((folder / "table.md").read_text() for folder in (tmp_path, args.out))
     assert "other-data" not in table
     assert sorted(table.splitlines()) == sorted(before.splitlines())
+
+
+def test_a_hasher_without_a_loss_of_pairs_has_one_code_an_image(folders, tmp_path):
+    args = mch.Args(out=tmp_path, features=folders[0], bases=("itq",), bits=(BITS,), seeds=1)
+    console = Console(record=True, width=200)
+    assert mch.main(args, console) == 0
+    (row,) = rows_of(args)
+    assert (row["base"], row["method"], row["xi"], row["anhc"]) == ("itq", "single", "", "1.0")
+    dataset = cache.open_cache(folders[0]).standardized()
+    hasher = hashgym.hashers.make("itq", bits=BITS, seed=0).fit(dataset.features[dataset.train])
+    query, database = (hasher.encode(dataset.features[part]) for part in (dataset.query, dataset.database))
+    result = evaluate(query, dataset.labels[dataset.query], database, dataset.labels[dataset.database])
+    assert float(row["map"]) == pytest.approx(result.map)
+    assert float(row["recall_radius0"]) == pytest.approx(result.recall_by_radius[0])
+    assert {p["method"] for p in Results(tmp_path, mch.CURVES, mch.CURVE_KEY, "curves.csv").rows()} == {"single"}
+    assert mch.main(args, console) == 0
+    assert "1 of 1 runs are in" in console.export_text()

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from benchmarks import drlih, mch, quickstart
+from benchmarks import mch, methods, quickstart
 from benchmarks.results import Results
 
 AGENT = {"updates": 4, "lanes": 32, "hidden": 16}
@@ -28,7 +28,7 @@ def start(folders, quick, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mch, "settings", quick)
-        patch.setattr(drlih, "AGENTS", {name: {**settings, **AGENT} for name, settings in drlih.AGENTS.items()})
+        patch.setattr(methods, "AGENTS", {name: {**settings, **AGENT} for name, settings in methods.AGENTS.items()})
         yield run
 
 

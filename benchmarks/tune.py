@@ -1,0 +1,188 @@
+"""Settings for the tables, chosen on held-out training images: one rule and one budget for every method.
+
+    python -m benchmarks.tune --features DIR --jobs 2
+
+The rule: a fifth of the training images becomes the queries and the rest both the training set and the database. A
+method's defaults are tried first, then settings drawn at random from its :data:`SPACE`, each trained with 24 bits and
+seed 0, for as long as less than ``budget`` seconds of training were spent. The best mAP wins, the earlier try among
+equals, and its settings serve all code lengths and seeds. The real queries and their database are never touched. A
+method with no space of its own, or whose first run spends the budget, keeps its defaults.
+
+Every try is a row of ``results.csv``, from which ``benchmarks.drlih`` reads what was chosen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+
+import hashgym
+import hashgym.data
+from benchmarks.cells import Executor, data_digest, features_name, run_cells, unfinished
+from benchmarks.methods import Cell, fit, measure
+from benchmarks.results import Results, describe, peak_mb, revision
+from hashgym.data import HashingDataset
+
+__all__ = ["CHOSEN", "SPACE", "Args", "Search", "chosen", "held_out", "main", "run", "tries"]
+
+CHOSEN = Path(__file__).parent / "results" / "tuning"
+
+# What a network's head and its optimiser share is the same for all; tried are the step size and the loss's own numbers.
+_NETWORK: Mapping[str, tuple[Any, ...]] = {"learning_rate": (5e-4, 1e-3, 2e-3)}
+SPACE: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
+    "ksh": {"anchors": (300, 1000), "iterations": (30, 60)},
+    "noseq": {**_NETWORK, "margin": (1.0, 2.0, 4.0)},
+    "hashnet": {**_NETWORK, "alpha": (0.2, 0.4, 0.8), "beta": (3.0, 7.0, 10.0)},
+    "adsh": {**_NETWORK, "gamma": (0.03, 0.1, 0.3), "passes": (1, 2)},
+    "dch": {**_NETWORK, "gamma": (5.0, 10.0, 20.0, 40.0), "quantization": (0.01, 0.1, 1.0)},
+    "mmhh": {**_NETWORK, "radius": (1.0, 2.0, 4.0), "quantization": (0.001, 0.01, 0.1)},
+}
+
+KEY = ("dataset", "features", "method", "bits", "seed", "trial")
+COLUMNS = (*KEY, "settings", "map", "train_seconds", "peak_mb", "version", "revision", "config")
+BITS, SEED = 24, 0
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Args:
+    """What to try."""
+
+    out: Path = CHOSEN
+    """Folder of results.csv."""
+    features: tuple[str, ...] = ("digits",)
+    """Embedded datasets by name, or folders that `hashgym features` wrote."""
+    methods: tuple[str, ...] = tuple(SPACE)
+    """Methods with a space of settings."""
+    budget: float = 60.0
+    """Seconds of training for each method on each dataset; the run that passes them is the last."""
+    most: int = 12
+    """Tries at most."""
+    jobs: int = 1
+    """Methods at a time; cores are shared out among them."""
+    executor: Executor = "processes"
+    """Where methods are tried: processes of this machine, or a Ray cluster."""
+    replace: bool = False
+    """Try again what was tried by another rule or budget, instead of stopping."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """The tries of one method on one dataset."""
+
+    features: str
+    method: str
+    budget: float
+    most: int
+
+    def __str__(self) -> str:
+        return f"{Path(self.features).name}: {self.method}"
+
+
+def held_out(dataset: HashingDataset) -> HashingDataset:
+    """The training images alone: every fifth of them, in random order, a query, the others to train and to search."""
+    order = np.random.default_rng(SEED).permutation(dataset.train)
+    queries, others = np.sort(order[: len(order) // 5]), np.sort(order[len(order) // 5 :])
+    return dataclasses.replace(dataset, query=queries, train=others, database=others)
+
+
+def tries(method: str, most: int) -> Iterator[Settings]:
+    """Settings to try, as changes of the defaults: none at first, then different ones in random order."""
+    space = SPACE.get(method, {})
+    grid = [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
+    drawn = (grid[i] for i in np.random.default_rng(SEED).permutation(len(grid) if space else 0))
+    yield from itertools.islice(itertools.chain([{}], drawn), most)
+
+
+def run(search: Search) -> list[dict[str, Any]]:
+    """Try one setting after the other, in this process; a row each."""
+    whole = hashgym.data.load(search.features)
+    dataset = held_out(whole).standardized()
+    rows: list[dict[str, Any]] = []
+    for trial, changes in enumerate(tries(search.method, search.most)):
+        if sum(r["train_seconds"] for r in rows) >= search.budget:
+            break
+        cell = Cell(search.features, search.method, BITS, SEED, tuple(changes.items()))
+        encode, seconds = fit(cell, dataset)
+        rows.append(
+            {
+                **_names(search, whole),
+                "trial": trial,
+                "settings": describe(changes),
+                "map": measure(encode, dataset)[1].map,
+                "train_seconds": round(seconds, 3),
+                "peak_mb": round(peak_mb(), 1),
+                "version": hashgym.__version__,
+                "revision": revision(),
+            }
+        )
+    return rows
+
+
+def chosen(folder: Path) -> dict[tuple[str, str, str], Settings]:
+    """The best settings by dataset, features and method, as changes of the defaults; none for what was not tried."""
+    best: dict[tuple[str, str, str], tuple[float, Settings]] = {}
+    for row in Results(folder, COLUMNS, KEY).rows():
+        which = (row["dataset"], row["features"], row["method"])
+        if which not in best or float(row["map"]) > best[which][0]:
+            best[which] = float(row["map"]), json.loads(row["settings"])
+    return {which: settings for which, (_, settings) in best.items()}
+
+
+def main(args: Args, console: Console | None = None) -> int:
+    """Try what was not tried yet, then say what is chosen; the number of methods that failed.
+
+    Raises:
+        ValueError: for arguments that cannot be run, before anything is tried.
+    """
+    console = console or Console()
+    if args.jobs < 1 or args.most < 1 or not args.budget > 0:
+        raise ValueError("at least one job, one try and a budget above 0 are needed")
+    if unknown := [method for method in args.methods if method not in SPACE]:
+        raise ValueError(f"{unknown[0]} has no space of settings: choose from {', '.join(SPACE)}")
+    datasets = {features: hashgym.data.load(features) for features in args.features}
+    searches = [Search(features, method, args.budget, args.most) for features in datasets for method in args.methods]
+    results = Results(args.out, COLUMNS, KEY)
+
+    def done(search: Search) -> bool:
+        return results.done({**_names(search, datasets[search.features]), "trial": 0}, replace=args.replace)
+
+    def finish(rows: list[dict[str, Any]]) -> str:
+        results.append(*rows)
+        best = max(rows, key=lambda r: r["map"])
+        return f"{len(rows)} tries, mAP {rows[0]['map']:.4f} -> {best['map']:.4f} by {best['settings']}"
+
+    waiting = unfinished(searches, done, results.path, console)
+    return run_cells(waiting, run, finish, jobs=args.jobs, executor=args.executor, console=console)
+
+
+def _names(search: Search, dataset: HashingDataset) -> dict[str, Any]:
+    """The columns of its rows that are known before a search; its tries differ in ``trial``."""
+    space = {name: list(values) for name, values in SPACE[search.method].items()}
+    rule = {"space": space, "budget": search.budget, "most": search.most, "data": data_digest(dataset)}
+    return {
+        "dataset": dataset.name,
+        "features": features_name(dataset),
+        "method": search.method,
+        "bits": BITS,
+        "seed": SEED,
+        "config": describe(rule),
+    }
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(min(main(tyro.cli(Args)), 1))
+    except ValueError as error:
+        sys.exit(f"error: {error}")

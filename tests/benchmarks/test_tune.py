@@ -1,0 +1,90 @@
+"""The search for settings: by its rule, within its budget, never on the queries."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import hashgym.data
+from benchmarks import cells, drlih, methods, tune
+from benchmarks.results import Results
+from hashgym.data import digits
+
+
+def test_held_out_images_come_from_the_training_set_alone():
+    dataset = digits.load()
+    inner = tune.held_out(dataset)
+    assert not np.intersect1d(inner.query, inner.train).size
+    np.testing.assert_array_equal(np.sort(np.concatenate([inner.query, inner.train])), np.sort(dataset.train))
+    assert len(inner.query) == len(dataset.train) // 5
+    np.testing.assert_array_equal(inner.database, inner.train)
+    np.testing.assert_array_equal(inner.query, tune.held_out(dataset).query)
+
+
+def test_tries_begin_with_the_defaults_and_never_repeat(monkeypatch):
+    monkeypatch.setattr(tune, "SPACE", {"noseq": {"margin": (1.0, 2.0), "learning_rate": (1e-3, 2e-3)}})
+    drawn = list(tune.tries("noseq", 12))
+    assert drawn[0] == {}
+    assert len(drawn) == 5
+    assert len({json.dumps(t, sort_keys=True) for t in drawn}) == 5
+    assert drawn == list(tune.tries("noseq", 12))
+    assert list(tune.tries("noseq", 2)) == drawn[:2]
+    assert list(tune.tries("lsh", 12)) == [{}]
+
+
+def test_every_space_names_settings_that_the_method_has_and_accepts():
+    for method, space in tune.SPACE.items():
+        for name, values in space.items():
+            for value in values:
+                made = methods.settings(methods.Cell("digits", method, 12, 0, ((name, value),)))
+                assert getattr(made, name) == value
+
+
+@pytest.fixture
+def searched(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "SPACE", {"itq": {"iterations": (0, 2)}})
+    monkeypatch.setattr(cells, "_apart", lambda work, cell: work(cell))  # in this process: quicker
+    args = tune.Args(out=tmp_path, methods=("itq",), budget=60.0, most=3)
+    assert tune.main(args, Console(quiet=True)) == 0
+    return args
+
+
+def test_the_best_try_is_chosen_and_used(searched, tmp_path):
+    rows = Results(searched.out, tune.COLUMNS, tune.KEY).rows()
+    assert [r["trial"] for r in rows] == ["0", "1", "2"]
+    inner = tune.held_out(hashgym.data.load("digits")).standardized()
+    for r in rows:  # what a row says is what its settings give
+        cell = methods.Cell("digits", "itq", 24, 0, tuple(json.loads(r["settings"]).items()))
+        found = methods.measure(methods.fit(cell, inner)[0], inner)[1].map
+        assert float(r["map"]) == pytest.approx(found, abs=1e-6)
+    best = max(rows, key=lambda r: float(r["map"]))
+    assert tune.chosen(searched.out) == {("digits", "pixels / 16", "itq"): json.loads(best["settings"])}
+
+    args = drlih.Args(out=tmp_path / "out", methods=("itq",), bits=(8,), seeds=1, tuned=searched.out)
+    assert drlih.main(args, Console(quiet=True)) == 0
+    (row,) = Results(args.out).rows()
+    assert json.loads(row["config"])["iterations"] == json.loads(best["settings"]).get("iterations", 50)
+
+
+def test_the_budget_ends_a_search_after_the_run_that_passes_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "SPACE", {"noseq": {"updates": (5, 6, 7)}})
+    rows = tune.run(tune.Search("digits", "noseq", 1e-9, 12))
+    assert [r["trial"] for r in rows] == [0]
+
+
+def test_a_search_is_not_repeated_and_another_rule_is_noticed(searched, monkeypatch):
+    monkeypatch.setattr(cells, "_apart", lambda work, cell: pytest.fail("tried again"))
+    assert tune.main(searched, Console(quiet=True)) == 0
+    with pytest.raises(ValueError, match=r"another configuration \(budget: 60.0 -> 5.0"):
+        tune.main(replace(searched, budget=5.0), Console(quiet=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"), [({"methods": ("lsh",)}, "no space of settings"), ({"budget": 0.0}, "budget above 0")]
+)
+def test_bad_arguments_stop_before_anything_is_tried(tmp_path, change, match):
+    with pytest.raises(ValueError, match=match):
+        tune.main(tune.Args(out=tmp_path, **change))
+    assert not list(tmp_path.iterdir())
