@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -114,6 +114,7 @@ def features(
     allow_missing: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     batch_size: int = 64,
     workers: int = 2,
+    executor: Literal["local", "ray"] = "local",
     device: str = "auto",
     engine: str = "auto",
 ) -> None:
@@ -137,7 +138,8 @@ def features(
         skip_bad: leave out images that cannot be read, and list them, instead of stopping at the first.
         allow_missing: leave out images that are listed but not there (NUS-WIDE, COCO, lists).
         batch_size: images that are read, and noted as finished, together.
-        workers: threads that read images.
+        workers: threads that read images, of the executor local.
+        executor: ray hands the batches to the CPUs of a Ray cluster, the one at RAY_ADDRESS or else one started here.
         device: a torch device; a GPU where there is one by default.
         engine: onnx or torch; by default the one that suits the network and the device.
     """
@@ -166,6 +168,7 @@ def features(
             thumbnail=thumbnail,
             batch_size=batch_size,
             workers=workers,
+            executor=executor,
             skip_bad=skip_bad,
         )
     except KeyboardInterrupt:

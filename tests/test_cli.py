@@ -124,7 +124,10 @@ def test_errors_are_one_line_and_code_2(photos, tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["photos", "there"]
 
 
-@pytest.mark.parametrize("args", [[], ["nonsense"], ["features"], ["features", "--size", "big"]])
+@pytest.mark.parametrize(
+    "args",
+    [[], ["nonsense"], ["features"], ["features", "--size", "big"], ["words"]],
+)
 def test_wrong_words_exit_with_2(args, capsys):
     fails(args, 2, capsys)
 
@@ -154,6 +157,13 @@ def test_help_teaches_and_is_light():
     assert done.stdout.splitlines()[-1] == "[]"
     for command in cli.COMMANDS:
         assert command in done.stdout
+
+
+def test_features_without_ray(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert "pip install 'hashgym[ray]'" in fails(words(photos, tmp_path / "out", "--executor", "ray"), 2, capsys)
+    assert "local" in fails(words(photos, tmp_path / "out", "--executor", "abacus"), 2, capsys)
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_module_and_ctrl_c(photos, tmp_path):

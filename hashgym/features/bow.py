@@ -7,7 +7,7 @@ the words nearest to them (Csurka et al., "Visual categorization with bags of ke
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +19,13 @@ from hashgym.data.dataset import DataError
 from hashgym.data.images import ImageCollection
 from hashgym.features.backbone import Backbone, check_size, stretch
 
-__all__ = ["dense_sift", "histogram", "learn_words", "make", "read_words"]
+__all__ = ["DenseSift", "histogram", "learn_words", "make", "read_words"]
 
 GRID = 16  # points along a side
 CELLS = (4, 8)  # sides in pixels of the 4 x 4 cells of a descriptor, at the two scales
 LENGTH = 128
 COMMAND = "`hashgym words --dataset NAME --root DIR --out words.npy`"
 PER_IMAGE = 100  # descriptors of an image that words are learnt from
-
-Describe = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
 def make(
@@ -52,7 +50,7 @@ def make(
     side = _check_side(size)
     path = Path(weights)
     words = read_words(path)
-    describe = dense_sift(side)
+    describe = DenseSift(side)
 
     def network(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         return np.stack([histogram(describe(picture), words) for picture in batch])
@@ -77,31 +75,40 @@ def histogram(descriptors: NDArray[np.float32], words: NDArray[np.float32]) -> N
     return (np.bincount(nearest, minlength=len(words)) / len(descriptors)).astype(np.float32)
 
 
-def dense_sift(side: int) -> Describe:
-    """What describes a picture, uint8 (side, side, 3), by float32 (512, 128): points row by row at 4, then 8 pixels.
+class DenseSift:
+    """Describes a picture by float32 (512, 128): points row by row with cells of 4 pixels, then of 8.
 
     Descriptors are upright, and square roots of SIFT divided by its sum (RootSIFT: Arandjelovic and Zisserman, CVPR
     2012), so that their lengths are 1; where there is no gradient, 0.
 
+    Args:
+        side: of the pictures, in pixels.
+
     Raises:
         ValueError: without OpenCV.
     """
-    try:
-        import cv2
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{error}: bow needs pip install 'hashgym[sift]'") from error
-    sift = cv2.SIFT.create()
-    at = ((np.arange(GRID) + 0.5) * side / GRID - 0.5).tolist()
-    # A cell is 1.5 times a keypoint's size; an octave is a picture of half the size, so both cost the same.
-    points = [
-        cv2.KeyPoint(x, y, cell / 1.5, 0.0, 0.0, octave) for octave, cell in enumerate(CELLS) for y in at for x in at
-    ]
 
-    def describe(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
-        values = sift.compute(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), points)[1]
+    def __init__(self, side: int) -> None:
+        try:
+            import cv2
+        except ModuleNotFoundError as error:
+            raise ValueError(f"{error}: bow needs pip install 'hashgym[sift]'") from error
+        self.side = side
+        at = ((np.arange(GRID) + 0.5) * side / GRID - 0.5).tolist()
+        # A cell is 1.5 times a keypoint's size; an octave is a picture of half the size, so both cost the same.
+        scales = [(cell / 1.5, octave) for octave, cell in enumerate(CELLS)]
+        self._points = [cv2.KeyPoint(x, y, size, 0.0, 0.0, octave) for size, octave in scales for y in at for x in at]
+        self._sift = cv2.SIFT.create()
+
+    def __call__(self, picture: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Descriptors of a picture, uint8 (side, side, 3)."""
+        import cv2
+
+        values = self._sift.compute(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), self._points)[1]
         return np.sqrt(values / np.maximum(values.sum(axis=1, keepdims=True), np.float32(1e-6)))
 
-    return describe
+    def __reduce__(self) -> tuple[type[DenseSift], tuple[int]]:
+        return DenseSift, (self.side,)  # OpenCV's objects cannot be sent to another process
 
 
 def read_words(path: str | Path) -> NDArray[np.float32]:
@@ -173,7 +180,7 @@ def learn_words(
         raise ValueError(f"words are written to a file that ends in .npy, got {path}")
     if path.exists():
         raise DataError(f"{path} exists already: remove it, or choose another --out")
-    describe, preprocess = dense_sift(side := _check_side(size)), stretch(side)
+    describe, preprocess = DenseSift(side := _check_side(size)), stretch(side)
     drawn = splits.make(
         collection.name,
         split,

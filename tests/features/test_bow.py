@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import cloudpickle
 import numpy as np
 import pytest
 from PIL import Image
@@ -56,7 +57,7 @@ def test_histogram_against_a_loop(tmp_path):
     backbone = features.make("bow", weights=str(path), size=64)
     words = np.load(path)
     picture = backbone.preprocess(texture(1, 3))
-    descriptors = bow.dense_sift(64)(picture)
+    descriptors = bow.DenseSift(64)(picture)
     counts = [0] * 30
     for d in descriptors:
         counts[min(range(30), key=lambda w: float(((d - words[w]) ** 2).sum()))] += 1
@@ -70,14 +71,14 @@ def test_histogram_against_a_loop(tmp_path):
 
 def test_descriptors_are_roots_of_opencvs_sift_at_the_grids_points():
     picture = np.asarray(texture(0, 5))
-    descriptors = bow.dense_sift(64)(picture)
+    descriptors = bow.DenseSift(64)(picture)
     assert (descriptors.shape, descriptors.dtype) == ((512, 128), np.float32)
     np.testing.assert_allclose(np.linalg.norm(descriptors, axis=1), 1, rtol=1e-5)
     row, column = 9, 4
     point = cv2.KeyPoint(column * 4 + 1.5, row * 4 + 1.5, 4 / 1.5, 0)
     sift = cv2.SIFT.create().compute(picture[:, :, 0], [point])[1][0]
     np.testing.assert_allclose(descriptors[row * 16 + column], np.sqrt(sift / sift.sum()), rtol=1e-5)
-    turned = bow.dense_sift(64)(np.ascontiguousarray(picture.swapaxes(0, 1)))
+    turned = bow.DenseSift(64)(np.ascontiguousarray(picture.swapaxes(0, 1)))
     assert not np.allclose(turned, descriptors, atol=0.1)  # upright: directions count
 
 
@@ -85,7 +86,7 @@ def test_the_second_scale_sees_twice_as_far():
     picture = np.asarray(texture(0, 5))
     changed = picture.copy()
     changed[42:] = 128  # 12 pixels and more below the points in the middle
-    before, after = (bow.dense_sift(64)(x).reshape(2, 16, 16, 128)[:, 7] for x in (picture, changed))
+    before, after = (bow.DenseSift(64)(x).reshape(2, 16, 16, 128)[:, 7] for x in (picture, changed))
     near, far = np.abs(after - before).max((1, 2))
     assert near < 0.05
     assert far > 5 * near
@@ -93,9 +94,16 @@ def test_the_second_scale_sees_twice_as_far():
 
 def test_a_flat_picture_does_not_crash(learnt):
     flat = np.full((64, 64, 3), 77, np.uint8)
-    assert not bow.dense_sift(64)(flat).any()
+    assert not bow.DenseSift(64)(flat).any()
     values = features.make("bow", weights=str(learnt), size=64)(flat[None])[0]
     assert (values.max(), values.sum()) == (1, 1)
+
+
+def test_goes_to_another_process(learnt):
+    backbone = features.make("bow", weights=str(learnt), size=64)
+    copy = cloudpickle.loads(cloudpickle.dumps(backbone))
+    picture = backbone.preprocess(texture(0, 9))[None]
+    np.testing.assert_array_equal(copy(picture), backbone(picture))
 
 
 def test_alone_as_in_a_batch_and_every_time(learnt):
