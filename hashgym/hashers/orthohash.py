@@ -40,19 +40,17 @@ class OrthoHash(DeepHasher):
     averages kept while training, and become part of the layer. Batch normalisation has no scale and shift of its own.
 
     Attributes:
-        temperature: s, what cosines are multiplied by before the softmax.
+        scale: s, what cosines are multiplied by before the softmax.
         margin: m, by how much the cosines to an image's own targets are lowered while training.
     """
 
-    temperature: float = 8.0
+    scale: float = 8.0
     margin: float = 0.2
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.temperature <= 0 or self.margin < 0:
-            raise ValueError(
-                f"temperature must be above 0, margin at least 0; got {self.temperature} and {self.margin}"
-            )
+        if self.scale <= 0 or self.margin < 0:
+            raise ValueError(f"scale must be above 0, margin at least 0; got {self.scale} and {self.margin}")
         if self.batch_size < 2:
             raise ValueError(f"batch_size must be at least 2, for batches are normalised; got {self.batch_size}")
 
@@ -64,7 +62,7 @@ class OrthoHash(DeepHasher):
         def loss(u: Tensor, rows: Tensor, update: int) -> Tensor:
             y = labels[rows]
             z = torch.nn.functional.batch_norm(u, None, None, training=True, eps=_FLAT)
-            losses = cosine_softmax_loss(z, codes, y, self.temperature, self.margin)
+            losses = cosine_softmax_loss(z, codes, y, self.scale, self.margin)
             return losses.sum() / y.amax(1).sum().clamp(min=1)
 
         return loss

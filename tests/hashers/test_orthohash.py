@@ -37,7 +37,7 @@ def test_the_objective_is_its_mean_over_the_labelled_images_of_a_normalised_batc
     rng = np.random.default_rng(1)
     labels = np.eye(4, dtype=np.uint8)[rng.integers(0, 4, 10)]
     labels[4] = 0
-    hasher, rows = make("orthohash", bits=6, seed=2, temperature=5.0, margin=0.4), torch.tensor([0, 9, 4, 3, 7])
+    hasher, rows = make("orthohash", bits=6, seed=2, scale=5.0, margin=0.4), torch.tensor([0, 9, 4, 3, 7])
     u = rng.normal(3, 2, (5, 6))
     z = (u - u.mean(0)) / np.sqrt(u.var(0) + 1e-5)
     codes, batch = targets(4, 6, 2).astype(float), labels[rows.numpy()]
@@ -62,6 +62,6 @@ def test_codes_of_the_training_images_have_mean_0_and_deviation_1(hidden):
 
 
 def test_settings_that_cannot_work_are_refused():
-    for bad in ({"temperature": 0.0}, {"margin": -0.1}, {"batch_size": 1}):
+    for bad in ({"scale": 0.0}, {"margin": -0.1}, {"batch_size": 1}):
         with pytest.raises(ValueError, match="must be"):
             make("orthohash", **bad)
