@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,6 +19,9 @@ __all__ = [
     "blank",
     "by_code_length",
     "code_strips",
+    "color",
+    "draw_lines",
+    "examples",
     "f1_buckets",
     "precision_recall",
     "rankings",
@@ -28,11 +30,40 @@ __all__ = [
 ]
 
 Codes = NDArray[np.bool_]
-# panel -> (base, method) -> x and y of its line; the method "single" is drawn dashed
-Panels: TypeAlias = dict[str, dict[tuple[str, str], tuple[NDArray[Any], NDArray[Any]]]]
+Line: TypeAlias = tuple[NDArray[Any], NDArray[Any]]  # x and y
+# panel -> (base, method) -> its line; the method "single" is drawn dashed
+Panels: TypeAlias = dict[str, dict[tuple[str, str], Line]]
 
 RIGHT, WRONG, ASKED, REGION = "#1a9850", "#d73027", "#333333", "#3366ff"
 COLORS = ("#7f7f7f", "#4477aa", "#ee9933", "#aa3377", "#228833", "#66ccee", "#bbbbbb", "#000000")  # readable by all
+# A method has one colour in all pictures (P. Tol, "Colour schemes", 2021: bright, muted and high-contrast).
+METHODS = {
+    "drlih": "#000000",
+    "noseq": "#ee9933",
+    "ng": "#228833",
+    "hashnet": "#aa3377",
+    "orthohash": "#4477aa",
+    "adsh": "#66ccee",
+    "sdh": "#ccbb44",
+    "itq": "#ee6677",
+    "drlih-norec": "#332288",
+    "drlih-gru": "#44aa99",
+    "drlih-lstm": "#88ccee",
+    "drlih-paper": "#cc6677",
+    "drlih-released": "#999933",
+    "lsh": "#999999",
+    "dch": "#004488",
+    "mmhh": "#997700",
+    "ksh": "#117733",
+    "ksh-relaxed": "#ddaa33",
+}
+
+
+def color(name: str, others: Sequence[str] = ()) -> str:
+    """The colour of a method; of a name that is none, the colour of its place among ``others``, else grey."""
+    unknown = [other for other in others if other not in METHODS]
+    fallback = COLORS[1 + unknown.index(name) % (len(COLORS) - 1)] if name in unknown else COLORS[0]
+    return METHODS.get(name, fallback)
 
 
 def blank(width: float, height: float) -> Any:
@@ -121,6 +152,41 @@ def rankings(
     write(figure, path)
 
 
+def examples(
+    dataset: HashingDataset, answers: Mapping[str, Mapping[int, Sequence[tuple[int, int]]]], path: Path, title: str = ""
+) -> None:
+    """Draw what several methods find for the same queries (DRLIH, Figure 6): a block a query, a row a method.
+
+    Args:
+        dataset: with thumbnails.
+        answers: by method and query (an image's index): images found, nearest first, each with its distance in bits.
+        path: the picture to write (PNG).
+        title: its heading.
+
+    Raises:
+        ValueError: if the dataset has no thumbnails.
+    """
+    if dataset.thumbnails is None:
+        raise ValueError(f"{dataset.name} has no thumbnails to draw")
+    queries = list(dict.fromkeys(query for own in answers.values() for query in own))
+    rows = [(query, method, own[query]) for query in queries for method, own in answers.items() if query in own]
+    shown = max(len(found) for _, _, found in rows)
+    figure = blank(0.8 * (shown + 1) + 1.3, 0.86 * len(rows) + 0.9)
+    panes = figure.subplots(len(rows), shown + 1, squeeze=False)
+    for axes in panes.ravel():
+        axes.set_axis_off()
+    for line, (query, method, found) in zip(panes, rows, strict=True):
+        labels = [name for name, on in zip(dataset.label_names, dataset.labels[query], strict=True) if on]
+        _picture(line[0], dataset.thumbnails[query], ASKED, f"query: {', '.join(labels) or 'no label'}")
+        line[0].set_ylabel(method, rotation=0, ha="right", va="center", fontsize=9)
+        rights = dataset.similar(np.array([query]), np.array([image for image, _ in found]))
+        for axes, (image, distance), right in zip(line[1:], found, rights, strict=False):
+            caption = f"{distance} bit{'' if distance == 1 else 's'} off"
+            _picture(axes, dataset.thumbnails[image], RIGHT if right else WRONG, caption)
+    figure.suptitle(f"{title}\nnearest first; green frame: shares a label with the query, red: does not".strip())
+    write(figure, path)
+
+
 def code_strips(
     methods: Mapping[str, Codes],
     labels: NDArray[np.uint8],
@@ -180,7 +246,7 @@ def by_code_length(panels: Panels, path: Path, title: str = "") -> None:
         path: the picture to write (PNG).
         title: its heading.
     """
-    figure, panes = _lines(panels, title)
+    figure, panes = draw_lines(panels, title)
     for axes, lines in zip(panes, panels.values(), strict=True):
         axes.set_xlabel("bits")
         axes.set_xticks(sorted({int(x) for xs, _ in lines.values() for x in xs}))
@@ -195,7 +261,7 @@ def f1_buckets(panels: Panels, path: Path, title: str = "") -> None:
         path: the picture to write (PNG).
         title: its heading.
     """
-    figure, panes = _lines(panels, title)
+    figure, panes = draw_lines(panels, title)
     for axes in panes:
         axes.set(xscale="log", xlabel="buckets visited (mean over queries)", ylim=(0, None))
     panes[0].set_ylabel("F1 (mean over queries)")
@@ -279,21 +345,21 @@ def _frame(axes: Any, shape: tuple[int, ...], left: float, top: float, right: fl
     axes.add_patch(Rectangle((x, y), to_x - x, to_y - y, fill=False, edgecolor=REGION, linewidth=2))
 
 
-def _lines(panels: Panels, title: str) -> tuple[Any, list[Any]]:
+def draw_lines(panels: Panels, title: str) -> tuple[Any, list[Any]]:
     """A figure with a pane for each panel: a colour for each base; dashed and hollow for one code an image."""
     width = max(5.4, 3.6 * len(panels) + 0.6)
     figure = blank(width, 3.9)
     panes = list(figure.subplots(1, len(panels), squeeze=False)[0])
-    bases = dict.fromkeys(base for lines in panels.values() for base, _ in lines)
-    colors = dict(zip(bases, itertools.cycle(COLORS[1:]), strict=False))
-    for axes, (name, lines) in zip(panes, panels.items(), strict=True):
-        for (base, method), (x, y) in lines.items():
-            style, fill = ("--", "white") if method == "single" else ("-", colors[base])
-            axes.plot(x, y, style, color=colors[base], marker="o", markerfacecolor=fill, markersize=4, linewidth=1.5)
+    bases = list(dict.fromkeys(base for drawn in panels.values() for base, _ in drawn))
+    for axes, (name, drawn) in zip(panes, panels.items(), strict=True):
+        for (base, method), (x, y) in drawn.items():
+            own = color(base, bases)
+            style, fill = ("--", "white") if method == "single" else ("-", own)
+            axes.plot(x, y, style, color=own, marker="o", markerfacecolor=fill, markersize=4, linewidth=1.5)
         axes.set_title(name, fontsize=10)
         axes.grid(color="0.9")
-    for base, color in colors.items():
-        panes[0].plot([], [], color=color, label=base)
+    for base in bases:
+        panes[0].plot([], [], color=color(base, bases), label=base)
     figure.legend(loc="outside lower center", ncols=int(width / 1.3), fontsize=9, frameon=False)
     figure.suptitle(title, fontsize=11)
     return figure, panes
@@ -307,6 +373,7 @@ def _one_of_each_label(dataset: HashingDataset, most: int = 10) -> list[int]:
 
 
 def _picture(axes: Any, pixels: NDArray[np.uint8], color: str, caption: str) -> None:
+    axes.set_axis_on()
     axes.imshow(pixels, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     axes.set_xlabel(caption, fontsize=7.5, labelpad=2)

@@ -101,7 +101,7 @@ def test_lines_by_panel_base_and_method(draw, drawn, tmp_path):
             np.testing.assert_array_equal(line.get_xdata(), x)
             np.testing.assert_array_equal(line.get_ydata(), y)
             assert line.get_linestyle() == ("--" if method == "single" else "-")
-            assert line.get_color() == figures.COLORS[1 + ["dch", "ksh"].index(base)]
+            assert line.get_color() == figures.METHODS[base]
         if draw is figures.by_code_length:
             assert axes.get_xticks().tolist() == sorted({int(b) for x, _ in lines.values() for b in x})
         else:
@@ -109,8 +109,36 @@ def test_lines_by_panel_base_and_method(draw, drawn, tmp_path):
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["dch", "ksh"]
     picture = pixels(tmp_path / "lines.png")
-    assert has(picture, figures.COLORS[1])
-    assert has(picture, figures.COLORS[2])
+    assert has(picture, figures.METHODS["dch"])
+    assert has(picture, figures.METHODS["ksh"])
+
+
+def test_colours():
+    assert len(set(figures.METHODS.values())) == len(figures.METHODS)
+    assert [figures.color(name, ["drlih", "one", "two"]) for name in ("drlih", "one", "two", "three")] == [
+        *("#000000", *figures.COLORS[1:3], figures.COLORS[0])
+    ]
+
+
+def test_examples(small, drawn, tmp_path):
+    query, other = (int(q) for q in small.query[:2])
+    same = small.database[small.similar(small.query[:1], small.database)][0]
+    not_same = small.database[~small.similar(small.query[:1], small.database)][0]
+    answers = {
+        "drlih": {query: [(same, 0), (not_same, 1)], other: [(same, 3)]},
+        "itq": {query: [(not_same, 2)]},
+    }
+    figures.examples(small, answers, tmp_path / "e.png", "a title")
+    grid = np.array(drawn[0].axes).reshape(3, 3)
+    assert [row[0].get_ylabel() for row in grid] == ["drlih", "itq", "drlih"]  # both for the first query, then the next
+    for row, q in zip(grid, (query, query, other), strict=True):
+        np.testing.assert_array_equal(row[0].images[0].get_array(), small.thumbnails[q])
+    assert [axes.get_xlabel() for axes in grid[0][1:]] == ["0 bits off", "1 bit off"]
+    frames = [to_hex(axes.spines["left"].get_edgecolor()) for axes in grid[0][1:]]
+    assert frames == [figures.RIGHT, figures.WRONG]
+    assert [len(axes.images) for axes in grid[1]] == [1, 1, 0]
+    with pytest.raises(ValueError, match="no thumbnails"):
+        figures.examples(dataclasses.replace(small, thumbnails=None), answers, tmp_path / "no.png")
 
 
 @pytest.fixture(scope="module")

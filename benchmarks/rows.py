@@ -1,0 +1,137 @@
+"""Rows of finished runs, gathered from folders of results, and the papers' own numbers beside them."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import drlih, mch, results
+
+__all__ = ["KINDS", "Row", "group", "hand_crafted", "means", "paired", "paper", "read", "where"]
+
+Row = Mapping[str, Any]
+
+# kind -> file, columns, and those that name a row; files with other columns are of other benchmarks
+KINDS: Mapping[str, tuple[str, Sequence[str], Sequence[str]]] = {
+    "drlih": ("results.csv", results.COLUMNS, results.KEY),
+    "drlih curves": ("curves.csv", drlih.CURVES, results.KEY),
+    "examples": ("examples.csv", drlih.EXAMPLES, results.KEY),
+    "mch": ("results.csv", mch.COLUMNS, mch.KEY),
+    "mch curves": ("curves.csv", mch.CURVES, mch.CURVE_KEY),
+}
+TEXTS = ("dataset", "features", "method", "base", "version", "revision", "config")
+LISTS = ("ranks", "precision_at", "precision_by_radius", "recall_by_radius", "queries", "found", "distances", "right")
+APART = "quickstart"  # a folder of short runs, which are no results
+
+
+def read(folder: Path) -> dict[str, list[Row]]:
+    """The rows of all files of known kinds in a folder and below, by kind, sorted by what names them.
+
+    Numbers are read as such; an empty ``sigma`` or ``xi`` is None, and lists stay JSON.
+
+    Raises:
+        ValueError: if there are no results, or a run is there twice with different outcomes.
+    """
+    found: dict[str, dict[tuple[str, ...], tuple[Path, dict[str, str]]]] = {kind: {} for kind in KINDS}
+    for path in sorted(folder.rglob("*.csv")):
+        if APART in path.relative_to(folder).parts:
+            continue
+        with open(path, newline="") as file:
+            reader = csv.DictReader(file)
+            header = path.name, tuple(reader.fieldnames or ())
+            for kind, (name, columns, key) in KINDS.items():
+                if header != (name, tuple(columns)):
+                    continue
+                for row in reader:
+                    which = tuple(row[column] for column in key)
+                    there, old = found[kind].setdefault(which, (path, row))
+                    if old != row:
+                        raise ValueError(f"{there} and {path} differ about {' '.join(which)}: keep one of the two rows")
+    if not found["drlih"] and not found["mch"]:
+        raise ValueError(
+            f"no results below {folder}: `python -m benchmarks.drlih` and `python -m benchmarks.mch` write results.csv"
+        )
+    return {kind: [_typed(row) for _, (_, row) in sorted(rows.items())] for kind, rows in found.items()}
+
+
+def _typed(row: Mapping[str, str]) -> Row:
+    def value(column: str, text: str) -> Any:
+        if column in TEXTS or column in LISTS:
+            return text
+        if column in ("bits", "seed"):
+            return int(text)
+        return float(text) if text else None
+
+    return {column: value(column, text) for column, text in row.items()}
+
+
+def hand_crafted(row: Row) -> bool:
+    """Whether a run saw hand-crafted features, as in the lower third of DRLIH's Table I."""
+    return str(row["features"]).startswith(("gist", "bow"))
+
+
+def group(rows: Sequence[Row], *columns: str) -> dict[Any, list[Row]]:
+    """Rows by the value of a column, or by the values of several, in the rows' order."""
+    grouped: dict[Any, list[Row]] = {}
+    for row in rows:
+        values = tuple(row[column] for column in columns)
+        grouped.setdefault(values if len(values) > 1 else values[0], []).append(row)
+    return grouped
+
+
+def where(rows: Sequence[Row], **values: Any) -> list[Row]:
+    """The rows that have these values."""
+    return [row for row in rows if all(row[column] == value for column, value in values.items())]
+
+
+def means(rows: Sequence[Row], by: str, measure: str) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Values of a column, ascending, and the mean of a measure at each."""
+    grouped = sorted(group(rows, by).items())
+    return np.array([x for x, _ in grouped]), np.array([np.mean([r[measure] for r in own]) for _, own in grouped])
+
+
+def paired(rows: Sequence[Row], others: Sequence[Row], measure: str, by: str = "bits") -> list[NDArray[np.float64]]:
+    """What rows are above others in a measure, paired by seed, for each value of ``by`` that both have."""
+    before = {(row[by], row["seed"]): row[measure] for row in others}
+    pairs = [row for row in rows if (row[by], row["seed"]) in before]
+    return [np.array([r[measure] - before[x, r["seed"]] for r in own]) for x, own in group(pairs, by).items()]
+
+
+def paper(
+    table: str,
+    dataset: str,
+    method: str,
+    bits: int,
+    *,
+    base: str = "",
+    hand: bool = False,
+    sigma: Any = "",
+    xi: Any = "",
+) -> str | None:
+    """A number as a table of a paper prints it, None where it has none.
+
+    Args:
+        table: "I" or "II" of DRLIH, "2" or "3" of MCH.
+        dataset: by its name here.
+        method: by its name here; "mch" or "single" on a ``base`` in MCH's.
+        bits: the code length.
+        base: of MCH.
+        hand: whether on hand-crafted features.
+        sigma: of Table 3.
+        xi: of Table 3.
+    """
+    return _papers().get((table, dataset, method, str(bits), base, hand, str(sigma), str(xi)))
+
+
+@lru_cache
+def _papers() -> dict[tuple[Any, ...], str]:
+    with open(Path(__file__).with_name("papers.csv"), newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = ("table", "dataset", "method", "bits", "base", "features", "sigma", "xi")
+    return {tuple(r[n] == "hand" if n == "features" else r[n] for n in names): r["value"] for r in rows}
