@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hashgym.hashers.base import Features, Labels
 from hashgym.hashers.deep import DeepHasher, Objective
+from hashgym.hashers.kernel import rbf, squared_distances
 from hashgym.hashers.pairwise import PairwiseHasher, inner_distance, pair_weights
 
 __all__ = ["KSH", "RelaxedKSH", "ksh_loss"]
@@ -78,19 +79,6 @@ class KSH(PairwiseHasher):
 
     def _transform(self, X: Features) -> Features:
         return (rbf(squared_distances(X, self.anchors_), self.width_) - self.means_) @ self.weights_
-
-
-def squared_distances(X: Features, anchors: Features) -> Features:
-    """Squared Euclidean distances, float32 (n, m), of rows of X (n, D) to anchors (m, D)."""
-    center = anchors.mean(0)  # far from the origin, products would hide differences
-    X, anchors = X - center, anchors - center
-    norms, anchor_norms = (np.einsum("nd,nd->n", rows, rows) for rows in (X, anchors))
-    return np.maximum(norms[:, None] + anchor_norms - 2 * X @ anchors.T, 0)
-
-
-def rbf(squares: Features, width: float) -> Features:
-    """exp(-squares / (2 width^2))."""
-    return np.exp(squares / np.float32(-2 * width**2))
 
 
 def greedy_weights(kernel: Features, residual: Features, bits: int, iterations: int) -> Features:
