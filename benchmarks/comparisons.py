@@ -87,29 +87,29 @@ def sensitivity(rows: Sequence[Row], points: Sequence[Row], path: Path, title: s
         title: its heading.
     """
     agent, single = ([row for row in rows if (row["xi"] is None) == one] for one in (False, True))
+    one_code = "one code an image", "single"
     panels: Panels = {}
-    by_sigma = group(points, "sigma", "method")
-    if len(group(points, "sigma")) > 1:
-        for (size, method), own in by_sigma.items():
-            name = "one code an image" if method == "single" else f"sigma {size:g}"
-            panels.setdefault("xi = .5", {})[name, method] = means(own, "k", "buckets")[1], means(own, "k", "f1")[1]
+    below = []  # what the panels' x axes show
+    if several := len(group(points, "sigma")) > 1:
+        for (size, method), own in group(points, "sigma", "method").items():
+            line = one_code if method == "single" else (f"sigma {size:.3g}", method)
+            panels.setdefault("F1, xi = .5", {})[line] = means(own, "k", "buckets")[1], means(own, "k", "f1")[1]
+        below.append("buckets visited (mean over queries)")
     for measure, name in (("recall_radius0", "recall within radius 0"), ("map", "mAP")):
         level = float(np.mean([row[measure] for row in single]))
-
-        def flat(x: NDArray[Any], level: float = level) -> tuple[NDArray[Any], NDArray[Any]]:
-            return x, np.full(len(x), level)
-
-        if not panels or "xi = .5" not in panels:
+        if not several:
             x, y = means(where(agent, xi=0.5), "sigma", measure)
-            panels[f"{name}, xi = .5"] = {("MCH", "mch"): (x, y), ("one code an image", "single"): flat(x)}
-        lines = {(f"sigma {s:g}", "mch"): means(own, "xi", measure) for s, own in group(agent, "sigma").items()}
+            panels[f"{name}, xi = .5"] = {("MCH", "mch"): (x, y), one_code: (x, np.full(len(x), level))}
+            below.append("sigma")
+        lines = {(f"sigma {s:.3g}", "mch"): means(own, "xi", measure) for s, own in group(agent, "sigma").items()}
         x = np.unique([row["xi"] for row in agent])
-        panels[name] = {**lines, ("one code an image", "single"): flat(x)}
+        panels[name] = {**lines, one_code: (x, np.full(len(x), level))}
+        below.append("xi")
     figure, panes = draw_lines(panels, title)
-    for axes, name in zip(panes, panels, strict=True):
-        axes.set_xlabel("sigma" if name.endswith(", xi = .5") else "xi")
-        if name == "xi = .5":
-            axes.set(xscale="log", xlabel="buckets visited (mean over queries)", ylabel="F1 (mean over queries)")
+    for axes, label in zip(panes, below, strict=True):
+        axes.set_xlabel(label)
+    if several:
+        panes[0].set_xscale("log")
     figures.write(figure, path)
 
 

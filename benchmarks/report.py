@@ -171,11 +171,12 @@ def _mch(rows: Sequence[Row], points: Sequence[Row], out: Path, slug: str) -> Se
             gains = {bits: paired(some, single, "map") for bits, some in group(own, "bits").items()}
             better = [bits for bits, gain in gains.items() if gain and estimate(gain).low > 0]
             entries.append(Entry(f"{method}-{base}", own, {**names, "method": method}, better))
-    title = f"{dataset}: one code an image (dashed) and MCH, sigma {sigma}, xi = .5"
+    size = "unknown" if sigma is None else f"{sigma:.3g}"
+    title = f"{dataset}: one code an image (dashed) and MCH, sigma {size}, xi = .5"
     comparisons.radius0(rows, out / f"{slug}-radius0.png", title)
     section = [
         f"## MCH on {dataset}, {features}",
-        f"Table 2: tie-aware mAP of bases, and of MCH on them at sigma {sigma} and xi .5; bold where MCH is above its "
+        f"Table 2: tie-aware mAP of bases, and of MCH on them at sigma {size} and xi .5; bold where MCH is above its "
         "base, the interval of the difference paired by seed above 0.",
         by_length(entries, "2"),
         caption(rows),
@@ -189,7 +190,7 @@ def _mch(rows: Sequence[Row], points: Sequence[Row], out: Path, slug: str) -> Se
 
 def _by_threshold(rows: Sequence[Row], points: Sequence[Row], out: Path, slug: str) -> Section:
     """MCH's Table 3 of one dataset, with Figure 9: of what was run at most sizes of regions."""
-    varied = group([row for row in rows if row["xi"]], "base", "method", "bits")
+    varied = group([row for row in rows if row["xi"] and row["sigma"] is not None], "base", "method", "bits")
     if not varied:
         return []
     which = max(varied, key=lambda key: (len(group(varied[key], "sigma")), key == ("dch", "mch", 32), key))
@@ -202,7 +203,7 @@ def _by_threshold(rows: Sequence[Row], points: Sequence[Row], out: Path, slug: s
     for sigma in sigmas:
         printed = [paper("3", "coco", method, bits, base=base, sigma=sigma, xi=xi) for xi in thresholds]
         scores = [[row["anhc"] for row in cells.get((sigma, xi), [])] for xi in thresholds]
-        lines.append([f"{sigma}", *map(cell, scores, printed)])
+        lines.append([f"{sigma:.3g}", *map(cell, scores, printed)])
     dataset, path = rows[0]["dataset"], out / f"{slug}-sensitivity.png"
     about = {"base": base, "bits": bits}
     curves = [row for row in where(points, **about) if row["method"] in ("single", method)]

@@ -160,7 +160,7 @@ def test_mch_table_3(written):
     assert cells(text, "sigma") == [f"xi = {xi}" for xi in (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)]
     assert cells(text, "0.5")[2:4] == ["1.500 [1.500, 1.500] paper 1.54", "paper 1.50"]
     assert cells(text, "0.3")[4] == "2.000 [2.000, 2.000] paper 1.49"
-    assert cells(text, "1.0")[0] == "paper 1.00"
+    assert cells(text, "1")[0] == "paper 1.00"
 
 
 def test_claims(written):
@@ -247,6 +247,33 @@ def test_names_of_lines_stay_apart_in_their_order(undrawn, tmp_path):
     assert (np.diff(heights) > 0.04).all()
     assert 0 <= heights[0] < heights[-1] <= 1
     assert [ends[int(text.get_text()[1:])] for text in texts] == sorted(ends)
+
+
+def test_no_curves_no_seeds_no_sigma(undrawn, tmp_path):
+    """The first run of each kind, of a dataset that does not say how large its regions are."""
+    write(tmp_path / "a" / "results.csv", results.COLUMNS, [run("drlih", 48, 0, 0.5)])
+    write(tmp_path / "b" / "results.csv", mch.COLUMNS, [pair("dch", "single", 16, 0, 0.7, sigma="")])
+    report.main(report.Args(tmp_path), Console(quiet=True))
+    text = (tmp_path / "report.md").read_text("utf-8")
+    assert cells(text, "drlih")[3] == "**.500** paper .853"
+    assert cells(text[text.index("## MCH") :], "dch")[0] == ".700 paper .8273"
+    assert set(undrawn) == {
+        *("drlih-cifar10-methods.png", "drlih-cifar10-baselines.png"),
+        *("mch-mirflickr25k-radius0.png", "costs.png"),
+    }
+
+
+def test_sensitivity_without_curves_of_several_sizes(undrawn, tmp_path):
+    comparisons.sensitivity(rows.where(_mch_rows(tmp_path), base="dch", bits=32), [], tmp_path / "s.png", "")
+    panes = undrawn["s.png"].axes
+    assert [axes.get_xlabel() for axes in panes] == ["sigma", "xi", "sigma", "xi"]
+    flat = [line for line in panes[3].lines if line.get_linestyle() == "--"]
+    np.testing.assert_allclose(flat[0].get_ydata(), 0.705)
+
+
+def _mch_rows(folder):
+    write(folder / "m" / "results.csv", mch.COLUMNS, MCH)
+    return rows.read(folder)["mch"]
 
 
 def test_what_is_refused(tmp_path, undrawn):
