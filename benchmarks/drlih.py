@@ -26,10 +26,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 import hashgym
-import hashgym.data
 from benchmarks import tune
 from benchmarks.cells import Executor, features_name, run_cells, unfinished
-from benchmarks.methods import Cell, Codes, config, fit, measure, settings
+from benchmarks.methods import Cell, Codes, config, fit, load, measure, settings
 from benchmarks.results import KEY, Results, describe, peak_mb, revision, table
 from hashgym import codes
 from hashgym.data import HashingDataset
@@ -120,7 +119,7 @@ def row(cell: Cell, dataset: HashingDataset, result: RetrievalResult, train_seco
 
 def run(cell: Cell) -> Outcome:
     """Load, train and measure, in this process."""
-    dataset = hashgym.data.load(cell.features).standardized()
+    dataset = load(cell.features).standardized()
     encode, seconds = fit(cell, dataset)
     ranks = [k for k in RANKS if k <= len(dataset.database)] if cell.curves else []
     found, result = measure(encode, dataset, ranks)
@@ -152,7 +151,7 @@ def main(args: Args, console: Console | None = None) -> int:
         raise ValueError("at least one seed, one job, one code length, one method and one dataset are needed")
     if not what.effort > 0:
         raise ValueError(f"effort is a share of the gradient steps, above 0, got {what.effort}")
-    datasets = {features: hashgym.data.load(features) for features in args.features}
+    datasets = {features: load(features) for features in args.features}
     chosen = tune.chosen(args.tuned)
     named: dict[Cell, dict[str, Any]] = {}
     for features, dataset in datasets.items():

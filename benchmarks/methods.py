@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import hashgym
+import hashgym.data
 import hashgym.hashers
 from benchmarks.cells import data_digest
 from hashgym.data import HashingDataset
 from hashgym.retrieval import RetrievalResult, evaluate
 
-__all__ = ["AGENTS", "Cell", "config", "fit", "group_bits", "measure", "settings"]
+__all__ = ["AGENTS", "Cell", "config", "fit", "group_bits", "load", "measure", "settings"]
 
 Codes = NDArray[np.bool_]
 Encoder = Callable[[NDArray[np.float32]], Codes]
@@ -60,6 +61,12 @@ class Cell:
 
     def __str__(self) -> str:
         return f"{self.method} {self.bits} bits seed {self.seed}"
+
+
+def load(features: str) -> HashingDataset:
+    """A dataset by name or folder, without the regions of its images, which make most of a folder that has them."""
+    dataset = hashgym.data.load(features)
+    return dataclasses.replace(dataset, regions=None, train_regions=None, boxes=None, train_boxes=None)
 
 
 def settings(cell: Cell) -> Any:

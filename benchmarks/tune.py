@@ -27,9 +27,8 @@ import tyro
 from rich.console import Console
 
 import hashgym
-import hashgym.data
 from benchmarks.cells import Executor, data_digest, features_name, run_cells, unfinished
-from benchmarks.methods import Cell, fit, measure
+from benchmarks.methods import Cell, fit, load, measure
 from benchmarks.results import Results, describe, peak_mb, revision
 from hashgym.data import HashingDataset
 
@@ -37,15 +36,22 @@ __all__ = ["CHOSEN", "SPACE", "Args", "Search", "chosen", "held_out", "main", "r
 
 CHOSEN = Path(__file__).parent / "results" / "tuning"
 
-# What a network's head and its optimiser share is the same for all; tried are the step size and the loss's own numbers.
-_NETWORK: Mapping[str, tuple[Any, ...]] = {"learning_rate": (5e-4, 1e-3, 2e-3)}
+# A network's head is the same for all; tried are the optimiser's settings and numbers of the loss that need not change
+# with the code length.
+_NETWORK: Mapping[str, tuple[Any, ...]] = {"learning_rate": (5e-4, 1e-3, 2e-3), "weight_decay": (1e-4, 1e-2)}
 SPACE: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
-    "ksh": {"anchors": (300, 1000), "iterations": (30, 60)},
-    "noseq": {**_NETWORK, "margin": (1.0, 2.0, 4.0)},
-    "hashnet": {**_NETWORK, "alpha": (0.2, 0.4, 0.8), "beta": (3.0, 7.0, 10.0)},
-    "adsh": {**_NETWORK, "gamma": (0.03, 0.1, 0.3), "passes": (1, 2)},
+    "ksh": {"anchors": (300, 1000), "labelled": (1000, 3000)},
+    "sdh": {"anchors": (500, 1000), "width": (0.5, 1.0, 2.0), "lambda_w": (0.1, 1.0), "nu": (1e-5, 1e-3, 1e-1)},
+    "noseq": _NETWORK,
+    "hashnet": {**_NETWORK, "beta": (3.0, 7.0, 10.0)},
+    "dsh": {**_NETWORK, "alpha": (0.001, 0.01, 0.1)},
+    "ninh": {**_NETWORK, "margin": (1.0, 2.0, 4.0)},
+    "cnnh": {**_NETWORK, "dissimilar": (None, 1.0)},
+    "adsh": {**_NETWORK, "gamma": (0.03, 0.1, 0.3)},
     "dch": {**_NETWORK, "gamma": (5.0, 10.0, 20.0, 40.0), "quantization": (0.01, 0.1, 1.0)},
     "mmhh": {**_NETWORK, "radius": (1.0, 2.0, 4.0), "quantization": (0.001, 0.01, 0.1)},
+    "csq": {**_NETWORK, "quantization": (1e-4, 1e-3, 1e-2)},
+    "orthohash": {**_NETWORK, "scale": (4.0, 8.0, 16.0), "margin": (0.0, 0.2, 0.4)},
 }
 
 KEY = ("dataset", "features", "method", "bits", "seed", "trial")
@@ -65,7 +71,7 @@ class Args:
     """Embedded datasets by name, or folders that `hashgym features` wrote."""
     methods: tuple[str, ...] = tuple(SPACE)
     """Methods with a space of settings."""
-    budget: float = 60.0
+    budget: float = 45.0
     """Seconds of training for each method on each dataset; the run that passes them is the last."""
     most: int = 12
     """Tries at most."""
@@ -107,7 +113,7 @@ def tries(method: str, most: int) -> Iterator[Settings]:
 
 def run(search: Search) -> list[dict[str, Any]]:
     """Try one setting after the other, in this process; a row each."""
-    whole = hashgym.data.load(search.features)
+    whole = load(search.features)
     dataset = held_out(whole).standardized()
     rows: list[dict[str, Any]] = []
     for trial, changes in enumerate(tries(search.method, search.most)):
@@ -151,7 +157,7 @@ def main(args: Args, console: Console | None = None) -> int:
         raise ValueError("at least one job, one try and a budget above 0 are needed")
     if unknown := [method for method in args.methods if method not in SPACE]:
         raise ValueError(f"{unknown[0]} has no space of settings: choose from {', '.join(SPACE)}")
-    datasets = {features: hashgym.data.load(features) for features in args.features}
+    datasets = {features: load(features) for features in args.features}
     searches = [Search(features, method, args.budget, args.most) for features in datasets for method in args.methods]
     results = Results(args.out, COLUMNS, KEY)
 

@@ -46,7 +46,7 @@ def test_every_space_names_settings_that_the_method_has_and_accepts():
 def searched(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "SPACE", {"itq": {"iterations": (0, 2)}})
     monkeypatch.setattr(cells, "_apart", lambda work, cell: work(cell))  # in this process: quicker
-    args = tune.Args(out=tmp_path, methods=("itq",), budget=60.0, most=3)
+    args = tune.Args(out=tmp_path, methods=("itq",), budget=45.0, most=3)
     assert tune.main(args, Console(quiet=True)) == 0
     return args
 
@@ -77,7 +77,7 @@ def test_the_budget_ends_a_search_after_the_run_that_passes_it(tmp_path, monkeyp
 def test_a_search_is_not_repeated_and_another_rule_is_noticed(searched, monkeypatch):
     monkeypatch.setattr(cells, "_apart", lambda work, cell: pytest.fail("tried again"))
     assert tune.main(searched, Console(quiet=True)) == 0
-    with pytest.raises(ValueError, match=r"another configuration \(budget: 60.0 -> 5.0"):
+    with pytest.raises(ValueError, match=r"another configuration \(budget: 45.0 -> 5.0"):
         tune.main(replace(searched, budget=5.0), Console(quiet=True))
 
 
