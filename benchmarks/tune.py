@@ -28,7 +28,7 @@ from rich.console import Console
 
 import hashgym
 from benchmarks.cells import Executor, data_digest, features_name, run_cells, unfinished
-from benchmarks.methods import Cell, fit, load, measure
+from benchmarks.methods import Cell, fit, load, measure, settings
 from benchmarks.results import Results, describe, peak_mb, revision
 from hashgym.data import HashingDataset
 
@@ -105,9 +105,10 @@ def held_out(dataset: HashingDataset) -> HashingDataset:
 
 def tries(method: str, most: int) -> Iterator[Settings]:
     """Settings to try, as changes of the defaults: none at first, then different ones in random order."""
-    space = SPACE.get(method, {})
+    space, usual = SPACE.get(method, {}), settings(Cell("", method, BITS, SEED))
     grid = [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
-    drawn = (grid[i] for i in np.random.default_rng(SEED).permutation(len(grid) if space else 0))
+    grid = [changes for changes in grid if any(getattr(usual, name) != value for name, value in changes.items())]
+    drawn = (grid[i] for i in np.random.default_rng(SEED).permutation(len(grid)))
     yield from itertools.islice(itertools.chain([{}], drawn), most)
 
 
@@ -143,7 +144,7 @@ def chosen(folder: Path) -> dict[tuple[str, str, str], Settings]:
         which = (row["dataset"], row["features"], row["method"])
         if which not in best or float(row["map"]) > best[which][0]:
             best[which] = float(row["map"]), json.loads(row["settings"])
-    return {which: settings for which, (_, settings) in best.items()}
+    return {which: changes for which, (_, changes) in best.items()}
 
 
 def main(args: Args, console: Console | None = None) -> int:

@@ -24,11 +24,10 @@ def test_held_out_images_come_from_the_training_set_alone():
 
 
 def test_tries_begin_with_the_defaults_and_never_repeat(monkeypatch):
-    monkeypatch.setattr(tune, "SPACE", {"noseq": {"margin": (1.0, 2.0), "learning_rate": (1e-3, 2e-3)}})
+    monkeypatch.setattr(tune, "SPACE", {"noseq": {"margin": (None, 2.0), "learning_rate": (1e-3, 2e-3)}})
     drawn = list(tune.tries("noseq", 12))
     assert drawn[0] == {}
-    assert len(drawn) == 5
-    assert len({json.dumps(t, sort_keys=True) for t in drawn}) == 5
+    assert len({json.dumps(t, sort_keys=True) for t in drawn}) == len(drawn) == 4  # the defaults once
     assert drawn == list(tune.tries("noseq", 12))
     assert list(tune.tries("noseq", 2)) == drawn[:2]
     assert list(tune.tries("lsh", 12)) == [{}]
