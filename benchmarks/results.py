@@ -24,6 +24,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from rich.table import Table
 
+from benchmarks.statistics import Estimate, bootstrap, mean
+
 __all__ = ["COLUMNS", "KEY", "Estimate", "Results", "describe", "estimate", "markdown", "peak_mb", "revision", "table"]
 
 KEY = ("dataset", "features", "method", "bits", "seed")
@@ -158,20 +160,6 @@ def describe(config: Mapping[str, Any]) -> str:
     return json.dumps(config, sort_keys=True, default=str)
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over runs with its confidence interval; the bounds are NaN where one run a stratum says nothing."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        """``.671`` and, on a second line, ``[.668, .674]``."""
-        spread = "" if np.isnan(self.low) else f"\n[{_short(self.low)}, {_short(self.high)}]"
-        return _short(self.mean) + spread
-
-
 def estimate(strata: Sequence[ArrayLike], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Estimate:
     """Mean over strata of the mean over runs, with a stratified percentile bootstrap.
 
@@ -188,17 +176,7 @@ def estimate(strata: Sequence[ArrayLike], confidence: float = 0.95, resamples: i
     Raises:
         ValueError: for no strata or an empty one.
     """
-    scores = [np.asarray(stratum, np.float64).ravel() for stratum in strata]
-    if not scores or not all(len(stratum) for stratum in scores):
-        raise ValueError("an estimate needs at least one stratum and one score in each")
-    mean = float(np.mean([stratum.mean() for stratum in scores]))
-    if any(len(stratum) == 1 for stratum in scores):
-        return Estimate(mean, np.nan, np.nan)
-    rng = np.random.default_rng(seed)
-    means = [stratum[rng.integers(len(stratum), size=(resamples, len(stratum)))].mean(1) for stratum in scores]
-    tail = 50 * (1 - confidence)
-    low, high = np.percentile(np.mean(means, axis=0), [tail, 100 - tail])
-    return Estimate(mean, float(low), float(high))
+    return bootstrap(strata, mean, confidence, resamples, seed)
 
 
 def table(rows: Sequence[Row], title: str = "") -> Table:
@@ -254,11 +232,6 @@ def markdown(rows: Sequence[Row]) -> str:
         seconds = [float(row["train_seconds"]) for row in own if int(row["bits"]) == lengths[-1]]
         lines.append(f"| {method} | {' | '.join(cells)} | {f'{np.median(seconds):.0f} s' if seconds else ''} |")
     return "\n".join(lines)
-
-
-def _short(value: float) -> str:
-    """.671 rather than 0.671, as the field writes it."""
-    return f"{value:.3f}".removeprefix("0")
 
 
 def _escape(text: str) -> str:

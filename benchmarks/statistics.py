@@ -14,12 +14,33 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from benchmarks.results import Estimate
-
-__all__ = ["Ranks", "bootstrap", "iqm", "mean", "performance_profile", "probability_of_improvement", "ranks"]
+__all__ = [
+    "Estimate",
+    "Ranks",
+    "bootstrap",
+    "iqm",
+    "mean",
+    "performance_profile",
+    "probability_of_improvement",
+    "ranks",
+]
 
 Scores: TypeAlias = NDArray[np.float64]
 Tasks: TypeAlias = Sequence[ArrayLike]  # the scores of one method, an array of runs for each task
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over runs with its confidence interval; the bounds are NaN where one run a stratum says nothing."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """``.671`` and, on a second line, ``[.668, .674]``."""
+        spread = "" if np.isnan(self.low) else f"\n[{_short(self.low)}, {_short(self.high)}]"
+        return _short(self.mean) + spread
 
 
 def bootstrap(
@@ -174,6 +195,11 @@ def _resampled(scores: Sequence[Scores], resamples: int, seed: int) -> list[Scor
 
 def _tails(confidence: float) -> list[float]:
     return [50 * (1 - confidence), 50 * (1 + confidence)]
+
+
+def _short(value: float) -> str:
+    """.671 rather than 0.671, as the field writes it."""
+    return f"{value:.3f}".removeprefix("0")
 
 
 def _beats(x: Scores, y: Scores) -> Scores:
