@@ -26,7 +26,8 @@ class SH(Hasher):
     Attributes:
         components: number of leading principal directions that may give bits; None for ``bits``. Fewer are used where
             the data have fewer.
-        trim: share of the training images beyond each end of [a, b], which is the whole range at 0, as in the paper.
+        trim: share of the training images beyond each end of [a, b]; 0 is the paper's whole range, which an outlier
+            stretches until bits hardly vary.
         center_: float32 (D,), mean of the training features.
         components_: float32 (D, p), principal directions.
         low_: float32 (p,), a of each.
@@ -36,7 +37,7 @@ class SH(Hasher):
     """
 
     components: int | None = None
-    trim: float = 0.0
+    trim: float = 0.02
 
     def __post_init__(self) -> None:
         super().__post_init__()

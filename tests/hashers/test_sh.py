@@ -17,7 +17,7 @@ def rectangle(*sides, n=20_000, seed=0):
 
 def test_a_rectangle_gives_its_longer_side_the_first_modes():
     # Sides 5 and 1.9: k / side is .2, .4, .53 (the short side's first), .6, .8, 1, and then 1.05 on the short side.
-    sh = make("sh", bits=6).fit(rectangle(5, 1.9))
+    sh = make("sh", bits=6, trim=0).fit(rectangle(5, 1.9))
     assert sh.directions_.tolist() == [0, 0, 1, 0, 0, 0]
     assert sh.modes_.tolist() == [1, 2, 1, 3, 4, 5]
     assert np.abs(np.diag(sh.components_)).min() > 0.999
@@ -31,17 +31,17 @@ def test_a_rectangle_gives_its_longer_side_the_first_modes():
 
 
 def test_a_long_thin_box_is_cut_along_its_length_only():
-    sh = make("sh", bits=8).fit(rectangle(100, 3, 2))
+    sh = make("sh", bits=8, trim=0).fit(rectangle(100, 3, 2))
     assert sh.directions_.tolist() == [0] * 8
     assert sh.modes_.tolist() == list(range(1, 9))
 
 
 def test_bits_of_uniform_data_are_balanced_and_uncorrelated():
     X = rectangle(7, 5, 3)
-    codes = 2.0 * make("sh", bits=10).fit(X).encode(X) - 1
+    sh = make("sh", bits=10, trim=0).fit(X)
+    codes = 2.0 * sh.encode(X) - 1
     assert np.abs(codes.mean(0)).max() < 0.05
     # Modes of different directions are independent; odd and even ones along one direction too.
-    sh = make("sh", bits=10).fit(X)
     products = codes.T @ codes / len(codes)
     apart = (sh.directions_[:, None] != sh.directions_) | ((sh.modes_[:, None] + sh.modes_) % 2 == 1)
     assert np.abs(products[apart]).max() < 0.05
@@ -52,7 +52,7 @@ def test_bits_of_uniform_data_are_balanced_and_uncorrelated():
 def test_bits_are_those_of_a_naive_loop(seed, bits, dim, n):
     rng = np.random.default_rng(seed)
     X = (rng.standard_normal((n, dim)) * rng.uniform(0.5, 3, dim) + 4).astype(np.float32)
-    sh = make("sh", bits=bits).fit(X)
+    sh = make("sh", bits=bits, trim=0).fit(X)
     wide = X.astype(float) - X.mean(0, dtype=float)
     directions = np.linalg.svd(wide, full_matrices=False)[2][: min(bits, dim)]
     modes = []
@@ -73,7 +73,7 @@ def test_bits_are_those_of_a_naive_loop(seed, bits, dim, n):
 
 def test_more_bits_than_dimensions_and_a_single_dimension_work(tmp_path):
     line = np.linspace(0, 8, 801, dtype=np.float32)[:, None]
-    sh = make("sh", bits=4).fit(line)
+    sh = make("sh", bits=4, trim=0).fit(line)
     assert sh.components_.shape == (1, 1)
     # Mode k has k sign changes: k + 1 runs of equal bits.
     assert [(np.diff(bit) != 0).sum() for bit in sh.encode(line + 1e-3).T.astype(int)] == [1, 2, 3, 4]
