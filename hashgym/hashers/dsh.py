@@ -28,6 +28,9 @@ def contrastive_loss(distance: Tensor, similar: Tensor, margin: float) -> Tensor
 class DSH(DeepHasher, PairwiseHasher):
     """The contrastive loss of all pairs of a batch, on outputs that nothing squashes, and a pull to -1 and +1.
 
+    Nothing balances bits: where nearly as many pairs are similar as not, part of the bits come out the same for all
+    images. A larger ``margin`` leaves fewer of those.
+
     Attributes:
         margin: m, the squared distance that dissimilar images should keep, 4 for each bit; None for the authors' twice
             the bits, half of the code.
