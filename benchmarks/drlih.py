@@ -78,7 +78,7 @@ class Args:
     effort: float | None = None
     """Gradient steps, as a share of every method's own number."""
     tuned: Path = tune.CHOSEN
-    """Folder of what `benchmarks.tune` tried; settings of datasets that are not in it are the methods' defaults."""
+    """Folder of what `benchmarks.tune` tried; methods that are not in it have their defaults."""
     jobs: int = 1
     """Runs at a time; cores are shared out among them."""
     executor: Executor = "processes"
@@ -156,7 +156,7 @@ def main(args: Args, console: Console | None = None) -> int:
     named: dict[Cell, dict[str, Any]] = {}
     for features, dataset in datasets.items():
         for method in what.methods:
-            changes = chosen.get((dataset.name, features_name(dataset), method), {})
+            changes = chosen.get(method, {})
             for bits, seed in ((b, s) for b in what.bits for s in range(what.seeds)):
                 cell = Cell(features, method, bits, seed, tuple(changes.items()), curves=bits == max(what.bits))
                 cell = _shortened(cell, what.effort)

@@ -4,10 +4,10 @@
 
 The rule: a fifth of the training images is held out, the method learns from the others, and the held-out images search
 each other, each in turn the query; images that were learnt from would flatter whoever learns them by heart. A method's
-defaults are tried first, then settings drawn at random from its :data:`SPACE`, each trained with 24 bits and
-seed 0, for as long as less than ``budget`` seconds of training were spent. The best mAP wins, the earlier try among
-equals, and its settings serve all code lengths and seeds. The real queries and their database are never touched. A
-method with no space of its own, or whose first run spends the budget, keeps its defaults.
+defaults are tried first, then settings drawn at random from its :data:`SPACE`, each trained with 24 bits and seed 0,
+and every method has as many tries. The best mAP wins, its mean where several datasets are tried, the earlier try
+among equals; these settings serve all datasets, code lengths and seeds. The real queries and their database are never
+touched. A method without a space keeps its defaults.
 
 Every try is a row of ``results.csv``, from which ``benchmarks.drlih`` reads what was chosen.
 """
@@ -76,16 +76,14 @@ class Args:
     """Embedded datasets by name, or folders that `hashgym features` wrote."""
     methods: tuple[str, ...] = tuple(SPACE)
     """Methods with a space of settings."""
-    budget: float = 45.0
-    """Seconds of training for each method on each dataset; the run that passes them is the last."""
-    most: int = 12
-    """Tries at most."""
+    tries: int = 4
+    """The budget of every method: its defaults, and draws from its space."""
     jobs: int = 1
     """Methods at a time; cores are shared out among them."""
     executor: Executor = "processes"
     """Where methods are tried: processes of this machine, or a Ray cluster."""
     replace: bool = False
-    """Try again what was tried by another rule or budget, instead of stopping."""
+    """Try again what was tried in another space or with another budget, instead of stopping."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +92,7 @@ class Search:
 
     features: str
     method: str
-    budget: float
-    most: int
+    tries: int
 
     def __str__(self) -> str:
         return f"{Path(self.features).name}: {self.method}"
@@ -108,13 +105,13 @@ def held_out(dataset: HashingDataset) -> tuple[HashingDataset, NDArray[np.int64]
     return dataclasses.replace(dataset, train=np.sort(order[fifth:])), np.sort(order[:fifth])
 
 
-def tries(method: str, most: int) -> Iterator[Settings]:
+def tries(method: str, count: int) -> Iterator[Settings]:
     """Settings to try, as changes of the defaults: none at first, then different ones in random order."""
     space, usual = SPACE.get(method, {}), settings(Cell("", method, BITS, SEED))
     grid = [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
     grid = [changes for changes in grid if any(getattr(usual, name) != value for name, value in changes.items())]
     drawn = (grid[i] for i in np.random.default_rng(SEED).permutation(len(grid)))
-    yield from itertools.islice(itertools.chain([{}], drawn), most)
+    yield from itertools.islice(itertools.chain([{}], drawn), count)
 
 
 def run(search: Search) -> list[dict[str, Any]]:
@@ -123,9 +120,7 @@ def run(search: Search) -> list[dict[str, Any]]:
     dataset, asked = held_out(whole)
     dataset = dataset.standardized()
     rows: list[dict[str, Any]] = []
-    for trial, changes in enumerate(tries(search.method, search.most)):
-        if sum(r["train_seconds"] for r in rows) >= search.budget:
-            break
+    for trial, changes in enumerate(tries(search.method, search.tries)):
         cell = Cell(search.features, search.method, BITS, SEED, tuple(changes.items()))
         encode, seconds = fit(cell, dataset)
         found = retrieval_among(CodeSets.of(encode(dataset.features[asked])), dataset.labels[asked])
@@ -144,14 +139,15 @@ def run(search: Search) -> list[dict[str, Any]]:
     return rows
 
 
-def chosen(folder: Path) -> dict[tuple[str, str, str], Settings]:
-    """The best settings by dataset, features and method, as changes of the defaults; none for what was not tried."""
-    best: dict[tuple[str, str, str], tuple[float, Settings]] = {}
+def chosen(folder: Path) -> dict[str, Settings]:
+    """The best settings by method, as changes of the defaults; none for what was not tried."""
+    scores: dict[str, dict[str, list[float]]] = {}
     for row in Results(folder, COLUMNS, KEY).rows():
-        which = (row["dataset"], row["features"], row["method"])
-        if which not in best or float(row["map"]) > best[which][0]:
-            best[which] = float(row["map"]), json.loads(row["settings"])
-    return {which: changes for which, (_, changes) in best.items()}
+        scores.setdefault(row["method"], {}).setdefault(row["settings"], []).append(float(row["map"]))
+    return {
+        method: json.loads(max(tried, key=lambda settings: sum(tried[settings]) / len(tried[settings])))
+        for method, tried in scores.items()
+    }
 
 
 def main(args: Args, console: Console | None = None) -> int:
@@ -161,12 +157,12 @@ def main(args: Args, console: Console | None = None) -> int:
         ValueError: for arguments that cannot be run, before anything is tried.
     """
     console = console or Console()
-    if args.jobs < 1 or args.most < 1 or not args.budget > 0:
-        raise ValueError("at least one job, one try and a budget above 0 are needed")
+    if args.jobs < 1 or args.tries < 1 or not args.features:
+        raise ValueError("at least one job, one try and one dataset are needed")
     if unknown := [method for method in args.methods if method not in SPACE]:
         raise ValueError(f"{unknown[0]} has no space of settings: choose from {', '.join(SPACE)}")
     datasets = {features: load(features) for features in args.features}
-    searches = [Search(features, method, args.budget, args.most) for features in datasets for method in args.methods]
+    searches = [Search(features, method, args.tries) for features in datasets for method in args.methods]
     results = Results(args.out, COLUMNS, KEY)
 
     def done(search: Search) -> bool:
@@ -184,7 +180,7 @@ def main(args: Args, console: Console | None = None) -> int:
 def _names(search: Search, dataset: HashingDataset) -> dict[str, Any]:
     """The columns of its rows that are known before a search; its tries differ in ``trial``."""
     space = {name: list(values) for name, values in SPACE[search.method].items()}
-    rule = {"space": space, "budget": search.budget, "most": search.most, "data": data_digest(dataset)}
+    rule = {"space": space, "tries": search.tries, "data": data_digest(dataset)}
     return {
         "dataset": dataset.name,
         "features": features_name(dataset),

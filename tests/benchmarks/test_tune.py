@@ -44,7 +44,7 @@ def test_every_space_names_settings_that_the_method_has_and_accepts():
 def searched(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "SPACE", {"itq": {"iterations": (0, 2)}})
     monkeypatch.setattr(cells, "_apart", lambda work, cell: work(cell))  # in this process: quicker
-    args = tune.Args(out=tmp_path, methods=("itq",), budget=45.0, most=3)
+    args = tune.Args(out=tmp_path, methods=("itq",), tries=3)
     assert tune.main(args, Console(quiet=True)) == 0
     return args
 
@@ -64,7 +64,7 @@ def test_the_best_try_is_chosen_and_used(searched, tmp_path):
         ]
         assert float(r["map"]) == pytest.approx(np.mean(each))
     best = max(rows, key=lambda r: float(r["map"]))
-    assert tune.chosen(searched.out) == {("digits", "pixels / 16", "itq"): json.loads(best["settings"])}
+    assert tune.chosen(searched.out) == {"itq": json.loads(best["settings"])}
 
     args = drlih.Args(out=tmp_path / "out", methods=("itq",), bits=(8,), seeds=1, tuned=searched.out)
     assert drlih.main(args, Console(quiet=True)) == 0
@@ -72,21 +72,27 @@ def test_the_best_try_is_chosen_and_used(searched, tmp_path):
     assert json.loads(row["config"])["iterations"] == json.loads(best["settings"]).get("iterations", 50)
 
 
-def test_the_budget_ends_a_search_after_the_run_that_passes_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(tune, "SPACE", {"noseq": {"updates": (5, 6, 7)}})
-    rows = tune.run(tune.Search("digits", "noseq", 1e-9, 12))
-    assert [r["trial"] for r in rows] == [0]
+def test_over_several_datasets_the_best_mean_wins(tmp_path):
+    results, found = (
+        Results(tmp_path, tune.COLUMNS, tune.KEY),
+        {("a", 0): 0.5, ("a", 1): 0.6, ("b", 0): 0.9, ("b", 1): 0.7},
+    )
+    for (dataset, trial), score in found.items():
+        named = {"dataset": dataset, "method": "itq", "trial": trial, "settings": ["{}", '{"iterations": 2}'][trial]}
+        results.append({**dict.fromkeys(tune.COLUMNS, ""), **named, "map": score})
+    assert tune.chosen(tmp_path) == {"itq": {}}
+    assert tune.chosen(tmp_path / "nothing") == {}
 
 
 def test_a_search_is_not_repeated_and_another_rule_is_noticed(searched, monkeypatch):
     monkeypatch.setattr(cells, "_apart", lambda work, cell: pytest.fail("tried again"))
     assert tune.main(searched, Console(quiet=True)) == 0
-    with pytest.raises(ValueError, match=r"another configuration \(budget: 45.0 -> 5.0"):
-        tune.main(replace(searched, budget=5.0), Console(quiet=True))
+    with pytest.raises(ValueError, match=r"another configuration \(tries: 3 -> 2"):
+        tune.main(replace(searched, tries=2), Console(quiet=True))
 
 
 @pytest.mark.parametrize(
-    ("change", "match"), [({"methods": ("lsh",)}, "no space of settings"), ({"budget": 0.0}, "budget above 0")]
+    ("change", "match"), [({"methods": ("lsh",)}, "no space of settings"), ({"tries": 0}, "one try")]
 )
 def test_bad_arguments_stop_before_anything_is_tried(tmp_path, change, match):
     with pytest.raises(ValueError, match=match):
