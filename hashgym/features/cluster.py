@@ -53,7 +53,7 @@ def cluster(cpus: int | None = None) -> Iterator[Any]:
             cores = os.cpu_count() or 1
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // (cpus or cores))))
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            ray.init("local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+            ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
     except Exception as error:  # of every kind, some of them plain Exception
         where = f"no connection to the Ray cluster at RAY_ADDRESS={address}" if address else "Ray cannot start here"
         raise ValueError(f"{where}: {str(error.__cause__ or error).strip()}") from error
