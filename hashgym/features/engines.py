@@ -123,8 +123,6 @@ def _torch(network: torch.nn.Module, place: torch.device) -> Network:
 
 
 def _onnx(network: torch.nn.Module, example: torch.Tensor) -> Network:
-    import onnxruntime
-
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = Path(folder) / "network.onnx"
@@ -141,15 +139,27 @@ def _onnx(network: torch.nn.Module, example: torch.Tensor) -> Network:
             )
         finally:
             logging.disable(logging.NOTSET)
+        return _in_pieces(_Session(path.read_bytes()), AT_ONCE["cpu"])
+
+
+class _Session:
+    """A network in ONNX Runtime. Sent to another process, it starts anew there, with that process's threads."""
+
+    def __init__(self, model: bytes) -> None:
+        import onnxruntime
+
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.intra_op_num_threads = torch.get_num_threads()  # heeds OMP_NUM_THREADS, as ONNX Runtime does not
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # leaves the cores to the readers
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.model = model
+        self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
-    def run(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return session.run(None, {"pictures": np.ascontiguousarray(batch)})[0]
+    def __reduce__(self) -> tuple[type[_Session], tuple[bytes]]:
+        return _Session, (self.model,)
 
-    return _in_pieces(run, AT_ONCE["cpu"])
+    def __call__(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return self.session.run(None, {"pictures": np.ascontiguousarray(batch)})[0]
 
 
 def _in_pieces(run: Network, count: int) -> Network:

@@ -123,9 +123,11 @@ def test_errors_of_workers_are_those_of_a_local_extraction(photos, tmp_path):
         job(photos, tmp_path / "out", Backbone(**{**vars(pixels), "network": broken}), executor="ray")
 
 
-def test_networks_of_torch_are_sent(photos, tmp_path):
-    pytest.importorskip("efficientnet_lite_pytorch")
-    network = make("efficientnet_lite0", size=32, engine="torch")
+@pytest.mark.parametrize("engine", ["torch", "onnx"])
+def test_networks_are_sent(photos, tmp_path, engine):
+    for package in ("efficientnet_lite_pytorch", *(["onnx", "onnxruntime"] if engine == "onnx" else [])):
+        pytest.importorskip(package)
+    network = make("efficientnet_lite0", size=32, engine=engine)
     options = {"regions": 0, "train_regions": 0, "batch_size": 16}
     local = job(photos, tmp_path / "local", network, **options)
     assert contents(job(photos, tmp_path / "ray", network, executor="ray", **options)) == contents(local)
