@@ -104,7 +104,7 @@ def open_image(path: Path, name: str | None = None) -> Image:
         DataError: if the file is missing, truncated, no picture, has more than 80 million pixels, or more than
             8 bits a channel, which would be clipped to white.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     label = name or str(path)
     try:
@@ -121,6 +121,8 @@ def open_image(path: Path, name: str | None = None) -> Image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except (DataError, MemoryError):
         raise
+    except UnidentifiedImageError as error:  # Pillow's own words name a place in memory, new in every run
+        raise DataError(f"image {label} is damaged or no picture: no format that Pillow knows") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
         raise DataError(f"image {label} is damaged or no picture: {error}") from error
 
