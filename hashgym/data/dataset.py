@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -130,8 +131,10 @@ class HashingDataset:
         def move(x: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
             if x is None:
                 return None
-            moved = np.subtract(x, center)
-            moved /= scale
+            moved = np.empty(x.shape, np.float32)
+            for rows in _blocks(x):
+                np.subtract(x[rows], center, out=moved[rows])
+                moved[rows] /= scale
             return moved
 
         features = move(self.features)
@@ -214,10 +217,18 @@ class HashingDataset:
 
 def _first_not_finite(array: NDArray[np.float32]) -> int | None:
     """Row of the first value that is NaN or infinite, read in blocks."""
-    rows = max(1, _BLOCK // max(1, array[0].size))
-    for start in range(0, len(array), rows):
-        block = array[start : start + rows]
+    for rows in _blocks(array):
+        block = array[rows]
         finite = np.isfinite(block).reshape(len(block), -1).all(axis=1)
         if not finite.all():
-            return start + int(np.argmin(finite))
+            return rows.start + int(np.argmin(finite))
     return None
+
+
+def _blocks(array: NDArray[Any]) -> Iterator[slice]:
+    """Rows to read together. What was read of a mapped file is given back, so that it never lies in memory whole."""
+    count = max(1, _BLOCK // max(1, array[0].size))
+    for start in range(0, len(array), count):
+        yield slice(start, start + count)
+        if isinstance(array.base, mmap.mmap) and not array.flags.writeable and hasattr(mmap, "MADV_DONTNEED"):
+            array.base.madvise(mmap.MADV_DONTNEED)

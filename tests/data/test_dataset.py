@@ -150,6 +150,22 @@ def test_standardized_ignores_what_is_not_for_training() -> None:
     np.testing.assert_array_equal(a.features[4:], b.features[4:])
 
 
+@pytest.mark.parametrize("mode", ["r", "c", "r+"])
+def test_mapped_files_are_read_as_arrays_are(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, mode: Any) -> None:
+    monkeypatch.setattr(module, "_BLOCK", 7)  # several blocks
+    given_ = fields()
+    mapped = dict(given_)
+    for key in ("features", "regions", "train_regions"):
+        np.save(tmp_path / key, given_[key])
+        mapped[key] = np.load(tmp_path / f"{key}.npy", mmap_mode=mode)
+    if mode != "r":  # what was written to a map and not to its file is not forgotten
+        mapped["features"][5, 2] = given_["features"][5, 2] = 99
+    a, b = HashingDataset(**given_).standardized(), HashingDataset(**mapped).standardized()
+    for key in ("features", "regions", "train_regions"):
+        np.testing.assert_array_equal(getattr(a, key), getattr(b, key))
+        np.testing.assert_array_equal(mapped[key], given_[key])
+
+
 def test_an_image_collection_has_a_label_row_for_each_image() -> None:
     def read(index: int) -> Any:
         raise AssertionError(index)
