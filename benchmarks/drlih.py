@@ -28,7 +28,7 @@ from rich.console import Console
 import hashgym
 from benchmarks import tune
 from benchmarks.cells import Executor, features_name, run_cells, unfinished
-from benchmarks.methods import Cell, Codes, config, fit, load, measure, settings
+from benchmarks.methods import AGENTS, Cell, Codes, config, fit, load, measure, settings
 from benchmarks.results import KEY, Results, describe, peak_mb, revision, table
 from hashgym import codes
 from hashgym.data import HashingDataset
@@ -36,7 +36,6 @@ from hashgym.retrieval import RetrievalResult
 
 __all__ = ["CURVES", "EXAMPLES", "METHODS", "PRESETS", "Args", "Preset", "main", "names", "row", "run"]
 
-AGENTS = ("drlih", "drlih-norec", "drlih-gru", "drlih-lstm", "drlih-paper", "drlih-released", "ng")
 NETWORKS = ("noseq", "hashnet", "dsh", "ninh", "cnnh", "adsh", "dch", "mmhh", "csq", "orthohash")
 METHODS = ("lsh", "sh", "itq", "ksh", "sdh", *NETWORKS, *AGENTS)
 
@@ -77,6 +76,8 @@ class Args:
     """Runs of each cell, with the seeds 0, 1, ..."""
     effort: float | None = None
     """Gradient steps, as a share of every method's own number."""
+    hidden: int | None = None
+    """Width of the hidden layer of every network among the hashers, 0 for linear heads, instead of their own."""
     tuned: Path = tune.CHOSEN
     """Folder of what `benchmarks.tune` tried; methods that are not in it have their defaults."""
     jobs: int = 1
@@ -159,7 +160,7 @@ def main(args: Args, console: Console | None = None) -> int:
             changes = chosen.get(method, {})
             for bits, seed in ((b, s) for b in what.bits for s in range(what.seeds)):
                 cell = Cell(features, method, bits, seed, tuple(changes.items()), curves=bits == max(what.bits))
-                cell = _shortened(cell, what.effort)
+                cell = _changed(cell, what.effort, args.hidden)
                 named[cell] = names(cell, dataset)
     results, curves = Results(args.out), Results(args.out, CURVES, KEY, "curves.csv")
     examples = Results(args.out, EXAMPLES, KEY, "examples.csv")
@@ -192,12 +193,13 @@ def _key(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:
     return dict(zip(KEY, which, strict=True))
 
 
-def _shortened(cell: Cell, effort: float) -> Cell:
-    """The cell with a share of its gradient steps; methods without any stay as they are."""
-    updates = getattr(settings(cell), "updates", None)
-    if effort == 1 or updates is None:
-        return cell
-    changes = {**dict(cell.changes), "updates": max(1, round(effort * updates))}
+def _changed(cell: Cell, effort: float, hidden: int | None) -> Cell:
+    """The cell with a share of its gradient steps and another head; methods without them stay as they are."""
+    changes, usual = dict(cell.changes), settings(cell)
+    if effort != 1 and hasattr(usual, "updates"):
+        changes["updates"] = max(1, round(effort * usual.updates))
+    if hidden is not None and hasattr(usual, "hidden") and cell.method not in AGENTS:
+        changes["hidden"] = hidden
     return dataclasses.replace(cell, changes=tuple(changes.items()))
 
 

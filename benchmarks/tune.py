@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 import hashgym
-from agents.runs import retrieval_among
 from benchmarks.cells import Executor, data_digest, features_name, run_cells, unfinished
 from benchmarks.methods import Cell, fit, load, settings
 from benchmarks.results import Results, describe, peak_mb, revision
@@ -116,6 +115,8 @@ def tries(method: str, count: int) -> Iterator[Settings]:
 
 def run(search: Search) -> list[dict[str, Any]]:
     """Try one setting after the other, in this process; a row each."""
+    from agents.runs import retrieval_among  # with it comes torch, which not every run of benchmarks.drlih needs
+
     whole = load(search.features)
     dataset, asked = held_out(whole)
     dataset = dataset.standardized()

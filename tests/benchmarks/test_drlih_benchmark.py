@@ -153,6 +153,14 @@ def test_effort_is_a_share_of_the_gradient_steps(tmp_path, monkeypatch):
     assert (noseq["updates"], itq["iterations"]) == (15, 50)
 
 
+def test_heads_are_linear_for_all_networks_alike(tmp_path, monkeypatch):
+    monkeypatch.setattr(cells, "_apart", lambda work, cell: work(cell))
+    args = drlih.Args(out=tmp_path, methods=("noseq", "csq", "sdh"), bits=(8,), seeds=1, effort=0.01, hidden=0)
+    assert drlih.main(args, Console(quiet=True)) == 0
+    heads = {r["method"]: json.loads(r["config"]).get("hidden") for r in Results(tmp_path).rows()}
+    assert heads == {"noseq": 0, "csq": 0, "sdh": None}
+
+
 def test_presets_name_every_method_of_the_papers_tables():
     asked = {"drlih", "hashnet", "dsh", "ninh", "cnnh", "sdh", "itq", "sh", "lsh", "noseq", "ng"}
     assert asked <= set(drlih.PRESETS["smoke"].methods)
