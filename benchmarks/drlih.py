@@ -79,7 +79,7 @@ class Args:
     hidden: int | None = None
     """Width of the hidden layer of every network among the hashers, 0 for linear heads, instead of their own."""
     tuned: Path = tune.CHOSEN
-    """Folder of what `benchmarks.tune` tried; methods that are not in it have their defaults."""
+    """Folder of what `benchmarks.tune` tried; datasets and methods that are not in it have the defaults."""
     jobs: int = 1
     """Runs at a time; cores are shared out among them."""
     executor: Executor = "processes"
@@ -157,7 +157,7 @@ def main(args: Args, console: Console | None = None) -> int:
     named: dict[Cell, dict[str, Any]] = {}
     for features, dataset in datasets.items():
         for method in what.methods:
-            changes = chosen.get(method, {})
+            changes = chosen.get((dataset.name, method), {})
             for bits, seed in ((b, s) for b in what.bits for s in range(what.seeds)):
                 cell = Cell(features, method, bits, seed, tuple(changes.items()), curves=bits == max(what.bits))
                 cell = _changed(cell, what.effort, args.hidden)

@@ -5,9 +5,9 @@
 The rule: a fifth of the training images is held out, the method learns from the others, and the held-out images search
 each other, each in turn the query; images that were learnt from would flatter whoever learns them by heart. A method's
 defaults are tried first, then settings drawn at random from its :data:`SPACE`, each trained with 24 bits and seed 0,
-and every method has as many tries. The best mAP wins, its mean where several datasets are tried, the earlier try
-among equals; these settings serve all datasets, code lengths and seeds. The real queries and their database are never
-touched. A method without a space keeps its defaults.
+and every method has as many tries. The best mAP wins, the earlier try among equals, and its settings serve all
+code lengths and seeds, and the dataset's other features too. The real queries and their database are never touched. A
+method without a space, and a dataset that was not tried, keep the defaults.
 
 Every try is a row of ``results.csv``, from which ``benchmarks.drlih`` reads what was chosen.
 """
@@ -140,14 +140,18 @@ def run(search: Search) -> list[dict[str, Any]]:
     return rows
 
 
-def chosen(folder: Path) -> dict[str, Settings]:
-    """The best settings by method, as changes of the defaults; none for what was not tried."""
-    scores: dict[str, dict[str, list[float]]] = {}
+def chosen(folder: Path) -> dict[tuple[str, str], Settings]:
+    """The best settings by dataset and method, as changes of the defaults; none for what was not tried.
+
+    Where several features of a dataset were tried, the mean of mAP over them decides.
+    """
+    scores: dict[tuple[str, str], dict[str, list[float]]] = {}
     for row in Results(folder, COLUMNS, KEY).rows():
-        scores.setdefault(row["method"], {}).setdefault(row["settings"], []).append(float(row["map"]))
+        which = row["dataset"], row["method"]
+        scores.setdefault(which, {}).setdefault(row["settings"], []).append(float(row["map"]))
     return {
-        method: json.loads(max(tried, key=lambda settings: sum(tried[settings]) / len(tried[settings])))
-        for method, tried in scores.items()
+        which: json.loads(max(tried, key=lambda settings: sum(tried[settings]) / len(tried[settings])))
+        for which, tried in scores.items()
     }
 
 

@@ -64,7 +64,7 @@ def test_the_best_try_is_chosen_and_used(searched, tmp_path):
         ]
         assert float(r["map"]) == pytest.approx(np.mean(each))
     best = max(rows, key=lambda r: float(r["map"]))
-    assert tune.chosen(searched.out) == {"itq": json.loads(best["settings"])}
+    assert tune.chosen(searched.out) == {("digits", "itq"): json.loads(best["settings"])}
 
     args = drlih.Args(out=tmp_path / "out", methods=("itq",), bits=(8,), seeds=1, tuned=searched.out)
     assert drlih.main(args, Console(quiet=True)) == 0
@@ -72,15 +72,21 @@ def test_the_best_try_is_chosen_and_used(searched, tmp_path):
     assert json.loads(row["config"])["iterations"] == json.loads(best["settings"]).get("iterations", 50)
 
 
-def test_over_several_datasets_the_best_mean_wins(tmp_path):
+def test_over_several_features_the_best_mean_wins(tmp_path):
     results, found = (
         Results(tmp_path, tune.COLUMNS, tune.KEY),
         {("a", 0): 0.5, ("a", 1): 0.6, ("b", 0): 0.9, ("b", 1): 0.7},
     )
-    for (dataset, trial), score in found.items():
-        named = {"dataset": dataset, "method": "itq", "trial": trial, "settings": ["{}", '{"iterations": 2}'][trial]}
+    for (features, trial), score in found.items():
+        named = {
+            "dataset": "digits",
+            "features": features,
+            "method": "itq",
+            "trial": trial,
+            "settings": ["{}", '{"iterations": 2}'][trial],
+        }
         results.append({**dict.fromkeys(tune.COLUMNS, ""), **named, "map": score})
-    assert tune.chosen(tmp_path) == {"itq": {}}
+    assert tune.chosen(tmp_path) == {("digits", "itq"): {}}
     assert tune.chosen(tmp_path / "nothing") == {}
 
 
