@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hashgym.hashers.base import Features, Hasher, Labels
+from hashgym.hashers.principal import principal_directions
 
 __all__ = ["ITQ"]
 
@@ -34,16 +35,14 @@ class ITQ(Hasher):
             raise ValueError(f"iterations must not be negative, got {self.iterations}")
 
     def _fit(self, X: Features, y: Labels | None) -> None:
-        n, dim = X.shape
-        center = X.mean(0, dtype=np.float64)
-        variances, directions = np.linalg.eigh(np.cov(X - center, rowvar=False, bias=True).reshape(dim, dim))
-        rank = min(int((variances > dim * 1e-12 * variances[-1]).sum()), n - 1)
-        if self.bits > rank:
+        n = len(X)
+        center, directions = principal_directions(X)
+        if self.bits > (rank := directions.shape[1]):
             raise ValueError(
                 f"ITQ gives a bit for each principal component, and these {n} training features have {rank}: "
                 f"ask for at most {rank} bits, or use 'lsh'"
             )
-        components = directions[:, : -self.bits - 1 : -1]  # eigh sorts upwards
+        components = directions[:, : self.bits]
         V = (X - center) @ components
         R = np.linalg.qr(np.random.default_rng(self.seed).standard_normal((self.bits, self.bits)))[0]
         losses = []

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hashgym.hashers.base import Features, Hasher, Labels
+from hashgym.hashers.principal import principal_directions
 
 __all__ = ["SH"]
 
@@ -47,14 +48,10 @@ class SH(Hasher):
             raise ValueError(f"trim must be at least 0 and below 0.5, got {self.trim}")
 
     def _fit(self, X: Features, y: Labels | None) -> None:
-        n, dim = X.shape
-        center = X.mean(0, dtype=np.float64)
-        variances, directions = np.linalg.eigh(np.cov(X - center, rowvar=False, bias=True).reshape(dim, dim))
-        rank = min(int((variances > dim * 1e-12 * variances[-1]).sum()), n - 1)
-        if rank < 1:
-            raise ValueError(f"these {n} training features do not differ, so there is nothing to tell apart")
-        kept = min(self.components or self.bits, rank)
-        components = directions[:, : -kept - 1 : -1]  # eigh sorts upwards
+        center, directions = principal_directions(X)
+        if not directions.shape[1]:
+            raise ValueError(f"these {len(X)} training features do not differ, so there is nothing to tell apart")
+        components = directions[:, : self.components or self.bits]
         V = (X - center) @ components
         low, high = np.quantile(V, [self.trim, 1 - self.trim], axis=0)
         flat = high - low <= 1e-6 * np.ptp(V, axis=0)  # all but a few equal: only the whole range says anything

@@ -1,0 +1,19 @@
+"""The principal directions that ITQ and SH project on."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashgym.hashers.base import Features
+
+__all__ = ["principal_directions"]
+
+
+def principal_directions(X: Features) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The mean of features (n, D), float64 (D,), and the directions along which they vary, (D, rank), most first."""
+    n, dim = X.shape
+    center = X.mean(0, dtype=np.float64)
+    variances, directions = np.linalg.eigh(np.cov(X - center, rowvar=False, bias=True).reshape(dim, dim))
+    rank = min(int((variances > dim * 1e-12 * variances[-1]).sum()), n - 1)
+    return center, directions[:, : -rank - 1 : -1]  # eigh sorts upwards
