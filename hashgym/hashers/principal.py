@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,7 +12,7 @@ from hashgym.hashers.base import Features
 __all__ = ["principal_directions"]
 
 
-def principal_directions(X: Features) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def principal_directions(X: Features) -> tuple[NDArray[Any], NDArray[Any]]:
     """The mean of features (n, D), float64 (D,), and the directions along which they vary, (D, rank), most first."""
     n, dim = X.shape
     center = X.mean(0, dtype=np.float64)
