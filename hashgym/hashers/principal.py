@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hashgym.hashers.base import Features
 
 __all__ = ["principal_directions"]
 
 
-def principal_directions(X: Features) -> tuple[NDArray[Any], NDArray[Any]]:
+def principal_directions(X: Features) -> tuple[Any, Any]:
     """The mean of features (n, D), float64 (D,), and the directions along which they vary, (D, rank), most first."""
     n, dim = X.shape
     center = X.mean(0, dtype=np.float64)
