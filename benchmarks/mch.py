@@ -52,6 +52,7 @@ COLUMNS = (
 CURVE_KEY = ("dataset", "features", "sigma", "base", "method", "bits", "seed", "k")
 CURVES = (*CURVE_KEY, "f1", "buckets")
 POINTS = 16  # of an F1-bucket curve
+IMAGES = 2048  # whose regions are encoded at a time
 
 Row = Mapping[str, Any]
 
@@ -180,8 +181,11 @@ def fit(cell: Cell, dataset: HashingDataset, *, out: Path | None = None, progres
     policy = mch.train(dataset, base, args, out=out, progress=progress)
     trained = time.perf_counter()
     assert dataset.regions is not None
-    searched = dataset.features[dataset.database], dataset.regions[dataset.database]
-    words, p = hashgym.keep_probabilities(policy, base, *searched)
+    blocks = [dataset.database[i : i + IMAGES] for i in range(0, len(dataset.database), IMAGES)]  # regions take memory
+    offered = [
+        hashgym.keep_probabilities(policy, base, dataset.features[rows], dataset.regions[rows]) for rows in blocks
+    ]
+    words, p = (np.concatenate(parts) for parts in zip(*offered, strict=True))
     database: dict[float | None, CodeSets] = {None: CodeSets(words[:, :1], p[:, :1] == 1, cell.bits)}
     database |= {xi: CodeSets(words, p >= xi, cell.bits) for xi in cell.xi}
     return Codes(query, database, fitted - start, trained - fitted)
