@@ -171,7 +171,7 @@ def test_module_and_ctrl_c(photos, tmp_path):
     slow = (
         "import sys, time\nfrom hashgym.data import files\nfrom hashgym import cli\n"
         "real = files.OpenImage.__call__\n"
-        "def call(self, index):\n    time.sleep(0.1)\n    return real(self, index)\n"
+        "def call(self, index):\n    time.sleep(0.3)\n    return real(self, index)\n"
         "files.OpenImage.__call__ = call\ncli.main(sys.argv[1:])"
     )
     args = words(photos, tmp_path / "out", "--batch-size", 4)

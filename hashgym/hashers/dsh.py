@@ -34,7 +34,7 @@ class DSH(DeepHasher, PairwiseHasher):
     Attributes:
         margin: m, the squared distance that dissimilar images should keep, 4 for each bit; None for the authors' twice
             the bits, half of the code.
-        alpha: weight of || |b| - 1 ||_1, summed over bits and a pair's two images.
+        alpha: weight of ``|| |b| - 1 ||_1``, summed over bits and a pair's two images.
     """
 
     margin: float | None = None

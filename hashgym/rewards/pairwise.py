@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LOSSES", "Pairwise"]
 
-LOSSES = ("dch", "hashnet", "adsh", "ksh", "ksh-relaxed", "mmhh")  # the hashers of this package that have one
+LOSSES = ("dch", "hashnet", "adsh", "ksh", "ksh-relaxed", "mmhh", "dsh")  # the hashers of this package that have one
 
 
 class _Tables(NamedTuple):
