@@ -41,9 +41,8 @@ def precision(rows: Sequence[Row], curves: Sequence[Row], path: Path, title: str
     panes = [Pane("lookup within Hamming radius 2", "code length (bits)", y, by_bits, ticks=lengths)]
     if curves:
         lists = {name: _averages(own) for name, own in _named(curves).items()}
-        longest = (
-            max(own["ranks"][-1] for own in lists.values()) / 10
-        )  # beyond, all go towards the share of right images
+        # Beyond, all go towards the share of right images.
+        longest = max(own["ranks"][-1] for own in lists.values()) / 10
         at = {n: (own["ranks"], own["precision_at"]) for n, own in lists.items()}
         at = {n: (x[x <= longest], y[x <= longest]) for n, (x, y) in at.items()}
         by_recall = {n: (own["recall_by_radius"], own["precision_by_radius"]) for n, own in lists.items()}

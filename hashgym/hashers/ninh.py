@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hashgym.hashers.deep import Objective
-from hashgym.hashers.noseq import NoSeq, triplet_ranking_loss
+from hashgym.hashers.noseq import NoSeq
 
 __all__ = ["NINH", "DivideAndEncode", "piecewise_threshold"]
 
@@ -64,11 +63,6 @@ class NINH(NoSeq):
         """:class:`DivideAndEncode`."""
         return DivideAndEncode(width, self.bits)
 
-    def objective(self, labels: Tensor) -> Objective:
-        """:func:`triplet_ranking_loss` of the relaxed codes."""
-        margin = self.bits / 12 if self.margin is None else self.margin
-
-        def loss(logits: Tensor, rows: Tensor, update: int) -> Tensor:
-            return triplet_ranking_loss(piecewise_threshold(torch.sigmoid(logits), self.epsilon), labels[rows], margin)
-
-        return loss
+    def relaxed(self, logits: Tensor) -> Tensor:
+        """:func:`piecewise_threshold` of the probabilities that bits are 1."""
+        return piecewise_threshold(super().relaxed(logits), self.epsilon)

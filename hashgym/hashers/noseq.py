@@ -50,10 +50,14 @@ class NoSeq(DeepHasher):
         if self.margin is not None and self.margin <= 0:
             raise ValueError(f"margin must be above 0, got {self.margin}")
 
+    def relaxed(self, logits: Tensor) -> Tensor:
+        """Codes in [0, 1] of logits: the probabilities that bits are 1."""
+        return torch.sigmoid(logits)
+
     def objective(self, labels: Tensor) -> Objective:
-        """:func:`triplet_ranking_loss` of the probabilities that bits are 1."""
+        """:func:`triplet_ranking_loss` of :meth:`relaxed` codes."""
         margin = self.bits / 12 if self.margin is None else self.margin
-        return lambda logits, rows, _: triplet_ranking_loss(torch.sigmoid(logits), labels[rows], margin)
+        return lambda logits, rows, _: triplet_ranking_loss(self.relaxed(logits), labels[rows], margin)
 
     def _fit(self, X: Features, y: Labels | None) -> None:
         assert y is not None
