@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hashgym.hashers.deep import DeepHasher, Objective
-from hashgym.hashers.pairwise import PairwiseHasher, pair_weights, signs
+from hashgym.hashers.pairwise import PairwiseHasher, dissimilar_value, pair_weights, signs
 
 __all__ = ["ADSH", "asymmetric_loss", "discrete_coordinate_descent", "similarity_product"]
 
@@ -97,7 +97,7 @@ class ADSH(DeepHasher, PairwiseHasher):
         """The asymmetric loss of a batch against all training images, and its distance to their codes."""
         weights = pair_weights(labels.cpu().numpy())
         self._weigh(weights)
-        r = min(float(weights[0] / weights[1]), 1.0) if self.dissimilar is None else self.dissimilar
+        r = dissimilar_value(weights, self.dissimilar)
         n, period = len(labels), -(-len(labels) // self.batch_size)
         similar = similarity_product(labels, 0, torch.ones_like(labels[:, :1]))[:, 0]
         constant = self.bits**2 * (similar + r**2 * (n - similar))  # sum over j of (q S_ij)^2

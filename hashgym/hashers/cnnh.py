@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hashgym.hashers.base import Labels
 from hashgym.hashers.deep import DeepHasher, Objective
-from hashgym.hashers.pairwise import pair_weights
+from hashgym.hashers.pairwise import dissimilar_value, pair_weights
 
 __all__ = ["CNNH", "best_entry", "similarity_codes"]
 
@@ -46,8 +46,7 @@ class CNNH(DeepHasher):
     def objective(self, labels: Tensor) -> Objective:
         """Mean binary cross entropy of a batch's logits to the codes learnt here."""
         hot = labels.cpu().numpy().astype(np.uint8)
-        weights = pair_weights(hot)
-        r = min(float(weights[0] / weights[1]), 1.0) if self.dissimilar is None else self.dissimilar
+        r = dissimilar_value(pair_weights(hot), self.dissimilar)
         H, self.code_losses_ = similarity_codes(hot, self.bits, r, self.passes, np.random.default_rng(self.seed))
         codes = torch.from_numpy(H > 0).to(labels)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hashgym.hashers.base import Hasher, Labels
 
-__all__ = ["PairwiseHasher", "cosine_distance", "inner_distance", "pair_weights", "signs", "unit"]
+__all__ = ["PairwiseHasher", "cosine_distance", "dissimilar_value", "inner_distance", "pair_weights", "signs", "unit"]
 
 _ROWS = 2048  # images whose pairs with all others are counted at once
 
@@ -90,6 +90,16 @@ def pair_weights(labels: Labels) -> NDArray[np.float64]:
     if similar == pairs:
         raise ValueError("all training images share a label, so there is nothing to tell apart: leave that label out")
     return np.array([pairs / (pairs - similar), pairs / similar])
+
+
+def dissimilar_value(weights: NDArray[np.float64], given: float | None) -> float:
+    """r, where S = -r for dissimilar pairs: as given, or None for similar pairs / dissimilar pairs, at most 1.
+
+    Args:
+        weights: of :func:`pair_weights`.
+        given: a hasher's setting.
+    """
+    return min(float(weights[0] / weights[1]), 1.0) if given is None else given
 
 
 def inner_distance(a: Tensor, b: Tensor) -> Tensor:
