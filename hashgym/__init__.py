@@ -1,15 +1,28 @@
 """Learning to hash as reinforcement learning: environments, rewards, agents, hash functions and metrics.
 
 ``import hashgym`` registers ``BitGroupHashing-v0`` and ``RegionKeep-v0`` with Gymnasium. It is light: torch,
-scikit-learn and matplotlib are imported by the parts that need them.
+scikit-learn, matplotlib and ONNX Runtime are imported by the parts that need them.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from hashgym.encoding import encode, encode_regions, keep_probabilities
 from hashgym.envs import register_envs
 
+if TYPE_CHECKING:
+    from hashgym.encoders import load_encoder
+
 __version__ = "0.1.0"
-__all__ = ["__version__", "encode", "encode_regions", "keep_probabilities", "register_envs"]
+__all__ = ["__version__", "encode", "encode_regions", "keep_probabilities", "load_encoder", "register_envs"]
 
 register_envs()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load_encoder":
+        from hashgym.encoders import load_encoder
+
+        return load_encoder
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
