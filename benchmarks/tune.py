@@ -42,6 +42,11 @@ CHOSEN = Path(__file__).parent / "results" / "tuning"
 # A network's head is the same for all; tried are the optimiser's settings and numbers of the loss that need not change
 # with the code length.
 _NETWORK: Mapping[str, tuple[Any, ...]] = {"learning_rate": (5e-4, 1e-3, 2e-3), "weight_decay": (1e-4, 1e-2)}
+_AGENT: Mapping[str, tuple[Any, ...]] = {
+    "learning_rate": (5e-4, 1e-3, 2e-3),
+    "weight_decay": (1e-5, 1e-4, 1e-3),
+    "dropout": (0.2, 0.4, 0.6),
+}
 SPACE: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "sh": {"components": (None, 16, 64), "trim": (0.0, 0.01, 0.02, 0.05)},
     "ksh": {"anchors": (300, 1000), "labelled": (1000, 3000)},
@@ -56,7 +61,10 @@ SPACE: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "mmhh": {**_NETWORK, "radius": (1.0, 2.0, 4.0), "quantization": (0.001, 0.01, 0.1)},
     "csq": {**_NETWORK, "quantization": (1e-4, 1e-3, 1e-2)},
     "orthohash": {**_NETWORK, "scale": (4.0, 8.0, 16.0), "margin": (0.0, 0.2, 0.4)},
+    "drlih": _AGENT,
+    "drlih-norec": _AGENT,
 }
+AS: Mapping[str, str] = {"ng": "drlih"}  # an ablation differs in one thing alone, so it has the other's settings
 
 KEY = ("dataset", "features", "method", "bits", "seed", "trial")
 COLUMNS = (*KEY, "settings", "map", "train_seconds", "peak_mb", "version", "revision", "config")
@@ -141,7 +149,7 @@ def run(search: Search) -> list[dict[str, Any]]:
 
 
 def chosen(folder: Path) -> dict[tuple[str, str], Settings]:
-    """The best settings by dataset and method, as changes of the defaults; none for what was not tried.
+    """The best settings by dataset and method, as changes of the defaults; none for what was not tried (see AS).
 
     Where several features of a dataset were tried, the mean of mAP over them decides.
     """
@@ -149,10 +157,12 @@ def chosen(folder: Path) -> dict[tuple[str, str], Settings]:
     for row in Results(folder, COLUMNS, KEY).rows():
         which = row["dataset"], row["method"]
         scores.setdefault(which, {}).setdefault(row["settings"], []).append(float(row["map"]))
-    return {
+    best: dict[tuple[str, str], Settings] = {
         which: json.loads(max(tried, key=lambda settings: sum(tried[settings]) / len(tried[settings])))
         for which, tried in scores.items()
     }
+    twins = {(dataset, twin): best.get((dataset, other)) for dataset, _ in best for twin, other in AS.items()}
+    return best | {which: settings for which, settings in twins.items() if settings is not None}
 
 
 def main(args: Args, console: Console | None = None) -> int:

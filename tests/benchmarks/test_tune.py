@@ -90,6 +90,12 @@ def test_over_several_features_the_best_mean_wins(tmp_path):
     assert tune.chosen(tmp_path / "nothing") == {}
 
 
+def test_an_ablation_has_the_settings_of_what_it_is_an_ablation_of(tmp_path):
+    named = {"dataset": "digits", "features": "a", "method": "drlih", "trial": 0, "settings": '{"dropout": 0.2}'}
+    Results(tmp_path, tune.COLUMNS, tune.KEY).append({**dict.fromkeys(tune.COLUMNS, ""), **named, "map": 0.5})
+    assert tune.chosen(tmp_path) == {("digits", method): {"dropout": 0.2} for method in ("drlih", "ng")}
+
+
 def test_a_search_is_not_repeated_and_another_rule_is_noticed(searched, monkeypatch):
     monkeypatch.setattr(cells, "_apart", lambda work, cell: pytest.fail("tried again"))
     assert tune.main(searched, Console(quiet=True)) == 0
