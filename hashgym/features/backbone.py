@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Backbone", "check_size", "fit", "stretch"]
+__all__ = ["Backbone", "Fit", "Stretch", "check_size", "describe_preprocess", "preprocess_of"]
 
 Network = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 Preprocess = Callable[["Image"], NDArray[np.uint8]]
@@ -80,31 +80,67 @@ def check_size(size: int | None, default: int) -> int:
     return default if size is None else size
 
 
-def stretch(size: int) -> Preprocess:
+@dataclass(frozen=True)
+class Stretch:
     """Resize to size x size whatever the proportions, bicubic."""
-    from PIL import Image
 
-    def preprocess(image: Image.Image) -> NDArray[np.uint8]:
-        resized = image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BICUBIC)
+    size: int
+
+    def __call__(self, image: Image) -> NDArray[np.uint8]:
+        """The picture in RGB, uint8 (size, size, 3)."""
+        from PIL import Image
+
+        side = (self.size, self.size)
+        resized = image if image.size == side else image.resize(side, Image.Resampling.BICUBIC)
         return np.asarray(resized.convert("RGB"))
 
-    return preprocess
 
-
-def fit(size: int, short_side: int, interpolation: str) -> Preprocess:
+@dataclass(frozen=True)
+class Fit:
     """Resize the shorter side to ``short_side``, proportions kept, and cut out the centre size x size."""
-    from PIL import Image
 
-    resample = Image.Resampling[interpolation.upper()]
+    size: int
+    short_side: int
+    interpolation: str
 
-    def preprocess(image: Image.Image) -> NDArray[np.uint8]:
-        width, height = image.size
+    def __call__(self, image: Image) -> NDArray[np.uint8]:
+        """The picture in RGB, uint8 (size, size, 3)."""
+        from PIL import Image
+
+        (width, height), size = image.size, self.size
         if width <= height:
-            shape = (short_side, int(short_side * height / width))
+            shape = (self.short_side, int(self.short_side * height / width))
         else:
-            shape = (int(short_side * width / height), short_side)
+            shape = (int(self.short_side * width / height), self.short_side)
         left, top = round((shape[0] - size) / 2), round((shape[1] - size) / 2)
+        resample = Image.Resampling[self.interpolation.upper()]
         resized = image if image.size == shape else image.resize(shape, resample)
         return np.asarray(resized.convert("RGB").crop((left, top, left + size, top + size)))
 
-    return preprocess
+
+_PREPROCESS: dict[str, type[Stretch] | type[Fit]] = {"stretch": Stretch, "fit": Fit}
+
+
+def describe_preprocess(preprocess: Preprocess) -> dict[str, Any]:
+    """A :class:`Stretch` or :class:`Fit` as data, ready for JSON; :func:`preprocess_of` makes it again.
+
+    Raises:
+        ValueError: for any other function.
+    """
+    for kind, made in _PREPROCESS.items():
+        if isinstance(preprocess, made):
+            return {"kind": kind, **asdict(preprocess)}
+    raise ValueError("preprocessing can be described where it is hashgym.features.backbone.Stretch or Fit")
+
+
+def preprocess_of(description: Mapping[str, Any]) -> Preprocess:
+    """The preprocessing that :func:`describe_preprocess` described.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    arguments = dict(description)
+    try:
+        return _PREPROCESS[arguments.pop("kind")](**arguments)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"no preprocessing is described by {dict(description)}") from error

@@ -17,7 +17,7 @@ from hashgym.data import splits
 from hashgym.data.checksums import sha256
 from hashgym.data.dataset import DataError
 from hashgym.data.images import ImageCollection
-from hashgym.features.backbone import Backbone, check_size, stretch
+from hashgym.features.backbone import Backbone, Stretch, check_size
 
 __all__ = ["DenseSift", "histogram", "learn_words", "make", "read_words"]
 
@@ -63,7 +63,7 @@ def make(
         weights=path.name,
         digest=sha256(path),
         engine="opencv",
-        preprocess=stretch(side),
+        preprocess=Stretch(side),
         network=network,
     )
 
@@ -180,7 +180,7 @@ def learn_words(
         raise ValueError(f"words are written to a file that ends in .npy, got {path}")
     if path.exists():
         raise DataError(f"{path} exists already: remove it, or choose another --out")
-    describe, preprocess = DenseSift(side := _check_side(size)), stretch(side)
+    describe, preprocess = DenseSift(side := _check_side(size)), Stretch(side)
     drawn = splits.make(
         collection.name,
         split,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hashgym.data.checksums import sha256
-from hashgym.features.backbone import Backbone, check_size, stretch
+from hashgym.features.backbone import Backbone, Stretch, check_size
 
 
 def make(
@@ -51,6 +51,6 @@ def make(
         weights=path.name,
         digest=sha256(path),
         engine=engine,
-        preprocess=stretch(side),
+        preprocess=Stretch(side),
         network=run,
     )

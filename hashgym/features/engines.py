@@ -11,7 +11,7 @@ import importlib.util
 import logging
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +19,16 @@ import torch
 from numpy.typing import NDArray
 
 from hashgym.features.backbone import Network
+from hashgym.features.runtime import PICTURES_AT_ONCE, TOLERANCE, open_session
 
-__all__ = ["ENGINES", "compile_network"]
+__all__ = ["ENGINES", "OPSET", "compile_network", "to_onnx"]
+
+Axes = Mapping[int, str]
 
 ENGINES = ("auto", "onnx", "torch")
-AT_ONCE = {"cpu": 16, "cuda": 256}  # pictures: more is no faster on a CPU, and takes its memory
+AT_ONCE = {"cpu": PICTURES_AT_ONCE, "cuda": 256}
+OPSET = 20
 LARGE = 400_000_000  # bytes of weights that `auto` leaves to torch on a CPU too: more than AlexNet's, less than VGG's
-TOLERANCE = 1e-3  # greatest difference between the engines, relative to the largest feature
 
 
 class _FromBytes(torch.nn.Module):
@@ -123,37 +126,40 @@ def _torch(network: torch.nn.Module, place: torch.device) -> Network:
 
 
 def _onnx(network: torch.nn.Module, example: torch.Tensor) -> Network:
+    model = to_onnx(network, example, {"pictures": {0: "n"}}, {"features": {0: "n"}})
+    return _in_pieces(_Session(model), AT_ONCE["cpu"])
+
+
+def to_onnx(
+    module: torch.nn.Module, example: torch.Tensor, inputs: Mapping[str, Axes], outputs: Mapping[str, Axes]
+) -> bytes:
+    """A module of one argument as an ONNX model: names of input and outputs, each with names of the axes that vary."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = Path(folder) / "network.onnx"
         logging.disable(logging.WARNING)
         try:
             torch.onnx.export(
-                network,
+                module,
                 (example,),
                 str(path),
-                input_names=["pictures"],
-                output_names=["features"],
-                dynamic_axes={"pictures": {0: "n"}, "features": {0: "n"}},
+                input_names=list(inputs),
+                output_names=list(outputs),
+                dynamic_axes={name: dict(axes) for name, axes in {**inputs, **outputs}.items()},
+                opset_version=OPSET,
                 dynamo=False,  # the newer exporter fixes the number of pictures in some networks
             )
         finally:
             logging.disable(logging.NOTSET)
-        return _in_pieces(_Session(path.read_bytes()), AT_ONCE["cpu"])
+        return path.read_bytes()
 
 
 class _Session:
     """A network in ONNX Runtime. Sent to another process, it starts anew there, with that process's threads."""
 
     def __init__(self, model: bytes) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = torch.get_num_threads()  # heeds OMP_NUM_THREADS, as ONNX Runtime does not
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # leaves the cores to the readers
         self.model = model
-        self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self.session = open_session(model, torch.get_num_threads())  # heeds OMP_NUM_THREADS
 
     def __reduce__(self) -> tuple[type[_Session], tuple[bytes]]:
         return _Session, (self.model,)

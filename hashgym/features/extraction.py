@@ -11,14 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from importlib import metadata
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,11 +22,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashgym.data import splits
+from hashgym.data import cache, splits
 from hashgym.data.dataset import DataError, HashingDataset
 from hashgym.data.images import ImageCollection
 from hashgym.features.backbone import Backbone
 from hashgym.features.cluster import cluster, import_ray, result
+from hashgym.features.pipeline import AHEAD, Bad, ahead, progress_bar, versions
 from hashgym.features.regions import Box, corner_and_centre, random_boxes
 from hashgym.features.store import Store
 
@@ -39,9 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["extract"]
 
-AHEAD = 2  # batches that are read and preprocessed while the network works on another; on Ray, that a CPU has
 RECORDED = ("hashgym", "numpy", "pillow", "torch", "torchvision", "onnxruntime")
-Tick = Callable[[int], None]
 
 
 def extract(
@@ -120,7 +115,7 @@ def extract(
         left = {b: batch for b, batch in enumerate(batches) if b not in store.finished}
         done = n - sum(map(len, left.values()))
         with (
-            _progress(n, done, progress) as tick,
+            progress_bar(n, done, progress) as tick,
             closing(EXECUTORS[executor](recipe, collection, left, workers)) as made,
         ):
             for b, rows in made:
@@ -143,16 +138,19 @@ def extract(
         store.publish(
             target,
             {"labels": collection.labels[kept], "query": drawn.query, "database": drawn.database, "train": drawn.train},
-            name=collection.name,
-            names=[collection.names[i] for i in kept],
-            label_names=collection.label_names,
-            columns=drawn.labels.tolist(),
-            provenance={
-                **collection.provenance,
-                **drawn.provenance,
-                **recipe.description,
-                "left_out": {collection.names[index]: reason for index, reason in sorted(left_out.items())},
-            },
+            partial(
+                cache.seal,
+                name=collection.name,
+                names=[collection.names[i] for i in kept],
+                label_names=collection.label_names,
+                columns=drawn.labels.tolist(),
+                provenance={
+                    **collection.provenance,
+                    **drawn.provenance,
+                    **recipe.description,
+                    "left_out": {collection.names[index]: reason for index, reason in sorted(left_out.items())},
+                },
+            ),
         )
     return target
 
@@ -168,18 +166,12 @@ class _Prepared:
 
 
 @dataclass(frozen=True)
-class _Bad:
-    index: int
-    reason: str
-
-
-@dataclass(frozen=True)
 class _Rows:
     """What a batch gives: for the images ``good`` rows of every array, and the images that cannot be read."""
 
     good: NDArray[np.int64]
     values: dict[str, NDArray[Any]]
-    bad: list[_Bad]
+    bad: list[Bad]
 
 
 @dataclass(frozen=True)
@@ -212,7 +204,7 @@ class _Recipe:
             "train_regions": self.train_regions,
             "region_seed": self.seed if self.train_regions else None,
             "thumbnail": self.thumbnail,
-            "versions": _versions(),
+            "versions": versions(RECORDED),
         }
 
     @property
@@ -229,7 +221,7 @@ class _Recipe:
         }
         return {key: (shape, kind) for key, (shape, kind) in rows.items() if 0 not in shape}
 
-    def prepare(self, collection: ImageCollection, index: int) -> _Prepared | _Bad:
+    def prepare(self, collection: ImageCollection, index: int) -> _Prepared | Bad:
         """Read image ``index``, cut out its regions, and preprocess them and the image."""
         try:
             image = collection.read(index)
@@ -239,11 +231,11 @@ class _Recipe:
             pictures = np.stack([self.backbone.preprocess(x) for x in (image, *(image.crop(box) for box in boxes))])
             return _Prepared(index, pictures, _in_square(boxes, *image.size), _square(image, self.thumbnail))
         except (OSError, DataError) as error:
-            return _Bad(index, str(error))
+            return Bad(index, str(error))
 
-    def cook(self, images: Sequence[_Prepared | _Bad], names: Sequence[str]) -> _Rows:
+    def cook(self, images: Sequence[_Prepared | Bad], names: Sequence[str]) -> _Rows:
         """Rows of every array for a batch of images."""
-        bad = [image for image in images if isinstance(image, _Bad)]
+        bad = [image for image in images if isinstance(image, Bad)]
         batch = [image for image in images if isinstance(image, _Prepared)]
         good = np.array([prepared.index for prepared in batch], np.int64)
         if not batch:
@@ -312,36 +304,13 @@ def _digest(names: Any) -> str:
     return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
 
-def _versions() -> dict[str, str]:
-    """Versions of the packages that decide the features' last digits."""
-    found = {}
-    for package in RECORDED:
-        with suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
-
-
 def _in_threads(
     recipe: _Recipe, collection: ImageCollection, batches: Mapping[int, range], workers: int
 ) -> Generator[tuple[int, _Rows]]:
     """What every batch gives: read and preprocessed in threads a few batches ahead, features here."""
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="images")
-    waiting = iter(batches.items())
-    queue: deque[tuple[int, list[Future[_Prepared | _Bad]]]] = deque()
-
-    def submit(count: int) -> None:
-        for b, batch in islice(waiting, count):
-            queue.append((b, [pool.submit(recipe.prepare, collection, index) for index in batch]))
-
-    try:
-        submit(AHEAD)
-        while queue:
-            b, futures = queue.popleft()
-            images = [future.result() for future in futures]
-            submit(1)
+    with closing(ahead(partial(recipe.prepare, collection), batches, workers)) as prepared:
+        for b, images in prepared:
             yield b, recipe.cook(images, collection.names)
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _on_ray(
@@ -350,7 +319,7 @@ def _on_ray(
     """The same from a Ray cluster, as batches end; the batch of a process that is lost is begun again."""
     with cluster() as ray:
         try:
-            job = ray.put((recipe, collection, os.getcwd(), _versions()))
+            job = ray.put((recipe, collection, os.getcwd(), versions(RECORDED)))
         except TypeError as error:
             raise ValueError(
                 f"{recipe.backbone.name} (engine {recipe.backbone.engine}), or what reads {collection.name}, cannot be "
@@ -391,38 +360,10 @@ def _received(job: Any) -> tuple[_Recipe, ImageCollection]:
     """Recipe and images as they were put into Ray, once in a process."""
     recipe, collection, folder, versions = import_ray().get(job)
     os.chdir(folder)  # relative paths mean what they mean where the job was started
-    found = _versions()
+    found = versions(RECORDED)
     if other := sorted(name for name in versions | found if versions.get(name) != found.get(name)):
         raise ValueError(f"a Ray worker has another version of {', '.join(other)}: install the same on every machine")
     return recipe, collection
 
 
 EXECUTORS = {"local": _in_threads, "ray": _on_ray}
-
-
-@contextmanager
-def _progress(total: int, done: int, show: bool) -> Iterator[Tick]:
-    """A progress bar with images a second and time left; its value is called with every batch's number of images."""
-    if not show:
-        yield lambda count: None
-        return
-    from rich import progress
-
-    columns = (
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TextColumn("{task.fields[rate]}"),
-        progress.TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    begun, first = time.monotonic(), done
-    with progress.Progress(*columns) as bar:
-        task = bar.add_task("resuming" if done else "extracting", total=total, completed=done, rate="")
-
-        def tick(count: int) -> None:
-            nonlocal done
-            done += count
-            rate = (done - first) / max(time.monotonic() - begun, 1e-9)
-            bar.update(task, advance=count, rate=f"{rate:,.0f} images/s")
-
-        yield tick

@@ -12,7 +12,7 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
-from hashgym.features.backbone import Backbone, check_size, stretch
+from hashgym.features.backbone import Backbone, Stretch, check_size
 
 __all__ = ["CELLS", "ORIENTATIONS", "SCALES", "contrast", "describe", "make", "transfer_functions"]
 
@@ -51,7 +51,7 @@ def make(
         weights="",
         digest="",
         engine="scipy",
-        preprocess=stretch(side),
+        preprocess=Stretch(side),
         network=network,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hashgym.features.backbone import Backbone, check_size, stretch
+from hashgym.features.backbone import Backbone, Stretch, check_size
 
 
 def make(
@@ -31,6 +31,6 @@ def make(
         weights="",
         digest="",
         engine="numpy",
-        preprocess=stretch(side),
+        preprocess=Stretch(side),
         network=network,
     )

@@ -1,10 +1,11 @@
-"""Where an extraction job keeps its work until it is finished: a folder that survives being killed."""
+"""Where a job over many images keeps its work until it is finished: a folder that survives being killed."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +35,7 @@ class Store:
         images: rows of every array.
         arrays: shape and type of a row of every array.
         job: what is done, ready for JSON; only the same job may take the folder up again.
+        command: what makes such folders, for messages.
 
     Attributes:
         finished: batch -> its bad images, as [index, reason].
@@ -43,8 +45,10 @@ class Store:
             too small.
     """
 
-    def __init__(self, folder: Path, images: int, arrays: Arrays, job: dict[str, Any]) -> None:
-        self.folder, self.images, self.arrays = folder, images, arrays
+    def __init__(
+        self, folder: Path, images: int, arrays: Arrays, job: dict[str, Any], command: str = "hashgym features"
+    ) -> None:
+        self.folder, self.images, self.arrays, self.command = folder, images, arrays, command
         self.job = json.loads(json.dumps(job))
         self.files = {key: folder / f"{key}.npy" for key in arrays}
         self.offsets: dict[str, int] = {}
@@ -56,7 +60,7 @@ class Store:
             if not self.folder.exists():
                 self._create()
             if not (self.folder / JOURNAL).is_file():
-                raise DataError(f"{self.folder} is not a job of `hashgym features`: remove it, or choose another --out")
+                raise DataError(f"{self.folder} is not a job of `{self.command}`: remove it, or choose another --out")
             self.journal = (self.folder / JOURNAL).open("r+b")
         except OSError as error:
             raise DataError(f"{self.folder} cannot be used: {error}") from error
@@ -95,13 +99,13 @@ class Store:
             for file in self.files.values():
                 _compact(file, kept)
 
-    def publish(self, target: Path, parts: dict[str, NDArray[Any]], **description: Any) -> None:
-        """Add the small arrays, names and checksums, and rename the folder to ``target``."""
+    def publish(self, target: Path, parts: dict[str, NDArray[Any]], seal: Callable[[Path], None]) -> None:
+        """Add small arrays, let ``seal`` complete the folder and sync it, and rename it to ``target``."""
         for key, array in parts.items():
             np.save(self.folder / f"{key}.npy", array, allow_pickle=False)
-        cache.seal(self.folder, **description)
+        seal(self.folder)
         if target.exists():
-            raise DataError(f"{target} appeared meanwhile; the finished features are in {self.folder}")
+            raise DataError(f"{target} appeared meanwhile; the finished work is in {self.folder}")
         self.folder.rename(target)
         (target / JOURNAL).unlink()
         cache.sync(target.parent)
@@ -112,7 +116,7 @@ class Store:
         free = shutil.disk_usage(self.folder.parent).free
         if free < (needed := self.images * rows) + (1 << 20):
             raise DataError(
-                f"the features take {needed / 1e6:,.0f} MB, and {self.folder.parent} has {free / 1e6:,.0f} MB free: "
+                f"what is made takes {needed / 1e6:,.0f} MB, and {self.folder.parent} has {free / 1e6:,.0f} MB free: "
                 "choose an --out on a larger disk"
             )
         setup = self.folder.with_name(f".{self.folder.name}.new")  # renamed when complete, so a kill leaves no half

@@ -9,7 +9,7 @@ from typing import Any
 
 from hashgym.data.checksums import sha256
 from hashgym.data.dataset import DataError
-from hashgym.features.backbone import Backbone, check_size, fit
+from hashgym.features.backbone import Backbone, Fit, check_size
 from hashgym.features.torchvision_compat import import_torchvision
 
 _TRANSFORM_INPUT = ("googlenet", "inception_v3")  # their weights were trained on another scale, which they convert to
@@ -68,7 +68,7 @@ def make(
         weights=path.name,
         digest=sha256(path),
         engine=engine,
-        preprocess=fit(side, short_side, interpolation),
+        preprocess=Fit(side, short_side, interpolation),
         network=run,
     )
 

@@ -13,7 +13,7 @@ from hashgym import features
 from hashgym.data import DataError
 from hashgym.data.checksums import sha256
 from hashgym.features import torchvision_classifiers, weights
-from hashgym.features.backbone import fit
+from hashgym.features.backbone import Fit
 from hashgym.features.torchvision_compat import import_torchvision
 
 models = import_torchvision().models
@@ -146,7 +146,7 @@ def test_any_torchvision_classifier_by_name(tmp_path, name, dim, engine):
 @pytest.mark.parametrize("name", ["alexnet", "vgg19", "resnet50", "efficientnet_b0", "vit_b_16"])
 def test_preprocessing_is_torchvisions(name):
     preset = models.get_model_weights(name).DEFAULT.transforms()
-    preprocess = fit(preset.crop_size[0], preset.resize_size[0], preset.interpolation.value)
+    preprocess = Fit(preset.crop_size[0], preset.resize_size[0], preset.interpolation.value)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (preset.mean, preset.std))
     for image in pictures((300, 200), (201, 333), (32, 32), (257, 256)):
         ours = torch.tensor(preprocess(image)).permute(2, 0, 1)

@@ -1,0 +1,240 @@
+"""Encoder: a hash function in one file, from features or pictures to codes, run by ONNX Runtime.
+
+The file is an ONNX model. Its input is ``features``, float32 (n, D) as a backbone gives them, or where the backbone is
+included ``pictures``, uint8 (n, size, size, 3); encoders of images with regions read V views of each, (n, V, ...), of
+which number 0 is the whole image. Outputs: ``bits``, bool (n[, V], q); ``margin``, float32 of the same shape, above 0
+where the bit is 1; with regions ``keep``, float32 (n, V), the probability that a view's code is kept.
+
+Metadata: ``hashgym.encoder``, in JSON what else belongs to the hash function, and last of all ``hashgym.sha256``, the
+digest of the file with the digest's own 64 digits set to 0, so that no damaged file is ever parsed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashgym.codes import CodeSets
+from hashgym.data.dataset import DataError
+from hashgym.features.backbone import Preprocess, preprocess_of
+from hashgym.features.regions import Box, corner_and_centre
+from hashgym.features.runtime import PICTURES_AT_ONCE, open_session, thread_count
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+    from PIL.Image import Image
+
+__all__ = ["FORMAT", "KEY", "Encoder", "load_encoder", "seal"]
+
+FORMAT = 1
+KEY = "hashgym.encoder"
+FEATURES_AT_ONCE = 4096  # rows: bounds the memory that networks with wide layers take
+# The end of a file: field 14 of a ModelProto, a pair of strings of 14 and 64 bytes.
+_SEAL = b"\x72\x52\x0a\x0ehashgym.sha256\x12\x40"
+_EMPTY = b"0" * 64
+
+
+def seal(model: bytes) -> bytes:
+    """An ONNX model with its digest appended, as :func:`load_encoder` wants it."""
+    return model + _SEAL + hashlib.sha256(model + _SEAL + _EMPTY).hexdigest().encode()
+
+
+def load_encoder(path: str | Path) -> Encoder:
+    """Open an encoder.
+
+    Args:
+        path: the file, from ``hashgym export`` or a training run's ``policy.onnx``.
+
+    Raises:
+        DataError: where the file is missing, damaged or no encoder, or was written in a later format.
+        ValueError: where ONNX Runtime is not installed.
+    """
+    file = Path(path)
+    try:
+        model = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"no encoder can be read at {file} ({error.strerror}): `hashgym export` writes one") from error
+    body, found = model[:-64], model[-64:]
+    if not body.endswith(_SEAL):
+        state = "is damaged" if _SEAL in model else "is no encoder of hashgym, or cut short"
+        raise DataError(f"{file} {state}: copy it again, or write it with `hashgym export`")
+    digest = hashlib.sha256(body + _EMPTY).hexdigest()
+    if digest.encode() != found:
+        raise DataError(f"{file} has changed since it was written: copy it again, or export it again")
+    try:
+        session = open_session(model, thread_count())
+        metadata = json.loads(session.get_modelmeta().custom_metadata_map[KEY])
+        if metadata["format"] != FORMAT:
+            raise DataError(
+                f"{file} is an encoder of format {metadata['format']}, this hashgym reads format {FORMAT}: "
+                "upgrade hashgym, or export it again"
+            )
+        return Encoder(session, metadata, digest)
+    except ValueError:
+        raise
+    except Exception as error:  # ONNX Runtime raises all sorts
+        reason = str(error).partition("\n")[0]
+        raise DataError(
+            f"ONNX Runtime cannot open {file} ({reason}): upgrade onnxruntime, or export it again"
+        ) from error
+
+
+class Encoder:
+    """A hash function: see :func:`load_encoder`.
+
+    Attributes:
+        bits: q, the length of a code.
+        dim: D, the number of features of a view.
+        takes: ``features`` or ``pictures``.
+        regions: number of regions that it gives codes to besides the whole image: 0 or 5.
+        sigma: ratio of a region's side to the image's; None without regions.
+        threshold: xi, from which probability on a region's code is kept; None without regions.
+        size: side in pixels of the pictures; None where it takes features.
+        digest: SHA-256 of the file with the digest's own digits set to 0, hexadecimal.
+        metadata: all that the file says of itself: also method, backbone, preprocessing, and settings.
+    """
+
+    def __init__(self, session: InferenceSession, metadata: dict[str, Any], digest: str) -> None:
+        self.metadata = metadata
+        self.digest = digest
+        self.bits: int = metadata["bits"]
+        self.dim: int = metadata["dim"]
+        self.takes: str = metadata["takes"]
+        self.regions: int = metadata["regions"]
+        self.sigma: float | None = metadata["sigma"]
+        self.threshold: float | None = metadata["threshold"]
+        self._preprocess: Preprocess | None = None
+        self.size: int | None = None
+        if self.takes == "pictures":
+            self._preprocess = preprocess_of(metadata["preprocess"])
+            self.size = metadata["preprocess"]["size"]
+        self._session = session
+
+    def __repr__(self) -> str:
+        regions = f", {self.regions} regions" if self.regions else ""
+        return f"Encoder({self.bits} bits from {self.takes}{regions}, {self.digest[:12]})"
+
+    def encode(self, features: NDArray[np.float32]) -> CodeSets:
+        """Codes of images by their features.
+
+        Args:
+            features: float32 (n, D), as the backbone gives them; with regions also (n, V, D), the whole image first.
+
+        Returns:
+            n code sets of up to V codes.
+
+        Raises:
+            ValueError: for features of another shape or type or not finite, or where the encoder takes pictures.
+        """
+        return self._encode(self._features(features))
+
+    def encode_pictures(self, pictures: NDArray[np.uint8]) -> CodeSets:
+        """Codes of images.
+
+        Args:
+            pictures: uint8 (n, size, size, 3), as :meth:`prepare` makes them; with regions also (n, V, size, size, 3),
+                the whole image first.
+
+        Returns:
+            n code sets of up to V codes.
+
+        Raises:
+            ValueError: for pictures of another shape or type, or where the encoder takes features.
+        """
+        return self._encode(self._pictures(pictures))
+
+    def margins(self, x: NDArray[Any]) -> NDArray[np.float32]:
+        """How far the bits are from changing, float32 (n, V, q): a bit is 1 where its margin is above 0.
+
+        Args:
+            x: features or pictures, whatever the encoder takes.
+
+        Raises:
+            ValueError: as :meth:`encode` and :meth:`encode_pictures`.
+        """
+        views = self._features(x) if self.takes == "features" else self._pictures(x)
+        margin: NDArray[np.float32] = self._run(["margin"], views)[0]
+        return margin if self.regions else margin[:, None]
+
+    def boxes(self, width: int, height: int) -> list[Box]:
+        """Where the V views of an image lie in it, in pixels: the whole image first.
+
+        Raises:
+            ValueError: for an image without pixels.
+        """
+        if width < 1 or height < 1:
+            raise ValueError(f"an image has at least one pixel each way, got {width} x {height}")
+        whole = (0, 0, width, height)
+        return [whole] if self.sigma is None else [whole, *corner_and_centre(width, height, self.sigma)]
+
+    def prepare(self, image: Image, regions: bool = True) -> NDArray[np.uint8]:
+        """An image's V views as the network sees them, uint8 (V, size, size, 3): the whole image first.
+
+        Args:
+            image: a decoded picture, as :func:`hashgym.data.files.open_image` opens it.
+            regions: also cut out the regions, where the encoder has them; False gives V = 1.
+
+        Raises:
+            ValueError: where the encoder takes features.
+        """
+        if self._preprocess is None:
+            raise ValueError(_NO_BACKBONE)
+        picture = image if image.mode == "RGB" else image.convert("RGB")
+        boxes = self.boxes(*picture.size)[1:] if regions else []
+        return np.stack([self._preprocess(view) for view in (picture, *(picture.crop(box) for box in boxes))])
+
+    def _features(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self.takes != "features":
+            raise ValueError("this encoder takes pictures, not features: call encode_pictures")
+        features = np.asarray(features)
+        if features.dtype != np.float32:
+            raise ValueError(f"features must be float32, got {features.dtype}")
+        features = self._shaped("features", features, (self.dim,))
+        finite = np.isfinite(features).reshape(len(features), -1).all(axis=1)
+        if not finite.all():
+            raise ValueError(f"features hold NaN or infinity, first in row {int(np.argmin(finite))}")
+        return features
+
+    def _pictures(self, pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        if self.size is None:
+            raise ValueError(_NO_BACKBONE)
+        pictures = np.asarray(pictures)
+        if pictures.dtype != np.uint8:
+            raise ValueError(f"pictures must be uint8, values 0 to 255, got {pictures.dtype}; prepare() makes them")
+        return self._shaped("pictures", pictures, (self.size, self.size, 3))
+
+    def _shaped(self, name: str, x: NDArray[Any], view: tuple[int, ...]) -> NDArray[Any]:
+        """``x`` as the network reads it: (n, \\*view), with regions (n, V, \\*view)."""
+        views = x.shape[1] if x.ndim == len(view) + 2 and self.regions else 1
+        several = x.ndim == len(view) + 2 and self.regions > 0
+        if x.shape[1 + several :] != view or not x.size or views > 1 + self.regions:
+            size = ", ".join(map(str, view))
+            also = f" or (n, V, {size}) with V from 1 to {1 + self.regions}" if self.regions else ""
+            raise ValueError(f"this encoder takes {name} of shape (n, {size}){also}, n at least 1, got {x.shape}")
+        return x[:, None] if self.regions and not several else x
+
+    def _encode(self, views: NDArray[Any]) -> CodeSets:
+        if self.threshold is None:
+            return CodeSets.of(self._run(["bits"], views)[0])
+        bits, keep = self._run(["bits", "keep"], views)
+        return CodeSets.of(bits, keep.astype(np.float64) >= self.threshold)
+
+    def _run(self, outputs: list[str], views: NDArray[Any]) -> list[NDArray[Any]]:
+        at_once = FEATURES_AT_ONCE if self.takes == "features" else PICTURES_AT_ONCE
+        step = max(1, at_once // views.shape[1] if self.regions else at_once)
+        parts = [
+            self._session.run(outputs, {self.takes: np.ascontiguousarray(views[start : start + step])})
+            for start in range(0, len(views), step)
+        ]
+        return [np.concatenate(part) for part in zip(*parts, strict=True)]
+
+
+_NO_BACKBONE = (
+    "this encoder takes features, not pictures: `hashgym export` writes one with its backbone, or extract features and "
+    "call encode"
+)
