@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pickle
+import warnings
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -92,8 +94,64 @@ def test_decompression_bombs_are_refused_before_they_are_decoded(
     with pytest.raises(DataError, match="4000 x 3000 pixels"):
         files.open_image(tmp_path / "big.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)  # Pillow's own guard
-    with pytest.raises(DataError, match=r"big\.png is damaged or no picture"):
-        files.open_image(tmp_path / "big.png")
+    with pytest.raises(DataError, match=r"big\.png has too many pixels"):
+        files.open_image(tmp_path / "big.png", max_pixels=20_000_000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000_000)  # from here to its double it warns
+    with warnings.catch_warnings(), pytest.raises(DataError, match=r"big\.png has too many pixels"):
+        warnings.simplefilter("error")
+        files.open_image(tmp_path / "big.png", max_pixels=20_000_000)
+
+
+def test_a_limit_on_pixels_is_the_most_that_is_allowed(tmp_path: Path) -> None:
+    Image.new("L", (30, 20)).save(tmp_path / "a.png")
+    assert files.open_image(tmp_path / "a.png", max_pixels=600).size == (30, 20)
+    with pytest.raises(DataError, match="30 x 20 pixels; more than 599"):
+        files.open_image(tmp_path / "a.png", max_pixels=599)
+
+
+def test_bytes_and_streams_are_opened_as_files_are(tmp_path: Path) -> None:
+    Image.new("RGB", (5, 3), (9, 8, 7)).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    for source in (tmp_path / "a.png", data, BytesIO(data)):
+        assert files.open_image(source, max_bytes=len(data)).tobytes() == bytes([9, 8, 7]) * 15
+    for source in (tmp_path / "a.png", data, BytesIO(data)):
+        with pytest.raises(DataError, match=rf"image b has more than {len(data) - 1} bytes"):
+            files.open_image(source, "b", max_bytes=len(data) - 1)
+    with pytest.raises(DataError, match="image uploaded is damaged or no picture: none of BMP, GIF, JPEG"):
+        files.open_image(b"<svg/>")
+
+
+def test_formats_that_start_programs_are_refused_whatever_the_name(tmp_path: Path) -> None:
+    Image.new("RGB", (5, 3)).save(tmp_path / "a.eps")  # Ghostscript would run it
+    (tmp_path / "a.eps").rename(tmp_path / "a.jpg")
+    with pytest.raises(DataError, match=r"a\.jpg is damaged or no picture: none of BMP"):
+        files.open_image(tmp_path / "a.jpg")
+
+
+def test_a_smaller_picture_is_no_smaller_than_asked_and_still_checked(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (400, 640, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.jpg")
+    for at_least, size in [(400, (640, 400)), (200, (320, 200)), (60, (160, 100)), (1, (80, 50))]:
+        assert files.open_image(tmp_path / "a.jpg", at_least=at_least).size == size
+    with pytest.raises(DataError, match="640 x 400 pixels"):
+        files.open_image(tmp_path / "a.jpg", at_least=60, max_pixels=200_000)
+
+
+@pytest.mark.parametrize("extra", [0, 40, 400])
+def test_jpegs_of_needlessly_many_scans_are_refused(extra: int) -> None:
+    """Each scan is a pass over all pixels that takes a hundred bytes or less: 32 MB of them would take hours."""
+    out = BytesIO()
+    Image.new("L", (64, 64), 100).save(out, "JPEG", progressive=True)
+    data = out.getvalue()
+    last = data.rindex(b"\xff\xda")
+    exif = b"\xff\xe1\x02\x02" + b"\xff\xda" * 256  # inside a segment that is no scan
+    film = b"\xff\xda\x00\x02" * 1000  # behind the end
+    whole = data[:2] + exif + data[2:last] + data[last:-2] * (1 + extra) + data[-2:] + film
+    if extra < 60:
+        assert files.open_image(whole).tobytes() == files.open_image(data).tobytes()
+    else:
+        with pytest.raises(DataError, match="more than 64 scans"):
+            files.open_image(whole)
 
 
 def test_an_opener_goes_to_other_processes(tmp_path: Path) -> None:
