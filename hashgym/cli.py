@@ -1,4 +1,4 @@
-"""The command line: ``hashgym datasets``, ``features``, ``words``, ``info``, ``backbones``, ``hashers``.
+"""The command line: from images to features (``hashgym features``), and from one's own pictures to a search.
 
 Everything heavy is imported inside the commands, so that help is quick.
 """
@@ -13,13 +13,21 @@ import tyro
 
 __all__ = ["main"]
 
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+
 DESCRIPTION = """Learning to hash as reinforcement learning.
 
 From images to features to hash codes:
 `hashgym datasets` says what can be read and where it is looked for,
 `hashgym features --dataset cifar10 --root DIR --backbone efficientnet_lite0 --size 160 --out FEATURES`
 extracts features once, `hashgym info FEATURES` says what a folder of features holds.
-The dataset `digits` is embedded and needs no extraction."""
+The dataset `digits` is embedded and needs no extraction.
+
+From your own pictures to a search, with what was learnt from those features:
+`hashgym export itq --bits 64 --features FEATURES --out encoder.onnx` makes one file of a hasher or a trained run,
+`hashgym encode encoder.onnx PHOTOS --out CODES` gives each of your pictures its code,
+`hashgym index CODES --out INDEX` makes them searchable,
+`hashgym search INDEX photo.jpg --html out.html` finds the nearest, `hashgym serve INDEX` does so in a browser."""
 
 
 def datasets() -> None:
@@ -110,8 +118,8 @@ def features(
     sigma: float = 0.5,
     train_regions: int = 0,
     thumbnail: int = 32,
-    skip_bad: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-    allow_missing: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    skip_bad: Flag = False,
+    allow_missing: Flag = False,
     batch_size: int = 64,
     workers: int = 2,
     executor: Literal["local", "ray"] = "local",
@@ -194,8 +202,8 @@ def words(
     seed: int = 0,
     queries: int | None = None,
     train: int | None = None,
-    skip_bad: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-    allow_missing: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    skip_bad: Flag = False,
+    allow_missing: Flag = False,
 ) -> None:
     """Learn the visual words that the backbone `bow` counts, from the training images of the split alone.
 
@@ -231,6 +239,242 @@ def words(
     _print(f"[green]{out}[/green]: {words:,} words. Count them with `hashgym features --backbone bow --weights {out}`.")
 
 
+def export(
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")],
+    /,
+    *,
+    out: str,
+    features: str | None = None,
+    bits: int | None = None,
+    seed: int = 0,
+    features_only: Flag = False,
+    unstandardized: Flag = False,
+    weights: str | None = None,
+) -> None:
+    """Make one ONNX file, an encoder, of what was learnt. It needs no torch, and gives pictures their codes.
+
+    Examples: `hashgym export runs/drlih --out encoder.onnx` from a training run;
+    `hashgym export itq --bits 64 --features FEATURES --out encoder.onnx` from a hasher fitted here.
+
+    Args:
+        source: the folder of a training run; a saved hasher, such as itq.npz; or a name that `hashgym hashers` lists,
+            to be fitted to the training images of --features.
+        out: the file to write.
+        features: the folder of features that was learnt from. On up to 10,000 of its images a hasher's codes are
+            compared with the encoder's.
+        bits: length of the codes, of a hasher that is fitted here.
+        seed: of a hasher that is fitted here.
+        features_only: leave out the backbone: the encoder takes features instead of pictures.
+        unstandardized: the saved hasher was fitted to features as extracted, not to standardised ones.
+        weights: the file of the backbone's weights, where they are not its own.
+    """
+    from rich.markup import escape
+
+    from hashgym.encoders import sources
+
+    written = sources.export(
+        source,
+        out,
+        features=features,
+        bits=bits,
+        seed=seed,
+        standardized=not unstandardized,
+        features_only=features_only,
+        weights=weights,
+    )
+    encoder, agreement = written.encoder, written.agreement
+    if agreement is not None:
+        _print(
+            f"{agreement.bits:,} bits of {agreement.images:,} images: {agreement.different:,} differ from those of "
+            f"{escape(source)}; {agreement.ties:,} are ties, which rounding may decide either way"
+        )
+    regions = f", with {encoder.regions} regions" if encoder.regions else ""
+    use = "`hashgym.load_encoder` opens it."
+    if encoder.takes == "pictures":
+        use = f"Give pictures their codes with `hashgym encode {escape(out)} PHOTOS --out CODES`."
+    _print(f"[green]{escape(out)}[/green]: {encoder.bits} bits from {encoder.takes}{regions}. {use}")
+
+
+def encode(
+    encoder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENCODER")],
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGES...")],
+    /,
+    *,
+    out: str,
+    skip_bad: Flag = False,
+    batch_size: int = 64,
+    workers: int = 2,
+) -> None:
+    """Give pictures their codes. Stopped at any moment, it resumes where it was.
+
+    Example: `hashgym encode encoder.onnx ~/Pictures 'scans/*.tif' --out CODES`.
+
+    Args:
+        encoder: what `hashgym export` wrote.
+        images: files, folders with all that is below them (but hidden files), and patterns in quotes; a picture that
+            is named twice counts once.
+        out: the folder to write; while the work lasts it is called OUT.partial.
+        skip_bad: leave out pictures that cannot be read, and list them, instead of stopping at the first.
+        batch_size: pictures that are read, and noted as finished, together.
+        workers: threads that read and preprocess.
+    """
+    from pathlib import Path
+
+    from rich.markup import escape
+
+    from hashgym.gallery import encode_images, open_codes
+
+    finished = Path(out).exists()
+    try:
+        encode_images(encoder, images, out, skip_bad=skip_bad, batch_size=batch_size, workers=workers)
+    except KeyboardInterrupt:
+        _error(f"stopped; the same command goes on from {out}.partial")
+        raise SystemExit(130) from None
+    codes = open_codes(out)
+    if codes.left_out:
+        _print(f"[yellow]{len(codes.left_out):,} pictures were left out:[/yellow]")
+        print("\n".join(map(_printable, codes.left_out.values())))
+    has = " is finished already: it has" if finished else ":"
+    _print(
+        f"[green]{escape(out)}[/green]{has} codes of {len(codes):,} pictures, {codes.bits} bits each. "
+        f"Make them searchable with `hashgym index {escape(out)} --out INDEX`."
+    )
+
+
+def index(
+    codes: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CODES...")] = (),
+    /,
+    *,
+    out: str,
+    backend: str | None = None,
+    uri: str | None = None,
+    add: Flag = False,
+    remove: tuple[str, ...] = (),
+) -> None:
+    """Make codes searchable, add to an index, or take pictures out of it. At every moment it is the old or the new one.
+
+    Examples: `hashgym index CODES --out INDEX`; `hashgym index MORE --out INDEX --add`;
+    `hashgym index --out INDEX --remove cats/tom.jpg`.
+
+    Args:
+        codes: folders that `hashgym encode` wrote, all with the same encoder.
+        out: the folder of the index.
+        backend: what searches: faiss (the default), faiss-hash, buckets, brute-force or milvus. All give the same
+            answers.
+        uri: where Milvus is, such as http://localhost:19530; without, it is embedded.
+        add: to the index that is there. Pictures that it has get their new codes and keep their ids.
+        remove: names of pictures to take out, as `hashgym search` shows them.
+    """
+    from rich.markup import escape
+
+    from hashgym import gallery
+
+    if remove:
+        if codes or add or backend or uri:
+            raise ValueError("--remove goes with --out alone: add codes before or after")
+        gallery.remove(out, remove)
+    else:
+        options = {} if uri is None else {"uri": uri}
+        gallery.build(codes, out, backend, add, options=options)
+    meta = gallery.read_meta(out)
+    _print(
+        f"[green]{escape(out)}[/green]: {meta['images']:,} pictures, codes of {meta['bits']} bits, back end "
+        f"{meta['backend']}. Search it with `hashgym search {escape(out)} photo.jpg`, or in a browser with "
+        f"`hashgym serve {escape(out)}`."
+    )
+
+
+def search(
+    index: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")],
+    photo: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PHOTO")],
+    /,
+    *,
+    k: int = 10,
+    radius: int | None = None,
+    json: Flag = False,
+    html: str | None = None,
+    root: str | None = None,
+) -> None:
+    """Find the pictures nearest to one, by the Hamming distance of their codes.
+
+    Example: `hashgym search INDEX photo.jpg --k 10 --html out.html`.
+
+    Args:
+        index: what `hashgym index` wrote.
+        photo: the picture to search with; it need not be in the index.
+        k: at most so many are found.
+        radius: none further than so many bits.
+        json: write JSON and nothing else to the standard output.
+        html: also write a page with thumbnails and the regions that matched, all in one file.
+        root: the folder where the pictures are now, if they were moved.
+    """
+    from pathlib import Path
+
+    from rich.markup import escape
+
+    from hashgym.data.files import open_image
+    from hashgym.gallery import open_gallery, page
+    from hashgym.gallery.gallery import REGIONS
+
+    picture = open_image(Path(photo))
+    found = open_gallery(index, root)
+    matches = found.search(picture, k, radius)
+    if html is not None:
+        page.write(page.results(found, picture, matches, Path(photo).name), html)
+    if json:
+        _print_json(
+            {
+                "query": photo,
+                "bits": found.encoder.bits,
+                "images": len(found),
+                "matches": [
+                    {
+                        "id": match.id,
+                        "name": match.name,
+                        "path": None if match.path is None else str(match.path),
+                        "distance": match.distance,
+                        "region": REGIONS[match.region],
+                        "box": match.box,
+                    }
+                    for match in matches
+                ],
+            }
+        )
+        return
+    if not matches:
+        _print(f"no picture within {radius} bits among {len(found):,}; try a larger --radius, or none")
+    else:
+        from rich.text import Text
+
+        table = _table("rank", "distance", "picture", "region that matched")
+        for rank, match in enumerate(matches, 1):
+            table.add_row(str(rank), str(match.distance), Text(_printable(match.name)), REGIONS[match.region])
+        _print(table)
+    if html is not None:
+        _print(f"[green]{escape(html)}[/green] shows them.")
+
+
+def serve(
+    index: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")],
+    /,
+    *,
+    port: int = 8000,
+    root: str | None = None,
+) -> None:
+    """Search in a browser: a page on this machine, for this machine alone, until Ctrl-C.
+
+    Example: `hashgym serve INDEX`, then open http://127.0.0.1:8000.
+
+    Args:
+        index: what `hashgym index` wrote.
+        port: a free port; 0 for any.
+        root: the folder where the pictures are now, if they were moved.
+    """
+    from hashgym.gallery.server import serve as run
+
+    run(index, port, root=root)
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     "datasets": datasets,
     "features": features,
@@ -238,6 +482,11 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "info": info,
     "backbones": backbones,
     "hashers": hashers,
+    "export": export,
+    "encode": encode,
+    "index": index,
+    "search": search,
+    "serve": serve,
 }
 
 
@@ -252,7 +501,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     try:
         tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="hashgym", description=DESCRIPTION, args=args)
-    except (ValueError, OSError) as error:  # DataError is a ValueError
+    except (ValueError, OSError, ImportError) as error:  # DataError is a ValueError
         _error(str(error))
         raise SystemExit(2) from None
     except KeyboardInterrupt:
@@ -274,6 +523,18 @@ def _table(*columns: str, padding_below: int = 0) -> Any:
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
+
+
+def _printable(text: str) -> str:
+    from hashgym.gallery.page import printable
+
+    return printable(text)
+
+
+def _print_json(content: Any) -> None:
+    import json
+
+    print(json.dumps(content, indent=1))
 
 
 def _print(*things: Any) -> None:

@@ -3,6 +3,17 @@
 from __future__ import annotations
 
 from hashgym.gallery.codes import Codes, encode_images, find_images, open_codes
-from hashgym.gallery.gallery import Gallery, Match, build, open_gallery, remove
+from hashgym.gallery.gallery import Gallery, Match, build, open_gallery, read_meta, remove
 
-__all__ = ["Codes", "Gallery", "Match", "build", "encode_images", "find_images", "open_codes", "open_gallery", "remove"]
+__all__ = [
+    "Codes",
+    "Gallery",
+    "Match",
+    "build",
+    "encode_images",
+    "find_images",
+    "open_codes",
+    "open_gallery",
+    "read_meta",
+    "remove",
+]

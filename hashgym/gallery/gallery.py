@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from hashgym.encoders import Encoder
     from hashgym.retrieval.index import Index
 
-__all__ = ["REGIONS", "Gallery", "Match", "Names", "build", "open_gallery", "remove"]
+__all__ = ["REGIONS", "Gallery", "Match", "Names", "build", "open_gallery", "read_meta", "remove"]
 
-INDEX = Kind("hashgym-index", 1, what="index", command="hashgym index", mend="remove it and build it again")
+INDEX = Kind("hashgym-gallery", 1, what="index", command="hashgym index", mend="remove it and build it again")
 ARRAYS = ("ids", "words", "kept", "sizes", "text", "ends")
 AT_ONCE = 1 << 16  # images that are given to a back end together
 REGIONS = ("whole", "top left", "top right", "bottom left", "bottom right", "centre")
@@ -227,13 +227,22 @@ def open_gallery(folder: str | Path, root: str | Path | None = None) -> Gallery:
     return gallery
 
 
+def read_meta(folder: str | Path) -> dict[str, Any]:
+    """What an index says of itself: its images, bits, back end, root, and the digest of its encoder.
+
+    Raises:
+        DataError: if it is none, or damaged.
+    """
+    return INDEX.read(folder)
+
+
 def build(
     codes: Sequence[str | Path],
     out: str | Path,
     backend: str | None = None,
     add: bool = False,
     progress: bool = True,
-    **options: Any,
+    options: Mapping[str, Any] | None = None,
 ) -> Path:
     """Make an index of codes, or add codes to one.
 
@@ -280,7 +289,7 @@ def build(
         content = _merged(old, given)
         meta = {"backend": backend or (old.meta["backend"] if old else "faiss"), "encoder": given[0].encoder}
         meta |= {"codes": [*(old.meta["codes"] if old else []), *digests]}
-        _replace(folder, old, content, given[0].folder / ENCODER, meta, options, progress)
+        _replace(folder, old, content, given[0].folder / ENCODER, meta, options or {}, progress)
     return folder
 
 
