@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -124,6 +125,8 @@ def open_image(
     limit = MAX_PIXELS if max_pixels is None else max_pixels
     try:
         if isinstance(source, Path):
+            if not stat.S_ISREG(source.stat().st_mode):  # a pipe would be waited for without end
+                raise OSError("no regular file")
             with source.open("rb") as file:
                 data = file.read(-1 if max_bytes is None else max_bytes + 1)
         else:
