@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from hashgym.codes import CodeSets
 from hashgym.data.dataset import DataError
 from hashgym.features.backbone import Preprocess, preprocess_of
 from hashgym.features.regions import Box, corner_and_centre
-from hashgym.features.runtime import PICTURES_AT_ONCE, open_session, thread_count
+from hashgym.features.runtime import PICTURES_AT_ONCE, open_session, require_runtime, thread_count
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -66,22 +67,20 @@ def load_encoder(path: str | Path) -> Encoder:
     digest = hashlib.sha256(body + _EMPTY).hexdigest()
     if digest.encode() != found:
         raise DataError(f"{file} has changed since it was written: copy it again, or export it again")
+    require_runtime()
     try:
         session = open_session(model, thread_count())
         metadata = json.loads(session.get_modelmeta().custom_metadata_map[KEY])
-        if metadata["format"] != FORMAT:
-            raise DataError(
-                f"{file} is an encoder of format {metadata['format']}, this hashgym reads format {FORMAT}: "
-                "upgrade hashgym, or export it again"
-            )
-        return Encoder(session, metadata, digest)
-    except ValueError:
-        raise
+        written = metadata["format"]
+        if written == FORMAT:
+            return Encoder(session, metadata, digest)
     except Exception as error:  # ONNX Runtime raises all sorts
         reason = str(error).partition("\n")[0]
-        raise DataError(
-            f"ONNX Runtime cannot open {file} ({reason}): upgrade onnxruntime, or export it again"
-        ) from error
+        raise DataError(f"{file} cannot be run ({reason}): upgrade onnxruntime, or export it again") from error
+    raise DataError(
+        f"{file} is an encoder of format {written}, this hashgym reads format {FORMAT}: upgrade hashgym, or export it "
+        "again"
+    )
 
 
 class Encoder:
@@ -157,9 +156,20 @@ class Encoder:
         Raises:
             ValueError: as :meth:`encode` and :meth:`encode_pictures`.
         """
-        views = self._features(x) if self.takes == "features" else self._pictures(x)
-        margin: NDArray[np.float32] = self._run(["margin"], views)[0]
+        margin: NDArray[np.float32] = self.outputs(x, "margin")[0]
         return margin if self.regions else margin[:, None]
+
+    def outputs(self, x: NDArray[Any], *names: str) -> list[NDArray[Any]]:
+        """What the network gives under these names: ``bits``, ``margin`` and with regions ``keep``.
+
+        Args:
+            x: features or pictures, whatever the encoder takes.
+            names: of the outputs.
+
+        Raises:
+            ValueError: as :meth:`encode` and :meth:`encode_pictures`.
+        """
+        return self._run(self._features(x) if self.takes == "features" else self._pictures(x), names)
 
     def boxes(self, width: int, height: int) -> list[Box]:
         """Where the V views of an image lie in it, in pixels: the whole image first.
@@ -220,15 +230,15 @@ class Encoder:
 
     def _encode(self, views: NDArray[Any]) -> CodeSets:
         if self.threshold is None:
-            return CodeSets.of(self._run(["bits"], views)[0])
-        bits, keep = self._run(["bits", "keep"], views)
+            return CodeSets.of(self._run(views, ["bits"])[0])
+        bits, keep = self._run(views, ["bits", "keep"])
         return CodeSets.of(bits, keep.astype(np.float64) >= self.threshold)
 
-    def _run(self, outputs: list[str], views: NDArray[Any]) -> list[NDArray[Any]]:
+    def _run(self, views: NDArray[Any], names: Sequence[str]) -> list[NDArray[Any]]:
         at_once = FEATURES_AT_ONCE if self.takes == "features" else PICTURES_AT_ONCE
-        step = max(1, at_once // views.shape[1] if self.regions else at_once)
+        step = max(1, round(at_once / views.shape[1])) if self.regions else at_once
         parts = [
-            self._session.run(outputs, {self.takes: np.ascontiguousarray(views[start : start + step])})
+            self._session.run(names, {self.takes: np.ascontiguousarray(views[start : start + step])})
             for start in range(0, len(views), step)
         ]
         return [np.concatenate(part) for part in zip(*parts, strict=True)]

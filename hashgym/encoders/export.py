@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib.util
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,16 +15,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashgym.data.cache import sync
-from hashgym.encoders.encoder import FORMAT, KEY, seal
-from hashgym.features.runtime import TOLERANCE, open_session
+from hashgym.codes import CodeSets, unpack
+from hashgym.data.sealed import sync
+from hashgym.encoders.encoder import FORMAT, KEY, Encoder, load_encoder, seal
+from hashgym.features.backbone import Backbone, describe_preprocess
+from hashgym.features.runtime import TOLERANCE, open_session, require_runtime, thread_count
 
 if TYPE_CHECKING:
     import torch
     from onnx import ModelProto
 
-__all__ = ["write"]
+__all__ = ["TIE", "Agreement", "add_backbone", "compare", "write"]
 
+TIE = 1e-5  # of the mean size of a bit's margins: below it float32 sums in another order may change the bit
+_GREATEST = (1 << 31) - (1 << 20)  # bytes of a file: Protocol Buffers' own bound, with room for metadata
+_DECIDING = (
+    "name",
+    "size",
+    "preprocessing",
+    "weights",
+    "digest",
+)  # of a backbone's provenance: what makes its features
 _PACKAGES = ("hashgym", "numpy", "onnx", "onnxruntime", "torch")
 
 
@@ -64,7 +75,9 @@ def write(
     Raises:
         ValueError: for arguments that contradict each other or the head, or where onnx is not installed.
     """
-    _require_onnx()
+    require_runtime("onnx")
+    if dim < 1 or bits < 1:
+        raise ValueError(f"bits and dim are at least 1, got {bits} and {dim}")
     if regions not in (0, 5):
         raise ValueError(f"regions must be 5 (corners and centre) or 0, got {regions}")
     if (regions > 0) != (sigma is not None) or (regions > 0) != (threshold is not None):
@@ -73,21 +86,158 @@ def write(
         raise ValueError(f"sigma must be in (0, 1], got {sigma}")
     if threshold is not None and not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be in [0, 1], got {threshold}")
-    described = {
-        "format": FORMAT,
-        "takes": "features",
-        "bits": bits,
-        "group_bits": group_bits,
-        "dim": dim,
-        "regions": regions,
-        "sigma": sigma,
-        "threshold": threshold,
-        "backbone": None if backbone is None else dict(backbone),
-        "preprocess": None,
-        "source": dict(source),
-        "versions": _versions(),
-    }
+    described = _text(
+        {
+            "format": FORMAT,
+            "takes": "features",
+            "bits": int(bits),
+            "group_bits": group_bits,
+            "dim": int(dim),
+            "regions": regions,
+            "sigma": sigma,
+            "threshold": threshold,
+            "backbone": None if backbone is None else dict(backbone),
+            "preprocess": None,
+            "source": dict(source),
+            "versions": _versions(),
+        }
+    )
     _save(path, _head_model(head, dim, bits, regions, center, scale), described)
+
+
+def add_backbone(source: str | Path, out: str | Path, backbone: Backbone) -> None:
+    """Write an encoder of pictures: a backbone in front of an encoder of its features, in one file.
+
+    Args:
+        source: an encoder of features, which stays as it is.
+        out: the file to write, atomically; one that exists is replaced.
+        backbone: what made the features that the encoder was trained on.
+
+    Raises:
+        ValueError: for a backbone that has no ONNX form or made other features than the encoder was trained on, an
+            encoder that takes pictures already, or where onnx is not installed.
+        DataError: where ``source`` is missing, damaged or no encoder.
+    """
+    require_runtime("onnx")
+    import onnx
+
+    encoder = load_encoder(source)
+    if encoder.takes != "features":
+        raise ValueError(f"{source} has its backbone already: give the encoder of features that it was made of")
+    _check_backbone(encoder, backbone)
+    preprocess, network = describe_preprocess(backbone.preprocess), backbone.to_onnx()
+    if len(network) + Path(source).stat().st_size > _GREATEST:
+        raise ValueError(f"{backbone.name} is too large for one ONNX file of {_GREATEST:,} bytes at most")
+    pictures = np.random.default_rng(0).integers(0, 256, (2, backbone.size, backbone.size, 3), np.uint8)
+    expected = backbone(pictures)
+    found = open_session(network, thread_count()).run(["features"], {"pictures": pictures})[0]
+    if not np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max():
+        raise ValueError(f"ONNX Runtime gives other features than {backbone.name} ({backbone.engine}) itself")
+    model = _join(onnx.load_from_string(network), onnx.load(source), backbone, views=encoder.regions > 0)
+    added = {"takes": "pictures", "backbone": backbone.provenance, "preprocess": preprocess, "versions": _versions()}
+    _save(out, model, _text(encoder.metadata | added))
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How an encoder's codes compare with those that are expected.
+
+    Attributes:
+        images: number of images.
+        bits: number of bits that were compared, those of all codes of an image.
+        different: number of bits that differ.
+        ties: number of bits that float32 rounding may decide either way: |margin| at most TIE of the mean |margin| of
+            that bit.
+        different_ties: number of bits that differ and are ties.
+        different_keeps: number of codes that one keeps and the other does not, in images whose codes are equal.
+    """
+
+    images: int
+    bits: int
+    different: int
+    ties: int
+    different_ties: int = 0
+    different_keeps: int = 0
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing differs but ties."""
+        return self.different == self.different_ties and not self.different_keeps
+
+
+def compare(path: str | Path, expected: NDArray[np.bool_] | CodeSets, x: NDArray[Any]) -> Agreement:
+    """Compare an encoder's codes with those that what it was made of gives.
+
+    Args:
+        path: the encoder.
+        expected: bool (n, q), or with regions n code sets of V codes.
+        x: features or pictures of the n images, whatever the encoder takes.
+
+    Raises:
+        ValueError: for codes of another length or number than the encoder gives.
+        DataError: as :func:`load_encoder`.
+    """
+    encoder = load_encoder(path)
+    wanted = expected if isinstance(expected, CodeSets) else CodeSets.of(expected)
+    margin = encoder.margins(x)
+    if (wanted.bits, wanted.kept.shape) != (encoder.bits, margin.shape[:2]):
+        shape = "{} images with {} codes".format(*wanted.kept.shape)
+        raise ValueError(
+            f"expected are {shape} of {wanted.bits} bits, but the encoder gives "
+            f"{len(margin)} images with {margin.shape[1]} codes of {encoder.bits} bits"
+        )
+    different = unpack(wanted.words, wanted.bits) != (margin > 0)
+    ties = np.abs(margin) <= TIE * np.abs(margin).mean(axis=(0, 1))
+    keeps = 0
+    if encoder.threshold is not None:
+        keep = encoder.outputs(x, "keep")[0].astype(np.float64) >= encoder.threshold
+        found = CodeSets.of(margin > 0, keep)
+        keeps = int((found.kept != wanted.kept)[~different.any(axis=(1, 2))].sum())
+    return Agreement(
+        len(margin), margin.size, int(different.sum()), int(ties.sum()), int((different & ties).sum()), keeps
+    )
+
+
+def _check_backbone(encoder: Encoder, backbone: Backbone) -> None:
+    """Refuse a backbone that made other features than the encoder was trained on."""
+    if encoder.dim != backbone.dim:
+        raise ValueError(f"the encoder takes {encoder.dim} features, {backbone.name} gives {backbone.dim}")
+    trained, given = encoder.metadata["backbone"] or {}, backbone.provenance
+    if other := [key for key in _DECIDING if trained.get(key, given[key]) != given[key]]:
+        wanted = ", ".join(f"{key} {trained[key]!r}, not {given[key]!r}" for key in other)
+        raise ValueError(f"the encoder was trained on features of another backbone, with {wanted}")
+
+
+def _join(network: ModelProto, head: ModelProto, backbone: Backbone, *, views: bool) -> ModelProto:
+    """One model of two; with views, pictures (n, V, size, size, 3) go through the network as (n V, size, size, 3)."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    network = onnx.compose.add_prefix(network, "backbone/", rename_inputs=views)
+    head = onnx.compose.add_prefix(head, "head/", rename_outputs=False)
+    flow = ("backbone/features", "head/features")
+    if views:
+        size, dim = backbone.size, backbone.dim
+        constants = {"dim": [dim], "each": [-1, size, size, 3]}
+        before = [
+            helper.make_node("Shape", ["pictures"], ["views/shape"], start=0, end=2),
+            helper.make_node("Reshape", ["pictures", "views/each"], ["backbone/pictures"]),
+        ]
+        after = [
+            helper.make_node("Concat", ["views/shape", "views/dim"], ["views/wanted"], axis=0),
+            helper.make_node("Reshape", ["backbone/features", "views/wanted"], ["views/features"]),
+        ]
+        nodes = [*before, *network.graph.node, *after]
+        del network.graph.node[:], network.graph.input[:], network.graph.output[:]
+        network.graph.node.extend(nodes)
+        network.graph.initializer.extend(
+            numpy_helper.from_array(np.array(value, np.int64), f"views/{name}") for name, value in constants.items()
+        )
+        shape: list[str | int | None] = ["n", "V", size, size, 3]
+        network.graph.input.append(helper.make_tensor_value_info("pictures", TensorProto.UINT8, shape))
+        network.graph.output.append(helper.make_tensor_value_info("views/features", TensorProto.FLOAT, ["n", "V", dim]))
+        flow = ("views/features", "head/features")
+    return onnx.compose.merge_models(network, head, io_map=[flow])
 
 
 def _head_model(
@@ -163,14 +313,28 @@ def _compare_outputs(
         raise ValueError("its keep is not 1 for the whole image")
 
 
-def _save(path: str | Path, model: ModelProto, described: Mapping[str, Any]) -> None:
-    """Seal a model with its description and put it in place at once."""
+def _text(described: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(described, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"what describes an encoder must be plain JSON: {error}") from error
+
+
+def _save(path: str | Path, model: ModelProto, described: str) -> None:
+    """Tidy a model, seal it with its description, and put it in place at once."""
     import onnx
 
     target = Path(path)
+    for value in model.graph.initializer:
+        value.name = value.name.replace("//", "/")
+    for node in model.graph.node:
+        node.name = node.name.replace("//", "/")
+        node.input[:] = [name.replace("//", "/") for name in node.input]
+        node.output[:] = [name.replace("//", "/") for name in node.output]
+    del model.metadata_props[:], model.opset_import[1:], model.graph.value_info[:]
+    model.graph.name, model.producer_name, model.producer_version = "encoder", "hashgym", ""
+    onnx.helper.set_model_props(model, {KEY: described})
     onnx.checker.check_model(model)
-    del model.metadata_props[:]
-    onnx.helper.set_model_props(model, {KEY: json.dumps(described, sort_keys=True, allow_nan=False)})
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
@@ -180,11 +344,6 @@ def _save(path: str | Path, model: ModelProto, described: Mapping[str, Any]) -> 
         sync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _require_onnx() -> None:
-    if absent := [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]:
-        raise ValueError(f"encoders need {' and '.join(absent)}: pip install 'hashgym[onnx]'")
 
 
 def _versions() -> dict[str, str]:

@@ -34,7 +34,8 @@ class Backbone:
         digest: sha256 of the weights' file; empty where there are none.
         engine: what runs the network: ``numpy``, ``onnx`` or ``torch:DEVICE``.
         preprocess: RGB picture -> uint8 (size, size, 3).
-        network: uint8 (n, size, size, 3) -> float32 (n, D).
+        network: uint8 (n, size, size, 3) -> float32 (n, D). Where it has a method ``to_onnx()``, this gives the ONNX
+            model of :meth:`to_onnx`.
     """
 
     name: str
@@ -59,6 +60,20 @@ class Backbone:
                 f"got {batch.dtype} {batch.shape}"
             )
         return self.network(batch)
+
+    def to_onnx(self) -> bytes:
+        """The network as an ONNX model, from ``pictures``, uint8 (n, size, size, 3), to ``features``, float32 (n, D).
+
+        Raises:
+            ValueError: where it has no such form: then encoders take its features.
+        """
+        convert = getattr(self.network, "to_onnx", None)
+        if convert is None:
+            raise ValueError(
+                f"the backbone {self.name} has no ONNX form, so its encoders take features, not pictures: extract them "
+                "with `hashgym features`, or use a backbone that is a network"
+            )
+        return convert()
 
     @property
     def provenance(self) -> dict[str, Any]:

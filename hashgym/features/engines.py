@@ -7,11 +7,13 @@ over hundreds of megabytes of weights takes several times their memory: there, a
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import logging
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +21,14 @@ import torch
 from numpy.typing import NDArray
 
 from hashgym.features.backbone import Network
-from hashgym.features.runtime import PICTURES_AT_ONCE, TOLERANCE, open_session
+from hashgym.features.runtime import OPSET, PICTURES_AT_ONCE, TOLERANCE, open_session
 
-__all__ = ["ENGINES", "OPSET", "compile_network", "to_onnx"]
+__all__ = ["ENGINES", "compile_network", "to_onnx"]
 
 Axes = Mapping[int, str]
 
 ENGINES = ("auto", "onnx", "torch")
 AT_ONCE = {"cpu": PICTURES_AT_ONCE, "cuda": 256}
-OPSET = 20
 LARGE = 400_000_000  # bytes of weights that `auto` leaves to torch on a CPU too: more than AlexNet's, less than VGG's
 
 
@@ -92,7 +93,7 @@ def compile_network(
     large = sum(p.numel() * p.element_size() for p in network.parameters()) > LARGE
     if engine == "onnx" or (engine == "auto" and installed and place.type == "cpu" and not large):
         try:
-            run = _onnx(network, example)
+            run = _InPieces(_Session(_pictures_to_features(network, example)), AT_ONCE["cpu"])
             worst = float(np.abs(run(example.numpy()) - expected).max() / max(float(np.abs(expected).max()), 1e-12))
             if worst > TOLERANCE:
                 raise ValueError(f"its features differ from torch's by {worst:.1e} of the largest")
@@ -100,7 +101,8 @@ def compile_network(
         except Exception as error:  # exporters and runtimes raise all sorts; torch can always run it
             if engine == "onnx":
                 raise ValueError(f"ONNX Runtime cannot run this network, use engine='torch': {error}") from error
-    return _torch(network, place), f"torch:{place}"
+    network = network.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return _InPieces(_Torch(network, place, size), AT_ONCE.get(place.type, AT_ONCE["cuda"])), f"torch:{place}"
 
 
 def _device(device: str) -> torch.device:
@@ -113,21 +115,6 @@ def _device(device: str) -> torch.device:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"device {device!r} cannot be used: {reason}") from error
     return place
-
-
-def _torch(network: torch.nn.Module, place: torch.device) -> Network:
-    network = network.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def run(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        with torch.inference_mode():
-            return network(torch.from_numpy(np.ascontiguousarray(batch)).to(place)).cpu().numpy()
-
-    return _in_pieces(run, AT_ONCE.get(place.type, AT_ONCE["cuda"]))
-
-
-def _onnx(network: torch.nn.Module, example: torch.Tensor) -> Network:
-    model = to_onnx(network, example, {"pictures": {0: "n"}}, {"features": {0: "n"}})
-    return _in_pieces(_Session(model), AT_ONCE["cpu"])
 
 
 def to_onnx(
@@ -154,6 +141,27 @@ def to_onnx(
         return path.read_bytes()
 
 
+def _pictures_to_features(network: torch.nn.Module, example: torch.Tensor) -> bytes:
+    return to_onnx(network, example, {"pictures": {0: "n"}}, {"features": {0: "n"}})
+
+
+@dataclass(frozen=True)
+class _Torch:
+    """A network in torch."""
+
+    network: torch.nn.Module
+    place: torch.device
+    size: int
+
+    def __call__(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            return self.network(torch.from_numpy(np.ascontiguousarray(batch)).to(self.place)).cpu().numpy()
+
+    def to_onnx(self) -> bytes:
+        network = copy.deepcopy(self.network).to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        return _pictures_to_features(network, torch.zeros(2, self.size, self.size, 3, dtype=torch.uint8))
+
+
 class _Session:
     """A network in ONNX Runtime. Sent to another process, it starts anew there, with that process's threads."""
 
@@ -167,11 +175,20 @@ class _Session:
     def __call__(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         return self.session.run(None, {"pictures": np.ascontiguousarray(batch)})[0]
 
+    def to_onnx(self) -> bytes:
+        return self.model
 
-def _in_pieces(run: Network, count: int) -> Network:
+
+@dataclass(frozen=True)
+class _InPieces:
     """``run`` on ``count`` pictures at a time."""
 
-    def pieces(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return np.concatenate([run(batch[start : start + count]) for start in range(0, len(batch), count)])
+    run: _Torch | _Session
+    count: int
 
-    return pieces
+    def __call__(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        starts = range(0, len(batch), self.count)
+        return np.concatenate([self.run(batch[start : start + self.count]) for start in starts])
+
+    def to_onnx(self) -> bytes:
+        return self.run.to_onnx()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from hashgym.features.backbone import Backbone, Stretch, check_size
+from hashgym.features.runtime import IR_VERSION, OPSET, require_runtime
 
 
 def make(
@@ -19,10 +22,6 @@ def make(
     if weights is not None or device not in ("auto", "cpu") or engine != "auto":
         raise ValueError("the backbone `pixels` takes neither weights nor a device nor an engine")
     side = check_size(size, 32)
-
-    def network(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return batch.reshape(len(batch), -1).astype(np.float32) / np.float32(255)
-
     return Backbone(
         name="pixels",
         dim=3 * side * side,
@@ -32,5 +31,35 @@ def make(
         digest="",
         engine="numpy",
         preprocess=Stretch(side),
-        network=network,
+        network=_Rows(side),
     )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The values of pictures in a row, divided by 255."""
+
+    side: int
+
+    def __call__(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return batch.reshape(len(batch), -1).astype(np.float32) / np.float32(255)
+
+    def to_onnx(self) -> bytes:
+        require_runtime("onnx")
+        from onnx import TensorProto, helper, numpy_helper
+
+        nodes = [
+            helper.make_node("Flatten", ["pictures"], ["row"], axis=1),
+            helper.make_node("Cast", ["row"], ["values"], to=TensorProto.FLOAT),
+            helper.make_node("Div", ["values", "greatest"], ["features"]),
+        ]
+        side = self.side
+        graph = helper.make_graph(
+            nodes,
+            "pixels",
+            [helper.make_tensor_value_info("pictures", TensorProto.UINT8, ["n", side, side, 3])],
+            [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", 3 * side * side])],
+            [numpy_helper.from_array(np.array(255, np.float32), "greatest")],
+        )
+        opset = helper.make_opsetid("", OPSET)
+        return helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION).SerializeToString()

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-__all__ = ["PICTURES_AT_ONCE", "TOLERANCE", "open_session", "thread_count"]
+__all__ = ["IR_VERSION", "OPSET", "PICTURES_AT_ONCE", "TOLERANCE", "open_session", "require_runtime", "thread_count"]
 
+OPSET, IR_VERSION = 20, 9  # of every model that is written, so that models can be joined
 PICTURES_AT_ONCE = 16  # more is no faster on a CPU, and takes its memory
 TOLERANCE = 1e-3  # greatest difference between the engines, relative to the largest value
 
 
-def open_session(model: bytes, threads: int) -> InferenceSession:
-    """A model, ready to run with that many threads.
+def require_runtime(*modules: str) -> None:
+    """Refuse to go on where ONNX Runtime is not installed, or one of these modules.
 
     Raises:
-        ValueError: where ONNX Runtime is not installed.
+        ValueError: naming what to install.
     """
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{error}: ONNX models need pip install 'hashgym[onnx]'") from error
+    if absent := [name for name in (*modules, "onnxruntime") if importlib.util.find_spec(name) is None]:
+        raise ValueError(f"{' and '.join(absent)} cannot be found: ONNX models need pip install 'hashgym[onnx]'")
+
+
+def open_session(model: bytes, threads: int) -> InferenceSession:
+    """A model, ready to run with that many threads."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads  # ONNX Runtime does not heed OMP_NUM_THREADS by itself

@@ -71,6 +71,19 @@ def test_pixels():
     assert features.make("pixels").dim == 3072
 
 
+def test_pixels_as_an_onnx_model():
+    pytest.importorskip("onnx")
+    session = pytest.importorskip("onnxruntime").InferenceSession(features.make("pixels", size=5).to_onnx())
+    pictures = batch(features.make("pixels", size=5))
+    values = session.run(["features"], {"pictures": pictures})[0]
+    assert np.array_equal(values, features.make("pixels", size=5)(pictures))
+
+
+def test_gist_has_no_onnx_model():
+    with pytest.raises(ValueError, match="gist has no ONNX form, so its encoders take features"):
+        features.make("gist").to_onnx()
+
+
 @pytest.mark.parametrize("engine", ["torch", "onnx"])
 def test_efficientnet_lite0_is_the_mean_of_its_last_map(engine):
     pytest.importorskip("onnxruntime" if engine == "onnx" else "torch")
@@ -141,6 +154,9 @@ def test_any_torchvision_classifier_by_name(tmp_path, name, dim, engine):
     values = backbone(batch(backbone))
     assert values.shape == (3, backbone.dim) == (3, dim)
     assert relative(values, read[0].numpy()) < 1e-3
+    pytest.importorskip("onnx")
+    session = pytest.importorskip("onnxruntime").InferenceSession(backbone.to_onnx())
+    assert relative(session.run(["features"], {"pictures": batch(backbone)})[0], values) < 1e-3
 
 
 @pytest.mark.parametrize("name", ["alexnet", "vgg19", "resnet50", "efficientnet_b0", "vit_b_16"])

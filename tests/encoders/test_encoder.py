@@ -1,0 +1,193 @@
+"""Opening encoders, damaged ones, and what they refuse to encode."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hashgym import features, load_encoder
+from hashgym.data import DataError
+from hashgym.encoders import export
+from hashgym.encoders.encoder import seal
+from hashgym.features.runtime import thread_count
+
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+
+class Views(torch.nn.Module):
+    """The first 8 features are the margins; every code is kept."""
+
+    def forward(self, x):
+        return x[..., :8] * 1, torch.ones_like(x[..., 0])
+
+
+class View(torch.nn.Module):
+    """The first 8 features are the margins."""
+
+    def forward(self, x):
+        return x[..., :8] * 1
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Encoders by what they take."""
+    folder = tmp_path_factory.mktemp("encoders")
+    paths = {name: folder / f"{name}.onnx" for name in ("features", "views", "pictures", "pictures of views")}
+    export.write(paths["features"], View(), dim=12, bits=8, source={})
+    export.write(paths["views"], Views(), dim=12, bits=8, source={}, regions=5, sigma=0.5, threshold=0.5)
+    pixels = features.make("pixels", size=2)
+    export.add_backbone(paths["features"], paths["pictures"], pixels)
+    export.add_backbone(paths["views"], paths["pictures of views"], pixels)
+    return paths
+
+
+def x(*shape, dtype=np.float32):
+    return np.ones(shape, dtype)
+
+
+@pytest.mark.parametrize(
+    ("takes", "values", "message"),
+    [
+        ("features", x(2, 13), r"shape \(n, 12\), n at least 1, got \(2, 13\)"),
+        ("features", x(12), r"shape \(n, 12\)"),
+        ("features", x(0, 12), r"n at least 1, got \(0, 12\)"),
+        ("features", x(2, 6, 12), r"shape \(n, 12\), n"),
+        ("features", x(2, 12, dtype=np.float64), "must be float32, got float64"),
+        ("features", x(2, 12) * np.array([[1], [np.nan]], np.float32), "NaN or infinity, first in row 1"),
+        ("features", x(2, 12) * np.float32(np.inf), "NaN or infinity, first in row 0"),
+        ("views", x(2, 7, 12), r"\(n, V, 12\) with V from 1 to 6"),
+        ("views", x(2, 0, 12), "with V from 1"),
+        ("views", x(2, 13), r"\(n, 12\) or \(n, V, 12\)"),
+    ],
+)
+def test_features_that_cannot_be_encoded(files, takes, values, message):
+    encoder = load_encoder(files[takes])
+    for call in (encoder.encode, encoder.margins):
+        with pytest.raises(ValueError, match=message):
+            call(values)
+
+
+@pytest.mark.parametrize(
+    ("takes", "values", "message"),
+    [
+        ("pictures", x(2, 2, 3, 3, dtype=np.uint8), r"shape \(n, 2, 2, 3\), n"),
+        ("pictures", x(2, 2, 3, dtype=np.uint8), r"shape \(n, 2, 2, 3\), n"),
+        ("pictures", x(0, 2, 2, 3, dtype=np.uint8), "n at least 1"),
+        ("pictures", x(2, 6, 2, 2, 3, dtype=np.uint8), r"shape \(n, 2, 2, 3\), n"),
+        ("pictures", x(2, 2, 2, 3), "uint8, values 0 to 255, got float32"),
+        ("pictures of views", x(2, 7, 2, 2, 3, dtype=np.uint8), "with V from 1 to 6"),
+    ],
+)
+def test_pictures_that_cannot_be_encoded(files, takes, values, message):
+    encoder = load_encoder(files[takes])
+    for call in (encoder.encode_pictures, encoder.margins):
+        with pytest.raises(ValueError, match=message):
+            call(values)
+
+
+def test_the_wrong_kind_of_input(files):
+    with pytest.raises(ValueError, match="takes pictures, not features: call encode_pictures"):
+        load_encoder(files["pictures"]).encode(x(2, 12))
+    encoder = load_encoder(files["features"])
+    with pytest.raises(ValueError, match="takes features, not pictures: `hashgym export`"):
+        encoder.encode_pictures(x(2, 2, 2, 3, dtype=np.uint8))
+    with pytest.raises(ValueError, match="takes features, not pictures"):
+        encoder.prepare(None)
+    assert encoder.boxes(3, 4) == [(0, 0, 3, 4)]
+    with pytest.raises(ValueError, match="at least one pixel"):
+        encoder.boxes(0, 4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_damage_anywhere_is_seen(files, tmp_path_factory, data):
+    whole = files["pictures of views"].read_bytes()
+    at = data.draw(st.integers(0, len(whole) - 1), "at")
+    kind = data.draw(st.sampled_from(["change", "cut", "drop", "insert", "append"]))
+    some = data.draw(st.binary(min_size=1, max_size=20))
+    if kind == "change":
+        flipped = whole[at] ^ data.draw(st.integers(1, 255))
+        damaged = whole[:at] + bytes([flipped]) + whole[at + 1 :]
+    else:
+        damaged = {
+            "cut": whole[:at],
+            "drop": whole[:at] + whole[at + 1 :],
+            "insert": whole[:at] + some + whole[at:],
+            "append": whole + some,
+        }[kind]
+    path = tmp_path_factory.mktemp("damaged") / "encoder.onnx"
+    path.write_bytes(damaged)
+    if damaged != whole:
+        with pytest.raises(DataError, match=r"encoder\.onnx (is|has)"):
+            load_encoder(path)
+
+
+def test_files_that_are_no_encoders(files, tmp_path):
+    path = tmp_path / "encoder.onnx"
+    with pytest.raises(DataError, match=r"no encoder can be read at .*No such file"):
+        load_encoder(path)
+    with pytest.raises(DataError, match=r"no encoder can be read at .*directory"):
+        load_encoder(tmp_path)
+    model = onnx.load(files["features"])
+    del model.metadata_props[:]
+    foreign = model.SerializeToString()
+    for content in (b"", b"text", foreign):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match="is no encoder of hashgym"):
+            load_encoder(path)
+    for content in (b"text", foreign, foreign[:-9]):  # sealed, but empty words
+        path.write_bytes(seal(content))
+        with pytest.raises(DataError, match="cannot be run"):
+            load_encoder(path)
+
+
+def test_a_later_format_is_refused(files, tmp_path):
+    path = tmp_path / "encoder.onnx"
+    whole = files["features"].read_bytes()
+    body = whole[: -len(seal(b""))]
+    assert seal(body) == whole
+    assert body.count(b'"format": 1') == 1
+    path.write_bytes(seal(body.replace(b'"format": 1', b'"format": 2')))
+    with pytest.raises(DataError, match="format 2, this hashgym reads format 1: upgrade hashgym"):
+        load_encoder(path)
+
+
+def python(script, *arguments):
+    subprocess.run([sys.executable, "-c", script, *map(str, arguments)], check=True)
+
+
+def test_nothing_heavy_is_imported_to_encode(files):
+    python(
+        "import sys, numpy, hashgym, PIL.Image;"
+        "hashgym.load_encoder(sys.argv[1]).encode(numpy.ones((2, 12), numpy.float32));"
+        "encoder = hashgym.load_encoder(sys.argv[2]);"
+        "encoder.encode_pictures(encoder.prepare(PIL.Image.new('RGB', (9, 7)))[None]);"
+        "assert not {'torch', 'onnx', 'sklearn', 'matplotlib', 'flask', 'faiss'} & set(sys.modules)",
+        files["features"],
+        files["pictures of views"],
+    )
+
+
+def test_without_onnx_runtime(files):
+    python(
+        "import sys; sys.modules['onnxruntime'] = None\n"
+        "import hashgym\n"
+        "try: hashgym.load_encoder(sys.argv[1])\n"
+        "except ValueError as error: assert \"pip install 'hashgym[onnx]'\" in str(error), error\n"
+        "else: raise SystemExit(1)",
+        files["features"],
+    )
+
+
+def test_threads(monkeypatch):
+    for wish, count in (("3", 3), ("2,4", 2), (" 5 ", 5)):
+        monkeypatch.setenv("OMP_NUM_THREADS", wish)
+        assert thread_count() == count
+    for wish in ("", "0", "many", "-1"):
+        monkeypatch.setenv("OMP_NUM_THREADS", wish)
+        assert thread_count() >= 1
