@@ -24,7 +24,7 @@ from hashgym.codes import CodeSets, Words
 from hashgym.retrieval.kernels import Backend, choose_kernel
 from hashgym.retrieval.metrics import pack_table
 
-__all__ = ["BucketIndex", "BucketSearch", "f1_bucket_curve"]
+__all__ = ["BucketIndex", "BucketSearch", "ball", "f1_bucket_curve", "pack_queries"]
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd: the top bits of a product are well mixed
 _HALF = np.uint64(32)
@@ -102,7 +102,7 @@ class BucketIndex:
         Raises:
             ValueError: for a query of another length, or a radius below 0.
         """
-        _, ids, distances = self._lookup(self._pack(query, 1)[None], radius)
+        _, ids, distances = self._lookup(pack_queries(query, self.bits, 1)[None], radius)
         return ids, distances
 
     def lookup_many(
@@ -114,7 +114,7 @@ class BucketIndex:
             offsets: int64 (n + 1,); query i has found ``ids[offsets[i] : offsets[i + 1]]``.
             ids, distances: int64 (offsets[-1],).
         """
-        return self._lookup(self._pack(queries, 2), radius)
+        return self._lookup(pack_queries(queries, self.bits, 2), radius)
 
     def search(self, query: ArrayLike, k: int) -> BucketSearch:
         """Visit buckets until ``k`` images are found (MCH, Algorithm 1).
@@ -126,7 +126,7 @@ class BucketIndex:
         Raises:
             ValueError: for a query of another length or ``k`` out of range.
         """
-        words = self._pack(query, 1)
+        words = pack_queries(query, self.bits, 1)
         self._check_wanted(k)
         radius = 0
         while self._worth_flipping(radius):
@@ -158,7 +158,7 @@ class BucketIndex:
 
     def _worth_flipping(self, radius: int) -> bool:
         """Whether the sphere has fewer buckets than there are distinct codes to scan."""
-        return _ball(self.bits, radius, len(self._codes)) <= len(self._codes)
+        return ball(self.bits, radius, len(self._codes)) <= len(self._codes)
 
     def _probe(self, queries: Words, masks: Words) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Offsets (n + 1,) of the queries' images, and for each its row and the mask by which it was found."""
@@ -186,23 +186,6 @@ class BucketIndex:
         positions = np.flatnonzero(codes.unpack(mask, self.bits)).tolist()
         rank = sum(comb(position, i + 1) for i, position in enumerate(positions))
         return _inside(self.bits, len(positions)) + rank + 1
-
-    def _pack(self, query: Any, axes: int) -> Words:
-        """The packed query (W,) or queries (n, W)."""
-        query = np.asarray(query)
-        packed = query.dtype == np.uint64
-        length = codes.word_count(self.bits) if packed else self.bits
-        if query.ndim != axes or query.shape[-1] != length or not query.size:
-            shape = f"{'n, ' * (axes - 1)}{length}{',' * (2 - axes)}"
-            kind = "packed words, uint64" if packed else "bits of shape"
-            raise ValueError(
-                f"the index has codes of {self.bits} bits: queries are {kind} ({shape}), got {query.shape}"
-            )
-        if not packed:
-            return codes.pack(query)
-        if codes.longer_than(query, self.bits):
-            raise ValueError(f"the packed query has bits set beyond bit {self.bits - 1}: it is a longer code")
-        return np.require(query, requirements=["C", "W", "E"])
 
     def _check_wanted(self, k: int) -> None:
         if not 1 <= k <= len(self):
@@ -236,7 +219,7 @@ def f1_bucket_curve(
             relevant.
     """
     index = database if isinstance(database, BucketIndex) else BucketIndex(database)
-    words, wanted = index._pack(queries, 2), np.asarray(ks)
+    words, wanted = pack_queries(queries, index.bits, 2), np.asarray(ks)
     if wanted.ndim != 1 or not wanted.size or wanted.dtype.kind not in "iu":
         raise ValueError(f"ks must be a list of whole numbers, got {ks!r}")
     for k in (wanted.min(), wanted.max()):
@@ -270,6 +253,26 @@ def f1_bucket_curve(
     return f1 / measured, np.array([total / measured for total in buckets])
 
 
+def pack_queries(queries: Any, bits: int, axes: int) -> Words:
+    """One packed query (W,), or with two axes n of them (n, W), of codes as the user gives them.
+
+    Raises:
+        ValueError: for codes of another length, or none.
+    """
+    queries = np.asarray(queries)
+    packed = queries.dtype == np.uint64
+    length = codes.word_count(bits) if packed else bits
+    if queries.ndim != axes or queries.shape[-1] != length or not queries.size:
+        shape = f"{'n, ' * (axes - 1)}{length}{',' * (2 - axes)}"
+        kind = "packed words, uint64" if packed else "bits of shape"
+        raise ValueError(f"the index has codes of {bits} bits: queries are {kind} ({shape}), got {queries.shape}")
+    if not packed:
+        return codes.pack(queries)
+    if codes.longer_than(queries, bits):
+        raise ValueError(f"the packed query has bits set beyond bit {bits - 1}: it is a longer code")
+    return np.require(queries, requirements=["C", "W", "E"])
+
+
 def _code_sets(table: Any) -> CodeSets:
     table = np.asarray(table)
     if table.ndim != 2 or not table.size:
@@ -297,8 +300,8 @@ def _inside(bits: int, radius: int) -> int:
 
 
 @lru_cache(maxsize=64)
-def _ball(bits: int, radius: int, limit: int) -> int:
-    """Number of codes within the radius, or some number above the limit."""
+def ball(bits: int, radius: int, limit: int) -> int:
+    """Number of codes of ``bits`` bits within a radius of one, or some number above the limit."""
     total = 0
     for r in range(min(radius, bits) + 1):
         if (total := total + comb(bits, r)) > limit:
