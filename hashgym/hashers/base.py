@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:
+    from torch import nn
     from typing_extensions import Self
 
-__all__ = ["Features", "Hasher", "Labels", "NotFittedError"]
+__all__ = ["Features", "Hasher", "Labels", "NotFittedError", "namespace"]
 
 Features = NDArray[np.float32]
 Labels = NDArray[np.uint8]
@@ -35,7 +36,9 @@ class Hasher(ABC):
     """A function from feature vectors to binary codes, learnt by :meth:`fit`.
 
     A subclass is a dataclass whose fields are its settings. It writes ``_fit``, which sets attributes that end in
-    ``_`` (arrays or numbers: these are what is saved), and ``_transform``.
+    ``_`` (arrays or numbers: these are what is saved), and ``_transform``. That is written in what NumPy's arrays and
+    torch's tensors share (methods, operators, and functions of :func:`namespace`), so that it can be exported as well;
+    where it is not, :meth:`head` says how.
 
     Attributes:
         bits: the code length q.
@@ -98,13 +101,24 @@ class Hasher(ABC):
         """The codes, bool (n, q): True where :meth:`transform` is above 0, so that 0 itself is a False bit."""
         return self.transform(X) > 0
 
+    def head(self) -> nn.Module:
+        """:meth:`transform` as a torch module, float32 (n, D) -> (n, q), to be exported; this one runs ``_transform``.
+
+        Raises:
+            NotFittedError: before ``fit``.
+        """
+        from hashgym.hashers.module import Transform
+
+        self._check_fitted()
+        return Transform(self)
+
     @abstractmethod
     def _fit(self, X: Features, y: Labels | None) -> None:
         """Learn from checked arrays; ``y`` is None unless ``supervised``."""
 
     @abstractmethod
     def _transform(self, X: Features) -> Features:
-        """Real values of checked features."""
+        """Real values of checked features; tensors of tensors, where the fitted attributes are tensors too."""
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "n_features_in_"):
@@ -149,6 +163,15 @@ class Hasher(ABC):
         except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"{path} does not hold a whole {type(self).__name__}: save it again") from error
         return self
+
+
+def namespace(array: Any) -> Any:
+    """The functions for arrays of this kind: NumPy, or torch for tensors, which name most of them alike."""
+    if isinstance(array, np.ndarray):
+        return np
+    import torch
+
+    return torch
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:

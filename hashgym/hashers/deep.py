@@ -132,7 +132,7 @@ class DeepHasher(Hasher):
         self.losses_ = losses.cpu().numpy()
 
     def _transform(self, X: Features) -> Features:
-        hidden = np.maximum(X @ self.hidden_weight_ + self.hidden_bias_, 0) if self.hidden else X
+        hidden = (X @ self.hidden_weight_ + self.hidden_bias_).clip(0) if self.hidden else X
         return hidden @ self.code_weight_ + self.code_bias_
 
     def _device(self) -> torch.device:

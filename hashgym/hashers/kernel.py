@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from hashgym.hashers.base import Features
+from hashgym.hashers.base import Features, namespace
 
 __all__ = ["rbf", "squared_distances"]
 
@@ -13,10 +11,10 @@ def squared_distances(X: Features, anchors: Features) -> Features:
     """Squared Euclidean distances, float32 (n, m), of rows of X (n, D) to anchors (m, D)."""
     center = anchors.mean(0)  # far from the origin, products would hide differences
     X, anchors = X - center, anchors - center
-    norms, anchor_norms = (np.einsum("nd,nd->n", rows, rows) for rows in (X, anchors))
-    return np.maximum(norms[:, None] + anchor_norms - 2 * X @ anchors.T, 0)
+    norms, anchor_norms = (namespace(X).einsum("nd,nd->n", rows, rows) for rows in (X, anchors))
+    return (norms[:, None] + anchor_norms - 2 * X @ anchors.T).clip(0)
 
 
 def rbf(squares: Features, width: float) -> Features:
     """exp(-squares / (2 width^2))."""
-    return np.exp(squares / np.float32(-2 * width**2))
+    return namespace(squares).exp(squares / (-2 * width**2))

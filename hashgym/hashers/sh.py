@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
-from hashgym.hashers.base import Features, Hasher, Labels
+from hashgym.hashers.base import Features, Hasher, Labels, namespace
 from hashgym.hashers.principal import principal_directions
 
 __all__ = ["SH"]
@@ -66,4 +67,5 @@ class SH(Hasher):
 
     def _transform(self, X: Features) -> Features:
         position = ((X - self.center_) @ self.components_ - self.low_) / self.range_
-        return np.cos(np.float32(np.pi) * self.modes_.astype(np.float32) * position[:, self.directions_])
+        xp = namespace(X)
+        return xp.cos(math.pi * xp.asarray(self.modes_, dtype=xp.float32) * position[:, self.directions_])

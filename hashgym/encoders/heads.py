@@ -1,0 +1,139 @@
+"""What makes codes of features, as torch modules: the heads that :func:`hashgym.encoders.export.write` writes.
+
+A head takes features on the scale that was learnt on, float32 (n, D), and gives real values (n, q); a bit is 1 where
+its value is above 0. Where images have several codes it takes views (n, V, D), the whole image first and then its
+regions, and gives values (n, V, q) and with which probability each code is kept, (n, V).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hashgym.hashers import Hasher
+
+__all__ = ["Actor", "GroupsHead", "Keeper", "RegionsHead", "hasher_head", "signs"]
+
+_TOLERANCE = 1e-3  # of a head's values, relative to the largest: NumPy and torch add in different orders
+
+
+class Actor(Protocol):
+    """A torch module that emits codes group by group, as an agent on BitGroupHashing-v0."""
+
+    def act(self, image: Tensor, code: Tensor, group: int, state: Any) -> tuple[Tensor, Any]:
+        """Real values (n, k) of a group's bits, of a shorter last one perhaps more than it has; and the next state.
+
+        Args:
+            image: float32 (n, D).
+            code: float32 (n, q), -1 and +1, and 0 for bits not emitted.
+            group: which comes next.
+            state: what the last call returned, None at first.
+        """
+
+
+class Keeper(Protocol):
+    """A torch module that keeps codes of regions, as an agent on RegionKeep-v0."""
+
+    def keep(self, observation: dict[str, Tensor]) -> Tensor:
+        """P(keep), (n,), of observations as the environment shows them."""
+
+
+def hasher_head(hasher: Hasher) -> nn.Module:
+    """A fitted hasher as a torch module, of the same arithmetic in the same precision: :meth:`Hasher.head`, tried out.
+
+    Raises:
+        NotFittedError: before ``fit``.
+        ValueError: for a hasher of one's own that runs in NumPy alone, or whose ``head`` gives other values.
+    """
+    head = hasher.head().eval()
+    rows = np.random.default_rng(0).standard_normal((16, hasher.n_features_in_), np.float32)
+    expected, name = hasher.transform(rows), type(hasher).__name__
+    try:
+        # NumPy refuses tensors that want a gradient. It takes others, and what it makes of them is no part of a graph.
+        values = head(torch.from_numpy(rows).requires_grad_()).detach().numpy()
+    except (AttributeError, RuntimeError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{name} cannot be exported, for torch cannot run its _transform ({reason}): write that in what NumPy and "
+            "torch share (see hashgym.hashers.base.namespace), or give it a method head() that returns a torch module"
+        ) from error
+    if values.shape != expected.shape or np.abs(values - expected).max() > _TOLERANCE * np.abs(expected).max():
+        raise ValueError(f"the head of {name} gives other values than its transform: correct its head()")
+    return head
+
+
+def signs(values: Tensor) -> Tensor:
+    """The code of real values as -1 and +1; -1 at 0."""
+    return (values > 0).to(values.dtype) * 2 - 1
+
+
+class GroupsHead(nn.Module):
+    """Groups of bits one after the other, each emitted in view of those before: :func:`hashgym.encode`, unrolled.
+
+    Args:
+        actor: what emits a group.
+        bits: q, length of the code.
+        group_bits: k, length of a group; the last may be shorter.
+    """
+
+    def __init__(self, actor: Actor, bits: int, group_bits: int) -> None:
+        super().__init__()
+        self.actor, self.bits, self.group_bits = actor, bits, group_bits
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Real values (n, q) of features (n, D)."""
+        values: list[Tensor] = []
+        state = None
+        for group, start in enumerate(range(0, self.bits, self.group_bits)):
+            rest = image.new_zeros(image.shape[0], self.bits - start)
+            code = torch.cat([*map(signs, values), rest], dim=1)
+            emitted, state = self.actor.act(image, code, group, state)
+            values.append(emitted[:, : self.bits - start])
+        return torch.cat(values, dim=1)
+
+
+class RegionsHead(nn.Module):
+    """Codes of an image and its regions, and which of these are kept: :func:`hashgym.encode_regions` as a module.
+
+    Args:
+        base: of the base hasher, see :func:`hasher_head`.
+        keeper: what decides.
+        threshold: xi, where regions are offered in turn and each sees which code it would improve on, as with
+            ``regions_per_episode`` above 1; None where each is offered for itself.
+        regions: R, the most regions that are offered in turn.
+    """
+
+    def __init__(self, base: nn.Module, keeper: Keeper, *, threshold: float | None = None, regions: int = 5) -> None:
+        super().__init__()
+        self.base, self.keeper, self.threshold, self.regions = base, keeper, threshold, regions
+
+    def forward(self, views: Tensor) -> tuple[Tensor, Tensor]:
+        """Values (n, V, q) and P(keep) (n, V), 1 for the image itself, of views (n, V, D)."""
+        n, count, dim = views.shape
+        values = self.base(views.reshape(-1, dim)).reshape(n, count, -1)
+        codes = signs(values)
+        return values, self._each(views, codes) if self.threshold is None else self._in_turn(views, codes)
+
+    def _each(self, views: Tensor, codes: Tensor) -> Tensor:
+        image, own = views[:, :1].expand_as(views), codes[:, :1].expand_as(codes)
+        shown = {"image": image, "region": views, "image_code": own, "region_code": codes}
+        # The image is offered as well, so that nothing is of length 0 where there are no regions.
+        p = self.keeper.keep({key: part.flatten(0, 1) for key, part in shown.items()}).reshape(views.shape[:2])
+        return torch.cat([torch.ones_like(p[:, :1]), p[:, 1:]], dim=1)
+
+    def _in_turn(self, views: Tensor, codes: Tensor) -> Tensor:
+        count, bits = codes.shape[1:]
+        missing = (0, 0, 0, self.regions + 1 - count)  # regions that are not there come last, and change nothing
+        views, codes = nn.functional.pad(views, missing), nn.functional.pad(codes, missing)
+        p = torch.ones_like(codes[:, :1, 0])
+        for r in range(1, self.regions + 1):
+            likeness = (codes[:, :r] * codes[:, r : r + 1]).sum(2)  # q - 2 x the Hamming distance
+            nearest = torch.where(p.double() >= self.threshold, likeness, -bits - 1.0).argmax(1)
+            kept = codes[:, :r].gather(1, nearest[:, None, None].expand(-1, 1, bits))[:, 0]
+            shown = {"image": views[:, 0], "region": views[:, r], "image_code": codes[:, 0]}
+            decided = self.keeper.keep({**shown, "region_code": codes[:, r], "kept": kept})
+            p = torch.cat([p, decided[:, None]], dim=1)
+        return p[:, :count]

@@ -1,0 +1,34 @@
+"""A fitted hasher as a torch module, which can be exported."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from hashgym.hashers.base import Hasher
+
+__all__ = ["Transform"]
+
+
+class Transform(nn.Module):
+    """A hasher's own ``_transform``, with its fitted arrays as tensors: no formula is written twice.
+
+    Args:
+        hasher: fitted; it stays as it is.
+    """
+
+    def __init__(self, hasher: Hasher) -> None:
+        super().__init__()
+        self.hasher = copy.copy(hasher)
+        for name, value in vars(hasher).items():
+            if isinstance(value, np.ndarray):
+                setattr(self.hasher, name, torch.from_numpy(value.copy()))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Real values (n, q) of features (n, D); a bit is 1 where they are above 0."""
+        return cast(Tensor, self.hasher._transform(cast(Any, features)))
