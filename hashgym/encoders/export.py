@@ -23,19 +23,13 @@ from hashgym.features.runtime import TOLERANCE, open_session, require_runtime, t
 
 if TYPE_CHECKING:
     import torch
-    from onnx import ModelProto
+    from onnx import GraphProto, ModelProto
 
 __all__ = ["TIE", "Agreement", "add_backbone", "compare", "write"]
 
 TIE = 1e-5  # of the mean size of a bit's margins: below it float32 sums in another order may change the bit
 _GREATEST = (1 << 31) - (1 << 20)  # bytes of a file: Protocol Buffers' own bound, with room for metadata
-_DECIDING = (
-    "name",
-    "size",
-    "preprocessing",
-    "weights",
-    "digest",
-)  # of a backbone's provenance: what makes its features
+_DECIDING = ("name", "size", "preprocessing", "digest")  # of a backbone's provenance: what makes its features
 _PACKAGES = ("hashgym", "numpy", "onnx", "onnxruntime", "torch")
 
 
@@ -181,10 +175,9 @@ def compare(path: str | Path, expected: NDArray[np.bool_] | CodeSets, x: NDArray
     wanted = expected if isinstance(expected, CodeSets) else CodeSets.of(expected)
     margin = encoder.margins(x)
     if (wanted.bits, wanted.kept.shape) != (encoder.bits, margin.shape[:2]):
-        shape = "{} images with {} codes".format(*wanted.kept.shape)
         raise ValueError(
-            f"expected are {shape} of {wanted.bits} bits, but the encoder gives "
-            f"{len(margin)} images with {margin.shape[1]} codes of {encoder.bits} bits"
+            f"expected are {len(wanted)} images with {wanted.kept.shape[1]} codes of {wanted.bits} bits, but the "
+            f"encoder gives {len(margin)} images with {margin.shape[1]} codes of {encoder.bits} bits"
         )
     different = unpack(wanted.words, wanted.bits) != (margin > 0)
     ties = np.abs(margin) <= TIE * np.abs(margin).mean(axis=(0, 1))
@@ -325,13 +318,8 @@ def _save(path: str | Path, model: ModelProto, described: str) -> None:
     import onnx
 
     target = Path(path)
-    for value in model.graph.initializer:
-        value.name = value.name.replace("//", "/")
-    for node in model.graph.node:
-        node.name = node.name.replace("//", "/")
-        node.input[:] = [name.replace("//", "/") for name in node.input]
-        node.output[:] = [name.replace("//", "/") for name in node.output]
-    del model.metadata_props[:], model.opset_import[1:], model.graph.value_info[:]
+    _tidy(model.graph)
+    del model.metadata_props[:], model.opset_import[1:]
     model.graph.name, model.producer_name, model.producer_version = "encoder", "hashgym", ""
     onnx.helper.set_model_props(model, {KEY: described})
     onnx.checker.check_model(model)
@@ -344,6 +332,19 @@ def _save(path: str | Path, model: ModelProto, described: str) -> None:
         sync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _tidy(graph: GraphProto) -> None:
+    """Single slashes in names; no shapes of values inside, which ONNX Runtime finds by itself."""
+    del graph.value_info[:]
+    for named in (*graph.input, *graph.initializer, *graph.node, *graph.output):
+        named.name = named.name.replace("//", "/")
+    for node in graph.node:
+        node.input[:] = [name.replace("//", "/") for name in node.input]
+        node.output[:] = [name.replace("//", "/") for name in node.output]
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _tidy(attribute.g)
 
 
 def _versions() -> dict[str, str]:

@@ -81,6 +81,7 @@ class Backbone:
         return {key: getattr(self, key) for key in _DESCRIBED}
 
 
+_LONGEST = 32  # times the shorter side
 _DESCRIBED = ("name", "dim", "size", "preprocessing", "weights", "digest", "engine")
 
 
@@ -112,7 +113,10 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Fit:
-    """Resize the shorter side to ``short_side``, proportions kept, and cut out the centre size x size."""
+    """Resize the shorter side to ``short_side``, proportions kept, and cut out the centre size x size.
+
+    Of a picture more than 32 times as long as wide only the middle is resized: the whole might not fit in memory.
+    """
 
     size: int
     short_side: int
@@ -122,7 +126,11 @@ class Fit:
         """The picture in RGB, uint8 (size, size, 3)."""
         from PIL import Image
 
-        (width, height), size = image.size, self.size
+        size, most = self.size, _LONGEST * min(image.size)
+        if max(image.size) > most:
+            beyond = [max(0, side - most) // 2 for side in image.size]
+            image = image.crop((beyond[0], beyond[1], image.width - beyond[0], image.height - beyond[1]))
+        width, height = image.size
         if width <= height:
             shape = (self.short_side, int(self.short_side * height / width))
         else:

@@ -169,6 +169,14 @@ def test_preprocessing_is_torchvisions(name):
         torch.testing.assert_close((ours / 255 - mean) / std, preset(image), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [(1, 2_000_000), (2_000_000, 1), (3, 97), (97, 3)])
+def test_a_very_long_picture_is_cut_and_not_blown_up(size):
+    image = Image.new("RGB", size, (200, 10, 30))
+    picture = Fit(224, 256, "bicubic")(image)
+    assert picture.shape == (224, 224, 3)
+    assert (picture == (200, 10, 30)).all()
+
+
 @pytest.mark.parametrize("shape", [(2, 8, 8), (2, 8, 9, 3), (2, 3, 8, 8), (0, 8, 8, 3)])
 def test_a_batch_of_another_shape_is_refused(shape):
     with pytest.raises(ValueError, match=r"uint8 \(n, 8, 8, 3\)"):
