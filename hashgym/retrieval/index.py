@@ -121,9 +121,10 @@ class Index(ABC):
             ValueError: for ids that repeat or are not in the index. Nothing is removed then.
         """
         ids, _ = _sorted_ids(ids)
-        if unknown := _some(ids[~self._known(ids)]):
+        if unknown := _some(ids[~self._known(ids)] if len(ids) else ids):
             raise ValueError(f"the index has no images with these ids: {unknown}; `index.ids` are those it has")
-        self._remove(ids)
+        if len(ids):
+            self._remove(ids)
 
     def search(self, queries: ArrayLike, k: int) -> tuple[Ids, Ids]:
         """The ``k`` images nearest to each query, all images where there are fewer.

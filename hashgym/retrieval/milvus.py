@@ -1,8 +1,8 @@
 """Milvus (``pip install 'hashgym[milvus]'``): embedded in this process's keeping, or a cluster at a URI.
 
 A collection has one entity a code: the image's id, the code's place among the image's codes, and the code, padded with
-zeros to whole words, under a flat index. What a search finds is deduplicated here, because Milvus does not group by a
-field where vectors are binary.
+zeros to whole words, under a flat index. The entity's key is id * 2^16 + place, so that a search needs to give nothing
+else. What it finds is deduplicated here, because Milvus does not group by a field where vectors are binary.
 
 Milvus gives at most 16,384 entities a search, and any of those that tie at the last place. So the k-th image's
 distance is found first, and then, unless the answer shows that no tie is missing, all entities within that distance:
@@ -24,6 +24,7 @@ from contextlib import suppress
 from importlib import import_module, metadata
 from itertools import count
 from pathlib import Path
+from time import monotonic, sleep
 from types import ModuleType
 from typing import Any, ClassVar
 from weakref import finalize
@@ -39,6 +40,7 @@ __all__ = ["MilvusIndex"]
 _LIMIT = 16_384  # entities that Milvus gives at most for one query
 _ANSWER = 1 << 16  # entities asked for at once, over all queries
 _BATCH = 8_192  # entities sent, or ids named, at once
+_PLACES = 16  # bits of an entity's key that are the code's place
 _FILE = "milvus.db"
 _INSTALL = "the back end 'milvus' needs {}: `pip install 'hashgym[milvus]'`"
 
@@ -97,7 +99,14 @@ class MilvusIndex(Index):
             raise ImportError(_INSTALL.format("pymilvus")) from error
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # what goes wrong is raised, which is enough
         uri = self._server.start() if self._server else self._uri
-        self._client = self._answer(pymilvus.MilvusClient, uri, token=token, dedicated=True)
+        patience = monotonic() + self._timeout
+        while self._client is None:
+            try:
+                self._client = self._answer(pymilvus.MilvusClient, uri, token=token, dedicated=True)
+            except ConnectionError:  # noqa: PERF203
+                if not (self._server and self._server.running and monotonic() < patience):  # still starting
+                    raise
+                sleep(0.05)
 
     def _answer(self, method: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """What a method of pymilvus gives, its errors in our words."""
@@ -125,7 +134,7 @@ class MilvusIndex(Index):
     def _create(self) -> None:
         from pymilvus import DataType
 
-        schema = self._client.create_schema(auto_id=True, description=self._description)
+        schema = self._client.create_schema(auto_id=False, description=self._description)
         schema.add_field("entity", DataType.INT64, is_primary=True)
         schema.add_field("image", DataType.INT64)
         schema.add_field("place", DataType.INT32)
@@ -177,19 +186,21 @@ class MilvusIndex(Index):
         counts = sets.kept.sum(axis=1)
         if counts.max() >= _LIMIT:
             raise ValueError(f"Milvus takes images with fewer than {_LIMIT} codes, got one with {counts.max()}")
-        ends = np.cumsum(counts)
-        octets = sets.words[sets.kept].astype("<u8", copy=False)
+        if ids[-1] >> (63 - _PLACES):
+            raise ValueError(f"Milvus takes ids below 2^{63 - _PLACES}, got {ids[-1]}")
+        ends, octets = np.cumsum(counts), sets.words[sets.kept].astype("<u8", copy=False)
+        images = np.repeat(ids, counts)
+        places = np.arange(len(images)) - np.repeat(ends - counts, counts)
         start = 0
-        while start < len(ids):  # whole images in every batch
-            first = int(ends[start] - counts[start])
-            stop = max(start + 1, int(np.searchsorted(ends, first + _BATCH, side="right")))
-            images = np.repeat(ids[start:stop], counts[start:stop]).tolist()
-            places = np.arange(ends[stop - 1] - first) - np.repeat(
-                ends[start:stop] - counts[start:stop] - first, counts[start:stop]
-            )
+        while start < len(images):  # whole images in every batch
+            stop = ends[
+                max(np.searchsorted(ends, start + _BATCH, side="right"), np.searchsorted(ends, start, side="right") + 1)
+                - 1
+            ]
+            rows = zip(images[start:stop].tolist(), places[start:stop].tolist(), octets[start:stop], strict=True)
             entities = [
-                {"image": image, "place": place, "code": code.tobytes()}
-                for image, place, code in zip(images, places.tolist(), octets[first:], strict=False)
+                {"entity": image << _PLACES | place, "image": image, "place": place, "code": code.tobytes()}
+                for image, place, code in rows
             ]
             self._call("insert", entities)
             start = stop
@@ -250,14 +261,12 @@ class MilvusIndex(Index):
                 codes,
                 limit=limit,
                 filter=where,
-                output_fields=["image"],
                 search_params={"metric_type": "HAMMING", "params": bounds},
                 consistency_level="Strong",
             )
             for hits in answers:
-                ids = np.fromiter((hit["entity"]["image"] for hit in hits), np.int64, len(hits))
-                distances = np.fromiter((hit["distance"] for hit in hits), np.int64, len(hits))
-                yield np.zeros(len(hits), np.int64), ids, distances
+                entities, distances = np.array(hits.ids, np.int64), np.array(hits.distances).astype(np.int64)
+                yield np.zeros(len(hits), np.int64), entities >> _PLACES, distances
 
     def _write(self, folder: Path) -> dict[str, Any]:
         options = {"uri": self._uri, "collection": self._collection}
@@ -265,6 +274,7 @@ class MilvusIndex(Index):
             return options
         self._call("flush")
         self._client.close()
+        self._client = None
         self._server.copy(folder / _FILE)
         self._connect()
         self._call("load_collection")
@@ -313,6 +323,11 @@ class _Server:
                 "the embedded Milvus does not start: is there room in the folder for temporary files?"
             )
         return str(self._process.uds_path)
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is there."""
+        return self._process is not None and self._process._p.poll() is None
 
     def stop(self) -> None:
         """End the process; all it was told is then in the file."""
