@@ -52,7 +52,8 @@ class BruteForceIndex(Index):
         self._built: Any = None
 
     def _known(self, ids: Ids) -> NDArray[np.bool_]:
-        return np.isin(ids, self._ids, assume_unique=True)
+        places = np.searchsorted(self._ids, ids)
+        return np.append(self._ids, -1)[places] == ids
 
     def _add(self, ids: Ids, sets: CodeSets) -> None:
         counts = np.concatenate([self._counts, sets.kept.sum(axis=1)])

@@ -138,7 +138,7 @@ class Index(ABC):
         words = pack_queries(queries, self.bits, 2)
         if whole(k) < 1:
             raise ValueError(f"the number of images to find is at least 1, got k={k}")
-        k = min(k, len(self))
+        k = min(k, self._count(k))
         if not k:
             return np.zeros((len(words), k), np.int64), np.zeros((len(words), k), np.int64)
         return self._search(words, k)
@@ -156,7 +156,7 @@ class Index(ABC):
         words = pack_queries(queries, self.bits, 2)
         if whole(radius) < 0:
             raise ValueError(f"a Hamming radius is 0 or more, got {radius}")
-        if not len(self):
+        if not self._count(1):
             return np.zeros(len(words) + 1, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64)
         return self._within(words, min(radius, self.bits))
 
@@ -212,6 +212,10 @@ class Index(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _count(self, wanted: int) -> int:
+        """Number of images; where counting is slow, any from ``wanted`` on if there are as many."""
+        return len(self)
 
     @abstractmethod
     def _known(self, ids: Ids) -> NDArray[np.bool_]:

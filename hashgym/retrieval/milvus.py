@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from importlib import import_module, metadata
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from time import monotonic, sleep
 from types import ModuleType
@@ -86,6 +86,7 @@ class MilvusIndex(Index):
         self._uri, self._collection, self._timeout = uri, collection, timeout
         self._server = _Server(file) if not uri else None
         self._client: Any = None
+        self._images = 0  # so many at least there were when they were last counted
         try:
             self._connect(token)
         except BaseException:
@@ -102,7 +103,9 @@ class MilvusIndex(Index):
         patience = monotonic() + self._timeout
         while self._client is None:
             try:
-                self._client = self._answer(pymilvus.MilvusClient, uri, token=token, dedicated=True)
+                self._client = self._answer(
+                    pymilvus.MilvusClient, uri, token=token, timeout=self._timeout, dedicated=True
+                )
             except ConnectionError:  # noqa: PERF203
                 if not (self._server and self._server.running and monotonic() < patience):  # still starting
                     raise
@@ -114,7 +117,7 @@ class MilvusIndex(Index):
         from pymilvus.exceptions import MilvusException
 
         try:
-            return method(*args, timeout=self._timeout, **options)
+            return method(*args, **options)
         except (MilvusException, grpc.RpcError, grpc.FutureTimeoutError) as error:
             where = f"Milvus at {self._uri}" if self._uri else "the embedded Milvus"
             reason = " ".join(str(getattr(error, "message", error)).split())[:300]
@@ -125,7 +128,7 @@ class MilvusIndex(Index):
         """A method of the client for the collection."""
         if self._client is None:
             raise ValueError("the index is closed: load it again")
-        return self._answer(getattr(self._client, method), self._collection, *args, **options)
+        return self._answer(getattr(self._client, method), self._collection, *args, timeout=self._timeout, **options)
 
     @property
     def _description(self) -> str:
@@ -161,11 +164,16 @@ class MilvusIndex(Index):
         pages = self._call("query_iterator", batch_size=_BATCH, filter="place == 0", output_fields=["image"])
         found: list[int] = []
         try:
-            while page := pages.next():
+            while page := self._answer(pages.next):
                 found.extend(entity["image"] for entity in page)
         finally:
             pages.close()
         return np.sort(np.array(found, np.int64))
+
+    def _count(self, wanted: int) -> int:
+        if wanted > self._images:
+            self._images = len(self)
+        return self._images
 
     def close(self) -> None:
         """Disconnect, and stop the embedded Milvus."""
@@ -191,21 +199,17 @@ class MilvusIndex(Index):
         ends, octets = np.cumsum(counts), sets.words[sets.kept].astype("<u8", copy=False)
         images = np.repeat(ids, counts)
         places = np.arange(len(images)) - np.repeat(ends - counts, counts)
-        start = 0
-        while start < len(images):  # whole images in every batch
-            stop = ends[
-                max(np.searchsorted(ends, start + _BATCH, side="right"), np.searchsorted(ends, start, side="right") + 1)
-                - 1
-            ]
+        cuts = ends[:-1][np.diff(ends // _BATCH) > 0]  # between images
+        for start, stop in pairwise([0, *cuts.tolist(), len(images)]):
             rows = zip(images[start:stop].tolist(), places[start:stop].tolist(), octets[start:stop], strict=True)
             entities = [
                 {"entity": image << _PLACES | place, "image": image, "place": place, "code": code.tobytes()}
                 for image, place, code in rows
             ]
             self._call("insert", entities)
-            start = stop
 
     def _remove(self, ids: Ids) -> None:
+        self._images = 0
         for some in _batches(ids):
             self._call("delete", filter=_among(some))
 
@@ -222,7 +226,7 @@ class MilvusIndex(Index):
             radius = int(distances[k - 1] if len(ids) >= k else distances[-1])
             ids, distances = self._around(query, radius)
             for step in count():
-                if len(ids) >= k:
+                if len(ids) >= k or radius >= self.bits:
                     break
                 radius += 2**step
                 ids, distances = self._around(query, radius)

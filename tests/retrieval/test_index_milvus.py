@@ -160,7 +160,7 @@ def test_nothing_runs_after_the_process_has_ended_without_closing():
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert run.returncode == -9
-    gone = subprocess.run(["tail", f"--pid={int(run.stdout)}", "-f", "/dev/null"], timeout=20, check=False)
+    gone = subprocess.run(["tail", "-s0.1", f"--pid={int(run.stdout)}", "-f", "/dev/null"], timeout=20, check=False)
     assert gone.returncode == 0
 
 
