@@ -8,6 +8,7 @@ and ``ends.npy``, ``encoder.onnx``, and ``engine``, the back end's own. Every ch
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -210,7 +211,8 @@ def open_gallery(folder: str | Path, root: str | Path | None = None) -> Gallery:
             arrays = _arrays(path, meta)
             encoder = load_encoder(path / meta["content"] / ENCODER)
             place = _root(path, Path(meta["root"]) if root is None else Path(root), root is not None)
-            engine = engines.load(path / meta["content"] / "engine")
+            options = _token() if meta["backend"] == "milvus" else {}
+            engine = engines.load(path / meta["content"] / "engine", **options)
             break
         except (OSError, ValueError):
             if INDEX.read(path) == meta:  # else it was replaced meanwhile
@@ -381,11 +383,13 @@ def _replace(
     from hashgym.retrieval import index as engines
 
     number = str(int(old.meta["content"]) + 1) if old else "1"
-    _tidy(folder, old.meta["content"] if old else "")
     options = {**(old.meta["options"] if old else {}), **options}
     work = folder / number
+    own = _own_options(meta["backend"], folder, f"{new.bits}_{number}")
     try:
-        engine = engines.make(meta["backend"], new.bits, **options)
+        engine = engines.make(meta["backend"], new.bits, **options, **own)
+        if len(engine):  # a server has it from a run that was killed
+            engine.remove(engine.ids)
         work.mkdir()
         with progress_bar(len(new.ids), 0, progress, "indexing") as tick:
             for start in range(0, len(new.ids), AT_ONCE):
@@ -418,15 +422,34 @@ def _replace(
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
-    _tidy(folder, number)
+    _tidy(folder)
 
 
-def _tidy(folder: Path, content: str) -> None:
-    """Remove what is neither ``meta.json`` nor the content: an old one, or what a killed run has left."""
+def _own_options(backend: str, folder: Path, number: str) -> dict[str, Any]:
+    """What a back end is told besides the user's options: on a server every content has a collection of its own."""
+    if backend != "milvus":
+        return {}
+    place = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:16]
+    return {"collection": f"hashgym_{place}_{number}", **_token()}
+
+
+def _token() -> dict[str, str]:
+    """The key of a Milvus server, from the environment: it is written nowhere."""
+    return {"token": token} if (token := os.environ.get("MILVUS_TOKEN")) else {}
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what is neither ``meta.json`` nor its content: an old one, or what a killed run has left."""
+    from hashgym.retrieval import index as engines
+
+    meta: dict[str, Any] = INDEX.read(folder) if INDEX.is_one(folder) else {"content": "", "options": {}}
     for path in folder.iterdir():
         if path.name == f"{META}.new":
             path.unlink()
-        elif path.name.isdecimal() and path.name != content:
+        elif path.name.isdecimal() and path.name != meta["content"]:
+            if meta["options"].get("uri"):  # what the server has of it goes too
+                with suppress(OSError, ValueError), engines.load(path / "engine", **_token()) as engine:
+                    engine.remove(engine.ids)
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -448,6 +471,7 @@ def _alone(folder: Path) -> Iterator[None]:
             release()
             raise DataError(f"another process is changing {folder}: wait for it, or stop it") from None
     try:
+        _tidy(folder)
         yield
     finally:
         release()

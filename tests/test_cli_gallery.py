@@ -1,0 +1,289 @@
+"""The way from features to a search of one's own pictures, by the words of the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hashgym import cli, hashers, load_encoder
+from hashgym.data import cache
+from hashgym.data.files import open_image
+from hashgym.gallery import open_codes, open_gallery
+from tests.gallery.small import content
+
+pytest.importorskip("torch")
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos, features of them, an encoder by ITQ, codes and an index."""
+    folder = tmp_path_factory.mktemp("cli")
+    rng = np.random.default_rng(0)
+    for kind in ("cat", "dog"):
+        (folder / "photos" / kind).mkdir(parents=True)
+        for i in range(20):
+            Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)).save(folder / "photos" / kind / f"{i}.png")
+    shared = ["features", "--dataset", f"folder:{folder / 'photos'}", "--backbone", "pixels", "--size", "4"]
+    cli.main([*shared, "--queries", "4", "--train", "30", "--out", f"{folder}/features"])
+    cli.main(["export", "itq", "--bits", "12", "--features", f"{folder}/features", "--out", f"{folder}/encoder.onnx"])
+    cli.main(["encode", f"{folder}/encoder.onnx", f"{folder}/photos", "--out", f"{folder}/codes"])
+    cli.main(["index", f"{folder}/codes", "--out", f"{folder}/index", "--backend", "buckets"])
+    return folder
+
+
+def fails(args: list[object], capsys: pytest.CaptureFixture[str], code: int = 2) -> str:
+    """What the command says on its way out, in one line."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([str(arg) for arg in args])
+    assert stopped.value.code == code
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "Traceback" not in said
+    return said
+
+
+def says(args: list[object], capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    cli.main([str(arg) for arg in args])
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_the_codes_are_the_hashers(place):
+    data = cache.open_cache(place / "features").standardized()
+    hasher = hashers.make("itq", bits=12).fit(data.features[data.train])
+    wanted = dict(zip(data.names, hasher.encode(data.features), strict=True))
+    codes = open_codes(place / "codes")
+    sets = codes.sets()
+    assert codes.names == [name for name in data.names if name in wanted]
+    from hashgym.codes import unpack
+
+    for name, bits in zip(codes.names, unpack(sets.words[:, 0], 12), strict=True):
+        assert (bits == wanted[name]).all()
+
+
+def test_export_says_how_far_it_agrees(place, tmp_path, capsys):
+    said = says(["export", "lsh", "--bits", 70, "--features", place / "features", "--out", tmp_path / "l.onnx"], capsys)
+    assert "2,800 bits of 40 images: 0 differ from those of lsh" in said
+    assert "70 bits from pictures" in said
+    assert "hashgym encode" in said
+    encoder = load_encoder(tmp_path / "l.onnx")
+    assert (encoder.takes, encoder.bits, encoder.metadata["source"]["hasher"]) == ("pictures", 70, "LSH")
+    args = ["export", "lsh", "--bits", 8, "--features", place / "features", "--features-only"]
+    assert "8 bits from features. `hashgym.load_encoder` opens it" in says(
+        [*args, "--out", tmp_path / "f.onnx"], capsys
+    )
+    assert load_encoder(tmp_path / "f.onnx").takes == "features"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f.onnx", "l.onnx"]
+
+
+def test_export_of_saved_hashers_and_runs(place, tmp_path, capsys):
+    data = cache.open_cache(place / "features")
+    moved = data.standardized()
+    hashers.make("lsh", bits=9).fit(moved.features).save(tmp_path / "moved.npz")
+    hashers.make("lsh", bits=9, seed=1).fit(data.features).save(tmp_path / "raw.npz")
+    (tmp_path / "run").mkdir()
+    features = ["--features", place / "features"]
+    assert "0 differ" in says(
+        ["export", tmp_path / "moved.npz", *features, "--features-only", "--out", tmp_path / "run" / "policy.onnx"],
+        capsys,
+    )
+    said = says(["export", tmp_path / "raw.npz", *features, "--unstandardized", "--out", tmp_path / "raw.onnx"], capsys)
+    assert "0 differ" in said
+    run, encoder = load_encoder(tmp_path / "run" / "policy.onnx"), load_encoder(tmp_path / "raw.onnx")
+    for name in data.names[:5]:
+        row = data.names.index(name)
+        raw = hashers.load(tmp_path / "raw.npz").encode(data.features[row : row + 1])
+        image = encoder.prepare(open_image(place / "photos" / name))
+        assert ((encoder.margins(image)[:, 0] > 0) == raw).all()
+    before = (tmp_path / "run" / "policy.onnx").read_bytes()
+    says(["export", tmp_path / "run", "--out", tmp_path / "run.onnx"], capsys)
+    says(["export", tmp_path / "run", *features, "--features-only", "--out", tmp_path / "copy.onnx"], capsys)
+    assert (tmp_path / "copy.onnx").read_bytes() == before == (tmp_path / "run" / "policy.onnx").read_bytes()
+    whole = load_encoder(tmp_path / "run.onnx")
+    assert (whole.takes, whole.metadata["source"]) == ("pictures", run.metadata["source"])
+    pictures = np.concatenate([whole.prepare(open_image(place / "photos" / name)) for name in data.names[:9]])
+    assert (whole.encode_pictures(pictures).words == run.encode(np.array(data.features[:9])).words).all()
+
+
+def test_export_refuses(place, tmp_path, capsys, monkeypatch):
+    features = ["--features", place / "features"]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "there.onnx").write_text("mine")
+    hashers.make("lsh", bits=9).fit(np.zeros((3, 5), np.float32)).save(tmp_path / "small.npz")
+    (tmp_path / "bad.npz").write_text("no hasher")
+    for args, message in [
+        (["moon", *features], "neither the folder of a training run"),
+        (["itq", "--bits", 8], "--features says which"),
+        (["itq", *features], "needs its length"),
+        (["itq", *features, "--bits", 800], "principal component"),
+        ([tmp_path / "small.npz", *features, "--bits", 9], "leave out --bits"),
+        ([tmp_path / "small.npz", *features], "fitted to 5 features, --features has 48"),
+        ([tmp_path / "bad.npz", *features], "not a saved hasher"),
+        ([tmp_path / "none.npz", *features], "none.npz does not exist"),
+        ([tmp_path / "run"], "has no policy.onnx"),
+        ([place / "encoder.onnx"], "takes pictures already"),
+        (["lsh", "--bits", 8, "--features", "digits"], "do not say which backbone"),
+        (["itq", "--bits", 8, *features, "--weights", "w"], "neither weights"),
+    ]:
+        assert message in fails(["export", *args, "--out", tmp_path / "new.onnx"], capsys)
+    assert "exists already" in fails(["export", "itq", *features, "--out", tmp_path / "there.onnx"], capsys)
+    from hashgym.hashers.lsh import LSH
+
+    monkeypatch.setattr(LSH, "encode", lambda self, x: np.asarray(self.transform(x) > 0.5))
+    error = fails(["export", "lsh", "--bits", 8, *features, "--out", tmp_path / "new.onnx"], capsys)
+    assert "beyond rounding: nothing was written" in error
+    monkeypatch.undo()
+    says(["export", "lsh", "--bits", 8, *features, "--features-only", "--out", tmp_path / "head.onnx"], capsys)
+    names = {"bad.npz", "head.onnx", "run", "small.npz", "there.onnx"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_export_refuses_other_weights(place, tmp_path, capsys, monkeypatch):
+    from dataclasses import replace
+
+    from hashgym import features
+
+    real = features.make
+    monkeypatch.setattr(features, "make", lambda *args, **kwargs: replace(real(args[0], size=4), digest="f00"))
+    args = ["export", "lsh", "--bits", 8, "--features", place / "features", "--out", tmp_path / "new.onnx"]
+    assert "say with --weights where those are" in fails(args, capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_encode_says_what_it_did(place, tmp_path, capsys):
+    words = ["encode", place / "encoder.onnx", place / "photos"]
+    said = says([*words, "--out", tmp_path / "codes", "--batch-size", 7, "--workers", 1], capsys)
+    assert "40/40" in said
+    assert "images/s" in said
+    assert "codes of 40 pictures, 12 bits each. Make them searchable with `hashgym index" in said
+    before = content(tmp_path / "codes")
+    assert "is finished already" in says([*words, "--out", tmp_path / "codes"], capsys)
+    assert content(tmp_path / "codes") == before
+    bad = tmp_path / "bad\x1b[31m.png"
+    bad.write_text("no picture")
+    some = ["encode", place / "encoder.onnx", place / "photos" / "cat" / "1.png", bad, "--out", tmp_path / "some"]
+    assert "--skip-bad leaves such images out" in fails(some, capsys)
+    said = says([*some, "--skip-bad"], capsys)
+    assert "1 pictures were left out" in said
+    assert "bad\ufffd[31m.png" in said
+    assert "codes of 1 pictures" in said
+    for args, message in [
+        ([place / "photos" / "cat" / "1.png", place / "photos"], "no encoder of hashgym"),
+        ([place / "encoder.onnx"], "there is no image"),
+        ([place / "encoder.onnx", tmp_path / "none"], "does not exist"),
+    ]:
+        assert message in fails(["encode", *args, "--out", tmp_path / "new"], capsys)
+
+
+def test_index_adds_and_removes(place, tmp_path, capsys):
+    for kind in ("cat", "dog"):
+        says(["encode", place / "encoder.onnx", place / "photos" / kind, "--out", tmp_path / kind], capsys)
+    index = ["index", "--out", tmp_path / "index"]
+    said = says(["index", tmp_path / "cat", "--out", tmp_path / "index", "--backend", "brute-force"], capsys)
+    assert "20 pictures, codes of 12 bits, back end brute-force. Search it with" in said
+    assert "40 pictures" in says([*index, tmp_path / "dog", "--add"], capsys)
+    assert "38 pictures" in says([*index, "--remove", "cat/3.png", "dog/7.png"], capsys)
+    names = set(open_gallery(tmp_path / "index").names.values())
+    assert {"cat/3.png", "dog/7.png"} & names == set()
+    assert "has no image cat/3.png" in fails([*index, "--remove", "cat/3.png"], capsys)
+    assert "goes with --out alone" in fails([*index, tmp_path / "dog", "--remove", "cat/1.png"], capsys)
+    assert "exists already" in fails([*index, tmp_path / "dog"], capsys)
+    assert "nothing to index" in fails(index, capsys)
+    assert "takes no options" in fails(
+        ["index", tmp_path / "cat", "--out", tmp_path / "i", "--uri", "http://h"], capsys
+    )
+
+
+def test_search_in_a_table_json_and_html(place, tmp_path, capsys):
+    photo = place / "photos" / "dog" / "5.png"
+    said = says(["search", place / "index", photo, "--k", 3, "--html", tmp_path / "out.html"], capsys)
+    assert "rank distance picture region that matched 1 0 dog/5.png whole 2" in said
+    assert "out.html shows them." in said
+    assert (tmp_path / "out.html").read_text().count("<figure>") == 3
+    cli.main(["search", str(place / "index"), str(photo), "--k", "4", "--json", "--html", str(tmp_path / "out.html")])
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["bits"], answer["images"], len(answer["matches"])) == (12, 40, 4)
+    first = {"name": "dog/5.png", "path": str(photo), "distance": 0, "region": "whole", "box": None}
+    assert {key: answer["matches"][0][key] for key in first} == first
+    wanted = [(m.id, m.distance) for m in open_gallery(place / "index").search(photo, 4)]
+    assert [(m["id"], m["distance"]) for m in answer["matches"]] == wanted
+    far = says(["search", place / "index", photo, "--k", 40, "--radius", 2, "--json"], capsys)
+    assert {match["distance"] for match in json.loads(far)["matches"]} <= {0, 1, 2}
+    blank = tmp_path / "blank.png"
+    Image.new("RGB", (5, 5)).save(blank)
+    said = says(["search", place / "index", blank, "--radius", 0], capsys)
+    assert "no picture within 0 bits" in said or "1 0" in said
+
+
+def test_search_refuses(place, tmp_path, capsys):
+    photo = place / "photos" / "dog" / "5.png"
+    (tmp_path / "letter.jpg").write_text("no picture")
+    for args, message in [
+        ([place / "index", tmp_path / "none.jpg"], "none.jpg cannot be read"),
+        ([place / "index", tmp_path / "letter.jpg"], "letter.jpg is damaged or no picture"),
+        ([place / "photos", photo], "is no index"),
+        ([place / "codes", photo], "is no index"),
+        ([place / "index", photo, "--k", 0], "at least 1"),
+        ([place / "index", photo, "--radius", -1], "at least 0"),
+        ([place / "index", photo, "--root", tmp_path / "none"], "say with --root"),
+        ([place / "index", photo, "--root", tmp_path], "say with --root"),
+    ]:
+        assert message in fails(["search", *args], capsys)
+
+
+def test_names_in_any_bytes(place, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i, name in enumerate([b"\xff\xfe.png", b"line\nbreak.png", b"[red]x[bold].png", "größe.png".encode()]):
+        with open(os.fsencode(photos) + b"/" + name, "wb") as file:
+            Image.open(place / "photos" / "cat" / f"{i}.png").save(file, "PNG")
+    says(["encode", place / "encoder.onnx", photos, "--out", tmp_path / "codes"], capsys)
+    says(["index", tmp_path / "codes", "--out", tmp_path / "index", "--backend", "brute-force"], capsys)
+    query = place / "photos" / "cat" / "0.png"
+    args = [sys.executable, "-m", "hashgym", "search", tmp_path / "index", query, "--k", "9"]
+    strict = os.environ | {"PYTHONIOENCODING": "utf-8:strict", "COLUMNS": "100"}
+    table = subprocess.run(args, capture_output=True, check=True, env=strict).stdout.decode()
+    for shown in ("\ufffd\ufffd.png", "line\ufffdbreak.png", "[red]x[bold].png", "größe.png"):
+        assert shown in table
+    found = subprocess.run([*args, "--json"], capture_output=True, check=True, env=strict).stdout
+    names = {os.fsencode(match["name"]) for match in json.loads(found)["matches"]}
+    assert names == {b"\xff\xfe.png", b"line\nbreak.png", b"[red]x[bold].png", "größe.png".encode()}
+
+
+def test_the_search_side_needs_no_torch(place, tmp_path):
+    code = (
+        "import sys\nfrom hashgym.cli import main\n"
+        "encoder, photos, photo, out = sys.argv[1:]\n"
+        "main(['encode', encoder, photos, '--out', out + '/c'])\n"
+        "main(['index', out + '/c', '--out', out + '/i', '--backend', 'brute-force'])\n"
+        "main(['search', out + '/i', photo, '--html', out + '/o.html'])\n"
+        "print([m for m in ('torch', 'torchvision', 'sklearn', 'matplotlib', 'onnx') if m in sys.modules])"
+    )
+    args = [place / "encoder.onnx", place / "photos", place / "photos" / "cat" / "1.png", tmp_path]
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("command", ["export", "encode", "index", "search", "serve"])
+def test_help_shows_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([command, "--help"])
+    assert stopped.value.code == 0
+    assert f"`hashgym {command} " in " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+def test_help_tells_the_whole_way(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    said = capsys.readouterr().out
+    places = [said.index(f"`hashgym {command} ") for command in ("features", "export", "encode", "index", "search")]
+    assert places == sorted(places)
