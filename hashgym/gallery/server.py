@@ -24,7 +24,14 @@ from hashgym.gallery.gallery import REGIONS, Gallery, open_gallery
 try:
     import flask
     import waitress
-    from werkzeug.exceptions import BadRequest, HTTPException, NotFound, RequestEntityTooLarge, UnprocessableEntity
+    from werkzeug.exceptions import (
+        BadRequest,
+        HTTPException,
+        NotFound,
+        RequestEntityTooLarge,
+        ServiceUnavailable,
+        UnprocessableEntity,
+    )
 except ImportError as missing:
     raise ValueError(f"{missing}: the web page needs pip install 'hashgym[serve]'") from missing
 
@@ -181,7 +188,10 @@ def create_app(gallery: Gallery, *, max_bytes: int = MAX_BYTES, max_pixels: int 
                 identifier = _number("id", 0, 2**62)
                 path, name = image_path(identifier), gallery.names[identifier]
                 picture = opened(path, name)
-            matches = gallery.search(picture, k)
+            try:
+                matches = gallery.search(picture, k)
+            except (ValueError, OSError) as error:  # a back end that is a server of its own may be gone
+                raise ServiceUnavailable(f"The index cannot be searched: {_text(str(error))[:500]}.") from error
             preview = "data:image/jpeg;base64," + base64.b64encode(_jpeg(_small(picture))).decode()
         seconds = time.perf_counter() - began
         return {"k": k, "id": identifier, "name": name, "preview": preview, "matches": matches, "seconds": seconds}
@@ -226,8 +236,11 @@ def serve(
     except OSError as error:
         raise ValueError(f"port {port} cannot be used ({error.strerror}): choose another with --port") from error
     print(f"{len(gallery.names):,} images at http://{HOST}:{server.effective_port}/ - Ctrl-C ends it", flush=True)
-    server.run()
-    server.close()
+    try:
+        server.run()
+    finally:
+        server.close()
+        gallery.close()
 
 
 def _number(name: str, low: int, high: int, default: int | None = None) -> int:

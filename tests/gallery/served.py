@@ -70,12 +70,13 @@ def write_index(folder: Path) -> Path:
 @contextmanager
 def serving(index: Path, **options: int) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """A process that serves an index at a free port: the page's address, and the process."""
+    with_options = f"from hashgym.gallery.server import serve; serve(sys.argv[1], 0, **{options})\n"
+    as_command = "from hashgym.cli import main; main(['serve', sys.argv[1], '--port', '0'])\n"
     program = (
         "import signal, sys\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a shell's background jobs ignore
-        "from hashgym.gallery.server import serve\n"
-        f"serve(sys.argv[1], port=0, **{options!r})\n"
-        "assert 'torch' not in sys.modules\n"
+        + (with_options if options else as_command)
+        + "assert 'torch' not in sys.modules\n"
     )
     command = [sys.executable, "-c", program, str(index)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
