@@ -219,10 +219,9 @@ class Encoder:
         return self._shaped("pictures", pictures, (self.size, self.size, 3))
 
     def _shaped(self, name: str, x: NDArray[Any], view: tuple[int, ...]) -> NDArray[Any]:
-        """``x`` as the network reads it: (n, \\*view), with regions (n, V, \\*view)."""
-        views = x.shape[1] if x.ndim == len(view) + 2 and self.regions else 1
-        several = x.ndim == len(view) + 2 and self.regions > 0
-        if x.shape[1 + several :] != view or not x.size or views > 1 + self.regions:
+        """``x`` as the network reads it: with regions n times V views, else n views."""
+        several = self.regions > 0 and x.ndim == len(view) + 2
+        if x.shape[1 + several :] != view or not x.size or (several and x.shape[1] > 1 + self.regions):
             size = ", ".join(map(str, view))
             also = f" or (n, V, {size}) with V from 1 to {1 + self.regions}" if self.regions else ""
             raise ValueError(f"this encoder takes {name} of shape (n, {size}){also}, n at least 1, got {x.shape}")
