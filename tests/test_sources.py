@@ -14,6 +14,8 @@ LAYERS = [
     ["codes"],
     ["data"],
     ["features", "hashers", "retrieval"],
+    ["encoders"],
+    ["gallery"],
     ["rewards"],
     ["envs"],
     ["encoding"],
