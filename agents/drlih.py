@@ -39,6 +39,7 @@ from agents import runs
 from hashgym import data
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
+from hashgym.encoders.heads import GroupsHead
 from hashgym.hashers.noseq import triplet_ranking_loss
 from hashgym.retrieval import metrics
 
@@ -126,6 +127,10 @@ class Policy(nn.Module):
         """Logits (n, bits of the group) of a group, and the next state; code (n, q) is -1, +1, and 0 where unset."""
         raise NotImplementedError
 
+    def act(self, image: Tensor, code: Tensor, group: int, state: State | None) -> tuple[Tensor, State]:
+        """As :meth:`step`, but the state is None at the start of an episode."""
+        return self.step(self.begin(image) if state is None else state, code, group)
+
     def predict(
         self,
         observation: dict[str, Any],
@@ -145,13 +150,11 @@ class Policy(nn.Module):
             Bits int8 (n, group_bits), 0 for the surplus bits of a short group; and the next state.
         """
         device = next(self.parameters()).device
-        group = int(observation["group"][0])
+        image, code = (torch.as_tensor(observation[key]).to(device) for key in ("image", "code"))
         training = self.training
         self.eval()
         with torch.no_grad():
-            if state is None:
-                state = self.begin(torch.as_tensor(observation["image"]).to(device))
-            logits, state = self.step(state, torch.as_tensor(observation["code"]).to(device), group)
+            logits, state = self.act(image, code, int(observation["group"][0]), state)
             bits = logits > 0 if deterministic else torch.bernoulli(torch.sigmoid(logits)) > 0
         self.train(training)
         action = np.zeros((len(bits), self.args.group_bits), np.int8)
@@ -203,7 +206,7 @@ class Recurrent(FeedForward):
 
     def begin(self, image: Tensor) -> State:
         """Direct logits of the whole code, and an empty history."""
-        return *super().begin(image), image.new_zeros(len(image), self.args.history)
+        return *super().begin(image), image.new_zeros(image.shape[0], self.args.history)
 
     def step(self, state: State, code: Tensor, group: int) -> tuple[Tensor, State]:
         """Direct logits plus the correction by the history, which has now read the last group's bits."""
@@ -269,8 +272,9 @@ class FusedRecurrent(Policy):
         self.critic = nn.Linear(args.hidden + args.history, 1)
 
     def begin(self, image: Tensor) -> State:
-        """The embedded image, and no hidden state: the cell begins with zeros."""
-        return self._hidden(self.embedding, image), None
+        """The embedded image, and the cell's hidden state: zeros."""
+        zeros = image.new_zeros(1, image.shape[0], self.args.history)
+        return self._hidden(self.embedding, image), (zeros, zeros) if self.args.variant == "lstm" else zeros
 
     def step(self, state: State, code: Tensor, group: int) -> tuple[Tensor, State]:
         """The actor's logits, of a shorter last group the first ones; and the cell's new hidden state."""
@@ -400,7 +404,8 @@ def train(
     Args:
         dataset: standardised features do best (``HashingDataset.standardized``).
         args: settings.
-        out: folder for ``checkpoint.pt``, TensorBoard's files, and at the end ``policy.pt``; None writes nothing.
+        out: folder for ``checkpoint.pt``, TensorBoard's files, and at the end ``policy.pt`` and the encoder
+            ``policy.onnx``; None writes nothing.
         resume: take up the run that ``out`` holds; the result is that of a run that was never stopped.
         progress: whether to show a progress bar.
 
@@ -420,6 +425,8 @@ def train(
         runs.drive(run, f"{args.variant}, {args.bits} bits", out=out, checkpoint=checkpoint, progress=progress)
     if out is not None:
         runs.save(runs.finished(policy, dataset, args, dim=policy.dim), out / "policy.pt")
+        head = GroupsHead(policy, args.bits, args.group_bits)
+        runs.export(head, dataset, args, out / "policy.onnx", bits=args.bits, group_bits=args.group_bits)
     return policy.eval()
 
 
@@ -591,5 +598,5 @@ if __name__ == "__main__":
     try:
         main(command())
     except ValueError as error:
-        Console(stderr=True).print(f"[red]{error}[/red]")
+        runs.report(error)
         raise SystemExit(2) from None

@@ -35,6 +35,7 @@ from agents import runs
 from hashgym import data
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
+from hashgym.encoders.heads import RegionsHead, hasher_head
 from hashgym.hashers import Hasher
 from hashgym.hashers.pairwise import PairwiseHasher
 from hashgym.retrieval import metrics
@@ -129,17 +130,21 @@ class Policy(nn.Module):
         if (bits := observation["image_code"].shape[1]) != self.bits:
             raise ValueError(f"the policy was trained on codes of {self.bits} bits, got {bits}: give it its own base")
         device = next(self.parameters()).device
-        state = np.concatenate([observation[key] for key in self.keys], axis=1)
-        return F.log_softmax(self.layers(torch.from_numpy(state).to(device)), dim=1)
+        state = torch.cat([torch.as_tensor(observation[key]).to(device) for key in self.keys], dim=1)
+        return F.log_softmax(self.layers(state), dim=1)
+
+    def keep(self, observation: dict[str, Any]) -> Tensor:
+        """pi(keep | h), (n,)."""
+        return self(observation)[:, 1].exp().clamp(max=1)
 
     def keep_probability(self, observation: dict[str, Any]) -> NDArray[np.float64]:
         """pi(keep | h) of a batch of observations, (n,): what :func:`hashgym.encode_regions` compares with xi."""
         training = self.training
         self.eval()
         with torch.no_grad():
-            p = self(observation)[:, 1].exp().double().cpu().numpy()
+            p = self.keep(observation).double().cpu().numpy()
         self.train(training)
-        return np.minimum(p, 1.0)
+        return p
 
     def predict(
         self, observation: dict[str, Any], state: Any = None, episode_start: Any = None, deterministic: bool = True
@@ -227,6 +232,7 @@ def train(
     args: Args,
     *,
     out: Path | None = None,
+    threshold: float = 0.5,
     resume: bool = False,
     progress: bool = True,
 ) -> Policy:
@@ -236,7 +242,9 @@ def train(
         dataset: with ``train_regions``, on the scale that ``base`` was fitted on.
         base: a fitted pairwise hasher (ksh, hashnet, adsh, dch, mmhh ...); it stays as it is.
         args: settings.
-        out: folder for ``base.npz``, ``checkpoint.pt``, TensorBoard's files, and at the end ``policy.pt``.
+        out: folder for ``base.npz``, ``checkpoint.pt``, TensorBoard's files, and at the end ``policy.pt`` and the
+            encoder ``policy.onnx``; None writes nothing.
+        threshold: xi, from which probability on the encoder keeps a region's code.
         resume: take up the run that ``out`` holds; the result is that of a run that was never stopped.
         progress: whether to show a progress bar.
 
@@ -259,6 +267,9 @@ def train(
         runs.drive(run, f"MCH, {base.bits} bits", out=out, checkpoint=checkpoint, progress=progress)
     if out is not None:
         runs.save(runs.finished(policy, dataset, args, dim=dataset.dim, bits=base.bits), out / "policy.pt")
+        sequential = args.regions_per_episode > 1
+        head = RegionsHead(hasher_head(base), policy, threshold=threshold if sequential else None)
+        runs.export(head, dataset, args, out / "policy.onnx", bits=base.bits, threshold=threshold)
     return policy.eval()
 
 
@@ -373,7 +384,7 @@ def main(run: Main) -> dict[str, metrics.RetrievalResult]:
     dataset.require("train_regions", "regions")
     saved = run.out / "base.npz" if run.resume and run.out else run.base
     base = fitted_base(saved, run.bits, run.args.seed, dataset)
-    policy = train(dataset, base, run.args, out=run.out, resume=run.resume)
+    policy = train(dataset, base, run.args, out=run.out, threshold=run.xi, resume=run.resume)
     query = base.encode(dataset.features[dataset.query])
     several = encode(policy, base, dataset, dataset.database, run.xi)
     own = CodeSets(several.words[:, :1], several.kept[:, :1], several.bits)
@@ -396,5 +407,5 @@ if __name__ == "__main__":
     try:
         main(tyro.extras.overridable_config_cli(presets))
     except ValueError as error:
-        Console(stderr=True).print(f"[red]{error}[/red]")
+        runs.report(error)
         raise SystemExit(2) from None

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
@@ -23,6 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 from hashgym import codes
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
+from hashgym.encoders.export import write
 from hashgym.retrieval import kernels
 
 __all__ = [
@@ -34,9 +36,11 @@ __all__ = [
     "as_tensors",
     "device",
     "drive",
+    "export",
     "fingerprint",
     "finished",
     "load",
+    "report",
     "resumed",
     "retrieval_among",
     "save",
@@ -207,6 +211,54 @@ def finished(policy: nn.Module, dataset: HashingDataset, args: CommonArgs, **sha
     moments = {"center": dataset.center, "scale": dataset.scale}
     moments_of = {key: None if part is None else torch.from_numpy(part) for key, part in moments.items()}
     return {"args": as_json(args), **shape, "weights": policy.state_dict(), **moments_of}
+
+
+def export(
+    head: nn.Module,
+    dataset: HashingDataset,
+    args: CommonArgs,
+    path: Path,
+    *,
+    bits: int,
+    group_bits: int | None = None,
+    threshold: float | None = None,
+) -> None:
+    """Write ``policy.onnx``, the encoder that :func:`hashgym.load_encoder` opens, or say why there is none.
+
+    Args:
+        head: of features as ``dataset`` has them; with a threshold, of views (see :mod:`hashgym.encoders.heads`).
+        dataset: what was learnt on: its standardisation becomes part of the encoder.
+        args: settings, which the encoder carries along.
+        path: of the file.
+        bits: q.
+        group_bits: k, of BitGroupHashing-v0.
+        threshold: xi, of RegionKeep-v0.
+    """
+    several: dict[str, Any] = {}
+    if threshold is not None:
+        count = 0 if dataset.regions is None else dataset.regions.shape[1]
+        several = {"regions": count, "sigma": dataset.provenance.get("sigma"), "threshold": threshold}
+    agent = type(args).__module__.removeprefix("agents.")
+    try:
+        write(
+            path,
+            head,
+            dim=dataset.dim,
+            bits=bits,
+            group_bits=group_bits,
+            source={"agent": agent, "dataset": dataset.name, "settings": dataclasses.asdict(args)},
+            center=dataset.center,
+            scale=dataset.scale,
+            backbone=dataset.provenance.get("backbone"),
+            **several,
+        )
+    except ValueError as error:  # what was trained is there all the same
+        report(f"no {path.name}: {error}; the same command with --resume then writes it")
+
+
+def report(problem: object) -> None:
+    """Print what went wrong; the brackets of an extra's name are no markup."""
+    Console(stderr=True).print(str(problem), style="red", markup=False)
 
 
 def device(name: str) -> torch.device:

@@ -29,18 +29,25 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 from sb3_contrib import QRDQN, TQC, TRPO, CrossQ, MaskablePPO, RecurrentPPO
-from sb3_contrib.common.recurrent.policies import RecurrentMultiInputActorCriticPolicy
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+from sb3_contrib.common.recurrent.policies import (
+    RecurrentActorCriticPolicy,
+    RecurrentMultiInputActorCriticPolicy,
+)
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from sb3_contrib.crossq.policies import CrossQPolicy
+from sb3_contrib.qrdqn.policies import QRDQNPolicy
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.noise import NormalActionNoise
-from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.dqn.policies import DQNPolicy
+from stable_baselines3.td3.policies import TD3Policy
 from torch import Tensor, nn
 
 import hashgym
@@ -49,6 +56,7 @@ from agents import mch, runs
 from hashgym import data
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
+from hashgym.encoders.heads import GroupsHead, RegionsHead, hasher_head
 from hashgym.envs.bit_group_hashing import HashingTask
 from hashgym.envs.region_keep import RegionKeepTask
 from hashgym.hashers import Hasher
@@ -155,10 +163,15 @@ class FlatCrossQPolicy(CrossQPolicy):
         return super().predict(observation, *args, **kwargs)
 
 
-def flat(observation: dict[str, NDArray[Any]], width: int) -> NDArray[np.float32]:
-    """Observations of BitGroupHashing-v0 in one array (n, width): image, code, and the group one-hot in the rest."""
-    image, code, group = (np.asarray(observation[key]) for key in ("image", "code", "group"))
+def flat(observation: dict[str, Any], width: int) -> Any:
+    """Observations of BitGroupHashing-v0 in one array (n, width): image, code, and the group one-hot in the rest.
+
+    Tensors become a tensor.
+    """
+    image, code, group = (observation[key] for key in ("image", "code", "group"))
     groups = width - image.shape[-1] - code.shape[-1]
+    if isinstance(image, Tensor):
+        return torch.cat([image, code, nn.functional.one_hot(group, groups).float()], dim=-1)
     return np.concatenate([image, code, np.eye(groups, dtype=np.float32)[group]], axis=-1)
 
 
@@ -194,6 +207,57 @@ class Flat(VecEnvWrapper):
     def set_state(self, state: dict[str, Any]) -> Any:
         """Take up a state; returns the observation there."""
         return flat(self.venv.set_state(state), self.width)  # type: ignore[attr-defined]
+
+
+class Greedy(nn.Module):
+    """What a policy does deterministically, as real values in place of actions: its logits, Q values or means.
+
+    Args:
+        policy: of any of the algorithms.
+    """
+
+    def __init__(self, policy: BasePolicy) -> None:
+        super().__init__()
+        self.policy: Any = policy
+        self.space = policy.observation_space
+
+    def act(self, image: Tensor, code: Tensor, group: int, state: Any) -> tuple[Tensor, Any]:
+        """Real values (n, k) of a group's bits, see :class:`hashgym.encoders.heads.Actor`."""
+        groups = torch.full_like(code[:, 0], group, dtype=torch.int64)
+        observation: Any = {"image": image, "code": code, "group": groups}
+        if isinstance(self.policy, FlatCrossQPolicy):
+            observation = flat(observation, spaces.flatdim(self.space))
+        scores, state = self._scores(observation, state)
+        if isinstance(self.policy.action_space, spaces.Discrete):  # a bit is that of the index with the best score
+            indices = int(self.policy.action_space.n)
+            bit = torch.arange(indices) >> torch.arange(indices.bit_length() - 1)[:, None] & 1
+            one, zero = (scores[:, None].masked_fill(bit == other, -torch.inf).amax(2) for other in (0, 1))
+            scores = one - zero
+        elif isinstance(self.policy, MaskableActorCriticPolicy):  # a logit each for 0 and 1
+            scores = scores[:, 1::2] - scores[:, ::2]
+        return scores, state
+
+    def keep(self, observation: dict[str, Tensor]) -> Tensor:
+        """1 where the policy keeps, else 0: (n,)."""
+        scores, _ = self._scores(observation, None)
+        return (scores[:, 1] > scores[:, 0]).float()
+
+    def _scores(self, observation: Any, state: Any) -> tuple[Tensor, Any]:
+        policy = self.policy
+        if isinstance(policy, QRDQNPolicy):
+            return policy.quantile_net(observation).mean(1), None
+        if isinstance(policy, DQNPolicy):
+            return policy.q_net(observation), None
+        if isinstance(policy, TD3Policy):
+            return policy.actor(observation), None
+        if not isinstance(policy, (ActorCriticPolicy, MaskableActorCriticPolicy)):  # SAC, TQC and CrossQ
+            return policy.actor.get_action_dist_params(observation)[0], None
+        seen = BasePolicy.extract_features(policy, observation, policy.pi_features_extractor)
+        if isinstance(policy, RecurrentActorCriticPolicy):
+            zeros = seen.new_zeros(policy.lstm_hidden_state_shape[0], seen.shape[0], policy.lstm_actor.hidden_size)
+            outputs, state = policy.lstm_actor(seen[None], state or (zeros, zeros))
+            seen = outputs[0]
+        return policy.action_net(policy.mlp_extractor.forward_actor(seen)), state
 
 
 _MLP: dict[str, Any] = {"features_extractor_class": ImageAndCode, "net_arch": [256]}
@@ -390,8 +454,8 @@ def train(
         dataset: standardised features do best (``HashingDataset.standardized``).
         args: settings.
         base: the fitted base hasher, for RegionKeep-v0.
-        out: folder for ``base.npz``, ``checkpoint.pt``, TensorBoard's files, and at the end ``policy.pt``; None writes
-            nothing.
+        out: folder for ``base.npz``, ``checkpoint.pt``, TensorBoard's files, and at the end ``policy.pt`` and the
+            encoder ``policy.onnx``; None writes nothing.
         resume: take up the run that ``out`` holds; the result is that of a run that was never stopped.
         progress: whether to show a progress bar.
 
@@ -425,6 +489,12 @@ def train(
     if out is not None:
         bits = args.bits if base is None else base.bits
         runs.save(runs.finished(model.policy, dataset, args, dim=dataset.dim, bits=bits), out / "policy.pt")
+        greedy, path = Greedy(model.policy), out / "policy.onnx"
+        if base is None:
+            head = GroupsHead(greedy, bits, args.group_bits)
+            runs.export(head, dataset, args, path, bits=bits, group_bits=args.group_bits)
+        else:
+            runs.export(RegionsHead(hasher_head(base), greedy), dataset, args, path, bits=bits, threshold=0.5)
     return model
 
 
@@ -696,5 +766,5 @@ if __name__ == "__main__":
     try:
         main(tyro.cli(Main))
     except ValueError as error:
-        Console(stderr=True).print(f"[red]{error}[/red]")
+        runs.report(error)
         raise SystemExit(2) from None
