@@ -408,6 +408,7 @@ def search(
         html: also write a page with thumbnails and the regions that matched, all in one file.
         root: the folder where the pictures are now, if they were moved.
     """
+    from contextlib import closing
     from pathlib import Path
 
     from rich.markup import escape
@@ -417,10 +418,10 @@ def search(
     from hashgym.gallery.gallery import REGIONS
 
     picture = open_image(Path(photo))
-    found = open_gallery(index, root)
-    matches = found.search(picture, k, radius)
-    if html is not None:
-        page.write(page.results(found, picture, matches, Path(photo).name), html)
+    with closing(open_gallery(index, root)) as found:
+        matches = found.search(picture, k, radius)
+        if html is not None:
+            page.write(page.results(found, picture, matches, Path(photo).name), html)
     if json:
         _print_json(
             {

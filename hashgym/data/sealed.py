@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hashgym.data.cache import sync
 from hashgym.data.checksums import sha256
 from hashgym.data.dataset import DataError
 
-__all__ = ["META", "Kind", "sync"]
+__all__ = ["META", "Kind", "write_json"]
 
 META = "meta.json"
 
@@ -128,18 +129,6 @@ def write_json(file: Path, content: Any, indent: int | None = None) -> None:
         os.fsync(stream.fileno())
     os.replace(temporary, file)
     sync(file.parent)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file's or a folder's content is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        if path.is_file():  # some file systems cannot sync folders
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _state(file: Path, entry: Mapping[str, Any], thorough: bool) -> str:

@@ -29,7 +29,7 @@ from hashgym.features.backbone import Backbone
 from hashgym.features.cluster import cluster, import_ray, result
 from hashgym.features.pipeline import AHEAD, Bad, ahead, progress_bar, versions
 from hashgym.features.regions import Box, corner_and_centre, random_boxes
-from hashgym.features.store import Store
+from hashgym.features.store import Store, tidy
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -102,6 +102,8 @@ def extract(
     recipe = _Recipe(backbone, regions, sigma, train_regions, seed, thumbnail)
     target = Path(out)
     if target.exists():
+        if cache.is_cache(target):
+            tidy(target)
         raise DataError(f"{target} exists already: remove it, or choose another --out")
     n = len(collection)
     draw = partial(_draw, collection, split, seed=seed, queries=queries, train=train)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hashgym.data import cache
 from hashgym.data.dataset import DataError
 
-__all__ = ["Store"]
+__all__ = ["Store", "tidy"]
 
 JOURNAL = "journal.jsonl"
 CLOSED = {"closed": True}
@@ -107,8 +107,8 @@ class Store:
         if target.exists():
             raise DataError(f"{target} appeared meanwhile; the finished work is in {self.folder}")
         self.folder.rename(target)
-        (target / JOURNAL).unlink()
         cache.sync(target.parent)
+        tidy(target)
 
     def _create(self) -> None:
         rows = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in self.arrays.values())
@@ -158,6 +158,11 @@ class Store:
         self.journal.write(json.dumps(entry).encode() + b"\n")
         self.journal.flush()
         os.fsync(self.journal.fileno())
+
+
+def tidy(target: Path) -> None:
+    """Remove the journal from a finished folder: a run that is killed at its very end leaves it there."""
+    (target / JOURNAL).unlink(missing_ok=True)
 
 
 def _lock(journal: IO[bytes], folder: Path) -> None:

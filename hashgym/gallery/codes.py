@@ -29,7 +29,7 @@ from hashgym.data.dataset import DataError
 from hashgym.data.files import image_files, is_image, natural, open_image
 from hashgym.data.sealed import Kind, write_json
 from hashgym.features.pipeline import Bad, ahead, progress_bar, versions
-from hashgym.features.store import JOURNAL, Store
+from hashgym.features.store import Store, tidy
 
 if TYPE_CHECKING:
     from hashgym.encoders import Encoder
@@ -97,8 +97,8 @@ def encode_images(
 
     Args:
         encoder_path: an encoder that takes pictures, as ``hashgym export`` writes.
-        images: files, folders (searched with all below, hidden files left out), and patterns such as ``photos/*.jpg``;
-            an image that is named twice counts once.
+        images: files, folders (with all below them, but for hidden files and links to folders), and patterns such as
+            ``photos/*.jpg``; an image that is named twice counts once.
         out: the folder to write; the job resumes from ``out.partial``. A folder that this very job wrote is left alone.
         skip_bad: leave out and list images that cannot be read, instead of stopping at the first.
         batch_size: images that are read, and noted as finished, together.
@@ -322,4 +322,4 @@ def _check_finished(target: Path, job: dict[str, Any]) -> None:
             f"{target} holds codes of {of}: choose another --out; `hashgym index --add` adds the codes of new pictures "
             "to an index"
         )
-    (target / JOURNAL).unlink(missing_ok=True)  # of a run that was killed at its very end
+    tidy(target)

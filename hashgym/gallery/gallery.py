@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym.codes import CodeSets, Words, hamming
+from hashgym.data.cache import sync
 from hashgym.data.dataset import DataError
 from hashgym.data.files import open_image
-from hashgym.data.sealed import META, Kind, sync
+from hashgym.data.sealed import META, Kind
 from hashgym.features.pipeline import progress_bar
 from hashgym.features.regions import Box
 from hashgym.gallery.codes import ENCODER, Codes, open_codes, resolved
@@ -358,12 +360,12 @@ def _merged(old: _Content | None, given: Sequence[Codes]) -> _Content:
     root = Path(os.path.commonpath([part.root for part in parts]))
     slots: dict[str, int] = {}  # name -> its row in what comes out
     source: list[int] = []  # row -> where its codes are, counted over all parts
+    places = count()
     for part in parts:
         below = part.root.relative_to(root).as_posix()
-        start = sum(len(before.names) for before in parts[: parts.index(part)])
-        for row, name in enumerate(part.names, start):
+        for name, place in zip(part.names, places, strict=False):
             slot = slots.setdefault(name if below == "." else f"{below}/{name}", len(source))
-            source[slot : slot + 1] = [row]
+            source[slot : slot + 1] = [place]
     first, before = (old.next_id, old.ids) if old else (0, np.empty(0, np.int64))
     ids = np.concatenate([before, np.arange(first, first + len(source) - len(before), dtype=np.int64)])
     words, kept, sizes = (np.concatenate([getattr(part, key) for part in parts])[source] for key in ARRAYS[1:4])

@@ -127,6 +127,9 @@ def test_codes_are_the_images(codes, tmp_path):
     assert (gallery.codes.words == source.words).all()
     assert (gallery.codes.kept == source.kept).all()
     assert list(gallery.names.values()) == source.names
+    twice = open_gallery(make([codes / "a", codes / "a", codes / "b", codes / "all"], tmp_path / "twice"))
+    assert len(twice) == 30
+    assert same(twice, gallery)
 
 
 def test_adding_and_removing_keep_ids(encoder, photos, codes, tmp_path):
