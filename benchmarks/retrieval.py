@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import buckets
+from benchmarks import buckets, engines
 from benchmarks.results import peak_mb
 from hashgym.retrieval import evaluate, mean_average_precision
 from hashgym.retrieval.kernels import Backend
@@ -45,6 +45,8 @@ class Args:
     """seed of the data"""
     buckets: buckets.Args = field(default_factory=buckets.Args)
     """sizes of the comparison of bucket searches"""
+    engines: engines.Args = field(default_factory=engines.Args)
+    """sizes of the comparison of engines"""
 
 
 @dataclass
@@ -55,6 +57,7 @@ class Report:
     map: dict[str, float] = field(default_factory=dict)
     peak_mb: float = 0.0
     buckets: buckets.Report | None = None
+    engines: engines.Report | None = None
 
     def ratio(self, method: str, baseline: str = "loop") -> float:
         """Median over the rounds of how many times as long the baseline takes."""
@@ -145,6 +148,7 @@ def main(args: Args) -> Report:
         f"Both backends give the same mAP. Peak memory of the whole process before the loop: {report.peak_mb:.0f} MB."
     )
     report.buckets = buckets.main(args.buckets)
+    report.engines = engines.main(args.engines)
     return report
 
 

@@ -1,17 +1,23 @@
+from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
 
-from benchmarks import buckets
+from benchmarks import buckets, engines
+from benchmarks.results import Results
 from benchmarks.retrieval import Args, main, published_loop
-from hashgym.retrieval import mean_average_precision
+from hashgym.codes import hamming
+from hashgym.data import cache
+from hashgym.retrieval import index, mean_average_precision
+from tests.conftest import small_dataset
 
 SMALL = buckets.Args(images=500, bits=16, clusters=20, queries=30, radii=(0, 2), rounds=2)
+FEW = engines.Args(codes=300, bits=16, queries=4, k=3, data=("clustered",), backends=("buckets",))
 
 
 def test_the_benchmark_runs_small_and_its_methods_agree(capsys):
-    report = main(Args(queries=30, database=700, bits=12, labels=81, rounds=2, buckets=SMALL))
+    report = main(Args(queries=30, database=700, bits=12, labels=81, rounds=2, buckets=SMALL, engines=FEW))
     methods = {"numpy", "numba", "loop"} if find_spec("numba") else {"numpy", "loop"}
     assert set(report.map) == methods
     # The loop breaks ties arbitrarily, so it is near the exact number but not equal to it.
@@ -23,6 +29,7 @@ def test_the_benchmark_runs_small_and_its_methods_agree(capsys):
     assert all(method in printed for method in methods)
     assert f"{report.map['numpy']:.6f}"[:5] in printed
     assert (report.buckets is not None) == bool(find_spec("faiss"))
+    assert report.engines is not None
 
 
 def test_without_faiss_the_bucket_search_is_left_out(capsys, monkeypatch):
@@ -40,6 +47,48 @@ def test_bucket_searches_find_the_same_images(capsys):
     assert report.found[2] > report.found[0] > 0
     assert 500 < report.codes < 1000
     assert f"{report.codes:,} codes of 16 bits" in capsys.readouterr().out
+
+
+def test_engines_are_measured_against_brute_force(tmp_path, capsys):
+    local = tuple(name for name in index.backends() if name != "milvus")
+    args = replace(FEW, backends=local, out=tmp_path)
+    report = engines.main(args)
+    installed = [name for name in local if "faiss" not in name or find_spec("faiss")]
+    assert [row["backend"] for row in report.rows[::2]] == installed  # brute force first
+    for row in report.rows:
+        assert (row["images"], row["recall"]) == (188, 1.0)
+        assert 250 < row["codes"] < 350
+        assert 0 < row["median_ms"] <= row["p95_ms"]
+        assert min(row[key] for key in ("build_seconds", "peak_mb", "queries_per_second", "times_brute_force")) > 0
+        assert row["found"] == 3 or row["task"] == "within 2"
+    assert report.of("clustered", "brute-force", "nearest 3")["times_brute_force"] == 1
+    assert "numpy" in report.rows[0]["versions"]
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in (*installed, "nearest 3", "within 2"))
+    results = Results(tmp_path, engines.COLUMNS, engines.KEY, "engines.csv")
+    assert len(results.rows()) == 2 * len(installed)
+    results.append(*report.rows)
+    assert len(results.rows()) == 2 * len(installed)
+
+
+def test_codes_to_index_are_as_many_and_as_near_as_said(tmp_path):
+    args = engines.Args(codes=30_000, per_image=1.6, bits=32, queries=50)
+    least = {}
+    for kind in ("random", "clustered"):
+        sets, queries = engines.make_data(kind, args)
+        assert len(sets) == 18_750
+        assert sets.anhc == pytest.approx(1.6, abs=0.02)
+        assert queries.shape == (50, 1)
+        least[kind] = hamming(queries[:, None], sets.words[:, 0][None]).min(axis=1).mean()
+    assert least["clustered"] < least["random"] - 2
+    with pytest.raises(ValueError, match="there is no data 'x'"):
+        engines.make_data("x", args)
+    with pytest.raises(ValueError, match="--features DIR"):
+        engines.make_data("features", args)
+    cache.save(small_dataset(0, n=400, dim=40), tmp_path / "features")
+    sets, _ = engines.make_data("features", replace(args, codes=900, per_image=1, features=tmp_path / "features"))
+    assert sets.words.shape == (900, 6, 1)
+    assert sets.anhc == 1
 
 
 def test_the_loop_gives_the_exact_number_where_nothing_ties():
