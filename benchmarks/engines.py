@@ -11,6 +11,7 @@ ITQ of their features, every image repeated with noise until there are as many a
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 from collections.abc import Callable
@@ -183,7 +184,8 @@ def measure_one(backend: str, data: Path, args: Args) -> tuple[dict[str, float],
         if len(small):
             raise ValueError(f"{args.milvus} has a collection hashgym_benchmark: drop it first")
         small.add(np.arange(len(sets[:100])), sets[:100])
-        small.search(queries, 1), small.within(queries, 0)
+        small.search(queries, 1)
+        small.within(queries, 0)
         small.remove(small.ids)
     before, start = resident_mb(), time.perf_counter()
     with index.make(backend, args.bits, **options) as made:
@@ -221,6 +223,8 @@ def measure_one(backend: str, data: Path, args: Args) -> tuple[dict[str, float],
 def resident_mb(entry: str = "VmRSS") -> float:
     """Memory of this process and those that it has started, in MB (10^6 bytes); its own peak where /proc is not."""
     own, total = Path("/proc/self/task"), 0
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system first
     if not own.exists():
         return peak_mb()
     started = [child for task in own.iterdir() for child in (task / "children").read_text().split()]

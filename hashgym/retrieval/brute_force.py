@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym.codes import CodeSets, Words, longer_than, word_count
-from hashgym.retrieval.index import MEND, Found, Ids, Index
+from hashgym.retrieval.index import MEND, Found, Ids, Index, ranked
 
 __all__ = ["BruteForceIndex"]
 
@@ -72,32 +72,40 @@ class BruteForceIndex(Index):
 
     def _search(self, words: Words, k: int) -> tuple[Ids, Ids]:
         ids, distances = np.empty((2, len(words), k), np.int64)
+        enough = min(k * self._most, len(self._words))  # codes, among which are those of k images
         for i, query in enumerate(words):
-            least = self._distances(query)
-            (near,) = np.nonzero(least <= np.partition(least, k - 1)[k - 1])
-            near = near[np.argsort(least[near], kind="stable")[:k]]
-            ids[i], distances[i] = self._ids[near], least[near]
+            rows = self._distances(query)
+            radius = int(np.searchsorted(np.cumsum(np.bincount(rows)), enough))
+            near, least = self._near(rows, radius)
+            ids[i], distances[i] = near[:k], least[:k]
         return ids, distances
 
     def _within(self, words: Words, radius: int) -> Found:
-        parts = []
-        for query in words:
-            least = self._distances(query)
-            (near,) = np.nonzero(least <= radius)
-            near = near[np.argsort(least[near], kind="stable")]
-            parts.append((self._ids[near], least[near].astype(np.int64)))
-        offsets = np.cumsum([0, *(len(ids) for ids, _ in parts)])
-        return offsets, np.concatenate([ids for ids, _ in parts]), np.concatenate([d for _, d in parts])
+        found = [self._near(self._distances(query), radius) for query in words]
+        ids, distances = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return np.cumsum([0, *(len(near) for near, _ in found)]), ids, distances
 
     def _distances(self, query: Words) -> NDArray[np.unsignedinteger]:
-        """The images' distances (n,) from a query (W,)."""
+        """The codes' distances (N,) from a query (W,)."""
         distances = np.empty(len(self._words), np.min_scalar_type(self.bits))
         for start in range(0, len(distances), _BLOCK):
             rows = slice(start, start + _BLOCK)
             distances[rows] = np.bitwise_count(self._words[rows, 0] ^ query[0])
             for w in range(1, len(query)):
                 distances[rows] += np.bitwise_count(self._words[rows, w] ^ query[w])
-        return distances if self._most == 1 else np.minimum.reduceat(distances, self._starts)
+        return distances
+
+    def _near(self, rows: NDArray[np.unsignedinteger], radius: int) -> tuple[Ids, Ids]:
+        """The images within a radius in order, and their distances, of the distances of all codes."""
+        (near,) = np.nonzero(rows <= radius)
+        _, positions, distances = ranked(
+            np.zeros(len(near), np.int64), self._positions(near), rows[near].astype(np.int64), 1, self._most > 1
+        )
+        return self._ids[positions], distances
+
+    def _positions(self, rows: Ids) -> Ids:
+        """The images whose codes are in these rows of the table."""
+        return rows if self._most == 1 else np.searchsorted(self._starts, rows, side="right") - 1
 
     def _ready(self) -> Any:
         """What :meth:`_build` makes of the present codes."""

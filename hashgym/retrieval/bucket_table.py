@@ -13,7 +13,7 @@ from hashgym.retrieval.index import Found, Ids, ranked
 
 __all__ = ["BucketTableIndex"]
 
-_COMPARED = 16  # codes that are compared in the time in which a bucket is looked up
+_COMPARED = 32  # codes that are compared in the time in which a bucket is looked up
 
 
 class BucketTableIndex(BruteForceIndex):
@@ -52,5 +52,5 @@ class BucketTableIndex(BruteForceIndex):
 
     def _worth(self, radius: int) -> bool:
         """Whether the sphere's buckets are looked up more quickly than all codes are compared."""
-        enough = len(self._words) // _COMPARED
+        enough = max(1, int(len(self._words) / _COMPARED))
         return radius <= self.bits and ball(self.bits, radius, enough) <= enough

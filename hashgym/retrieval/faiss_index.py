@@ -27,7 +27,7 @@ __all__ = ["FaissHashIndex", "FaissIndex"]
 _SPARE = 64  # rows asked for beyond those that are needed
 _ROWS = 1 << 14  # rows for a query above which faiss takes longer to keep them than NumPy to compare with all codes
 _ANSWERS = 1 << 22  # rows for several queries that are in memory at once
-_COMPARED = 16  # codes that are compared in the time in which a bucket is looked up
+_COMPARED = 256  # codes that are compared in the time in which a bucket is looked up
 _PADDED = (32, 64, 128, 256, 512)
 
 
@@ -118,10 +118,6 @@ class FaissIndex(BruteForceIndex):
         at[at >= offsets[1:, None]] = len(positions)
         return np.append(positions, 0)[at], np.append(distances, self.bits + 1)[at]
 
-    def _positions(self, rows: Ids) -> Ids:
-        """The images whose codes are in these rows of the table."""
-        return rows if self._most == 1 else np.searchsorted(self._starts, rows, side="right") - 1
-
     @contextmanager
     def _threads(self, words: Words) -> Iterator[None]:
         """One thread for a single query. The setting is that of the calling thread alone."""
@@ -180,5 +176,5 @@ class FaissHashIndex(FaissIndex):
 
     def _worth(self, flips: int) -> bool:
         """Whether looking up all neighbours of the parts is quicker than comparing all codes."""
-        enough = len(self._words) // (self._parts * _COMPARED)
+        enough = max(1, int(len(self._words) / (self._parts * _COMPARED)))
         return flips <= self._width and ball(self._width, flips, enough) <= enough
