@@ -15,6 +15,7 @@ half changed and several processes may open one. It ends with :meth:`MilvusIndex
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
 import sys
@@ -41,7 +42,7 @@ _LIMIT = 16_384  # entities that Milvus gives at most for one query
 _ANSWER = 1 << 16  # entities asked for at once, over all queries
 _BATCH = 8_192  # entities sent, or ids named, at once
 _PLACES = 16  # bits of an entity's key that are the code's place
-_FILE = "milvus.db"
+_FILE, _FOLDER = "milvus.db", "hashgym-milvus-"
 _INSTALL = "the back end 'milvus' needs {}: `pip install 'hashgym[milvus]'`"
 
 
@@ -312,7 +313,8 @@ class _Server:
             self._kind = _milvus_lite()
         except ImportError as error:
             raise ImportError(_INSTALL.format("milvus-lite 2")) from error
-        folder = tempfile.mkdtemp(prefix="hashgym-milvus-")
+        _sweep()
+        folder = tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-")
         self._file = Path(folder, _FILE)
         if file:
             shutil.copyfile(file, self._file)
@@ -348,6 +350,20 @@ class _Server:
         """Stop, and remove the file."""
         self.stop()
         self._clean()
+
+
+def _sweep() -> None:
+    """Remove the folders of processes that were killed: those whose file nobody has locked any more."""
+    with suppress(ImportError):
+        import fcntl
+
+        for lock in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*/.{_FILE}.lock"):
+            if lock.parent.name.startswith(f"{_FOLDER}{os.getpid()}-"):
+                continue  # to open a lock of one's own and close it again would end it
+            with suppress(OSError):
+                with lock.open("a") as file:
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.parent)
 
 
 def _milvus_lite() -> Any:

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -153,15 +154,20 @@ def test_nothing_runs_or_lies_about_after_close():
         made.search(BITS, 1)
 
 
-def test_nothing_runs_after_the_process_has_ended_without_closing():
+def test_nothing_runs_after_a_process_was_killed_and_the_next_takes_its_files_away():
     script = (
         "import os; from hashgym.retrieval import index; made = index.make('milvus', 3);"
-        "print(made._server._process._p.pid, flush=True); os.kill(os.getpid(), 9)"
+        "print(made._server._process._p.pid, made._server._file.parent, flush=True); os.kill(os.getpid(), 9)"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert run.returncode == -9
-    gone = subprocess.run(["tail", "-s0.1", f"--pid={int(run.stdout)}", "-f", "/dev/null"], timeout=20, check=False)
+    process, folder = run.stdout.split()
+    gone = subprocess.run(["tail", "-s0.1", f"--pid={process}", "-f", "/dev/null"], timeout=20, check=False)
     assert gone.returncode == 0
+    assert Path(folder).is_dir()
+    with filled("milvus") as first, filled("milvus") as second:
+        assert not Path(folder).exists()
+        assert first.ids.tolist() == second.ids.tolist() == [4, 7]
 
 
 def test_a_collection_is_shared_by_name_and_checked(address, tmp_path):
