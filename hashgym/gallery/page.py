@@ -85,6 +85,7 @@ def _data(picture: Image) -> dict[str, Any]:
         "src": "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode(),
         "width": small.width,
         "height": small.height,
+        "longer": max(small.size),
     }
 
 
