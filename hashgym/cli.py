@@ -408,7 +408,6 @@ def search(
         html: also write a page with thumbnails and the regions that matched, all in one file.
         root: the folder where the pictures are now, if they were moved.
     """
-    from contextlib import closing
     from pathlib import Path
 
     from rich.markup import escape
@@ -418,7 +417,7 @@ def search(
     from hashgym.gallery.gallery import REGIONS
 
     picture = open_image(Path(photo))
-    with closing(open_gallery(index, root)) as found:
+    with open_gallery(index, root) as found:
         matches = found.search(picture, k, radius)
         if html is not None:
             page.write(page.results(found, picture, matches, Path(photo).name), html)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -188,8 +189,16 @@ class Gallery:
         return Match(id, self.names.at(row), path, distance, region, box)
 
     def close(self) -> None:
-        """Let go of the back end."""
+        """Let go of the back end; leaving a ``with`` block does."""
         self.index.close()
+
+    def __enter__(self) -> Gallery:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 def open_gallery(folder: str | Path, root: str | Path | None = None) -> Gallery:
