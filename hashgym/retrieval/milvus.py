@@ -71,25 +71,32 @@ class MilvusIndex(Index):
         self, bits: int, uri: str = "", token: str = "", collection: str = "hashgym", timeout: float = 30.0
     ) -> None:
         super().__init__(bits)
-        self._open(uri, token, collection, timeout, None)
-        if self._call("has_collection"):
-            self._check()
-            self._call("load_collection")
-        else:
-            self._create()
+        self._open(uri, token, collection, timeout)
 
-    def _open(self, uri: str, token: str, collection: str, timeout: float, file: Path | None) -> None:
-        """Connect to a server, or start one on a copy of a file, or on a new file."""
+    def _open(
+        self, uri: str, token: str, collection: str, timeout: float, saved: bool = False, file: Path | None = None
+    ) -> None:
+        """Connect to a server, or start one on a new file or a copy of one, and take up or make the collection."""
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,254}", collection):
             raise ValueError(f"a collection is named by letters, digits and _, not by {collection!r}")
         if uri and not re.match(r"(https?|tcp|unix):", uri):
             raise ValueError(f"uri is a server's address like http://HOST:19530, or empty for none, got {uri!r}")
+        if "@" in uri:
+            raise ValueError("a user and password are given by token='USER:PASSWORD', not within uri, which is saved")
         self._uri, self._collection, self._timeout = uri, collection, timeout
         self._server = _Server(file) if not uri else None
         self._client: Any = None
         self._images = 0  # so many at least there were when they were last counted
         try:
             self._connect(token)
+            if self._call("has_collection"):
+                self._check()
+                self._call("load_collection")
+            elif saved:
+                where = f"Milvus at {uri}" if uri else "the index's file"
+                raise ValueError(f"{where} has no collection {collection!r}: build the index again")
+            else:
+                self._create()
         except BaseException:
             self.close()
             raise
@@ -150,7 +157,6 @@ class MilvusIndex(Index):
     def _check(self) -> None:
         found = self._call("describe_collection")["description"]
         if found != self._description:
-            self.close()
             raise ValueError(
                 f"the collection {self._collection!r} is not of an index with codes of {self.bits} bits, but "
                 f"{found or 'of something else'!r}: choose another name by collection=, or drop it"
@@ -292,16 +298,8 @@ class MilvusIndex(Index):
         uri, file = options.get("uri", ""), files.get(_FILE)
         if not uri and not file:
             raise ValueError("the index was on a server: give its uri=")
-        index._open(uri, options.get("token", ""), options["collection"], options.get("timeout", 30.0), file)
-        try:
-            if not index._call("has_collection"):
-                where = f"Milvus at {uri}" if uri else "the index's file"
-                raise ValueError(f"{where} has no collection {index._collection!r}: build the index again")
-            index._check()
-            index._call("load_collection")
-        except BaseException:
-            index.close()
-            raise
+        token, timeout = options.get("token", ""), options.get("timeout", 30.0)
+        index._open(uri, token, options["collection"], timeout, saved=True, file=file)
         return index
 
 
@@ -315,11 +313,11 @@ class _Server:
             raise ImportError(_INSTALL.format("milvus-lite 2")) from error
         _sweep()
         folder = tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-")
+        self._clean = finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self._file = Path(folder, _FILE)
         if file:
             shutil.copyfile(file, self._file)
         self._process: Any = None
-        self._clean = finalize(self, shutil.rmtree, folder, ignore_errors=True)
 
     def start(self) -> str:
         """The address at which it answers from now on."""

@@ -194,6 +194,7 @@ def test_a_collection_is_shared_by_name_and_checked(address, tmp_path):
     [
         ({"collection": "a b"}, "named by letters, digits and _"),
         ({"uri": "index.db"}, "uri is a server's address"),
+        ({"uri": "http://me:secret@localhost:19530"}, "token='USER:PASSWORD'"),
         ({"url": "x"}, "takes uri=, token=, collection=, timeout=; not url"),
     ],
 )
