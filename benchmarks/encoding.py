@@ -1,0 +1,133 @@
+"""How fast are pictures encoded? ``hashgym encode`` against its backbone alone, which does all the arithmetic.
+
+    python -m benchmarks.encoding                          # generated pictures
+    python -m benchmarks.encoding --pictures DIR --out DIR
+
+Files are read, decoded, resized, encoded and noted as finished; the backbone alone gets the same pictures, decoded and
+resized, from memory. Both are measured in turn, so that whatever else the machine does falls on both.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+
+from benchmarks.engines import versions
+from benchmarks.results import Results, describe, revision
+from hashgym import gallery, hashers
+from hashgym.data.files import open_image
+from hashgym.encoders import load_encoder
+from hashgym.encoders.export import add_backbone, write
+from hashgym.encoders.heads import hasher_head
+from hashgym.features import Backbone, make
+
+KEY = ("backbone", "size", "images", "round")
+COLUMNS = (
+    *KEY,
+    "backbone_images_per_second",
+    "encode_images_per_second",
+    "ratio",
+    "load",
+    "versions",
+    "revision",
+    "config",
+)
+
+
+@dataclass(frozen=True)
+class Args:
+    """What is encoded."""
+
+    pictures: Path | None = None
+    """a folder of pictures; generated ones of 32 x 32 pixels by default"""
+    images: int = 512
+    """how many of them"""
+    backbone: str = "efficientnet_lite0"
+    """name of the backbone"""
+    size: int = 160
+    """side in pixels of the picture that it sees"""
+    bits: int = 64
+    """code length"""
+    rounds: int = 5
+    """how often both are measured, in turn"""
+    workers: int = 2
+    """threads that read"""
+    out: Path | None = None
+    """a folder for encoding.csv; none by default"""
+
+
+def make_encoder(backbone: Backbone, bits: int, folder: Path) -> Path:
+    """An encoder of random projections: what its bits say is of no meaning here."""
+    rows = np.random.default_rng(0).standard_normal((bits, backbone.dim), np.float32)
+    head = hasher_head(hashers.make("lsh", bits=bits).fit(rows))
+    write(folder / "head.onnx", head, dim=backbone.dim, bits=bits, source={}, backbone=backbone.provenance)
+    add_backbone(folder / "head.onnx", folder / "encoder.onnx", backbone)
+    return folder / "encoder.onnx"
+
+
+def main(args: Args) -> list[dict[str, Any]]:
+    """Measure, print the rates and their ratio, and write the rows where ``args.out`` says."""
+    console = Console()
+    backbone = make(args.backbone, size=args.size, device="cpu")
+    with TemporaryDirectory() as place:
+        folder = Path(place)
+        pictures = args.pictures or _generated(folder / "pictures", args.images)
+        encoder = make_encoder(backbone, args.bits, folder)
+        root, names = gallery.find_images([pictures])
+        files = [root / name for name in names[:: max(1, len(names) // args.images)][: args.images]]
+        prepare = load_encoder(encoder).prepare
+        prepared = np.concatenate([prepare(open_image(file)) for file in files])
+
+        def alone() -> None:
+            for start in range(0, len(prepared), 64):
+                backbone(prepared[start : start + 64])
+
+        def encode() -> None:
+            shutil.rmtree(folder / "codes", ignore_errors=True)
+            gallery.encode_images(encoder, files, folder / "codes", workers=args.workers, progress=False)
+
+        rows = []
+        for number in range(-1, args.rounds):  # the first is warming up
+            rates = [len(files) / _seconds(do) for do in (alone, encode)]
+            if number < 0:
+                continue
+            console.print(f"backbone {rates[0]:.1f} images/s, encode {rates[1]:.1f}: {rates[1] / rates[0]:.1%}")
+            row: dict[str, Any] = {"backbone": args.backbone, "size": args.size, "images": len(files), "round": number}
+            row |= {"backbone_images_per_second": rates[0], "encode_images_per_second": rates[1]}
+            row |= {"ratio": rates[1] / rates[0], "load": round(os.getloadavg()[0], 2)}
+            config = describe({**asdict(args), "pictures": str(args.pictures or "generated"), "out": None})
+            rows.append(row | {"versions": versions(), "revision": revision(), "config": config})
+    console.print(f"encode at {np.median([row['ratio'] for row in rows]):.1%} of the backbone's own speed, the median")
+    if args.out:
+        Results(args.out, COLUMNS, KEY, "encoding.csv").append(*rows)
+    return rows
+
+
+def _generated(folder: Path, count: int) -> Path:
+    from PIL import Image
+
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+def _seconds(do: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    do()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
