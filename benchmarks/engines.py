@@ -146,9 +146,9 @@ def _features(args: Args, rng: np.random.Generator) -> Callable[[int], NDArray[n
 
 
 def measure(args: Args, console: Console) -> Report:
-    """Measure every back end on all data, brute force first, each in a process of its own."""
+    """Measure every back end on all data, brute force first, each in a process of its own; rows are written at once."""
     installed = [name for name in args.backends if find_spec(NEEDS.get(name, "numpy"))]
-    report = Report()
+    report, results = Report(), Results(args.out, COLUMNS, KEY, "engines.csv") if args.out else None
     for kind in args.data:
         sets, queries = make_data(kind, args)
         with TemporaryDirectory() as folder:
@@ -168,6 +168,8 @@ def measure(args: Args, console: Console) -> Report:
                         {**asdict(args), "data": kind, "features": None, "backends": None, "out": None}
                     )
                     report.rows.append(row)
+                    if results:
+                        results.append(row)
     return report
 
 
@@ -264,7 +266,7 @@ def _seconds(do: Callable[..., Any], *args: Any) -> float:
 
 
 def main(args: Args) -> Report:
-    """Measure, print the tables, and write the rows where ``args.out`` says."""
+    """Measure and print the tables."""
     console = Console()
     report = measure(args, console)
     for kind, task in dict.fromkeys((row["data"], row["task"]) for row in report.rows):
@@ -293,8 +295,6 @@ def main(args: Args) -> Report:
         "All engines give the same images in the same order. Memory is what the process has grown by, its server's "
         f"included. Load when each began: {', '.join(sorted({str(row['load']) for row in report.rows}))}."
     )
-    if args.out:
-        Results(args.out, COLUMNS, KEY, "engines.csv").append(*report.rows)
     return report
 
 

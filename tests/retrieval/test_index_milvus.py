@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from time import sleep
 
 import numpy as np
 import pytest
@@ -32,12 +33,17 @@ def start(tmp_path_factory):
     started = []
 
     def start():
-        address = f"127.0.0.1:{free_port()}"
-        server = milvus._milvus_lite()(str(tmp_path_factory.mktemp("server") / "all.db"), address)
+        port = free_port()
+        server = milvus._milvus_lite()(str(tmp_path_factory.mktemp("server") / "all.db"), f"127.0.0.1:{port}")
         assert server.init()
         assert server.start()
         started.append(server)
-        return server, f"http://{address}"
+        for _ in range(600):  # until it answers
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            sleep(0.1)
+        return server, f"http://127.0.0.1:{port}"
 
     yield start
     for server in started:
@@ -208,7 +214,7 @@ def test_a_server_that_is_not_there_or_stops_is_named(start, tmp_path):
     with pytest.raises(ConnectionError, match=f"Milvus at {nowhere} .* is it running"):
         index.make("milvus", 3, uri=nowhere, timeout=2)
     server, address = start()
-    made = filled("milvus", uri=address, timeout=1)
+    made = filled("milvus", uri=address, timeout=2)
     made.save(tmp_path)
     server.stop()
     for do in (lambda: made.search(BITS, 1), lambda: made.add([9], CodeSets.of(BITS)), lambda: made.ids):
@@ -216,13 +222,14 @@ def test_a_server_that_is_not_there_or_stops_is_named(start, tmp_path):
             do()
     made.close()
     with pytest.raises(ConnectionError, match="is it running"):
-        index.load(tmp_path, timeout=1)
+        index.load(tmp_path, timeout=2)
     with pytest.raises(ConnectionError, match=f"Milvus at {nowhere}"):
         index.load(tmp_path, uri=nowhere, timeout=1)
 
 
 def test_the_embedded_engine_that_dies_is_named():
-    made = filled("milvus", timeout=1)
+    made = filled("milvus")
+    made._timeout = 1
     made._server._process._p.kill()
     with pytest.raises(
         ConnectionError, match=r"the embedded Milvus does not do what it is asked .* open the index again"
