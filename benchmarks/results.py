@@ -26,7 +26,19 @@ from rich.table import Table
 
 from benchmarks.statistics import Estimate, bootstrap, mean
 
-__all__ = ["COLUMNS", "KEY", "Estimate", "Results", "describe", "estimate", "markdown", "peak_mb", "revision", "table"]
+__all__ = [
+    "COLUMNS",
+    "KEY",
+    "Estimate",
+    "Results",
+    "describe",
+    "estimate",
+    "markdown",
+    "peak_mb",
+    "read_csv",
+    "revision",
+    "table",
+]
 
 KEY = ("dataset", "features", "method", "bits", "seed")
 COLUMNS = (
@@ -74,17 +86,13 @@ class Results:
         """All rows as they are written, texts by column.
 
         Raises:
-            ValueError: if the file has other columns, as another benchmark or an older version writes.
+            ValueError: if the file has other columns, as another benchmark or an older version writes, or is damaged.
         """
         if not self.path.exists():
             return []
-        with open(self.path, newline="") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-        if tuple(reader.fieldnames or ()) != tuple(self.columns):
-            raise ValueError(
-                f"{self.path} has the columns {reader.fieldnames}, not {list(self.columns)}: use another --out"
-            )
+        columns, rows = read_csv(self.path)
+        if columns != tuple(self.columns):
+            raise ValueError(f"{self.path} has the columns {columns}, not {tuple(self.columns)}: use another --out")
         return rows
 
     def append(self, *rows: Row) -> None:
@@ -105,8 +113,11 @@ class Results:
             writer = csv.DictWriter(text, self.columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows([*kept, *rows])
-            temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-            temporary.write_text(text.getvalue(), newline="")
+            temporary = self.path.with_name(f".{self.path.name}.tmp")  # the lock's; one that a kill left is replaced
+            with open(temporary, "w", newline="", encoding="utf-8") as file:
+                file.write(text.getvalue())
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(temporary, self.path)
 
     def done(self, row: Row, *, replace: bool = False) -> bool:
@@ -149,8 +160,29 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
+def read_csv(path: Path) -> tuple[tuple[str, ...], list[dict[str, str]]]:
+    """The columns and the rows of a CSV file that starts with its columns' names.
+
+    Raises:
+        ValueError: if it is damaged, or a row has more or fewer values than there are columns.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, strict=True)
+            rows = list(reader)
+            columns = tuple(reader.fieldnames or ())
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): mend it, or remove it and run again") from error
+    for number, row in enumerate(rows, 1):
+        if None in row or None in row.values():
+            raise ValueError(f"row {number} of {path} does not have {len(columns)} values: mend it, or remove it")
+    return columns, rows
+
+
 def _difference(old: Row, new: Row) -> str:
     before, after = json.loads(old["config"]), json.loads(new["config"])
+    if not isinstance(before, dict):
+        return f"{before!r} is no configuration"
     changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     return ", ".join(f"{name}: {before.get(name)!r} -> {after.get(name)!r}" for name in changed)
 

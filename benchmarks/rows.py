@@ -36,31 +36,29 @@ def read(folder: Path) -> dict[str, list[Row]]:
     Numbers are read as such; an empty ``sigma`` or ``xi`` is None, and lists stay JSON.
 
     Raises:
-        ValueError: if there are no results, or a run is there twice with different outcomes.
+        ValueError: if there are no results, a file is damaged, or a run is there twice with different outcomes.
     """
     found: dict[str, dict[tuple[str, ...], tuple[Path, dict[str, str]]]] = {kind: {} for kind in KINDS}
     for path in sorted(folder.rglob("*.csv")):
         if APART in path.relative_to(folder).parts:
             continue
-        with open(path, newline="") as file:
-            reader = csv.DictReader(file)
-            header = path.name, tuple(reader.fieldnames or ())
-            for kind, (name, columns, key) in KINDS.items():
-                if header != (name, tuple(columns)):
-                    continue
-                for row in reader:
-                    which = tuple(row[column] for column in key)
-                    there, old = found[kind].setdefault(which, (path, row))
-                    if old != row:
-                        raise ValueError(f"{there} and {path} differ about {' '.join(which)}: keep one of the two rows")
+        columns, rows = results.read_csv(path)
+        for kind, (name, wanted, key) in KINDS.items():
+            if (path.name, columns) != (name, tuple(wanted)):
+                continue
+            for row in rows:
+                which = tuple(row[column] for column in key)
+                there, old = found[kind].setdefault(which, (path, row))
+                if old != row:
+                    raise ValueError(f"{there} and {path} differ about {' '.join(which)}: keep one of the two rows")
     if not found["drlih"] and not found["mch"]:
         raise ValueError(
             f"no results below {folder}: `python -m benchmarks.drlih` and `python -m benchmarks.mch` write results.csv"
         )
-    return {kind: [_typed(row) for _, (_, row) in sorted(rows.items())] for kind, rows in found.items()}
+    return {kind: [_typed(*there) for _, there in sorted(rows.items())] for kind, rows in found.items()}
 
 
-def _typed(row: Mapping[str, str]) -> Row:
+def _typed(path: Path, row: Mapping[str, str]) -> Row:
     def value(column: str, text: str) -> Any:
         if column in TEXTS or column in LISTS:
             return text
@@ -68,7 +66,10 @@ def _typed(row: Mapping[str, str]) -> Row:
             return int(text)
         return float(text) if text else None
 
-    return {column: value(column, text) for column, text in row.items()}
+    try:
+        return {column: value(column, text) for column, text in row.items()}
+    except ValueError as error:
+        raise ValueError(f"{path} has a row with something else than a number: {error}") from error
 
 
 def hand_crafted(row: Row) -> bool:

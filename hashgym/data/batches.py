@@ -68,7 +68,10 @@ def _run(program: bytes) -> dict[Any, Any]:
     def pop(count: int | None = None) -> list[Any]:
         """The top ``count`` items, or all above the last mark, which goes with them."""
         if count is None:
-            start = len(stack) - 1 - next(i for i, item in enumerate(reversed(stack)) if item is _MARK)
+            above = next((i for i, item in enumerate(reversed(stack)) if item is _MARK), None)
+            if above is None:
+                raise ValueError("it ends something that it has not begun")
+            start = len(stack) - 1 - above
             items = stack[start + 1 :]
         else:
             start = len(stack) - count
@@ -95,6 +98,10 @@ def _run(program: bytes) -> dict[Any, Any]:
             stack[-1].extend(items)
         elif name in ("SETITEM", "SETITEMS"):
             items = pop(2 if name == "SETITEM" else None)
+            if not all(
+                isinstance(key, (str, bytes)) for key in items[::2]
+            ):  # to hash a nest of tuples can last for ever
+                raise ValueError("it has keys that are no text")
             stack[-1].update(zip(items[::2], items[1::2], strict=True))
         elif name in ("BINPUT", "LONG_BINPUT"):
             memo[argument] = stack[-1]
@@ -113,7 +120,7 @@ def _run(program: bytes) -> dict[Any, Any]:
         elif name == "STOP" and isinstance(stack[-1], dict):
             return stack[-1]
         else:
-            raise ValueError(f"it says {name} {argument or ''}, which no batch does")
+            raise ValueError(f"it says {name} {str(argument or '')[:80]}, which no batch does")
     raise ValueError("it ends in the middle")
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -30,6 +31,7 @@ __all__ = ["is_cache", "open_cache", "read_meta", "save", "seal", "sync", "verif
 FORMAT, VERSION = "hashgym-cache", 1
 MEND = "copy it again, or extract the features again"
 META, NAMES = "meta.json", "names.json"
+SMALL = 1 << 24  # bytes that are read so quickly that they are always compared with their checksum
 REQUIRED = {"features": "float32", "labels": "uint8", "query": "int64", "database": "int64", "train": "int64"}
 OPTIONAL = {
     "regions": "float32",
@@ -136,27 +138,27 @@ def read_meta(path: str | Path) -> dict[str, Any]:
             f"{path} is a cache of version {meta.get('version')!r}, this hashgym reads version {VERSION}: "
             "extract the features again, or use the hashgym that wrote them"
         )
-    if meta.pop("digest", None) != _digest(meta):
+    if meta.pop("digest", None) != _digest(meta) or not _sensible(meta):
         raise DataError(f"{file} is damaged or was edited; {MEND}")
     return meta
 
 
 def open_cache(path: str | Path, verify: bool = False, *, all_labels: bool = False) -> HashingDataset:
-    """Open a cache, its arrays mapped read-only.
+    """Open a cache, its arrays mapped read-only. Files of up to 16 MB are compared with their checksums.
 
     Args:
         path: the cache's folder.
-        verify: also read every file and compare its checksum.
+        verify: also read larger files and compare their checksums.
         all_labels: keep the labels that do not count in the stored split too, so that another one can be drawn.
 
     Raises:
         DataError: if a file is missing, truncated, of another shape or type than it was written with or no array of
-            numbers, if ``verify`` finds a wrong checksum, and for all that :class:`HashingDataset` refuses.
+            numbers, if a checksum is wrong, and for all that :class:`HashingDataset` refuses.
     """
     folder = Path(path)
-    meta = _verified(folder) if verify else read_meta(folder)
+    meta = _verified(folder, math.inf if verify else SMALL)
     files = meta["files"]
-    if absent := [key for key in REQUIRED if f"{key}.npy" not in files]:
+    if absent := [name for name in (*(f"{key}.npy" for key in REQUIRED), NAMES) if name not in files]:
         raise DataError(f"{folder} holds no {', '.join(absent)}; extract the features again")
     arrays = {key: _open_array(folder, key, files[f"{key}.npy"]) for key in ARRAYS if f"{key}.npy" in files}
     _check_size(folder, NAMES, files[NAMES])
@@ -166,8 +168,10 @@ def open_cache(path: str | Path, verify: bool = False, *, all_labels: bool = Fal
         for key in ("names", "label_names")
     ):
         raise DataError(f"{folder / NAMES} is damaged; {MEND}")
-    label_names = names["label_names"]
-    if not all_labels and len(columns := meta["columns"]) < len(label_names):
+    label_names, columns = names["label_names"], meta["columns"]
+    if not set(columns) <= set(range(len(label_names))):
+        raise DataError(f"{folder / META} names labels that are not there; {MEND}")
+    if not all_labels and len(columns) < len(label_names):
         arrays["labels"] = np.ascontiguousarray(arrays["labels"][:, columns])
         label_names = [label_names[column] for column in columns]
     return HashingDataset(
@@ -188,9 +192,24 @@ def verify(path: str | Path) -> None:
     _verified(Path(path))
 
 
-def _verified(folder: Path) -> dict[str, Any]:
+def _sensible(meta: Mapping[str, Any]) -> bool:
+    """Whether ``meta.json`` has what is looked for: a digest vouches for what was written, not for who wrote it."""
+    kinds = {"name": str, "files": dict, "columns": list, "provenance": dict}
+    return (
+        all(isinstance(meta.get(key), kind) for key, kind in kinds.items())
+        and all(
+            isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys() and (name == NAMES or "shape" in entry)
+            for name, entry in meta["files"].items()
+        )
+        and all(type(column) is int for column in meta["columns"])
+    )
+
+
+def _verified(folder: Path, largest: float = math.inf) -> dict[str, Any]:
+    """``meta.json``, once the files of up to ``largest`` bytes are as it says."""
     meta = read_meta(folder)
-    found = {name: _state(folder / name, entry) for name, entry in meta["files"].items()}
+    files = {name: entry for name, entry in meta["files"].items() if entry["bytes"] <= largest}
+    found = {name: _state(folder / name, entry) for name, entry in files.items()}
     if wrong := [f"{name} {state}" for name, state in found.items() if state]:
         raise DataError(f"{folder} is damaged: {', '.join(wrong)}; {MEND}")
     return meta

@@ -38,9 +38,9 @@ def read(root: str | Path, *, allow_missing: bool = False) -> ImageCollection:
         try:
             content = json.loads(path.read_bytes(), object_hook=_essence)
             files |= {number: f"{part}/{file}" for number, file in sorted(content["images"])}
-            objects += content["annotations"]
+            objects += [(image, category) for image, category in content["annotations"]]
             categories.append(dict(sorted(content["categories"])))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"{path} is damaged or no COCO annotation file: {error!r}") from None
     if categories[0] != categories[1]:
         raise DataError(f"the annotation files of {' and '.join(PARTS)} in {base} have different categories")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import re
+import os
+from collections import Counter
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -13,6 +14,7 @@ from hashgym.data.images import ImageCollection
 
 LAYOUT = "lines of `path 0 1 0 ...`, one 0 or 1 for each label, the same number on each line"
 PARTS = ("test", "train", "database")
+LONGEST = 4096  # characters; no system has longer paths
 
 
 def read(path: str | Path, root: str | Path | None = None, *, allow_missing: bool = False) -> ImageCollection:
@@ -57,9 +59,12 @@ def read(path: str | Path, root: str | Path | None = None, *, allow_missing: boo
     places = {name: _place(base, name) for name in rows}
     missing = require_all(f"list {source.name}", rows, [place is not None for place in places.values()], allow_missing)
     there = {name: place for name, place in places.items() if place is not None}
+    names = tuple("/".join((roles[name], name.lstrip("/"))).lstrip("/") for name in there)
+    if repeated := sorted(name for name, count in Counter(names).items() if count > 1):
+        raise DataError(f"{source} lists {repeated[0]} twice, once with a slash before it; an image has one line")
     return ImageCollection(
         name=f"list:{source.stem}",
-        names=tuple("/".join((roles[name], name.lstrip("/"))).lstrip("/") for name in there),
+        names=names,
         labels=np.array([[int(label) for label in rows[name]] for name in there], np.uint8),
         label_names=tuple(str(i) for i in range(min(counts))),
         read=OpenImage(base, tuple(there.values())),
@@ -71,19 +76,22 @@ def _lines(file: Path) -> list[tuple[str, str]]:
     """Path and labels, one character each, of every line; a path may hold spaces."""
     lines: list[tuple[str, str]] = []
     for number, line in enumerate(file.read_text(encoding="utf-8", errors="surrogateescape").splitlines(), 1):
-        if not line.strip():
+        words = line.split()
+        if not words:
             continue
-        match = re.fullmatch(r"\s*(\S.*?)((?:\s+[01])+)\s*", line)
-        labels = "".join(match[2].split()) if match else ""
-        if not match or (lines and len(labels) != len(lines[0][1])):
+        count = next((i for i, word in enumerate(reversed(words[1:])) if word not in ("0", "1")), len(words) - 1)
+        path, *labels = line.strip().rsplit(maxsplit=count)
+        if not labels or (lines and len(labels) != len(lines[0][1])):
             wanted = f"a path and {len(lines[0][1])} labels of 0 or 1" if lines else LAYOUT
             raise DataError(f"line {number} of {file} must be {wanted}, got {line[:80]!r}")
-        lines.append((match[1], labels))
+        lines.append((path, "".join(labels)))
     return lines
 
 
 def _place(base: Path, name: str) -> str | None:
     """Where ``name`` lies below ``base``; of an absolute path the first folders are dropped until it is found."""
+    if len(name) > LONGEST:
+        return None
     parts = PurePosixPath(name.replace("\\", "/")).parts
-    starts = range(1, len(parts)) if parts[0] == "/" or parts[0].endswith(":") else range(1)
-    return next((p for s in starts if (base / (p := "/".join(parts[s:]))).is_file()), None)
+    starts = range(1, len(parts)) if parts and (parts[0] == "/" or parts[0].endswith(":")) else range(1)
+    return next((p for s in starts if os.path.isfile(base / (p := "/".join(parts[s:])))), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +32,11 @@ def read(root: str | Path, *, allow_missing: bool = False) -> ImageCollection:
         DataError: if a list is not found or lists disagree in length, or photos are missing.
     """
     base = folder(root, LAYOUT)
-    concepts = find(base, "ConceptsList/Concepts81.txt", "Concepts81.txt", wanted=LAYOUT).read_text().split()
-    listing = find(base, "ImageList/Imagelist.txt", "Imagelist.txt", wanted=LAYOUT).read_text()
+    concepts = _text(find(base, "ConceptsList/Concepts81.txt", "Concepts81.txt", wanted=LAYOUT)).split()
+    listing = _text(find(base, "ImageList/Imagelist.txt", "Imagelist.txt", wanted=LAYOUT))
     paths = [line.strip().replace("\\", "/") for line in listing.splitlines() if line.strip()]
+    if not concepts or len(set(concepts)) < len(concepts) or len(set(paths)) < len(paths):
+        raise DataError(f"the lists in {base} name no concept, or a concept or a photo twice; wanted: {LAYOUT}")
     truth = find(base, "Groundtruth/AllLabels", "AllLabels", wanted=LAYOUT)
     photos = find(base, "Flickr", "images", wanted=LAYOUT)
 
@@ -61,9 +64,13 @@ def read(root: str | Path, *, allow_missing: bool = False) -> ImageCollection:
     )
 
 
+def _text(path: Path) -> str:
+    return path.read_text("utf-8", errors="surrogateescape")
+
+
 def _column(path: Path, rows: int) -> NDArray[np.uint8]:
     """One 0 or 1 a line."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # which a name too long is not, either
         raise DataError(f"{path} is missing; wanted: {LAYOUT}")
     octets = np.frombuffer(path.read_bytes(), np.uint8)
     digits = octets[octets > ord(" ")] - np.uint8(ord("0"))

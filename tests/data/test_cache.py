@@ -192,10 +192,14 @@ def test_what_is_no_cache_says_so(tmp_path):
 
 
 def test_features_that_are_not_finite_are_refused_on_opening(tmp_path):
-    cache.save(dataset(), tmp_path / "features")
+    original = dataset()
+    cache.save(original, tmp_path / "features")
     features = np.load(tmp_path / "features" / "features.npy")
     features[4, 2] = np.nan
     np.save(tmp_path / "features" / "features.npy", features)
+    with pytest.raises(DataError, match="has changed"):
+        cache.open_cache(tmp_path / "features")
+    cache.seal(tmp_path / "features", "twelve", original.names, original.label_names, original.provenance)
     with pytest.raises(DataError, match="image 4"):
         cache.open_cache(tmp_path / "features")
 
@@ -203,7 +207,7 @@ def test_features_that_are_not_finite_are_refused_on_opening(tmp_path):
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_changed_byte_passes_verification(folder, tmp_path_factory, data):
-    """A byte changed, a piece cut off or added anywhere: verification refuses, opening refuses or gives sound data."""
+    """A byte changed, a piece cut off or added anywhere: verification refuses it, and opening where files are small."""
     damaged = tmp_path_factory.mktemp("damaged") / "features"
     shutil.copytree(folder, damaged)
     file = damaged / data.draw(st.sampled_from(sorted(p.name for p in folder.iterdir())))
@@ -221,12 +225,8 @@ def test_no_changed_byte_passes_verification(folder, tmp_path_factory, data):
         cache.verify(damaged)
     except DataError as error:
         assert "features" in str(error)  # the folder's name at least  # noqa: PT017
-        try:
-            opened = cache.open_cache(damaged)
-        except DataError:
-            return
-        assert opened.features.shape == (12, 5)
-        assert np.isfinite(opened.features).all()
+        with pytest.raises(DataError):
+            cache.open_cache(damaged)
     else:  # only white space in a JSON file can go unnoticed
         assert file.name == "meta.json"
         assert_same(dataset(), cache.open_cache(damaged))
