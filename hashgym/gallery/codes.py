@@ -15,6 +15,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -149,7 +150,9 @@ def encode_images(
         with (
             progress_bar(n, done, progress, "encoding") as tick,
             closing(ahead(read, left, workers)) as prepared,
+            ThreadPoolExecutor(1, thread_name_prefix="codes") as writer,  # the network need not wait for the disk
         ):
+            noted = None
             for b, pictures in prepared:
                 bad = [image for image in pictures if isinstance(image, Bad)]
                 if bad and not skip_bad:
@@ -157,10 +160,13 @@ def encode_images(
                         f"{bad[0].reason}. Mend or remove it and run the same command again; --skip-bad leaves such "
                         "images out"
                     )
-                for key, (rows, values) in _encode(encoder, [x for x in pictures if isinstance(x, _Picture)]):
-                    store.write(key, rows, values)
-                store.finish(b, [[image.index, image.reason] for image in bad])
+                rows = list(_encode(encoder, [x for x in pictures if isinstance(x, _Picture)]))
+                if noted is not None:
+                    noted.result()
+                noted = writer.submit(_note, store, b, rows, [[image.index, image.reason] for image in bad])
                 tick(len(batches[b]))
+            if noted is not None:
+                noted.result()
         left_out = {index: reason for bad_images in store.finished.values() for index, reason in bad_images}
         kept = np.setdiff1d(np.arange(n), list(left_out))
         if not len(kept):
@@ -294,6 +300,13 @@ def _encode(encoder: Encoder, pictures: Sequence[_Picture]) -> Iterator[tuple[st
     rows = np.array([picture.index for picture in pictures], np.int64)
     sizes = np.array([picture.size for picture in pictures], np.int32)
     yield from (("words", (rows, sets.words)), ("kept", (rows, sets.kept)), ("sizes", (rows, sizes)))
+
+
+def _note(store: Store, batch: int, arrays: Sequence[tuple[str, Any]], bad: list[Any]) -> None:
+    """Write a finished batch."""
+    for key, (rows, values) in arrays:
+        store.write(key, rows, values)
+    store.finish(batch, bad)
 
 
 def _expanded(place: str) -> list[str]:
