@@ -140,8 +140,8 @@ class Agreement:
         images: number of images.
         bits: number of bits that were compared, those of all codes of an image.
         different: number of bits that differ.
-        ties: number of bits that float32 rounding may decide either way: |margin| at most TIE of the mean |margin| of
-            that bit.
+        ties: number of bits that float32 rounding may decide either way: their margin's size is at most TIE of the mean
+            size of that bit's margins.
         different_ties: number of bits that differ and are ties.
         different_keeps: number of codes that one keeps and the other does not, in images whose codes are equal.
     """

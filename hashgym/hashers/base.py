@@ -37,7 +37,7 @@ class Hasher(ABC):
 
     A subclass is a dataclass whose fields are its settings. It writes ``_fit``, which sets attributes that end in
     ``_`` (arrays or numbers: these are what is saved), and ``_transform``. That is written in what NumPy's arrays and
-    torch's tensors share (methods, operators, and functions of :func:`namespace`), so that it can be exported as well;
+    torch's tensors share (methods, operators, and functions of ``namespace``), so that it can be exported as well;
     where it is not, :meth:`head` says how.
 
     Attributes:
