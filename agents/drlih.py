@@ -425,8 +425,8 @@ def train(
         runs.drive(run, f"{args.variant}, {args.bits} bits", out=out, checkpoint=checkpoint, progress=progress)
     if out is not None:
         runs.save(runs.finished(policy, dataset, args, dim=policy.dim), out / "policy.pt")
-        head = GroupsHead(policy, args.bits, args.group_bits)
-        runs.export(head, dataset, args, out / "policy.onnx", bits=args.bits, group_bits=args.group_bits)
+        code = {"bits": args.bits, "group_bits": args.group_bits}
+        runs.export(lambda: GroupsHead(policy, **code), dataset, args, out / "policy.onnx", **code)
     return policy.eval()
 
 

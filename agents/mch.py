@@ -267,9 +267,15 @@ def train(
         runs.drive(run, f"MCH, {base.bits} bits", out=out, checkpoint=checkpoint, progress=progress)
     if out is not None:
         runs.save(runs.finished(policy, dataset, args, dim=dataset.dim, bits=base.bits), out / "policy.pt")
-        sequential = args.regions_per_episode > 1
-        head = RegionsHead(hasher_head(base), policy, threshold=threshold if sequential else None)
-        runs.export(head, dataset, args, out / "policy.onnx", bits=base.bits, threshold=threshold)
+        in_turn = threshold if args.regions_per_episode > 1 else None
+        runs.export(
+            lambda: RegionsHead(hasher_head(base), policy, threshold=in_turn),
+            dataset,
+            args,
+            out / "policy.onnx",
+            bits=base.bits,
+            threshold=threshold,
+        )
     return policy.eval()
 
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,7 +214,7 @@ def finished(policy: nn.Module, dataset: HashingDataset, args: CommonArgs, **sha
 
 
 def export(
-    head: nn.Module,
+    make_head: Callable[[], nn.Module],
     dataset: HashingDataset,
     args: CommonArgs,
     path: Path,
@@ -226,7 +226,8 @@ def export(
     """Write ``policy.onnx``, the encoder that :func:`hashgym.load_encoder` opens, or say why there is none.
 
     Args:
-        head: of features as ``dataset`` has them; with a threshold, of views (see :mod:`hashgym.encoders.heads`).
+        make_head: gives the head for features as ``dataset`` has them (see :mod:`hashgym.encoders.heads`); with a
+            threshold it takes views.
         dataset: what was learnt on: its standardisation becomes part of the encoder.
         args: settings, which the encoder carries along.
         path: of the file.
@@ -242,7 +243,7 @@ def export(
     try:
         write(
             path,
-            head,
+            make_head(),
             dim=dataset.dim,
             bits=bits,
             group_bits=group_bits,
@@ -253,7 +254,7 @@ def export(
             **several,
         )
     except ValueError as error:  # what was trained is there all the same
-        report(f"no {path.name}: {error}; the same command with --resume then writes it")
+        report(f"no {path.name}: {error}. With that mended, the same command with --resume writes it")
 
 
 def report(problem: object) -> None:

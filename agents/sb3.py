@@ -235,6 +235,8 @@ class Greedy(nn.Module):
             scores = one - zero
         elif isinstance(self.policy, MaskableActorCriticPolicy):  # a logit each for 0 and 1
             scores = scores[:, 1::2] - scores[:, ::2]
+        elif isinstance(self.policy, ActorCriticPolicy) and isinstance(self.policy.action_space, spaces.Box):
+            scores = scores - 0.5  # a Gaussian's mean is a probability; other actors squash to -1 and 1
         return scores, state
 
     def keep(self, observation: dict[str, Tensor]) -> Tensor:
@@ -491,10 +493,10 @@ def train(
         runs.save(runs.finished(model.policy, dataset, args, dim=dataset.dim, bits=bits), out / "policy.pt")
         greedy, path = Greedy(model.policy), out / "policy.onnx"
         if base is None:
-            head = GroupsHead(greedy, bits, args.group_bits)
-            runs.export(head, dataset, args, path, bits=bits, group_bits=args.group_bits)
+            code = {"bits": bits, "group_bits": args.group_bits}
+            runs.export(lambda: GroupsHead(greedy, **code), dataset, args, path, **code)
         else:
-            runs.export(RegionsHead(hasher_head(base), greedy), dataset, args, path, bits=bits, threshold=0.5)
+            runs.export(lambda: RegionsHead(hasher_head(base), greedy), dataset, args, path, bits=bits, threshold=0.5)
     return model
 
 

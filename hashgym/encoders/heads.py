@@ -115,7 +115,8 @@ class RegionsHead(nn.Module):
         n, count, dim = views.shape
         values = self.base(views.reshape(-1, dim)).reshape(n, count, -1)
         codes = signs(values)
-        return values, self._each(views, codes) if self.threshold is None else self._in_turn(views, codes)
+        threshold = self.threshold
+        return values, self._each(views, codes) if threshold is None else self._in_turn(views, codes, threshold)
 
     def _each(self, views: Tensor, codes: Tensor) -> Tensor:
         image, own = views[:, :1].expand_as(views), codes[:, :1].expand_as(codes)
@@ -124,14 +125,14 @@ class RegionsHead(nn.Module):
         p = self.keeper.keep({key: part.flatten(0, 1) for key, part in shown.items()}).reshape(views.shape[:2])
         return torch.cat([torch.ones_like(p[:, :1]), p[:, 1:]], dim=1)
 
-    def _in_turn(self, views: Tensor, codes: Tensor) -> Tensor:
+    def _in_turn(self, views: Tensor, codes: Tensor, threshold: float) -> Tensor:
         count, bits = codes.shape[1:]
         missing = (0, 0, 0, self.regions + 1 - count)  # regions that are not there come last, and change nothing
         views, codes = nn.functional.pad(views, missing), nn.functional.pad(codes, missing)
         p = torch.ones_like(codes[:, :1, 0])
         for r in range(1, self.regions + 1):
             likeness = (codes[:, :r] * codes[:, r : r + 1]).sum(2)  # q - 2 x the Hamming distance
-            nearest = torch.where(p.double() >= self.threshold, likeness, -bits - 1.0).argmax(1)
+            nearest = torch.where(p.double() >= threshold, likeness, -bits - 1.0).argmax(1)
             kept = codes[:, :r].gather(1, nearest[:, None, None].expand(-1, 1, bits))[:, 0]
             shown = {"image": views[:, 0], "region": views[:, r], "image_code": codes[:, 0]}
             decided = self.keeper.keep({**shown, "region_code": codes[:, r], "kept": kept})

@@ -7,9 +7,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from stable_baselines3 import PPO
 
 import hashgym
 import hashgym.hashers
@@ -17,8 +19,10 @@ from agents import drlih, mch, runs, sb3
 from hashgym import codes, data
 from hashgym.data import HashingDataset
 from hashgym.encoders import Encoder, load_encoder
+from hashgym.encoders.export import write
 from hashgym.encoders.heads import GroupsHead, RegionsHead, hasher_head
 from hashgym.hashers import Hasher
+from hashgym.integrations.sb3 import HashVecEnv
 
 ROWS = 10_000
 VIEWS = 1_700  # of six codes each
@@ -92,28 +96,51 @@ def test_drlih(variant: drlih.Variant, tmp_path: Path) -> None:
     args = drlih.Args(variant=variant, bits=17, group_bits=6, hidden=32, history=16)
     policy = lively(drlih.NETWORKS[variant](digits().dim, args)).eval()
     path = tmp_path / "policy.onnx"
-    runs.export(GroupsHead(policy, 17, 6), digits(), args, path, bits=17, group_bits=6)
+    runs.export(lambda: GroupsHead(policy, 17, 6), digits(), args, path, bits=17, group_bits=6)
     check(load_encoder(path), policy, 17, 6)
+
+
+def batch(env: str, algo: str) -> dict[str, int | float]:
+    """A batch size for few lanes, of algorithms that have one."""
+    return {"batch_size": 4} if "batch_size" in sb3.PRESETS[env][algo].settings else {}
 
 
 @pytest.mark.parametrize("algo", sb3.PRESETS["BitGroupHashing-v0"])
 def test_stable_baselines3(algo: str, tmp_path: Path) -> None:
-    args = sb3.Args(algo=algo, bits=10, group_bits=4, lanes=4)
+    args = sb3.Args(algo=algo, bits=10, group_bits=4, lanes=4, settings=batch("BitGroupHashing-v0", algo))
     policy = lively(sb3.make_model(sb3.make_envs(digits(), args, None), args).policy)
     policy.set_training_mode(False)
     path = tmp_path / "policy.onnx"
-    runs.export(GroupsHead(sb3.Greedy(policy), 10, 4), digits(), args, path, bits=10, group_bits=4)
+    runs.export(lambda: GroupsHead(sb3.Greedy(policy), 10, 4), digits(), args, path, bits=10, group_bits=4)
+    check(load_encoder(path), policy, 10, 4)
+
+
+def test_stable_baselines3_with_a_gaussian(tmp_path: Path) -> None:
+    envs = HashVecEnv(
+        gym.make_vec("BitGroupHashing-v0", num_envs=2, dataset=digits(), bits=10, group_bits=4, action="probability")
+    )
+    policy = lively(PPO("MultiInputPolicy", envs, n_steps=2, batch_size=4).policy)
+    path = tmp_path / "policy.onnx"
+    write(
+        path,
+        GroupsHead(sb3.Greedy(policy), 10, 4),
+        dim=64,
+        bits=10,
+        source={},
+        center=digits().center,
+        scale=digits().scale,
+    )
     check(load_encoder(path), policy, 10, 4)
 
 
 @pytest.mark.parametrize("algo", sb3.PRESETS["RegionKeep-v0"])
 def test_stable_baselines3_on_regions(algo: str, tmp_path: Path) -> None:
-    args = sb3.Args(algo=algo, env="RegionKeep-v0", bits=16, lanes=4)
+    args = sb3.Args(algo=algo, env="RegionKeep-v0", bits=16, lanes=4, settings=batch("RegionKeep-v0", algo))
     policy = lively(sb3.make_model(sb3.make_envs(scenes(), args, base()), args).policy)
     policy.set_training_mode(False)
     path = tmp_path / "policy.onnx"
     head = RegionsHead(hasher_head(base()), sb3.Greedy(policy))
-    runs.export(head, scenes(), args, path, bits=16, threshold=0.5)
+    runs.export(lambda: head, scenes(), args, path, bits=16, threshold=0.5)
     check_regions(load_encoder(path), policy, 0.5, sequential=False)
 
 
@@ -131,7 +158,7 @@ def test_mch(regions: int, xi: float, tmp_path: Path) -> None:
     assert (found.words == expected.words).all()
     assert (found.kept == expected.kept).all()
     head = RegionsHead(hasher_head(base()), lively(policy, 3.0), threshold=xi if regions > 1 else None)
-    runs.export(head, scenes(), args, tmp_path / "other.onnx", bits=16, threshold=xi)
+    runs.export(lambda: head, scenes(), args, tmp_path / "other.onnx", bits=16, threshold=xi)
     check_regions(load_encoder(tmp_path / "other.onnx"), policy, xi, sequential=regions > 1)
 
 
@@ -173,7 +200,7 @@ def test_exporting_draws_nothing_and_leaves_the_policy_as_it_is(tmp_path: Path) 
     args = drlih.Args(bits=8, group_bits=4, hidden=8, history=4)
     policy = drlih.NETWORKS["hashgym"](digits().dim, args).train()
     before, state = torch.get_rng_state(), {name: part.clone() for name, part in policy.state_dict().items()}
-    runs.export(GroupsHead(policy, 8, 4), digits(), args, tmp_path / "x.onnx", bits=8, group_bits=4)
+    runs.export(lambda: GroupsHead(policy, 8, 4), digits(), args, tmp_path / "x.onnx", bits=8, group_bits=4)
     assert torch.equal(torch.get_rng_state(), before)
     assert policy.training
     assert all(torch.equal(part, state[name]) for name, part in policy.state_dict().items())
