@@ -324,7 +324,7 @@ def _save(path: str | Path, model: ModelProto, described: str) -> None:
     onnx.helper.set_model_props(model, {KEY: described})
     onnx.checker.check_model(model)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f".{target.name}.tmp")  # a killed run's is written over by the next
     try:
         temporary.write_bytes(seal(model.SerializeToString(deterministic=True)))
         sync(temporary)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 from hashgym import hashers
 from hashgym.data import load
 from hashgym.data.dataset import DataError, HashingDataset
+from hashgym.data.sealed import sync
 from hashgym.encoders.encoder import Encoder, load_encoder
 
 if TYPE_CHECKING:
@@ -76,7 +78,7 @@ def export(
         raise DataError(f"{target} exists already: remove it, or choose another --out")
     run = place / POLICY if place.is_dir() else place if place.suffix == ".onnx" else None
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as work:
+    with tempfile.TemporaryDirectory() as work:
         head, agreement = Path(work) / "head.onnx", None
         if run is not None:
             if bits is not None:
@@ -106,10 +108,14 @@ def export(
             add_backbone(head, final, backbone_of(encoder, weights))
         elif encoder.takes == "pictures":
             raise ValueError(f"{run} takes pictures already: copy it")
-        if final == run:
-            final = Path(work) / "copy.onnx"
-            final.write_bytes(run.read_bytes())
-        os.replace(final, target)
+        temporary = target.with_name(f".{target.name}.tmp")  # a killed run's is written over by the next
+        try:
+            shutil.copyfile(final, temporary)
+            sync(temporary)
+            os.replace(temporary, target)
+            sync(target.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
     return Exported(load_encoder(target), agreement)
 
 
