@@ -249,7 +249,18 @@ def table(rows: Sequence[Row], title: str = "") -> Table:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The mAP of :func:`table` as a Markdown table, with the median training time of the longest codes."""
+    """The mAP of :func:`table` as Markdown, with the median training time of the longest codes.
+
+    A table for every dataset and features; where there are several, each below a line that names it.
+    """
+    which = list(dict.fromkeys((row["dataset"], row["features"]) for row in rows))
+    tables = [_table_of([row for row in rows if (row["dataset"], row["features"]) == one]) for one in which]
+    if len(which) == 1:
+        return tables[0]
+    return "\n\n".join(f"{', '.join(one)}:\n\n{lines}" for one, lines in zip(which, tables, strict=True))
+
+
+def _table_of(rows: Sequence[Row]) -> str:
     lengths = sorted({int(row["bits"]) for row in rows})
     lines = [
         f"| method | {' | '.join(f'{bits} bits' for bits in lengths)} | training, {lengths[-1]} bits |",

@@ -179,15 +179,18 @@ def test_the_table_has_means_intervals_and_gaps():
 
 def test_the_markdown_table_has_a_line_a_method():
     rows = [
-        {"method": method, "bits": bits, "map": str(score), "train_seconds": "12.4"}
+        {"dataset": "d", "features": "f", "method": method, "bits": bits, "map": str(score), "train_seconds": "12.4"}
         for method, bits, score in [("a", 12, 0.5), ("a", 12, 0.7), ("b", 12, 0.25), ("b", 24, 0.75)]
     ]
-    assert markdown(rows).splitlines() == [
+    table = [
         "| method | 12 bits | 24 bits | training, 24 bits |",
         "|---|---|---|---|",
         "| a | .600 [.500, .700] |  |  |",
         "| b | .250 | .750 | 12 s |",
     ]
+    assert markdown(rows).splitlines() == table
+    both = markdown(rows + [row | {"features": "g"} for row in rows])  # never averaged over features
+    assert both.splitlines() == ["d, f:", "", *table, "", "d, g:", "", *table]
 
 
 def test_an_empty_table_is_drawn():
