@@ -542,7 +542,7 @@ def _print(*things: Any) -> None:
 
     console = Console(highlight=False)
     for thing in things:
-        console.print(thing)
+        console.print(thing, soft_wrap=isinstance(thing, str))  # a path that is broken over lines cannot be copied
 
 
 def _error(message: str) -> None:

@@ -360,10 +360,10 @@ def _work(job: list[Any], batch: range) -> _Rows:
 @lru_cache(maxsize=1)
 def _received(job: Any) -> tuple[_Recipe, ImageCollection]:
     """Recipe and images as they were put into Ray, once in a process."""
-    recipe, collection, folder, versions = import_ray().get(job)
+    recipe, collection, folder, wanted = import_ray().get(job)
     os.chdir(folder)  # relative paths mean what they mean where the job was started
     found = versions(RECORDED)
-    if other := sorted(name for name in versions | found if versions.get(name) != found.get(name)):
+    if other := sorted(name for name in wanted | found if wanted.get(name) != found.get(name)):
         raise ValueError(f"a Ray worker has another version of {', '.join(other)}: install the same on every machine")
     return recipe, collection
 
