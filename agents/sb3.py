@@ -66,7 +66,7 @@ from hashgym.retrieval import metrics
 __all__ = ["PRESETS", "Args", "FeatureDropout", "ImageAndCode", "encode", "load", "train"]
 
 LOGS = 100  # points of the TensorBoard curves
-COUNTERS = ("num_timesteps", "_n_updates", "_n_calls", "_episode_num")
+COUNTERS = ("num_timesteps", "_n_updates", "_n_calls", "_episode_num", "exploration_rate")
 BUFFER = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
 Env: TypeAlias = Literal["BitGroupHashing-v0", "RegionKeep-v0"]

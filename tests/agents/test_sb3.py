@@ -89,6 +89,8 @@ def test_a_killed_run_ends_as_one_that_was_never_stopped(
     def save_and_die(content: dict[str, Any], path: Path) -> None:
         save(content, path)
         saved.append(content["counters"]["num_timesteps"])
+        if algo in ("dqn", "qrdqn"):
+            assert content["counters"]["exploration_rate"] > 0  # the next action is drawn by it
         if len(saved) == 2:
             raise Killed
 
