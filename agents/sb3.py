@@ -210,7 +210,9 @@ class Flat(VecEnvWrapper):
 
 
 class Greedy(nn.Module):
-    """What a policy does deterministically, as real values in place of actions: its logits, Q values or means.
+    """What a policy does deterministically, as real values of bits: probability or action - 0.5, or a lead in Q value.
+
+    Logits would have the same signs but where a probability rounds to 0.5, which is a 0 to the policy.
 
     Args:
         policy: of any of the algorithms.
@@ -219,25 +221,22 @@ class Greedy(nn.Module):
     def __init__(self, policy: BasePolicy) -> None:
         super().__init__()
         self.policy: Any = policy
-        self.space = policy.observation_space
 
     def act(self, image: Tensor, code: Tensor, group: int, state: Any) -> tuple[Tensor, Any]:
         """Real values (n, k) of a group's bits, see :class:`hashgym.encoders.heads.Actor`."""
-        groups = torch.full_like(code[:, 0], group, dtype=torch.int64)
+        groups, space = torch.full_like(code[:, 0], group, dtype=torch.int64), self.policy.action_space
         observation: Any = {"image": image, "code": code, "group": groups}
         if isinstance(self.policy, FlatCrossQPolicy):
-            observation = flat(observation, spaces.flatdim(self.space))
+            observation = flat(observation, spaces.flatdim(self.policy.observation_space))
         scores, state = self._scores(observation, state)
-        if isinstance(self.policy.action_space, spaces.Discrete):  # a bit is that of the index with the best score
-            indices = int(self.policy.action_space.n)
-            bit = torch.arange(indices) >> torch.arange(indices.bit_length() - 1)[:, None] & 1
+        if isinstance(space, spaces.Discrete):  # a bit is that of the index with the best score
+            bit = torch.arange(int(space.n)) >> torch.arange(int(space.n).bit_length() - 1)[:, None] & 1
             one, zero = (scores[:, None].masked_fill(bit == other, -torch.inf).amax(2) for other in (0, 1))
-            scores = one - zero
-        elif isinstance(self.policy, MaskableActorCriticPolicy):  # a logit each for 0 and 1
-            scores = scores[:, 1::2] - scores[:, ::2]
-        elif isinstance(self.policy, ActorCriticPolicy) and isinstance(self.policy.action_space, spaces.Box):
-            scores = scores - 0.5  # a Gaussian's mean is a probability; other actors squash to -1 and 1
-        return scores, state
+            return one - zero, state
+        if isinstance(self.policy, MaskableActorCriticPolicy):  # a choice between 0 and 1 for each bit
+            choices = scores.reshape(-1, int(space.n), 2).softmax(2)
+            return choices[..., 1] - choices[..., 0], state
+        return (torch.sigmoid(scores) if isinstance(space, spaces.MultiBinary) else scores) - 0.5, state
 
     def keep(self, observation: dict[str, Tensor]) -> Tensor:
         """1 where the policy keeps, else 0: (n,)."""
@@ -245,15 +244,16 @@ class Greedy(nn.Module):
         return (scores[:, 1] > scores[:, 0]).float()
 
     def _scores(self, observation: Any, state: Any) -> tuple[Tensor, Any]:
+        """Logits, Q values or, of Box actions, the action itself; and a recurrent policy's state."""
         policy = self.policy
         if isinstance(policy, QRDQNPolicy):
             return policy.quantile_net(observation).mean(1), None
         if isinstance(policy, DQNPolicy):
             return policy.q_net(observation), None
-        if isinstance(policy, TD3Policy):
-            return policy.actor(observation), None
-        if not isinstance(policy, (ActorCriticPolicy, MaskableActorCriticPolicy)):  # SAC, TQC and CrossQ
-            return policy.actor.get_action_dist_params(observation)[0], None
+        if not isinstance(policy, (ActorCriticPolicy, MaskableActorCriticPolicy)):  # actors that squash to -1 and 1
+            twin = isinstance(policy, TD3Policy)
+            squashed = policy.actor(observation) if twin else policy.actor.get_action_dist_params(observation)[0].tanh()
+            return 0.5 * (squashed + 1), None
         seen = BasePolicy.extract_features(policy, observation, policy.pi_features_extractor)
         if isinstance(policy, RecurrentActorCriticPolicy):
             zeros = seen.new_zeros(policy.lstm_hidden_state_shape[0], seen.shape[0], policy.lstm_actor.hidden_size)
