@@ -187,7 +187,16 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         return {"hasher": meta["hasher"], "parameters": dict(meta["parameters"])}, state
     except FileNotFoundError:
         raise
-    except (AttributeError, EOFError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
+    except (
+        AttributeError,
+        EOFError,
+        KeyError,
+        NotImplementedError,  # a version of zip that nobody has
+        OSError,
+        TypeError,
+        ValueError,
+        zipfile.BadZipFile,
+    ) as error:
         raise ValueError(f"{path} is not a saved hasher of this version, or is damaged ({error})") from error
 
 
