@@ -17,13 +17,12 @@ Peng, Zhang and Ye, "Deep Reinforcement Learning for Image Hashing", 2018. Six v
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, ClassVar, Literal, TypeAlias, cast
 
 import gymnasium as gym
 import numpy as np
@@ -63,6 +62,8 @@ State: TypeAlias = tuple[Any, ...]  # tensors, or what a cell of torch's makes o
 @dataclass(frozen=True, kw_only=True)
 class Args(runs.RunArgs):
     """Settings of a training run."""
+
+    agent: ClassVar[str] = "drlih"
 
     variant: Variant = "hashgym"
     """which of the objectives and networks; `gru` and `lstm` have other defaults than shown here, see PRESETS"""
@@ -434,12 +435,9 @@ def load(path: Path, device: str = "auto") -> Policy:
     """Load the ``policy.pt`` of a finished run; it encodes as the policy that was saved, to the last bit.
 
     Raises:
-        ValueError: if the file is missing or no policy.
+        ValueError: if the file is missing, damaged, or no policy of this agent.
     """
-    saved = runs.load(path)
-    if "weights" not in saved:
-        raise ValueError(f"{path} holds no policy; a finished run writes policy.pt")
-    args = Args(**json.loads(saved["args"]))
+    saved, args = runs.load_policy(path, Args)
     policy = NETWORKS[args.variant](saved["dim"], args)
     policy.load_state_dict(saved["weights"])
     return policy.to(runs.device(device)).eval()

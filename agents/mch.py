@@ -14,11 +14,10 @@ then a policy learns which regions' codes bring an image nearer to similar image
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import gymnasium as gym
 import numpy as np
@@ -62,6 +61,8 @@ WIDTHS = (1024, 512, 256, 64)  # the paper says five layers and leaves their wid
 @dataclass(frozen=True, kw_only=True)
 class Args(runs.RunArgs):
     """Settings of a training run; the defaults are the preset ``hashgym``."""
+
+    agent: ClassVar[str] = "mch"
 
     estimator: Estimator = "exact"
     """of the policy gradient: the exact expectation, REINFORCE, or REINFORCE with the expected reward as baseline"""
@@ -283,12 +284,10 @@ def load(path: Path, device: str = "auto") -> Policy:
     """Load the ``policy.pt`` of a finished run; its base hasher lies beside it in ``base.npz``.
 
     Raises:
-        ValueError: if the file is missing or no policy.
+        ValueError: if the file is missing, damaged, or no policy of this agent.
     """
-    saved = runs.load(path)
-    if "weights" not in saved or "bits" not in saved:
-        raise ValueError(f"{path} holds no policy of this agent; a finished run writes policy.pt")
-    policy = Policy(saved["dim"], saved["bits"], Args(**json.loads(saved["args"])))
+    saved, args = runs.load_policy(path, Args)
+    policy = Policy(saved["dim"], saved["bits"], args)
     policy.load_state_dict(saved["weights"])
     return policy.to(runs.device(device)).eval()
 

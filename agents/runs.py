@@ -6,12 +6,13 @@ import dataclasses
 import hashlib
 import json
 import os
+import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -40,6 +41,7 @@ __all__ = [
     "fingerprint",
     "finished",
     "load",
+    "load_policy",
     "report",
     "resumed",
     "retrieval_among",
@@ -50,11 +52,14 @@ __all__ = [
 
 OTHER_DATA = "the checkpoint was made on other data; give the dataset it was trained on, or another --out"
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+A = TypeVar("A", bound="CommonArgs")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommonArgs:
     """Settings of any training run."""
+
+    agent: ClassVar[str]  # the name of its module, which is __main__ itself where that is run
 
     holdout: float = 0.05
     """part of the training images kept out of training, on which progress is watched; 0 for none"""
@@ -210,7 +215,7 @@ def finished(policy: nn.Module, dataset: HashingDataset, args: CommonArgs, **sha
     """The content of ``policy.pt``: settings, weights, and the standardisation of the features trained on."""
     moments = {"center": dataset.center, "scale": dataset.scale}
     moments_of = {key: None if part is None else torch.from_numpy(part) for key, part in moments.items()}
-    return {"args": as_json(args), **shape, "weights": policy.state_dict(), **moments_of}
+    return {"agent": args.agent, "args": as_json(args), **shape, "weights": policy.state_dict(), **moments_of}
 
 
 def export(
@@ -239,7 +244,6 @@ def export(
     if threshold is not None:
         count = 0 if dataset.regions is None else dataset.regions.shape[1]
         several = {"regions": count, "sigma": dataset.provenance.get("sigma"), "threshold": threshold}
-    agent = type(args).__module__.removeprefix("agents.")
     try:
         write(
             path,
@@ -247,7 +251,7 @@ def export(
             dim=dataset.dim,
             bits=bits,
             group_bits=group_bits,
-            source={"agent": agent, "dataset": dataset.name, "settings": dataclasses.asdict(args)},
+            source={"agent": args.agent, "dataset": dataset.name, "settings": dataclasses.asdict(args)},
             center=dataset.center,
             scale=dataset.scale,
             backbone=dataset.provenance.get("backbone"),
@@ -300,14 +304,37 @@ def load(path: Path) -> dict[str, Any]:
         ValueError: for a file that is missing, damaged, or not of a training run.
     """
     try:
+        with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} in it has changed")
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; a training run with an output folder writes it") from None
-    except Exception as error:  # torch raises many kinds for a damaged file
+    except Exception as error:  # zipfile and torch raise many kinds for a damaged file
         raise ValueError(f"{path} is damaged or no file of ours") from error
     if not isinstance(loaded, dict) or "args" not in loaded:
         raise ValueError(f"{path} is no file of ours")
     return loaded
+
+
+def load_policy(path: Path, kind: type[A]) -> tuple[dict[str, Any], A]:
+    """What :func:`finished` gave to be saved, and the settings in it.
+
+    Args:
+        path: of ``policy.pt``.
+        kind: the settings of the agent whose policy it must be.
+
+    Raises:
+        ValueError: for a file that is missing, damaged, no policy, or another agent's.
+    """
+    saved, agent = load(path), kind.agent
+    if saved.get("agent") != agent:
+        whose = f"a policy of {saved['agent']}" if "agent" in saved else "no policy"
+        raise ValueError(f"{path} holds {whose}; a finished run of {agent} writes its own to policy.pt")
+    try:
+        return saved, kind(**json.loads(saved["args"]))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} was written by another version of {agent}: train again ({error})") from error
 
 
 def retrieval_among(sets: CodeSets, labels: NDArray[np.uint8]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import gymnasium as gym
 import numpy as np
@@ -361,6 +361,8 @@ PRESETS: dict[str, dict[str, Preset]] = {
 class Args(runs.CommonArgs):
     """Settings of a training run; 0 (of ``input_dropout`` -1) stands for the preset's."""
 
+    agent: ClassVar[str] = "sb3"
+
     algo: str = "ppo"
     """ppo, a2c, trpo, recurrent_ppo, maskable_ppo, dqn, qrdqn, sac, td3, tqc or crossq"""
     env: Env = "BitGroupHashing-v0"
@@ -504,12 +506,9 @@ def load(path: Path, device: str = "auto") -> BasePolicy:
     """Load the ``policy.pt`` of a finished run: a policy that encodes as the one that was saved, to the last bit.
 
     Raises:
-        ValueError: if the file is missing or no policy of this agent.
+        ValueError: if the file is missing, damaged, or no policy of this agent.
     """
-    saved = runs.load(path)
-    if "weights" not in saved or "algo" not in (settings := json.loads(saved["args"])):
-        raise ValueError(f"{path} holds no policy of this agent; a finished run writes policy.pt")
-    args = Args(**settings)
+    saved, args = runs.load_policy(path, Args)
     if args.env == "BitGroupHashing-v0":
         task = HashingTask(bits=saved["bits"], group_bits=args.group_bits, action=args.preset.action)
         shown: Any = task.observation_space(saved["dim"])

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hashgym.data.arrays import map_array
 from hashgym.data.checksums import sha256
 from hashgym.data.dataset import DataError, HashingDataset
 
@@ -101,7 +102,7 @@ def seal(
     for key in ARRAYS:
         file = folder / f"{key}.npy"
         if file.exists():
-            array = _map(file)
+            array = map_array(file)
             files[file.name] = {"dtype": str(array.dtype), "shape": list(array.shape)}
     files[NAMES] = {}
     for filename, entry in files.items():
@@ -251,21 +252,13 @@ def _check_size(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
 def _open_array(folder: Path, key: str, entry: Mapping[str, Any]) -> NDArray[Any]:
     name = f"{key}.npy"
     _check_size(folder, name, entry)
-    array = _map(folder / name)
+    array = map_array(folder / name)
     if array.dtype != np.dtype(ARRAYS[key]) or list(array.shape) != entry["shape"]:
         raise DataError(
             f"{name} in {folder} is {array.dtype} {list(array.shape)}, "
             f"{ARRAYS[key]} {entry['shape']} was written; {MEND}"
         )
     return array
-
-
-def _map(file: Path) -> NDArray[Any]:
-    try:
-        return np.load(file, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # the parser of a damaged header raises many types
-        reason = str(error).partition("\n")[0]
-        raise DataError(f"{file} is damaged, or no array of numbers: {reason}") from error
 
 
 def _digest(meta: Mapping[str, Any]) -> str:

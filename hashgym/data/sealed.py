@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
+from hashgym.data.arrays import map_array
 from hashgym.data.cache import sync
 from hashgym.data.checksums import sha256
 from hashgym.data.dataset import DataError
@@ -51,7 +51,7 @@ class Kind:
             sync(file)
             entries[name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
             if file.suffix == ".npy":
-                array = np.load(file, mmap_mode="r", allow_pickle=False)
+                array = map_array(file)
                 entries[name] |= {"dtype": str(array.dtype), "shape": list(array.shape)}
         meta = {"format": self.format, "version": self.version, **facts, "files": entries}
         write_json(folder / META, meta | {"digest": _digest(meta)}, indent=1)
@@ -110,10 +110,9 @@ class Kind:
         if entry is None:
             raise DataError(f"{folder} has no {name}; {self.mend}")
         try:
-            array = np.load(file, mmap_mode="r", allow_pickle=False)
-        except Exception as error:  # the parser of a damaged header raises many types
-            reason = str(error).partition("\n")[0]
-            raise DataError(f"{file} is damaged: {reason}; {self.mend}") from error
+            array = map_array(file)
+        except DataError as error:
+            raise DataError(f"{error}; {self.mend}") from error
         if str(array.dtype) != entry["dtype"] or list(array.shape) != entry["shape"]:
             raise DataError(f"{file} is {array.dtype} {array.shape}, {entry['dtype']} {entry['shape']} was written")
         return array

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym.data import splits
+from hashgym.data.arrays import map_array
 from hashgym.data.checksums import sha256
 from hashgym.data.dataset import DataError
 from hashgym.data.images import ImageCollection
@@ -120,11 +121,11 @@ def read_words(path: str | Path) -> NDArray[np.float32]:
     if not Path(path).is_file():
         raise DataError(f"no visual words at {path}: {COMMAND} learns them")
     try:
-        words = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path} is damaged, or no file of visual words ({error}): {COMMAND} writes one") from error
-    if not isinstance(words, np.ndarray) or words.dtype != np.float32 or words.shape[1:] != (LENGTH,):
-        found = f"{words.dtype} {words.shape}" if isinstance(words, np.ndarray) else "several arrays"
+        words = np.array(map_array(path))
+    except DataError as error:
+        raise DataError(f"{error}; {COMMAND} writes visual words") from error
+    if words.dtype != np.float32 or words.shape[1:] != (LENGTH,):
+        found = f"{words.dtype} {words.shape}"
         raise DataError(f"{path} holds {found}, but visual words are float32 (W, {LENGTH}): {COMMAND} writes them")
     if len(words) < 2 or not np.isfinite(words).all():
         raise DataError(f"{path} holds NaN, infinity or fewer than 2 words: {COMMAND} writes better ones")

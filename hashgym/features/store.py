@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym.data import cache
+from hashgym.data.arrays import map_array
 from hashgym.data.dataset import DataError
 
 __all__ = ["Store", "tidy"]
@@ -179,18 +180,15 @@ def _lock(journal: IO[bytes], folder: Path) -> None:
 def _offset(file: Path, folder: Path) -> int:
     """Where the array in ``file`` begins."""
     try:
-        return int(np.load(file, mmap_mode="r", allow_pickle=False).offset)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{file} is damaged: remove {folder} and start again ({error})") from error
+        return int(map_array(file).offset)  # type: ignore[attr-defined]
+    except DataError as error:
+        raise DataError(f"{error}; remove {folder} and start again") from error
 
 
 def _compact(file: Path, kept: NDArray[np.int64]) -> None:
     """Keep only some rows of an array; does nothing where that was done before."""
 
-    def mapped() -> NDArray[Any]:  # anew for every block, so that its pages are given back
-        return np.load(file, mmap_mode="r", allow_pickle=False)
-
-    array = mapped()
+    array = map_array(file)
     if len(array) == len(kept):
         return
     small = file.with_name(f"{file.name}.new")
@@ -198,7 +196,8 @@ def _compact(file: Path, kept: NDArray[np.int64]) -> None:
     with small.open("wb") as stream:
         np.lib.format.write_array_header_1_0(stream, header | {"shape": (len(kept), *array.shape[1:])})
         for start in range(0, len(kept), 256):
-            stream.write(mapped()[kept[start : start + 256]].tobytes())
+            # Mapped anew for every block, so that its pages are given back.
+            stream.write(map_array(file)[kept[start : start + 256]].tobytes())
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(small, file)

@@ -352,7 +352,7 @@ class _Content:
     def of(cls, folder: Path) -> _Content:
         """The content of an index."""
         meta = INDEX.read(folder)
-        arrays = _arrays(folder, meta, thorough=True)
+        arrays = _arrays(folder, meta)
         names = Names(arrays["ids"], arrays.pop("text"), arrays.pop("ends"))
         listed = [names.at(row) for row in range(len(names))]
         return cls(Path(meta["root"]), listed, **arrays, bits=meta["bits"], next_id=meta["next_id"], meta=meta)
@@ -508,9 +508,9 @@ def _check_same_encoder(folder: Path, old: _Content | None, given: Sequence[Code
             )
 
 
-def _arrays(folder: Path, meta: Mapping[str, Any], thorough: bool = False) -> dict[str, Any]:
-    """The arrays of an index's content, checked against each other."""
-    INDEX.check(folder, meta, thorough=thorough)
+def _arrays(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays of an index's content, compared with their checksums and with each other."""
+    INDEX.check(folder, meta, thorough=True)
     arrays = {key: INDEX.array(folder, meta, f"{meta['content']}/{key}.npy") for key in ARRAYS}
     rows = {len(arrays[key]) for key in ARRAYS if key != "text"}
     ends = arrays["ends"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import zipfile
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from hashgym.data.arrays import read_arrays
 
 if TYPE_CHECKING:
     from torch import nn
@@ -177,26 +178,14 @@ def namespace(array: Any) -> Any:
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """What :meth:`Hasher.save` wrote: the description, and the fitted attributes by name."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            state = {name: file[name] for name in file.files}
+        state = read_arrays(path)
         meta = json.loads(str(state.pop("meta")))
         if meta["format"] != _FORMAT:
             raise ValueError(f"format {meta['format']!r}")
         if not all(name.endswith("_") and name.isidentifier() and name[0] != "_" for name in state):
             raise ValueError("names of attributes that no hasher has")
         return {"hasher": meta["hasher"], "parameters": dict(meta["parameters"])}, state
-    except FileNotFoundError:
-        raise
-    except (
-        AttributeError,
-        EOFError,
-        KeyError,
-        NotImplementedError,  # a version of zip that nobody has
-        OSError,
-        TypeError,
-        ValueError,
-        zipfile.BadZipFile,
-    ) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a saved hasher of this version, or is damaged ({error})") from error
 
 

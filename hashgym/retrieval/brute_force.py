@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym.codes import CodeSets, Words, longer_than, word_count
+from hashgym.data.arrays import map_array
+from hashgym.data.dataset import DataError
 from hashgym.retrieval.index import MEND, Found, Ids, Index, ranked
 
 __all__ = ["BruteForceIndex"]
@@ -126,10 +128,8 @@ class BruteForceIndex(Index):
     def _read(cls, meta: Mapping[str, Any], files: Mapping[str, Path], options: Mapping[str, Any]) -> Index:
         index = cls(meta["bits"])
         try:
-            ids, counts, words = (
-                np.load(files[f"{name}.npy"], allow_pickle=False) for name in ("ids", "counts", "words")
-            )
-        except (KeyError, ValueError, EOFError) as error:
+            ids, counts, words = (np.array(map_array(files[f"{name}.npy"])) for name in ("ids", "counts", "words"))
+        except (KeyError, DataError) as error:
             raise ValueError(f"the index does not hold ids, counts and words of codes ({error}); {MEND}") from error
         shapes = (ids.shape, counts.shape, words.shape)
         whole = shapes == ((n := len(ids),), (n,), (int(counts.sum()), word_count(index.bits)))

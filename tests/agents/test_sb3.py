@@ -263,10 +263,15 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
     sb3.train(blobs(), args, out=tmp_path, progress=False)
     with pytest.raises(ValueError, match="holds a run: resume it"):
         sb3.train(blobs(), args, out=tmp_path, progress=False)
-    mch_run = tmp_path / "other.pt"
-    runs.save({"args": "{}", "weights": {}}, mch_run)
-    with pytest.raises(ValueError, match="no policy of this agent"):
-        sb3.load(mch_run)
+    other = tmp_path / "other.pt"
+    for content, message in (
+        ({}, "holds no policy; a finished run of sb3"),
+        ({"agent": "mch"}, "holds a policy of mch; a finished run of sb3"),
+        ({"agent": "sb3", "args": '{"algorithm": "ppo"}'}, "written by another version of sb3: train again"),
+    ):
+        runs.save({"args": "{}", "weights": {}} | content, other)
+        with pytest.raises(ValueError, match=message):
+            sb3.load(other)
 
 
 def test_the_command_trains_and_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

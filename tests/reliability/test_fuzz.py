@@ -265,11 +265,11 @@ def make_policies(folder: Path) -> None:
 
 
 def read_policies(folder: Path) -> Any:
-    from agents import drlih, runs
+    from agents import drlih, mch, runs
 
     policy = drlih.load(folder / "drlih.pt")
     weights = {key: part.numpy() for key, part in policy.state_dict().items()}
-    other = runs.load(folder / "mch.pt")
+    other, _ = runs.load_policy(folder / "mch.pt", mch.Args)
     return plain([weights, policy.args.__dict__, {key: part.numpy() for key, part in other["weights"].items()}])
 
 
@@ -385,7 +385,7 @@ READERS = {
     "images": Reader(make_images, read_image, examples=300),
     "cache": Reader(make_cache, read_cache(False), ("features/*",), examples=150, sealed=True),
     "cache, verified": Reader(make_cache, read_cache(True), ("features/*",), sealed=True),
-    "job": Reader(make_job, read_job, ("out.partial/*",), sealed=True, fresh=True, examples=100),
+    "job": Reader(make_job, read_job, ("out.partial/*",), fresh=True, examples=100),
     "words": Reader(make_words, read_words),
     "weights": Reader(make_weights, read_weights, examples=150),
     "hasher": Reader(make_hasher, read_hasher, refuses=ValueError, sealed=True, examples=150),

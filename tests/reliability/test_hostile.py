@@ -211,7 +211,11 @@ def test_meta_with_its_own_digest_but_nonsense_in_it_is_refused(tmp_path: Path) 
     sound = json.loads(file.read_text())
     for key, value in [
         *(("files", nonsense) for nonsense in ([], {}, 3, {"features.npy": 3}, {"names.json": {}}, None)),
-        *((key, nonsense) for key in ("name", "provenance", "columns") for nonsense in (3, [99], [[]], "x", None, {"a": []})),
+        *(
+            (key, nonsense)
+            for key in ("name", "provenance", "columns")
+            for nonsense in (3, [99], [[]], "x", None, {"a": []})
+        ),
         *((key, None) for key in sound if key not in ("digest", "images", "dim", "labels")),
     ]:
         meta = {**sound, key: value}
