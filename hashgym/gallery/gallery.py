@@ -309,6 +309,8 @@ def build(
 def remove(index: str | Path, names: Sequence[str], progress: bool = True) -> Path:
     """Take images out of an index; the ids of the others stay.
 
+    The same removal again, after one that was killed at its very end, does nothing.
+
     Args:
         index: the folder of the index.
         names: as ``hashgym search`` shows them.
@@ -322,14 +324,17 @@ def remove(index: str | Path, names: Sequence[str], progress: bool = True) -> Pa
     with _alone(folder):
         old = _Content.of(folder)
         rows = {name: row for row, name in enumerate(old.names)}
-        if unknown := [name for name in names if name not in rows]:
+        unknown = [name for name in names if name not in rows]
+        if unknown and set(unknown) == set(names) == set(old.meta.get("removed", [])):
+            return folder
+        if unknown:
             first = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
             raise DataError(f"{folder} has no image {first}; names are relative to {old.root}, as a search shows them")
         kept = np.setdiff1d(np.arange(len(old.names)), [rows[name] for name in names])
         if not len(kept):
             raise DataError(f"no image would be left in {folder}: remove the folder instead")
         encoder = folder / old.meta["content"] / ENCODER
-        meta = {key: old.meta[key] for key in ("backend", "encoder")} | {"codes": []}
+        meta = {key: old.meta[key] for key in ("backend", "encoder")} | {"codes": [], "removed": sorted(set(names))}
         _replace(folder, old, old.select(kept), encoder, meta, {}, progress)
     return folder
 

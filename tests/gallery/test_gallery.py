@@ -152,6 +152,10 @@ def test_adding_and_removing_keep_ids(encoder, photos, codes, tmp_path):
     gallery = open_gallery(index)
     assert gallery.ids.tolist() == [i for i in range(30) if i not in (3, 29)]
     assert [match.name for match in gallery.search(picture(13), 1)] == ["c/8.png"]
+    remove(index, ["c/9.png", "b/3.png"])  # as after a kill at its end
+    assert read_meta(index) == gallery.meta
+    with pytest.raises(DataError, match=r"no image c/9\.png"):
+        remove(index, ["c/9.png"])
     make([codes / "all"], index, None, add=True)
     gallery = open_gallery(index)
     assert gallery.ids.tolist() == [*(i for i in range(30) if i not in (3, 29)), 30, 31]  # no id is given twice

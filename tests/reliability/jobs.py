@@ -153,7 +153,6 @@ def _index_remove(backend: str) -> Job:
         ("index", "--out", "out", "--remove", *REMOVED),
         readers={"out": _opens},
         prepare=partial(_copy, f"index-{backend}"),
-        finished=lambda folder: not set(REMOVED) & _names(folder / "out"),
         **_compared(backend),
     )
 
@@ -229,14 +228,6 @@ def _opens(path: Path) -> None:
 
 def _gallery(meta: Path) -> None:
     _opens(meta.parent)
-
-
-def _names(path: Path) -> set[str]:
-    from hashgym.gallery import open_gallery
-
-    gallery = open_gallery(path)
-    gallery.close()
-    return {gallery.names.at(row) for row in range(len(gallery))}
 
 
 def _answers(folder: Path) -> list[Any]:
