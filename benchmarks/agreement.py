@@ -1,0 +1,145 @@
+"""Do exported encoders give the bits of what they were made of? Every hasher and agent, image by image.
+
+    python -m benchmarks.agreement --out DIR                                    # the embedded datasets
+    python -m benchmarks.agreement --features features/cifar10 --regions features/mirflickr --out DIR
+
+Each is trained for a moment, exported, and run by ONNX Runtime on features of all kinds of images: those learnt from,
+queries, others. A bit may differ where its margin is so near 0 that the order of a sum decides: such ties are counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+from rich.console import Console
+
+import hashgym
+from agents import drlih, mch, sb3
+from benchmarks.engines import versions
+from benchmarks.results import Results, describe, revision
+from hashgym import hashers
+from hashgym.codes import CodeSets
+from hashgym.data import HashingDataset
+from hashgym.encoders.export import compare, write
+from hashgym.encoders.heads import hasher_head
+
+KEY = ("features", "method", "bits")
+COUNTS = ("images", "compared", "different", "ties", "different_ties", "different_keeps")
+COLUMNS = (*KEY, *COUNTS, "versions", "revision", "config")
+CODES = (
+    *(f"hasher {name}" for name in hashers.available()),
+    *(f"drlih {variant}" for variant in drlih.PRESETS),
+    *(f"sb3 {algo}" for algo in sb3.PRESETS["BitGroupHashing-v0"]),
+)
+REGIONS = ("mch apart", "mch in-turn", *(f"mch-sb3 {algo}" for algo in sb3.PRESETS["RegionKeep-v0"]))
+METHODS = CODES + REGIONS
+UPDATES = 20  # of hashers and of mch: enough to be far from where learning began
+
+
+@dataclass(frozen=True)
+class Args:
+    """What is compared."""
+
+    features: str = "digits"
+    """a dataset, for hashers and agents that emit codes"""
+    regions: str = "digit-scenes"
+    """a dataset with regions, for agents that keep them"""
+    images: int = 10_000
+    """how many of each dataset's images, evenly spread; all where there are fewer"""
+    bits: int = 48
+    """code length"""
+    methods: tuple[str, ...] = ()
+    """some of them, by name; all by default"""
+    seed: int = 0
+    """of all training"""
+    out: Path | None = None
+    """a folder for agreement.csv, whose methods are not compared again; none by default"""
+
+
+def main(args: Args) -> list[dict[str, Any]]:
+    """Compare, print a line for each, and write the rows where ``args.out`` says.
+
+    Raises:
+        ValueError: for a method that is not known.
+    """
+    console, rows = Console(highlight=False), []
+    results = Results(args.out, COLUMNS, KEY, "agreement.csv") if args.out else None
+    if unknown := set(args.methods) - set(METHODS):
+        raise ValueError(f"there is no {', '.join(sorted(unknown))} to compare: choose from {', '.join(METHODS)}")
+    config = describe({"images": args.images, "seed": args.seed, "updates": UPDATES})
+    stored = {(row["features"], row["method"], int(row["bits"])) for row in results.rows()} if results else set()
+    for method in args.methods or METHODS:
+        plain = hashgym.data.load(args.regions if method in REGIONS else args.features)
+        if (plain.name, method, args.bits) in stored:
+            continue
+        chosen = np.linspace(0, len(plain.features) - 1, min(args.images, len(plain.features))).astype(np.int64)
+        given = plain.features[chosen]
+        if method in REGIONS and plain.regions is not None:
+            given = np.concatenate([given[:, None], plain.regions[chosen]], axis=1)
+        with TemporaryDirectory() as folder:
+            found = compare(*_made(method, args, plain.standardized(), chosen, Path(folder)), given)
+        console.print(
+            f"{plain.name} {method}: {found.different:,} of {found.bits:,} bits differ, {found.different_ties} of them "
+            f"ties ({found.ties} ties in all); {found.different_keeps:,} other keep decisions",
+            soft_wrap=True,
+        )
+        row: dict[str, Any] = {"features": plain.name, "method": method, "bits": args.bits, "compared": found.bits}
+        row |= {name: getattr(found, name) for name in COUNTS if name != "compared"}
+        rows.append(row | {"versions": versions(), "revision": revision(), "config": config})
+        if results:
+            results.append(rows[-1])
+    return rows
+
+
+def _made(
+    method: str, args: Args, dataset: HashingDataset, rows: NDArray[np.int64], folder: Path
+) -> tuple[Path, NDArray[np.bool_] | CodeSets]:
+    """Train, export, and encode with what was trained: the encoder's file, and the codes that it must give."""
+    kind, name = method.split()
+    features, run, file = dataset.features[rows], folder / "run", folder / "run" / "policy.onnx"
+    code: dict[str, Any] = {"bits": args.bits, "seed": args.seed}
+    if kind == "hasher":
+        hasher = _fitted(name, args, dataset)
+        write(
+            folder / "hasher.onnx",
+            hasher_head(hasher),
+            dim=dataset.dim,
+            bits=args.bits,
+            source={},
+            center=dataset.center,
+            scale=dataset.scale,
+        )
+        return folder / "hasher.onnx", hasher.encode(features)
+    if kind == "drlih":
+        settings = dataclasses.replace(drlih.PRESETS[name], **code, updates=3, lanes=64)
+        policy = drlih.train(dataset, settings, out=run, progress=False)
+        return file, hashgym.encode(policy, features, bits=args.bits, group_bits=settings.group_bits)
+    base = _fitted("dch", args, dataset) if kind.startswith("mch") else None
+    if kind == "mch" and base is not None:
+        offered = 1 if name == "apart" else 3
+        how = mch.Args(seed=args.seed, updates=UPDATES, lanes=64, regions_per_episode=offered)
+        keeper = mch.train(dataset, base, how, out=run, progress=False)
+        return file, mch.encode(keeper, base, dataset, rows)
+    task = sb3.Args(algo=name, env="RegionKeep-v0" if base else "BitGroupHashing-v0", **code, lanes=64, steps=512)
+    brief: dict[str, int | float] = {"gradient_steps": 2, "learning_starts": 128}
+    brief = {key: value for key, value in brief.items() if key in task.preset.settings}
+    task = dataclasses.replace(task, evaluations=1, checkpoints=1, settings=brief)
+    model = sb3.train(dataset, task, base=base, out=run, progress=False)
+    return file, sb3.encode(model, task, dataset, rows, base)
+
+
+def _fitted(name: str, args: Args, dataset: HashingDataset) -> hashers.Hasher:
+    own: dict[str, Any] = {"updates": UPDATES} if "updates" in hashers.make(name).parameters() else {}
+    hasher = hashers.make(name, bits=args.bits, seed=args.seed, **own)
+    return hasher.fit(dataset.features[dataset.train], dataset.labels[dataset.train])
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
