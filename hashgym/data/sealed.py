@@ -9,20 +9,20 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from hashgym.data.arrays import map_array
-from hashgym.data.cache import sync
 from hashgym.data.checksums import sha256
 from hashgym.data.dataset import DataError
 
-__all__ = ["META", "Kind", "write_json"]
+__all__ = ["META", "Kind", "read_json", "sync", "write_json"]
 
 META = "meta.json"
+SMALL = 1 << 24  # bytes that are read so quickly that they are always compared with their checksum
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Kind:
         what: what such a folder is, for messages.
         command: what writes one.
         mend: what helps where one is damaged.
+        facts: what ``meta.json`` says besides, and of which type it is.
     """
 
     format: str
@@ -42,6 +43,7 @@ class Kind:
     what: str
     command: str
     mend: str
+    facts: Mapping[str, type] = field(default_factory=dict)
 
     def seal(self, folder: Path, files: Iterable[str], **facts: Any) -> None:
         """Sync the files, given relative to the folder, and write their ``meta.json`` with the facts."""
@@ -54,7 +56,7 @@ class Kind:
                 array = map_array(file)
                 entries[name] |= {"dtype": str(array.dtype), "shape": list(array.shape)}
         meta = {"format": self.format, "version": self.version, **facts, "files": entries}
-        write_json(folder / META, meta | {"digest": _digest(meta)}, indent=1)
+        write_json(folder / META, meta | {"digest": digest(meta)}, indent=1)
 
     def is_one(self, folder: str | Path) -> bool:
         """Whether there is a ``meta.json`` of this format, damaged or not."""
@@ -70,14 +72,9 @@ class Kind:
             DataError: if there is none, it is of another kind or version, or damaged.
         """
         file = Path(folder) / META
-        try:
-            meta = json.loads(file.read_text("utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            raise DataError(f"{folder} is no {self.what}: it has no {META}; `{self.command}` writes one") from None
-        except OSError as error:
-            raise DataError(f"{file} cannot be read: {error.strerror}") from error
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{file} is damaged: {error}; {self.mend}") from error
+        if not file.is_file():
+            raise DataError(f"{folder} is no {self.what}: it has no {META}; `{self.command}` writes one")
+        meta = read_json(file, self.mend)
         if not isinstance(meta, dict) or meta.get("format") != self.format:
             raise DataError(f"{folder} is no {self.what}, says its {META}; `{self.command}` writes one")
         if meta.get("version") != self.version:
@@ -85,13 +82,25 @@ class Kind:
                 f"{folder} is of version {meta.get('version')!r}, this hashgym reads version {self.version}: "
                 f"{self.mend}, or use the hashgym that wrote it"
             )
-        digest = meta.get("digest")
-        if digest != _digest({key: value for key, value in meta.items() if key != "digest"}):
+        said = {key: value for key, value in meta.items() if key != "digest"}
+        if meta.get("digest") != digest(said) or not self._sensible(said):
             raise DataError(f"{file} is damaged or was edited; {self.mend}")
         return meta
 
+    def _sensible(self, meta: Mapping[str, Any]) -> bool:
+        """Whether all is there that is looked for: a digest vouches for what was written, not for who wrote it."""
+        if not all(type(meta.get(key)) is kind for key, kind in {"files": dict, **self.facts}.items()):
+            return False
+        wanted = {"bytes": int, "sha256": str}
+        array = wanted | {"dtype": str, "shape": list}
+        return all(
+            isinstance(entry, dict)
+            and all(type(entry.get(key)) is kind for key, kind in (array if name.endswith(".npy") else wanted).items())
+            for name, entry in meta["files"].items()
+        )
+
     def check(self, folder: str | Path, meta: Mapping[str, Any], *, thorough: bool = False) -> None:
-        """Compare the files' sizes, and with ``thorough`` their checksums.
+        """Compare the files' sizes, and the checksums of files of up to 16 MB, with ``thorough`` of all.
 
         Raises:
             DataError: naming every file that is missing or damaged.
@@ -114,8 +123,35 @@ class Kind:
         except DataError as error:
             raise DataError(f"{error}; {self.mend}") from error
         if str(array.dtype) != entry["dtype"] or list(array.shape) != entry["shape"]:
-            raise DataError(f"{file} is {array.dtype} {array.shape}, {entry['dtype']} {entry['shape']} was written")
+            found, written = f"{array.dtype} {list(array.shape)}", f"{entry['dtype']} {entry['shape']}"
+            raise DataError(f"{name} in {folder} is {found}, {written} was written; {self.mend}")
         return array
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's or a folder's content is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if path.is_file():  # some file systems cannot sync folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def read_json(file: Path, mend: str) -> Any:
+    """What a JSON file says.
+
+    Raises:
+        DataError: if it is missing or damaged; the message ends with ``mend``.
+    """
+    try:
+        return json.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}; {mend}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file} is damaged: {error}; {mend}") from error
 
 
 def write_json(file: Path, content: Any, indent: int | None = None) -> None:
@@ -135,13 +171,15 @@ def _state(file: Path, entry: Mapping[str, Any], thorough: bool) -> str:
     try:
         if (size := file.stat().st_size) != entry["bytes"]:
             return f"has {size} of {entry['bytes']} bytes"
-        return "has changed since it was written" if thorough and sha256(file) != entry["sha256"] else ""
+        changed = (thorough or size <= SMALL) and sha256(file) != entry["sha256"]
+        return "has changed since it was written" if changed else ""
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
 
 
-def _digest(meta: Mapping[str, Any]) -> str:
+def digest(meta: Mapping[str, Any]) -> str:
+    """SHA-256 of what ``meta.json`` says besides its digest."""
     canonical = json.dumps(meta, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -14,9 +14,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashgym.data import cache
 from hashgym.data.arrays import map_array
 from hashgym.data.dataset import DataError
+from hashgym.data.sealed import sync
 
 __all__ = ["Store", "tidy"]
 
@@ -88,7 +88,7 @@ class Store:
     def finish(self, batch: int, bad: list[Any]) -> None:
         """Note a batch as finished, once its rows are on the disk."""
         for file in self.files.values():
-            cache.sync(file)
+            sync(file)
         self._note({"batch": batch, "bad": bad})
         self.finished[batch] = bad
 
@@ -108,7 +108,7 @@ class Store:
         if target.exists():
             raise DataError(f"{target} appeared meanwhile; the finished work is in {self.folder}")
         self.folder.rename(target)
-        cache.sync(target.parent)
+        sync(target.parent)
         tidy(target)
 
     def _create(self) -> None:
@@ -131,7 +131,7 @@ class Store:
                     os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
         (setup / JOURNAL).write_text(json.dumps(self.job) + "\n", "utf-8")
         for file in [*setup.iterdir(), setup]:
-            cache.sync(file)
+            sync(file)
         setup.rename(self.folder)
 
     def _resume(self) -> None:

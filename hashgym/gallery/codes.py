@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from hashgym.codes import CodeSets, Words, word_count
 from hashgym.data.dataset import DataError
 from hashgym.data.files import image_files, is_image, natural, open_image
-from hashgym.data.sealed import Kind, write_json
+from hashgym.data.sealed import Kind, read_json, write_json
 from hashgym.features.pipeline import Bad, ahead, progress_bar, versions
 from hashgym.features.store import Store, tidy
 
@@ -43,6 +43,10 @@ CODES = Kind(
     what="folder of codes",
     command="hashgym encode",
     mend="encode the pictures again to another --out",
+    facts={
+        **dict.fromkeys(("images", "bits", "views"), int),
+        **{"root": str, "encoder": str, "job": dict, "left_out": dict},
+    },
 )
 ENCODER, NAMES = "encoder.onnx", "names.json"
 RECORDED = ("hashgym", "numpy", "pillow", "onnxruntime")
@@ -197,7 +201,7 @@ def open_codes(folder: str | Path, *, verify: bool = False) -> Codes:
 
     Args:
         folder: what :func:`encode_images` wrote.
-        verify: also read every file and compare its checksum.
+        verify: also compare the checksums of files of more than 16 MB.
 
     Raises:
         DataError: if it is none, or damaged.
@@ -208,10 +212,7 @@ def open_codes(folder: str | Path, *, verify: bool = False) -> Codes:
     meta = CODES.read(path)
     CODES.check(path, meta, thorough=verify)
     words, kept, sizes = (CODES.array(path, meta, f"{key}.npy") for key in ("words", "kept", "sizes"))
-    try:
-        names = json.loads((path / NAMES).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path / NAMES} is damaged: {error}; {CODES.mend}") from error
+    names = read_json(path / NAMES, CODES.mend)
     n, views, bits = meta["images"], meta["views"], meta["bits"]
     shapes = (words.shape, kept.shape, sizes.shape)
     if shapes != ((n, views, word_count(bits)), (n, views), (n, 2)) or not isinstance(names, list) or len(names) != n:

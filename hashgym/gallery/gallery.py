@@ -24,10 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym.codes import CodeSets, Words, hamming
-from hashgym.data.cache import sync
 from hashgym.data.dataset import DataError
 from hashgym.data.files import open_image
-from hashgym.data.sealed import META, Kind
+from hashgym.data.sealed import META, Kind, sync
 from hashgym.features.pipeline import progress_bar
 from hashgym.features.regions import Box
 from hashgym.gallery.codes import ENCODER, Codes, open_codes, resolved
@@ -40,7 +39,18 @@ if TYPE_CHECKING:
 
 __all__ = ["REGIONS", "Gallery", "Match", "Names", "build", "open_gallery", "read_meta", "remove"]
 
-INDEX = Kind("hashgym-gallery", 1, what="index", command="hashgym index", mend="remove it and build it again")
+INDEX = Kind(
+    "hashgym-gallery",
+    1,
+    what="index",
+    command="hashgym index",
+    mend="remove it and build it again",
+    facts={
+        **dict.fromkeys(("images", "bits", "next_id"), int),
+        **dict.fromkeys(("root", "content", "backend", "encoder"), str),
+        **{"codes": list, "options": dict},
+    },
+)
 ARRAYS = ("ids", "words", "kept", "sizes", "text", "ends")
 AT_ONCE = 1 << 16  # images that are given to a back end together
 REGIONS = ("whole", "top left", "top right", "bottom left", "bottom right", "centre")
@@ -325,7 +335,7 @@ def remove(index: str | Path, names: Sequence[str], progress: bool = True) -> Pa
         old = _Content.of(folder)
         rows = {name: row for row, name in enumerate(old.names)}
         unknown = [name for name in names if name not in rows]
-        if unknown and set(unknown) == set(names) == set(old.meta.get("removed", [])):
+        if unknown and sorted(set(unknown)) == sorted(set(names)) == old.meta.get("removed"):
             return folder
         if unknown:
             first = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
@@ -357,7 +367,7 @@ class _Content:
     def of(cls, folder: Path) -> _Content:
         """The content of an index."""
         meta = INDEX.read(folder)
-        arrays = _arrays(folder, meta)
+        arrays = _arrays(folder, meta, thorough=True)
         names = Names(arrays["ids"], arrays.pop("text"), arrays.pop("ends"))
         listed = [names.at(row) for row in range(len(names))]
         return cls(Path(meta["root"]), listed, **arrays, bits=meta["bits"], next_id=meta["next_id"], meta=meta)
@@ -513,9 +523,9 @@ def _check_same_encoder(folder: Path, old: _Content | None, given: Sequence[Code
             )
 
 
-def _arrays(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays of an index's content, compared with their checksums and with each other."""
-    INDEX.check(folder, meta, thorough=True)
+def _arrays(folder: Path, meta: Mapping[str, Any], thorough: bool = False) -> dict[str, Any]:
+    """The arrays of an index's content, checked against each other."""
+    INDEX.check(folder, meta, thorough=thorough)
     arrays = {key: INDEX.array(folder, meta, f"{meta['content']}/{key}.npy") for key in ARRAYS}
     rows = {len(arrays[key]) for key in ARRAYS if key != "text"}
     ends = arrays["ends"]

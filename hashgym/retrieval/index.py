@@ -36,8 +36,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hashgym.codes import CodeSets, Words
-from hashgym.data.cache import sync
 from hashgym.data.checksums import sha256
+from hashgym.data.sealed import sync
 from hashgym.retrieval.buckets import pack_queries
 
 __all__ = ["Found", "Ids", "Index", "backends", "load", "make", "ranked"]

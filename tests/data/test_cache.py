@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hashgym.data import DataError, HashingDataset, cache
+from hashgym.data import DataError, HashingDataset, cache, checksums, sealed
 
 
 def dataset(regions: bool = True, **changes) -> HashingDataset:
@@ -157,8 +157,8 @@ def test_a_pickle_is_never_loaded(folder, tmp_path):
     # even where meta.json vouches for it
     meta = json.loads((folder / "meta.json").read_text())
     meta.pop("digest")
-    meta["files"]["train.npy"] |= {"bytes": name.stat().st_size, "sha256": cache.sha256(name)}
-    (folder / "meta.json").write_text(json.dumps(meta | {"digest": cache._digest(meta)}))
+    meta["files"]["train.npy"] |= {"bytes": name.stat().st_size, "sha256": checksums.sha256(name)}
+    (folder / "meta.json").write_text(json.dumps(meta | {"digest": sealed.digest(meta)}))
     with pytest.raises(DataError, match=r"train\.npy.*no array of numbers"):
         cache.open_cache(folder, verify=True)
     assert not (tmp_path / "sprung").exists()

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hashgym import load_encoder
-from hashgym.data import DataError
+from hashgym.data import DataError, sealed
 from hashgym.data.files import open_image
 from hashgym.gallery import encode_images, find_images, open_codes
 from tests.gallery.small import content, picture, write_encoder, write_pictures
@@ -196,15 +196,19 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(several, tmp_path):
     assert content(tmp_path / "out") == wanted
 
 
-def test_what_is_no_folder_of_codes_or_damaged(encoder, tmp_path):
+def test_what_is_no_folder_of_codes_or_damaged(encoder, tmp_path, monkeypatch):
     out = encode(encoder, [write_pictures(tmp_path / "photos", NAMES)], tmp_path / "out")
     with pytest.raises(DataError, match=r"no folder of codes.*hashgym encode"):
         open_codes(tmp_path / "photos")
     words, meta = (out / "words.npy").read_bytes(), (out / "meta.json").read_text()
     (out / "words.npy").write_bytes(words[:-8] + b"\0" * 8)
-    open_codes(out)
+    with monkeypatch.context() as large:
+        large.setattr(sealed, "SMALL", 0)
+        open_codes(out)
+        with pytest.raises(DataError, match=r"words\.npy has changed"):
+            open_codes(out, verify=True)
     with pytest.raises(DataError, match=r"words\.npy has changed"):
-        open_codes(out, verify=True)
+        open_codes(out)
     (out / "words.npy").write_bytes(words[:-8])
     with pytest.raises(DataError, match=r"words\.npy has \d+ of \d+ bytes"):
         open_codes(out)

@@ -391,7 +391,7 @@ READERS = {
     "hasher": Reader(make_hasher, read_hasher, refuses=ValueError, sealed=True, examples=150),
     "policies": Reader(make_policies, read_policies, refuses=ValueError, sealed=True, examples=150),
     "encoder": Reader(make_encoder, read_encoder, sealed=True, examples=150),
-    "codes": Reader(make_codes, read_codes(False), ("codes/*",), examples=100),
+    "codes": Reader(make_codes, read_codes(False), ("codes/*",), sealed=True, examples=100),
     "codes, verified": Reader(make_codes, read_codes(True), ("codes/*",), sealed=True, examples=100),
     "gallery": Reader(make_gallery, read_gallery, ("index/*", "index/1/*"), refuses=ValueError, sealed=True),
     **{

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hashgym.data import DataError, cache, read_images
+from hashgym.data import DataError, cache, read_images, sealed
 from tests.reliability.damage import bounded
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="bounds are those of Linux")
@@ -218,11 +218,33 @@ def test_meta_with_its_own_digest_but_nonsense_in_it_is_refused(tmp_path: Path) 
         ),
         *((key, None) for key in sound if key not in ("digest", "images", "dim", "labels")),
     ]:
-        meta = {**sound, key: value}
-        del meta["digest"]
-        file.write_text(json.dumps(meta | {"digest": cache._digest(meta)}))
+        vouch(file, {**sound, key: value})
         try:
             with bounded():
                 cache.open_cache(tmp_path / "features")
         except DataError as error:
             assert "features" in str(error)  # noqa: PT017
+
+
+def test_codes_and_indices_with_their_own_digest_but_nonsense_in_it_are_refused(tmp_path: Path) -> None:
+    from hashgym.gallery import open_codes, open_gallery
+    from tests.reliability.test_fuzz import make_gallery
+
+    make_gallery(tmp_path)
+    for folder, read in (("codes", open_codes), ("index", open_gallery)):
+        file = tmp_path / folder / "meta.json"
+        sound = json.loads(file.read_text())
+        for key in sound:
+            for value in (None, -1, "../..", [[]], {"words.npy": {}}):
+                vouch(file, {**sound, key: value})
+                try:
+                    with bounded():
+                        read(tmp_path / folder)
+                except ValueError as error:
+                    assert folder in str(error)  # noqa: PT017
+
+
+def vouch(file: Path, meta: dict[str, Any]) -> None:
+    """Write ``meta.json`` with a digest of what it now says."""
+    said = {key: value for key, value in meta.items() if key != "digest"}
+    file.write_text(json.dumps(said | {"digest": sealed.digest(said)}))
