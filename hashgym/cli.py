@@ -460,6 +460,8 @@ def serve(
     *,
     port: int = 8000,
     root: str | None = None,
+    max_megabytes: int = 32,
+    max_megapixels: int = 80,
 ) -> None:
     """Search in a browser: a page on this machine, for this machine alone, until Ctrl-C.
 
@@ -469,10 +471,12 @@ def serve(
         index: what `hashgym index` wrote.
         port: a free port; 0 for any.
         root: the folder where the pictures are now, if they were moved.
+        max_megabytes: what the file of a picture may take that is dropped on the page.
+        max_megapixels: what such a picture, or one of the index, may have.
     """
     from hashgym.gallery.server import serve as run
 
-    run(index, port, root=root)
+    run(index, port, root=root, max_bytes=max_megabytes * 2**20, max_pixels=max_megapixels * 10**6)
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {

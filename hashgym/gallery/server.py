@@ -71,9 +71,8 @@ def create_app(gallery: Gallery, *, max_bytes: int = MAX_BYTES, max_pixels: int 
     app = flask.Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max_bytes + 2**16  # the form around the picture
     app.jinja_env.filters["text"] = _text
-    searching = (
-        threading.Lock()
-    )  # one picture at a time is decoded and encoded: its memory is bounded, engines are safe
+    # One picture at a time is decoded and encoded: that bounds the memory, and back ends need not be safe for threads.
+    searching = threading.Lock()
 
     @app.before_request
     def guard() -> Any:
@@ -222,10 +221,12 @@ def serve(
         max_pixels: of any picture.
 
     Raises:
-        ValueError: for a port that is taken or not allowed, or what is no index.
+        ValueError: for a port that is taken or not allowed, bounds below 1, or what is no index.
     """
     if not 0 <= port <= 65535:
         raise ValueError(f"--port must be from 0 to 65535, got {port}")
+    if max_bytes < 1 or max_pixels < 1:
+        raise ValueError("--max-megabytes and --max-megapixels must be above 0")
     gallery = open_gallery(Path(folder), root=None if root is None else Path(root))
     app = create_app(gallery, max_bytes=max_bytes, max_pixels=max_pixels)
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a browser asks for many thumbnails at once

@@ -446,6 +446,9 @@ def test_ports_that_cannot_be_had_are_told(index: Path) -> None:
             serve(index, port)
     with pytest.raises(ValueError, match="--port must be from 0 to 65535, got 70000"):
         serve(index, 70_000)
+    for bounds in ({"max_bytes": 0}, {"max_pixels": -1}):
+        with pytest.raises(ValueError, match="--max-megabytes and --max-megapixels must be above 0"):
+            serve(index, 0, **bounds)
 
 
 def fetch(address: str, data: bytes | None = None, kind: str = "application/octet-stream") -> tuple[int, bytes]:
