@@ -142,7 +142,8 @@ class Agreement:
         different: number of bits that differ.
         ties: number of bits that float32 rounding may decide either way: their margin's size is at most TIE of the mean
             size of that bit's margins.
-        different_ties: number of bits that differ and are ties.
+        different_ties: number of bits that differ and are ties, or come after one that differs: a policy that acts on
+            groups of bits sees those before.
         different_keeps: number of codes that one keeps and the other does not, in images whose codes are equal.
     """
 
@@ -181,13 +182,16 @@ def compare(path: str | Path, expected: NDArray[np.bool_] | CodeSets, x: NDArray
         )
     different = unpack(wanted.words, wanted.bits) != (margin > 0)
     ties = np.abs(margin) <= TIE * np.abs(margin).mean(axis=(0, 1))
+    group = np.arange(encoder.bits) // (encoder.metadata["group_bits"] or encoder.bits)
+    first = np.where(different, group, encoder.bits).min(axis=2, keepdims=True)  # the first group in which bits differ
     keeps = 0
     if encoder.threshold is not None:
         keep = encoder.outputs(x, "keep")[0].astype(np.float64) >= encoder.threshold
         found = CodeSets.of(margin > 0, keep)
         keeps = int((found.kept != wanted.kept)[~different.any(axis=(1, 2))].sum())
     return Agreement(
-        len(margin), margin.size, int(different.sum()), int(ties.sum()), int((different & ties).sum()), keeps
+        *(len(margin), margin.size, int(different.sum()), int(ties.sum())),
+        *(int((different & (ties | (group > first))).sum()), keeps),
     )
 
 

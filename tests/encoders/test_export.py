@@ -289,6 +289,19 @@ def test_differences_and_ties_are_counted(tmp_path):
         export.compare(path, expected[:4], x)
 
 
+def test_groups_that_come_after_a_tie_may_differ(tmp_path):
+    """A policy that sees the bits before emits others after another one."""
+    x = np.array([[1, 1e-7, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]], np.float32)
+    for group_bits, excused in ((2, 3), (3, 2), (None, 1)):
+        path = tmp_path / f"{group_bits}.onnx"
+        export.write(path, Identity(), dim=6, bits=6, group_bits=group_bits, source={})
+        expected = x > 0
+        expected[0, [1, 2, 5]] = False
+        assert export.compare(path, expected, x) == export.Agreement(2, 12, 3, 1, excused)
+    expected[1, 4] = False
+    assert not export.compare(tmp_path / "2.onnx", expected, x).exact
+
+
 def test_keep_decisions_that_differ_are_counted(tmp_path):
     path = tmp_path / "encoder.onnx"
     export.write(path, Regions(4, 40), dim=4, bits=40, source={}, **REGIONS)
