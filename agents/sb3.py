@@ -493,7 +493,8 @@ def train(
     if out is not None:
         bits = args.bits if base is None else base.bits
         runs.save(runs.finished(model.policy, dataset, args, dim=dataset.dim, bits=bits), out / "policy.pt")
-        greedy, path = Greedy(model.policy), out / "policy.onnx"
+        # Read back, since the trained one may hold on to tensors of its last update, which cannot be copied.
+        greedy, path = Greedy(load(out / "policy.pt", "cpu")), out / "policy.onnx"
         if base is None:
             code = {"bits": bits, "group_bits": args.group_bits}
             runs.export(lambda: GroupsHead(greedy, **code), dataset, args, path, **code)

@@ -184,6 +184,21 @@ def test_a_run_writes_its_encoder_and_a_finished_one_when_it_is_resumed(agent: s
     assert path.read_bytes() == written
 
 
+def test_a_policy_that_was_not_watched_is_exported_too(tmp_path: Path) -> None:
+    """Its last call was one of learning, whose tensors have a graph."""
+    settings: dict[str, int | float] = {"batch_size": 32}
+    args = sb3.Args(env="RegionKeep-v0", bits=16, steps=256, lanes=8, holdout=0, settings=settings)
+    policy = sb3.train(scenes(), args, base=base(), out=tmp_path, progress=False)
+    rows = np.arange(100)
+    plain, expected = data.load("digit-scenes"), sb3.encode(policy, args, scenes(), rows, base())
+    assert plain.regions is not None
+    found = load_encoder(tmp_path / "policy.onnx").encode(
+        np.concatenate([plain.features[rows, None], plain.regions[rows]], axis=1)
+    )
+    assert (found.words == expected.words).all()
+    assert (found.kept == expected.kept).all()
+
+
 def test_without_onnx_a_run_says_how_to_get_its_encoder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
