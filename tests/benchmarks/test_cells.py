@@ -169,6 +169,37 @@ def test_a_killed_benchmark_keeps_what_was_finished_and_leaves_no_process_behind
     raise AssertionError("Ray outlived the benchmark")
 
 
+def test_a_cell_at_work_ends_with_a_killed_benchmark(tmp_path):
+    (tmp_path / "program.py").write_text(
+        textwrap.dedent("""
+        import os, time
+        from rich.console import Console
+        from benchmarks.cells import run_cells
+
+        def work(cell):
+            print(os.getpid(), flush=True)
+            time.sleep(600)
+
+        if __name__ == "__main__":
+            run_cells([1], work, str, console=Console(quiet=True))
+        """)
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    program = subprocess.Popen(
+        [sys.executable, "program.py"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    worker = int(program.stdout.readline())
+    assert alive(worker)
+    program.kill()
+    program.wait()
+    program.stdout.close()
+    for _ in range(300):
+        if not alive(worker):
+            return
+        time.sleep(0.1)
+    raise AssertionError("a cell outlived the benchmark")
+
+
 def alive(process: int) -> bool:
     try:
         os.kill(process, 0)
