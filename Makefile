@@ -9,7 +9,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.quickstart
 
 test: lint
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

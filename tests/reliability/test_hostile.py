@@ -40,7 +40,7 @@ def png(width: int, height: int, content: bytes = b"") -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(content)) + chunk(b"IEND", b"")
 
 
-def refused(read: Callable[[], Any], kind: type[Exception] = DataError, match: str = "") -> None:
+def refused(read: Callable[[], Any], kind: type[Exception] = DataError, match: str | None = None) -> None:
     """Reading must fail in words, within little time and memory."""
     with bounded(octets=1 << 29), pytest.raises(kind, match=match):
         read()
