@@ -25,7 +25,7 @@ from contextlib import suppress
 from importlib import import_module, metadata
 from itertools import count, pairwise
 from pathlib import Path
-from time import monotonic, sleep
+from time import monotonic, sleep, time
 from types import ModuleType
 from typing import Any, ClassVar
 from weakref import finalize
@@ -351,17 +351,20 @@ class _Server:
 
 
 def _sweep() -> None:
-    """Remove the folders of processes that were killed: those whose file nobody has locked any more."""
+    """Remove the folders of processes that were killed: those whose file nobody has locked, or not for an hour."""
     with suppress(ImportError):
         import fcntl
 
-        for lock in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*/.{_FILE}.lock"):
-            if lock.parent.name.startswith(f"{_FOLDER}{os.getpid()}-"):
+        for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
+            if folder.name.startswith(f"{_FOLDER}{os.getpid()}-"):
                 continue  # to open a lock of one's own and close it again would end it
             with suppress(OSError):
-                with lock.open("a") as file:
-                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(lock.parent)
+                if (lock := folder / f".{_FILE}.lock").exists():
+                    with lock.open("a") as file:
+                        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                elif time() - folder.stat().st_mtime < 3600:  # about to be locked, perhaps
+                    continue
+                shutil.rmtree(folder)
 
 
 def _milvus_lite() -> Any:
@@ -372,14 +375,25 @@ def _milvus_lite() -> Any:
     name = "pkg_resources"
     module = "milvus_lite.server"
     with suppress(ImportError):
-        return import_module(module).Server
+        return _at_home(import_module(module).Server)
     stand_in: Any = ModuleType(name)
     stand_in.DistributionNotFound, stand_in.get_distribution = metadata.PackageNotFoundError, metadata.distribution
     sys.modules[name] = stand_in
     try:
-        return import_module(module).Server
+        return _at_home(import_module(module).Server)
     finally:
         del sys.modules[name]
+
+
+def _at_home(server: Any) -> Any:
+    """The class, with a home of its own for each process: all clear ``~/.cache/milvus``, which others may be using."""
+
+    class AtHome(server):
+        @property
+        def args(self) -> list[Any]:
+            return ["env", f"HOME={self._work_dir}", *super().args]
+
+    return AtHome
 
 
 def _batches(ids: Ids) -> list[Ids]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from time import sleep
@@ -171,8 +173,13 @@ def test_nothing_runs_after_a_process_was_killed_and_the_next_takes_its_files_aw
     gone = subprocess.run(["tail", "-s0.1", f"--pid={process}", "-f", "/dev/null"], timeout=20, check=False)
     assert gone.returncode == 0
     assert Path(folder).is_dir()
+    early, now = (Path(tempfile.mkdtemp(prefix=f"hashgym-milvus-{age}-")) for age in (0, 1))  # killed before they began
+    os.utime(early, (0, 0))
     with filled("milvus") as first, filled("milvus") as second:
         assert not Path(folder).exists()
+        assert (early.exists(), now.exists()) == (False, True)
+        assert (first._server._file.parent / ".cache").is_dir()  # no folder is shared with other embedded servers
+        now.rmdir()
         assert first.ids.tolist() == second.ids.tolist() == [4, 7]
 
 
