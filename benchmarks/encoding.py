@@ -61,7 +61,7 @@ class Args:
     rounds: int = 5
     """how often both are measured, in turn"""
     workers: int = 2
-    """threads that read"""
+    """batches at work at a time"""
     out: Path | None = None
     """a folder for encoding.csv; none by default"""
 

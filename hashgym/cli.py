@@ -316,7 +316,7 @@ def encode(
         out: the folder to write; while the work lasts it is called OUT.partial.
         skip_bad: leave out pictures that cannot be read, and list them, instead of stopping at the first.
         batch_size: pictures that are read, and noted as finished, together.
-        workers: threads that read and preprocess.
+        workers: batches at work at a time, each in a thread of its own; cores are shared out among them.
     """
     from pathlib import Path
 

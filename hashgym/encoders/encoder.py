@@ -45,11 +45,12 @@ def seal(model: bytes) -> bytes:
     return model + _SEAL + hashlib.sha256(model + _SEAL + _EMPTY).hexdigest().encode()
 
 
-def load_encoder(path: str | Path) -> Encoder:
+def load_encoder(path: str | Path, threads: int | None = None) -> Encoder:
     """Open an encoder.
 
     Args:
         path: the file, from ``hashgym export`` or a training run's ``policy.onnx``.
+        threads: of one call; ``OMP_NUM_THREADS`` by default, or all cores. Calls from several threads are safe.
 
     Raises:
         DataError: where the file is missing, damaged or no encoder, or was written in a later format.
@@ -69,7 +70,7 @@ def load_encoder(path: str | Path) -> Encoder:
         raise DataError(f"{file} has changed since it was written: copy it again, or export it again")
     require_runtime()
     try:
-        session = open_session(model, thread_count())
+        session = open_session(model, threads or thread_count())
         metadata = json.loads(session.get_modelmeta().custom_metadata_map[KEY])
         written = metadata["format"]
         if written == FORMAT:

@@ -28,7 +28,7 @@ class Bad:
 
 
 def ahead(
-    prepare: Callable[[int], T], batches: Mapping[int, Sequence[int]], workers: int
+    prepare: Callable[[int], T], batches: Mapping[int, Sequence[int]], workers: int, depth: int = AHEAD
 ) -> Generator[tuple[int, list[T]]]:
     """Every batch with what ``prepare`` makes of its images, in threads and a few batches before they are asked for.
 
@@ -36,6 +36,7 @@ def ahead(
         prepare: takes an image's index.
         batches: number of a batch -> indices of its images.
         workers: threads.
+        depth: batches that are under way, or wait to be asked for.
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="images")
     waiting = iter(batches.items())
@@ -46,7 +47,7 @@ def ahead(
             queue.append((b, [pool.submit(prepare, index) for index in batch]))
 
     try:
-        submit(AHEAD)
+        submit(depth)
         while queue:
             b, futures = queue.popleft()
             images = [future.result() for future in futures]

@@ -14,8 +14,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +29,7 @@ from hashgym.data.dataset import DataError
 from hashgym.data.files import image_files, is_image, natural, open_image
 from hashgym.data.sealed import Kind, read_json, write_json
 from hashgym.features.pipeline import Bad, ahead, progress_bar, versions
+from hashgym.features.runtime import thread_count
 from hashgym.features.store import Store, tidy
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def encode_images(
         out: the folder to write; the job resumes from ``out.partial``. A folder that this very job wrote is left alone.
         skip_bad: leave out and list images that cannot be read, instead of stopping at the first.
         batch_size: images that are read, and noted as finished, together.
-        workers: threads that read and preprocess.
+        workers: batches at work at a time, each in a thread of its own; cores are shared out among them.
         progress: show a progress bar.
 
     Returns:
@@ -122,7 +122,9 @@ def encode_images(
 
     if batch_size < 1 or workers < 1:
         raise ValueError(f"batch_size and workers must be at least 1, got {batch_size} and {workers}")
-    encoder, target = load_encoder(encoder_path), Path(out)
+    # A thread reads and encodes batches of its own: threads of one network would wait for each other, and for readers.
+    lanes = min(workers, thread_count())
+    encoder, target = load_encoder(encoder_path, thread_count() // lanes), Path(out)
     if encoder.takes != "pictures":
         raise ValueError(
             f"{encoder_path} takes features, not pictures: `hashgym export` with the run or hasher as its source "
@@ -147,30 +149,24 @@ def encode_images(
         "sizes": ((2,), "int32"),
     }
     batches = [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
-    read = partial(_prepare, encoder, root, names)
+    work = partial(_encoded, encoder, root, names, batches)
     with Store(target.with_name(target.name + ".partial"), n, arrays, job, "hashgym encode") as store:
         left = {b: batch for b, batch in enumerate(batches) if b not in store.finished}
         done = n - sum(map(len, left.values()))
         with (
             progress_bar(n, done, progress, "encoding") as tick,
-            closing(ahead(read, left, workers)) as prepared,
-            ThreadPoolExecutor(1, thread_name_prefix="codes") as writer,  # the network need not wait for the disk
+            closing(ahead(work, {b: [b] for b in left}, lanes, 2 * lanes)) as finished,
         ):
-            noted = None
-            for b, pictures in prepared:
-                bad = [image for image in pictures if isinstance(image, Bad)]
+            for b, [(arrays_of, bad)] in finished:
                 if bad and not skip_bad:
                     raise DataError(
                         f"{bad[0].reason}. Mend or remove it and run the same command again; --skip-bad leaves such "
                         "images out"
                     )
-                rows = list(_encode(encoder, [x for x in pictures if isinstance(x, _Picture)]))
-                if noted is not None:
-                    noted.result()
-                noted = writer.submit(_note, store, b, rows, [[image.index, image.reason] for image in bad])
+                for key, (rows, values) in arrays_of.items():
+                    store.write(key, rows, values)
+                store.finish(b, [[image.index, image.reason] for image in bad])
                 tick(len(batches[b]))
-            if noted is not None:
-                noted.result()
         left_out = {index: reason for bad_images in store.finished.values() for index, reason in bad_images}
         kept = np.setdiff1d(np.arange(n), list(left_out))
         if not len(kept):
@@ -292,22 +288,20 @@ def _prepare(encoder: Encoder, root: Path, names: Sequence[str], index: int) -> 
         return Bad(index, str(error))
 
 
-def _encode(encoder: Encoder, pictures: Sequence[_Picture]) -> Iterator[tuple[str, tuple[NDArray[Any], NDArray[Any]]]]:
-    """Rows and values of every array for a batch."""
+def _encoded(
+    encoder: Encoder, root: Path, names: Sequence[str], batches: Sequence[Sequence[int]], batch: int
+) -> tuple[dict[str, tuple[NDArray[np.int64], NDArray[Any]]], list[Bad]]:
+    """Rows and values of every array for a batch, and its images that cannot be read."""
+    images = [_prepare(encoder, root, names, index) for index in batches[batch]]
+    bad = [image for image in images if isinstance(image, Bad)]
+    pictures = [image for image in images if isinstance(image, _Picture)]
     if not pictures:
-        return
+        return {}, bad
     views = np.stack([picture.views for picture in pictures])
     sets = encoder.encode_pictures(views if encoder.regions else views[:, 0])
     rows = np.array([picture.index for picture in pictures], np.int64)
     sizes = np.array([picture.size for picture in pictures], np.int32)
-    yield from (("words", (rows, sets.words)), ("kept", (rows, sets.kept)), ("sizes", (rows, sizes)))
-
-
-def _note(store: Store, batch: int, arrays: Sequence[tuple[str, Any]], bad: list[Any]) -> None:
-    """Write a finished batch."""
-    for key, (rows, values) in arrays:
-        store.write(key, rows, values)
-    store.finish(batch, bad)
+    return {"words": (rows, sets.words), "kept": (rows, sets.kept), "sizes": (rows, sizes)}, bad
 
 
 def _expanded(place: str) -> list[str]:
