@@ -153,7 +153,7 @@ class HashingGame(Lanes):
 
     code: Any  # float32 (n, q), the bits or probabilities emitted so far
     codebook: Any  # the codebook's words, which are part of the state
-    positive_rows: Any  # int64 (n, P)
+    positive_rows: Any  # int64 (n, P); there where the reward reads partners
     negative_rows: Any
 
     def __init__(self, lanes: int, dataset: str | Path | HashingDataset, task: HashingTask) -> None:
@@ -164,6 +164,7 @@ class HashingGame(Lanes):
         reward = rewards.make(task.reward)
         self.terms = reward.terms if isinstance(reward, Weighted) else [(1.0, reward)]
         self.names = _term_names([term for _, term in self.terms])
+        self.reads_partners: bool = getattr(reward, "reads_partners", True)
 
     def spaces(self) -> tuple[spaces.Dict, spaces.Space[Any]]:
         """Observation and action space of one lane."""
@@ -173,7 +174,8 @@ class HashingGame(Lanes):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the state."""
         task, lanes = self.task, self.lanes
-        partners = dict.fromkeys(("positive_rows", "negative_rows"), (lanes, task.partners))
+        names = ("positive_rows", "negative_rows") if self.reads_partners else ()
+        partners = dict.fromkeys(names, (lanes, task.partners))
         rest = {"code": (lanes, task.bits), "emitted": (), "group": ()}
         return super().shapes | partners | rest | {"codebook": (len(self.label_words), codes.word_count(task.bits))}
 
@@ -192,7 +194,10 @@ class HashingGame(Lanes):
     def begin(self, rng: np.random.Generator, options: dict[str, Any]) -> None:
         """Begin an episode in every lane: its image, and the image's partners."""
         super().begin(rng, options)
-        self.positive_rows, self.negative_rows = self.sampler.draw(self.rows, self.task.partners, rng)
+        if self.reads_partners:
+            self.positive_rows, self.negative_rows = self.sampler.draw(self.rows, self.task.partners, rng)
+        else:
+            self.sampler.skip(self.lanes, self.task.partners, rng)
         self.code = self.zeros(self.task.bits, dtype="float32")
         self.emitted = self.group = 0
 
@@ -261,14 +266,21 @@ class HashingGame(Lanes):
         """Actions of all lanes as relaxed bits, float32 (n, group_bits)."""
         return action_bits(action, self.task, self.lanes)
 
+    def partner_rows(self) -> tuple[Any, Any]:
+        """Rows of the positive and of the negative partners, (n, P) each; (n, 0) where the reward reads none."""
+        if self.reads_partners:
+            return self.positive_rows, self.negative_rows
+        return self.zeros(0, dtype="int64"), self.zeros(0, dtype="int64")
+
     def view(self, start: int, stop: int, scope: Literal["group", "global"], last: bool) -> Any:
         """What a reward sees of a span of bits."""
+        positive_rows, negative_rows = self.partner_rows()
         return RewardView(
             code=self.code[:, start:stop],
             codebook=self.book.span(start, stop),
             rows=self.rows,
-            positive_rows=self.positive_rows,
-            negative_rows=self.negative_rows,
+            positive_rows=positive_rows,
+            negative_rows=negative_rows,
             labels=self.dataset.labels[self.dataset.train[self.rows]],
             start=start,
             scope=scope,

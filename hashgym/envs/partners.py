@@ -7,10 +7,9 @@ from numpy.typing import NDArray
 
 from hashgym import codes
 from hashgym.data.dataset import DataError
+from hashgym.data.similarity import count_similar, label_patterns
 
 __all__ = ["PartnerSampler"]
-
-_BLOCK = 1 << 22  # pairs of label patterns compared at once
 
 
 class PartnerSampler:
@@ -27,17 +26,12 @@ class PartnerSampler:
     """
 
     def __init__(self, label_words: codes.Words) -> None:
-        self._patterns, self._pattern_of, self._counts = np.unique(
-            label_words, axis=0, return_inverse=True, return_counts=True
-        )
-        self._pattern_of = self._pattern_of.reshape(-1)
+        self._patterns, self._pattern_of, self._counts = label_patterns(label_words)
         self._members = np.argsort(self._pattern_of, kind="stable")  # rows sorted by pattern
         self._starts = np.cumsum(self._counts) - self._counts
         self._place = np.empty_like(self._members)  # a row's place in that order
         self._place[self._members] = np.arange(len(self._members))
-        step = max(1, _BLOCK // len(self._patterns))
-        blocks = np.split(np.arange(len(self._patterns)), range(step, len(self._patterns), step))
-        similar_to = np.concatenate([self._similar(block) @ self._counts for block in blocks])[self._pattern_of]
+        similar_to = count_similar(label_words)
         # An image without labels is not similar even to itself, and has no episode.
         self.eligible: NDArray[np.int64] = np.flatnonzero((similar_to > 1) & (similar_to < len(label_words)))
         if not self.eligible.size:
@@ -53,9 +47,13 @@ class PartnerSampler:
 
         The same number of random numbers is used whatever the labels are, so that labels move nothing else.
         """
-        uniform = rng.random((2, len(rows), partners))
+        uniform = self.skip(len(rows), partners, rng)
         similar = self._similar(self._pattern_of[rows])
         return self._pick(similar, uniform[0], rows), self._pick(~similar, uniform[1], None)
+
+    def skip(self, images: int, partners: int, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Advance the generator as :meth:`draw` does, without the cost of finding the partners."""
+        return rng.random((2, images, partners))
 
     def _similar(self, patterns: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which patterns share a label with the given ones, bool (n, U)."""

@@ -293,7 +293,7 @@ class _TensorGame(HashingGame):
         """Take up where either game's :meth:`get_state` was called."""
         super().set_state(state, rng)
         self.codebook = codes.unpack(self.codebook, self.task.bits).astype(np.float32)
-        for key in ("codebook", "positive_rows", "negative_rows", "code"):
+        for key in {"codebook", "positive_rows", "negative_rows", "code"} & self.shapes.keys():
             setattr(self, key, self.tensor(getattr(self, key)))
         self.reward_parts = {name: self.tensor(part) for name, part in self.reward_parts.items()}
 
@@ -316,12 +316,13 @@ class _TensorGame(HashingGame):
 
     def view(self, start: int, stop: int, scope: Literal["group", "global"], last: bool) -> TensorView:
         """What a reward sees of a span of bits."""
+        positive_rows, negative_rows = self.partner_rows()
         return TensorView(
             code=self.code[:, start:stop],
             codebook=self.book.span(start, stop),
             rows=self.rows,
-            positive_rows=self.positive_rows,
-            negative_rows=self.negative_rows,
+            positive_rows=positive_rows,
+            negative_rows=negative_rows,
             labels=self.labels[self.rows],
             start=start,
             scope=scope,
@@ -346,7 +347,7 @@ class _TensorSampler(PartnerSampler):
 
     def draw(self, rows: Any, partners: int, rng: np.random.Generator) -> Any:
         """Draw for each row, with replacement: (positives, negatives), int64 (n, partners) each."""
-        uniform = torch.as_tensor(rng.random((2, len(rows), partners)), device=self._device)
+        uniform = torch.as_tensor(self.skip(len(rows), partners, rng), device=self._device)
         similar = self._labels[self._pattern_of[rows]] @ self._labels.T > 0
         return self._pick(similar, uniform[0], rows), self._pick(~similar, uniform[1], None)
 

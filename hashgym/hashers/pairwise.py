@@ -10,11 +10,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hashgym import codes
+from hashgym.data.similarity import count_similar
 from hashgym.hashers.base import Hasher, Labels
 
-__all__ = ["PairwiseHasher", "cosine_distance", "dissimilar_value", "inner_distance", "pair_weights", "signs", "unit"]
-
-_ROWS = 2048  # images whose pairs with all others are counted at once
+__all__ = [
+    "PairwiseHasher",
+    "cosine_distance",
+    "dissimilar_value",
+    "inner_distance",
+    "packed_pair_weights",
+    "pair_weights",
+    "signs",
+    "unit",
+]
 
 
 class PairwiseHasher(Hasher):
@@ -80,11 +89,14 @@ def pair_weights(labels: Labels) -> NDArray[np.float64]:
     Raises:
         ValueError: if no two images share a label, or all do.
     """
-    hot = np.asarray(labels, np.float32)
-    similar = sum(int((hot[i : i + _ROWS] @ hot.T > 0).sum()) for i in range(0, len(hot), _ROWS)) - int(
-        hot.any(1).sum()
-    )
-    pairs = len(hot) * (len(hot) - 1)
+    return packed_pair_weights(codes.pack(np.asarray(labels) != 0))
+
+
+def packed_pair_weights(label_words: codes.Words) -> NDArray[np.float64]:
+    """:func:`pair_weights` of packed labels, uint64 (n, W)."""
+    n = len(label_words)
+    similar = int(count_similar(label_words).sum()) - int(label_words.any(axis=1).sum())  # not of an image with itself
+    pairs = n * (n - 1)
     if similar == 0:
         raise ValueError("no two training images share a label, so there is nothing to learn: check labels and split")
     if similar == pairs:

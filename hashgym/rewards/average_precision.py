@@ -26,6 +26,7 @@ class AveragePrecision:
         if against not in ("codebook", "partners"):
             raise ValueError(f"against must be 'codebook' or 'partners', got {against!r}")
         self.against = against
+        self.reads_partners = against == "partners"
 
     def __call__(self, view: RewardView) -> NDArray[np.floating]:
         """Return the AP, float64 (n,)."""

@@ -32,6 +32,7 @@ class Balance:
     """
 
     name = "balance"
+    reads_partners = False
 
     def __init__(self, decorrelation: float = 1.0) -> None:
         if not (math.isfinite(decorrelation) and decorrelation >= 0):

@@ -78,8 +78,10 @@ class Pairwise:
         if self._hasher is not None and not hasattr(self._hasher, "pair_loss"):
             raise ValueError(f"hasher {name!r} has no loss of pairs; there are {', '.join(LOSSES)}")
         self.name = f"pairwise:{name}"
-        self._made_for: Any = None  # the labels that the tables were made for
+        self._made_for: Any = None  # the labels that the tables and the weights were made for
         self._made: dict[int, _Tables] = {}
+        self._weights: NDArray[np.float64] | None = None
+        self.reads_partners = against == "partners"
 
     def __call__(self, view: RewardView) -> NDArray[np.floating]:
         """Return -(mean of w L), floating (n,)."""
@@ -116,7 +118,7 @@ class Pairwise:
     def _tables(self, view: RewardView) -> _Tables:
         """The tables of the span's length, made once."""
         if self._made_for is not view.codebook.label_words:
-            self._made_for, self._made = view.codebook.label_words, {}
+            self._made_for, self._made, self._weights = view.codebook.label_words, {}, None
         length = view.codebook.bits
         if length not in self._made:
             loss = self._loss(view, length)
@@ -128,7 +130,7 @@ class Pairwise:
 
     def _loss(self, view: RewardView, length: int) -> NDArray[np.float64]:
         """What a pair of each kind and distance takes off the reward, float64 (2, length + 1)."""
-        weights = _pair_weights(view.codebook.label_words) if self._needs_weights else np.ones(2)
+        weights = self._pair_weights(view.codebook.label_words) if self._needs_weights else np.ones(2)
         if self._hasher is None:
             table = self._table.astype(np.float64)
             if table.shape[1] != length + 1:
@@ -153,9 +155,10 @@ class Pairwise:
     def _needs_weights(self) -> bool:
         return self.against == "partners" or getattr(self._hasher, "weighted", False)
 
+    def _pair_weights(self, label_words: codes.Words) -> NDArray[np.float64]:
+        """1 / share of all pairs, of dissimilar and of similar ones, float64 (2,); counted once."""
+        if self._weights is None:
+            from hashgym.hashers.pairwise import packed_pair_weights
 
-def _pair_weights(label_words: codes.Words) -> NDArray[np.float64]:
-    """1 / share of all pairs, of dissimilar and of similar ones, float64 (2,)."""
-    from hashgym.hashers.pairwise import pair_weights
-
-    return pair_weights(codes.unpack(label_words, label_words.shape[-1] * codes.WORD_BITS).view(np.uint8))
+            self._weights = packed_pair_weights(label_words)
+        return self._weights

@@ -35,6 +35,9 @@ class Reward(Protocol):
 
     It may also have ``value_and_credit(view)``, which returns ``(value, credit)`` with credit (n, s), R(bit = 1) -
     R(bit = 0) for every bit with all others as emitted. Without it the environment evaluates the flips one by one.
+
+    A reward that never reads the partners may have ``reads_partners = False``: the environment then draws none, which
+    saves time on large multi-label datasets, and the view's partner arrays are (n, 0).
     """
 
     def __call__(self, view: RewardView, /) -> NDArray[np.floating]:

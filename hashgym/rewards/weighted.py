@@ -28,6 +28,11 @@ class Weighted:
         if not self.terms or not np.isfinite([weight for weight, _ in self.terms]).all():
             raise ValueError("weighted needs at least one (weight, reward) pair, with finite weights")
 
+    @property
+    def reads_partners(self) -> bool:
+        """Whether any of the rewards reads the partners."""
+        return any(getattr(reward, "reads_partners", True) for _, reward in self.terms)
+
     def __call__(self, view: RewardView) -> NDArray[np.floating]:
         """Return the sum, float64 (n,)."""
         return sum(weight * registry.value(reward, view) for weight, reward in self.terms)  # type: ignore[return-value]

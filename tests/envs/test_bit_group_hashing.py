@@ -440,9 +440,43 @@ def test_nothing_but_the_image_is_seen(multi_label: HashingDataset) -> None:
             steps = [env.step(action) for env in envs]
             observations = [step[0] for step in steps]
             rewards_differ |= bool((steps[0][1] != steps[1][1]).any())
-            partners_differ |= bool((envs[0]._lanes.negative_rows != envs[1]._lanes.negative_rows).any())
+            negative_rows = [env._lanes.partner_rows()[1] for env in envs]
+            partners_differ |= bool((negative_rows[0] != negative_rows[1]).any())
         assert rewards_differ
-        assert partners_differ
+        assert partners_differ == envs[0]._lanes.reads_partners
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        "average_precision",
+        "balance",
+        "pairwise:dch",
+        {"name": "weighted", "terms": {"average_precision": 1.0, "balance": 0.5}},
+    ],
+)
+def test_rewards_that_read_no_partners_are_the_same_without_them(multi_label: HashingDataset, reward: Any) -> None:
+    without, with_partners = (make_vec(multi_label, 5, bits=8, group_bits=4, reward=reward) for _ in range(2))
+    assert not without._lanes.reads_partners
+    with_partners._lanes.reads_partners = True
+    without.action_space.seed(1)
+    assert_same(without.reset(seed=4)[0], with_partners.reset(seed=4)[0])
+    for _ in range(6):
+        action = without.action_space.sample()
+        a, b = without.step(action), with_partners.step(action)
+        assert_same(a[0], b[0])
+        np.testing.assert_array_equal(a[1], b[1])
+    state = without.get_state()
+    assert "positive_rows" not in state
+    assert_same(without.set_state(state)[0], b[0])
+
+
+def test_partners_are_drawn_for_any_reward_that_may_read_them(multi_label: HashingDataset) -> None:
+    terms = {"average_precision": 1.0, "triplet": 0.5}
+    for reward in ("triplet", lambda view: view.positive_distances.mean(-1), {"name": "weighted", "terms": terms}):
+        env = make_vec(multi_label, 5, bits=8, group_bits=4, reward=reward)
+        env.reset(seed=0)
+        assert env._lanes.partner_rows()[0].shape == (5, 8)
 
 
 def test_gymnasiums_vector_wrappers_fit(multi_label: HashingDataset) -> None:

@@ -43,3 +43,12 @@ def test_partners_are_uniform() -> None:
         share = np.bincount(drawn.ravel(), minlength=30) / drawn.size
         # 20,000 draws: the deviation of a share near 1/10 is 0.002.
         np.testing.assert_allclose(share, allowed / allowed.sum(), atol=0.011)
+
+
+def test_skipping_leaves_the_generator_where_drawing_does() -> None:
+    hot = np.eye(5, dtype=bool)[np.arange(30) % 5]
+    sampler = PartnerSampler(codes.pack(hot))
+    drawing, skipping = (np.random.default_rng(3) for _ in range(2))
+    sampler.draw(np.arange(7), 4, drawing)
+    sampler.skip(7, 4, skipping)
+    assert drawing.random() == skipping.random()
