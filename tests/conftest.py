@@ -16,6 +16,12 @@ from hashgym.rewards import registry
 
 
 @pytest.fixture(autouse=True)
+def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests leave the user's cache alone."""
+    monkeypatch.setenv("HASHGYM_CACHE", str(tmp_path_factory.getbasetemp() / "hashgym-cache"))
+
+
+@pytest.fixture(autouse=True)
 def _rewards_are_forgotten() -> Iterator[None]:
     """What a test registers is unknown to the next."""
     before = dict(registry._FACTORIES)

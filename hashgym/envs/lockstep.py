@@ -22,6 +22,7 @@ from hashgym.codes import Words
 from hashgym.data import HashingDataset
 from hashgym.envs.partners import PartnerSampler
 from hashgym.envs.rendering import Scene
+from hashgym.hashers import Hasher
 
 __all__ = ["Lanes", "LockstepVectorEnv", "Observation", "ScalarEnv", "Skin", "Tables", "setting", "standardized"]
 
@@ -34,6 +35,7 @@ class Tables:
     Attributes:
         dataset: the dataset.
         row_of: int64 (n,), the row of ``dataset.train`` by image, -1 where it is no training image.
+        bases: hashers fitted to the training images, by name and number of bits.
     """
 
     shared: ClassVar[WeakValueDictionary[int, Tables]] = WeakValueDictionary()
@@ -42,6 +44,7 @@ class Tables:
         self.dataset = dataset  # held, so that no other object takes its id while this is shared
         self.row_of = np.full(len(dataset), -1)
         self.row_of[dataset.train] = np.arange(len(dataset.train))
+        self.bases: dict[tuple[str, int], Hasher] = {}
 
     @classmethod
     def of(cls, dataset: HashingDataset) -> Tables:

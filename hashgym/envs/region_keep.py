@@ -15,9 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 from hashgym import codes, hashers
 from hashgym.codes import Words
 from hashgym.data import HashingDataset
-from hashgym.envs.lockstep import Lanes, LockstepVectorEnv, Observation, ScalarEnv, Skin, Tables, setting, standardized
+from hashgym.envs.lockstep import Lanes, LockstepVectorEnv, Observation, ScalarEnv, Skin, Tables, setting
 from hashgym.envs.rendering import RegionScene
 from hashgym.hashers import Hasher
+from hashgym.hashers.fit_once import fit_once
 from hashgym.retrieval.kernels import distance_histograms
 
 __all__ = ["RegionKeepEnv", "RegionKeepTask", "RegionKeepVectorEnv", "observation"]
@@ -183,7 +184,7 @@ class _Game(Lanes):
             )
         _ = self.tables.sampler  # refuses labels that teach nothing
         self.task, self.available = task, regions.shape[1]
-        self.base = _base(dataset, self.dataset, task)
+        self.base = _base(self.tables, task)
         self.bits = self.base.bits
         self.table = _table(self.base, task)
         self.coded = _Coded.of(self.dataset, self.base)
@@ -400,9 +401,9 @@ class RegionKeepEnv(_OverGame, ScalarEnv):
     | `render_mode` | `None` | `"rgb_array"` or `"ansi"` |
 
     Wrong arguments raise `ValueError`, data that cannot be used `hashgym.data.DataError` (a `ValueError`). A base
-    that is named is fitted once a process for each dataset name and length; with a `HashingDataset` it is fitted for
-    every environment, so fit it yourself where you make many. Codes are shared by all environments that are given
-    the same dataset and base.
+    that is named is fitted once for each dataset and length, also where several processes make environments: it is
+    kept in the user's cache folder (`HASHGYM_CACHE` names another, empty for none). Codes are shared by all
+    environments of a process that have the same dataset and base.
     A curriculum may set the price at any time: `env.unwrapped.price = 0.01` counts from the next step, and in
     `keep_reward` from the next info.
 
@@ -449,14 +450,16 @@ class RegionKeepVectorEnv(_OverGame, LockstepVectorEnv):
         super().__init__(_Game(num_envs, dataset, RegionKeepTask(**task)), render_mode)
 
 
-def _base(source: str | Path | HashingDataset, dataset: HashingDataset, task: RegionKeepTask) -> Hasher:
+def _base(tables: Tables, task: RegionKeepTask) -> Hasher:
     """The fitted base hasher of a task."""
+    dataset = tables.dataset
     if isinstance(task.base, str) and task.base in hashers.available():
         unfitted = hashers.make(task.base, bits=task.bits or DEFAULT_BITS, seed=0)
         _table(unfitted, task, fitted=False)
-        if isinstance(source, HashingDataset):
-            return unfitted.fit(dataset.features[dataset.train], dataset.labels[dataset.train])
-        return _fitted(str(source), task.base, unfitted.bits)
+        key = task.base, unfitted.bits
+        if key not in tables.bases:
+            tables.bases[key] = fit_once(unfitted, dataset.features[dataset.train], dataset.labels[dataset.train])
+        return tables.bases[key]
     if isinstance(task.base, str | Path):
         if not Path(task.base).is_file():
             names = ", ".join(hashers.available())
@@ -490,12 +493,6 @@ def _table(base: Hasher, task: RegionKeepTask, *, fitted: bool = True) -> NDArra
     if table.shape != (2, base.bits + 1) or not np.isfinite(table).all():
         raise ValueError(f"loss must be a table (2, {base.bits + 1}) of finite numbers, row 1 for similar pairs")
     return table
-
-
-@lru_cache(maxsize=4)
-def _fitted(source: str, name: str, bits: int) -> Hasher:
-    dataset = standardized(source)
-    return hashers.make(name, bits=bits, seed=0).fit(dataset.features[dataset.train], dataset.labels[dataset.train])
 
 
 @lru_cache(maxsize=4)

@@ -1,0 +1,64 @@
+"""Fit a hasher once for all processes: workers of a vector environment need the same base at the same time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import suppress
+from importlib.metadata import version
+
+import numpy as np
+
+import hashgym
+from hashgym import hashers
+from hashgym.data import user_cache
+from hashgym.hashers.base import Features, Hasher, Labels
+
+__all__ = ["fit_once"]
+
+_PATIENCE = 3600.0  # seconds to wait for another process that fits the same hasher
+
+
+def fit_once(hasher: Hasher, X: Features, y: Labels) -> Hasher:
+    """Return the hasher fitted to (X, y), read from the user's cache where a process has fitted it before.
+
+    The cache is keyed by the hasher's name and settings, the bytes of X and y, and the versions of hashgym, NumPy and
+    torch, so that what is read is what fitting would give. One process fits while the others wait for it. Where there
+    is no cache folder, or the hasher is of a class that is not registered, it is fitted here.
+
+    Args:
+        hasher: not fitted yet.
+        X: float32 (n, D).
+        y: multi-hot uint8 (n, L).
+
+    Raises:
+        ValueError: as :meth:`Hasher.fit`.
+    """
+    place = user_cache.folder()
+    try:
+        name = hashers._name_of(type(hasher))
+    except ValueError:
+        place = None
+    if place is None:
+        return hasher.fit(X, y)
+
+    import filelock
+
+    digest = hashlib.sha256(json.dumps([name, hasher.get_params(), _versions(), X.shape, y.shape]).encode())
+    digest.update(np.ascontiguousarray(X))
+    digest.update(np.ascontiguousarray(y))
+    file = place / f"base-{digest.hexdigest()[:32]}.npz"
+    try:
+        with filelock.FileLock(f"{file}.lock", timeout=_PATIENCE):
+            with suppress(FileNotFoundError, ValueError):  # a damaged file is replaced
+                return hashers.load(file)
+            fitted = hasher.fit(X, y)
+            with suppress(OSError):  # the disk is full: the next process fits again
+                fitted.save(file)
+            return fitted
+    except (filelock.Timeout, OSError):
+        return hasher.fit(X, y)
+
+
+def _versions() -> dict[str, str]:
+    return {"hashgym": hashgym.__version__, **{package: version(package) for package in ("numpy", "torch")}}
