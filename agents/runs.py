@@ -26,6 +26,7 @@ from hashgym import codes
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
 from hashgym.encoders.export import write
+from hashgym.hashers.threads import largest_product, limit_threads
 from hashgym.retrieval import kernels
 
 __all__ = [
@@ -165,7 +166,8 @@ def drive(run: Run, title: str, *, out: Path | None, checkpoint: dict[str, Any] 
     if checkpoint is not None:
         run.restore(checkpoint)
     curves = nullcontext() if out is None else SummaryWriter(str(out), purge_step=run.update + 1)
-    with curves as writer, Progress(*COLUMNS, disable=not progress) as bar:
+    threads = limit_threads(largest_product(run.policy, args.lanes))
+    with threads, curves as writer, Progress(*COLUMNS, disable=not progress) as bar:
         task = bar.add_task(title, total=args.updates, completed=run.update)
         while run.update < args.updates:
             scalars = run.learn()

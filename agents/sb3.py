@@ -60,6 +60,7 @@ from hashgym.encoders.heads import GroupsHead, RegionsHead, hasher_head
 from hashgym.envs.bit_group_hashing import HashingTask
 from hashgym.envs.region_keep import RegionKeepTask
 from hashgym.hashers import Hasher
+from hashgym.hashers.threads import largest_product, limit_threads
 from hashgym.integrations.sb3 import HashVecEnv
 from hashgym.retrieval import metrics
 
@@ -483,7 +484,8 @@ def train(
         watch = _Watch(args, dataset, held_out, base, out, progress)
         if checkpoint is not None:
             watch.restore(model, checkpoint)
-        with watch.bar:
+        batch_size = getattr(model, "batch_size", args.lanes)
+        with watch.bar, limit_threads(largest_product(model.policy, batch_size)):
             model.learn(
                 args.steps - model.num_timesteps,
                 watch,

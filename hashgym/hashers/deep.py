@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -13,12 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from hashgym.hashers.base import Features, Hasher, Labels
+from hashgym.hashers.threads import limit_threads
 
 __all__ = ["DeepHasher", "Objective"]
 
 Objective: TypeAlias = Callable[[Tensor, Tensor, int], Tensor]
-
-_WORTH_THREADS = 1 << 25  # multiplications in a product: below, threads wait for each other longer than they help
 
 
 @dataclass(kw_only=True, eq=False)
@@ -96,7 +94,7 @@ class DeepHasher(Hasher):
 
         # The global generators end as they were; dropout has no generator of its own.
         forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-        with forked, _threads(self.batch_size * x.shape[1] * (self.hidden or self.bits)):
+        with forked, limit_threads(self.batch_size * x.shape[1] * (self.hidden or self.bits)):
             torch.manual_seed(self.seed)
             layers: list[nn.Module] = [nn.Dropout(self.input_dropout)]
             if self.hidden:
@@ -144,15 +142,3 @@ class DeepHasher(Hasher):
             return device
         except (AssertionError, RuntimeError) as error:
             raise ValueError(f"device {self.device!r} cannot be used here ({error}): take 'cpu' or 'auto'") from error
-
-
-@contextmanager
-def _threads(multiplications: int) -> Iterator[None]:
-    """One thread for small networks: several are no faster alone, and many times slower on a busy machine."""
-    before = torch.get_num_threads()
-    if multiplications < _WORTH_THREADS:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -1,0 +1,166 @@
+"""What a second thread gains and costs in training, as ratios in one run: ``python -m benchmarks.threads``.
+
+Agents and hashers train small networks. Each is trained for some updates with one thread and with as many as there are
+cores, once with the machine as it is and once beside as many busy processes as asked for. The rounds alternate, and the
+median of each is shown. ``hashgym.hashers.threads`` decides by these figures which networks get more than one thread.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+import hashgym
+from agents import drlih
+from benchmarks.results import Results, describe, revision
+from hashgym import hashers
+from hashgym.data import HashingDataset, load
+from hashgym.hashers import threads
+
+KEY = ("job", "multiplications", "busy", "threads")
+COLUMNS = (*KEY, "updates_per_second", "cores", "version", "revision", "config")
+
+
+@dataclass(frozen=True)
+class Args:
+    """Updates per second of agents and hashers with one thread and with all cores."""
+
+    busy: tuple[int, ...] = (0, 4)
+    """numbers of busy processes beside the training"""
+    rounds: int = 2
+    """rounds of every job, taken in turn"""
+    updates: int = 10
+    """updates of a round"""
+    out: Path | None = None
+    """folder to add the rows to, in threads.csv"""
+
+
+def synthetic(dim: int, images: int = 5000) -> HashingDataset:
+    """Images of ten classes with features of the size that backbones give: their values do not change the speed."""
+    rng = np.random.default_rng(0)
+    classes = rng.integers(10, size=images)
+    features = (rng.standard_normal((10, dim))[classes] + rng.standard_normal((images, dim))).astype(np.float32)
+    rows = np.arange(images)
+    return HashingDataset(
+        name=f"synthetic-{dim}",
+        features=features,
+        labels=np.eye(10, dtype=np.uint8)[classes],
+        query=rows[:100],
+        database=rows[100:],
+        train=rows[100:],
+    )
+
+
+def jobs(updates: int) -> dict[str, tuple[int, Callable[[], Any]]]:
+    """Name -> multiplications of the largest product of an update, and what trains for so many updates."""
+    digits, features = load("digits").standardized(), synthetic(1280)
+    found: dict[str, tuple[int, Callable[[], Any]]] = {}
+    for name, dataset in (("digits", digits), ("1,280 features", features)):
+        for hasher_name, batch, hidden in (("orthohash", 128, 512), ("orthohash", 256, 1024)):
+            hasher = hashers.make(hasher_name, bits=48, hidden=hidden, batch_size=batch, updates=updates)
+            X, y = dataset.features[dataset.train], dataset.labels[dataset.train]
+            label = f"{hasher_name}, batches of {batch}, hidden {hidden}, {name}"
+            found[label] = batch * dataset.dim * hidden, lambda hasher=hasher, X=X, y=y: hasher.fit(X, y)  # type: ignore[misc]
+        for variant in ("hashgym", "norec"):
+            args = drlih.Args(variant=variant, bits=48, updates=updates, holdout=0.0)  # type: ignore[arg-type]
+            found[f"drlih {variant}, {name}"] = (
+                args.lanes * dataset.dim * args.hidden,
+                lambda dataset=dataset, args=args: drlih.train(dataset, args, progress=False),  # type: ignore[misc]
+            )
+    return found
+
+
+def _spin() -> None:
+    x = np.random.default_rng(0).random(1000)
+    while True:
+        x = np.sqrt(x * x + 1e-9)
+
+
+@contextmanager
+def busy(processes: int) -> Iterator[None]:
+    """Keep so many processes computing within the block."""
+    spawn = multiprocessing.get_context("spawn")
+    running = [spawn.Process(target=_spin, daemon=True) for _ in range(processes)]
+    try:
+        for process in running:
+            process.start()
+        if running:
+            time.sleep(2)  # they import NumPy first
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.join()
+
+
+def measure(args: Args) -> list[dict[str, Any]]:
+    """Median updates per second of every job, by busy processes and threads."""
+    cores, rows = os.cpu_count() or 1, []
+    worth = threads.WORTH_THREADS
+    torch.set_num_threads(cores)
+    try:
+        for count in args.busy:
+            seconds: dict[tuple[str, int, int], list[float]] = {}
+            with ExitStack() as stack:
+                stack.enter_context(busy(count))
+                for _ in range(args.rounds):
+                    for name, (multiplications, train) in jobs(args.updates).items():
+                        for number, limit in ((1, 1 << 62), (cores, 0)):
+                            threads.WORTH_THREADS = limit
+                            start = time.perf_counter()
+                            train()
+                            seconds.setdefault((name, multiplications, number), []).append(time.perf_counter() - start)
+            rows += [
+                dict(zip(KEY, (name, size, count, number), strict=True))
+                | {"updates_per_second": args.updates / median(times)}
+                for (name, size, number), times in seconds.items()
+            ]
+    finally:
+        threads.WORTH_THREADS = worth
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    """Updates per second with one thread and with all, and the ratio."""
+    cores = max(row["threads"] for row in rows)
+    shown = Table(title="updates per second")
+    for heading in ("job", "multiplications", "busy processes", "1 thread", f"{cores} threads", "ratio"):
+        shown.add_column(heading, justify="left" if heading == "job" else "right")
+    speeds = {tuple(row[key] for key in KEY): row["updates_per_second"] for row in rows}
+    for (name, size, count, number), one in speeds.items():
+        if number == 1:
+            many = speeds[name, size, count, cores]
+            shown.add_row(name, f"{size:,}", str(count), f"{one:,.1f}", f"{many:,.1f}", f"{many / one:.2f} x")
+    return shown
+
+
+def main(args: Args) -> list[dict[str, Any]]:
+    """Measure, print the table, and add the rows to a file."""
+    rows = measure(args)
+    Console().print(table(rows))
+    if args.out is not None:
+        found = {
+            "cores": os.cpu_count(),
+            "version": hashgym.__version__,
+            "revision": revision(),
+            "config": describe({"updates": args.updates, "rounds": args.rounds, "torch": torch.__version__}),
+        }
+        Results(args.out, COLUMNS, KEY, "threads.csv").append(*({**row, **found} for row in rows))
+    return rows
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
