@@ -21,7 +21,8 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,9 +106,7 @@ def create_app(
     decode = Decoders(max_bytes=max_bytes, max_pixels=max_pixels, seconds=seconds)
     searching = threading.Lock()  # back ends need not be safe for threads
     working = threading.BoundedSemaphore(WORKING)
-    app.extensions["hashgym"] = closing = ExitStack()
-    closing.callback(live.close)
-    closing.callback(decode.close)
+    app.extensions["hashgym"] = _Resources(live, decode)
 
     @app.before_request
     def guard() -> Any:
@@ -316,7 +315,7 @@ def serve(
         raise ValueError(f"--token or {TOKEN} must be 16 to 200 letters, digits or -._~, got {len(token)} characters")
     gallery = open_gallery(Path(folder), root=None if root is None else Path(root))
     app = create_app(gallery, max_bytes=max_bytes, max_pixels=max_pixels, seconds=seconds, token=token)
-    with app.extensions["hashgym"]:
+    with closing(app.extensions["hashgym"]):
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a browser asks for many thumbnails at once
         try:
             server = _Server(app, port, max_bytes)
@@ -391,6 +390,18 @@ class _LiveGallery:
         except OSError:
             return None
         return found.st_mtime_ns, found.st_ino, found.st_size
+
+
+@dataclass(frozen=True)
+class _Resources:
+    """What an application holds until it is closed."""
+
+    gallery: _LiveGallery
+    decoders: Decoders
+
+    def close(self) -> None:
+        self.decoders.close()
+        self.gallery.close()
 
 
 class _Server(TcpWSGIServer):  # type: ignore[misc]
