@@ -76,6 +76,7 @@ class Decoders:
         self.max_bytes, self.max_pixels, self.seconds = max_bytes, max_pixels, seconds
         self.memory = memory or BASE_BYTES + BYTES_PER_PIXEL * max_pixels + 2 * max_bytes
         self._workers = [_Worker(self.memory) for _ in range(processes)]
+        self._closed = False
         self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()  # the last one used is warm
         for worker in self._workers:
             self._idle.put(worker)
@@ -99,7 +100,7 @@ class Decoders:
         Raises:
             DataError: for a file that :func:`hashgym.data.files.open_image` does not open, or that takes too long.
             MemoryError: if the picture needs more memory than a worker may use, or than there is.
-            TimeoutError: if all workers stay busy.
+            TimeoutError: if all workers stay busy, or after :meth:`close`.
         """
         request = {
             "path": str(source) if isinstance(source, Path) else None,
@@ -114,6 +115,8 @@ class Decoders:
         except queue.Empty:
             raise TimeoutError("all decoders are busy") from None
         try:
+            if self._closed:
+                raise TimeoutError("the decoders are closed")
             answer, body = worker.ask(request, None if isinstance(source, Path) else source, self.seconds)
         finally:
             self._idle.put(worker)
@@ -137,6 +140,7 @@ class Decoders:
 
     def close(self) -> None:
         """End the workers, also those at work."""
+        self._closed = True
         for worker in self._workers:
             worker.close()
 
@@ -178,6 +182,8 @@ class _Worker:
             timer.cancel()
             if late.is_set():
                 self.close()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(1)  # its own status, if it has one
         self.close()
         if late.is_set():
             return {"error": "slow"}, b""
@@ -208,16 +214,11 @@ class _Worker:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process that may have ended by itself."""
-    if process.stdout is not None:
-        process.stdout.close()
-    if process.stdin is not None:
-        with suppress(OSError):
-            process.stdin.close()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(0.2)  # without requests it ends by itself, and its status says what it died of
-    process.kill()
+    process.kill()  # first, so that no thread still waits for it
     process.wait()
+    for pipe in (process.stdin, process.stdout):
+        with suppress(OSError, AttributeError):
+            pipe.close()  # type: ignore[union-attr]
 
 
 def _work() -> None:

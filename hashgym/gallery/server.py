@@ -330,6 +330,8 @@ def serve(
             print(f"{len(gallery.names):,} images at {address} - Ctrl-C ends it", flush=True)
             server.run()
         finally:
+            app.extensions["hashgym"].decoders.close()  # so that no request waits for a picture
+            server.task_dispatcher.shutdown()
             server.close()
 
 
@@ -432,6 +434,11 @@ class _Server(TcpWSGIServer):  # type: ignore[misc]
             # sent all.
             max_request_body_size=2 * max_bytes + 2**20,
         )
+
+    def run(self) -> None:
+        """Answer requests until Ctrl-C."""
+        with suppress(KeyboardInterrupt):
+            self.asyncore.loop(self.adj.asyncore_loop_timeout, self.adj.asyncore_use_poll, self._map)
 
     def maintenance(self, now: float) -> None:
         """Close connections that are silent, or whose request does not come to an end."""

@@ -121,14 +121,17 @@ def test_slow_decoding_is_ended() -> None:
 
 
 def test_no_process_outlives_its_owner() -> None:
-    decoders = Decoders(max_bytes=MAX_BYTES, max_pixels=MAX_PIXELS)
-    decoders(png(picture(0)), "a", longer=9)
-    pids = [decoders._idle.queue[-1]._process.pid]
-    decoders.close()
-    decoders(png(picture(0)), "a", longer=9)  # usable again
-    pids.append(decoders._idle.queue[-1]._process.pid)
-    del decoders
-    gc.collect()
+    pids = []
+    for explicit in (True, False):
+        decoders = Decoders(max_bytes=MAX_BYTES, max_pixels=MAX_PIXELS)
+        decoders(png(picture(0)), "a", longer=9)
+        pids.append(decoders._idle.queue[-1]._process.pid)
+        if explicit:
+            decoders.close()
+            with pytest.raises(TimeoutError, match="the decoders are closed"):
+                decoders(png(picture(0)), "a", longer=9)
+        del decoders
+        gc.collect()
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
