@@ -239,7 +239,8 @@ def _work() -> None:
             data = requests.read(request["length"])
             answer, body = _answer(request, data)
         except DataError as error:
-            answer, body = {"error": "data", "message": str(error)}, b""
+            kind = "memory" if isinstance(error.__cause__, MemoryError) else "data"
+            answer, body = {"error": kind, "message": str(error)}, b""
         except MemoryError:
             answer, body = {"error": "memory"}, b""
         except Exception:

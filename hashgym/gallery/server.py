@@ -20,16 +20,17 @@ import select
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from hashgym.data.dataset import DataError
 from hashgym.data.sealed import META
 from hashgym.gallery.decoding import Decoded, Decoders
-from hashgym.gallery.gallery import REGIONS, Gallery, Match, open_gallery, read_meta
+from hashgym.gallery.gallery import REGIONS, Gallery, open_gallery, read_meta
 from hashgym.gallery.page import jpeg
 
 try:
@@ -81,6 +82,7 @@ def create_app(
     max_pixels: int = MAX_PIXELS,
     seconds: float = SECONDS,
     token: str = "",
+    reopen: Callable[[], Gallery] | None = None,
 ) -> flask.Flask:
     """The web application of a gallery.
 
@@ -98,11 +100,12 @@ def create_app(
         seconds: that a picture may take to decode.
         token: required in every request, as ``?token=``, as ``Authorization: Bearer``, or by the cookie that
             ``GET /?token=`` sets; empty: all requests are answered.
+        reopen: opens the gallery again after a change; by default :func:`hashgym.gallery.open_gallery` of its folder.
     """
     app = flask.Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max_bytes + 2**16  # the form around the picture
     app.jinja_env.filters["text"] = _text
-    live = _LiveGallery(gallery)
+    live = _LiveGallery(gallery, reopen)
     decode = Decoders(max_bytes=max_bytes, max_pixels=max_pixels, seconds=seconds)
     searching = threading.Lock()  # back ends need not be safe for threads
     working = threading.BoundedSemaphore(WORKING)
@@ -124,7 +127,7 @@ def create_app(
             cookie, value = _cookie(token, host)
             if _same(request.args.get("token", ""), token):
                 if request.method == "GET" and request.path == "/":  # the token leaves the address bar
-                    kept = {key: request.args[key] for key in ("id", "k") if key in request.args}
+                    kept: dict[str, Any] = {key: request.args[key] for key in ("id", "k") if key in request.args}
                     answer = flask.redirect(flask.url_for("home", **kept), 303)
                     answer.set_cookie(cookie, value, httponly=True, samesite="Strict")
                     return answer
@@ -251,6 +254,7 @@ def create_app(
         request, began, gallery = flask.request, time.perf_counter(), flask.g.gallery
         k = _number("k", 1, MAX_RESULTS, RESULTS)
         upload, identifier = request.files.get("picture"), None
+        source: Path | IO[bytes]
         if upload and upload.filename:
             source, name = upload.stream, upload.filename
         elif request.values.get("id"):
@@ -259,8 +263,9 @@ def create_app(
         else:
             raise BadRequest("No picture came with this request: choose one first.")
         with work():
-            picture = decoded(source, name, preprocess=gallery.encoder.metadata["preprocess"])
-            matches: list[Match]
+            picture = decoded(source, name, preprocess=gallery.encoder.metadata.get("preprocess"))
+            if picture.view is None:
+                raise ServiceUnavailable("The encoder of this index takes features, not pictures.")
             try:
                 with searching:
                     query = gallery.encoder.encode_pictures(picture.view[None]).words[0, 0]
@@ -313,8 +318,9 @@ def serve(
         token = os.environ.get(TOKEN) or secrets.token_urlsafe(24)
     if token and not re.fullmatch(r"[A-Za-z0-9_.~-]{16,200}", token):
         raise ValueError(f"--token or {TOKEN} must be 16 to 200 letters, digits or -._~, got {len(token)} characters")
-    gallery = open_gallery(Path(folder), root=None if root is None else Path(root))
-    app = create_app(gallery, max_bytes=max_bytes, max_pixels=max_pixels, seconds=seconds, token=token)
+    reopen = partial(open_gallery, Path(folder), None if root is None else Path(root))
+    limits = {"max_bytes": max_bytes, "max_pixels": max_pixels}
+    app = create_app(gallery := reopen(), **limits, seconds=seconds, token=token, reopen=reopen)
     with closing(app.extensions["hashgym"]):
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a browser asks for many thumbnails at once
         try:
@@ -340,17 +346,17 @@ class _LiveGallery:
 
     Args:
         gallery: of the index, open; it is closed when another takes its place and no request uses it.
+        reopen: opens the index again; by default where its pictures are now.
     """
 
-    def __init__(self, gallery: Gallery) -> None:
+    def __init__(self, gallery: Gallery, reopen: Callable[[], Gallery] | None = None) -> None:
+        moved = Path(os.path.realpath(gallery.meta["root"])) != gallery.root
+        self._reopen = reopen or partial(open_gallery, gallery.folder, gallery.root if moved else None)
         self._folder = gallery.folder
-        known = Path(os.path.realpath(gallery.meta["root"])) == gallery.root
-        self._root = None if known else gallery.root  # given by the user, for pictures that were moved
         self._lock = threading.Lock()
-        self._users: dict[int, int] = {}  # by the identity of a gallery that is open
-        self._state = self._stat()
-        self._gallery = gallery
-        if read_meta(self._folder) != gallery.meta:
+        self._users: dict[int, int] = {}  # requests that use a gallery, by its identity
+        self._gallery, self._state = gallery, self._stat()
+        if read_meta(self._folder) != gallery.meta:  # changed since it was opened
             self._state = None
 
     @contextmanager
@@ -364,7 +370,7 @@ class _LiveGallery:
             state = self._stat()
             if state is None or state != self._state:
                 try:
-                    opened = open_gallery(self._folder, self._root)
+                    opened = self._reopen()
                 except (ValueError, OSError) as error:
                     raise ServiceUnavailable(f"The index cannot be opened: {_text(str(error))[:500]}.") from error
                 before, self._gallery, self._state = self._gallery, opened, state
@@ -406,7 +412,7 @@ class _Resources:
         self.gallery.close()
 
 
-class _Server(TcpWSGIServer):  # type: ignore[misc]
+class _Server(TcpWSGIServer):
     """waitress, which reads all requests in one thread, with limits that keep slow connections from blocking others."""
 
     def __init__(self, app: flask.Flask, port: int, max_bytes: int) -> None:

@@ -656,6 +656,18 @@ def test_changes_of_the_index_are_followed(index: Path, tmp_path: Path) -> None:
     assert still_serves(client)
 
 
+def test_pictures_that_were_moved_are_found_after_a_change_too(index: Path, tmp_path: Path) -> None:
+    shutil.copytree(index.parent / "index", tmp_path / "index")
+    shutil.copytree(index.parent / "pictures", tmp_path / "moved")
+    moved = open_gallery(tmp_path / "index", tmp_path / "moved")
+    picture(77).save(tmp_path / "moved" / "0.png")
+    client = create_app(moved, max_pixels=MAX_PIXELS).test_client()
+    before = client.get("/thumbnail?id=0").data
+    remove(tmp_path / "index", ["9.png"], progress=False)
+    assert client.get("/thumbnail?id=0").data == before
+    assert "21 images" in client.get("/").text
+
+
 def test_a_gallery_is_closed_after_its_last_request(index: Path, tmp_path: Path, monkeypatch: Any) -> None:
     closed: list[Gallery] = []
     monkeypatch.setattr(Gallery, "close", lambda gallery: closed.append(gallery))
@@ -672,6 +684,7 @@ def test_a_gallery_is_closed_after_its_last_request(index: Path, tmp_path: Path,
     remove(tmp_path / "index", ["1.png"], progress=False)
     with live.use() as third:
         assert len(third) == 20
+        assert third.root == first.root
     assert [id(gallery) for gallery in closed] == [id(first), id(second)]
     late = open_gallery(tmp_path / "index")
     remove(tmp_path / "index", ["2.png"], progress=False)
