@@ -312,8 +312,10 @@ def serve(
     """
     if not 0 <= port <= 65535:
         raise ValueError(f"--port must be from 0 to 65535, got {port}")
-    if max_bytes < 1 or max_pixels < 1 or not seconds > 0:
-        raise ValueError("--max-megabytes, --max-megapixels and --max-seconds must be above 0")
+    if max_bytes < 1 or max_pixels < 1:
+        raise ValueError("--max-megabytes and --max-megapixels must be above 0")
+    if not 0 < seconds <= 3600:
+        raise ValueError(f"--max-seconds must be above 0 and at most 3600, got {seconds}")
     if token is None:
         token = os.environ.get(TOKEN) or secrets.token_urlsafe(24)
     if token and not re.fullmatch(r"[A-Za-z0-9_.~-]{16,200}", token):

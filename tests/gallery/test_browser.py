@@ -173,6 +173,23 @@ def test_names_are_text_whatever_they_hold(page: Any) -> None:
     assert page.locator("#results img").count() == 23
 
 
+def test_the_address_is_needed_once_and_its_token_is_kept_from_scripts(browser: Any, address: str) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    assert page.goto(address).status == 403
+    assert "This page needs its token" in page.text_content("body")
+    page.goto(f"{address}/?token={TOKEN}")
+    assert page.url == f"{address}/"
+    assert page.evaluate("document.cookie") == ""
+    assert TOKEN not in page.content()
+    second = context.new_page()
+    assert second.goto(address).status == 200
+    context.clear_cookies()  # as when the server was started again
+    pick(page, png(picture(3)))
+    sync_api.expect(page.get_by_role("alert")).to_contain_text("This page needs its token")
+    context.close()
+
+
 def test_without_scripts_the_form_works_by_itself(browser: Any, address: str) -> None:
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()

@@ -701,9 +701,12 @@ def test_ports_that_cannot_be_had_are_told(index: Path) -> None:
             serve(index, port)
     with pytest.raises(ValueError, match="--port must be from 0 to 65535, got 70000"):
         serve(index, 70_000)
-    for bounds in ({"max_bytes": 0}, {"max_pixels": -1}, {"seconds": 0.0}, {"seconds": math.nan}):
-        with pytest.raises(ValueError, match="--max-megapixels and --max-seconds must be above 0"):
+    for bounds in ({"max_bytes": 0}, {"max_pixels": -1}):
+        with pytest.raises(ValueError, match="--max-megabytes and --max-megapixels must be above 0"):
             serve(index, 0, **bounds)
+    for seconds in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"--max-seconds must be above 0 and at most 3600, got {seconds}"):
+            serve(index, 0, seconds=seconds)
 
 
 def fetch(
