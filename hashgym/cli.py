@@ -461,22 +461,28 @@ def serve(
     port: int = 8000,
     root: str | None = None,
     max_megabytes: int = 32,
-    max_megapixels: int = 80,
+    max_megapixels: int = 50,
+    max_seconds: float = 20,
+    token: str | None = None,
 ) -> None:
-    """Search in a browser: a page on this machine, for this machine alone, until Ctrl-C.
+    """Search in a browser: a page on this machine, for whoever has its address, until Ctrl-C.
 
-    Example: `hashgym serve INDEX`, then open http://127.0.0.1:8000.
+    Example: `hashgym serve INDEX`, then open the address that it prints.
 
     Args:
         index: what `hashgym index` wrote.
         port: a free port; 0 for any.
         root: the folder where the pictures are now, if they were moved.
-        max_megabytes: what the file of a picture may take that is dropped on the page.
-        max_megapixels: what such a picture, or one of the index, may have.
+        max_megabytes: size limit of a picture's file that is dropped on the page.
+        max_megapixels: size limit of such a picture, and of one of the index.
+        max_seconds: time limit for decoding one picture.
+        token: the secret in the address; random by default. Other users can list the arguments of a command: the
+            environment variable HASHGYM_TOKEN sets it unseen. With `--token ""` every user of this machine is answered.
     """
     from hashgym.gallery.server import serve as run
 
-    run(index, port, root=root, max_bytes=max_megabytes * 2**20, max_pixels=max_megapixels * 10**6)
+    limits = {"max_bytes": max_megabytes * 2**20, "max_pixels": max_megapixels * 10**6}
+    run(index, port, root=root, **limits, seconds=max_seconds, token=token)
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {

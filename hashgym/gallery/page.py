@@ -1,4 +1,4 @@
-"""A page of search results that needs nothing beside it: pictures and style are in the file."""
+"""A page of search results in one file, pictures and style included."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hashgym.gallery.gallery import REGIONS, Gallery, Match
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["printable", "results", "write"]
+__all__ = ["jpeg", "printable", "results", "small", "write"]
 
 THUMBNAIL = 256  # longer side in pixels
 
@@ -68,24 +68,42 @@ def _shown(gallery: Gallery, match: Match) -> dict[str, Any]:
         sides |= {"width": (right - left) / width, "height": (bottom - top) / height}
         frame = "; ".join(f"{side}: {part:.3%}" for side, part in sides.items())
     try:
-        thumbnail = _data(open_image(gallery.path(match.id)))
+        thumbnail = _data(open_image(gallery.path(match.id), at_least=THUMBNAIL))
     except DataError:
         thumbnail = None
     region = REGIONS[match.region]
     return {"name": match.name, "distance": match.distance, "region": region, "frame": frame, "thumbnail": thumbnail}
 
 
+def small(picture: Image, longer: int) -> Image:
+    """A thumbnail of a picture, RGB, its longer side at most ``longer`` pixels.
+
+    It has the pixels only: comments, EXIF, XMP and the colour profile of the picture are left behind.
+    """
+    from PIL import Image
+
+    size = picture.size
+    thumbnail = picture.reduce(factor) if (factor := max(size) // (2 * longer)) > 1 else picture.copy()
+    thumbnail.thumbnail((longer, longer))
+    thumbnail = thumbnail.convert("RGB")
+    return Image.frombytes("RGB", thumbnail.size, thumbnail.tobytes())
+
+
+def jpeg(picture: Image) -> bytes:
+    """A thumbnail from :func:`small` as a JPEG."""
+    out = BytesIO()
+    picture.save(out, "JPEG", quality=85)
+    return out.getvalue()
+
+
 def _data(picture: Image) -> dict[str, Any]:
     """A thumbnail as the address of an <img>, and its size."""
-    small = picture.copy()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    out = BytesIO()
-    small.convert("RGB").save(out, "JPEG", quality=85)
+    thumbnail = small(picture, THUMBNAIL)
     return {
-        "src": "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode(),
-        "width": small.width,
-        "height": small.height,
-        "longer": max(small.size),
+        "src": "data:image/jpeg;base64," + base64.b64encode(jpeg(thumbnail)).decode(),
+        "width": thumbnail.width,
+        "height": thumbnail.height,
+        "longer": max(thumbnail.size),
     }
 
 

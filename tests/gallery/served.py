@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+TOKEN = "a-token-of-the-tests"
 HOSTILE_NAMES = (
     "<img src=x onerror=alert(1)>.png",
     "\"'&amp;{{7*7}}.png",
@@ -69,7 +70,7 @@ def write_index(folder: Path) -> Path:
 
 @contextmanager
 def serving(index: Path, **options: int) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """A process that serves an index at a free port: the page's address, and the process."""
+    """A process that serves an index at a free port with ``TOKEN``: the page's address, and the process."""
     with_options = f"from hashgym.gallery.server import serve; serve(sys.argv[1], 0, **{options})\n"
     as_command = "from hashgym.cli import main; main(['serve', sys.argv[1], '--port', '0'])\n"
     program = (
@@ -79,13 +80,14 @@ def serving(index: Path, **options: int) -> Iterator[tuple[str, subprocess.Popen
         + "assert 'torch' not in sys.modules\n"
     )
     command = [sys.executable, "-c", program, str(index)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, **pipes, text=True, env={**os.environ, "HASHGYM_TOKEN": TOKEN})
     try:
         assert process.stdout is not None
         said = process.stdout.readline()
-        address = re.search(r"http://127\.0\.0\.1:\d+", said)
+        address = re.search(rf"(http://127\.0\.0\.1:\d+)/\?token={TOKEN} ", said)
         assert address, said + process.communicate(timeout=20)[1]
-        yield address[0], process
+        yield address[1], process
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.gallery.served import HOSTILE_NAMES, picture, serving, write_index
+from tests.gallery.served import HOSTILE_NAMES, TOKEN, picture, serving, write_index
 
 pytest.importorskip("flask")
 pytest.importorskip("waitress")
@@ -56,7 +56,7 @@ def page(browser: Any, address: str) -> Iterator[Any]:
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on("dialog", lambda dialog: faults.append(dialog.message))
     page.on("console", lambda line: faults.append(line.text) if "Content Security" in line.text else None)
-    page.goto(address)
+    page.goto(f"{address}/?token={TOKEN}")
     yield page
     context.close()
     assert faults == []
@@ -173,10 +173,27 @@ def test_names_are_text_whatever_they_hold(page: Any) -> None:
     assert page.locator("#results img").count() == 23
 
 
+def test_the_address_is_needed_once_and_its_token_is_kept_from_scripts(browser: Any, address: str) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    assert page.goto(address).status == 403
+    assert "This page needs its token" in page.text_content("body")
+    page.goto(f"{address}/?token={TOKEN}")
+    assert page.url == f"{address}/"
+    assert page.evaluate("document.cookie") == ""
+    assert TOKEN not in page.content()
+    second = context.new_page()
+    assert second.goto(address).status == 200
+    context.clear_cookies()  # as when the server was started again
+    pick(page, png(picture(3)))
+    sync_api.expect(page.get_by_role("alert")).to_contain_text("This page needs its token")
+    context.close()
+
+
 def test_without_scripts_the_form_works_by_itself(browser: Any, address: str) -> None:
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
-    page.goto(address)
+    page.goto(f"{address}/?token={TOKEN}")
     assert page.get_by_text("Choose a picture").is_visible()
     assert not page.get_by_text("Drop a picture here").is_visible()
     pick(page, png(picture(3)))
@@ -242,7 +259,7 @@ CONTRAST = """() => {
 def test_text_is_readable_in_light_and_dark(browser: Any, address: str, scheme: str) -> None:
     context = browser.new_context(color_scheme=scheme)
     page = context.new_page()
-    page.goto(address)
+    page.goto(f"{address}/?token={TOKEN}")
     pick(page, png(picture(3)))
     heading(page).wait_for()
     measured = page.evaluate(CONTRAST)
@@ -260,7 +277,7 @@ def test_text_is_readable_in_light_and_dark(browser: Any, address: str, scheme: 
 def test_nothing_is_wider_than_the_window(browser: Any, address: str, width: int) -> None:
     context = browser.new_context(viewport={"width": width, "height": 700})
     page = context.new_page()
-    page.goto(address)
+    page.goto(f"{address}/?token={TOKEN}")
     page.get_by_label("Results").fill("22")
     pick(page, png(picture(3, 60, 5)), "x" * 300)
     sync_api.expect(page.locator("#results li")).to_have_count(22)
@@ -291,7 +308,7 @@ def test_a_server_that_is_gone_is_told(browser: Any, index: Path) -> None:
     context = browser.new_context()
     page = context.new_page()
     with serving(index) as (address, process):
-        page.goto(address)
+        page.goto(f"{address}/?token={TOKEN}")
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 0
         pick(page, png(picture(3)))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import io
+import math
 import os
 import re
 import shutil
@@ -12,10 +14,13 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +28,19 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from tests.gallery.served import HOSTILE_NAMES, picture, serving, write_index
+from tests.gallery import small
+from tests.gallery.served import HOSTILE_NAMES, TOKEN, picture, serving, write_index
 
 pytest.importorskip("flask")
 pytest.importorskip("waitress")
 
+from hashgym import cli
+from hashgym.data.files import open_image
+from hashgym.gallery import build, encode_images, page, remove
 from hashgym.gallery.gallery import Gallery, open_gallery
-from hashgym.gallery.server import MAX_RESULTS, THUMBNAIL, create_app, serve
+from hashgym.gallery.server import MAX_RESULTS, PATIENCE, THUMBNAIL, _LiveGallery, _Server, create_app, serve
 
 MAX_BYTES, MAX_PIXELS = 200_000, 1_000_000
 
@@ -318,14 +327,45 @@ def test_no_other_file_is_there(client: Any, path: str) -> None:
     assert b"\x89PNG" not in answer.data
 
 
-@settings(max_examples=60, deadline=None)
+VALUES = st.one_of(
+    st.sampled_from(["", "0", "5", "21", "22", "-1", "+1", "1_0", "0x1", "1e3", "1.0", " 3", "3\n", "٣", "²", "nan",
+                     "9" * 19, "9" * 20, "9" * 5000, str(2**62), str(2**63), "\0", "%00", "\ud800"]),
+    st.integers().map(str),
+    st.text(max_size=8),
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
 @given(
-    name=st.sampled_from(["id", "region", "k"]), value=st.text() | st.integers().map(str), path=st.sampled_from("/t")
+    pairs=st.lists(st.tuples(st.sampled_from(["id", "region", "k", "token", "picture", "x"]), VALUES), max_size=5),
+    posted=st.lists(st.tuples(st.sampled_from(["id", "k", "picture"]), VALUES), max_size=3),
+    path=st.sampled_from(["/", "/thumbnail", "/search", "/serve.js"]),
+    method=st.sampled_from(["GET", "POST", "HEAD", "PUT"]),
 )
-def test_no_value_is_an_error_of_the_server(client: Any, name: str, value: str, path: str) -> None:
-    values = {"id": "0", name: value}
-    answer = client.get("/" if path == "/" else "/thumbnail", query_string=values)
-    assert answer.status_code in (200, 400, 404)
+def test_no_value_is_an_error_of_the_server(
+    client: Any, pairs: list[tuple[str, str]], posted: list[tuple[str, str]], path: str, method: str
+) -> None:
+    query, body = (urllib.parse.urlencode(values, errors="surrogatepass") for values in (pairs, posted))
+    form = "application/x-www-form-urlencoded"
+    answer = client.open(path, method=method, query_string=query, data=body, content_type=form)
+    assert answer.status_code in (200, 400, 404, 405)
+
+
+@pytest.mark.parametrize("query", ["", "id=", "id=0&id=99", "region=1", "id=-1", "id=0&region=6", "id=0&region=-1"])
+def test_thumbnails_that_are_not_there_are_client_errors(client: Any, query: str) -> None:
+    assert client.get(f"/thumbnail?{query}").status_code == (200 if query == "id=0&id=99" else 400)
+
+
+def test_an_index_without_regions_has_no_framed_thumbnails(tmp_path: Path) -> None:
+    photos = small.write_pictures(tmp_path / "photos", ["0.png", "1.png"])
+    encode_images(small.write_encoder(tmp_path / "encoder.onnx"), [photos], tmp_path / "codes", progress=False)
+    build([tmp_path / "codes"], tmp_path / "index", "brute-force", progress=False)
+    client = create_app(open_gallery(tmp_path / "index")).test_client()
+    assert client.get("/thumbnail?id=0&region=0").status_code == 200
+    for region in range(1, 6):
+        answer = client.get(f"/thumbnail?id=0&region={region}")
+        assert answer.status_code == 404
+        assert answer.text == "The images of this index have no regions.\n"
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -413,8 +453,66 @@ def test_large_images_have_small_thumbnails_that_stand_upright(index: Path, tmp_
     assert abs(np.asarray(shown, int) - np.asarray(picture(0, *shown.size), int)).mean() < 6
 
 
+def commented(form: str, secret: bytes) -> bytes:
+    """A picture whose file carries a secret wherever its format can hold one."""
+    exif = Image.Exif()
+    exif[0x010E] = exif[0x9286] = secret.decode()  # ImageDescription, UserComment
+    exif.get_ifd(0x8825)[29] = secret.decode()  # a place's date
+    options: dict[str, Any] = {"exif": exif, "icc_profile": b"profile " + secret}
+    image = picture(5)
+    if form == "JPEG":
+        options |= {"comment": secret, "xmp": b"<x:xmpmeta>" + secret, "quality": 95}
+        iptc = b"\x1c\x02\x78" + len(secret).to_bytes(2, "big") + secret
+        block = b"8BIM\x04\x04\0\0" + len(iptc).to_bytes(4, "big") + iptc
+        options["extra"] = b"".join(
+            b"\xff" + marker + (len(data) + 2).to_bytes(2, "big") + data
+            for marker, data in [(b"\xed", b"Photoshop 3.0\0" + block), (b"\xe9", secret), (b"\xfe", secret)]
+        )
+    elif form == "PNG":
+        text = PngImagePlugin.PngInfo()
+        text.add_text("Comment", secret.decode())
+        text.add_text("Packed", secret.decode(), zip=True)
+        text.add_itxt("Author", secret.decode())
+        text.add_itxt("XML:com.adobe.xmp", secret.decode(), zip=True)
+        options["pnginfo"] = text
+    elif form == "GIF":
+        options = {"comment": secret}
+    elif form == "WEBP":
+        options |= {"xmp": secret, "lossless": True}
+    elif form == "TIFF":
+        options = {"tiffinfo": {270: secret.decode(), 700: secret, 33723: secret, 34675: secret}}
+    return encoded(image, form, **options)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP", "TIFF"])
+def test_what_is_sent_has_the_pixels_of_a_picture_and_none_of_its_metadata(
+    index: Path, tmp_path: Path, form: str
+) -> None:
+    secret = b"secret-place-59.91N-10.75E"
+    data = commented(form, secret)
+    assert secret in data  # otherwise the test shows nothing
+    root = tmp_path / "pictures"
+    shutil.copytree(index.parent / "pictures", root)
+    (root / "5.png").write_bytes(data)
+    moved = open_gallery(index, root=root)
+    id = next(id for id, name in moved.names.items() if name == "5.png")
+    client = create_app(moved, max_pixels=MAX_PIXELS).test_client()
+    sent = [client.get(f"/thumbnail?id={id}&region={region}").data for region in (0, 2)]
+    html = [post(client, data, "a.png").text, client.get(f"/?id={id}").text]
+    html.append(page.results(moved, open_image(root / "5.png"), moved.search(root / "5.png", 2)))
+    sent += [base64.b64decode(part) for text in html for part in re.findall('data:image/jpeg;base64,([^"]+)"', text)]
+    assert len(sent) == 2 + 1 + 1 + 3
+    for content in sent:
+        shown = Image.open(io.BytesIO(content))
+        assert secret not in content
+        assert secret[::2] not in content[::2]  # UTF-16 too
+        assert set(shown.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
+        assert {kind for kind, _ in shown.applist} == {"APP0"}
+    assert np.abs(np.subtract(Image.open(io.BytesIO(sent[0])), picture(5), dtype=int)).mean() < 6
+
+
 @pytest.mark.parametrize(
-    ("error", "code"), [(RuntimeError("secret"), 500), (MemoryError(), 413), (ValueError("Milvus is gone"), 503)]
+    ("error", "code"), [(RuntimeError("secret"), 500), (MemoryError(), 507), (ValueError("Milvus is gone"), 503)]
 )
 def test_what_fails_inside_is_told_without_its_inside(
     client: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int
@@ -423,7 +521,7 @@ def test_what_fails_inside_is_told_without_its_inside(
         raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr(Gallery, "search", fail)
+        patched.setattr(Gallery, "search_code", fail)
         answer = post(client, encoded(picture(0)))
         assert answer.status_code == code
         assert "secret" not in answer.text
@@ -437,24 +535,186 @@ def test_a_missing_package_is_named() -> None:
     assert "pip install 'hashgym[serve]'" in said.splitlines()[-1]
 
 
+SECRET = "0123456789-_.~abcXYZ"
+
+
+@pytest.fixture(scope="module")
+def locked(gallery: Gallery) -> Any:
+    return create_app(gallery, max_pixels=MAX_PIXELS, token=SECRET)
+
+
+PATHS = ("/", "/?id=0", "/thumbnail?id=0", "/thumbnail?id=99", "/serve.js", "/serve.css", "/nothing")
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["", "token=", "token=x", f"token={SECRET[:-1]}", f"token={SECRET}x", f"token={SECRET.upper()}",
+     "token=%F0%9F%98%80", f"token=x&token={SECRET}", f"Token={SECRET}"],
+)  # fmt: skip
+def test_without_the_token_nothing_is_answered(locked: Any, given: str) -> None:
+    for path in PATHS:
+        answer = locked.test_client().get(path + ("&" if "?" in path else "?") + given)
+        assert answer.status_code == 403
+        assert answer.mimetype == "text/plain"
+        assert answer.text.startswith("This page needs its token: open the address that `hashgym serve` printed")
+        assert "Set-Cookie" not in answer.headers
+    for path in ("/", "/search"):
+        data = {"picture": (io.BytesIO(encoded(picture(0))), "a.png")}
+        assert locked.test_client().post(f"{path}?{given}", data=data).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Authorization": "Bearer x"}, {"Authorization": SECRET}, {"Authorization": f"Basic {SECRET}"},
+     {"Cookie": f"hashgym-80={SECRET}"}, {"Cookie": "hashgym-80="}, {"Cookie": "hashgym-80=\xff"}],
+)  # fmt: skip
+def test_wrong_credentials_are_refused(locked: Any, headers: dict[str, str]) -> None:
+    assert locked.test_client().get("/", headers=headers).status_code == 403
+
+
+def test_the_token_is_exchanged_for_a_cookie_of_this_port(locked: Any) -> None:
+    client = locked.test_client()
+    at = {"base_url": "http://127.0.0.1:8123"}
+    answer = client.get(f"/?token={SECRET}&id=3&k=4&_external=1&_scheme=javascript", **at)
+    assert answer.status_code == 303
+    assert answer.headers["Location"] == "/?id=3&k=4"  # without the token
+    cookie = answer.headers["Set-Cookie"]
+    assert cookie.startswith("hashgym-8123=")
+    assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= set(cookie.split("; "))
+    assert SECRET not in cookie
+    for path, code in zip(PATHS, (200, 200, 200, 404, 200, 200, 404), strict=True):
+        answer = client.get(path, **at)
+        assert answer.status_code == code
+        assert SECRET.encode() not in answer.data
+        assert SECRET not in str(answer.headers)
+        assert answer.headers["Referrer-Policy"] == "same-origin"
+    assert client.post("/search", data={"id": "0"}, **at).status_code == 200
+    value = cookie.partition("=")[2].partition(";")[0]
+    for host, name in [("127.0.0.1:8124", "hashgym-8123"), ("127.0.0.1:8124", "hashgym-8124")]:
+        headers = {"Host": host, "Cookie": f"{name}={value}"}
+        assert locked.test_client().get("/", headers=headers).status_code == 403
+
+
+def test_programs_give_the_token_with_each_request(locked: Any) -> None:
+    client = locked.test_client()
+    for path in ("/", "/search"):
+        assert client.post(f"{path}?token={SECRET}", data={"id": "0"}).status_code == 200
+        assert client.post(path, data={"id": "0"}, headers={"Authorization": f"Bearer {SECRET}"}).status_code == 200
+        assert client.post(path, data={"id": "0", "token": SECRET}).status_code == 403  # forms come from elsewhere
+    assert client.get(f"/thumbnail?id=0&token={SECRET}").status_code == 200
+    assert SECRET not in client.post(f"/search?token={SECRET}", data={"id": "0"}).text
+    for headers in ({"Host": "evil.com"}, {"Origin": "http://evil.com"}):  # the token does not replace other checks
+        assert client.post(f"/search?token={SECRET}", data={"id": "0"}, headers=headers).status_code == 403
+
+
+@pytest.mark.parametrize("token", ["short", "x" * 201, "with a space in it", "percent%20percent", "a" * 15, "ü" * 20])
+def test_tokens_that_are_weak_or_have_no_place_in_an_address_are_told(index: Path, token: str) -> None:
+    with pytest.raises(ValueError, match="must be 16 to 200 letters, digits or") as told:
+        serve(index, 0, token=token)
+    assert token not in str(told.value)
+
+
+def test_the_command_prints_a_new_token_each_time_unless_one_is_given(index: Path, monkeypatch: Any) -> None:
+    printed: list[str] = []
+    monkeypatch.setattr("hashgym.gallery.server._Server.run", lambda _: None)
+    monkeypatch.setattr("builtins.print", lambda text, **_: printed.append(text))
+    monkeypatch.setenv("HASHGYM_TOKEN", "")
+    for options in ([], [], ["--token", SECRET], ["--token", ""]):
+        cli.main(["serve", str(index), "--port", "0", *options])
+    monkeypatch.setenv("HASHGYM_TOKEN", SECRET[::-1])
+    cli.main(["serve", str(index), "--port", "0"])
+    pattern = r"22 images at http://127\.0\.0\.1:\d+/(?:\?token=(\S+))? - Ctrl-C ends it"
+    tokens = [re.fullmatch(pattern, text)[1] for text in printed]  # type: ignore[index]
+    assert tokens[0] != tokens[1]
+    assert min(map(len, tokens[:2])) >= 32
+    assert tokens[2:] == [SECRET, None, SECRET[::-1]]
+
+
+def test_changes_of_the_index_are_followed(index: Path, tmp_path: Path) -> None:
+    shutil.copytree(index.parent / "index", tmp_path / "index")
+    shutil.copytree(index.parent / "pictures", tmp_path / "added")
+    client = create_app(open_gallery(tmp_path / "index"), max_pixels=MAX_PIXELS).test_client()
+    first = post(client, encoded(picture(3)), to="/search", k=1).json["matches"][0]
+    assert first["name"] == "3.png"
+    remove(tmp_path / "index", ["3.png"], progress=False)
+    assert client.get(first["thumbnail"]).status_code == 404
+    assert client.get(f"/?id={first['id']}").status_code == 404
+    assert "3.png" not in names(post(client, encoded(picture(3)), k=22))
+    assert "21 images" in client.get("/").text
+    build([index.parent / "codes"], tmp_path / "index", add=True, progress=False)
+    assert "3.png" in names(post(client, encoded(picture(3)), k=2))
+    meta = tmp_path / "index" / "meta.json"
+    whole = meta.read_text()
+    for change in (lambda: meta.write_text("{"), meta.unlink):
+        change()
+        for path in ("/", f"/thumbnail?id={first['id']}"):
+            answer = client.get(path)
+            assert answer.status_code == 503
+            assert answer.text.startswith("The index cannot be opened: ")
+        assert "cannot be opened" in post(client, encoded(picture(0)), to="/search").json["error"]
+    meta.write_text(whole)
+    assert still_serves(client)
+
+
+def test_pictures_that_were_moved_are_found_after_a_change_too(index: Path, tmp_path: Path) -> None:
+    shutil.copytree(index.parent / "index", tmp_path / "index")
+    shutil.copytree(index.parent / "pictures", tmp_path / "moved")
+    moved = open_gallery(tmp_path / "index", tmp_path / "moved")
+    picture(77).save(tmp_path / "moved" / "0.png")
+    client = create_app(moved, max_pixels=MAX_PIXELS).test_client()
+    before = client.get("/thumbnail?id=0").data
+    remove(tmp_path / "index", ["9.png"], progress=False)
+    assert client.get("/thumbnail?id=0").data == before
+    assert "21 images" in client.get("/").text
+
+
+def test_a_gallery_is_closed_after_its_last_request(index: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    closed: list[Gallery] = []
+    monkeypatch.setattr(Gallery, "close", lambda gallery: closed.append(gallery))
+    shutil.copytree(index.parent / "index", tmp_path / "index")
+    live = _LiveGallery(first := open_gallery(tmp_path / "index"))
+    with live.use() as one, live.use() as two:
+        assert one is two is first
+        remove(tmp_path / "index", ["0.png"], progress=False)
+        with live.use() as second:
+            assert len(second) == 21
+            assert len(one.search(picture(0), 3)) == 3  # what began goes on with the index as it was
+            assert closed == []
+    assert [id(gallery) for gallery in closed] == [id(first)]
+    remove(tmp_path / "index", ["1.png"], progress=False)
+    with live.use() as third:
+        assert len(third) == 20
+        assert third.root == first.root
+    assert [id(gallery) for gallery in closed] == [id(first), id(second)]
+    late = open_gallery(tmp_path / "index")
+    remove(tmp_path / "index", ["2.png"], progress=False)
+    with _LiveGallery(late).use() as fourth:  # opened before that change, served after it
+        assert len(fourth) == 19
+
+
 def test_ports_that_cannot_be_had_are_told(index: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(ValueError, match=rf"port {port} cannot be used.*choose another with --port"):
+        with pytest.raises(ValueError, match=rf"port {port} is in use by another program.*--port 0"):
             serve(index, port)
     with pytest.raises(ValueError, match="--port must be from 0 to 65535, got 70000"):
         serve(index, 70_000)
     for bounds in ({"max_bytes": 0}, {"max_pixels": -1}):
         with pytest.raises(ValueError, match="--max-megabytes and --max-megapixels must be above 0"):
             serve(index, 0, **bounds)
+    for seconds in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"--max-seconds must be above 0 and at most 3600, got {seconds}"):
+            serve(index, 0, seconds=seconds)
 
 
-def fetch(address: str, data: bytes | None = None, kind: str = "application/octet-stream") -> tuple[int, bytes]:
+def fetch(
+    address: str, data: bytes | None = None, kind: str = "application/octet-stream", timeout: float = 60
+) -> tuple[int, bytes]:
     request = urllib.request.Request(address, data=data, headers={"Content-Type": kind} if data is not None else {})
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=timeout) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
@@ -471,11 +731,11 @@ def test_a_real_server_serves_many_at_once_through_all_nonsense_until_ctrl_c(ind
         sent = [encoded(picture(seed)) for seed in range(15)] + [data for data, _ in BAD.values()]
 
         def ask(data: bytes) -> tuple[int, bytes]:
-            return fetch(f"{address}/search", *form(data))
+            return fetch(f"{address}/search?token={TOKEN}", *form(data))
 
         with ThreadPoolExecutor(16) as pool:
             answers = list(pool.map(ask, sent * 2))
-            thumbnails = list(pool.map(fetch, [f"{address}/thumbnail?id={id}" for id in range(22)]))
+            thumbnails = list(pool.map(fetch, [f"{address}/thumbnail?token={TOKEN}&id={id}" for id in range(22)]))
         for i, (code, body) in enumerate(answers):
             assert code == (200 if i % len(sent) < 15 else 422)
             if code == 200:
@@ -496,3 +756,76 @@ def test_a_real_server_serves_many_at_once_through_all_nonsense_until_ctrl_c(ind
         assert process.wait(timeout=30) == 0
         assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()
+
+
+def test_slow_connections_do_not_keep_others_out(index: Path) -> None:
+    with serving(index) as (address, _), ExitStack() as slow:
+        host, port = address.removeprefix("http://").split(":")
+        for i in range(150):
+            connection = slow.enter_context(socket.create_connection((host, int(port))))
+            connection.sendall(
+                (b"", b"GET / HTTP/1.1\r\nHost: ", b"POST / HTTP/1.1\r\nContent-Length: 99\r\n\r\n")[i % 3]
+            )
+        assert fetch(f"{address}/serve.js?token={TOKEN}", timeout=20)[0] == 200
+        assert fetch(f"{address}/search?token={TOKEN}", *form(encoded(picture(0))), timeout=20)[0] == 200
+
+
+def test_connections_are_closed_that_are_silent_or_never_end(client: Any) -> None:
+    server = _Server(client.application, 0, MAX_BYTES)
+    connections = [socket.create_connection(("127.0.0.1", server.effective_port)) for _ in range(3)]
+    try:
+        for connection, sent in zip(connections, (b"", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\n"), strict=True):
+            connection.sendall(sent)
+        while (
+            len(server.active_channels) < 3 or sum(c.request is not None for c in server.active_channels.values()) < 2
+        ):
+            server.asyncore.loop(timeout=0.1, map=server._map, count=1)
+        ports = [connection.getsockname()[1] for connection in connections]
+        silent, half, drip = sorted(server.active_channels.values(), key=lambda channel: ports.index(channel.addr[1]))
+        now = time.time()
+        server.maintenance(now)
+        assert not any(channel.will_close for channel in (silent, half, drip))
+        drip.last_activity = now + PATIENCE  # another byte
+        server.maintenance(now + PATIENCE + 1)
+        assert [channel.will_close for channel in (silent, half, drip)] == [True, True, False]
+        drip.last_activity = now + 4 * PATIENCE
+        server.maintenance(now + 4 * PATIENCE + 1)
+        assert drip.will_close
+        drip.will_close, drip.request, drip.requests = False, None, [object()]
+        server.maintenance(now + 9 * PATIENCE)
+        assert not drip.will_close  # its request is being answered
+    finally:
+        for connection in connections:
+            connection.close()
+        server.task_dispatcher.shutdown()
+        server.close()
+
+
+def test_a_picture_that_takes_long_holds_nobody_else_up(gallery: Gallery) -> None:
+    app = create_app(gallery, max_pixels=MAX_PIXELS, seconds=120)
+    clients = [app.test_client() for _ in range(3)]
+    decoders = app.extensions["hashgym"].decoders
+    with closing(decoders), ThreadPoolExecutor(2) as pool:
+        assert still_serves(clients[0])
+        warm = decoders._idle.queue[-1]
+        os.kill(warm._process.pid, signal.SIGSTOP)  # as slow as can be
+        stuck = pool.submit(post, clients[1], encoded(picture(1)), to="/search")
+        while warm in decoders._idle.queue:
+            time.sleep(0.01)
+        assert still_serves(clients[0])
+        assert clients[2].get("/thumbnail?id=0").status_code == 200
+        assert not stuck.done()
+        os.kill(warm._process.pid, signal.SIGKILL)  # as Linux does where memory ends
+        answer = stuck.result(timeout=60)
+        assert answer.status_code == 507
+        assert answer.json["error"] == "There is not enough memory for this picture: choose a smaller one."
+        assert still_serves(clients[1])
+
+
+def test_a_time_limit_ends_decoding_with_a_message(gallery: Gallery) -> None:
+    client = create_app(gallery, max_pixels=MAX_PIXELS, seconds=0.01).test_client()  # a process takes longer to start
+    answer = post(client, encoded(picture(0)), "slow.png")
+    assert answer.status_code == 422
+    assert message(answer) == "image slow.png takes more than 0.01 s to decode; save it as PNG or JPEG."
+    assert client.get("/thumbnail?id=0").status_code == 404
+    assert client.get("/").status_code == 200

@@ -31,13 +31,15 @@ async function search() {
   results.setAttribute("aria-busy", "true");
   try {
     const answer = await fetch("/", { method: "POST", body, signal: mine.signal });
-    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const text = await answer.text();
+    const page = new DOMParser().parseFromString(text, "text/html");
     const found = page.getElementById("results");
     if (found) {
       results.replaceChildren(...found.childNodes);
       document.title = page.title;
       document.getElementById("said").textContent = results.querySelector("h2")?.textContent ?? "";
-    } else fail(`The search failed (${answer.status} ${answer.statusText}).`);
+    } else if (answer.headers.get("Content-Type")?.startsWith("text/plain")) fail(text);
+    else fail(`The search failed (${answer.status} ${answer.statusText}).`);
   } catch (error) {
     if (mine.signal.aborted) return;
     fail("The server does not answer: is hashgym serve still running?");

@@ -1,0 +1,264 @@
+"""Decoding in worker processes: bounded in memory, time and number, whatever the file is.
+
+A worker decodes one picture at a time and returns pixels only: a thumbnail, and for a query what the encoder reads. Its
+address space is limited, it is killed when a picture takes too long, and all its memory ends with it; a decoder that
+crashes takes no server with it. The messages are JSON and raw bytes, so that nothing from a worker is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import threading
+import traceback
+import weakref
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from hashgym.data.dataset import DataError
+from hashgym.data.files import open_image
+from hashgym.features.backbone import preprocess_of
+from hashgym.gallery.page import small
+
+__all__ = ["Decoded", "Decoders"]
+
+BASE_BYTES = 512 * 2**20  # address space of the interpreter and its libraries, with room to spare
+BYTES_PER_PIXEL = 16  # a picture with an alpha channel, a copy of it turned upright, and one as RGB take 12
+ENVIRONMENT = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**20),  # glibc then returns the memory of a picture to the system at once
+    "MALLOC_TRIM_THRESHOLD_": str(2**20),
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A decoded picture.
+
+    Attributes:
+        thumbnail: RGB, its longer side at most what was asked for; without any metadata of the file.
+        view: uint8 (size, size, 3), the picture as an encoder reads it; None if no preprocessing was given.
+    """
+
+    thumbnail: Image.Image
+    view: NDArray[np.uint8] | None
+
+
+class Decoders:
+    """A few worker processes, started as they are needed. Calls from several threads are safe.
+
+    Args:
+        max_bytes: of the file of an uploaded picture.
+        max_pixels: of any picture.
+        seconds: that one picture may take.
+        processes: number of pictures that are decoded at the same time.
+        memory: address space of a worker in bytes; by default what ``max_pixels`` and ``max_bytes`` need. It is
+            enforced where the system can (Linux).
+    """
+
+    def __init__(
+        self, *, max_bytes: int, max_pixels: int, seconds: float = 20, processes: int = 2, memory: int | None = None
+    ) -> None:
+        self.max_bytes, self.max_pixels, self.seconds = max_bytes, max_pixels, seconds
+        self.memory = memory or BASE_BYTES + BYTES_PER_PIXEL * max_pixels + 2 * max_bytes
+        self._workers = [_Worker(self.memory) for _ in range(processes)]
+        self._closed = False
+        self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()  # the last one used is warm
+        for worker in self._workers:
+            self._idle.put(worker)
+
+    def __call__(
+        self,
+        source: Path | IO[bytes],
+        name: str,
+        *,
+        longer: int,
+        preprocess: Mapping[str, Any] | None = None,
+    ) -> Decoded:
+        """Decode a picture.
+
+        Args:
+            source: a file, or the stream of an upload.
+            name: what error messages call it.
+            longer: side of the thumbnail, in pixels.
+            preprocess: also return the picture as this preprocessing leaves it, as an encoder's metadata describes it.
+
+        Raises:
+            DataError: for a file that :func:`hashgym.data.files.open_image` does not open, or that takes too long.
+            MemoryError: if the picture needs more memory than a worker may use, or than there is.
+            TimeoutError: if all workers stay busy, or after :meth:`close`.
+        """
+        request = {
+            "path": str(source) if isinstance(source, Path) else None,
+            "name": name,
+            "max_bytes": None if isinstance(source, Path) else self.max_bytes,
+            "max_pixels": self.max_pixels,
+            "longer": longer,
+            "preprocess": None if preprocess is None else dict(preprocess),
+        }
+        try:
+            worker = self._idle.get(timeout=2 * self.seconds)
+        except queue.Empty:
+            raise TimeoutError("all decoders are busy") from None
+        try:
+            if self._closed:
+                raise TimeoutError("the decoders are closed")
+            answer, body = worker.ask(request, None if isinstance(source, Path) else source, self.seconds)
+        finally:
+            self._idle.put(worker)
+        match answer.get("error"):
+            case None:
+                pass
+            case "data":
+                raise DataError(answer["message"])
+            case "slow":
+                raise DataError(f"image {name} takes more than {self.seconds:g} s to decode; save it as PNG or JPEG")
+            case "memory":
+                raise MemoryError(f"image {name} needs more memory than there is")
+            case _:
+                raise RuntimeError(answer["message"])
+        width, height = answer["thumbnail"]
+        thumbnail = Image.frombytes("RGB", (width, height), body[: 3 * width * height])
+        view = None
+        if answer["view"] is not None:
+            view = np.frombuffer(body[3 * width * height :], np.uint8).reshape(answer["view"])
+        return Decoded(thumbnail, view)
+
+    def close(self) -> None:
+        """End the workers, also those at work."""
+        self._closed = True
+        for worker in self._workers:
+            worker.close()
+
+
+class _Worker:
+    """One worker process; started with the first request, and anew after it has died."""
+
+    def __init__(self, memory: int) -> None:
+        self._memory = memory
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def ask(self, request: Mapping[str, Any], data: IO[bytes] | None, seconds: float) -> tuple[dict[str, Any], bytes]:
+        """The answer of the process, and the bytes that belong to it."""
+        process, late = self._process or self._start(), threading.Event()
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def stop() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(seconds, stop)
+        timer.daemon = True
+        timer.start()
+        try:
+            length = 0 if data is None else data.seek(0, os.SEEK_END)
+            process.stdin.write(json.dumps({**request, "length": length}).encode() + b"\n")
+            if data is not None:
+                data.seek(0)
+                shutil.copyfileobj(data, process.stdin)
+            process.stdin.flush()
+            answer = json.loads(process.stdout.readline())
+            body = process.stdout.read(answer.get("length", 0))
+            if len(body) == answer.get("length", 0):
+                return answer, body
+        except (OSError, ValueError):  # a pipe without a process at its other end
+            pass
+        finally:
+            timer.cancel()
+            if late.is_set():
+                self.close()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(1)  # its own status, if it has one
+        self.close()
+        if late.is_set():
+            return {"error": "slow"}, b""
+        code = process.wait()
+        if code == -9:  # killed, as Linux does with the process that uses most when memory runs out
+            return {"error": "memory"}, b""
+        if code < 0:
+            return {"error": "data", "message": f"image {request['name']} is damaged: its decoder crashed"}, b""
+        return {"error": "failed", "message": f"a decoding process ended with status {code}"}, b""
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        # The same modules as here, whatever folder this is.
+        program = f"import sys; sys.path[:] = {sys.path!r}; from hashgym.gallery.decoding import _work; _work()"
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, str(self._memory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **ENVIRONMENT},
+            start_new_session=True,  # Ctrl-C is for the server
+        )
+        self._process, self._stop = process, weakref.finalize(self, _end, process)
+        return process
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process = None
+            self._stop()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()  # first, so that no thread still waits for it
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        with suppress(OSError, AttributeError):
+            pipe.close()  # type: ignore[union-attr]
+
+
+def _work() -> None:
+    """Answer requests from standard input until it ends: all that a worker process does."""
+    with suppress(ImportError, OSError, ValueError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]), int(sys.argv[1])))
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")  # where memory ends, this process ends before others
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    silence = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):  # C libraries print warnings about pictures
+        os.dup2(silence, stream)
+    while line := requests.readline():
+        request = json.loads(line)
+        try:
+            data = requests.read(request["length"])
+            answer, body = _answer(request, data)
+        except DataError as error:
+            kind = "memory" if isinstance(error.__cause__, MemoryError) else "data"
+            answer, body = {"error": kind, "message": str(error)}, b""
+        except MemoryError:
+            answer, body = {"error": "memory"}, b""
+        except Exception:
+            answer, body = {"error": "failed", "message": traceback.format_exc()}, b""
+        data = b""
+        answers.write(json.dumps({**answer, "length": len(body)}).encode() + b"\n" + body)
+        answers.flush()
+
+
+def _answer(request: Mapping[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
+    preprocess = None if request["preprocess"] is None else preprocess_of(request["preprocess"])
+    picture = open_image(
+        BytesIO(data) if request["path"] is None else Path(request["path"]),
+        request["name"],
+        max_bytes=request["max_bytes"],
+        max_pixels=request["max_pixels"],
+        at_least=None if preprocess else request["longer"],  # codes are those of the picture in full
+    )
+    thumbnail = small(picture, request["longer"])
+    view = None if preprocess is None else np.ascontiguousarray(preprocess(picture), np.uint8)
+    answer = {"thumbnail": thumbnail.size, "view": None if view is None else view.shape}
+    return answer, thumbnail.tobytes() + (b"" if view is None else view.tobytes())
