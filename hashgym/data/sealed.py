@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from hashgym.data.arrays import map_array
+from hashgym.data.atomic import sync, write_text
 from hashgym.data.checksums import sha256
 from hashgym.data.dataset import DataError
 
@@ -128,18 +128,6 @@ class Kind:
         return array
 
 
-def sync(path: Path) -> None:
-    """Wait until a file's or a folder's content is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        if path.is_file():  # some file systems cannot sync folders
-            raise
-    finally:
-        os.close(descriptor)
-
-
 def read_json(file: Path, mend: str) -> Any:
     """What a JSON file says.
 
@@ -155,15 +143,8 @@ def read_json(file: Path, mend: str) -> Any:
 
 
 def write_json(file: Path, content: Any, indent: int | None = None) -> None:
-    """Write JSON under another name, sync it and rename it, so that the file is whole at every moment."""
-    temporary = file.with_name(f"{file.name}.new")
-    with temporary.open("w", encoding="utf-8") as stream:
-        json.dump(content, stream, indent=indent)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)
-    sync(file.parent)
+    """Write a JSON file that is whole at every moment."""
+    write_text(file, json.dumps(content, indent=indent) + "\n")
 
 
 def _state(file: Path, entry: Mapping[str, Any], thorough: bool) -> str:
