@@ -7,10 +7,10 @@ prints the table of a ``results.csv`` again, in Markdown, as the README shows it
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence

@@ -17,6 +17,7 @@ from hashgym.data.dataset import DataError
 __all__ = ["DiskFullError", "atomic_write", "explain_full_disk", "hold", "is_full", "sync", "write_text"]
 
 _FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)}
+_SHORT = re.compile(r"\d+ requested and \d+ written")  # NumPy's error, which has no number
 
 
 class DiskFullError(OSError):
@@ -119,23 +120,24 @@ def explain_full_disk(path: str | Path) -> Iterator[None]:
             raise
         if isinstance(cause, DiskFullError):
             raise cause from None
+        number = cause.errno or errno.ENOSPC
         raise DiskFullError(
-            cause.errno or errno.ENOSPC,
-            f"{path} cannot be written: {os.strerror(cause.errno or errno.ENOSPC).lower()}. What was finished before is "
-            "unchanged. Free space there, or raise the quota or limit, and run the same command again",
+            number,
+            f"{path} cannot be written: {os.strerror(number).lower()}. What was finished before is unchanged. "
+            "Free space there, or raise the quota or limit, and run the same command again",
         ) from error
 
 
 def is_full(error: BaseException | None) -> OSError | None:
     """The error in a chain of causes that says that the disk is full; None if there is none.
 
-    Libraries hide it: torch raises RuntimeError while it handles it, and NumPy leaves its number out.
+    Libraries hide it: torch raises a RuntimeError while it handles it.
     """
     found = None
     while error is not None:
         if isinstance(error, DiskFullError):
             return error
-        if isinstance(error, OSError) and (error.errno in _FULL or re.match(r"\d+ requested and \d+ written", str(error))):
+        if isinstance(error, OSError) and (error.errno in _FULL or _SHORT.match(str(error))):
             found = error
         error = error.__cause__ or error.__context__
     return found

@@ -171,7 +171,8 @@ def learn_words(
 
     Raises:
         ValueError: for impossible arguments, or without OpenCV.
-        DataError: before any work if ``out`` exists, another process is writing it, or the split is impossible; for an image that cannot be read
+        DataError: before any work if ``out`` exists, another process is writing it, or the split is impossible; for
+            an image that cannot be read
             (unless ``skip_bad``), and where the images have fewer different patches than words.
     """
     if words < 2 or images < 1:
