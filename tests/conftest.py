@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 # Tests run side by side, on networks too small to gain from more threads. Set before NumPy and torch are imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -28,6 +30,17 @@ def _rewards_are_forgotten() -> Iterator[None]:
 def multi_label() -> HashingDataset:
     """60 images with 6 features and up to 3 of 5 labels: 10 queries, 40 training images, 50 in the database."""
     return small_dataset(seed=3)
+
+
+@contextmanager
+def file_limit(size: int) -> Iterator[None]:
+    """Let no file of this process grow beyond ``size`` bytes: writing fails as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def small_dataset(seed: int, n: int = 60, dim: int = 6, labels: int = 5) -> HashingDataset:
