@@ -217,9 +217,9 @@ def test_a_full_disk_says_so_and_the_job_goes_on_later(tmp_path: Path) -> None:
     with make(folder) as job:
         work(job, 3)
     size = (folder / "journal.jsonl").stat().st_size
-    with pytest.raises(DiskFullError, match=r"out\.partial cannot be written"), file_limit(size + 10):
-        with make(folder) as job:
-            work(job)
+    full = pytest.raises(DiskFullError, match=r"out\.partial cannot be written")
+    with full, file_limit(size + 10), make(folder) as job:
+        work(job)
     with make(folder) as job:
         assert work(job) == [3, 4]
 
