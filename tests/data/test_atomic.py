@@ -60,10 +60,15 @@ def test_a_file_is_replaced_at_the_end_and_nothing_is_left(tmp_path: Path) -> No
 def test_an_error_or_an_interrupt_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_text(path, "old")
-    for error in (ValueError, KeyboardInterrupt):
-        with pytest.raises(error), atomic_write(path) as file:
+
+    def fail(error: type[BaseException]) -> None:
+        with atomic_write(path) as file:
             file.write(b"new")
             raise error
+
+    for error in (ValueError, KeyboardInterrupt):
+        with pytest.raises(error):
+            fail(error)
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
 
