@@ -314,5 +314,5 @@ def _slug(kind: str, rows: Sequence[Row], all_rows: Sequence[Row]) -> str:
 if __name__ == "__main__":
     try:
         main(tyro.cli(Args))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -276,5 +276,5 @@ def draw(points: Sequence[Row], designs: Sequence[str], path: Path, title: str) 
 if __name__ == "__main__":
     try:
         sys.exit(min(main(tyro.cli(Args)), 1))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -254,5 +254,5 @@ def main(args: Args, console: Console | None = None) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(min(main(tyro.cli(Args)), 1))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

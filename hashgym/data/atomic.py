@@ -14,10 +14,21 @@ from typing import IO, Any, BinaryIO
 
 from hashgym.data.dataset import DataError
 
-__all__ = ["DiskFullError", "atomic_write", "explain_full_disk", "hold", "is_full", "sync", "write_text"]
+__all__ = [
+    "DiskFullError",
+    "atomic_write",
+    "clean",
+    "explain_full_disk",
+    "hold",
+    "is_full",
+    "sync",
+    "temporaries",
+    "write_text",
+]
 
-_FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)}
-_SHORT = re.compile(r"\d+ requested and \d+ written")  # NumPy's error, which has no number
+_NAMES = ("ENOSPC", "EDQUOT", "EFBIG")
+_FULL = {os.strerror(number): number for number in (getattr(errno, name, 0) for name in _NAMES) if number}
+_SAID = re.compile("|".join([*map(re.escape, _FULL), r"\d+ requested and \d+ written"]))  # the last is NumPy's
 
 
 class DiskFullError(OSError):
@@ -50,7 +61,7 @@ def atomic_write(path: str | Path, *, new: bool = False) -> Iterator[BinaryIO]:
     if new and os.path.lexists(target):
         raise DataError(f"{target} exists already: remove it, or choose another --out")
     target.parent.mkdir(parents=True, exist_ok=True)
-    if _others(target) and new:
+    if clean(target) and new:
         raise DataError(f"another process is writing {target}: wait for it, or stop it, or choose another --out")
     with explain_full_disk(target):
         temporary, file = _begin(target)
@@ -69,6 +80,25 @@ def atomic_write(path: str | Path, *, new: bool = False) -> Iterator[BinaryIO]:
                 temporary.unlink(missing_ok=True)
             raise
         sync(target.parent)
+
+
+def temporaries(path: str | Path) -> list[Path]:
+    """The temporary files of those who write a file, or were killed while they did."""
+    target = Path(path)
+    named = re.compile(re.escape(_prefix(target)) + r"[0-9a-f]{16}\.hashgym-tmp")
+    return [target.with_name(entry.name) for entry in os.scandir(target.parent) if named.fullmatch(entry.name)]
+
+
+def clean(path: str | Path) -> bool:
+    """Remove what killed writers of a file left; returns whether somebody is writing it now."""
+    busy = False
+    for temporary in temporaries(path):
+        with suppress(OSError), temporary.open("r+b") as file:
+            held = hold(file)
+            if held:
+                temporary.unlink()
+            busy |= held is False
+    return busy
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -131,14 +161,16 @@ def explain_full_disk(path: str | Path) -> Iterator[None]:
 def is_full(error: BaseException | None) -> OSError | None:
     """The error in a chain of causes that says that the disk is full; None if there is none.
 
-    Libraries hide it: torch raises a RuntimeError while it handles it.
+    Libraries hide it: torch raises a RuntimeError while it handles it, NumPy and FAISS put it into words alone.
     """
     found = None
     while error is not None:
         if isinstance(error, DiskFullError):
             return error
-        if isinstance(error, OSError) and (error.errno in _FULL or _SHORT.match(str(error))):
+        if isinstance(error, OSError) and error.errno in _FULL.values():
             found = error
+        elif isinstance(error, (OSError, RuntimeError)) and (said := _SAID.search(str(error))):
+            found = OSError(_FULL.get(said[0], errno.ENOSPC), said[0])
         error = error.__cause__ or error.__context__
     return found
 
@@ -152,18 +184,6 @@ def _begin(target: Path) -> tuple[Path, BinaryIO]:
         if hold(file) is not False and temporary.exists():
             return temporary, file
         file.close()
-
-
-def _others(target: Path) -> bool:
-    """Whether somebody else is writing a file; removes the temporary files of those who were killed."""
-    named, busy = re.compile(re.escape(_prefix(target)) + r"[0-9a-f]{16}\.hashgym-tmp"), False
-    for entry in [entry for entry in os.scandir(target.parent) if named.fullmatch(entry.name)]:
-        with suppress(OSError), open(entry.path, "r+b") as file:
-            held = hold(file)
-            if held:
-                os.unlink(entry.path)
-            busy |= held is False
-    return busy
 
 
 def _prefix(target: Path) -> str:

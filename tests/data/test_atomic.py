@@ -192,6 +192,8 @@ def test_a_full_disk_is_named_with_what_helps(tmp_path: Path, fill: Callable[[An
 def test_only_a_full_disk_is_explained() -> None:
     with pytest.raises(DiskFullError, match="out cannot be written: no space left"), explain_full_disk("out"):
         raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(DiskFullError, match="index cannot be written: no space left"), explain_full_disk("index"):
+        raise RuntimeError("Error in FileIOWriter: write error in index: 1 != 2 (No space left on device)")
     for error in (OSError(errno.EACCES, "Permission denied"), ValueError("12 requested")):
         with pytest.raises(type(error)) as caught, explain_full_disk("out"):
             raise error
