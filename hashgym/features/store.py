@@ -8,7 +8,7 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -198,10 +198,11 @@ class Store:
         self.closed = lines[-1:] == [CLOSED]
         bad = {index for line in batches.values() for index, _ in line["bad"]} if self.closed else set()
         kept = np.setdiff1d(np.arange(self.images), list(bad))
-        compacted = self._check_arrays(kept)
-        damaged = [batch for batch, line in batches.items() if not self._is_whole(line.get("blocks", []), kept)]
+        lengths = self._check_arrays(len(kept))
+        rows = {key: np.arange(self.images) if lengths[key] == self.images else kept for key in self.arrays}
+        damaged = self._damaged({batch: line.get("blocks", []) for batch, line in batches.items()}, rows)
         if again := len(damaged) + lines.count(None):
-            if compacted:
+            if set(lengths.values()) != {self.images}:
                 raise DataError(f"{self.folder} is damaged in finished rows: remove it and start again")
             _log.warning("%s: %d finished batches were damaged and are done again", self.folder, again)
             self.closed = False
@@ -212,25 +213,30 @@ class Store:
             if (self.closed or not line["bad"]) and batch not in damaged
         }
 
-    def _check_arrays(self, kept: NDArray[np.int64]) -> bool:
-        """Whether an array has only the rows that are kept; raises DataError for one that is of another shape."""
-        found = set()
+    def _check_arrays(self, kept: int) -> dict[str, int]:
+        """Rows of every array: all of them, or only those that are kept. Raises DataError for another shape or type."""
+        found = {}
         for key, (shape, kind) in self.arrays.items():
             array = map_array(self.files[key])
-            if array.shape[1:] != shape or array.dtype != kind or len(array) not in (self.images, len(kept)):
+            sound = array.shape[1:] == shape and array.dtype == kind and array.flags.c_contiguous
+            if not sound or len(array) not in (self.images, kept):
                 raise DataError(f"{self.files[key]} is damaged: remove {self.folder} and start again")
-            found.add(len(array))
-        return found != {self.images}
+            found[key] = len(array)
+        return found
 
-    def _is_whole(self, blocks: Sequence[Block], kept: NDArray[np.int64]) -> bool:
-        """Whether blocks of rows are on the disk as they were written."""
-        for key, start, stop, checksum in blocks:
-            array = map_array(self.files[key])
-            if len(array) < self.images:
-                start, stop = np.searchsorted(kept, [start, stop])
-            if hashlib.sha256(array[start:stop].tobytes()).hexdigest() != checksum:
-                return False
-        return True
+    def _damaged(self, batches: dict[int, list[Block]], rows: dict[str, NDArray[np.int64]]) -> set[int]:
+        """Batches with blocks that are not on the disk as they were written; ``rows`` are those that an array has."""
+        found = set()
+        for key, (shape, kind) in self.arrays.items():
+            size = int(np.prod(shape)) * np.dtype(kind).itemsize
+            with self.files[key].open("rb") as file:
+                for batch, blocks in batches.items():
+                    for _, start, stop, checksum in (block for block in blocks if block[0] == key):
+                        first, last = np.searchsorted(rows[key], [start, stop])
+                        file.seek(self.offsets[key] + int(first) * size)
+                        if hashlib.sha256(file.read(int(last - first) * size)).hexdigest() != checksum:
+                            found.add(batch)
+        return found
 
     def _note(self, entry: dict[str, Any]) -> None:
         self.journal.write(_line(entry))
