@@ -64,8 +64,12 @@ def _state(path: Path) -> list[str | int]:
 def _note(path: Path) -> Path | None:
     """The file with what is known of a file on this machine; None where the user has no folder for it."""
     try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = _folder()
     except RuntimeError:  # no home
         return None
     name = hashlib.sha256(os.fsencode(f"{platform.node()}:{os.path.realpath(path)}")).hexdigest()
-    return cache / "hashgym" / "verified" / f"{name}.json"
+    return folder / f"{name}.json"
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hashgym" / "verified"

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from hashgym import data
-from hashgym.data import DataError, cache, sealed
-from hashgym.data.checksums import has_checksum
+from hashgym.data import DataError, cache, checksums, sealed
+from hashgym.data.checksums import _folder, has_checksum
 from tests.conftest import small_dataset
 
 CONTENT = b"some features"
@@ -21,6 +21,7 @@ RIGHT = hashlib.sha256(CONTENT).hexdigest()
 
 @pytest.fixture(autouse=True)
 def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(checksums, "_folder", _folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "hashgym" / "verified"
 
