@@ -397,6 +397,7 @@ def baseline_loss(logits: Tensor, bits: Tensor, reward: Tensor, value: Tensor, a
     )
 
 
+@runs.exclusive
 def train(
     dataset: HashingDataset, args: Args, *, out: Path | None = None, resume: bool = False, progress: bool = True
 ) -> Policy:
@@ -415,7 +416,8 @@ def train(
 
     Raises:
         ValueError: if ``out`` holds a run and ``resume`` is false, or one with other settings; for arguments or data
-            that the environment refuses.
+            that the environment refuses; if another process is training into ``out``.
+        DiskFullError: if a file does not fit on the disk; the last checkpoint is whole.
     """
     checkpoint = runs.resumed(out, args, resume)
     device = runs.device(args.device)
@@ -595,6 +597,6 @@ def main(run: Main) -> metrics.RetrievalResult:
 if __name__ == "__main__":
     try:
         main(command())
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         runs.report(error)
         raise SystemExit(2) from None

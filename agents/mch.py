@@ -227,6 +227,7 @@ def fitted_base(source: str | Path, bits: int, seed: int, dataset: HashingDatase
     return base.fit(dataset.features[dataset.train], dataset.labels[dataset.train])
 
 
+@runs.exclusive
 def train(
     dataset: HashingDataset,
     base: Hasher,
@@ -254,7 +255,8 @@ def train(
 
     Raises:
         ValueError: if ``out`` holds a run and ``resume`` is false, or one with other settings; for a base or data that
-            the environment refuses.
+            the environment refuses; if another process is training into ``out``.
+        DiskFullError: if a file does not fit on the disk; the last checkpoint is whole.
     """
     checkpoint = runs.resumed(out, args, resume)
     device = runs.device(args.device)
@@ -388,8 +390,9 @@ def main(run: Main) -> dict[str, metrics.RetrievalResult]:
     console, dataset = Console(), data.load(run.dataset).standardized()
     dataset.require("train_regions", "regions")
     saved = run.out / "base.npz" if run.resume and run.out else run.base
-    base = fitted_base(saved, run.bits, run.args.seed, dataset)
-    policy = train(dataset, base, run.args, out=run.out, threshold=run.xi, resume=run.resume)
+    with runs.hold_folder(run.out):
+        base = fitted_base(saved, run.bits, run.args.seed, dataset)
+        policy = train(dataset, base, run.args, out=run.out, threshold=run.xi, resume=run.resume)
     query = base.encode(dataset.features[dataset.query])
     several = encode(policy, base, dataset, dataset.database, run.xi)
     own = CodeSets(several.words[:, :1], several.kept[:, :1], several.bits)
@@ -411,6 +414,6 @@ if __name__ == "__main__":
     }
     try:
         main(tyro.extras.overridable_config_cli(presets))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         runs.report(error)
         raise SystemExit(2) from None

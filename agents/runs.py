@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
-import os
+import threading
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -25,6 +27,7 @@ from torch.utils.tensorboard import SummaryWriter
 from hashgym import codes
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
+from hashgym.data.atomic import DiskFullError, atomic_write, explain_full_disk, is_full
 from hashgym.encoders.export import write
 from hashgym.hashers.threads import largest_product, limit_threads
 from hashgym.retrieval import kernels
@@ -38,9 +41,11 @@ __all__ = [
     "as_tensors",
     "device",
     "drive",
+    "exclusive",
     "export",
     "fingerprint",
     "finished",
+    "hold_folder",
     "load",
     "load_policy",
     "report",
@@ -53,7 +58,10 @@ __all__ = [
 
 OTHER_DATA = "the checkpoint was made on other data; give the dataset it was trained on, or another --out"
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+LOCK = ".lock"  # in the folder of a run
 A = TypeVar("A", bound="CommonArgs")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +191,71 @@ def drive(run: Run, title: str, *, out: Path | None, checkpoint: dict[str, Any] 
             bar.update(task, completed=run.update)
 
 
+@contextmanager
+def hold_folder(out: Path | None) -> Iterator[None]:
+    """Keep other training runs out of the folder ``out``, and explain a full disk; does nothing for None.
+
+    The lock is the system's, on the file ``.lock`` in the folder: it ends with the process, even one that is killed.
+    A thread may hold a folder several times.
+
+    Raises:
+        ValueError: if another run holds the folder, or it cannot be made.
+        DiskFullError: if something cannot be written in the block because the disk is full.
+    """
+    if out is None:
+        yield
+        return
+    made = not out.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise ValueError(f"{out} is a file: name a folder with --out") from None
+    lock = FileLock(out / LOCK, is_singleton=True)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ValueError(
+            f"another process is training into {out}: wait for it or stop it, or choose another --out"
+        ) from None
+    try:
+        with explain_full_disk(out), _quiet_curves():
+            yield
+    except DiskFullError as error:
+        if "--resume" not in str(error) and (out / "checkpoint.pt").exists():
+            hint = f"{error} with --resume: it goes on from {out / 'checkpoint.pt'}, which is whole"
+            raise DiskFullError(error.errno, hint) from None
+        raise
+    finally:
+        with suppress(OSError):
+            if made and [path.name for path in out.iterdir()] == [LOCK]:  # nothing was begun
+                (out / LOCK).unlink()
+                out.rmdir()
+        lock.release()
+
+
+def exclusive(train: Callable[P, T]) -> Callable[P, T]:
+    """Let a training function hold the folder ``out``, its keyword argument, while it runs: :func:`hold_folder`."""
+
+    @functools.wraps(train)
+    def alone(*args: P.args, **kwargs: P.kwargs) -> T:
+        out: Any = kwargs.get("out")
+        with hold_folder(out):
+            return train(*args, **kwargs)
+
+    return alone
+
+
+@contextmanager
+def _quiet_curves() -> Iterator[None]:
+    """Print no traceback where TensorBoard's thread cannot write: the error is raised here at the next write too."""
+    before = threading.excepthook
+    threading.excepthook = lambda ended: None if is_full(ended.exc_value) else before(ended)
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
 def resumed(out: Path | None, args: CommonArgs, resume: bool) -> dict[str, Any] | None:
     """The checkpoint to go on from, checked before any work starts.
 
@@ -292,11 +365,13 @@ def fingerprint(dataset: HashingDataset) -> str:
 
 
 def save(content: dict[str, Any], path: Path) -> None:
-    """Write under another name and rename, so that a kill leaves the old file or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    torch.save(content, temporary)
-    os.replace(temporary, path)
+    """Write a checkpoint or policy that is whole at every moment: the old file or the new one.
+
+    Raises:
+        DiskFullError: if it does not fit on the disk; the old file is there.
+    """
+    with atomic_write(path) as file:
+        torch.save(content, file)
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -441,6 +441,7 @@ def make_model(envs: VecEnv, args: Args) -> BaseAlgorithm:
         raise ValueError(f"{args.algo}: {error}; settings are those of its constructor in Stable-Baselines3") from error
 
 
+@runs.exclusive
 def train(
     dataset: HashingDataset,
     args: Args,
@@ -469,7 +470,8 @@ def train(
 
     Raises:
         ValueError: if ``out`` holds a run and ``resume`` is false, or one with other settings; for arguments or data
-            that the environment or the algorithm refuses.
+            that the environment or the algorithm refuses; if another process is training into ``out``.
+        DiskFullError: if a file does not fit on the disk; the last checkpoint is whole.
     """
     if (base is None) != (args.env == "BitGroupHashing-v0"):
         raise ValueError("RegionKeep-v0 needs base=, a fitted hasher, and BitGroupHashing-v0 none")
@@ -748,13 +750,14 @@ def main(run: Main) -> metrics.RetrievalResult:
     args, console, base = run.args, Console(), None
     keep = args.env == "RegionKeep-v0"
     dataset = data.load(run.dataset or ("digit-scenes" if keep else "digits")).standardized()
-    if keep:
-        dataset.require("train_regions", "regions")
-        base = mch.fitted_base(
-            run.out / "base.npz" if run.resume and run.out else run.base, args.bits, args.seed, dataset
-        )
-    began = time.perf_counter()
-    model = train(dataset, args, base=base, out=run.out, resume=run.resume)
+    with runs.hold_folder(run.out):
+        if keep:
+            dataset.require("train_regions", "regions")
+            base = mch.fitted_base(
+                run.out / "base.npz" if run.resume and run.out else run.base, args.bits, args.seed, dataset
+            )
+        began = time.perf_counter()
+        model = train(dataset, args, base=base, out=run.out, resume=run.resume)
     seconds = time.perf_counter() - began
     result, codes = measure(model, args, dataset, base)
     console.print(
@@ -769,6 +772,6 @@ def main(run: Main) -> metrics.RetrievalResult:
 if __name__ == "__main__":
     try:
         main(tyro.cli(Main))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         runs.report(error)
         raise SystemExit(2) from None

@@ -226,5 +226,5 @@ def _short(values: NDArray[np.float64]) -> str:
 if __name__ == "__main__":
     try:
         sys.exit(min(main(tyro.cli(Args)), 1))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from hashgym import codes
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
+from hashgym.data.atomic import atomic_write
 
 __all__ = [
     "Panels",
@@ -75,10 +75,8 @@ def blank(width: float, height: float) -> Any:
 
 def write(figure: Any, path: Path) -> None:
     """Write a figure as PNG, under another name until it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.png")
-    figure.savefig(temporary, dpi=150, format="png")
-    os.replace(temporary, path)
+    with atomic_write(path) as file:
+        figure.savefig(file, dpi=150, format="png")
 
 
 def precision_recall(

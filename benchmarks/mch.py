@@ -29,6 +29,7 @@ from benchmarks.cells import Executor, data_digest, features_name, run_cells, un
 from benchmarks.results import Results, describe, estimate, peak_mb, revision
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
+from hashgym.data.atomic import write_text
 from hashgym.retrieval import evaluate, f1_bucket_curve
 
 __all__ = ["Args", "Cell", "Codes", "fit", "main", "measure", "run", "settings"]
@@ -307,7 +308,7 @@ def report(rows: Sequence[Row], points: Sequence[Row], out: Path, console: Conso
         tables.append(thresholds)
     for table in tables:
         console.print(table)
-    (out / "table.md").write_text("\n\n".join(map(_markdown, tables)) + "\n")
+    write_text(out / "table.md", "\n\n".join(map(_markdown, tables)) + "\n")
     title = f"{rows[0]['dataset']}\none code an image (dashed) and MCH at xi = .5"
     figures.by_code_length(_by_code_length(rows), out / "radius0.png", title=title)
     if points:
@@ -428,5 +429,5 @@ def _markdown(table: Table) -> str:
 if __name__ == "__main__":
     try:
         sys.exit(min(main(tyro.cli(Args)), 1))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

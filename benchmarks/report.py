@@ -8,7 +8,6 @@ and writes report.md and its figures. The same rows give the same report.md, byt
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +26,7 @@ from benchmarks.results import estimate
 from benchmarks.rows import Row, group, hand_crafted, paired, paper, read, where
 from benchmarks.tables import Entry, by_length, caption, cell, flat, table
 from hashgym.data import HashingDataset
+from hashgym.data.atomic import write_text
 
 __all__ = ["Args", "main", "report"]
 
@@ -69,9 +69,7 @@ def main(args: Args, console: Console | None = None) -> None:
     datasets = {dataset.name: dataset for dataset in (hashgym.data.load(str(path)) for path in args.features)}
     out.mkdir(parents=True, exist_ok=True)
     text = report(runs, datasets, out)
-    temporary = out / f".report.{os.getpid()}.tmp"
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(temporary, out / "report.md")
+    write_text(out / "report.md", text)
     (console or Console()).print(f"{out / 'report.md'} and its figures are written")
 
 
@@ -316,5 +314,5 @@ def _slug(kind: str, rows: Sequence[Row], all_rows: Sequence[Row]) -> str:
 if __name__ == "__main__":
     try:
         main(tyro.cli(Args))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -11,20 +11,21 @@ import contextlib
 import csv
 import io
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import ArrayLike
 from rich.table import Table
 
 from benchmarks.statistics import Estimate, bootstrap, mean
+from hashgym.data.atomic import write_text
 
 __all__ = [
     "COLUMNS",
@@ -106,19 +107,14 @@ class Results:
                 differing = set(row) ^ set(self.columns)
                 raise ValueError(f"a row has the columns {list(self.columns)}; differing: {differing}")
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(self.folder / ".results.lock"):
+        with FileLock(self.folder / ".results.lock"):  # the system releases it when this process dies
             names = {self._name(row) for row in rows}
             kept = [old for old in self.rows() if self._name(old) not in names]
             text = io.StringIO()
             writer = csv.DictWriter(text, self.columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows([*kept, *rows])
-            temporary = self.path.with_name(f".{self.path.name}.tmp")  # the lock's; one that a kill left is replaced
-            with open(temporary, "w", newline="", encoding="utf-8") as file:
-                file.write(text.getvalue())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
+            write_text(self.path, text.getvalue())
 
     def done(self, row: Row, *, replace: bool = False) -> bool:
         """Whether the run that ``row`` names (key columns and ``config``) is in the file.
@@ -145,19 +141,6 @@ class Results:
 
     def _name(self, row: Row) -> tuple[str, ...]:
         return tuple(str(row[column]) for column in self.key)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that other processes wait for; the system lets go of it when this process dies."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: one process a folder, please
-        yield
-        return
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def read_csv(path: Path) -> tuple[tuple[str, ...], list[dict[str, str]]]:

@@ -32,6 +32,7 @@ from benchmarks.cells import data_digest, features_name, run_cells, unfinished
 from benchmarks.results import Results, describe, peak_mb, revision
 from hashgym import rewards
 from hashgym.data import HashingDataset
+from hashgym.data.atomic import write_text
 
 __all__ = ["Args", "Cell", "main", "register", "run", "settings"]
 
@@ -235,7 +236,7 @@ def report(rows: Sequence[Row], points: Sequence[Row], args: Args, console: Cons
     console.print(results.table(rows, title=title))
     note = "Tie-aware mAP, mean over seeds with its 95% bootstrap interval."
     text = f"{title}\n\n{results.markdown(rows).replace('| method |', '| reward |', 1)}\n\n{note}\n"
-    (args.out / "table.md").write_text(text)
+    write_text(args.out / "table.md", text)
     for bits in args.bits:
         own = [point for point in points if int(point["bits"]) == bits]
         draw(own, args.designs, args.out / f"curves-{bits}.png", f"{title}, {bits} bits")
@@ -275,5 +276,5 @@ def draw(points: Sequence[Row], designs: Sequence[str], path: Path, title: str) 
 if __name__ == "__main__":
     try:
         sys.exit(min(main(tyro.cli(Args)), 1))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -30,6 +30,7 @@ from benchmarks.cells import data_digest, features_name, run_cells, unfinished
 from benchmarks.results import Results, describe, estimate, peak_mb, revision
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
+from hashgym.data.atomic import write_text
 from hashgym.retrieval import evaluate
 
 __all__ = ["Args", "Cell", "main", "run", "table"]
@@ -245,7 +246,7 @@ def main(args: Args, console: Console | None = None) -> int:
     failed = run_cells(waiting, run, finish, jobs=args.jobs, console=console)
     if rows := results.rows():
         text = table(sorted(rows, key=lambda row: METHODS[row["env"]].index(row["method"])))
-        (args.out / "table.md").write_text(text)
+        write_text(args.out / "table.md", text)
         console.print(Markdown(text))
     return failed
 
@@ -253,5 +254,5 @@ def main(args: Args, console: Console | None = None) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(min(main(tyro.cli(Args)), 1))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

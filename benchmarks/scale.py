@@ -18,6 +18,7 @@ import tyro
 
 from benchmarks import encoding, engines
 from benchmarks.results import Results
+from hashgym.data.atomic import write_text
 
 __all__ = ["Costs", "costs", "engine_table", "main", "table"]
 
@@ -108,7 +109,7 @@ def main(folder: Annotated[Path, tyro.conf.Positional] = Path("benchmarks/result
     """Write and print the tables of a folder with encoding.csv and engines.csv."""
     for name, lines in (("table.md", table(costs(folder))), ("engines.md", engine_table(folder))):
         text = "\n".join(lines) + "\n"
-        (folder / name).write_text(text, "utf-8")
+        write_text(folder / name, text)
         print(text)
 
 

@@ -209,5 +209,5 @@ def _names(search: Search, dataset: HashingDataset) -> dict[str, Any]:
 if __name__ == "__main__":
     try:
         sys.exit(min(main(tyro.cli(Args)), 1))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

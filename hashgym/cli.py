@@ -509,8 +509,11 @@ def main(args: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: with 2 for wrong arguments or data, 1 for a damaged folder of features, 130 for Ctrl-C.
     """
+    from hashgym.data.atomic import explain_full_disk
+
     try:
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="hashgym", description=DESCRIPTION, args=args)
+        with explain_full_disk("what the command makes"):
+            tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="hashgym", description=DESCRIPTION, args=args)
     except (ValueError, OSError, ImportError) as error:  # DataError is a ValueError
         _error(str(error))
         raise SystemExit(2) from None

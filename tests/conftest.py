@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 # Tests run side by side, on networks too small to gain from more threads. Set before NumPy and torch are imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,7 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pytest
 
-from hashgym.data import HashingDataset
+from hashgym.data import HashingDataset, checksums
 from hashgym.rewards import registry
 
 
@@ -30,10 +32,27 @@ def _rewards_are_forgotten() -> Iterator[None]:
     registry._FACTORIES.update(before)
 
 
+@pytest.fixture(autouse=True)
+def _notes_of_checksums(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What tests find right is not noted in the user's own folder."""
+    monkeypatch.setattr(checksums, "_folder", lambda: tmp_path_factory.getbasetemp() / "verified")
+
+
 @pytest.fixture
 def multi_label() -> HashingDataset:
     """60 images with 6 features and up to 3 of 5 labels: 10 queries, 40 training images, 50 in the database."""
     return small_dataset(seed=3)
+
+
+@contextmanager
+def file_limit(size: int) -> Iterator[None]:
+    """Let no file of this process grow beyond ``size`` bytes: writing fails as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def small_dataset(seed: int, n: int = 60, dim: int = 6, labels: int = 5) -> HashingDataset:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from hashgym import cli, hashers, load_encoder
 from hashgym.data import cache
+from hashgym.data.atomic import atomic_write
 from hashgym.data.files import open_image
 from hashgym.gallery import open_codes, open_gallery
 from tests.gallery.small import content
@@ -136,6 +137,10 @@ def test_export_refuses(place, tmp_path, capsys, monkeypatch):
     ]:
         assert message in fails(["export", *args, "--out", tmp_path / "new.onnx"], capsys)
     assert "exists already" in fails(["export", "itq", *features, "--out", tmp_path / "there.onnx"], capsys)
+    with atomic_write(tmp_path / "new.onnx", new=True):
+        again = ["export", "itq", "--bits", 8, *features, "--out", tmp_path / "new.onnx"]
+        assert "another process is writing" in fails(again, capsys)
+    (tmp_path / "new.onnx").unlink()
     from hashgym.hashers.lsh import LSH
 
     monkeypatch.setattr(LSH, "encode", lambda self, x: np.asarray(self.transform(x) > 0.5))

@@ -34,6 +34,13 @@ def test_nothing_is_unpickled(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_are_written_by_the_one_helper(path: Path) -> None:
+    """``hashgym.data.atomic`` syncs, renames, cleans up and explains a full disk; an index replaces several files."""
+    if path.relative_to(ROOT).as_posix() not in ("hashgym/data/atomic.py", "hashgym/retrieval/index.py"):
+        assert not re.search(r"os\.(replace|rename)\(|mkstemp|NamedTemporary", path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_run_one_way(path: Path) -> None:
     parts = path.relative_to(ROOT).with_suffix("").parts
     if parts[0] != "hashgym" or parts[1] in ("__init__", "__main__", "cli"):

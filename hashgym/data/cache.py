@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from hashgym.data.arrays import map_array
 from hashgym.data.dataset import DataError, HashingDataset
-from hashgym.data.sealed import META, Kind, read_json, sync, write_json
+from hashgym.data.sealed import META, Kind, Thorough, read_json, sync, write_json
 
 __all__ = ["is_cache", "open_cache", "read_meta", "save", "seal", "verify"]
 
@@ -121,12 +121,13 @@ def read_meta(path: str | Path) -> dict[str, Any]:
     return CACHE.read(path)
 
 
-def open_cache(path: str | Path, verify: bool = False, *, all_labels: bool = False) -> HashingDataset:
-    """Open a cache, its arrays mapped read-only. Files of up to 16 MB are compared with their checksums.
+def open_cache(path: str | Path, verify: Thorough = "once", *, all_labels: bool = False) -> HashingDataset:
+    """Open a cache, its arrays mapped read-only. Files of up to 16 MB are compared with their checksums each time.
 
     Args:
         path: the cache's folder.
-        verify: also read larger files and compare their checksums.
+        verify: whether larger files are compared with their checksums too: ``"once"`` on this machine, and again when
+            a file has changed (see :func:`hashgym.data.checksums.has_checksum`); True each time; False never.
         all_labels: keep the labels that do not count in the stored split too, so that another one can be drawn.
 
     Raises:

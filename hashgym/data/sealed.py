@@ -7,22 +7,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Mapping
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from numpy.typing import NDArray
 
 from hashgym.data.arrays import map_array
-from hashgym.data.checksums import sha256
+from hashgym.data.atomic import sync, write_text
+from hashgym.data.checksums import has_checksum, sha256
 from hashgym.data.dataset import DataError
 
 __all__ = ["META", "Kind", "read_json", "sync", "write_json"]
 
 META = "meta.json"
 SMALL = 1 << 24  # bytes that are read so quickly that they are always compared with their checksum
+PATIENCE = 2.0  # seconds of comparing after which the user learns why it takes long
+
+Thorough: TypeAlias = bool | Literal["once"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -99,13 +106,30 @@ class Kind:
             for name, entry in meta["files"].items()
         )
 
-    def check(self, folder: str | Path, meta: Mapping[str, Any], *, thorough: bool = False) -> None:
-        """Compare the files' sizes, and the checksums of files of up to 16 MB, with ``thorough`` of all.
+    def check(self, folder: str | Path, meta: Mapping[str, Any], *, thorough: Thorough = False) -> None:
+        """Compare the files' sizes, and the checksums of files of up to 16 MB.
+
+        Args:
+            folder: the folder.
+            meta: what :meth:`read` gave.
+            thorough: True to compare the checksums of larger files too; ``"once"`` to do so unless that was done on
+                this machine since they were written (see :func:`hashgym.data.checksums.has_checksum`).
 
         Raises:
             DataError: naming every file that is missing or damaged.
         """
-        states = {name: _state(Path(folder) / name, entry, thorough) for name, entry in meta["files"].items()}
+        large = sum(entry["bytes"] for entry in meta["files"].values() if entry["bytes"] > SMALL)
+        began, said = time.monotonic(), False
+
+        def tick() -> None:
+            nonlocal said
+            if not said and time.monotonic() - began > PATIENCE:
+                said = True
+                once = ", once on this machine" if thorough == "once" else ""
+                _log.warning("comparing %s with its checksums: %.1f GB%s", folder, large / 1e9, once)
+
+        files = meta["files"].items()
+        states = {name: _state(Path(folder) / name, entry, thorough, tick) for name, entry in files}
         if wrong := [f"{name} {state}" for name, state in states.items() if state]:
             raise DataError(f"{folder} is damaged: {', '.join(wrong)}; {self.mend}")
 
@@ -128,18 +152,6 @@ class Kind:
         return array
 
 
-def sync(path: Path) -> None:
-    """Wait until a file's or a folder's content is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        if path.is_file():  # some file systems cannot sync folders
-            raise
-    finally:
-        os.close(descriptor)
-
-
 def read_json(file: Path, mend: str) -> Any:
     """What a JSON file says.
 
@@ -155,24 +167,20 @@ def read_json(file: Path, mend: str) -> Any:
 
 
 def write_json(file: Path, content: Any, indent: int | None = None) -> None:
-    """Write JSON under another name, sync it and rename it, so that the file is whole at every moment."""
-    temporary = file.with_name(f"{file.name}.new")
-    with temporary.open("w", encoding="utf-8") as stream:
-        json.dump(content, stream, indent=indent)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)
-    sync(file.parent)
+    """Write a JSON file that is whole at every moment."""
+    write_text(file, json.dumps(content, indent=indent) + "\n")
 
 
-def _state(file: Path, entry: Mapping[str, Any], thorough: bool) -> str:
+def _state(file: Path, entry: Mapping[str, Any], thorough: Thorough, tick: Callable[[], None]) -> str:
     """What is wrong with a file, in words; empty where nothing is."""
     try:
         if (size := file.stat().st_size) != entry["bytes"]:
             return f"has {size} of {entry['bytes']} bytes"
-        changed = (thorough or size <= SMALL) and sha256(file) != entry["sha256"]
-        return "has changed since it was written" if changed else ""
+        if size <= SMALL:
+            right = sha256(file) == entry["sha256"]
+        else:
+            right = not thorough or has_checksum(file, entry["sha256"], again=thorough is True, tick=tick)
+        return "" if right else "has changed since it was written"
     except FileNotFoundError:
         return "is missing"
     except OSError as error:

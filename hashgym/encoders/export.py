@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym.codes import CodeSets, unpack
-from hashgym.data.sealed import sync
+from hashgym.data.atomic import atomic_write
 from hashgym.encoders.encoder import FORMAT, KEY, Encoder, load_encoder, seal
 from hashgym.features.backbone import Backbone, describe_preprocess
 from hashgym.features.runtime import TOLERANCE, open_session, require_runtime, thread_count
@@ -321,21 +320,13 @@ def _save(path: str | Path, model: ModelProto, described: str) -> None:
     """Tidy a model, seal it with its description, and put it in place at once."""
     import onnx
 
-    target = Path(path)
     _tidy(model.graph)
     del model.metadata_props[:], model.opset_import[1:]
     model.graph.name, model.producer_name, model.producer_version = "encoder", "hashgym", ""
     onnx.helper.set_model_props(model, {KEY: described})
     onnx.checker.check_model(model)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")  # a killed run's is written over by the next
-    try:
-        temporary.write_bytes(seal(model.SerializeToString(deterministic=True)))
-        sync(temporary)
-        os.replace(temporary, target)
-        sync(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(path) as file:
+        file.write(seal(model.SerializeToString(deterministic=True)))
 
 
 def _tidy(graph: GraphProto) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -15,8 +14,8 @@ import numpy as np
 
 from hashgym import hashers
 from hashgym.data import load
+from hashgym.data.atomic import atomic_write
 from hashgym.data.dataset import DataError, HashingDataset
-from hashgym.data.sealed import sync
 from hashgym.encoders.encoder import Encoder, load_encoder
 
 if TYPE_CHECKING:
@@ -69,16 +68,14 @@ def export(
 
     Raises:
         ValueError: for a source that is none, options that it does not take, a backbone that cannot be had or has other
-            weights, or an encoder whose bits are others than the hasher's.
+            weights, an encoder whose bits are others than the hasher's, a file that exists already, or one that another
+            process is writing.
     """
     from hashgym.encoders.export import add_backbone, compare
 
     target, place = Path(out), Path(source)
-    if target.exists():
-        raise DataError(f"{target} exists already: remove it, or choose another --out")
     run = place / POLICY if place.is_dir() else place if place.suffix == ".onnx" else None
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as work:
+    with atomic_write(target, new=True) as file, tempfile.TemporaryDirectory() as work:
         head, agreement = Path(work) / "head.onnx", None
         if run is not None:
             if bits is not None:
@@ -108,14 +105,8 @@ def export(
             add_backbone(head, final, backbone_of(encoder, weights))
         elif encoder.takes == "pictures":
             raise ValueError(f"{run} takes pictures already: copy it")
-        temporary = target.with_name(f".{target.name}.tmp")  # a killed run's is written over by the next
-        try:
-            shutil.copyfile(final, temporary)
-            sync(temporary)
-            os.replace(temporary, target)
-            sync(target.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with final.open("rb") as finished:
+            shutil.copyfileobj(finished, file)
     return Exported(load_encoder(target), agreement)
 
 

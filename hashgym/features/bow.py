@@ -6,7 +6,6 @@ the words nearest to them (Csurka et al., "Visual categorization with bags of ke
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from hashgym.data import splits
 from hashgym.data.arrays import map_array
+from hashgym.data.atomic import atomic_write
 from hashgym.data.checksums import sha256
 from hashgym.data.dataset import DataError
 from hashgym.data.images import ImageCollection
@@ -171,7 +171,8 @@ def learn_words(
 
     Raises:
         ValueError: for impossible arguments, or without OpenCV.
-        DataError: before any work if ``out`` exists or the split is impossible; for an image that cannot be read
+        DataError: before any work if ``out`` exists, another process is writing it, or the split is impossible; for
+            an image that cannot be read
             (unless ``skip_bad``), and where the images have fewer different patches than words.
     """
     if words < 2 or images < 1:
@@ -179,8 +180,6 @@ def learn_words(
     path = Path(out)
     if path.suffix != ".npy":
         raise ValueError(f"words are written to a file that ends in .npy, got {path}")
-    if path.exists():
-        raise DataError(f"{path} exists already: remove it, or choose another --out")
     describe, preprocess = DenseSift(side := _check_side(size)), Stretch(side)
     drawn = splits.make(
         collection.name,
@@ -204,16 +203,9 @@ def learn_words(
                 raise DataError(f"{error}. Mend it, or leave such images out with --skip-bad") from error
             return np.zeros((0, LENGTH), np.float32)
 
-    sample = [look(index, some) for index, some in zip(_track(chosen.tolist(), progress), rows, strict=True)]
-    centres = _cluster(np.concatenate(sample), words, seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.save(file, centres, allow_pickle=False)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(path, new=True) as file:
+        sample = [look(index, some) for index, some in zip(_track(chosen.tolist(), progress), rows, strict=True)]
+        np.save(file, _cluster(np.concatenate(sample), words, seed), allow_pickle=False)
     return path
 
 

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from hashgym.codes import CodeSets, Words, word_count
 from hashgym.data.dataset import DataError
 from hashgym.data.files import image_files, is_image, natural, open_image
-from hashgym.data.sealed import Kind, read_json, write_json
+from hashgym.data.sealed import Kind, Thorough, read_json, write_json
 from hashgym.features.pipeline import Bad, ahead, progress_bar, versions
 from hashgym.features.runtime import thread_count
 from hashgym.features.store import Store, tidy
@@ -192,12 +192,13 @@ def encode_images(
     return target
 
 
-def open_codes(folder: str | Path, *, verify: bool = False) -> Codes:
+def open_codes(folder: str | Path, *, verify: Thorough = "once") -> Codes:
     """Open a folder of codes.
 
     Args:
         folder: what :func:`encode_images` wrote.
-        verify: also compare the checksums of files of more than 16 MB.
+        verify: whether files of more than 16 MB are compared with their checksums too: ``"once"`` on this machine, and
+            again when a file has changed; True each time; False never.
 
     Raises:
         DataError: if it is none, or damaged.

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym.codes import CodeSets, Words, hamming
+from hashgym.data.atomic import clean, temporaries
 from hashgym.data.dataset import DataError
 from hashgym.data.files import open_image
 from hashgym.data.sealed import META, Kind, sync
@@ -469,6 +470,7 @@ def _tidy(folder: Path) -> None:
     from hashgym.retrieval import index as engines
 
     meta: dict[str, Any] = INDEX.read(folder) if INDEX.is_one(folder) else {"content": "", "options": {}}
+    clean(folder / META)
     for path in folder.iterdir():
         if path.name == f"{META}.new":
             path.unlink()
@@ -507,7 +509,10 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _begun(folder: Path) -> bool:
     """Whether the folder has at most what a killed run leaves behind that was to build an index in it."""
-    return folder.is_dir() and all(path.name.isdecimal() or path.name == f"{META}.new" for path in folder.iterdir())
+    if not folder.is_dir():
+        return False
+    left = {folder / f"{META}.new", *temporaries(folder / META)}
+    return all(path.name.isdecimal() or path in left for path in folder.iterdir())
 
 
 def _check_same_encoder(folder: Path, old: _Content | None, given: Sequence[Codes]) -> None:

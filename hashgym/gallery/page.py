@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Sequence
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hashgym.data.atomic import write_text
 from hashgym.data.dataset import DataError
 from hashgym.data.files import open_image
 from hashgym.gallery.gallery import REGIONS, Gallery, Match
@@ -43,14 +43,7 @@ def results(gallery: Gallery, query: Image, matches: Sequence[Match], name: str 
 
 def write(html: str, path: str | Path) -> None:
     """Write a page, at once or not at all."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(html, "utf-8")
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, html)
 
 
 def printable(text: str) -> str:

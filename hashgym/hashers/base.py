@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hashgym.data.arrays import read_arrays
+from hashgym.data.atomic import atomic_write
 
 if TYPE_CHECKING:
     from torch import nn
@@ -140,20 +140,15 @@ class Hasher(ABC):
         Raises:
             NotFittedError: before ``fit``.
             ValueError: if the class is not registered, so that ``load`` would not find it.
+            OSError: if it cannot be written.
         """
         from hashgym.hashers import _name_of
 
         self._check_fitted()
         meta = {"format": _FORMAT, "hasher": _name_of(type(self)), "parameters": self.get_params()}
         state = {name: np.asarray(value) for name, value in vars(self).items() if name.endswith("_")}
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with open(temporary, "wb") as file:
-                np.savez(file, meta=np.array(json.dumps(meta)), **state)  # type: ignore[arg-type]
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomic_write(path) as file:
+            np.savez(file, meta=np.array(json.dumps(meta)), **state)  # type: ignore[arg-type]
 
     def _restore(self, state: dict[str, NDArray[Any]], path: Any) -> Self:
         """Take over fitted attributes, and check on one vector that they belong together."""

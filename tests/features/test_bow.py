@@ -10,6 +10,7 @@ from PIL import Image
 
 from hashgym import features
 from hashgym.data import DataError, ImageCollection, splits
+from hashgym.data.atomic import atomic_write
 from hashgym.data.checksums import sha256
 from hashgym.features import bow
 
@@ -196,6 +197,11 @@ def test_words_that_cannot_be_learnt(tmp_path, options, message):
 def test_words_are_not_written_over(learnt):
     with pytest.raises(DataError, match="exists already"):
         bow.learn_words(collection()[0], learnt, progress=False)
+
+
+def test_words_that_another_process_is_learning_are_refused_at_once(tmp_path):
+    with atomic_write(tmp_path / "w.npy", new=True), pytest.raises(DataError, match="another process is writing"):
+        bow.learn_words(collection()[0], tmp_path / "w.npy", size=32, progress=False)
 
 
 def test_wrong_files_of_words(tmp_path):

@@ -87,6 +87,7 @@ def jobs(large: bool = False) -> dict[str, Job]:
                 *("--base", "../../inputs/base.npz", "--lanes", "16", "--steps", "2048", "--checkpoints", "6"),
             ),
             "export": _export(),
+            "words": _words(),
             "encode-photos": _encode("photos", "16"),
             **{f"index-{name}": _index(name) for name in BACKENDS},
             **{f"index-add-{name}": _index_add(name) for name in BACKENDS[1:]},
@@ -123,6 +124,13 @@ def _training(module: str, *words: str) -> Job:
 def _export() -> Job:
     words = ("export", "itq", "--bits", "12", "--features", "../../inputs/features", "--out", "out.onnx")
     return Job("hashgym", words, readers={"out.onnx": _encoder}, finished=lambda folder: (folder / "out.onnx").exists())
+
+
+def _words() -> Job:
+    words = ("words", "--dataset", "folder:../../inputs/pictures", "--words", "20", "--size", "32", "--out", "out.npy")
+    return Job(
+        "hashgym", words, readers={"out.npy": _visual_words}, finished=lambda folder: (folder / "out.npy").exists()
+    )
 
 
 def _encode(pictures: str, batch: str) -> Job:
@@ -207,6 +215,12 @@ def _encoder(path: Path) -> Any:
     from hashgym.encoders import load_encoder
 
     return load_encoder(path)
+
+
+def _visual_words(path: Path) -> Any:
+    from hashgym.features.bow import read_words
+
+    return read_words(path)
 
 
 def _codes(path: Path) -> Any:

@@ -385,7 +385,7 @@ READERS = {
     "images": Reader(make_images, read_image, examples=300),
     "cache": Reader(make_cache, read_cache(False), ("features/*",), examples=150, sealed=True),
     "cache, verified": Reader(make_cache, read_cache(True), ("features/*",), sealed=True),
-    "job": Reader(make_job, read_job, ("out.partial/*",), fresh=True, examples=100),
+    "job": Reader(make_job, read_job, ("out.partial/[!.]*",), sealed=True, fresh=True, examples=100),
     "words": Reader(make_words, read_words),
     "weights": Reader(make_weights, read_weights, examples=150),
     "hasher": Reader(make_hasher, read_hasher, refuses=ValueError, sealed=True, examples=150),
