@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pytest
 
-from hashgym.data import HashingDataset, checksums
+from hashgym.data import HashingDataset
 from hashgym.rewards import registry
 
 
@@ -30,12 +30,6 @@ def _rewards_are_forgotten() -> Iterator[None]:
     yield
     registry._FACTORIES.clear()
     registry._FACTORIES.update(before)
-
-
-@pytest.fixture(autouse=True)
-def _notes_of_checksums(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What tests find right is not noted in the user's own folder."""
-    monkeypatch.setattr(checksums, "_folder", lambda: tmp_path_factory.getbasetemp() / "verified")
 
 
 @pytest.fixture

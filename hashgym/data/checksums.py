@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from hashgym.data import user_cache
 from hashgym.data.atomic import write_text
 
 __all__ = ["has_checksum", "sha256"]
@@ -28,9 +29,9 @@ def sha256(path: Path, tick: Callable[[], None] = lambda: None) -> str:
 def has_checksum(path: Path, checksum: str, *, again: bool = False, tick: Callable[[], None] = lambda: None) -> bool:
     """Whether a file has this SHA-256, computed once for every state of the file on this machine.
 
-    A file that had it is noted in the user's cache folder (``$XDG_CACHE_HOME/hashgym/verified``, by default in
-    ``~/.cache``) with its size, times and inode, and is not read again while these stay the same. Where the note cannot
-    be written, the file is read every time.
+    A file that had it is noted in the user's cache folder (:mod:`hashgym.data.user_cache`) with its size, times and
+    inode, and is not read again while these stay the same. Where the note cannot be written, the file is read every
+    time.
 
     Args:
         path: of the file.
@@ -62,14 +63,9 @@ def _state(path: Path) -> list[str | int]:
 
 
 def _note(path: Path) -> Path | None:
-    """The file with what is known of a file on this machine; None where the user has no folder for it."""
-    try:
-        folder = _folder()
-    except RuntimeError:  # no home
+    """The file with what is known of a file on this machine; None where the user has no cache folder."""
+    folder = user_cache.folder()
+    if folder is None:
         return None
     name = hashlib.sha256(os.fsencode(f"{platform.node()}:{os.path.realpath(path)}")).hexdigest()
-    return folder / f"{name}.json"
-
-
-def _folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hashgym" / "verified"
+    return folder / "verified" / f"{name}.json"

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from hashgym import data
-from hashgym.data import DataError, cache, checksums, sealed
-from hashgym.data.checksums import _folder, has_checksum
+from hashgym.data import DataError, cache, sealed
+from hashgym.data.checksums import has_checksum
 from tests.conftest import small_dataset
 
 CONTENT = b"some features"
@@ -21,9 +21,8 @@ RIGHT = hashlib.sha256(CONTENT).hexdigest()
 
 @pytest.fixture(autouse=True)
 def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(checksums, "_folder", _folder)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "hashgym" / "verified"
+    monkeypatch.setenv("HASHGYM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "verified"
 
 
 @pytest.fixture
@@ -89,8 +88,7 @@ def test_without_a_folder_for_notes_it_is_read_every_time(
     (tmp_path / "cache").write_text("a file")
     assert is_read(path)
     assert is_read(path)
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    monkeypatch.setenv("HASHGYM_CACHE", "")
     assert is_read(path)
 
 

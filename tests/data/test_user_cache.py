@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hashgym.data import user_cache
+
+
+def test_the_variable_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HASHGYM_CACHE", str(tmp_path / "a" / "b"))
+    assert user_cache.folder() == tmp_path / "a" / "b"
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_by_default_it_is_the_systems_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HASHGYM_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = user_cache.folder()
+    assert folder is not None
+    assert folder.is_relative_to(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["", "/dev/null/nowhere"])
+def test_no_folder_where_it_is_switched_off_or_cannot_be_made(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("HASHGYM_CACHE", value)
+    assert user_cache.folder() is None
