@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from hashgym.codes import CodeSets
 from hashgym.data.dataset import DataError
+from hashgym.data.files import to_rgb
 from hashgym.features.backbone import Preprocess, preprocess_of
 from hashgym.features.regions import Box, corner_and_centre
 from hashgym.features.runtime import PICTURES_AT_ONCE, open_session, require_runtime, thread_count
@@ -187,15 +188,17 @@ class Encoder:
         """An image's V views as the network sees them, uint8 (V, size, size, 3): the whole image first.
 
         Args:
-            image: a decoded picture, as :func:`hashgym.data.files.open_image` opens it.
+            image: a picture, as :func:`hashgym.data.files.open_image` or ``PIL.Image.open`` gives it; it is turned
+                upright as its EXIF orientation says, and its transparent pixels are laid on white.
             regions: also cut out the regions, where the encoder has them; False gives V = 1.
 
         Raises:
             ValueError: where the encoder takes features.
+            DataError: where the picture has more than 8 bits a channel.
         """
         if self._preprocess is None:
             raise ValueError(_NO_BACKBONE)
-        picture = image if image.mode == "RGB" else image.convert("RGB")
+        picture = to_rgb(image)
         boxes = self.boxes(*picture.size)[1:] if regions else []
         return np.stack([self._preprocess(view) for view in (picture, *(picture.crop(box) for box in boxes))])
 

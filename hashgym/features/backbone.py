@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hashgym.data.files import to_rgb
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -33,7 +35,8 @@ class Backbone:
         weights: the weights' name; empty where there are none.
         digest: sha256 of the weights' file; empty where there are none.
         engine: what runs the network: ``numpy``, ``onnx`` or ``torch:DEVICE``.
-        preprocess: RGB picture -> uint8 (size, size, 3).
+        preprocess: picture -> uint8 (size, size, 3); what is not RGB goes through
+            :func:`hashgym.data.files.to_rgb`.
         network: uint8 (n, size, size, 3) -> float32 (n, D). Where it has a method ``to_onnx()``, this gives the ONNX
             model of :meth:`to_onnx`.
     """
@@ -103,12 +106,11 @@ class Stretch:
     size: int
 
     def __call__(self, image: Image) -> NDArray[np.uint8]:
-        """The picture in RGB, uint8 (size, size, 3)."""
+        """The picture, upright and in RGB, uint8 (size, size, 3)."""
         from PIL import Image
 
-        side = (self.size, self.size)
-        resized = image if image.size == side else image.resize(side, Image.Resampling.BICUBIC)
-        return np.asarray(resized.convert("RGB"))
+        image, side = to_rgb(image), (self.size, self.size)
+        return np.asarray(image if image.size == side else image.resize(side, Image.Resampling.BICUBIC))
 
 
 @dataclass(frozen=True)
@@ -123,9 +125,10 @@ class Fit:
     interpolation: str
 
     def __call__(self, image: Image) -> NDArray[np.uint8]:
-        """The picture in RGB, uint8 (size, size, 3)."""
+        """The picture, upright and in RGB, uint8 (size, size, 3)."""
         from PIL import Image
 
+        image = to_rgb(image)
         size, most = self.size, _LONGEST * min(image.size)
         if max(image.size) > most:
             beyond = [max(0, side - most) // 2 for side in image.size]
@@ -138,7 +141,7 @@ class Fit:
         left, top = round((shape[0] - size) / 2), round((shape[1] - size) / 2)
         resample = Image.Resampling[self.interpolation.upper()]
         resized = image if image.size == shape else image.resize(shape, resample)
-        return np.asarray(resized.convert("RGB").crop((left, top, left + size, top + size)))
+        return np.asarray(resized.crop((left, top, left + size, top + size)))
 
 
 _PREPROCESS: dict[str, type[Stretch] | type[Fit]] = {"stretch": Stretch, "fit": Fit}
