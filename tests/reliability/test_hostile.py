@@ -8,6 +8,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,12 @@ def header(shape: tuple[int, ...], kind: str = "<f4") -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def png(width: int, height: int, content: bytes = b"") -> bytes:
     """A picture that says it has this size."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(content)) + chunk(b"IEND", b"")
@@ -190,6 +192,96 @@ def test_a_picture_that_is_none_is_refused(tmp_path: Path, name: str, content: b
 
     (tmp_path / name).write_bytes(content)
     refused(lambda: open_image(tmp_path / name), match=name)
+
+
+def saved(suffix: str, **options: Any) -> bytes:
+    """A small sound picture."""
+    out = BytesIO()
+    Image.new("L", (64, 64), 100).save(out, suffix, **options)
+    return out.getvalue()
+
+
+def inserted(content: bytes, at: int, part: bytes, count: int) -> bytes:
+    return content[:at] + part * count + content[at:]
+
+
+def bitmap(runs: bytes) -> bytes:
+    """A BMP of 2000 x 2000 with run-length encoding."""
+    head = struct.pack("<IiiHHIIiiII", 40, 2000, 2000, 1, 8, 1, 0, 0, 0, 0, 0)
+    return b"BM" + bytes(8) + struct.pack("<I", 54 + 1024) + head + bytes(1024) + runs
+
+
+def tiff(entries: list[tuple[int, int, int, int]], content: bytes, big: bool = False) -> bytes:
+    """A TIFF of these tags, types, counts and values."""
+    head, entry = (
+        (b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, len(entries)), "<HHQQ")
+        if big
+        else (
+            b"II*\0" + struct.pack("<IH", 8, len(entries)),
+            "<HHII",
+        )
+    )
+    return (head + b"".join(struct.pack(entry, *values) for values in entries)).ljust(400, b"\0") + content
+
+
+def strips(count: int, big: bool = False) -> bytes:
+    """A TIFF of one column, every pixel of which is a strip."""
+    tags = [(256, 4, 1, 1), (257, 4, 1, count), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1)]
+    tags += [(273, 4, count, 400), (277, 3, 1, 1), (278, 4, 1, 1), (279, 4, count, 400)]
+    return tiff(tags, struct.pack("<I", 1) * count, big)
+
+
+GIF = saved("GIF")
+MANY = 300_000
+SLOW = {
+    "text of millions of pixels.ppm": lambda: b"P3 1900 1900 255\n" + b"255 " * (3 * 1900**2),
+    "text of bits.pbm": lambda: b"P1 8000 8000\n" + b"1" * 64_000_000,
+    "comments.ppm": lambda: b"P3 100 100 255\n" + b"#\n" * MANY,
+    "space.ppm": lambda: b"P3 100 100 255\n" + b" " * 30_000_000,
+    "other largest value.ppm": lambda: b"P6 2000 2000 254\n" + bytes(3 * 2000**2),
+    "comment in the header.ppm": lambda: b"P6 #" + b"a" * 3 * MANY + b"\n100 100 255\n" + bytes(30_000),
+    "runs.bmp": lambda: bitmap(b"\1\5" * MANY),
+    "empty runs.bmp": lambda: bitmap(b"\0\2\0\0" * MANY),
+    "comments.jpg": lambda: inserted(saved("JPEG"), 2, b"\xff\xfe\0\2", MANY),
+    "segments.jpg": lambda: inserted(saved("JPEG"), 2, b"\xff\xe5\0\2", MANY),
+    "empty chunks.png": lambda: inserted(saved("PNG"), 33, chunk(b"teSt", b""), MANY // 4),
+    "texts.png": lambda: inserted(saved("PNG"), 33, chunk(b"tEXt", b"a\0b"), MANY // 4),
+    "empty content.png": lambda: inserted(saved("PNG"), 33, chunk(b"IDAT", b""), MANY // 4),
+    "comments.gif": lambda: inserted(GIF, GIF.index(b",\0\0\0\0"), b"!\xfe\1a\0", MANY // 2),
+    "long comment.gif": lambda: inserted(GIF, GIF.index(b",\0\0\0\0"), b"!\xfe" + b"\1a" * MANY + b"\0", 1),
+    "strips.tif": lambda: strips(3 * MANY),
+    "strips of a BigTIFF.tif": lambda: strips(MANY, big=True),
+}
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_pictures_that_take_long_for_their_size_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Each would take tens of seconds or gigabytes for every 30 MB; Pillow decodes them in Python."""
+    from hashgym.data import files
+    from hashgym.data.files import open_image
+
+    monkeypatch.setattr(files, "MAX_READS", 100_000)  # a tenth, for quick tests
+
+    (tmp_path / name).write_bytes(SLOW[name]())
+    with bounded(seconds=5, octets=1 << 28), pytest.raises(DataError, match=f"{name} (consists of too many|is a )"):
+        open_image(tmp_path / name)
+
+
+def test_pictures_of_the_same_kinds_but_ordinary_size_are_read() -> None:
+    from hashgym.data.files import open_image
+
+    noise = np.random.default_rng(0).integers(0, 100, (90, 120), np.uint8)
+    text = b"P2\n# made by hand\n120 90\n100\n" + b"\n".join(b" ".join(b"%d" % v for v in row) for row in noise)
+    binary = b"P5 120 90 100\n" + noise.tobytes()
+    expected = np.round(noise / 100 * 255)
+    for content in (text, binary):
+        np.testing.assert_array_equal(np.asarray(open_image(content))[..., 0], expected)
+    assert open_image(bitmap(b"".join(b"\xfa\1" * 8 + b"\0\0" for _ in range(2000)) + b"\0\1")).size == (2000, 2000)
+    assert open_image(strips(5000)).size == (1, 5000)
+    assert open_image(inserted(saved("PNG"), 33, chunk(b"tEXt", b"a\0b"), 1000)).size == (64, 64)
+    assert open_image(inserted(saved("JPEG"), 2, b"\xff\xe5\0\2", 1000)).size == (64, 64)
 
 
 def test_a_picture_of_one_row_takes_no_more_memory_than_another(tmp_path: Path) -> None:
