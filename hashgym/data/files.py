@@ -246,7 +246,7 @@ class _Reads:
 def _regular(path: Path) -> BinaryIO:
     """A file, open. Anything else, such as a pipe, might keep us waiting forever."""
     if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError("not a regular file")
+        raise OSError("is a directory" if path.is_dir() else "not a regular file")
     return path.open("rb")
 
 

@@ -84,6 +84,8 @@ class Backbone:
         return {key: getattr(self, key) for key in _DESCRIBED}
 
 
+INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+MAX_SIDE = 8192  # of the network's picture, in pixels: 200 MB each
 _LONGEST = 32  # times the shorter side
 _DESCRIBED = ("name", "dim", "size", "preprocessing", "weights", "digest", "engine")
 
@@ -99,11 +101,19 @@ def check_size(size: int | None, default: int) -> int:
     return default if size is None else size
 
 
+def _check_side(name: str, side: int) -> None:
+    if type(side) is not int or not 1 <= side <= MAX_SIDE:
+        raise ValueError(f"{name} must be a whole number of pixels from 1 to {MAX_SIDE:,}, got {side!r:.60}")
+
+
 @dataclass(frozen=True)
 class Stretch:
     """Resize to size x size whatever the proportions, bicubic."""
 
     size: int
+
+    def __post_init__(self) -> None:
+        _check_side("size", self.size)
 
     def __call__(self, image: Image) -> NDArray[np.uint8]:
         """The picture, upright and in RGB, uint8 (size, size, 3)."""
@@ -117,12 +127,19 @@ class Stretch:
 class Fit:
     """Resize the shorter side to ``short_side``, proportions kept, and cut out the centre size x size.
 
-    Of a picture more than 32 times as long as wide only the middle is resized: the whole might not fit in memory.
+    Interpolation is one of INTERPOLATIONS. Of a picture more than 32 times as long as wide only the middle is resized:
+    the whole might not fit in memory.
     """
 
     size: int
     short_side: int
     interpolation: str
+
+    def __post_init__(self) -> None:
+        _check_side("size", self.size)
+        _check_side("short_side", self.short_side)
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
 
     def __call__(self, image: Image) -> NDArray[np.uint8]:
         """The picture, upright and in RGB, uint8 (size, size, 3)."""
@@ -168,5 +185,5 @@ def preprocess_of(description: Mapping[str, Any]) -> Preprocess:
     arguments = dict(description)
     try:
         return _PREPROCESS[arguments.pop("kind")](**arguments)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"no preprocessing is described by {dict(description)}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"no preprocessing is described by {str(dict(description))[:200]} ({error})") from error
