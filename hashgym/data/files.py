@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import re
@@ -51,7 +52,7 @@ MAX_READS = 1_000_000  # while a file is opened and decoded: about 1 s of Pillow
 MAX_TEXT_PIXELS = 1_000_000  # of a PPM written as text, which Pillow decodes in Python: about 1 s
 MAX_COMMENTS = 64  # in a PPM written as text: each costs Pillow a copy of up to a megabyte
 MAX_STRIPS = 200_000  # strips or tiles of a TIFF: Pillow makes Python objects of all before it decodes one
-MAX_TEXT_BYTES = 256 * 2**20  # of a file that is read as text, such as a list of labels
+MAX_WHOLE_BYTES = 2**30  # of a file that is read whole, such as a list of labels; the annotations of COCO have 0.5 GB
 _ORIENTATION = 0x0112  # EXIF tag
 _TURNS = {
     **{2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"},
@@ -207,7 +208,7 @@ def to_rgb(image: Image) -> Image:
     return _without_warnings(lambda: _to_rgb(image))
 
 
-def read_bounded(path: Path, most: int = MAX_TEXT_BYTES) -> bytes:
+def read_bounded(path: Path, most: int = MAX_WHOLE_BYTES) -> bytes:
     """The content of a file that has to be read whole.
 
     Raises:
@@ -215,10 +216,9 @@ def read_bounded(path: Path, most: int = MAX_TEXT_BYTES) -> bytes:
         OSError: if it cannot be read, or is not a regular file.
     """
     with _regular(path) as file:
-        content = file.read(most + 1) if (size := os.fstat(file.fileno()).st_size) <= most else b""
-    if max(size, len(content)) > most:
-        raise DataError(f"{path} has more than {most:,} bytes: it is not what it should be, or damaged")
-    return content
+        if os.fstat(file.fileno()).st_size > most:
+            raise DataError(f"{path} has more than {most:,} bytes: it is damaged, or not what it should be")
+        return file.read()
 
 
 class _TooManyReads(Exception):
@@ -246,7 +246,9 @@ class _Reads:
 def _regular(path: Path) -> BinaryIO:
     """A file, open. Anything else, such as a pipe, might keep us waiting forever."""
     if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError("is a directory" if path.is_dir() else "not a regular file")
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     return path.open("rb")
 
 
@@ -254,7 +256,12 @@ def _stream(source: Path | bytes | BinaryIO, most: int) -> BinaryIO:
     """The source as a stream with a position; of an uploaded one at most a byte more than ``most`` is read."""
     if isinstance(source, Path):
         return _regular(source)
-    return BytesIO(source if isinstance(source, bytes) else source.read(most + 1))
+    if isinstance(source, bytes):
+        return BytesIO(source)
+    content = BytesIO()
+    while content.tell() <= most and (part := source.read(min(1 << 20, most + 1 - content.tell()))):
+        content.write(part)
+    return content
 
 
 def _formats() -> tuple[str, ...]:

@@ -67,8 +67,7 @@ def load_encoder(path: str | Path, threads: int | None = None) -> Encoder:
     try:
         model = read_bounded(file, MAX_BYTES)
     except OSError as error:
-        reason = error.strerror or error
-        raise DataError(f"no encoder can be read at {file} ({reason}): `hashgym export` writes one") from error
+        raise DataError(f"no encoder can be read at {file} ({error.strerror}): `hashgym export` writes one") from error
     body, found = memoryview(model)[:-64], model[-64:]
     if body[-len(_SEAL) :] != _SEAL:
         state = "is damaged" if _SEAL in model else "is no encoder of hashgym, or cut short"

@@ -17,6 +17,8 @@ import pytest
 from PIL import Image
 
 from hashgym.data import DataError, cache, read_images, sealed
+from hashgym.data.mirflickr25k import LABELS
+from hashgym.retrieval.index import read_meta
 from tests.reliability.damage import bounded
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="bounds are those of Linux")
@@ -132,6 +134,42 @@ def test_an_array_that_says_it_is_giant_is_refused(tmp_path: Path) -> None:
     (tmp_path / "features" / "features.npy").write_bytes(header(GIANT) + bytes(64))
     refused(lambda: cache.open_cache(tmp_path / "features"), match=r"features\.npy")
     refused(lambda: cache.seal(tmp_path / "features", "x", ["a"], ["b"], {}), match="is damaged")
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("list.txt", lambda folder: read_images(f"list:{folder / 'list.txt'}")),
+        ("data_batch_1", lambda folder: read_images("cifar10", folder)),
+        ("instances_train2014.json", lambda folder: read_images("coco", folder)),
+        ("annotations/animals.txt", lambda folder: read_images("mirflickr25k", folder)),
+        ("meta.json", lambda folder: cache.open_cache(folder)),
+        ("meta.json", lambda folder: sealed.read_json(folder / "meta.json", "")),
+        ("index.json", lambda folder: read_meta(folder)),
+    ],
+)
+def test_giant_files_that_would_be_read_whole_are_refused_unread(
+    tmp_path: Path, name: str, read: Callable[[Path], Any]
+) -> None:
+    for part in ("train2014", "val2014", "annotations", "images"):
+        (tmp_path / part).mkdir()
+    for label in LABELS:
+        (tmp_path / "annotations" / f"{label}.txt").touch()
+    Image.new("RGB", (4, 4)).save(tmp_path / "im1.jpg")
+    with (tmp_path / name).open("wb") as file:
+        file.write(b'{"format": "hashgym-features"' if name == "meta.json" else b"")
+        file.truncate(40_000_000_000)  # sparse
+    refused(lambda: read(tmp_path), ValueError, "more than 1,073,741,824 bytes")
+
+
+def test_too_many_words_are_refused_unread(tmp_path: Path) -> None:
+    from hashgym.features.bow import read_words
+
+    with (tmp_path / "words.npy").open("wb") as file:
+        file.write(header((50_000_000, 128)))
+        file.truncate(file.tell() + 50_000_000 * 512)  # sparse, 26 GB
+    with pytest.raises(DataError, match=r"words\.npy holds 50,000,000 words, and at most 1,000,000"):
+        read_words(tmp_path / "words.npy")
 
 
 def hasher(folder: Path, compression: int = zipfile.ZIP_STORED, **arrays: bytes) -> Path:
