@@ -307,6 +307,32 @@ def test_pictures_that_take_long_for_their_size_are_refused(
         open_image(tmp_path / name)
 
 
+def test_pictures_beyond_the_limits_are_bad_pictures_and_left_out(tmp_path: Path) -> None:
+    """Each is counted and named by --skip-bad, and the others are encoded; without it the first ends the job."""
+    from hashgym.features import extract, make
+    from hashgym.gallery import encode_images, open_codes
+    from tests.gallery.small import write_encoder, write_pictures
+
+    photos = write_pictures(tmp_path / "photos", ["a/1.png", "a/2.png"])
+    (photos / "a" / "bomb.png").write_bytes(png(60_000, 60_000))
+    (photos / "a" / "comments.ppm").write_bytes(SLOW["comments.ppm"]())
+    for name, size in (("3 GB.jpg", 3 << 30), ("40 GB.jpg", 40_000_000_000)):
+        with (photos / "a" / name).open("wb") as file:
+            file.truncate(size)  # sparse
+    bad = {"3 GB.jpg", "40 GB.jpg", "bomb.png", "comments.ppm"}
+    encoder = write_encoder(tmp_path / "encoder.onnx")
+    with bounded(octets=1 << 29):
+        with pytest.raises(DataError, match="more than 536,870,912 bytes"):
+            encode_images(encoder, [photos], tmp_path / "codes", progress=False)
+        codes = open_codes(encode_images(encoder, [photos], tmp_path / "codes", skip_bad=True, progress=False))
+        assert {Path(name).name for name in codes.left_out} == bad
+        assert [Path(name).name for name in codes.names] == ["1.png", "2.png"]
+        options = {"queries": 1, "train": 1, "workers": 1, "progress": False, "skip_bad": True}
+        extract(read_images(f"folder:{photos}"), make("pixels", size=2), tmp_path / "features", **options)
+    left_out = cache.open_cache(tmp_path / "features").provenance["left_out"]
+    assert {Path(name).name for name in left_out} == bad
+
+
 def test_pictures_of_the_same_kinds_but_ordinary_size_are_read() -> None:
     from hashgym.data.files import open_image
 
