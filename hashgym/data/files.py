@@ -152,7 +152,8 @@ def open_image(
             1/8 of its size, if that is no smaller, and so in less time.
 
     Returns:
-        A picture without metadata. Decoding takes about 5 bytes of memory a pixel, 9 where pixels are transparent.
+        A picture without metadata. Decoding takes about 5 bytes of memory a pixel, 9 where the picture is turned or has
+        transparent pixels, 16 for WebP.
 
     Raises:
         DataError: if the file is missing, truncated, no picture of the formats BMP, GIF, JPEG, PNG, PPM, TIFF,
@@ -317,9 +318,8 @@ def _to_rgb(image: Image) -> Image:
     image.load()  # turns a TIFF upright
     if image.has_transparency_data:
         picture = Image.new("RGB", image.size, BACKGROUND)
-        rgba = image.convert("RGBA")
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
         picture.paste(rgba, mask=rgba)
-        del rgba
     else:
         picture = image if image.mode == "RGB" else image.convert("RGB")
     try:

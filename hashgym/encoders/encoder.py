@@ -130,7 +130,8 @@ def _check(metadata: Mapping[str, Any], session: InferenceSession) -> None:
             raise ValueError(f"says {key} is {_short(value)}, not {wanted}")
     if not isinstance(metadata["backbone"], dict | None):
         raise ValueError(f"says backbone is {_short(metadata['backbone'])}, not an object or null")
-    takes, view = metadata["takes"], [dim]
+    takes = metadata["takes"]
+    view: list[int | None] = [dim]
     if takes not in ("features", "pictures"):
         raise ValueError(f"says that it takes {_short(takes)}, not features or pictures")
     if takes == "pictures":
@@ -138,15 +139,18 @@ def _check(metadata: Mapping[str, Any], session: InferenceSession) -> None:
             raise ValueError(f"says preprocess is {_short(metadata['preprocess'])}, not an object")
         preprocess_of(metadata["preprocess"])
         view = [metadata["preprocess"]["size"]] * 2 + [3]
-    lead = [None, None] if regions else [None]
-    inputs = {takes: ("tensor(float)" if takes == "features" else "tensor(uint8)", lead + view)}
-    outputs = {"bits": ("tensor(bool)", [*lead, bits]), "margin": ("tensor(float)", [*lead, bits])}
+    lead: list[int | None] = [None, None] if regions else [None]
+    inputs: _Values = {takes: ("tensor(float)" if takes == "features" else "tensor(uint8)", lead + view)}
+    outputs: _Values = {"bits": ("tensor(bool)", [*lead, bits]), "margin": ("tensor(float)", [*lead, bits])}
     if regions:
         outputs["keep"] = ("tensor(float)", lead)
-    for wanted, found in (inputs, session.get_inputs()), (outputs, session.get_outputs()):
-        has = {value.name: (value.type, value.shape) for value in found}
-        if has.keys() != wanted.keys() or not all(_fits(*has[name], *wanted[name]) for name in wanted):
-            raise ValueError(f"says {_shapes(wanted)}, but its network has {_shapes(has)}")
+    for expected, values in (inputs, session.get_inputs()), (outputs, session.get_outputs()):
+        found: _Values = {value.name: (value.type, value.shape) for value in values}
+        if found.keys() != expected.keys() or not all(_fits(*found[name], *expected[name]) for name in expected):
+            raise ValueError(f"says {_shapes(expected)}, but its network has {_shapes(found)}")
+
+
+_Values = dict[str, tuple[str, Sequence[Any]]]  # name -> type and shape
 
 
 def _fits(kind: str, shape: Sequence[Any], wanted_kind: str, wanted: Sequence[int | None]) -> bool:
@@ -156,7 +160,7 @@ def _fits(kind: str, shape: Sequence[Any], wanted_kind: str, wanted: Sequence[in
     return kind == wanted_kind and len(shape) == len(wanted) and known
 
 
-def _shapes(values: Mapping[str, tuple[str, Sequence[Any]]]) -> str:
+def _shapes(values: _Values) -> str:
     return ", ".join(
         f"{name} {kind} ({', '.join('?' if side is None else str(side) for side in shape)})"
         for name, (kind, shape) in values.items()
