@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from hashgym.data import DataError, cache, read_images, sealed
 from hashgym.data.mirflickr25k import LABELS
@@ -305,6 +305,25 @@ def test_pictures_that_take_long_for_their_size_are_refused(
     (tmp_path / name).write_bytes(SLOW[name]())
     with bounded(seconds=5, octets=1 << 28), pytest.raises(DataError, match=f"{name} (consists of too many|is a )"):
         open_image(tmp_path / name)
+
+
+def test_formats_that_pillow_reads_whole_are_bounded_in_pixels(tmp_path: Path) -> None:
+    """WebP and AVIF that say they are giant are refused before there is memory for their pixels."""
+    from hashgym.data.files import open_image
+
+    frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "bomb.webp", save_all=True, append_images=frames[1:])
+    bombs = {"bomb.webp": (b"VP8X", 12, (16_383).to_bytes(3, "little"))}
+    if features.check("avif"):
+        frames[0].save(tmp_path / "bomb.avif")
+        bombs["bomb.avif"] = (b"ispe", 8, (16_000).to_bytes(4, "big"))
+    for name, (before, place, side) in bombs.items():
+        content = bytearray((tmp_path / name).read_bytes())
+        at = content.index(before) + place
+        content[at : at + 2 * len(side)] = 2 * side
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=f"{name} has (too many|16)"):
+            open_image(tmp_path / name)
 
 
 def test_pictures_beyond_the_limits_are_bad_pictures_and_left_out(tmp_path: Path) -> None:
