@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym.data.dataset import DataError
+from hashgym.data.files import read_bounded
 
 __all__ = ["parse"]
 
@@ -54,7 +55,7 @@ def parse(path: Path) -> dict[str, Any]:
         DataError: if the file is damaged, or holds anything but what a batch of CIFAR holds.
     """
     try:
-        content = _run(path.read_bytes())
+        content = _run(read_bounded(path))
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OSError) as error:
         raise DataError(f"{path} is damaged or no CIFAR batch: {error}") from None
     return {str(key): value.value if isinstance(value, _Array) else value for key, value in content.items()}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hashgym.data.dataset import DataError
-from hashgym.data.files import OpenImage, find, folder, require_all
+from hashgym.data.files import OpenImage, find, folder, read_bounded, require_all
 from hashgym.data.images import ImageCollection
 
 PARTS = ("train2014", "val2014")
@@ -36,7 +36,7 @@ def read(root: str | Path, *, allow_missing: bool = False) -> ImageCollection:
         path = find(base, f"annotations/instances_{part}.json", f"instances_{part}.json", wanted=LAYOUT)
         find(base, part, wanted=LAYOUT)
         try:
-            content = json.loads(path.read_bytes(), object_hook=_essence)
+            content = json.loads(read_bounded(path), object_hook=_essence)
             files |= {number: f"{part}/{file}" for number, file in sorted(content["images"])}
             objects += [(image, category) for image, category in content["annotations"]]
             categories.append(dict(sorted(content["categories"])))

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from hashgym.data.dataset import DataError
-from hashgym.data.files import OpenImage, require_all
+from hashgym.data.files import OpenImage, read_bounded, require_all
 from hashgym.data.images import ImageCollection
 
 LAYOUT = "lines of `path 0 1 0 ...`, one 0 or 1 for each label, the same number on each line"
@@ -75,7 +75,7 @@ def read(path: str | Path, root: str | Path | None = None, *, allow_missing: boo
 def _lines(file: Path) -> list[tuple[str, str]]:
     """Path and labels, one character each, of every line; a path may hold spaces."""
     lines: list[tuple[str, str]] = []
-    for number, line in enumerate(file.read_text(encoding="utf-8", errors="surrogateescape").splitlines(), 1):
+    for number, line in enumerate(read_bounded(file).decode("utf-8", "surrogateescape").splitlines(), 1):
         words = line.split()
         if not words:
             continue

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from hashgym.data.dataset import DataError
-from hashgym.data.files import OpenImage, find, folder, natural
+from hashgym.data.files import OpenImage, find, folder, natural, read_bounded
 from hashgym.data.images import ImageCollection
 
 PHOTOS = 25_000
@@ -65,7 +65,7 @@ def read(root: str | Path) -> ImageCollection:
 def _ids(path: Path) -> list[int]:
     """The photo numbers in one annotation list, one a line."""
     try:
-        ids = [int(line) for line in path.read_text().split()]
+        ids = [int(line) for line in read_bounded(path).split()]
     except FileNotFoundError:
         raise DataError(f"annotation list {path} is missing; wanted: {LAYOUT}") from None
     except ValueError as error:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym.data.dataset import DataError
-from hashgym.data.files import OpenImage, find, folder, require_all
+from hashgym.data.files import OpenImage, find, folder, read_bounded, require_all
 from hashgym.data.images import ImageCollection
 
 CONCEPTS = 21
@@ -65,14 +65,14 @@ def read(root: str | Path, *, allow_missing: bool = False) -> ImageCollection:
 
 
 def _text(path: Path) -> str:
-    return path.read_text("utf-8", errors="surrogateescape")
+    return read_bounded(path).decode("utf-8", "surrogateescape")
 
 
 def _column(path: Path, rows: int) -> NDArray[np.uint8]:
     """One 0 or 1 a line."""
     if not os.path.isfile(path):  # which a name too long is not, either
         raise DataError(f"{path} is missing; wanted: {LAYOUT}")
-    octets = np.frombuffer(path.read_bytes(), np.uint8)
+    octets = np.frombuffer(read_bounded(path), np.uint8)
     digits = octets[octets > ord(" ")] - np.uint8(ord("0"))
     if len(digits) != rows or (rows and digits.max() > 1):
         raise DataError(f"{path} must hold 0 or 1 for each of the {rows:,} photos of Imagelist.txt, one a line")

@@ -20,6 +20,7 @@ from hashgym.data.arrays import map_array
 from hashgym.data.atomic import sync, write_text
 from hashgym.data.checksums import has_checksum, sha256
 from hashgym.data.dataset import DataError
+from hashgym.data.files import read_bounded
 
 __all__ = ["META", "Kind", "read_json", "sync", "write_json"]
 
@@ -68,7 +69,8 @@ class Kind:
     def is_one(self, folder: str | Path) -> bool:
         """Whether there is a ``meta.json`` of this format, damaged or not."""
         try:
-            return f'"{self.format}"' in (Path(folder) / META).read_text("utf-8", errors="replace")[:200]
+            with (Path(folder) / META).open("rb") as file:
+                return f'"{self.format}"'.encode() in file.read(200)
         except OSError:
             return False
 
@@ -159,7 +161,7 @@ def read_json(file: Path, mend: str) -> Any:
         DataError: if it is missing or damaged; the message ends with ``mend``.
     """
     try:
-        return json.loads(file.read_text("utf-8"))
+        return json.loads(read_bounded(file).decode("utf-8"))
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}; {mend}") from error
     except (ValueError, RecursionError) as error:

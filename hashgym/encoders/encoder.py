@@ -6,14 +6,17 @@ which number 0 is the whole image. Outputs: ``bits``, bool (n[, V], q); ``margin
 where the bit is 1; with regions ``keep``, float32 (n, V), the probability that a view's code is kept.
 
 Metadata: ``hashgym.encoder``, in JSON what else belongs to the hash function, and last of all ``hashgym.sha256``, the
-digest of the file with the digest's own 64 digits set to 0, so that no damaged file is ever parsed.
+digest of the file with the digest's own 64 digits set to 0, so that no damaged file is ever parsed. A digest does not
+show who wrote a file: so before ONNX Runtime parses it, :mod:`hashgym.encoders.onnx_file` refuses all that could read
+other files, and what the metadata says is compared with the network's inputs and outputs.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +25,8 @@ from numpy.typing import NDArray
 
 from hashgym.codes import CodeSets
 from hashgym.data.dataset import DataError
+from hashgym.data.files import read_bounded, to_rgb
+from hashgym.encoders.onnx_file import check_self_contained
 from hashgym.features.backbone import Preprocess, preprocess_of
 from hashgym.features.regions import Box, corner_and_centre
 from hashgym.features.runtime import PICTURES_AT_ONCE, open_session, require_runtime, thread_count
@@ -34,6 +39,7 @@ __all__ = ["FORMAT", "KEY", "Encoder", "load_encoder", "seal"]
 
 FORMAT = 1
 KEY = "hashgym.encoder"
+MAX_BYTES = 1 << 31  # Protocol Buffers' own bound
 FEATURES_AT_ONCE = 4096  # rows: bounds the memory that networks with wide layers take
 # The end of a file: field 14 of a ModelProto, a pair of strings of 14 and 64 bytes.
 _SEAL = b"\x72\x52\x0a\x0ehashgym.sha256\x12\x40"
@@ -53,35 +59,118 @@ def load_encoder(path: str | Path, threads: int | None = None) -> Encoder:
         threads: of one call; ``OMP_NUM_THREADS`` by default, or all cores. Calls from several threads are safe.
 
     Raises:
-        DataError: where the file is missing, damaged or no encoder, or was written in a later format.
+        DataError: where the file is missing, damaged, of 2 GB or more, or no encoder; was written in a later format;
+            needs other files or operators that are not ONNX's own; or has metadata that do not fit its network.
         ValueError: where ONNX Runtime is not installed.
     """
     file = Path(path)
     try:
-        model = file.read_bytes()
+        model = read_bounded(file, MAX_BYTES)
     except OSError as error:
         raise DataError(f"no encoder can be read at {file} ({error.strerror}): `hashgym export` writes one") from error
-    body, found = model[:-64], model[-64:]
-    if not body.endswith(_SEAL):
+    body, found = memoryview(model)[:-64], model[-64:]
+    if body[-len(_SEAL) :] != _SEAL:
         state = "is damaged" if _SEAL in model else "is no encoder of hashgym, or cut short"
         raise DataError(f"{file} {state}: copy it again, or write it with `hashgym export`")
-    digest = hashlib.sha256(body + _EMPTY).hexdigest()
+    sha256 = hashlib.sha256(body)
+    sha256.update(_EMPTY)
+    digest = sha256.hexdigest()
     if digest.encode() != found:
         raise DataError(f"{file} has changed since it was written: copy it again, or export it again")
     require_runtime()
     try:
+        check_self_contained(model)
+    except ValueError as error:
+        raise DataError(f"{file} cannot be run: it {error}; export it again, or ask who gave it to you") from error
+    try:
         session = open_session(model, threads or thread_count())
         metadata = json.loads(session.get_modelmeta().custom_metadata_map[KEY])
         written = metadata["format"]
-        if written == FORMAT:
-            return Encoder(session, metadata, digest)
     except Exception as error:  # ONNX Runtime raises all sorts
         reason = str(error).partition("\n")[0]
         raise DataError(f"{file} cannot be run ({reason}): upgrade onnxruntime, or export it again") from error
-    raise DataError(
-        f"{file} is an encoder of format {written}, this hashgym reads format {FORMAT}: upgrade hashgym, or export it "
-        "again"
-    )
+    if written != FORMAT:
+        raise DataError(
+            f"{file} is an encoder of format {written}, this hashgym reads format {FORMAT}: upgrade hashgym, or export "
+            "it again"
+        )
+    try:
+        _check(metadata, session)
+        return Encoder(session, metadata, digest)
+    except (ValueError, TypeError, KeyError) as error:
+        what = f"lacks {error}" if isinstance(error, KeyError) else error
+        raise DataError(f"{file} is no sound encoder: its metadata {what}; export it again") from error
+
+
+def _check(metadata: Mapping[str, Any], session: InferenceSession) -> None:
+    """Refuse metadata that are not of the types written, or do not fit the network's inputs and outputs.
+
+    Raises:
+        ValueError: with what they say, to follow the words "its metadata".
+    """
+
+    def number(key: str, low: int, high: int) -> int:
+        value = metadata[key]
+        if type(value) is not int or not low <= value <= high:
+            raise ValueError(f"says {key} is {_short(value)}, not a whole number from {low:,} to {high:,}")
+        return value
+
+    bits, dim, regions = number("bits", 1, 1 << 20), number("dim", 1, 1 << 31), number("regions", 0, 5)
+    if regions not in (0, 5):
+        raise ValueError(f"says regions is {regions}, not 0 or 5")
+    if metadata["group_bits"] is not None:
+        number("group_bits", 1, 1 << 20)
+    for key, least in ("sigma", "above 0"), ("threshold", "0"):
+        value = metadata[key]
+        if regions == 0 and value is None:
+            continue
+        sound = type(value) in (int, float) and 0 <= value <= 1 and math.isfinite(value)
+        if not regions or not sound or (key == "sigma" and value == 0):
+            wanted = f"a number from {least} to 1" if regions else "null, as there are no regions"
+            raise ValueError(f"says {key} is {_short(value)}, not {wanted}")
+    if not isinstance(metadata["backbone"], dict | None):
+        raise ValueError(f"says backbone is {_short(metadata['backbone'])}, not an object or null")
+    takes = metadata["takes"]
+    view: list[int | None] = [dim]
+    if takes not in ("features", "pictures"):
+        raise ValueError(f"says that it takes {_short(takes)}, not features or pictures")
+    if takes == "pictures":
+        if not isinstance(metadata["preprocess"], dict):
+            raise ValueError(f"says preprocess is {_short(metadata['preprocess'])}, not an object")
+        preprocess_of(metadata["preprocess"])
+        view = [metadata["preprocess"]["size"]] * 2 + [3]
+    lead: list[int | None] = [None, None] if regions else [None]
+    inputs: _Values = {takes: ("tensor(float)" if takes == "features" else "tensor(uint8)", lead + view)}
+    outputs: _Values = {"bits": ("tensor(bool)", [*lead, bits]), "margin": ("tensor(float)", [*lead, bits])}
+    if regions:
+        outputs["keep"] = ("tensor(float)", lead)
+    for expected, values in (inputs, session.get_inputs()), (outputs, session.get_outputs()):
+        found: _Values = {value.name: (value.type, value.shape) for value in values}
+        if found.keys() != expected.keys() or not all(_fits(*found[name], *expected[name]) for name in expected):
+            raise ValueError(f"says {_shapes(expected)}, but its network has {_shapes(found)}")
+
+
+_Values = dict[str, tuple[str, Sequence[Any]]]  # name -> type and shape
+
+
+def _fits(kind: str, shape: Sequence[Any], wanted_kind: str, wanted: Sequence[int | None]) -> bool:
+    """Whether the type is the wanted one, and the shape as far as both are known."""
+    pairs = zip(shape, wanted, strict=False)
+    known = all(x == y for x, y in pairs if isinstance(x, int) and y is not None)
+    return kind == wanted_kind and len(shape) == len(wanted) and known
+
+
+def _shapes(values: _Values) -> str:
+    return ", ".join(
+        f"{name} {kind} ({', '.join('?' if side is None else str(side) for side in shape)})"
+        for name, (kind, shape) in values.items()
+    )[:300]
+
+
+def _short(value: Any) -> str:
+    """A value in at most 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 class Encoder:
@@ -187,15 +276,17 @@ class Encoder:
         """An image's V views as the network sees them, uint8 (V, size, size, 3): the whole image first.
 
         Args:
-            image: a decoded picture, as :func:`hashgym.data.files.open_image` opens it.
+            image: a picture, as :func:`hashgym.data.files.open_image` or ``PIL.Image.open`` gives it; it is turned
+                upright as its EXIF orientation says, and its transparent pixels are laid on white.
             regions: also cut out the regions, where the encoder has them; False gives V = 1.
 
         Raises:
             ValueError: where the encoder takes features.
+            DataError: where the picture has more than 8 bits a channel.
         """
         if self._preprocess is None:
             raise ValueError(_NO_BACKBONE)
-        picture = image if image.mode == "RGB" else image.convert("RGB")
+        picture = to_rgb(image)
         boxes = self.boxes(*picture.size)[1:] if regions else []
         return np.stack([self._preprocess(view) for view in (picture, *(picture.crop(box) for box in boxes))])
 
@@ -241,7 +332,14 @@ class Encoder:
             self._session.run(names, {self.takes: np.ascontiguousarray(views[start : start + step])})
             for start in range(0, len(views), step)
         ]
-        return [np.concatenate(part) for part in zip(*parts, strict=True)]
+        outputs = [np.concatenate(part) for part in zip(*parts, strict=True)]
+        lead = views.shape[: 2 if self.regions else 1]
+        for name, output in zip(names, outputs, strict=True):  # a file may say other shapes than it gives
+            if output.shape != (wanted := lead if name == "keep" else (*lead, self.bits)):
+                raise DataError(
+                    f"the encoder gives {name} of shape {output.shape} instead of {wanted}: export it again"
+                )
+        return outputs
 
 
 _NO_BACKBONE = (

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from hashgym.codes import CodeSets, unpack
 from hashgym.data.atomic import atomic_write
+from hashgym.data.files import BACKGROUND
 from hashgym.encoders.encoder import FORMAT, KEY, Encoder, load_encoder, seal
 from hashgym.features.backbone import Backbone, describe_preprocess
 from hashgym.features.runtime import TOLERANCE, open_session, require_runtime, thread_count
@@ -127,7 +128,8 @@ def add_backbone(source: str | Path, out: str | Path, backbone: Backbone) -> Non
     if not np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max():
         raise ValueError(f"ONNX Runtime gives other features than {backbone.name} ({backbone.engine}) itself")
     model = _join(onnx.load_from_string(network), onnx.load(source), backbone, views=encoder.regions > 0)
-    added = {"takes": "pictures", "backbone": backbone.provenance, "preprocess": preprocess, "versions": _versions()}
+    added = {"takes": "pictures", "backbone": backbone.provenance, "preprocess": preprocess, "background": BACKGROUND}
+    added |= {"versions": _versions()}
     _save(out, model, _text(encoder.metadata | added))
 
 

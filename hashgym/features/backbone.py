@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hashgym.data.files import to_rgb
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -33,7 +35,8 @@ class Backbone:
         weights: the weights' name; empty where there are none.
         digest: sha256 of the weights' file; empty where there are none.
         engine: what runs the network: ``numpy``, ``onnx`` or ``torch:DEVICE``.
-        preprocess: RGB picture -> uint8 (size, size, 3).
+        preprocess: picture -> uint8 (size, size, 3); what is not RGB goes through
+            :func:`hashgym.data.files.to_rgb`.
         network: uint8 (n, size, size, 3) -> float32 (n, D). Where it has a method ``to_onnx()``, this gives the ONNX
             model of :meth:`to_onnx`.
     """
@@ -81,6 +84,8 @@ class Backbone:
         return {key: getattr(self, key) for key in _DESCRIBED}
 
 
+INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+MAX_SIDE = 8192  # of the network's picture, in pixels: 200 MB each
 _LONGEST = 32  # times the shorter side
 _DESCRIBED = ("name", "dim", "size", "preprocessing", "weights", "digest", "engine")
 
@@ -96,36 +101,51 @@ def check_size(size: int | None, default: int) -> int:
     return default if size is None else size
 
 
+def _check_side(name: str, side: int) -> None:
+    if type(side) is not int or not 1 <= side <= MAX_SIDE:
+        raise ValueError(f"{name} must be a whole number of pixels from 1 to {MAX_SIDE:,}, got {side!r:.60}")
+
+
 @dataclass(frozen=True)
 class Stretch:
     """Resize to size x size whatever the proportions, bicubic."""
 
     size: int
 
+    def __post_init__(self) -> None:
+        _check_side("size", self.size)
+
     def __call__(self, image: Image) -> NDArray[np.uint8]:
-        """The picture in RGB, uint8 (size, size, 3)."""
+        """The picture, upright and in RGB, uint8 (size, size, 3)."""
         from PIL import Image
 
-        side = (self.size, self.size)
-        resized = image if image.size == side else image.resize(side, Image.Resampling.BICUBIC)
-        return np.asarray(resized.convert("RGB"))
+        image, side = to_rgb(image), (self.size, self.size)
+        return np.asarray(image if image.size == side else image.resize(side, Image.Resampling.BICUBIC))
 
 
 @dataclass(frozen=True)
 class Fit:
     """Resize the shorter side to ``short_side``, proportions kept, and cut out the centre size x size.
 
-    Of a picture more than 32 times as long as wide only the middle is resized: the whole might not fit in memory.
+    Interpolation is one of INTERPOLATIONS. Of a picture more than 32 times as long as wide only the middle is resized:
+    the whole might not fit in memory.
     """
 
     size: int
     short_side: int
     interpolation: str
 
+    def __post_init__(self) -> None:
+        _check_side("size", self.size)
+        _check_side("short_side", self.short_side)
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
+
     def __call__(self, image: Image) -> NDArray[np.uint8]:
-        """The picture in RGB, uint8 (size, size, 3)."""
+        """The picture, upright and in RGB, uint8 (size, size, 3)."""
         from PIL import Image
 
+        image = to_rgb(image)
         size, most = self.size, _LONGEST * min(image.size)
         if max(image.size) > most:
             beyond = [max(0, side - most) // 2 for side in image.size]
@@ -138,7 +158,7 @@ class Fit:
         left, top = round((shape[0] - size) / 2), round((shape[1] - size) / 2)
         resample = Image.Resampling[self.interpolation.upper()]
         resized = image if image.size == shape else image.resize(shape, resample)
-        return np.asarray(resized.convert("RGB").crop((left, top, left + size, top + size)))
+        return np.asarray(resized.crop((left, top, left + size, top + size)))
 
 
 _PREPROCESS: dict[str, type[Stretch] | type[Fit]] = {"stretch": Stretch, "fit": Fit}
@@ -165,5 +185,5 @@ def preprocess_of(description: Mapping[str, Any]) -> Preprocess:
     arguments = dict(description)
     try:
         return _PREPROCESS[arguments.pop("kind")](**arguments)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"no preprocessing is described by {dict(description)}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"no preprocessing is described by {str(dict(description))[:200]} ({error})") from error

@@ -26,6 +26,7 @@ GRID = 16  # points along a side
 CELLS = (4, 8)  # sides in pixels of the 4 x 4 cells of a descriptor, at the two scales
 LENGTH = 128
 COMMAND = "`hashgym words --dataset NAME --root DIR --out words.npy`"
+MOST_WORDS = 1_000_000  # 512 MB
 PER_IMAGE = 100  # descriptors of an image that words are learnt from
 
 
@@ -121,12 +122,17 @@ def read_words(path: str | Path) -> NDArray[np.float32]:
     if not Path(path).is_file():
         raise DataError(f"no visual words at {path}: {COMMAND} learns them")
     try:
-        words = np.array(map_array(path))
+        words = map_array(path)
     except DataError as error:
         raise DataError(f"{error}; {COMMAND} writes visual words") from error
     if words.dtype != np.float32 or words.shape[1:] != (LENGTH,):
         found = f"{words.dtype} {words.shape}"
         raise DataError(f"{path} holds {found}, but visual words are float32 (W, {LENGTH}): {COMMAND} writes them")
+    if len(words) > MOST_WORDS:
+        raise DataError(
+            f"{path} holds {len(words):,} words, and at most {MOST_WORDS:,} are read: {COMMAND} writes fewer"
+        )
+    words = np.array(words)
     if len(words) < 2 or not np.isfinite(words).all():
         raise DataError(f"{path} holds NaN, infinity or fewer than 2 words: {COMMAND} writes better ones")
     if (longest := np.linalg.norm(words, axis=1).max()) > 1.001:

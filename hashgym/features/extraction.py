@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from hashgym.data import cache, splits
 from hashgym.data.dataset import DataError, HashingDataset
+from hashgym.data.files import BACKGROUND, to_rgb
 from hashgym.data.images import ImageCollection
 from hashgym.features.backbone import Backbone
 from hashgym.features.cluster import cluster, import_ray, result
@@ -206,6 +207,7 @@ class _Recipe:
             "train_regions": self.train_regions,
             "region_seed": self.seed if self.train_regions else None,
             "thumbnail": self.thumbnail,
+            "background": BACKGROUND,
             "versions": versions(RECORDED),
         }
 
@@ -226,7 +228,7 @@ class _Recipe:
     def prepare(self, collection: ImageCollection, index: int) -> _Prepared | Bad:
         """Read image ``index``, cut out its regions, and preprocess them and the image."""
         try:
-            image = collection.read(index)
+            image = to_rgb(collection.read(index))
             boxes = corner_and_centre(*image.size, self.sigma) if self.regions else []
             generator = np.random.default_rng([self.seed, index])
             boxes += random_boxes(generator, *image.size, self.sigma, self.train_regions)
@@ -292,7 +294,7 @@ def _square(image: Image, side: int) -> NDArray[np.uint8]:
 
     if side == 0:
         return np.empty((0, 0, 3), np.uint8)
-    return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC).convert("RGB"))
+    return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC))
 
 
 def _in_square(boxes: Sequence[Box], width: int, height: int) -> NDArray[np.float32]:

@@ -32,6 +32,7 @@ def open_session(model: bytes, threads: int) -> InferenceSession:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # not ORT's own, whatever the bytes look like
     options.intra_op_num_threads = threads  # ONNX Runtime does not heed OMP_NUM_THREADS by itself
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # leaves the cores to the readers
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

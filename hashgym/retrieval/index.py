@@ -37,6 +37,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hashgym.codes import CodeSets, Words
 from hashgym.data.checksums import sha256
+from hashgym.data.files import read_bounded
 from hashgym.data.sealed import sync
 from hashgym.retrieval.buckets import pack_queries
 
@@ -313,7 +314,7 @@ def read_meta(folder: Path, damaged: bool = False) -> dict[str, Any]:
     """What ``index.json`` says; ``damaged`` allows one that is of an index but not whole."""
     file = folder / META
     try:
-        meta = json.loads(file.read_text("utf-8"))
+        meta = json.loads(read_bounded(file).decode("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             f"{folder} is no index: it has no {META}; `hashgym index CODES --out INDEX` makes one"

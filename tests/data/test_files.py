@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 import warnings
 from io import BytesIO
@@ -7,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin, features
 
 from hashgym.data import DataError, files
+from tests.reliability.damage import bounded
 
 
 def test_natural_order_puts_2_before_10() -> None:
@@ -25,7 +27,7 @@ def test_image_files_are_found_below_and_hidden_ones_skipped(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("mode", "colour"), [("RGB", (9, 8, 7)), ("L", 9), ("1", 1), ("P", 3), ("RGBA", (9, 8, 7, 0)), ("LA", (9, 0))]
+    ("mode", "colour"), [("RGB", (9, 8, 7)), ("L", 9), ("1", 1), ("P", 3), ("RGBA", (9, 8, 7, 255)), ("LA", (9, 255))]
 )
 def test_every_mode_becomes_rgb(tmp_path: Path, mode: str, colour: object) -> None:
     image = Image.new(mode, (5, 3), colour)  # type: ignore[arg-type]
@@ -34,6 +36,86 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str, colour: object) -> No
     assert opened.mode == "RGB"
     assert opened.size == (5, 3)
     np.testing.assert_array_equal(np.asarray(opened), np.asarray(image.convert("RGB")))
+
+
+def see_through(under: int) -> dict[str, Image.Image]:
+    """Pictures in every mode with transparency: left transparent over ``under``, middle half transparent, right red."""
+    rgba = Image.new("RGBA", (3, 1), (under, under, under, 0))
+    rgba.putpixel((1, 0), (100, 50, 0, 128))
+    rgba.putpixel((2, 0), (200, 10, 20, 255))
+    palette = Image.new("P", (3, 1))
+    palette.putpalette([under] * 3 + [100, 50, 0] + [200, 10, 20])
+    palette.putdata([0, 1, 2])
+    some, one = palette.copy(), palette.copy()
+    some.info["transparency"], one.info["transparency"] = bytes([0, 128]), 0
+    rgb, grey = rgba.convert("RGB"), Image.new("L", (3, 1), under)
+    rgb.info["transparency"], grey.info["transparency"] = (under, under, under), under
+    grey.putpixel((2, 0), 90)
+    return {
+        "RGBA": rgba,
+        "LA": rgba.convert("LA"),
+        "P, bytes": some,
+        "P, index": one,
+        "RGB": rgb,
+        "L": grey,
+        "PA": some.convert("PA"),
+        "RGBa": rgba.convert("RGBa"),
+    }
+
+
+@pytest.mark.parametrize("kind", see_through(0))
+def test_pictures_that_look_the_same_on_white_become_the_same(tmp_path: Path, kind: str) -> None:
+    found = []
+    for under in (0, 255, 123):
+        image = see_through(under)[kind]
+        found.append(np.asarray(files.to_rgb(image))[0])
+        if kind not in ("PA", "RGBa"):  # not in PNG
+            image.save(tmp_path / f"{under}.png")
+            opened = files.open_image(tmp_path / f"{under}.png")
+            assert (opened.mode, opened.info) == ("RGB", {})
+            np.testing.assert_array_equal(np.asarray(opened)[0], found[-1])
+    left, middle, right = found[0].tolist()
+    assert left == [255, 255, 255]
+    if "L" not in kind:
+        assert right == [200, 10, 20]
+        opaque = kind in ("RGB", "P, index")
+        np.testing.assert_allclose(middle, [100, 50, 0] if opaque else [177, 152, 127], atol=0 if opaque else 1)
+    for other in found[1:]:
+        np.testing.assert_array_equal(other[[0, 2]], found[0][[0, 2]])
+
+
+def test_animations_and_several_pictures_give_the_first(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "blue")]
+    for suffix in ("gif", "png", "webp", "tiff", "mpo"):
+        frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:])
+        np.testing.assert_allclose(files.open_image(tmp_path / f"a.{suffix}").getpixel((3, 3)), (255, 0, 0), atol=2)
+
+
+def test_what_pillow_reads_is_found_and_read(tmp_path: Path) -> None:
+    image = Image.new("RGB", (8, 6), (200, 100, 50))
+    for suffix in (
+        "jfif",
+        "jpe",
+        "JPG",
+        "Jpeg",
+        "ppm",
+        "pnm",
+        "bmp",
+        "tif",
+        *(["avif"] if features.check("avif") else []),
+    ):
+        image.save(tmp_path / f"a.{suffix}")
+        assert files.is_image(f"a.{suffix}")
+        np.testing.assert_allclose(files.open_image(tmp_path / f"a.{suffix}").getpixel((3, 3)), (200, 100, 50), atol=3)
+
+
+def test_where_pillow_reads_no_avif_the_message_lists_what_it_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files.importlib.util, "find_spec", lambda name: None)
+    (tmp_path / "a.avif").write_bytes(b"\0\0\0\x1cftypavif" + bytes(40))
+    with pytest.raises(DataError, match=r"a\.avif is damaged or no picture: none of BMP, .*, WEBP$"):
+        files.open_image(tmp_path / "a.avif")
 
 
 def test_cmyk_jpeg_becomes_rgb(tmp_path: Path) -> None:
@@ -50,6 +132,77 @@ def test_exif_orientation_turns_the_picture_upright(tmp_path: Path) -> None:
     opened = files.open_image(tmp_path / "a.png")
     assert opened.size == (2, 6)
     assert opened.getpixel((1, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_and_its_file_become_the_same(tmp_path: Path, orientation: int) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for name in ("a.jpg", "a.png", "a.tif", "a.webp"):
+        image.save(tmp_path / name, exif=exif)
+        opened = files.open_image(tmp_path / name)
+        with Image.open(tmp_path / name) as lazy:
+            turned = files.to_rgb(lazy)
+            wanted = ImageOps.exif_transpose(lazy).convert("RGB")
+        for found in (opened, turned, files.to_rgb(opened), files.to_rgb(turned)):
+            assert found.size == wanted.size == ((24, 16) if orientation < 5 else (16, 24))
+            assert found.tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0",
+        b"Exif\0\0nonsense",
+        b"Exif\0\0II*\0\xff\xff\xff\xff",
+        b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12",
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x01\0\0\0x\0\0\0",  # an orientation that is a text
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x03\0\0\0\xf0\xff\xff\xff",  # and one far behind the end
+    ],
+)
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+@pytest.mark.parametrize("filter", ["default", "error"])
+def test_exif_that_cannot_be_read_does_no_harm(tmp_path: Path, name: str, exif: bytes, filter: str) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8))
+    image.save(tmp_path / name)
+    expected = files.open_image(tmp_path / name).tobytes()
+    image.save(tmp_path / name, exif=exif)
+    with warnings.catch_warnings():
+        warnings.simplefilter(filter)
+        assert files.open_image(tmp_path / name).tobytes() == expected
+    with Image.open(tmp_path / name) as lazy, warnings.catch_warnings():
+        warnings.simplefilter(filter)
+        assert files.to_rgb(lazy).tobytes() == expected
+
+
+def test_warnings_that_are_errors_do_no_harm(tmp_path: Path) -> None:
+    see_through(0)["P, bytes"].save(tmp_path / "palette.png")
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x02\0\0\0\x06\0\x01\0" + bytes(4)
+    Image.new("RGB", (4, 2)).save(tmp_path / "turned.png", exif=exif)  # two orientations: Pillow warns, takes the first
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert files.open_image(tmp_path / "palette.png").getpixel((0, 0)) == (255, 255, 255)
+        assert files.open_image(tmp_path / "turned.png").size == (2, 4)
+        with pytest.raises(UserWarning, match="mine"):  # the filters are as they were
+            warnings.warn("mine", stacklevel=1)
+
+
+def test_metadata_does_not_leave_with_the_picture(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "secret"
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Comment", "secret")
+    image = Image.new("RGB", (8, 8))
+    image.save(tmp_path / "a.jpg", comment=b"secret", exif=exif, icc_profile=b"secret")
+    image.save(tmp_path / "a.png", pnginfo=text, exif=exif)
+    image.save(tmp_path / "a.gif", comment=b"secret")
+    for name in ("a.jpg", "a.png", "a.gif"):
+        assert b"secret" in (tmp_path / name).read_bytes()
+        for suffix in ("JPEG", "PNG", "GIF", "WEBP"):
+            out = BytesIO()
+            files.open_image(tmp_path / name).save(out, suffix)
+            assert b"secret" not in out.getvalue()
 
 
 def test_truncated_images_are_refused_by_name(tmp_path: Path) -> None:
@@ -78,6 +231,38 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").mkdir()
     with pytest.raises(DataError, match=r"a\.jpg cannot be read"):
         files.open_image(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("size", [3 << 30, 40_000_000_000])
+@pytest.mark.parametrize(
+    "start", [b"", b"\xff\xd8\xff\xe0", b"P6 5 5 255\n", b"\0\0\0\x1cftypavif", b"RIFF\0\0\0\0WEBP"]
+)
+def test_giant_files_are_refused_unread(tmp_path: Path, size: int, start: bytes) -> None:
+    with (tmp_path / "a.jpg").open("wb") as file:
+        file.write(start)
+        file.truncate(size)  # sparse
+    with bounded(octets=1 << 26), pytest.raises(DataError, match=r"a\.jpg has more than 536,870,912 bytes"):
+        files.open_image(tmp_path / "a.jpg")
+
+
+def test_large_files_are_read_no_further_than_their_header(tmp_path: Path) -> None:
+    for start in (b"", b"P6 10000 9000 255\n"):
+        with (tmp_path / "a.jpg").open("wb") as file:
+            file.write(start)
+            file.truncate(500 << 20)
+        with bounded(octets=1 << 26), pytest.raises(DataError, match=r"a\.jpg (is damaged|has 10000 x 9000 pixels)"):
+            files.open_image(tmp_path / "a.jpg")
+
+
+def test_a_stream_without_end_is_read_no_further_than_allowed() -> None:
+    with Path("/dev/zero").open("rb") as file, pytest.raises(DataError, match="uploaded has more than 1,000 bytes"):
+        files.open_image(file, max_bytes=1000)
+
+
+def test_a_picture_that_does_not_fit_in_memory_is_a_bad_picture(tmp_path: Path) -> None:
+    Image.new("1", (9_000, 8_000)).save(tmp_path / "a.png")
+    with bounded(octets=1 << 27), pytest.raises(DataError, match=r"a\.png does not fit in memory"):
+        files.open_image(tmp_path / "a.png")
 
 
 def test_more_than_8_bits_are_refused(tmp_path: Path) -> None:
@@ -153,6 +338,19 @@ def test_jpegs_of_needlessly_many_scans_are_refused(extra: int) -> None:
     else:
         with pytest.raises(DataError, match="more than 64 scans"):
             files.open_image(whole)
+
+
+def test_files_that_are_read_whole_are_bounded(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes(b"12345")
+    assert files.read_bounded(tmp_path / "list.txt", 5) == b"12345"
+    with pytest.raises(DataError, match=r"list\.txt has more than 4 bytes"):
+        files.read_bounded(tmp_path / "list.txt", 4)
+    os.truncate(tmp_path / "list.txt", 40_000_000_000)
+    with bounded(octets=1 << 26), pytest.raises(DataError, match=r"list\.txt has more than 1,073,741,824 bytes"):
+        files.read_bounded(tmp_path / "list.txt")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="regular"):
+        files.read_bounded(tmp_path / "pipe")
 
 
 def test_an_opener_goes_to_other_processes(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Opening encoders, damaged ones, and what they refuse to encode."""
 
+import json
 import subprocess
 import sys
 
@@ -7,12 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from hashgym import features, load_encoder
 from hashgym.data import DataError
+from hashgym.data.files import open_image
 from hashgym.encoders import export
 from hashgym.encoders.encoder import seal
 from hashgym.features.runtime import thread_count
+from tests.reliability.damage import bounded
 
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
@@ -155,6 +159,128 @@ def test_a_later_format_is_refused(files, tmp_path):
     path.write_bytes(seal(body.replace(b'"format": 1', b'"format": 2')))
     with pytest.raises(DataError, match="format 2, this hashgym reads format 1: upgrade hashgym"):
         load_encoder(path)
+
+
+def rewritten(path, target, **changes):
+    """The encoder with other metadata and a digest of its own; None removes a key."""
+    model = onnx.load(path)
+    said = json.loads({entry.key: entry.value for entry in model.metadata_props}["hashgym.encoder"])
+    said |= changes
+    for key in [key for key, value in changes.items() if value is ...]:
+        del said[key]
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, {"hashgym.encoder": json.dumps(said)})
+    target.write_bytes(seal(model.SerializeToString()))
+    return target
+
+
+NUMBERS = (..., None, -1, 0, 1, 3, 9, 65, 10**9, 10**30, True, 8.0, "8", [8], {}, float("nan"), float("inf"))
+FIT = {"kind": "fit", "size": 2, "short_side": 2, "interpolation": "bilinear"}
+STRETCH = {"kind": "stretch", "size": 2}
+NONSENSE = {
+    "bits": NUMBERS,
+    "dim": (*NUMBERS, 2**40),
+    "regions": (*(value for value in NUMBERS if value != 0), 5),
+    "group_bits": tuple(value for value in NUMBERS if value not in (None, 1, 3, 9, 65) or value is True),
+    "sigma": (..., -1, 0, 0.0, 0.5, 1.5, True, "0.5", [0.5], float("nan")),
+    "threshold": (..., -1, 0.5, 1.5, True, "0.5", {}, float("inf")),
+    "takes": (..., None, "pixels", "pictures", 1, ["features"], {}),
+    "backbone": (..., "pixels", [], 3, True),
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key in NONSENSE for value in NONSENSE[key]])
+def test_metadata_that_do_not_fit_the_network_are_refused(files, tmp_path, key, value):
+    with pytest.raises(DataError, match=r"bad\.onnx is no sound encoder: its metadata (says|lacks)"):
+        load_encoder(rewritten(files["features"], tmp_path / "bad.onnx", **{key: value}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("sigma", value) for value in (..., None, 0, 0.0, -0.5, 1.01, True, "0.5", float("nan"), 10**400)),
+        *(("threshold", value) for value in (..., None, -0.1, 1.01, True, "0.5", float("inf"))),
+        *(("regions", value) for value in (0, 1, 4, 6, 5.0)),
+        *(("preprocess", value) for value in (..., None, [], "stretch", {}, {"kind": "fold"}, {"kind": []})),
+        *(("preprocess", STRETCH | {"size": value}) for value in (-1, 0, 3, 10**9, True, 2.0, "2", None, [2])),
+        *(("preprocess", FIT | {"short_side": value}) for value in (-1, 0, 10**9, True, 2.0, "2", None)),
+        *(("preprocess", FIT | {"interpolation": value}) for value in ("", "cubic", 3, None, ["box"])),
+        ("preprocess", STRETCH | {"more": 1}),
+        ("takes", "features"),
+    ],
+)
+def test_metadata_of_pictures_and_regions_that_do_not_fit_are_refused(files, tmp_path, key, value):
+    with pytest.raises(DataError, match=r"bad\.onnx is no sound encoder: its metadata"):
+        load_encoder(rewritten(files["pictures of views"], tmp_path / "bad.onnx", **{key: value}))
+
+
+def test_metadata_that_are_no_object_are_refused(files, tmp_path):
+    for said in ("null", "[]", "3", "", "{", "[" * 100_000, '{"format": 1}', '{"format": [1]}'):
+        model = onnx.load(files["features"])
+        del model.metadata_props[:]
+        onnx.helper.set_model_props(model, {"hashgym.encoder": said})
+        (tmp_path / "bad.onnx").write_bytes(seal(model.SerializeToString()))
+        with pytest.raises(DataError, match=r"bad\.onnx"):
+            load_encoder(tmp_path / "bad.onnx")
+
+
+def test_what_earlier_versions_did_not_say_is_no_fault(files, tmp_path):
+    """They laid transparent pixels on nothing; pictures without such pixels are read as ever."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
+    whole = load_encoder(files["pictures of views"])
+    assert whole.metadata["background"] == "white"
+    earlier = load_encoder(rewritten(files["pictures of views"], tmp_path / "old.onnx", background=...))
+    assert "background" not in earlier.metadata
+    assert np.array_equal(earlier.prepare(image), whole.prepare(image))
+    assert earlier.prepare(Image.new("RGBA", (4, 4))).min() == 255
+
+
+def test_a_network_that_gives_other_shapes_than_it_says_is_refused(files, tmp_path):
+    model = onnx.load(files["features"])
+    for output in model.graph.output:  # n x 8 is said; the same values are given as 2n x 4
+        name, node = output.name, next(node for node in model.graph.node if output.name in node.output)
+        node.output[list(node.output).index(name)] = f"{name}/whole"
+        for other in model.graph.node:
+            other.input[:] = [f"{name}/whole" if value == name else value for value in other.input]
+        steps = [
+            ("Shape", [f"{name}/whole"], f"{name}/shape"),
+            ("Mul", [f"{name}/shape", "times"], f"{name}/more"),
+            ("Div", [f"{name}/more", "over"], f"{name}/wanted"),
+            ("Reshape", [f"{name}/whole", f"{name}/wanted"], name),
+        ]
+        model.graph.node.extend(onnx.helper.make_node(op, inputs, [out]) for op, inputs, out in steps)
+        output.type.tensor_type.shape.dim[1].dim_param = "q"
+    for name, values in ("times", [2, 1]), ("over", [1, 2]):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(values), name))
+    del model.metadata_props[-1:]
+    (tmp_path / "bad.onnx").write_bytes(seal(model.SerializeToString()))
+    encoder = load_encoder(tmp_path / "bad.onnx")
+    with pytest.raises(DataError, match=r"gives bits of shape \(2, 4\) instead of \(1, 8\)"):
+        encoder.encode(x(1, 12))
+
+
+def test_a_picture_and_its_file_have_one_code(files, tmp_path):
+    encoder = load_encoder(files["pictures of views"])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise = np.random.default_rng(0).integers(0, 256, (20, 30, 4), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png", exif=exif)
+    Image.fromarray(noise[..., :3]).save(tmp_path / "a.jpg", exif=exif)
+    Image.fromarray(noise).quantize(16).save(tmp_path / "palette.png", exif=exif)
+    for path in tmp_path.iterdir():
+        opened = open_image(path)
+        assert opened.size == (20, 30)
+        with Image.open(path) as lazy:
+            assert np.array_equal(encoder.prepare(lazy), encoder.prepare(opened))
+    with pytest.raises(DataError, match="more than 8 bits"):
+        encoder.prepare(Image.new("I;16", (4, 4), 40_000))
+
+
+def test_giant_files_are_no_encoders(tmp_path):
+    with (tmp_path / "encoder.onnx").open("wb") as file:
+        file.truncate(40_000_000_000)  # sparse
+    with bounded(octets=1 << 26), pytest.raises(DataError, match="more than 2,147,483,648 bytes"):
+        load_encoder(tmp_path / "encoder.onnx")
 
 
 def python(script, *arguments):

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 
 from hashgym.data import DataError
 from tests.reliability.damage import bounded, damaged
@@ -140,6 +140,16 @@ def make_images(folder: Path) -> None:
     image.save(folder / "several.gif", save_all=True, append_images=[image.transpose(Image.Transpose.ROTATE_180)])
     image.convert("P").save(folder / "palette.png")
     image.convert("LA").save(folder / "alpha.webp")
+    see_through = image.convert("RGBA")
+    see_through.putalpha(Image.fromarray(noise[..., 0]))
+    see_through.save(folder / "alpha.png")
+    see_through.quantize(16).save(folder / "palette and alpha.png")
+    image.save(folder / "several.mpo", save_all=True, append_images=[image])
+    image.save(folder / "progressive.jpg", progressive=True)
+    (folder / "text.ppm").write_bytes(b"P3\n# noise\n11 9\n255\n" + b" ".join(b"%d" % value for value in noise.flat))
+    (folder / "other largest value.ppm").write_bytes(b"P5 11 9 254\n" + noise[..., 0].clip(0, 254).tobytes())
+    if features.check("avif"):
+        see_through.save(folder / "image.avif", exif=exif)
     image.save(folder / "packed.tif", compression="tiff_lzw")
 
 
@@ -148,7 +158,7 @@ def read_image(folder: Path) -> None:
 
     for path in sorted(folder.iterdir()):
         image = open_image(path)
-        assert image.mode == "RGB"
+        assert (image.mode, image.info) == ("RGB", {})
         assert np.asarray(image).shape == (image.height, image.width, 3)
 
 
