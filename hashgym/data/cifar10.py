@@ -82,7 +82,8 @@ def _from_batches(base: Path, suffix: str) -> ImageCollection:
 
 def _collection(names: list[str], targets: NDArray[np.int64], read: Any, source: str) -> ImageCollection:
     labels = (targets[:, None] == np.arange(len(CLASSES))).astype(np.uint8)
-    return ImageCollection("cifar10", tuple(names), labels, CLASSES, read, {"source": f"CIFAR-10, {source}"})
+    provenance, stamp = {"source": f"CIFAR-10, {source}"}, getattr(read, "stamp", None)
+    return ImageCollection("cifar10", tuple(names), labels, CLASSES, read, provenance, stamp)
 
 
 class _Rows:

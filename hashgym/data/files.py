@@ -26,12 +26,15 @@ __all__ = [
     "find",
     "folder",
     "is_excluded",
+    "is_own",
+    "is_system",
     "list_images",
     "looks_like_image",
     "natural",
     "open_image",
     "require_all",
     "resolved",
+    "stamp",
     "subfolders",
 ]
 
@@ -146,7 +149,7 @@ def list_images(path: Path, below: str = "", *, follow_links: bool = False, excl
     while folders or links:
         inside = folders.pop() if folders else links.pop(0)
         place = path / inside
-        if (real := os.path.realpath(place)) in seen or (inside and _is_own(place)):
+        if (real := os.path.realpath(place)) in seen or (inside and is_own(place)):
             continue
         seen.add(real)
         for name, entry in _folders_in(path, inside, found, follow_links, exclude):
@@ -165,7 +168,7 @@ def subfolders(
     """
     rest = Listing()
     inside = _folders_in(path, below, rest, follow_links, exclude)
-    return [entry.name for _, entry in inside if not _is_own(Path(entry.path))], rest
+    return [entry.name for _, entry in inside if not is_own(Path(entry.path))], rest
 
 
 def looks_like_image(path: Path) -> bool:
@@ -297,6 +300,10 @@ class OpenImage:
         name = self.names[index]
         return open_image(resolved(self.root, name) if self.inside else self.root / name, name)
 
+    def stamp(self, index: int) -> tuple[int, int]:
+        """Size and time of change of the file of image ``index``, as :func:`stamp`."""
+        return stamp(self.root / self.names[index])
+
 
 def resolved(root: Path, name: str) -> Path:
     """The file of a name, links followed.
@@ -313,6 +320,15 @@ def resolved(root: Path, name: str) -> Path:
     return Path(path)
 
 
+def stamp(path: Path) -> tuple[int, int]:
+    """Size in bytes and time of change in ns of a file, links followed; -1, -1 where there is none to be read."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
 def _folders_in(
     root: Path, below: str, found: Listing, follow_links: bool, exclude: Sequence[str]
 ) -> Iterator[tuple[str, os.DirEntry[str]]]:
@@ -325,7 +341,7 @@ def _folders_in(
         raise DataError(f"folder {place} cannot be read: {error.strerror or error}; --exclude leaves it out") from error
     for entry in entries:
         name = f"{below}/{entry.name}" if below else entry.name
-        if entry.name.startswith(".") or entry.name.lower() in SYSTEM:
+        if is_system(entry.name):
             found.hidden += not entry.is_dir(follow_symlinks=False)
         elif is_excluded(name, exclude):
             found.excluded += 1
@@ -339,7 +355,12 @@ def _folders_in(
             found.ignored[os.path.splitext(entry.name)[1].lower()] += 1
 
 
-def _is_own(folder: Path) -> bool:
+def is_system(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or one that systems add to folders of pictures."""
+    return name.startswith(".") or name.lower() in SYSTEM
+
+
+def is_own(folder: Path) -> bool:
     """Whether hashgym wrote this folder: it has our marker or our ``meta.json``, or is that of an unfinished job."""
     if (folder / MARKER).is_file() or (folder.suffix == ".partial" and (folder / "journal.jsonl").is_file()):
         return True

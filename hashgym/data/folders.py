@@ -74,7 +74,8 @@ def read(root: str | Path, *, follow_links: bool = False, exclude: Sequence[str]
         names=tuple(names),
         labels=(targets[:, None] == np.arange(len(classes))).astype(np.uint8),
         label_names=tuple(classes),
-        read=OpenImage(base, names, inside=not follow_links),
+        read=(opener := OpenImage(base, names, inside=not follow_links)),
+        stamp=opener.stamp,
         provenance={"source": source, **({"passed_over": words} if words else {})},
     )
 

@@ -103,7 +103,8 @@ def read(
         names=names,
         labels=labels,
         label_names=label_names,
-        read=OpenImage(base, tuple(there.values()), inside=not follow_links),
+        read=(opener := OpenImage(base, tuple(there.values()), inside=not follow_links)),
+        stamp=opener.stamp,
         provenance={
             "source": f"list {source.name}",
             "missing": len(missing),
