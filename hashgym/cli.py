@@ -376,7 +376,7 @@ def encode(
         print(_printable(done.note))
     has = ":"
     if finished and (done.new or done.changed or done.removed):
-        has = f": {done.new:,} pictures new, {done.changed:,} changed, {done.removed:,} gone, the others as before;"
+        has = f": {done.new:,} new, {done.changed:,} changed, {done.removed:,} gone, the others as before;"
     elif finished:
         has = " is finished already, and no picture has changed: it has" if not done.note else " is finished already:"
     adding = " --add" if finished else ""

@@ -49,7 +49,7 @@ SYSTEM = frozenset(  # what systems, synchronisation and archives leave in folde
     {"@eadir", "__macosx", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
     | {"thumbs.db", "ehthumbs.db", "desktop.ini"}
 )
-KINDS = 8  # extensions that a listing names, the most frequent first
+KINDS = 8  # extensions that a listing names: those of pictures first, then the most frequent
 MAX_PIXELS = 80_000_000  # 240 MB decoded; a larger picture is taken for a decompression bomb
 MAX_SCANS = 64  # of a JPEG; encoders write about ten, and a hundred bytes of another cost a pass over the whole picture
 
@@ -113,9 +113,9 @@ class Listing:
         """What was passed over, in words; empty if nothing was."""
         parts = []
         if count := sum(self.ignored.values()):
-            kinds = [_kind(suffix, number) for suffix, number in self.ignored.most_common(KINDS)]
-            rest = count - sum(number for _, number in self.ignored.most_common(KINDS))
-            kinds += [f"{rest:,} of other kinds"] if rest else []
+            ranked = sorted(self.ignored.items(), key=lambda kind: (kind[0] not in UNREAD, -kind[1], kind[0]))
+            kinds = [_kind(suffix, number) for suffix, number in ranked[:KINDS]]
+            kinds += [f"{sum(number for _, number in ranked[KINDS:]):,} of other kinds"] if ranked[KINDS:] else []
             parts.append(f"{count:,} {'file that is' if count == 1 else 'files that are'} not read: {', '.join(kinds)}")
         if self.links:
             parts.append(f"{self.links:,} {'link' if self.links == 1 else 'links'} (--follow-links follows them)")

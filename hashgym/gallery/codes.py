@@ -344,19 +344,19 @@ def _opened(path: Path, meta: dict[str, Any], verify: bool) -> Codes:
     if all(f"{below}{key}.npy" in meta["files"] for key in RECORD):
         stamps, digests = (CODES.array(path, meta, f"{below}{key}.npy") for key in RECORD)
     names = read_json(path / below / NAMES, CODES.mend)
+    left_out_stamps = meta.get("left_out_stamps", {})
     n, views, bits = meta["images"], meta["views"], meta["bits"]
-    shapes = (words.shape, kept.shape, sizes.shape)
-    recorded = (n, n) if stamps is None or digests is None else (len(stamps), len(digests))
+    shapes = [array.shape for array in (words, kept, sizes, stamps, digests) if array is not None]
     if (
-        shapes != ((n, views, word_count(bits)), (n, views), (n, 2))
-        or recorded != (n, n)
+        shapes != [(n, views, word_count(bits)), (n, views), (n, 2), (n, 2), (n, 16)][: len(shapes)]
         or not isinstance(names, list)
         or len(names) != n
+        or not isinstance(left_out_stamps, dict)
     ):
         raise DataError(f"{path} is damaged: its arrays and names do not belong together; {CODES.mend}")
     return Codes(
         *(path, Path(meta["root"]), names, words, kept, sizes, bits, meta["encoder"], meta["digest"]),
-        *(meta["left_out"], stamps, digests, meta.get("left_out_stamps", {})),
+        *(meta["left_out"], stamps, digests, left_out_stamps),
     )
 
 

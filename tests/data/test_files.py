@@ -34,8 +34,9 @@ def test_images_are_found_below_and_all_else_is_counted(tmp_path: Path) -> None:
     assert found.ignored == {".psd": 2, ".txt": 1, ".ico": 1, "": 1}
     assert (found.hidden, found.links, found.excluded) == (3, 0, 0)
     assert found.words() == (
-        "5 files that are not read: 2 .psd (pictures of a format that is not read here: convert them to JPEG), 1 .txt, "
-        "1 without extension, 1 .ico (pictures of a format that is not read here: convert them to JPEG); 3 hidden"
+        "5 files that are not read: 2 .psd (pictures of a format that is not read here: convert them to JPEG), "
+        "1 .ico (pictures of a format that is not read here: convert them to JPEG), 1 without extension, 1 .txt; "
+        "3 hidden"
     )
     below = files.list_images(tmp_path, "b")
     assert below.names == ["b/9.jpeg", "b/10.PNG"]

@@ -409,7 +409,7 @@ def test_what_is_passed_over_is_counted(encoder, tmp_path, monkeypatch):
     done = update(encoder, [photos], photos / "codes", exclude=["raw"])
     assert done.new == 7
     assert done.passed_over == (
-        "2 files that are not read: 1 .txt, 1 .psd (pictures of a format that is not read here: convert them to JPEG); "
+        "2 files that are not read: 1 .psd (pictures of a format that is not read here: convert them to JPEG), 1 .txt; "
         "1 by --exclude; 1 hidden"
     )
     monkeypatch.chdir(photos)

@@ -105,6 +105,7 @@ def _features(backbone: str, pictures: str, size: str) -> Job:
         refused={"out.partial": _cache, ".out*": _cache},
         finished=lambda folder: (folder / "out").exists(),
         progress=_batches,
+        ignored=("out/journal.jsonl", "out/stamps.npy"),  # left by a kill at the very end, and not part of the cache
     )
 
 
