@@ -69,13 +69,13 @@ def read(
     rows: dict[str, tuple[str, ...]] = {}
     excluded = 0
     for part, file in lists.items():
-        for name, labels in _lines(file) if file.is_file() else []:
+        for name, row in _lines(file) if file.is_file() else []:
             if is_excluded(name, exclude):
                 excluded += 1
                 continue
             if name in roles and (roles[name], part) != ("train", "database"):
                 raise DataError(f"{file} lists {name}, which is listed before; an image has one line and one use")
-            if rows.setdefault(name, labels) != labels:
+            if rows.setdefault(name, row) != row:
                 raise DataError(f"{file} gives {name} other labels than the list before")
             roles[name] = "train+database" if name in roles else part
     if not rows:

@@ -554,8 +554,9 @@ def _compared(
     progress: bool,
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """The row of every image in ``old``, -1 for none; and whether it is to be encoded."""
-    assert old.stamps is not None
-    assert old.digests is not None
+    before, digests = old.stamps, old.digests
+    assert before is not None
+    assert digests is not None
     where = {name: row for row, name in enumerate(old.names)}
     rows = np.array([where.get(name, -1) for name in names], np.int64)
     here = set(names)
@@ -565,13 +566,13 @@ def _compared(
             f"{gone[0]}: name all its pictures, or choose another --out"
         )
     known = np.flatnonzero(rows >= 0)
-    suspect = known if checksum else known[(old.stamps[rows[known]] != stamps[known]).any(axis=1)]
+    suspect = known if checksum else known[(before[rows[known]] != stamps[known]).any(axis=1)]
 
     def differs(index: int) -> bool:
-        if old.stamps[rows[index], 0] != stamps[index, 0]:
+        if before[rows[index], 0] != stamps[index, 0]:
             return True
         try:
-            return _digest(resolved(root, names[index])) != old.digests[rows[index]].tobytes()
+            return _digest(resolved(root, names[index])) != digests[rows[index]].tobytes()
         except (OSError, DataError):
             return True
 
