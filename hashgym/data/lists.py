@@ -6,8 +6,6 @@ from __future__ import annotations
 import codecs
 import os
 import posixpath
-import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -24,6 +22,7 @@ LAYOUT = (
 )
 PARTS = ("test", "train", "database")
 LONGEST = 4096  # characters; no system has longer paths
+DIGITS = 30  # of the number of a class
 LARGEST = 1 << 32  # images times classes
 
 
@@ -93,10 +92,8 @@ def read(
     )
     there = {name: place for name, place in places.items() if place is not None}
     if clash := _same_file(base, there):
-        raise DataError(f"{source} lists {clash[0]} and {clash[1]}, which are one file; an image has one line")
+        raise DataError(f"{source} lists one file twice, as {clash[0]} and as {clash[1]}; an image has one line")
     names = tuple("/".join((roles[name], name.lstrip("/"))).lstrip("/") for name in there)
-    if repeated := sorted(name for name, count in Counter(names).items() if count > 1):
-        raise DataError(f"{source} lists {repeated[0]} twice, once with a slash before it; an image has one line")
     labels, label_names = _labels(source, list(rows.values()), [rows[name] for name in there])
     return ImageCollection(
         name=f"list:{source.stem}",
@@ -117,26 +114,29 @@ def _lines(file: Path) -> list[tuple[str, tuple[str, ...]]]:
     """Normalised path and labels of every line; a path may hold blanks and commas."""
     lines: list[tuple[str, tuple[str, ...]]] = []
     for number, line in enumerate(_text(file).splitlines(), 1):
-        if not line.strip():
+        spaced = line.replace(",", " ")
+        words = spaced.split()
+        if not words:
             continue
-        words = re.split(r"[\s,]+", line.strip().rstrip(","))
-        columns = next((i for i, word in enumerate(reversed(words[1:])) if word not in ("0", "1")), len(words) - 1)
-        if lines:
-            columns = columns if len(lines[0][1]) > 1 else 1
-        columns = max(columns, 1)
-        ending = re.search(rf"(?:[\s,]+[0-9]+){{{columns}}}[\s,]*$", line)
-        path = "" if ending is None else line[: ending.start()].strip().strip('"')
-        if columns == 1 and re.search(r"[\s,][0-9]+$", path):  # two numbers, and not both 0 or 1
-            path = ""
-        if ending is None or not path or (lines and columns != len(lines[0][1])):
+        bits = next((i for i, word in enumerate(reversed(words[1:])) if word not in ("0", "1")), len(words) - 1)
+        columns = bits if bits > 1 and (not lines or len(lines[0][1]) > 1) else 1
+        rest, *labels = spaced.rsplit(maxsplit=columns)
+        start = len(rest) - len(rest.lstrip())
+        path = line[start : len(rest)].strip('"')
+        numbers = [_is_number(word) for word in words[-2:]]  # of one column, the word before is no number as well
+        unlike = bool(lines) and len(labels) != len(lines[0][1])
+        if unlike or not labels or not path or not numbers[-1] or (columns == 1 and len(words) > 2 and numbers[0]):
             wanted = LAYOUT
             if lines:
-                wanted = (
-                    f"a path and {len(lines[0][1])} labels of 0 or 1" if len(lines[0][1]) > 1 else "a path and a class"
-                )
+                each = len(lines[0][1])
+                wanted = f"a path and {each} labels of 0 or 1" if each > 1 else "a path and the number of a class"
             raise DataError(f"line {number} of {file} must be {wanted}, got {line[:80]!r}")
-        lines.append((posixpath.normpath(path), tuple(re.findall("[0-9]+", ending[0]))))
+        lines.append((posixpath.normpath(path), tuple(labels)))
     return lines
+
+
+def _is_number(word: str) -> bool:
+    return word.isascii() and word.isdigit() and len(word) <= DIGITS
 
 
 def _text(file: Path) -> str:

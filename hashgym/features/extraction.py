@@ -136,8 +136,8 @@ def extract(
                     )
                 for key, values in rows.values.items():
                     store.write(key, rows.good, values)
-                if stamps is not None:
-                    store.write(STAMPS, np.array(batches[b], np.int64), stamps[batches[b].start : batches[b].stop])
+                if stamps is not None and len(rows.good):
+                    store.write(STAMPS, rows.good, stamps[rows.good])
                 store.finish(b, [[bad.index, bad.reason] for bad in rows.bad])
                 tick(len(batches[b]))
         left_out = {index: reason for bad_images in store.finished.values() for index, reason in bad_images}

@@ -21,7 +21,7 @@ import shutil
 import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import takewhile
@@ -69,6 +69,7 @@ CODES = Kind(
     },
 )
 ENCODER, NAMES = "encoder.onnx", "names.json"
+LISTED = "listed.json"  # the names that a job began with, while it is unfinished
 ARRAYS, RECORD = ("words", "kept", "sizes"), ("stamps", "digests")
 RECORDED = ("hashgym", "numpy", "pillow", "onnxruntime")
 
@@ -217,6 +218,32 @@ def update_codes(
             "includes the backbone, unless --features-only is given"
         )
     root, names, passed = _found(images, follow_links, exclude)
+    update = partial(_update, encoder, encoder_path, target, root, skip_bad, batch_size, threads, progress, checksum)
+    done = Encoded(target)
+    if begun := _begun(_unfinished(target), root, names):
+        done = update(begun, set(names))
+    more = update(names, set(names))
+    return Encoded(
+        target,
+        *(done.new + more.new, done.changed + more.changed, done.removed + more.removed),
+        *(done.unchanged if begun else more.unchanged, passed.words(), more.note),
+    )
+
+
+def _update(
+    encoder: Encoder,
+    encoder_path: str | Path,
+    target: Path,
+    root: Path,
+    skip_bad: bool,
+    batch_size: int,
+    threads: int,
+    progress: bool,
+    checksum: bool,
+    names: list[str],
+    there: set[str],
+) -> Encoded:
+    """Give the pictures ``names`` their codes; those that are not ``there`` any more are left out."""
     n, stamps = len(names), np.array([stamp(root / name) for name in names], np.int64)
     job: dict[str, Any] = {
         "encoder": encoder.digest,
@@ -230,12 +257,12 @@ def update_codes(
     if target.exists():
         old = _finished(target, job)
         if old.stamps is None:
-            return Encoded(target, unchanged=len(old), passed_over=passed.words(), note=_cannot_tell(old, names))
+            return Encoded(target, unchanged=len(old), note=_cannot_tell(old, names))
         rows, wanted = _compared(old, root, names, stamps, checksum, threads, progress)
         removed = len(old) - int((rows >= 0).sum())
         again = [stamps[i].tolist() != old.left_out_stamps.get(names[i]) for i in np.flatnonzero(rows < 0)]
-        if not (removed or any(again) or (wanted & (rows >= 0)).any()):
-            return Encoded(target, unchanged=len(old), passed_over=passed.words())
+        if not (removed or any(again) or (wanted & (rows >= 0)).any() or set(old.left_out) - set(names)):
+            return Encoded(target, unchanged=len(old))
         job["updates"] = old.digest
 
     views = 1 + encoder.regions
@@ -248,15 +275,16 @@ def update_codes(
     }
     batches = [start + np.flatnonzero(wanted[start : start + batch_size]) for start in range(0, n, batch_size)]
     work = partial(_encoded, encoder, root, names, batches)
-    with Store(target.with_name(target.name + ".partial"), n, arrays, job, "hashgym encode") as store:
+    with Store(_unfinished(target), n, arrays, job, "hashgym encode") as store:
+        if not (store.folder / LISTED).exists():
+            write_json(store.folder / LISTED, names)
         left = {}
         if not store.closed:
-            if old is not None:
-                same = np.flatnonzero(~wanted)
-                for key in (*ARRAYS, "digests") if len(same) else ():
+            if old is not None and len(same := np.flatnonzero(~wanted)):
+                for key in (*ARRAYS, "digests"):
                     store.write(key, same, getattr(old, key)[rows[same]])
-                if len(same):
-                    store.write("stamps", same, stamps[same])
+                store.write("stamps", same, stamps[same])
+                store.finish(-1, [])
             read = map_array(store.files["stamps"])  # when a batch was finished; pictures may have changed since
             left = {
                 b: batch
@@ -269,14 +297,14 @@ def update_codes(
             closing(ahead(work, {b: [b] for b in left}, threads, 2 * threads)) as finished,
         ):
             for b, [(arrays_of, bad)] in finished:
-                if bad and not skip_bad:
+                if stopping := [reason for index, (reason, *_) in bad if names[index] in there and not skip_bad]:
                     raise DataError(
-                        f"{bad[0].reason}. Fix it and run the same command again; --skip-bad leaves such images out"
+                        f"{stopping[0]}. Fix or remove it and run the same command again; --skip-bad leaves such "
+                        "images out"
                     )
                 for key, (index, values) in arrays_of.items():
                     store.write(key, index, values)
-                seen = dict(zip(*(part.tolist() for part in arrays_of["stamps"]), strict=True))
-                store.finish(b, [[image.index, [image.reason, *seen[image.index]]] for image in bad])
+                store.finish(b, bad)
                 tick(len(batches[b]))
         left_out = {index: about for bad_images in store.finished.values() for index, about in bad_images}
         kept = np.setdiff1d(np.arange(n), list(left_out))
@@ -304,11 +332,26 @@ def update_codes(
 
         if old is None:
             store.publish(target, {}, seal)
+            (target / LISTED).unlink()
         else:
             _replace(target, old, store, seal, facts)
     encoded = np.setdiff1d(np.flatnonzero(wanted), list(left_out))
     new = int((rows[encoded] < 0).sum())
-    return Encoded(target, new, len(encoded) - new, removed, len(kept) - len(encoded), passed.words())
+    return Encoded(target, new, len(encoded) - new, removed, len(kept) - len(encoded))
+
+
+def _unfinished(target: Path) -> Path:
+    return target.with_name(target.name + ".partial")
+
+
+def _begun(folder: Path, root: Path, names: Sequence[str]) -> list[str] | None:
+    """The pictures of an unfinished job, if others have come since and those that are missing are gone."""
+    here = set(names)
+    with suppress(DataError):
+        begun = read_json(folder / LISTED, CODES.mend)
+        if begun != names and all(name in here or not os.path.lexists(root / name) for name in begun):
+            return list(begun)
+    return None
 
 
 def open_codes(folder: str | Path, *, verify: bool = False) -> Codes:
@@ -479,25 +522,22 @@ def _prepare(encoder: Encoder, root: Path, names: Sequence[str], index: int) -> 
 
 def _encoded(
     encoder: Encoder, root: Path, names: Sequence[str], batches: Sequence[NDArray[np.int64]], batch: int
-) -> tuple[dict[str, tuple[NDArray[np.int64], NDArray[Any]]], list[Bad]]:
-    """Rows and values of every array for a batch, and its images that cannot be read."""
-    stamps, images = zip(*(_prepare(encoder, root, names, index) for index in batches[batch].tolist()), strict=True)
-    arrays: dict[str, tuple[NDArray[np.int64], NDArray[Any]]]
-    arrays = {"stamps": (batches[batch], np.array(stamps, np.int64))}
-    bad = [image for image in images if isinstance(image, Bad)]
-    pictures = [image for image in images if isinstance(image, _Picture)]
+) -> tuple[dict[str, tuple[NDArray[np.int64], NDArray[Any]]], list[tuple[int, tuple[str, int, int]]]]:
+    """Rows and values of every array for a batch; of images that cannot be read, why, and the stamps of their files."""
+    read = [_prepare(encoder, root, names, index) for index in batches[batch].tolist()]
+    bad = [(image.index, (image.reason, *at)) for at, image in read if isinstance(image, Bad)]
+    pictures = [(at, image) for at, image in read if isinstance(image, _Picture)]
     if not pictures:
-        return arrays, bad
-    views = np.stack([picture.views for picture in pictures])
+        return {}, bad
+    views = np.stack([picture.views for _, picture in pictures])
     sets = encoder.encode_pictures(views if encoder.regions else views[:, 0])
-    rows = np.array([picture.index for picture in pictures], np.int64)
-    sizes = np.array([picture.size for picture in pictures], np.int32)
-    digests = np.array([list(picture.digest) for picture in pictures], np.uint8)
-    return arrays | {
+    rows = np.array([picture.index for _, picture in pictures], np.int64)
+    return {
         "words": (rows, sets.words),
         "kept": (rows, sets.kept),
-        "sizes": (rows, sizes),
-        "digests": (rows, digests),
+        "sizes": (rows, np.array([picture.size for _, picture in pictures], np.int32)),
+        "stamps": (rows, np.array([at for at, _ in pictures], np.int64)),
+        "digests": (rows, np.array([list(picture.digest) for _, picture in pictures], np.uint8)),
     }, bad
 
 
@@ -595,13 +635,15 @@ def _replace(target: Path, old: Codes, store: Store, seal: Callable[[Path], None
     content = str(int(meta.get("content") or 1) + 1)
     _tidy(target, meta)
     store.publish(target / content, {}, seal)
+    (target / content / LISTED).unlink()
     CODES.seal(target, [*_content_files(content), ENCODER], content=content, **facts)
     _tidy(target, CODES.read(target))
 
 
 def _tidy(target: Path, meta: dict[str, Any]) -> None:
-    """Remove what killed runs have left in a finished folder: a journal, and content that is not the folder's."""
+    """Remove what killed runs have left in a finished folder: what only the job needed, and content that is not its."""
     tidy(target)
+    (target / LISTED).unlink(missing_ok=True)
     for path in target.iterdir():
         if path.name.isdecimal() and path.name != meta.get("content") and owned.is_owned(path):
             owned.remove(path)

@@ -177,7 +177,7 @@ def test_two_ways_to_write_a_path_are_one_image(tmp_path: Path, picture: Callabl
         with pytest.raises(DataError, match=r"lists img/1\.jpg, which is listed before"):
             listed(tmp_path, f"img/1.jpg 1 0\n{other} 1 0\n")
     for other in ("img\\\\1.jpg", "/theirs/img/1.jpg"):
-        with pytest.raises(DataError, match=r"lists img/1\.jpg and .*, which are one file"):
+        with pytest.raises(DataError, match=r"lists one file twice, as img/1\.jpg and as "):
             listed(tmp_path, f"img/1.jpg 1 0\n{other} 1 0\n".replace("\\\\", "\\"))
 
 

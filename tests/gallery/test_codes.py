@@ -336,12 +336,34 @@ def test_an_update_that_is_stopped_leaves_the_old_codes_or_the_new(encoder, tmp_
 def test_an_unfinished_job_notices_what_changed(encoder, tmp_path):
     photos = write_pictures(tmp_path / "photos", [f"{i}.png" for i in range(9)])
     (photos / "7.png").write_text("no picture")
-    with pytest.raises(DataError, match=r"7\.png.*Fix it and run the same command again"):
+    with pytest.raises(DataError, match=r"7\.png.*Fix or remove it and run the same command again"):
         encode(encoder, [photos], tmp_path / "out", batch_size=2)
     paint(photos, "1.png", 99)  # of a batch that was finished
     paint(photos, "7.png", 98)
     encode(encoder, [photos], tmp_path / "out", batch_size=2)
     same(tmp_path / "out", encode(encoder, [photos], tmp_path / "whole", batch_size=2))
+
+
+def test_an_unfinished_job_goes_on_though_pictures_came_and_went(encoder, tmp_path, monkeypatch):
+    photos = write_pictures(tmp_path / "photos", [f"{i}.png" for i in range(9)])
+    (photos / "7.png").write_text("no picture")
+    with pytest.raises(DataError, match=r"7\.png.*Fix or remove it and run the same command again"):
+        encode(encoder, [photos], tmp_path / "out", batch_size=2)
+    (photos / "7.png").unlink()
+    (photos / "0.png").unlink()
+    write_pictures(photos, ["5a.png", "new.png"], first=60)
+    read = []
+    real = codes_module.open_image
+    with monkeypatch.context() as watch:
+        watch.setattr(codes_module, "open_image", lambda path, name: read.append(name) or real(path, name))
+        done = update(encoder, [photos], tmp_path / "out", batch_size=2)
+    assert sorted(read) == ["1.png", "5a.png", "6.png", "8.png", "new.png"]  # 1.png is in the batch of 0.png
+    assert (done.new, len(open_codes(tmp_path / "out"))) == (9, 9)
+    same(tmp_path / "out", encode(encoder, [photos], tmp_path / "whole"))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["2", "encoder.onnx", "meta.json"]
+    assert sorted(path.suffix for path in (tmp_path / "out" / "2").iterdir() if path.name != ".hashgym") == (
+        [".json"] + [".npy"] * 5
+    )
 
 
 def test_a_picture_that_changes_while_it_is_read(encoder, tmp_path, monkeypatch):
