@@ -69,6 +69,10 @@ def read(root: str | Path, *, follow_links: bool = False, exclude: Sequence[str]
     source = f"folder {base.resolve().name}, one class a subfolder"
     if parts:
         source += f", in folders for the parts of a split: {', '.join(parts)}"
+    else:
+        inner = {path[1] for name in names if len(path := name.split("/")) > 2 and path[1].lower() in PARTS}
+        if len({PARTS[part.lower()] for part in inner}) > 1:
+            source += f"; {', '.join(sorted(inner))} inside classes are not taken for parts of a split: put them above"
     return ImageCollection(
         name=f"folder:{base.resolve().name}",
         names=tuple(names),

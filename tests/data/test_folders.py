@@ -121,6 +121,13 @@ def test_mixed_and_half_split_folders_are_refused(tmp_path: Path, picture: Calla
         read_images(f"folder:{tmp_path / '2'}")
 
 
+def test_parts_inside_classes_are_told_to_be_no_split(tmp_path: Path, picture: Callable[..., Path]) -> None:
+    fill(picture, tmp_path, "cat/train", "cat/test", "dog/train", "dog/test")
+    collection, split = drawn(tmp_path)
+    assert (collection.label_names, split.name) == (("cat", "dog"), "random")
+    assert "test, train inside classes are not taken for parts of a split" in collection.provenance["source"]
+
+
 def test_links_are_passed_over_or_followed(tmp_path: Path, picture: Callable[..., Path]) -> None:
     fill(picture, tmp_path / "else", "cat", "dog")
     photos = tmp_path / "photos"
