@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hashgym import gallery, load_encoder
-from hashgym.data import DataError, sealed
+from hashgym.data import DataError, owned, sealed
 from hashgym.data.files import open_image
 from hashgym.gallery import codes as codes_module
 from hashgym.gallery import encode_images, find_images, open_codes
@@ -211,6 +211,10 @@ def same(a: Path, b: Path) -> None:
         np.testing.assert_array_equal(getattr(one, key), getattr(two, key))
 
 
+def entries(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name != owned.MARKER)
+
+
 def test_what_changed_is_encoded_again_and_nothing_else(encoder, tmp_path, monkeypatch):
     photos, out = write_pictures(tmp_path / "photos", NAMES), tmp_path / "out"
     (photos / "bad.png").write_text("no picture")
@@ -230,13 +234,13 @@ def test_what_changed_is_encoded_again_and_nothing_else(encoder, tmp_path, monke
     assert update(encoder, [photos], out) == Encoded(out, new=2, changed=1, removed=1, unchanged=3)
     assert sorted(read) == ["b/9.png", "b/new.png", "bad.png"]
     same(out, encode(encoder, [photos], tmp_path / "again"))
-    assert sorted(path.name for path in out.iterdir()) == ["2", "encoder.onnx", "meta.json"]
+    assert entries(out) == ["2", "encoder.onnx", "meta.json"]
     assert (first.words.shape, first.names[0]) == ((5, 1, 1), "a.png")  # what was open stays open
 
     paint(photos, "b/9.png", 100)
     assert update(encoder, [photos], out, batch_size=2) == Encoded(out, changed=1, unchanged=5)
     same(out, encode(encoder, [photos], tmp_path / "third"))
-    assert sorted(path.name for path in out.iterdir()) == ["3", "encoder.onnx", "meta.json"]
+    assert entries(out) == ["3", "encoder.onnx", "meta.json"]
     os.truncate(photos / "b/9.png", 20)
     with pytest.raises(DataError, match=r"b/9\.png.*--skip-bad"):
         update(encoder, [photos], out)
@@ -360,10 +364,9 @@ def test_an_unfinished_job_goes_on_though_pictures_came_and_went(encoder, tmp_pa
     assert sorted(read) == ["1.png", "5a.png", "6.png", "8.png", "new.png"]  # 1.png is in the batch of 0.png
     assert (done.new, len(open_codes(tmp_path / "out"))) == (9, 9)
     same(tmp_path / "out", encode(encoder, [photos], tmp_path / "whole"))
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["2", "encoder.onnx", "meta.json"]
-    assert sorted(path.suffix for path in (tmp_path / "out" / "2").iterdir() if path.name != ".hashgym") == (
-        [".json"] + [".npy"] * 5
-    )
+    assert entries(tmp_path / "out") == ["2", "encoder.onnx", "meta.json"]
+    wanted = ["digests.npy", "kept.npy", "names.json", "sizes.npy", "stamps.npy", "words.npy"]
+    assert entries(tmp_path / "out" / "2") == wanted
 
 
 def test_a_picture_that_changes_while_it_is_read(encoder, tmp_path, monkeypatch):
