@@ -374,16 +374,14 @@ def encode(
         print(f"passed over: {_printable(done.passed_over)}")
     if done.note:
         print(_printable(done.note))
-    has = ":"
-    if finished and (done.new or done.changed or done.removed):
-        has = f": {done.new:,} new, {done.changed:,} changed, {done.removed:,} gone, the others as before;"
+    has, use = ":", f"Make them searchable with `hashgym index {escape(out)} --out INDEX`."
+    if done.new or done.changed or done.removed:
+        if finished:
+            has = f": {done.new:,} new, {done.changed:,} changed, {done.removed:,} gone, the others as before;"
+            use = f"Bring an index up to date with `hashgym index {escape(out)} --out INDEX --add`."
     elif finished:
-        has = " is finished already, and no picture has changed: it has" if not done.note else " is finished already:"
-    adding = " --add" if finished else ""
-    _print(
-        f"[green]{escape(out)}[/green]{has} codes of {len(codes):,} pictures, {codes.bits} bits each. "
-        f"Make them searchable with `hashgym index {escape(out)} --out INDEX{adding}`."
-    )
+        has = " is finished already:" if done.note else " is finished already, and no picture has changed: it has"
+    _print(f"[green]{escape(out)}[/green]{has} codes of {len(codes):,} pictures, {codes.bits} bits each. {use}")
 
 
 def index(

@@ -306,6 +306,5 @@ def test_encode_again_encodes_what_changed(place, tmp_path, capsys):
     (photos / "sub" / "0.png").unlink()
     said = says(args, capsys)
     assert "1 new, 1 changed, 1 gone, the others as before; codes of 3 pictures" in said
-    assert "hashgym index " in said
-    assert "--add" in said
+    assert f"Bring an index up to date with `hashgym index {photos}/codes --out INDEX --add`" in said
     assert "finished already" in says([*args, "--checksum"], capsys)
