@@ -27,7 +27,7 @@ PARTS = {  # first folder of a name, in lower case -> what its images are for
     **dict.fromkeys(("database", "gallery"), "database"),
     "train+database": "train+database",
 }
-COUNTED = 100  # labels, at most, whose counts go into the provenance
+COUNTED = 100  # labels, at most, whose counts are described
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,16 @@ class Split:
             "split_queries": self.asked[0],
             "split_train": self.asked[1],
             "split_description": self.description,
-            "split_counts": {
-                label: f"{query:,} queries, {learnt:,} to train, {searched:,} in the database"
-                for label, (query, learnt, searched) in (self.counts if len(self.counts) <= COUNTED else {}).items()
-            },
+        }
+
+    @property
+    def described_counts(self) -> dict[str, str]:
+        """The counts in words, label by label; none where labels are too many."""
+        if len(self.counts) > COUNTED:
+            return {}
+        return {
+            label: f"{query:,} queries, {learnt:,} to train, {searched:,} in the database"
+            for label, (query, learnt, searched) in self.counts.items()
         }
 
 
@@ -299,7 +305,11 @@ def apply(dataset: HashingDataset, split: Split) -> HashingDataset:
         query=split.query,
         database=split.database,
         train=split.train,
-        provenance={**dataset.provenance, **split.provenance},
+        provenance={
+            **dataset.provenance,
+            **split.provenance,
+            **({"split_counts": split.described_counts} if "split_counts" in dataset.provenance else {}),
+        },
     )
 
 

@@ -159,6 +159,7 @@ def extract(
                 provenance={
                     **collection.provenance,
                     **drawn.provenance,
+                    "split_counts": drawn.described_counts,
                     **recipe.description,
                     "left_out": {collection.names[index]: reason for index, reason in sorted(left_out.items())},
                 },

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 
@@ -122,7 +123,7 @@ def test_a_long_tail_keeps_every_class(each: tuple[int, ...], seed: int) -> None
     assert sizes(split)[:2] == (min(sum(each) // 10, len(split.query)), sum(each) // 4)
     for name, count in split.counts.items():
         assert count == (query[int(name)], train[int(name)], database[int(name)])
-    assert split.provenance["split_counts"]["0"] == (
+    assert split.described_counts["0"] == (
         f"{query[0]:,} queries, {train[0]:,} to train, {database[0]:,} in the database"
     )
     assert ("no queries of" in split.description) == (1 in each)
@@ -364,5 +365,8 @@ def test_apply_keeps_the_labels_that_count() -> None:
     assert applied.provenance["backbone"] == "pixels"
     assert applied.provenance["split"] == "mch"
     assert applied.provenance["split_queries"] == 7
+    assert "split_counts" not in applied.provenance
+    counted = splits.apply(dataclasses.replace(whole, provenance={"split_counts": "of the split before"}), split)
+    assert counted.provenance["split_counts"] == split.described_counts
     with pytest.raises(DataError, match="standardised by its training images"):
         splits.apply(whole.standardized(), split)
