@@ -6,7 +6,7 @@ Everything heavy is imported inside the commands, so that help is quick.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -14,6 +14,9 @@ import tyro
 __all__ = ["main"]
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+Patterns = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATTERN")]
+
+SHOWN = 24  # labels of a split that are shown
 
 DESCRIPTION = """Learning to hash as reinforcement learning.
 
@@ -120,6 +123,8 @@ def features(
     thumbnail: int = 32,
     skip_bad: Flag = False,
     allow_missing: Flag = False,
+    follow_links: Flag = False,
+    exclude: Patterns = (),
     batch_size: int = 64,
     workers: int = 2,
     executor: Literal["local", "ray"] = "local",
@@ -145,6 +150,9 @@ def features(
         thumbnail: side in pixels of the pictures kept for renderings; 0 for none.
         skip_bad: leave out images that cannot be read, and list them, instead of stopping at the first.
         allow_missing: leave out images that are listed but not there (NUS-WIDE, COCO, lists).
+        follow_links: of folder:PATH and list:FILE, also read what links, or `..` in a list, lead to; by default links
+            are passed over.
+        exclude: of folder:PATH and list:FILE, a pattern of names or relative paths to leave out; may be repeated.
         batch_size: images that are read, and noted as finished, together.
         workers: threads that read images, of the executor local.
         executor: ray hands the batches to the CPUs of a Ray cluster, the one at RAY_ADDRESS or else one started here.
@@ -159,7 +167,7 @@ def features(
 
     if Path(out).exists():
         raise DataError(f"{out} exists already: remove it, or choose another --out")
-    collection = read_images(dataset, root, allow_missing=allow_missing)
+    collection = read_images(dataset, root, allow_missing=allow_missing, follow_links=follow_links, exclude=exclude)
     network = make(backbone, size=size, weights=weights, device=device, engine=engine)
     try:
         extract(
@@ -187,6 +195,10 @@ def features(
         reasons = "\n".join(left_out.values())
         _print(f"[yellow]{len(left_out):,} images were left out:[/yellow]")
         print(reasons)
+    if passed := provenance.get("passed_over"):
+        print(f"passed over: {_printable(passed)}")
+    print(_printable(provenance["source"]))
+    _print_split(provenance["split_counts"])
     _print(f"[green]{out}[/green]: {provenance['split_description']}. Look at it with `hashgym info {out}`.")
 
 
@@ -204,6 +216,8 @@ def words(
     train: int | None = None,
     skip_bad: Flag = False,
     allow_missing: Flag = False,
+    follow_links: Flag = False,
+    exclude: Patterns = (),
 ) -> None:
     """Learn the visual words that the backbone `bow` counts, from the training images of the split alone.
 
@@ -220,12 +234,15 @@ def words(
         train: number of training images, instead of the split's own.
         skip_bad: leave out images that cannot be read, instead of stopping at the first.
         allow_missing: leave out images that are listed but not there (NUS-WIDE, COCO, lists).
+        follow_links: of folder:PATH and list:FILE, also read what links, or `..` in a list, lead to; by default links
+            are passed over.
+        exclude: of folder:PATH and list:FILE, a pattern of names or relative paths to leave out; may be repeated.
     """
     from hashgym.data import read_images
     from hashgym.features.bow import learn_words
 
     learn_words(
-        read_images(dataset, root, allow_missing=allow_missing),
+        read_images(dataset, root, allow_missing=allow_missing, follow_links=follow_links, exclude=exclude),
         out,
         words=words,
         images=images,
@@ -302,19 +319,27 @@ def encode(
     *,
     out: str,
     skip_bad: Flag = False,
+    follow_links: Flag = False,
+    exclude: Patterns = (),
+    checksum: Flag = False,
     batch_size: int = 64,
     workers: int = 2,
 ) -> None:
     """Give pictures their codes. Stopped at any moment, it resumes where it was.
 
+    Given again when it is finished, it encodes pictures that are new or have changed, and drops those that are gone.
+
     Example: `hashgym encode encoder.onnx ~/Pictures 'scans/*.tif' --out CODES`.
 
     Args:
         encoder: what `hashgym export` wrote.
-        images: files, folders with all that is below them (but hidden files), and patterns in quotes; a picture that
-            is named twice counts once.
+        images: files, folders with all that is below them (but hidden files and links), and patterns in quotes; a
+            picture that is named twice counts once.
         out: the folder to write; while the work lasts it is called OUT.partial.
         skip_bad: leave out pictures that cannot be read, and list them, instead of stopping at the first.
+        follow_links: also take the pictures that links lead to, from where they lie.
+        exclude: a pattern of names, or of paths relative to a folder, to leave out; may be repeated.
+        checksum: tell changed pictures by their content, instead of size and time of change.
         batch_size: pictures that are read, and noted as finished, together.
         workers: batches at work at a time, each in a thread of its own; cores are shared out among them.
     """
@@ -322,11 +347,22 @@ def encode(
 
     from rich.markup import escape
 
-    from hashgym.gallery import encode_images, open_codes
+    from hashgym.gallery import open_codes
+    from hashgym.gallery.codes import update_codes
 
     finished = Path(out).exists()
     try:
-        encode_images(encoder, images, out, skip_bad=skip_bad, batch_size=batch_size, workers=workers)
+        done = update_codes(
+            encoder,
+            images,
+            out,
+            skip_bad=skip_bad,
+            batch_size=batch_size,
+            workers=workers,
+            follow_links=follow_links,
+            exclude=exclude,
+            checksum=checksum,
+        )
     except KeyboardInterrupt:
         _error(f"stopped; the same command goes on from {out}.partial")
         raise SystemExit(130) from None
@@ -334,11 +370,18 @@ def encode(
     if codes.left_out:
         _print(f"[yellow]{len(codes.left_out):,} pictures were left out:[/yellow]")
         print("\n".join(map(_printable, codes.left_out.values())))
-    has = " is finished already: it has" if finished else ":"
-    _print(
-        f"[green]{escape(out)}[/green]{has} codes of {len(codes):,} pictures, {codes.bits} bits each. "
-        f"Make them searchable with `hashgym index {escape(out)} --out INDEX`."
-    )
+    if done.passed_over:
+        print(f"passed over: {_printable(done.passed_over)}")
+    if done.note:
+        print(_printable(done.note))
+    has, use = ":", f"Make them searchable with `hashgym index {escape(out)} --out INDEX`."
+    if done.new or done.changed or done.removed:
+        if finished:
+            has = f": {done.new:,} new, {done.changed:,} changed, {done.removed:,} gone, the others as before;"
+            use = f"Bring an index up to date with `hashgym index {escape(out)} --out INDEX --add`."
+    elif finished:
+        has = " is finished already:" if done.note else " is finished already, and no picture has changed: it has"
+    _print(f"[green]{escape(out)}[/green]{has} codes of {len(codes):,} pictures, {codes.bits} bits each. {use}")
 
 
 def index(
@@ -527,6 +570,13 @@ def _lines(value: Any) -> str:
     if isinstance(value, dict):
         return "\n".join(f"{key}: {entry}" for key, entry in value.items()) or "none"
     return str(value)
+
+
+def _print_split(counts: Mapping[str, str]) -> None:
+    """What a split has of every label, or of the first ones where there are many."""
+    lines = [f"  {_printable(label)}: {count}" for label, count in counts.items()]
+    more = [f"  ... and {len(lines) - SHOWN:,} more, which `hashgym info` shows"] if len(lines) > SHOWN else []
+    print("\n".join([*lines[:SHOWN], *more]))
 
 
 def _table(*columns: str, padding_below: int = 0) -> Any:

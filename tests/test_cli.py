@@ -60,6 +60,40 @@ def test_features_then_info(photos, tmp_path, capsys):
         assert wanted in said
 
 
+def test_features_says_what_it_took_for_a_split_and_what_it_passed_over(photos, tmp_path, capsys):
+    """Folders for the parts of a split, in any case; files of other kinds, links and what --exclude names."""
+    for part, kind in (("Train", "cat"), ("Train", "dog"), ("val", "cat"), ("test", "dog")):
+        (tmp_path / "set" / part / kind).mkdir(parents=True)
+        for i in range(4):
+            name = f"{part}/{kind}/{i}.png"
+            (tmp_path / "set" / name).write_bytes((photos / kind / f"{i}.png").read_bytes())
+    (tmp_path / "set" / "Train" / "cat" / "9.heic").touch()
+    (tmp_path / "set" / "Train" / "cat" / "8.txt").touch()
+    (tmp_path / "set" / "Train" / "bird").symlink_to(photos / "cat")
+    cli.main(words(tmp_path / "set", tmp_path / "out", "--exclude", "3.png", "--exclude", "*/dog/2.*"))
+    said = flat(capsys.readouterr().out)
+    assert "in folders for the parts of a split: Train, test, val" in said
+    assert "2 files that are not read: 1 .heic (pictures of a format that is not read here" in said
+    assert "1 link (--follow-links follows them); 6 by --exclude" in said
+    assert "cat: 0 queries, 3 to train, 3 in the database dog: 2 queries, 2 to train, 2 in the database" in said
+    assert "3 validation images held out" in said
+    assert "no queries of cat" in said
+    cli.main(words(tmp_path / "set", tmp_path / "followed", "--follow-links"))
+    data = cache.open_cache(tmp_path / "followed")
+    assert data.label_names == ("bird", "cat", "dog")
+    assert data.provenance["split"] == "given"
+    assert "1 .heic" in data.provenance["passed_over"]
+
+
+def test_a_class_too_small_for_a_split_is_named(photos, tmp_path, capsys):
+    assert "which leaves none of class dog: ask for at least 2" in fails(
+        words(photos, tmp_path / "out", "--train", 1), 2, capsys
+    ).replace("class cat", "class dog")
+    error = fails(words(photos, tmp_path / "out", "--queries", 39), 2, capsys)
+    assert "39 query images wanted, and only 38 can be had" in error
+    assert not list(tmp_path.glob("out*"))
+
+
 def test_words_then_features(photos, tmp_path, capsys):
     pytest.importorskip("cv2")
     shared = ("--dataset", f"folder:{photos}", "--size", "16", "--queries", "4", "--seed", "3")

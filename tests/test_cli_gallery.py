@@ -292,3 +292,24 @@ def test_help_tells_the_whole_way(capsys):
     said = capsys.readouterr().out
     places = [said.index(f"`hashgym {command} ") for command in ("features", "export", "encode", "index", "search")]
     assert places == sorted(places)
+
+
+def test_encode_again_encodes_what_changed(place, tmp_path, capsys):
+    photos, encoder = tmp_path / "photos", place / "encoder.onnx"
+    for i in range(4):
+        (photos / "sub").mkdir(parents=True, exist_ok=True)
+        (photos / "sub" / f"{i}.png").write_bytes((place / "photos" / "cat" / f"{i}.png").read_bytes())
+    (photos / "notes.txt").touch()
+    (photos / "link").symlink_to(place / "photos")
+    args = ["encode", encoder, photos, "--out", photos / "codes"]
+    said = says([*args, "--exclude", "3.png"], capsys)
+    assert "passed over: 1 file that is not read: 1 .txt; 1 link (--follow-links follows them); 1 by --exclude" in said
+    assert "codes of 3 pictures, 12 bits each" in said
+    said = says([*args, "--exclude", "3.png"], capsys)
+    assert "is finished already, and no picture has changed: it has codes of 3 pictures" in said
+    (photos / "sub" / "1.png").write_bytes((place / "photos" / "dog" / "7.png").read_bytes())
+    (photos / "sub" / "0.png").unlink()
+    said = says(args, capsys)
+    assert "1 new, 1 changed, 1 gone, the others as before; codes of 3 pictures" in said
+    assert f"Bring an index up to date with `hashgym index {photos}/codes --out INDEX --add`" in said
+    assert "finished already" in says([*args, "--checksum"], capsys)

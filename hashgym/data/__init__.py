@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,10 @@ _ON_DISK = {
     "nuswide21": ("nuswide21", "NUS-WIDE's photos with its 21 most frequent concepts"),
     "coco": ("coco", "COCO 2014, 123,287 photos, 80 labels"),
     "folder:PATH": ("folders", "any folder of class folders"),
-    "list:FILE": ("lists", "any list of `path 0 1 0 ...` lines, or a folder of train.txt, test.txt and database.txt"),
+    "list:FILE": (
+        "lists",
+        "any list of `path 0 1 0 ...` or `path 7` lines, or a folder of train.txt, test.txt and database.txt",
+    ),
 }
 
 
@@ -63,7 +67,14 @@ def datasets() -> list[DatasetInfo]:
     return embedded + on_disk
 
 
-def read_images(dataset: str, root: str | Path | None = None, *, allow_missing: bool = False) -> ImageCollection:
+def read_images(
+    dataset: str,
+    root: str | Path | None = None,
+    *,
+    allow_missing: bool = False,
+    follow_links: bool = False,
+    exclude: Sequence[str] = (),
+) -> ImageCollection:
     """Find a dataset's images and labels on disk; no image is decoded yet.
 
     Args:
@@ -71,19 +82,26 @@ def read_images(dataset: str, root: str | Path | None = None, *, allow_missing: 
         root: the folder that holds the dataset. For ``list:`` the folder that the paths in the list start from, the
             list's own by default; for ``folder:`` it is not needed.
         allow_missing: leave images out that are listed but not there (NUS-WIDE, COCO, lists), instead of an error.
+        follow_links: with ``folder:`` and ``list:``, follow links to files and folders, and read what lies outside the
+            folder; links are passed over otherwise. The other datasets are read as their folders are laid out.
+        exclude: with ``folder:`` and ``list:``, patterns of names or relative paths that are left out.
 
     Raises:
         DataError: for an unknown name, a missing root, or files that are not as they should be.
     """
     kind, _, path = dataset.partition(":")
     if kind == "folder" and path:
-        return _module("folders").read(path)
+        return _module("folders").read(path, follow_links=follow_links, exclude=exclude)
     if kind == "list" and path:
-        return _module("lists").read(path, root, allow_missing=allow_missing)
+        return _module("lists").read(
+            path, root, allow_missing=allow_missing, follow_links=follow_links, exclude=exclude
+        )
     if dataset in _EMBEDDED:
         raise DataError(f"{dataset} is embedded and has features already: use hashgym.data.load({dataset!r})")
     if dataset not in _ON_DISK or path or ":" in dataset:
         raise DataError(f"there is no dataset {dataset!r} of images; there are {', '.join(_ON_DISK)}")
+    if exclude:
+        raise DataError(f"{dataset} has a fixed set of images: --exclude is for folder:PATH and list:FILE")
     reader = _module(_ON_DISK[dataset][0])
     if root is None:
         raise DataError(f"{dataset} needs the folder it lies in (--root); wanted: {reader.LAYOUT}")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym.data.dataset import DataError
-from hashgym.data.files import OpenImage, folder, image_files
+from hashgym.data.files import OpenImage, folder, list_images
 from hashgym.data.images import ImageCollection
 
 if TYPE_CHECKING:
@@ -51,9 +51,10 @@ def _from_folders(base: Path) -> ImageCollection:
     targets: list[int] = []
     for part in ("train", "test"):
         for target, label in enumerate(CLASSES):
-            files = image_files(base / part / label)
+            place = base / part / label
+            files = list_images(place, follow_links=True).names if place.is_dir() else []
             if not files:
-                raise DataError(f"{base / part / label} holds no images; wanted: {LAYOUT}")
+                raise DataError(f"{place} holds no images; wanted: {LAYOUT}")
             names += [f"{part}/{label}/{file}" for file in files]
             targets += [target] * len(files)
     return _collection(names, np.array(targets), OpenImage(base, names), "class folders of images")
@@ -81,7 +82,8 @@ def _from_batches(base: Path, suffix: str) -> ImageCollection:
 
 def _collection(names: list[str], targets: NDArray[np.int64], read: Any, source: str) -> ImageCollection:
     labels = (targets[:, None] == np.arange(len(CLASSES))).astype(np.uint8)
-    return ImageCollection("cifar10", tuple(names), labels, CLASSES, read, {"source": f"CIFAR-10, {source}"})
+    provenance, stamp = {"source": f"CIFAR-10, {source}"}, getattr(read, "stamp", None)
+    return ImageCollection("cifar10", tuple(names), labels, CLASSES, read, provenance, stamp)
 
 
 class _Rows:

@@ -60,7 +60,8 @@ def read(root: str | Path, *, allow_missing: bool = False) -> ImageCollection:
         names=names,
         labels=labels[np.array(present, bool)],
         label_names=tuple(categories[0].values()),
-        read=OpenImage(base, names),
+        read=(opener := OpenImage(base, names)),
+        stamp=opener.stamp,
         provenance={"source": "COCO 2014", "missing": len(missing)},
     )
 

@@ -29,6 +29,8 @@ class ImageCollection:
         read: opens image ``i`` as an RGB picture, fully decoded; raises :class:`DataError` with the image's name
             when it is missing, truncated or no picture.
         provenance: where the images come from.
+        stamp: size in bytes and time of change in ns of image ``i``'s file, by which a job that is taken up again knows
+            the images that have changed meanwhile; None where images have no files of their own.
     """
 
     name: str
@@ -37,6 +39,7 @@ class ImageCollection:
     label_names: tuple[str, ...]
     read: Callable[[int], Image]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    stamp: Callable[[int], tuple[int, int]] | None = None
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.labels):

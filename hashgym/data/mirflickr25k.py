@@ -57,7 +57,8 @@ def read(root: str | Path) -> ImageCollection:
         names=names,
         labels=labels[numbers],
         label_names=LABELS,
-        read=OpenImage(photos, names),
+        read=(opener := OpenImage(photos, names)),
+        stamp=opener.stamp,
         provenance={"source": "MIRFLICKR-25k", "images": f"{len(names):,} of {PHOTOS:,} photos present"},
     )
 

@@ -55,7 +55,8 @@ def read(root: str | Path, *, allow_missing: bool = False) -> ImageCollection:
         names=tuple(names),
         labels=labels[used[np.array(present, bool)]],
         label_names=tuple(concepts[i] for i in kept),
-        read=OpenImage(photos, names),
+        read=(opener := OpenImage(photos, names)),
+        stamp=opener.stamp,
         provenance={
             "source": "NUS-WIDE",
             "images": f"{len(names):,} of {len(paths):,} photos have one of the {len(kept)} most frequent concepts",

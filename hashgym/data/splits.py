@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Literal
 
@@ -18,7 +18,16 @@ from numpy.typing import NDArray
 
 from hashgym.data.dataset import DataError, HashingDataset
 
-__all__ = ["RULES", "Rule", "Split", "apply", "default", "make", "rules"]
+__all__ = ["PARTS", "RULES", "Rule", "Split", "apply", "default", "make", "rules"]
+
+PARTS = {  # first folder of a name, in lower case -> what its images are for
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing", "query", "queries"), "query"),
+    **dict.fromkeys(("val", "valid", "validation"), "validation"),
+    **dict.fromkeys(("database", "gallery"), "database"),
+    "train+database": "train+database",
+}
+COUNTED = 100  # labels, at most, whose counts are described
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,7 @@ class Split:
         description: the split in words, with its counts.
         seed: what it was drawn with.
         asked: numbers of queries and training images that were asked for instead of the split's own.
+        counts: label -> its images among the queries, the training images and the database.
     """
 
     name: str
@@ -44,6 +54,7 @@ class Split:
     description: str
     seed: int
     asked: tuple[int | None, int | None] = (None, None)
+    counts: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -54,6 +65,16 @@ class Split:
             "split_queries": self.asked[0],
             "split_train": self.asked[1],
             "split_description": self.description,
+        }
+
+    @property
+    def described_counts(self) -> dict[str, str]:
+        """The counts in words, label by label; none where labels are too many."""
+        if len(self.counts) > COUNTED:
+            return {}
+        return {
+            label: f"{query:,} queries, {learnt:,} to train, {searched:,} in the database"
+            for label, (query, learnt, searched) in self.counts.items()
         }
 
 
@@ -67,7 +88,7 @@ class Rule:
         train: number of training images; None takes every image of the training part.
         images: size of the whole dataset; where fewer are present, counts shrink in proportion. 0: never.
         sample: "random", "label" (the same number for every label) or "part" (the name's first folder says what an
-            image is for: ``test`` or ``query``, ``train``, ``database``, ``train+database``).
+            image is for, see :data:`PARTS`).
         train_in_database: whether training images are searched too. With "part", whether those in ``train`` are; where
             no image is in ``database``, they always are.
         label_count: labels that the split needs; 0 for any number.
@@ -87,7 +108,7 @@ class Rule:
 _RANDOM = Rule("a tenth (at most 1,000) as queries, a quarter (at most 5,000) to train, the rest database", 0, 0)
 _GENERIC = {
     "random": _RANDOM,
-    "given": Rule("as the folders or lists train, test and database say", None, None, 0, "part", False),
+    "given": Rule("as the folders or lists train, test (and val, database) say", None, None, 0, "part", False),
 }
 
 RULES: Mapping[str, Mapping[str, Rule]] = {
@@ -137,9 +158,11 @@ def rules(dataset: str) -> Mapping[str, Rule]:
 
 
 def default(dataset: str, names: Sequence[str] = ()) -> str:
-    """Name of the split used when none is asked for: ``given`` where the images' names tell queries apart."""
-    if dataset not in RULES and any(_part(name) == "query" for name in names):
-        return "given"
+    """Name of the split used when none is asked for: ``given`` where the images' names tell queries from others."""
+    if dataset not in RULES:
+        parts = {_part(name) for name in names}
+        if parts & {"query", "validation"} and parts & {"train", "database", "train+database"}:
+            return "given"
     return next(iter(rules(dataset)))
 
 
@@ -156,6 +179,11 @@ def make(
 ) -> Split:
     """Draw a split. Images with none of the labels that count are in no part of it.
 
+    Whatever is drawn leaves at least one image of every label to search, and one to learn from where the number of
+    training images allows; of a label with few images, no more than half are drawn as queries while others have some
+    left. By parts, queries are the images in ``test`` or ``query``; those in ``validation`` are queries where there are
+    none of these, and otherwise in no part of the split.
+
     Args:
         dataset: the dataset's name.
         split: a name out of :func:`rules`, or None for the default.
@@ -167,7 +195,8 @@ def make(
         train: number of training images, instead of the split's own.
 
     Raises:
-        DataError: for an unknown split, labels that the split does not know, or more images asked for than there are.
+        DataError: for an unknown split, labels that the split does not know, or more images asked for than can be had;
+            the message names the labels that are too few.
     """
     split = split or default(dataset, names)
     known = rules(dataset)
@@ -188,19 +217,47 @@ def make(
     order = _order(names, seed)
     order = order[labels[order].any(axis=1)]
     if split == "random":
-        rule = _random_rule(len(order), single=bool((labels.sum(axis=1) <= 1).all()))
+        rule = _random_rule(labels[order])
     share = len(names) / rule.images if len(names) < 0.99 * rule.images else 1.0
     part = np.array([_part(name) for name in names])[order] if rule.sample == "part" else None
+    held_out = 0
+    if part is not None and (part == "query").any():
+        held_out = int((part == "validation").sum())
+    elif part is not None:
+        part[part == "validation"] = "query"
 
-    def draw(role: str, pool: NDArray[np.int64], asked: int | None, own: int | None) -> NDArray[np.int64]:
+    def draw(role: str, pool: NDArray[np.int64], asked: int | None, own: int | None, spare: int) -> NDArray[np.int64]:
         wanted = asked or (len(pool) if own is None else max(1, round(own * share)))
+        about = f"split {split!r} of {dataset}: {wanted:,} {role} images wanted"
         if not 1 <= wanted <= len(pool):
-            raise DataError(f"split {split!r} of {dataset}: {wanted:,} {role} images wanted, {len(pool):,} are there")
-        return np.sort(_balanced(pool, labels, wanted) if rule.sample == "label" else pool[:wanted])
+            where = "" if part is None else f" in folders or lists for {'train' if role == 'training' else 'test'}"
+            raise DataError(f"{about}, {len(pool):,} are there{where}")
+        drawn = _stratified(pool, labels, wanted, rule.sample == "label", spare)
+        if not len(drawn) or (asked and len(drawn) < wanted):
+            counts = labels[pool].sum(axis=0, dtype=np.int64)
+            few = [f"{label_names[kept[i]]} has {counts[i]:,}" for i in np.argsort(counts, kind="stable") if counts[i]]
+            raise DataError(
+                f"{about}, and only {len(drawn):,} can be had with at least {spare} of every label left over "
+                f"({', '.join(few[:3])}{', ...' if few[3:] else ''}): ask for fewer, add images, or put images "
+                "without a class of their own into one class"
+            )
+        if role == "training" or dataset not in RULES:  # published splits keep their queries
+            drawn = _covering(drawn, pool, labels, spare)
+        if dataset not in RULES and part is None and (labels.sum(axis=1, dtype=np.int64) <= 1).all():
+            absent = np.flatnonzero(labels[pool].any(axis=0) & ~labels[drawn].any(axis=0))
+            if role == "training" and len(absent):
+                raise DataError(
+                    f"{about}, which leaves none of class {label_names[kept[absent[0]]]}: ask for at least "
+                    f"{int(labels[pool].any(axis=0).sum())}, one of each class"
+                )
+        return np.sort(drawn)
 
-    query = draw("query", order if part is None else order[part == "query"], queries, rule.queries)
+    # Of every label an image is left to learn from and one to search; training images that are searched are both.
+    drawn_apart = part is None and not rule.train_in_database
+    pool = order if part is None else order[part == "query"]
+    query = draw("query", pool, queries, rule.queries, 0 if part is not None else 1 + drawn_apart)
     rest = order[~np.isin(order, query)] if part is None else order[np.isin(part, ("train", "train+database"))]
-    learnt = draw("training", rest, train, rule.train)
+    learnt = draw("training", rest, train, rule.train, int(drawn_apart))
     if part is not None:
         searched = np.isin(part, ("database", "train+database"))
         if rule.train_in_database or not searched.any():
@@ -219,7 +276,18 @@ def make(
         words += f"; {len(names) - len(order):,} images without a label left out"
     if share < 1:
         words += f"; counts scaled down, as {len(names):,} of {rule.images:,} images are present"
-    return Split(split, query, database, learnt, kept, words, seed, (queries, train))
+    if held_out:
+        words += f"; {held_out:,} validation images held out: neither searched nor learnt from"
+    roles = {"queries": query, "training images": learnt, "images in the database": database}
+    each = np.stack([labels[index].sum(axis=0, dtype=np.int64) for index in roles.values()], axis=1)
+    for what, column in zip(roles, each.T, strict=True):
+        without = [label_names[kept[i]] for i in np.flatnonzero((column == 0) & each.any(axis=1))]
+        if without:
+            words += f"; no {what} of {', '.join(without[:5])}" + (
+                f" and {len(without) - 5:,} more" if without[5:] else ""
+            )
+    counts = {label_names[i]: (int(q), int(t), int(d)) for i, (q, t, d) in zip(kept, each, strict=True)}
+    return Split(split, query, database, learnt, kept, words, seed, (queries, train), counts)
 
 
 def apply(dataset: HashingDataset, split: Split) -> HashingDataset:
@@ -237,7 +305,11 @@ def apply(dataset: HashingDataset, split: Split) -> HashingDataset:
         query=split.query,
         database=split.database,
         train=split.train,
-        provenance={**dataset.provenance, **split.provenance},
+        provenance={
+            **dataset.provenance,
+            **split.provenance,
+            **({"split_counts": split.described_counts} if "split_counts" in dataset.provenance else {}),
+        },
     )
 
 
@@ -251,26 +323,68 @@ def _order(names: Sequence[str], seed: int) -> NDArray[np.int64]:
 
 
 def _part(name: str) -> str:
-    """What an image is for, as the first folder of its name says: query, train, database, train+database or nothing."""
-    first = name.partition("/")[0] if "/" in name else ""
-    first = {"test": "query"}.get(first, first)
-    return first if first in ("query", "train", "database", "train+database") else ""
+    """What an image is for, as the first folder of its name says: a value of :data:`PARTS`, or nothing."""
+    return PARTS.get(name.partition("/")[0].lower(), "") if "/" in name else ""
 
 
-def _random_rule(images: int, single: bool) -> Rule:
+def _random_rule(labels: NDArray[np.uint8]) -> Rule:
     """The split of a dataset that has none of its own; balanced over classes if every image has one label."""
+    images = len(labels)
     queries, train = max(1, min(1_000, images // 10)), max(1, min(5_000, images // 4))
-    return dataclasses.replace(_RANDOM, queries=queries, train=train, sample="label" if single else "random")
+    if (labels.sum(axis=1, dtype=np.int64) > 1).any():
+        return dataclasses.replace(_RANDOM, queries=queries, train=train)
+    classes = int(labels.any(axis=0).sum())
+    return dataclasses.replace(
+        _RANDOM, queries=queries, train=max(train, min(classes, images - queries)), sample="label"
+    )
 
 
-def _balanced(pool: NDArray[np.int64], labels: NDArray[np.uint8], count: int) -> NDArray[np.int64]:
-    """``count`` images out of ``pool``: labels take turns, rarest first, each the first image that holds it."""
-    rarest_first = np.argsort(labels[pool].sum(axis=0, dtype=np.int64), kind="stable")
-    queues = [iter(pool[labels[pool, column] > 0].tolist()) for column in rarest_first]
+def _stratified(
+    pool: NDArray[np.int64], labels: NDArray[np.uint8], count: int, by_label: bool, spare: int
+) -> NDArray[np.int64]:
+    """Images out of ``pool``: its first or, by label, labels take turns, rarest first, each the first that holds it.
+
+    Of every label ``spare`` images are left in the pool, and half of them while there are others to take. Where that
+    leaves too few, fewer than ``count`` are drawn.
+    """
+    if not by_label and not spare:
+        return pool[:count]
+    positive = labels > 0
+    totals = positive[pool].sum(axis=0, dtype=np.int64)
+    queues = [pool]
+    if by_label:
+        queues = [pool[positive[pool, column]] for column in np.argsort(totals, kind="stable")]
     taken: dict[int, None] = {}
-    while len(taken) < count:
-        for queue in queues:
-            chosen = next((image for image in queue if image not in taken), None)
-            if chosen is not None and len(taken) < count:
-                taken[chosen] = None
+    left = totals.copy()
+    for least in (
+        (np.maximum(spare, -(-totals // 2)), np.full_like(totals, spare)) if spare else (np.zeros_like(totals),)
+    ):
+        waiting = [iter(queue.tolist()) for queue in queues]
+        while waiting and len(taken) < count:
+            for queue in tuple(waiting):
+                chosen = next((i for i in queue if i not in taken and (left > least)[positive[i]].all()), None)
+                if chosen is None:
+                    waiting.remove(queue)
+                elif len(taken) < count:
+                    taken[chosen] = None
+                    left -= positive[chosen]
     return np.fromiter(taken, np.int64, len(taken))
+
+
+def _covering(
+    drawn: NDArray[np.int64], pool: NDArray[np.int64], labels: NDArray[np.uint8], spare: int
+) -> NDArray[np.int64]:
+    """``drawn``, with the last of those that can be spared exchanged for images of labels that it has none of."""
+    positive = labels > 0
+    totals, have = (positive[index].sum(axis=0, dtype=np.int64) for index in (pool, drawn))
+    chosen = drawn.tolist()
+    for column in np.argsort(totals, kind="stable"):
+        if have[column] or totals[column] <= spare:
+            continue
+        held = pool[positive[pool, column]].tolist()
+        newcomer = next((i for i in held if (totals - have > spare)[positive[i]].all()), None)
+        leaver = next((i for i in reversed(chosen) if (have > 1)[positive[i]].all()), None)
+        if newcomer is not None and leaver is not None:
+            chosen[chosen.index(leaver)] = newcomer
+            have += positive[newcomer].astype(np.int64) - positive[leaver]
+    return np.array(chosen, np.int64)

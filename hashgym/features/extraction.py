@@ -1,9 +1,9 @@
 """The extraction job: from a collection of images to a cache of features, safe to kill at any moment.
 
 Work goes to ``OUT.partial``: arrays of their full size, and a journal with a line for every batch whose rows are on
-the disk. A later run of the same job takes up the batches without a line; batches always have the same images, so the
-bytes in the end depend neither on how often the job was stopped, nor on who did what. A finished job is renamed to
-``OUT``.
+the disk. A later run of the same job takes up the batches without a line, and those with an image whose file has
+changed since. Batches always have the same images, so the bytes in the end depend neither on how often the job was
+stopped, nor on who did what. A finished job is renamed to ``OUT``.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym.data import cache, splits
+from hashgym.data.arrays import map_array
 from hashgym.data.dataset import DataError, HashingDataset
 from hashgym.data.files import BACKGROUND, to_rgb
 from hashgym.data.images import ImageCollection
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["extract"]
 
+STAMPS = "stamps"  # int64 (n, 2): size and time of change of the images' files, while the job is unfinished
 RECORDED = ("hashgym", "numpy", "pillow", "torch", "torchvision", "onnxruntime")
 
 
@@ -104,18 +106,24 @@ def extract(
     target = Path(out)
     if target.exists():
         if cache.is_cache(target):
-            tidy(target)
+            _tidy(target)
         raise DataError(f"{target} exists already: remove it, or choose another --out")
     n = len(collection)
     draw = partial(_draw, collection, split, seed=seed, queries=queries, train=train)
     drawn = draw(np.arange(n))
     _check_dataset(collection, drawn)
     job = {"dataset": collection.name, "images": n, "names": _digest(collection.names), "batch_size": batch_size}
-    store = Store(target.with_name(target.name + ".partial"), n, recipe.arrays, job | recipe.description)
+    stamps = None if collection.stamp is None else np.array([collection.stamp(i) for i in range(n)], np.int64)
+    arrays = recipe.arrays | ({} if stamps is None else {STAMPS: ((2,), "int64")})
+    store = Store(target.with_name(target.name + ".partial"), n, arrays, job | recipe.description)
 
     batches = [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
     with store:
         left = {b: batch for b, batch in enumerate(batches) if b not in store.finished}
+        if stamps is not None and not store.closed:  # images may have changed since a batch was finished
+            read = map_array(store.files[STAMPS])
+            changed = (read != stamps).any(axis=1)
+            left = {b: batch for b, batch in enumerate(batches) if b in left or changed[batch.start : batch.stop].any()}
         done = n - sum(map(len, left.values()))
         with (
             progress_bar(n, done, progress) as tick,
@@ -124,11 +132,13 @@ def extract(
             for b, rows in made:
                 if rows.bad and not skip_bad:
                     raise DataError(
-                        f"{rows.bad[0].reason}. Mend it and run the same command again: it goes on from here; "
+                        f"{rows.bad[0].reason}. Fix it and run the same command again: it goes on from here; "
                         "--skip-bad leaves such images out"
                     )
                 for key, values in rows.values.items():
                     store.write(key, rows.good, values)
+                if stamps is not None and len(rows.good):
+                    store.write(STAMPS, rows.good, stamps[rows.good])
                 store.finish(b, [[bad.index, bad.reason] for bad in rows.bad])
                 tick(len(batches[b]))
         left_out = {index: reason for bad_images in store.finished.values() for index, reason in bad_images}
@@ -150,11 +160,13 @@ def extract(
                 provenance={
                     **collection.provenance,
                     **drawn.provenance,
+                    "split_counts": drawn.described_counts,
                     **recipe.description,
                     "left_out": {collection.names[index]: reason for index, reason in sorted(left_out.items())},
                 },
             ),
         )
+    _tidy(target)
     return target
 
 
@@ -286,6 +298,12 @@ def _check_dataset(collection: ImageCollection, drawn: splits.Split) -> None:
         names=collection.names,
         label_names=collection.label_names,
     )
+
+
+def _tidy(target: Path) -> None:
+    """Remove from a finished folder what only the job needed: a run that is killed at its very end leaves it there."""
+    tidy(target)
+    (target / f"{STAMPS}.npy").unlink(missing_ok=True)
 
 
 def _square(image: Image, side: int) -> NDArray[np.uint8]:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -73,6 +75,104 @@ def test_the_split_is_the_same_everywhere() -> None:
     split = draw("cifar10", None, classes(60_000), [f"train/{i:05d}" for i in range(60_000)])
     assert split.query[:6].tolist() == [69, 98, 198, 282, 312, 386]
     assert split.train[:6].tolist() == [3, 12, 48, 56, 64, 81]
+
+
+# dataset, split, labels, options, and what is drawn, as before splits kept an image of every label
+DRAWN = [
+    ("cifar10", "cifar10-1", lambda: classes(60_000), {}, "1e3e11e48a0b"),
+    ("cifar10", "cifar10", lambda: classes(6_000), {"seed": 1}, "43ecef37bbec"),
+    ("digits", "digits", lambda: classes(1_797), {}, "ce0ddd3ca650"),
+    ("mirflickr25k", "drlih", lambda: multi(25_000, 38), {}, "5ed6dbe17b6e"),
+    ("mirflickr25k", "mch", lambda: multi(25_000, 38), {"seed": 3}, "ce0738c8d1fe"),
+    ("mirflickr25k", "deephash", lambda: multi(25_000, 38), {}, "728f5512983e"),
+    ("nuswide21", "drlih", lambda: multi(40_000, 21, 0.15), {}, "aaf88bcd8b06"),
+    ("coco", "mch", lambda: multi(20_000, 80, 0.05), {}, "aa3cb6164aba"),
+    ("folder:x", "random", lambda: classes(2_000, 7), {}, "a8da66da08b9"),
+    ("folder:x", "random", lambda: classes(300, 20), {"queries": 100, "train": 150}, "4be1598bf96c"),
+    ("list:x", "random", lambda: multi(3_000, 30, 0.1), {"queries": 500}, "61e3a49127b5"),
+]
+
+
+@pytest.mark.parametrize(("dataset", "split", "labels", "options", "digest"), DRAWN)
+def test_balanced_data_are_drawn_as_ever(
+    dataset: str, split: str, labels: Callable[[], Labels], options: dict[str, int], digest: str
+) -> None:
+    drawn = draw(dataset, split, labels(), **options)
+    octets = b"".join(index.astype("<i8").tobytes() for index in (drawn.query, drawn.train, drawn.database))
+    assert hashlib.sha256(octets).hexdigest()[:12] == digest
+
+
+def long_tail(*each: int) -> Labels:
+    """Single labels, so many images of each."""
+    return np.repeat(np.eye(len(each), dtype=np.uint8), each, axis=0)
+
+
+@pytest.mark.parametrize("each", [(600, 300, 60, 25, 15), (900, 60, 40), (500, 20, 3, 2), (30, 1), (1_000, 1, 1, 1)])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_long_tail_keeps_every_class(each: tuple[int, ...], seed: int) -> None:
+    labels = long_tail(*each)
+    split = draw("folder:pets", None, labels, seed=seed)
+    check(split, labels)
+    query, train, database = (
+        labels[index].sum(axis=0, dtype=int) for index in (split.query, split.train, split.database)
+    )
+    assert (train >= 1).all()
+    assert (database >= 1).all()
+    assert ((query >= 1) | (np.array(each) == 1)).all()
+    assert (query <= np.array(each) // 2).all()
+    assert sizes(split)[:2] == (min(sum(each) // 10, len(split.query)), sum(each) // 4)
+    for name, count in split.counts.items():
+        assert count == (query[int(name)], train[int(name)], database[int(name)])
+    assert split.described_counts["0"] == (
+        f"{query[0]:,} queries, {train[0]:,} to train, {database[0]:,} in the database"
+    )
+    assert ("no queries of" in split.description) == (1 in each)
+
+
+def test_a_class_without_images_in_a_part_is_named() -> None:
+    names = [f"{part}/{i}.jpg" for part, count in (("train", 6), ("test", 4)) for i in range(count)]
+    labels = np.eye(4, dtype=np.uint8)[[0, 1, 2, 0, 1, 2, 0, 1, 2, 3]]  # 3 only in test
+    split = draw("folder:x", None, labels, names)
+    assert "no training images of 3; no images in the database of 3" in split.description
+
+
+def test_a_rare_label_is_learnt_from_and_searched_for() -> None:
+    """Of many labels each: one that three images hold, and one that only one holds."""
+    for seed in range(4):
+        labels = np.pad(multi(2_000, 10, 0.3), ((0, 0), (0, 2)))
+        labels[[5, 6, 7], 10] = 1
+        labels[8, 11] = 1
+        split = draw("list:x", "random", labels, seed=seed)
+        check(split, labels)
+        assert labels[split.train].any(axis=0).all()
+        assert labels[split.database].any(axis=0).all()
+        assert labels[split.query][:, :11].any(axis=0).all()
+        assert len(split.train) == labels.any(axis=1).sum() // 4
+        apart = draw("mirflickr25k", "deephash", np.pad(labels, ((0, 0), (0, 26))), seed=seed, queries=200, train=300)
+        for index in (apart.train, apart.database):
+            assert labels[index][:, :11].any(axis=0).all()
+
+
+@pytest.mark.parametrize(
+    "spelling", [("Train", "VAL", "Test"), ("training", "valid", "query"), ("train", "validation", "testing")]
+)
+def test_parts_in_any_spelling(spelling: tuple[str, str, str]) -> None:
+    names = [f"{part}/{i}.jpg" for part in spelling for i in range(8)]
+    split = draw("folder:x", None, classes(24, 2), names)
+    assert (split.name, sizes(split)) == ("given", (8, 8, 8))
+    assert np.array_equal(split.query, np.arange(16, 24))
+    assert np.array_equal(split.train, np.arange(8))
+    assert "8 validation images held out: neither searched nor learnt from" in split.description
+    split = draw("folder:x", None, classes(16, 2), names[:16])  # without test, validation is for queries
+    assert np.array_equal(split.query, np.arange(8, 16))
+    assert "held out" not in split.description
+    split = draw("folder:x", None, classes(24, 2), [*names[:16], *(f"Gallery/{i}.jpg" for i in range(8))])
+    assert np.array_equal(split.database, np.arange(16, 24))
+
+
+def test_one_part_alone_is_no_split() -> None:
+    for part in ("train", "test", "val"):
+        assert splits.default("folder:x", [f"{part}/{i}.jpg" for i in range(9)]) == "random"
 
 
 def test_mirflickr25k_whole_and_in_part() -> None:
@@ -159,8 +259,8 @@ def test_errors() -> None:
         ({"train": -1}, "train must be at least 1, got -1"),
         ({"queries": 101}, "101 query images wanted, 100 are there"),
         ({"queries": 50, "train": 51}, "51 training images wanted, 50 are there"),
-        ({"queries": 100}, "training images wanted, 0 are there"),
-        ({"split": "cifar10", "queries": 50, "train": 50}, "leaves no image for the database"),
+        ({"queries": 100}, r"100 query images wanted, and only 90 can be had with at least 1 of every label left over"),
+        ({"split": "cifar10", "queries": 50, "train": 50}, "only 40 can be had with at least 1 of every label"),
         ({"split": "cifar10-2"}, "0 query images wanted, 0 are there"),
     ):
         with pytest.raises(DataError, match=reason):
@@ -173,8 +273,16 @@ def test_errors() -> None:
             label_names=mirflickr25k.LABELS[:24],
             names=[str(i) for i in range(50)],
         )
-    with pytest.raises(DataError, match="0 query images wanted"):
+    with pytest.raises(DataError, match="0 query images wanted, 0 are there in folders or lists for test"):
         draw("folder:x", "given", labels)
+    with pytest.raises(DataError, match="0 training images wanted, 0 are there in folders or lists for train"):
+        draw("folder:x", None, classes(9, 2), [f"{'query' if i < 3 else 'gallery'}/{i}.jpg" for i in range(9)])
+    with pytest.raises(
+        DataError, match=r"9 training images wanted, which leaves none of class \d: ask for at least 10"
+    ):
+        draw("folder:x", None, labels, train=9)
+    with pytest.raises(DataError, match=r"only 0 can be had.*0 has 1, 1 has 1, 2 has 1, .*into one class"):
+        draw("folder:x", None, classes(5, 5))
     with pytest.raises(DataError, match="1 query images wanted, 0 are there"):
         draw("folder:x", "random", np.zeros((9, 2), np.uint8))
 
@@ -200,9 +308,19 @@ def test_any_split_is_sound_or_refused(problem: tuple[Labels, list[str], int, in
         with pytest.raises(DataError):
             draw(dataset, None, labels, names, **options)
         return
-    split = draw(dataset, None, labels, names, **options)
+    several = (labels.sum(axis=1) > 1).any()
+    kept = labels.any(axis=0).sum() if not several else usable  # so many may have to be left to train and to search
+    try:
+        split = draw(dataset, None, labels, names, **options)
+    except DataError:
+        assert queries > usable - kept or train < kept
+        return
     check(split, labels)
     assert sizes(split) == (queries, train, usable - queries)
+    here = labels.any(axis=0)
+    assert labels[split.database].any(axis=0)[here].all()
+    if dataset in ("cifar10", "folder:x") and (labels.sum(axis=1) <= 1).all() and train >= here.sum():
+        assert labels[split.train].any(axis=0)[here].all()
     # the order of the images does not matter
     order = np.random.default_rng(0).permutation(len(names))
     moved = draw(dataset, None, labels[order], [names[i] for i in order], **options)
@@ -247,5 +365,8 @@ def test_apply_keeps_the_labels_that_count() -> None:
     assert applied.provenance["backbone"] == "pixels"
     assert applied.provenance["split"] == "mch"
     assert applied.provenance["split_queries"] == 7
+    assert "split_counts" not in applied.provenance
+    counted = splits.apply(dataclasses.replace(whole, provenance={"split_counts": "of the split before"}), split)
+    assert counted.provenance["split_counts"] == split.described_counts
     with pytest.raises(DataError, match="standardised by its training images"):
         splits.apply(whole.standardized(), split)

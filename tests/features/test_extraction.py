@@ -221,6 +221,32 @@ def test_a_bad_image_can_be_left_out_on_resuming_and_a_mended_one_comes_back(pho
     assert contents(tmp_path / "out") == contents(job(photos, tmp_path / "whole"))
 
 
+def test_an_unfinished_job_notices_what_changed(photos, tmp_path):
+    truncate(photos / "dog" / "5.png")
+    with pytest.raises(DataError, match=r"dog/5\.png.*Fix it and run the same command again"):
+        job(photos, tmp_path / "out")
+    for name in ("cat/4.png", "dog/5.png"):  # of a batch that was finished, and the one that was not
+        Image.new("RGB", (9, 9), (1, 2, 3)).save(photos / name)
+    job(photos, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(job(photos, tmp_path / "whole"))
+
+
+def test_output_among_the_classes(photos, tmp_path):
+    """As with `cd photos; hashgym features --dataset folder:. --out features`, stopped, gone on with, given again."""
+    whole = cache.open_cache(job(photos, tmp_path / "whole"))
+    victim = photos / "dog" / "5.png"
+    sound = victim.read_bytes()
+    truncate(victim)
+    with pytest.raises(DataError, match=r"dog/5\.png"):
+        job(photos, photos / "features")
+    assert (photos / "features.partial").is_dir()
+    victim.write_bytes(sound)
+    data = cache.open_cache(job(photos, photos / "features"))
+    assert (data.names, data.label_names) == (whole.names, whole.label_names)
+    np.testing.assert_array_equal(data.features, whole.features)
+    assert len(collect(photos)) == len(whole)
+
+
 def test_all_images_bad(photos, tmp_path):
     for file in photos.rglob("*.png"):
         truncate(file)

@@ -59,7 +59,7 @@ def test_either_executor_takes_up_the_others_job(photos, tmp_path, executors):
     victim = photos / "dog" / "5.png"
     sound = victim.read_bytes()
     victim.write_bytes(sound[:40])
-    with pytest.raises(DataError, match=r"dog/5\.png.*Mend it"):
+    with pytest.raises(DataError, match=r"dog/5\.png.*Fix it"):
         job(photos, tmp_path / "out", executor=executors[0])
     assert "batch" in (tmp_path / "out.partial" / "journal.jsonl").read_text().partition("\n")[2]
     victim.write_bytes(sound)

@@ -38,6 +38,12 @@ def make_inputs(folder: Path, large: bool = False) -> None:
     sources.export("itq", encoder, features=cache, bits=12)
     gallery.encode_images(encoder, [folder / "pictures" / "red"], folder / "red", progress=False)
     gallery.encode_images(encoder, [folder / "pictures"], folder / "all", progress=False)
+    changing = folder / "changing"
+    make_pictures(changing, 10)
+    gallery.encode_images(encoder, [changing], folder / "before", progress=False)
+    for number, name in enumerate(("red/3.png", "green/4.png", "green/5.png", "blue/new.png")):  # changed, and new
+        shutil.copyfile(folder / "pictures" / "red" / f"{number}.png", changing / name)
+    (changing / "blue" / "0.png").unlink()
     for backend in BACKENDS if large else BACKENDS[:1]:
         gallery.build([folder / "all"], folder / f"index-{backend}", backend, progress=False)
         gallery.build([folder / "red"], folder / f"red-{backend}", backend, progress=False)
@@ -65,6 +71,12 @@ def jobs(large: bool = False) -> dict[str, Job]:
             *("--lanes", "8", "--updates", "40", "--checkpoint-every", "5", "--evaluate-every", "10"),
         ),
         "encode": _encode("pictures", "4"),
+        "encode-update": Job(
+            *("hashgym", ("encode", "../../inputs/encoder.onnx", "../../inputs/changing", "--out", "out")),
+            readers={"out": _codes},
+            refused={"out.partial": _codes},
+            prepare=partial(_copy, "before"),
+        ),
         "index-add-brute-force": _index_add("brute-force"),
     }
     if large:
@@ -106,6 +118,7 @@ def _features(backbone: str, pictures: str, size: str) -> Job:
         refused={"out.partial": _cache, ".out*": _cache},
         finished=lambda folder: (folder / "out").exists(),
         progress=_batches,
+        ignored=("out/journal.jsonl", "out/stamps.npy"),  # left by a kill at the very end, and not part of the cache
     )
 
 
