@@ -10,6 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hashgym.data import owned
 from hashgym.data.dataset import DataError
 from hashgym.data.files import open_image
 from hashgym.gallery.gallery import REGIONS, Gallery, Match
@@ -17,9 +18,10 @@ from hashgym.gallery.gallery import REGIONS, Gallery, Match
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["printable", "results", "write"]
+__all__ = ["printable", "require_writable", "results", "write"]
 
 THUMBNAIL = 256  # longer side in pixels
+GENERATOR = b'<meta name="generator" content="hashgym search">'  # as in the template
 
 
 def results(gallery: Gallery, query: Image, matches: Sequence[Match], name: str = "query") -> str:
@@ -41,8 +43,27 @@ def results(gallery: Gallery, query: Image, matches: Sequence[Match], name: str 
     )
 
 
+def require_writable(path: str | Path) -> None:
+    """Check that a page can be written to a file without overwriting anything but such a page.
+
+    Raises:
+        DataError: if something else is there.
+    """
+
+    def is_page(file: Path) -> bool:
+        with file.open("rb") as stream:
+            return GENERATOR in stream.read(1000)
+
+    owned.require_replaceable(path, "a page of search results", is_page)
+
+
 def write(html: str, path: str | Path) -> None:
-    """Write a page, at once or not at all."""
+    """Write a page, at once or not at all; it replaces no file but such a page.
+
+    Raises:
+        DataError: if something else is there.
+    """
+    require_writable(path)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")

@@ -208,6 +208,7 @@ def serve(
     port: int = 8000,
     *,
     root: str | Path | None = None,
+    uri: str | None = None,
     max_bytes: int = MAX_BYTES,
     max_pixels: int = MAX_PIXELS,
 ) -> None:
@@ -217,6 +218,7 @@ def serve(
         folder: the index.
         port: a free port; 0 for any that is free.
         root: the folder where the images are now, if they were moved.
+        uri: of the Milvus server that the index is on, see :func:`hashgym.gallery.open_gallery`.
         max_bytes: of an uploaded picture.
         max_pixels: of any picture.
 
@@ -227,7 +229,7 @@ def serve(
         raise ValueError(f"--port must be from 0 to 65535, got {port}")
     if max_bytes < 1 or max_pixels < 1:
         raise ValueError("--max-megabytes and --max-megapixels must be above 0")
-    gallery = open_gallery(Path(folder), root=None if root is None else Path(root))
+    gallery = open_gallery(Path(folder), None if root is None else Path(root), uri)
     app = create_app(gallery, max_bytes=max_bytes, max_pixels=max_pixels)
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a browser asks for many thumbnails at once
     # Somewhat larger uploads than allowed are read, for a browser shows no answer that comes before it has sent all.
