@@ -232,14 +232,14 @@ def test_wrong_options_are_refused(options, reason):
 
 def test_a_server_that_is_not_there_or_stops_is_named(start, tmp_path):
     nowhere = f"http://127.0.0.1:{free_port()}"
-    with pytest.raises(ConnectionError, match=f"Milvus at {nowhere} .* is it running"):
+    with pytest.raises(ConnectionError, match=f"Milvus at {nowhere}: .* is it running"):
         index.make("milvus", 3, uri=nowhere, timeout=2)
     server, address = start()
     made = filled("milvus", uri=address, timeout=2)
     made.save(tmp_path)
     server.stop()
     for do in (lambda: made.search(BITS, 1), lambda: made.add([9], CodeSets.of(BITS)), lambda: made.ids):
-        with pytest.raises(ConnectionError, match=f"Milvus at {address} .* is it running"):
+        with pytest.raises(ConnectionError, match=f"Milvus at {address}: .* is it running"):
             do()
     made.close()
     with pytest.raises(ConnectionError, match="is it running"):
