@@ -631,25 +631,21 @@ def _tidy(folder: Path, options: Mapping[str, Any]) -> None:
     for path in _numbered(folder):
         if path.name != current and owned.is_owned(path):
             _delete(path, options)
-    _temporary(folder).unlink(missing_ok=True)
+    if _is_leftover(former := folder / f"{META}.new"):
+        former.unlink()
 
 
 def _numbered(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if re.fullmatch(r"[1-9][0-9]*", path.name)]
 
 
-def _temporary(folder: Path) -> Path:
-    """What ``meta.json`` is called while it is written.
-
-    Raises:
-        DataError: if there is such a file, and it does not begin as ours does.
-    """
-    file, start = folder / f"{META}.new", f'{{\n "format": "{INDEX.format}"'.encode()
-    if os.path.lexists(file):
-        found = file.read_bytes()[: len(start)] if file.is_file() and not file.is_symlink() else b"?"
-        if not start.startswith(found):
-            raise DataError(f"{file} was not written by hashgym, and would be overwritten: move it elsewhere")
-    return file
+def _is_leftover(path: Path) -> bool:
+    """Whether this is a ``meta.json`` that a killed run, of this or an older version, has not finished."""
+    if re.fullmatch(rf"\.{re.escape(META)}\.[0-9a-f.]+\.hashgym-tmp", path.name):
+        return True
+    start = f'{{\n "format": "{INDEX.format}"'.encode()
+    ours = path.name == f"{META}.new" and path.is_file() and not path.is_symlink()
+    return ours and start.startswith(path.read_bytes()[: len(start)])
 
 
 @contextmanager
@@ -708,8 +704,9 @@ def _begun(folder: Path) -> bool:
     """Whether the folder has no more than a killed run leaves behind that was to build an index in it."""
     if not owned.is_owned(folder):
         return False
-    contents = {path.name for path in _numbered(folder) if owned.is_owned(path) or owned.is_empty(path)}
-    return {path.name for path in folder.iterdir()} <= {owned.MARKER, _temporary(folder).name, *contents}
+    contents = {path for path in _numbered(folder) if owned.is_owned(path) or owned.is_empty(path)}
+    ours = {folder / owned.MARKER, *contents, *filter(_is_leftover, folder.iterdir())}
+    return set(folder.iterdir()) <= ours
 
 
 def _shown(folder: Path, most: int = 3) -> list[str]:
