@@ -357,8 +357,8 @@ def build(
             return folder
         _check_same_encoder(given, folder, old)
         content = _merged(old, given)
-        meta = {"backend": name, "encoder": given[0].encoder}
-        meta |= {"codes": [*(old.meta["codes"] if old else []), *digests]}
+        indexed = [*(old.meta["codes"] if old else []), *digests]
+        meta: dict[str, Any] = {"backend": name, "encoder": given[0].encoder, "codes": indexed}
         _replace(folder, old, content, given[0].folder / ENCODER, meta, own, progress)
     return folder
 

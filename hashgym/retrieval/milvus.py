@@ -21,7 +21,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from importlib import import_module, metadata
 from itertools import count, pairwise
 from pathlib import Path
@@ -69,6 +69,8 @@ class MilvusIndex(Index):
 
     backend: ClassVar[str] = "milvus"
     options: ClassVar[tuple[str, ...]] = ("uri", "token", "collection", "timeout")
+    _server: _Server | None
+    _client: Any
 
     def __init__(
         self, bits: int, uri: str = "", token: str = "", collection: str = "hashgym", timeout: float = 30.0
@@ -94,7 +96,8 @@ class MilvusIndex(Index):
     ) -> None:
         """Connect to a server, or start one on a new file or a copy of one, and take up or make the collection."""
         self._set(uri, collection, timeout)
-        self._server = _Server(file) if not uri else None
+        if not uri:
+            self._server = _Server(file)
         try:
             self._connect(token)
             if self._call("has_collection"):
@@ -112,8 +115,7 @@ class MilvusIndex(Index):
     def _set(self, uri: str, collection: str, timeout: float) -> None:
         self._check_options(uri=uri, collection=collection)
         self._uri, self._collection, self._timeout = uri, collection, timeout
-        self._server: _Server | None = None
-        self._client: Any = None
+        self._server = self._client = None
         self._images = 0  # lower bound of the number of images, from when they were last counted
 
     def _connect(self, token: str = "") -> None:
@@ -370,7 +372,7 @@ def has(uri: str, collection: str, token: str = "", timeout: float = 30.0) -> bo
         ValueError: for an address or a name that Milvus does not take.
         ConnectionError: if the server cannot be reached.
     """
-    with _connected(uri, collection, token, timeout) as index:
+    with closing(_connected(uri, collection, token, timeout)) as index:
         return bool(index._call("has_collection"))
 
 
@@ -381,7 +383,7 @@ def drop(uri: str, collection: str, token: str = "", timeout: float = 30.0) -> N
         ValueError: if the collection is not one of an index, and for an address or a name that Milvus does not take.
         ConnectionError: if the server cannot be reached.
     """
-    with _connected(uri, collection, token, timeout) as index:
+    with closing(_connected(uri, collection, token, timeout)) as index:
         if index._call("has_collection"):
             if not index._call("describe_collection")["description"].startswith(_DESCRIPTION):
                 raise ValueError(f"the collection {collection!r} is not of an index, so it is not dropped")
