@@ -74,7 +74,7 @@ def export(
     from hashgym.encoders.export import add_backbone, compare
 
     target, place = Path(out), Path(source)
-    if os.path.lexists(target):
+    if target.exists():
         raise DataError(f"{target} exists already: remove it, or choose another --out")
     run = place / POLICY if place.is_dir() else place if place.suffix == ".onnx" else None
     target.parent.mkdir(parents=True, exist_ok=True)

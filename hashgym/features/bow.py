@@ -179,7 +179,7 @@ def learn_words(
     path = Path(out)
     if path.suffix != ".npy":
         raise ValueError(f"words are written to a file that ends in .npy, got {path}")
-    if os.path.lexists(path):
+    if path.exists():
         raise DataError(f"{path} exists already: remove it, or choose another --out")
     describe, preprocess = DenseSift(side := _check_side(size)), Stretch(side)
     drawn = splits.make(

@@ -58,12 +58,7 @@ def require_writable(path: str | Path) -> None:
 
 
 def write(html: str, path: str | Path) -> None:
-    """Write a page, at once or not at all; it replaces no file but such a page.
-
-    Raises:
-        DataError: if something else is there.
-    """
-    require_writable(path)
+    """Write a page, at once or not at all."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")

@@ -138,12 +138,11 @@ class Hasher(ABC):
     def save(self, path: str | Path) -> None:
         """Write the fitted hasher to one file (NumPy's npz, no pickle); whole or not at all.
 
-        It replaces no file but a saved hasher.
+        It replaces no file but a saved hasher: DataError where there is another one.
 
         Raises:
             NotFittedError: before ``fit``.
             ValueError: if the class is not registered, so that ``load`` would not find it.
-            DataError: if the file exists and is no saved hasher.
         """
         from hashgym.hashers import _name_of
 
