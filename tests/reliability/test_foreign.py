@@ -27,7 +27,13 @@ NAMES = (
     *("index.json", "meta.json", "names.json", "words.npy", "words-0123456789abcdef.npy", "journal.jsonl"),
     *(".saving/x", ".hashgym/x", ".hashgym.txt", "photos.partial/a.jpg", "policy.onnx", "page.html"),
 )
-BESIDE = ("out.partial/a.jpg", ".out.partial/a.jpg", ".out.1a2b3c4d.partial/a.jpg", ".out.1a2b3c4d.old/a.jpg")
+BESIDE = (
+    ".out.partial.1a2b3c4d1a2b3c4d.new/a.jpg",
+    "out.partial/a.jpg",
+    ".out.partial/a.jpg",
+    ".out.1a2b3c4d.partial/a.jpg",
+    ".out.1a2b3c4d.old/a.jpg",
+)
 LINK = "7"  # in the folder, to a folder elsewhere
 STATES = ("missing", "empty", "begun", "index", "codes", "features", "file")
 OURS = {"begun": ("1/words.npy",), "codes": ("journal.jsonl",), "features": ("journal.jsonl",)}  # by name and place
