@@ -84,7 +84,11 @@ def save(dataset: HashingDataset, path: str | Path, *, overwrite: bool = False) 
         if target.exists():
             old = target.with_name(f".{target.name}.{mark}.old")
             target.rename(old)
-            work.rename(target)
+            try:
+                work.rename(target)
+            finally:
+                if not target.exists():
+                    old.rename(target)
             owned.mark(old)  # it has only files of ours
             owned.remove(old)
         else:

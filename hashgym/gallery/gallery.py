@@ -496,7 +496,8 @@ def _replace(
             **meta,
         )
     except BaseException:
-        _delete(work, options)
+        if not INDEX.is_one(folder) or read_meta(folder)["content"] != number:  # else it is the index now
+            _delete(work, options)
         raise
     _tidy(folder, options)
 

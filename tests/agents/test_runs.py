@@ -35,3 +35,11 @@ def test_curves_are_whole_where_training_fails(tmp_path: Path) -> None:
         runs.drive(run, "failing", out=tmp_path, checkpoint=None, progress=False)
     curves = EventAccumulator(str(tmp_path)).Reload()
     assert [(point.step, point.value) for point in curves.Scalars("train/update")] == [(1, 1.0), (2, 2.0)]
+
+
+@pytest.mark.parametrize("name", ["policy.pt", "policy.onnx"])
+def test_a_policy_of_another_run_is_not_overwritten(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(ValueError, match=f"{name} exists, but no checkpoint: name another folder"):
+        runs.resumed(tmp_path, runs.CommonArgs(), resume=False)
+    assert runs.resumed(tmp_path / "new", runs.CommonArgs(), resume=False) is None

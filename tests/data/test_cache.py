@@ -128,6 +128,22 @@ def test_a_link_is_not_overwritten(folder, tmp_path):
     assert_same(dataset(), cache.open_cache(folder))
 
 
+def test_an_interruption_between_the_two_renames_keeps_the_old_one(folder, monkeypatch):
+    rename = Path.rename
+
+    def interrupted(path, target):
+        if path.name.endswith(".partial"):
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            cache.save(dataset(name="other"), folder, overwrite=True)
+    assert_same(dataset(), cache.open_cache(folder))
+    assert [p.name for p in folder.parent.iterdir()] == ["features"]
+
+
 def test_a_cache_of_an_older_version_is_overwritten_if_asked(folder):
     (folder / ".hashgym").unlink()
     cache.save(dataset(name="other"), folder, overwrite=True)

@@ -509,6 +509,28 @@ def test_a_folder_that_was_empty_before_a_failure_is_there_after_it(codes, tmp_p
     assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_an_interruption_while_meta_json_is_replaced_leaves_an_index(codes, tmp_path, monkeypatch, late):
+    index = make([codes / "a"], tmp_path / "index")
+    replace = os.replace
+
+    def interrupted(source, target):
+        if Path(target).name == "meta.json":
+            if late:
+                replace(source, target)
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make([codes / "b"], index, add=True)
+    assert len(open_gallery(index)) == (20 if late else 10)
+    make([codes / "b"], index, add=True)
+    assert len(open_gallery(index)) == 20
+    assert sorted(path.name for path in index.iterdir()) == [".hashgym", "2", "meta.json"]
+
+
 def unmarked(index: Path) -> Path:
     """An index as older versions wrote it."""
     for marker in index.rglob(owned.MARKER):
