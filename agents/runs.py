@@ -193,7 +193,7 @@ def resumed(out: Path | None, args: CommonArgs, resume: bool) -> dict[str, Any] 
             raise ValueError(f"there is no run to resume in {out}; leave resume out to begin one")
         for there in () if out is None else (out / "policy.pt", out / "policy.onnx"):
             if there.exists():
-                raise ValueError(f"{there} exists, but no checkpoint: name another folder, so that it is not overwritten")
+                raise ValueError(f"{there} exists, but no checkpoint: name another folder, as it would be overwritten")
         return None
     if not resume:
         raise ValueError(f"{out} holds a run: resume it, remove it, or name another folder")
