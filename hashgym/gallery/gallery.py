@@ -651,9 +651,9 @@ def _is_leftover(path: Path) -> bool:
 
 @contextmanager
 def _alone(folder: Path, options: Mapping[str, Any]) -> Iterator[None]:
-    """Make the folder where there is none, and keep other writers out of it, where the system can.
+    """Create the folder where there is none, and keep other writers out of it, where the system can.
 
-    If the work fails, a folder that was made or empty before is made away with or empty again.
+    If the work fails, a folder that was created here is deleted, and one that was empty before is empty again.
     """
     there = folder.exists()
     if not INDEX.is_one(folder):
