@@ -23,11 +23,15 @@ docs: $(VENV)/.installed
 # The stamp is written last, so that an interrupted installation is taken up again.
 # torch comes first: with it in place no later package asks for another build of it.
 $(VENV)/.installed: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/python || { $(PYTHON) -m venv $(VENV) && touch $(VENV)/.hashgym; }
 	$(BIN)/python -m pip install --constraint constraints.txt torch
 	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+# Only what can be made again, and only what shows who made it: training runs and an environment of one's own stay.
 clean:
-	rm -rf $(VENV) runs dist build docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	! test -f $(VENV)/.hashgym || rm -rf $(VENV)
+	! test -f docs/_build/.buildinfo || rm -rf docs/_build
+	for cache in .mypy_cache .ruff_cache .pytest_cache; do ! test -f $$cache/CACHEDIR.TAG || rm -rf $$cache; done
+	find agents benchmarks docs hashgym tests -path '*/__pycache__/*.pyc' -delete
+	find agents benchmarks docs hashgym tests -name __pycache__ -type d -empty -delete

@@ -266,6 +266,9 @@ def resumed(out: Path | None, args: CommonArgs, resume: bool) -> dict[str, Any] 
     if path is None or not path.exists():
         if resume:
             raise ValueError(f"there is no run to resume in {out}; leave resume out to begin one")
+        for there in () if out is None else (out / "policy.pt", out / "policy.onnx"):
+            if there.exists():
+                raise ValueError(f"{there} exists, but no checkpoint: name another folder, as it would be overwritten")
         return None
     if not resume:
         raise ValueError(f"{out} holds a run: resume it, remove it, or name another folder")

@@ -78,6 +78,9 @@ def make_encoder(backbone: Backbone, bits: int, folder: Path) -> Path:
 def main(args: Args) -> list[dict[str, Any]]:
     """Measure, print the rates and their ratio, and write the rows where ``args.out`` says."""
     console = Console()
+    results = Results(args.out, COLUMNS, KEY, "encoding.csv") if args.out else None
+    if results:
+        results.rows()  # those of something else are refused before work starts
     backbone = make(args.backbone, size=args.size, device="cpu")
     with TemporaryDirectory() as place:
         folder = Path(place)
@@ -108,8 +111,8 @@ def main(args: Args) -> list[dict[str, Any]]:
             config = describe({**asdict(args), "pictures": str(args.pictures or "generated"), "out": None})
             rows.append(row | {"versions": versions(), "revision": revision(), "config": config})
     console.print(f"encode at {np.median([row['ratio'] for row in rows]):.1%} of the backbone's own speed, the median")
-    if args.out:
-        Results(args.out, COLUMNS, KEY, "encoding.csv").append(*rows)
+    if results:
+        results.append(*rows)
     return rows
 
 

@@ -26,7 +26,7 @@ import hashgym
 import hashgym.data
 from benchmarks import figures
 from benchmarks.cells import Executor, data_digest, features_name, run_cells, unfinished
-from benchmarks.results import Results, describe, estimate, peak_mb, revision
+from benchmarks.results import Results, describe, estimate, peak_mb, require_replaceable, revision
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
 from hashgym.data.atomic import write_text
@@ -260,6 +260,7 @@ def main(args: Args, console: Console | None = None) -> int:
         make_base(args.sigma_base, args.sigma_bits, 0)
     if wrong := [xi for xi in args.xi if not 0 <= xi <= 1]:
         raise ValueError(f"xi is a probability, from 0 to 1, got {wrong[0]}")
+    require_replaceable(args.out, "table.md", "radius0.png", "f1_buckets.png", "searches-*.png")
     data: dict[str, Any] = {"split": args.split, "queries": args.queries, "train": args.train}
     common: dict[str, Any] = {**data, "xi": tuple(sorted({*map(float, args.xi), 0.5})), "preset": args.preset}
     grid = [(b, q, s) for b in args.bases for q in args.bits for s in range(args.seeds)]

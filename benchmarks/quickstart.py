@@ -17,7 +17,7 @@ from rich.table import Table
 import hashgym.data
 from agents.mch import make_base
 from benchmarks import drlih, figures, mch, methods
-from benchmarks.results import Results
+from benchmarks.results import Results, require_replaceable
 from hashgym.data import HashingDataset
 
 __all__ = ["Args", "main"]
@@ -67,6 +67,8 @@ def main(args: Args, console: Console | None = None) -> None:
 
     torch.set_num_threads(1)  # for networks this small more threads gain nothing, and on a busy machine lose much
     console = console or Console()
+    require_replaceable(args.out, "precision_recall.png", "codes.png", "results.png")
+    require_replaceable(args.out / "mch", "f1_buckets.png", "searches.png")
     cell = mch.Cell(args.scenes, args.base, args.scene_bits, args.seed, xi=(0.0, 0.5))
     make_base(
         args.base, args.scene_bits, args.seed

@@ -22,7 +22,7 @@ from rich.console import Console
 import hashgym.data
 from benchmarks import claims, comparisons, statistics
 from benchmarks.claims import VARIANTS
-from benchmarks.results import estimate
+from benchmarks.results import REPORT, estimate, require_replaceable
 from benchmarks.rows import Row, group, hand_crafted, paired, paper, read, where
 from benchmarks.tables import Entry, by_length, caption, cell, flat, table
 from hashgym.data import HashingDataset
@@ -63,9 +63,10 @@ def main(args: Args, console: Console | None = None) -> None:
     """Write the report.
 
     Raises:
-        ValueError: if there are no results, or some contradict each other.
+        ValueError: if there are no results, some contradict each other, or files of others would be overwritten.
     """
     out, runs = args.out or args.folder, read(args.folder)
+    require_replaceable(out, "report.md", "*.png")
     datasets = {dataset.name: dataset for dataset in (hashgym.data.load(str(path)) for path in args.features)}
     out.mkdir(parents=True, exist_ok=True)
     text = report(runs, datasets, out)
@@ -83,7 +84,7 @@ def report(runs: Mapping[str, Sequence[Row]], datasets: Mapping[str, HashingData
     """
     head = [
         "# Every system of both papers, measured by one code",
-        "Written by `python -m benchmarks.report`. A cell is the mean over seeds with its 95% bootstrap interval, "
+        f"{REPORT} A cell is the mean over seeds with its 95% bootstrap interval, "
         "which is too narrow for few seeds. Seeds change a method's random numbers, never the split. Grey numbers "
         "after the word paper are printed in the papers: of networks trained end to end, and of other splits.",
     ]

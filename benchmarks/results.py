@@ -37,6 +37,7 @@ __all__ = [
     "markdown",
     "peak_mb",
     "read_csv",
+    "require_replaceable",
     "revision",
     "table",
 ]
@@ -55,6 +56,8 @@ COLUMNS = (
     "revision",
     "config",
 )
+
+REPORT = "Written by `python -m benchmarks.report`."  # stands in every report.md
 
 Row = Mapping[str, Any]
 
@@ -168,6 +171,33 @@ def _difference(old: Row, new: Row) -> str:
         return f"{before!r} is no configuration"
     changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     return ", ".join(f"{name}: {before.get(name)!r} -> {after.get(name)!r}" for name in changed)
+
+
+def require_replaceable(folder: Path, *patterns: str) -> None:
+    """Check, before work starts, that the tables and figures of a benchmark overwrite nothing of others.
+
+    Args:
+        folder: where they are written. It may have such files if it has results of a benchmark, or its report.
+        patterns: names of the files.
+
+    Raises:
+        ValueError: if there is such a file in a folder that is not a benchmark's.
+    """
+    there = sorted(path.name for pattern in patterns for path in folder.glob(pattern))
+    if there and not any(map(_is_of_benchmark, (*folder.glob("*.csv"), *folder.glob("report.md")))):
+        raise ValueError(
+            f"{folder} has {there[0]} but no results of a benchmark, so it would overwrite a file of somebody else: "
+            "choose another --out"
+        )
+
+
+def _is_of_benchmark(file: Path) -> bool:
+    """Whether a file is one of results, or a report of them."""
+    with file.open("rb") as stream:
+        start = stream.read(1000)
+    if file.suffix == ".csv":
+        return {b"revision", b"config"} <= set(start.partition(b"\n")[0].rstrip().split(b","))
+    return REPORT.encode() in start
 
 
 def describe(config: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ import hashgym
 import hashgym.data
 from benchmarks import figures, methods, results
 from benchmarks.cells import data_digest, features_name, run_cells, unfinished
-from benchmarks.results import Results, describe, peak_mb, revision
+from benchmarks.results import Results, describe, peak_mb, require_replaceable, revision
 from hashgym import rewards
 from hashgym.data import HashingDataset
 from hashgym.data.atomic import write_text
@@ -203,6 +203,7 @@ def main(args: Args, console: Console | None = None) -> int:
     console = console or Console()
     if args.seeds < 1 or args.jobs < 1 or args.updates < 1 or not args.bits or not args.designs:
         raise ValueError("at least one seed, one job, one update, one code length and one design are needed")
+    require_replaceable(args.out, "table.md", "curves-*.png")
     dataset = hashgym.data.load(args.features)
     which = [(d, b, s) for d in args.designs for b in args.bits for s in range(args.seeds)]
     cells = [Cell(args.features, args.agent, d, b, s, args.updates) for d, b, s in which]

@@ -27,7 +27,7 @@ import hashgym.data
 from agents import mch, sb3
 from benchmarks import methods
 from benchmarks.cells import data_digest, features_name, run_cells, unfinished
-from benchmarks.results import Results, describe, estimate, peak_mb, revision
+from benchmarks.results import Results, describe, estimate, peak_mb, require_replaceable, revision
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
 from hashgym.data.atomic import write_text
@@ -223,6 +223,7 @@ def main(args: Args, console: Console | None = None) -> int:
         if not any(method in METHODS[env] for env in args.envs):
             known = ", ".join(dict.fromkeys(name for env in args.envs for name in METHODS[env]))
             raise ValueError(f"there is no method {method!r}: choose from {known}")
+    require_replaceable(args.out, "table.md")
     folders = {CODES: args.features, REGIONS: args.scenes}
     cells = [
         Cell(env, folders[env], method, seed, args.steps, args.input_dropout)

@@ -17,7 +17,7 @@ import numpy as np
 import tyro
 
 from benchmarks import encoding, engines
-from benchmarks.results import Results
+from benchmarks.results import Results, require_replaceable
 from hashgym.data.atomic import write_text
 
 __all__ = ["Costs", "costs", "engine_table", "main", "table"]
@@ -107,6 +107,7 @@ def engine_table(folder: Path) -> Iterator[str]:
 
 def main(folder: Annotated[Path, tyro.conf.Positional] = Path("benchmarks/results/scale"), /) -> None:
     """Write and print the tables of a folder with encoding.csv and engines.csv."""
+    require_replaceable(folder, "table.md", "engines.md")
     for name, lines in (("table.md", table(costs(folder))), ("engines.md", engine_table(folder))):
         text = "\n".join(lines) + "\n"
         write_text(folder / name, text)

@@ -67,42 +67,104 @@ def hashers() -> None:
 
 
 def info(folder: tyro.conf.Positional[str], /) -> None:
-    """Say what a folder of features holds and verify its checksums; the exit code is 1 if it is damaged.
+    """Show what a folder of features, a folder of codes or an index contains, and verify its checksums.
+
+    The exit code is 1 if it is damaged.
 
     Args:
-        folder: what `hashgym features` wrote.
+        folder: what `hashgym features`, `hashgym encode` or `hashgym index` wrote.
     """
-    from rich.markup import escape
+    from pathlib import Path
 
     from hashgym.data import cache
     from hashgym.data.dataset import DataError
+    from hashgym.gallery.codes import CODES
+    from hashgym.gallery.gallery import INDEX
 
-    if not cache.is_cache(folder):
-        raise DataError(f"{folder} is no folder of features: it has no {cache.META}; `hashgym features` writes one")
+    kinds = ((INDEX, _index_facts), (CODES, _codes_facts), (cache.CACHE, _features_facts))
+    known = [facts for kind, facts in kinds if kind.is_one(folder)]
+    if not known and not cache.is_cache(folder):
+        partial = Path(f"{folder}.partial")
+        hint = f"; {partial} is not finished: run its command again" if partial.is_dir() else ""
+        raise DataError(
+            f"{folder} is no folder of features, folder of codes or index: it has no {cache.META}; `hashgym features`, "
+            f"`hashgym encode` and `hashgym index` write one{hint}"
+        )
     try:
-        meta = cache.read_meta(folder)
-        cache.verify(folder)
-        dataset = cache.open_cache(folder)
+        rows, files = (known[0] if known else _features_facts)(folder)
     except DataError as error:
         _error(str(error))
         raise SystemExit(1) from None
-    table = _table("array", "type", "shape", "MB")
-    for name, entry in meta["files"].items():
+    table = _table("file", "type", "shape", "MB")
+    for name, entry in files.items():
         shape = " x ".join(f"{length:,}" for length in entry.get("shape", ()))
-        table.add_row(name, entry.get("dtype", "text"), shape, f"{entry['bytes'] / 1e6:,.1f}")
+        kind = entry.get("dtype", "text" if name.endswith(".json") else "binary")
+        table.add_row(_escaped(name), kind, shape, f"{entry['bytes'] / 1e6:,.1f}")
     facts = _table("", "")
     facts.show_header = False
-    rows = {
+    for key, value in rows.items():
+        facts.add_row(_escaped(key), _escaped(value if len(value) <= 2_000 else f"{value[:2_000]} ..."))
+    _print(facts, table, f"[green]all {len(files)} checksums are right[/green]")
+
+
+def _features_facts(folder: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """What a folder of features says of itself, and its files, which were compared with their checksums."""
+    from hashgym.data import cache
+
+    meta = cache.read_meta(folder)
+    cache.verify(folder)
+    dataset = cache.open_cache(folder)
+    return {
         "dataset": dataset.name,
         "images": f"{len(dataset):,}, {dataset.dim:,} features each",
         "labels": f"{len(dataset.label_names)}: {', '.join(dataset.label_names)}",
         "roles": f"{len(dataset.query):,} queries, {len(dataset.database):,} in the database, "
         f"{len(dataset.train):,} to train",
         **{key.replace("_", " "): _lines(value) for key, value in dataset.provenance.items() if value is not None},
-    }
-    for key, value in rows.items():
-        facts.add_row(key, escape(value if len(value) <= 2_000 else f"{value[:2_000]} ..."))
-    _print(facts, table, f"[green]all {len(meta['files'])} checksums are right[/green]")
+    }, meta["files"]
+
+
+def _codes_facts(folder: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """The same of a folder of codes."""
+    from hashgym.gallery.codes import CODES, open_codes
+
+    codes = open_codes(folder, verify=True)
+    left_out = [f"{name}: {reason}" for name, reason in codes.left_out.items()]
+    return {
+        "codes": f"of {len(codes):,} pictures, {codes.bits} bits each, {codes.words.shape[1]} views of a picture",
+        "pictures": f"below {codes.root}",
+        "left out": "\n".join([f"{len(left_out):,} pictures", *left_out]) if left_out else "none",
+        "encoder": codes.encoder,
+        **{key: _lines(value) for key, value in CODES.read(folder)["job"].items() if key == "versions"},
+    }, CODES.read(folder)["files"]
+
+
+def _index_facts(folder: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """The same of an index and its back end's files; a server is not asked."""
+    from pathlib import Path
+
+    from hashgym.data.addresses import without_password
+    from hashgym.gallery.gallery import ENGINE, verify
+    from hashgym.retrieval import index as engines
+
+    meta = verify(folder)
+    place = Path(folder, meta["content"], ENGINE)
+    saved = engines.read_meta(place)
+    files = {f"{meta['content']}/{ENGINE}/{entry['file']}": entry for entry in saved["files"].values()}
+    uri = str(saved["options"].get("uri", ""))
+    return {
+        "index": f"of {meta['images']:,} pictures, codes of {meta['bits']} bits",
+        "pictures": f"below {meta['root']}",
+        "back end": f"{meta['backend']} at {without_password(uri)}" if uri else meta["backend"],
+        "encoder": meta["encoder"],
+    }, meta["files"] | files
+
+
+def _escaped(text: str) -> str:
+    """Text for a table as it is, without markup, its lines kept."""
+    from rich.markup import escape
+
+    return escape("\n".join(map(_printable, text.split("\n"))))
 
 
 def features(
@@ -404,7 +466,9 @@ def index(
         out: the folder of the index.
         backend: what searches: faiss (the default), faiss-hash, buckets, brute-force or milvus. All give the same
             answers.
-        uri: where Milvus is, such as http://localhost:19530; without, it is embedded.
+        uri: the server that Milvus is on, such as http://localhost:19530; by default the environment variable
+            MILVUS_URI, else where the index is already, else it is embedded. The token in MILVUS_TOKEN is sent only to
+            an address that is given in one of the first two ways.
         add: to the index that is there. Pictures that it has get their new codes and keep their ids.
         remove: names of pictures to take out, as `hashgym search` shows them.
     """
@@ -412,12 +476,12 @@ def index(
 
     from hashgym import gallery
 
+    options = {} if uri is None else {"uri": uri}
     if remove:
-        if codes or add or backend or uri:
-            raise ValueError("--remove goes with --out alone: add codes before or after")
-        gallery.remove(out, remove)
+        if codes or add or backend:
+            raise ValueError("--remove goes with --out and --uri alone: add codes before or after")
+        gallery.remove(out, remove, options=options)
     else:
-        options = {} if uri is None else {"uri": uri}
         gallery.build(codes, out, backend, add, options=options)
     meta = gallery.read_meta(out)
     _print(
@@ -437,6 +501,7 @@ def search(
     json: Flag = False,
     html: str | None = None,
     root: str | None = None,
+    uri: str | None = None,
 ) -> None:
     """Find the pictures nearest to one, by the Hamming distance of their codes.
 
@@ -448,8 +513,11 @@ def search(
         k: at most so many are found.
         radius: none further than so many bits.
         json: write JSON and nothing else to the standard output.
-        html: also write a page with thumbnails and the regions that matched, all in one file.
+        html: also write a page with thumbnails and the regions that matched, all in one file. Only such a page is
+            overwritten.
         root: the folder where the pictures are now, if they were moved.
+        uri: the Milvus server that the index is on; by default the environment variable MILVUS_URI, else what the
+            index says. The token in MILVUS_TOKEN is sent only to an address that is given in one of the first two ways.
     """
     from pathlib import Path
 
@@ -459,8 +527,10 @@ def search(
     from hashgym.gallery import open_gallery, page
     from hashgym.gallery.gallery import REGIONS
 
+    if html is not None:
+        page.require_writable(html)
     picture = open_image(Path(photo))
-    with open_gallery(index, root) as found:
+    with open_gallery(index, root, uri) as found:
         matches = found.search(picture, k, radius)
         if html is not None:
             page.write(page.results(found, picture, matches, Path(photo).name), html)
@@ -503,6 +573,7 @@ def serve(
     *,
     port: int = 8000,
     root: str | None = None,
+    uri: str | None = None,
     max_megabytes: int = 32,
     max_megapixels: int = 50,
     max_seconds: float = 20,
@@ -516,6 +587,7 @@ def serve(
         index: what `hashgym index` wrote.
         port: a free port; 0 for any.
         root: the folder where the pictures are now, if they were moved.
+        uri: the Milvus server that the index is on, as for `hashgym search`.
         max_megabytes: size limit of a picture's file that is dropped on the page.
         max_megapixels: size limit of such a picture, and of one of the index.
         max_seconds: time limit for decoding one picture.
@@ -525,7 +597,7 @@ def serve(
     from hashgym.gallery.server import serve as run
 
     limits = {"max_bytes": max_megabytes * 2**20, "max_pixels": max_megapixels * 10**6}
-    run(index, port, root=root, **limits, seconds=max_seconds, token=token)
+    run(index, port, root=root, uri=uri, **limits, seconds=max_seconds, token=token)
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 from hashgym import cli, hashers, load_encoder
-from hashgym.data import cache
+from hashgym.data import cache, owned
 from hashgym.data.atomic import atomic_write
 from hashgym.data.files import open_image
 from hashgym.gallery import open_codes, open_gallery
@@ -200,7 +201,7 @@ def test_index_adds_and_removes(place, tmp_path, capsys):
     names = set(open_gallery(tmp_path / "index").names.values())
     assert {"cat/3.png", "dog/7.png"} & names == set()
     assert "has no image cat/3.png" in fails([*index, "--remove", "cat/3.png"], capsys)
-    assert "goes with --out alone" in fails([*index, tmp_path / "dog", "--remove", "cat/1.png"], capsys)
+    assert "goes with --out and --uri alone" in fails([*index, tmp_path / "dog", "--remove", "cat/1.png"], capsys)
     assert "exists already" in fails([*index, tmp_path / "dog"], capsys)
     assert "nothing to index" in fails(index, capsys)
     assert "takes no options" in fails(
@@ -227,6 +228,46 @@ def test_search_in_a_table_json_and_html(place, tmp_path, capsys):
     Image.new("RGB", (5, 5)).save(blank)
     said = says(["search", place / "index", blank, "--radius", 0], capsys)
     assert "no picture within 0 bits" in said or "1 0" in said
+
+
+def test_search_overwrites_no_page_of_others(place, tmp_path, capsys):
+    (tmp_path / "page.html").write_text("<html>mine</html>")
+    words = ["search", place / "index", tmp_path / "none.png", "--html", tmp_path / "page.html"]
+    assert "page.html exists already and is not a page of search results of hashgym" in fails(words, capsys)
+    assert (tmp_path / "page.html").read_text() == "<html>mine</html>"
+
+
+def test_info_of_codes_and_indices(place, tmp_path, capsys):
+    said = says(["info", place / "codes"], capsys)
+    for wanted in (
+        "of 40 pictures, 12 bits each",
+        f"below {place / 'photos'}",
+        "words.npy",
+        "all 5 checksums are right",
+    ):
+        assert wanted in said
+    said = says(["info", place / "index"], capsys)
+    for wanted in (
+        "of 40 pictures, codes of 12 bits",
+        "back end buckets",
+        "1/text.npy",
+        "1/engine/words-",
+        "are right",
+    ):
+        assert wanted in said
+    shutil.copytree(place / "index", tmp_path / "index")
+    shutil.copytree(place / "codes", tmp_path / "codes")
+    data = [*(tmp_path / "index" / "1").rglob("*.npy"), *(tmp_path / "codes").glob("*.npy"), *tmp_path.rglob("*.json")]
+    assert len(data) > 14
+    for file in data:
+        octets = file.read_bytes()
+        file.write_bytes(octets[:-3] + bytes([octets[-3] ^ 1]) + octets[-2:])
+        said = fails(["info", tmp_path / file.relative_to(tmp_path).parts[0]], capsys, 1)
+        assert "damaged" in said
+        assert file.name in said
+        file.write_bytes(octets)
+    owned.create(tmp_path / "begun.partial")
+    assert f"{tmp_path / 'begun.partial'} is not finished" in fails(["info", tmp_path / "begun"], capsys)
 
 
 def test_search_refuses(place, tmp_path, capsys):

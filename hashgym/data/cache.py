@@ -10,15 +10,17 @@ nothing is ever unpickled.
 
 from __future__ import annotations
 
+import os
 import secrets
-import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hashgym.data import owned
 from hashgym.data.arrays import map_array
 from hashgym.data.dataset import DataError, HashingDataset
 from hashgym.data.sealed import META, Kind, Thorough, read_json, sync, write_json
@@ -34,6 +36,7 @@ CACHE = Kind(
     facts={"name": str, "columns": list, "provenance": dict},
 )
 NAMES = "names.json"
+JOURNAL = "journal.jsonl"  # of the job that made it; one that was killed at its very end has left it
 REQUIRED = {"features": "float32", "labels": "uint8", "query": "int64", "database": "int64", "train": "int64"}
 OPTIONAL = {
     "regions": "float32",
@@ -59,16 +62,20 @@ def save(dataset: HashingDataset, path: str | Path, *, overwrite: bool = False) 
     that name, nor is an old one lost before the new one is complete.
 
     Raises:
-        DataError: if ``path`` exists, unless it is a cache and ``overwrite`` is true.
+        DataError: if ``path`` exists, unless it is a cache with nothing else in it and ``overwrite`` is true.
         OSError: if it cannot be written.
     """
     target = Path(path)
-    if target.exists() and not (overwrite and is_cache(target)):
+    if os.path.lexists(target) and not (overwrite and CACHE.is_one(target) and not target.is_symlink()):
         raise DataError(f"{target} exists already: remove it, or choose another name")
+    if target.exists() and (foreign := _foreign(target)):
+        raise DataError(
+            f"{target} is not overwritten, for hashgym did not write {', '.join(foreign[:3])} in it: move that "
+            "elsewhere, or choose another name"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     mark = secrets.token_hex(4)
-    work = target.with_name(f".{target.name}.{mark}.partial")
-    work.mkdir()
+    work = owned.create(target.with_name(f".{target.name}.{mark}.partial"))
     try:
         for key in ARRAYS:
             if (array := getattr(dataset, key)) is not None:
@@ -77,13 +84,25 @@ def save(dataset: HashingDataset, path: str | Path, *, overwrite: bool = False) 
         if target.exists():
             old = target.with_name(f".{target.name}.{mark}.old")
             target.rename(old)
-            work.rename(target)
-            shutil.rmtree(old)
+            try:
+                work.rename(target)
+            finally:
+                if not target.exists():
+                    old.rename(target)
+            owned.mark(old)  # it has only files of ours
+            owned.remove(old)
         else:
             work.rename(target)
         sync(target.parent)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        with suppress(OSError):
+            owned.remove(work)
+
+
+def _foreign(folder: Path) -> list[str]:
+    """Names of what lies in a cache and is not part of it."""
+    ours = {owned.MARKER, META, NAMES, JOURNAL, *(f"{key}.npy" for key in ARRAYS)}
+    return sorted(path.name for path in folder.iterdir() if path.name not in ours or not path.is_file())
 
 
 def seal(

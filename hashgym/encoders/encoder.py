@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
     from PIL.Image import Image
 
-__all__ = ["FORMAT", "KEY", "Encoder", "load_encoder", "seal"]
+__all__ = ["FORMAT", "KEY", "Encoder", "is_sealed", "load_encoder", "seal"]
 
 FORMAT = 1
 KEY = "hashgym.encoder"
@@ -49,6 +49,13 @@ _EMPTY = b"0" * 64
 def seal(model: bytes) -> bytes:
     """An ONNX model with its digest appended, as :func:`load_encoder` wants it."""
     return model + _SEAL + hashlib.sha256(model + _SEAL + _EMPTY).hexdigest().encode()
+
+
+def is_sealed(path: str | Path) -> bool:
+    """Whether a file ends as encoders do; whether it is whole is not checked."""
+    with open(path, "rb") as file:
+        file.seek(max(0, file.seek(0, 2) - len(_SEAL) - 64))
+        return file.read(len(_SEAL)) == _SEAL
 
 
 def load_encoder(path: str | Path, threads: int | None = None) -> Encoder:

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym.codes import CodeSets, unpack
+from hashgym.data import owned
 from hashgym.data.atomic import atomic_write
 from hashgym.data.files import BACKGROUND
-from hashgym.encoders.encoder import FORMAT, KEY, Encoder, load_encoder, seal
+from hashgym.encoders.encoder import FORMAT, KEY, Encoder, is_sealed, load_encoder, seal
 from hashgym.features.backbone import Backbone, describe_preprocess
 from hashgym.features.runtime import TOLERANCE, open_session, require_runtime, thread_count
 
@@ -68,8 +69,10 @@ def write(
 
     Raises:
         ValueError: for arguments that contradict each other or the head, or where onnx is not installed.
+        DataError: if the file exists and is no encoder.
     """
     require_runtime("onnx")
+    owned.require_replaceable(path, "an encoder", is_sealed)
     if dim < 1 or bits < 1:
         raise ValueError(f"bits and dim are at least 1, got {bits} and {dim}")
     if regions not in (0, 5):
@@ -110,9 +113,10 @@ def add_backbone(source: str | Path, out: str | Path, backbone: Backbone) -> Non
     Raises:
         ValueError: for a backbone that has no ONNX form or made other features than the encoder was trained on, an
             encoder that takes pictures already, or where onnx is not installed.
-        DataError: where ``source`` is missing, damaged or no encoder.
+        DataError: where ``source`` is missing, damaged or no encoder, or ``out`` exists and is none.
     """
     require_runtime("onnx")
+    owned.require_replaceable(out, "an encoder", is_sealed)
     import onnx
 
     encoder = load_encoder(source)

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from hashgym.data.addresses import without_password
+
 __all__ = ["cluster", "import_ray", "result"]
 
 
@@ -56,7 +58,7 @@ def cluster(cpus: int | None = None) -> Iterator[Any]:
             ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
     except Exception as error:  # of every kind, some of them plain Exception
         where = f"no connection to the Ray cluster at RAY_ADDRESS={address}" if address else "Ray cannot start here"
-        raise ValueError(f"{where}: {str(error.__cause__ or error).strip()}") from error
+        raise ValueError(without_password(f"{where}: {str(error.__cause__ or error).strip()}")) from error
     try:
         yield ray
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hashgym.gallery.codes import Codes, encode_images, find_images, open_codes
-from hashgym.gallery.gallery import Gallery, Match, build, open_gallery, read_meta, remove
+from hashgym.gallery.gallery import Gallery, Match, build, open_gallery, read_meta, remove, verify
 
 __all__ = [
     "Codes",
@@ -16,4 +16,5 @@ __all__ = [
     "open_gallery",
     "read_meta",
     "remove",
+    "verify",
 ]

@@ -4,13 +4,21 @@
 ascending, never given twice), ``words.npy``, ``kept.npy``, ``sizes.npy`` as in a folder of codes, names in ``text.npy``
 and ``ends.npy``, ``encoder.onnx``, and ``engine``, the back end's own. Every change makes a new numbered folder, and
 ``meta.json`` is replaced when that is on the disk: at any moment there is the old index or the new one.
+
+The index and each content carry the marker of :mod:`hashgym.data.owned`; a content without it, or with files of
+somebody else in it, is never deleted. On a Milvus server a content is a collection of its own, whose name is derived
+from this computer, the folder and the number: no other collection is emptied or dropped. The server's token goes only
+to an address that the user gave.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import platform
+import re
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -24,7 +32,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym.codes import CodeSets, Words, hamming
-from hashgym.data.atomic import clean, temporaries
+from hashgym.data import owned
+from hashgym.data.atomic import clean
 from hashgym.data.dataset import DataError
 from hashgym.data.files import open_image
 from hashgym.data.sealed import META, Kind, sync
@@ -38,7 +47,7 @@ if TYPE_CHECKING:
     from hashgym.encoders import Encoder
     from hashgym.retrieval.index import Index
 
-__all__ = ["REGIONS", "Gallery", "Match", "Names", "build", "open_gallery", "read_meta", "remove"]
+__all__ = ["REGIONS", "Gallery", "Match", "Names", "build", "open_gallery", "read_meta", "remove", "verify"]
 
 INDEX = Kind(
     "hashgym-gallery",
@@ -52,6 +61,7 @@ INDEX = Kind(
         **{"codes": list, "options": dict},
     },
 )
+ENGINE = "engine"
 ARRAYS = ("ids", "words", "kept", "sizes", "text", "ends")
 AT_ONCE = 1 << 16  # images that are given to a back end together
 REGIONS = ("whole", "top left", "top right", "bottom left", "bottom right", "centre")
@@ -212,29 +222,38 @@ class Gallery:
         self.close()
 
 
-def open_gallery(folder: str | Path, root: str | Path | None = None) -> Gallery:
-    """Open an index; arrays are mapped.
+def open_gallery(folder: str | Path, root: str | Path | None = None, uri: str | None = None) -> Gallery:
+    """Open an index, after comparing all its files with their checksums; arrays are mapped.
 
     Args:
         folder: what :func:`build` wrote.
         root: the folder where the pictures are now, if they were moved.
+        uri: of the Milvus server that the index is on; by default the environment variable ``MILVUS_URI``, else what
+            the index says. The token in ``MILVUS_TOKEN`` is sent only to the first two.
 
     Raises:
         DataError: if it is none or damaged, or the pictures are not where they were.
-        ValueError: where a back end's package is missing, or its server does not answer.
+        ValueError: where a back end's package is missing, or the index is on a server whose address the user must give.
+        ConnectionError: where the server does not answer.
     """
     from hashgym.encoders import load_encoder
     from hashgym.retrieval import index as engines
 
     path = Path(folder)
     while True:
-        meta = INDEX.read(path)
+        meta = read_meta(path)
         try:
             arrays = _arrays(path, meta)
             encoder = load_encoder(path / meta["content"] / ENCODER)
             place = _root(path, Path(meta["root"]) if root is None else Path(root), root is not None)
-            options = _token() if meta["backend"] == "milvus" else {}
-            engine = engines.load(path / meta["content"] / "engine", **options)
+            saved = engines.read_meta(path / meta["content"] / ENGINE)
+            if saved["backend"] != meta["backend"]:
+                raise DataError(f"{path} is damaged: its parts do not belong together; {INDEX.mend}")
+            recorded = str(saved["options"].get("uri", ""))
+            if uri and not recorded:
+                raise ValueError(f"{path} is on no server: leave out --uri")
+            options = _server(path, meta["backend"], recorded, uri) if recorded else {}
+            engine = engines.load(path / meta["content"] / ENGINE, **options)
             break
         except (OSError, ValueError):
             if INDEX.read(path) == meta:  # else it was replaced meanwhile
@@ -257,7 +276,29 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
     Raises:
         DataError: if it is none, or damaged.
     """
-    return INDEX.read(folder)
+    meta = INDEX.read(folder)
+    if not re.fullmatch("[1-9][0-9]*", meta["content"]):
+        raise DataError(f"{folder} is damaged: its content is not named by a number; {INDEX.mend}")
+    return meta
+
+
+def verify(folder: str | Path) -> dict[str, Any]:
+    """What an index says of itself, after comparing all its files with their checksums. No server is asked.
+
+    Raises:
+        DataError: if it is none, or damaged.
+    """
+    from hashgym.retrieval import index as engines
+
+    path, meta = Path(folder), read_meta(folder)
+    _arrays(path, meta)
+    try:
+        saved = engines.verify(path / meta["content"] / ENGINE)
+    except ValueError as error:
+        raise DataError(f"{path} is damaged: {error}") from error
+    if (saved["backend"], saved["bits"], saved["images"]) != (meta["backend"], meta["bits"], meta["images"]):
+        raise DataError(f"{path} is damaged: its parts do not belong together; {INDEX.mend}")
+    return meta
 
 
 def build(
@@ -280,44 +321,52 @@ def build(
             added to its own.
         add: to the index in ``out``.
         progress: show a progress bar.
-        options: of the back end, such as ``uri``.
+        options: of the back end, such as ``uri``; by default of Milvus the environment variable ``MILVUS_URI``.
 
     Returns:
         ``out``, for :func:`open_gallery`.
 
     Raises:
-        DataError: for codes that are damaged or of different encoders, and if ``out`` is there without ``add``, or not
-            there with it.
-        ValueError: for a back end that is not known or cannot be had.
+        DataError: for codes that are damaged or of different encoders, if ``out`` is there without ``add``, or not
+            there with it, and if something else than an index is there. Nothing was written or deleted then.
+        ValueError: for a back end or an option that is not known or cannot be had.
+        ConnectionError: where the server does not answer.
     """
     folder = Path(out)
     given = [open_codes(place, verify=True) for place in codes]
     if not given:
         raise DataError("there is nothing to index: name folders of codes, which `hashgym encode` writes")
-    if add and not folder.exists():
-        raise DataError(f"{folder} does not exist: leave out --add to build it")
-    with _alone(folder):
-        old = _Content.of(folder) if add else None
-        digests = [part.digest for part in given]
-        if old is not None:
-            if backend not in (None, old.meta["backend"]):
-                raise DataError(f"{folder} is of the back end {old.meta['backend']}: leave out --backend to add to it")
-            if set(digests) <= set(old.meta["codes"]):
-                return folder
-        elif INDEX.is_one(folder):
-            meta = INDEX.read(folder)
-            if meta["codes"] == digests and backend in (None, meta["backend"]):
-                return folder
+    _check_same_encoder(given)
+    digests = [part.digest for part in given]
+
+    def checked() -> tuple[str, dict[str, Any], dict[str, Any] | None]:
+        """The back end, its options, and what ``meta.json`` of the index says that is there."""
+        there = _existing(folder, add)
+        other = there is not None and backend not in (None, there["backend"])
+        if there is not None and add and other:
+            raise DataError(f"{folder} has the back end {there['backend']}: leave out --backend to add to it")
+        if there is not None and not add and (other or there["codes"] != digests):
             raise DataError(f"{folder} exists already: --add adds to it; or remove it, or choose another --out")
-        _check_same_encoder(folder, old, given)
+        name = backend or (there["backend"] if there else "faiss")
+        return name, _options(folder, name, there, options), there
+
+    _, own, _ = checked()
+    with _alone(folder, own):
+        name, own, there = checked()  # another process may have changed it meanwhile
+        old = None if there is None else _Content.of(folder)
+        if old is not None and (not add or set(digests) <= set(old.meta["codes"])):
+            return folder
+        _check_same_encoder(given, folder, old)
         content = _merged(old, given)
-        meta = {"backend": backend or (old.meta["backend"] if old else "faiss"), "encoder": given[0].encoder}
-        meta |= {"codes": [*(old.meta["codes"] if old else []), *digests]}
-        _replace(folder, old, content, given[0].folder / ENCODER, meta, options or {}, progress)
+        indexed = [*(old.meta["codes"] if old else []), *digests]
+        meta: dict[str, Any] = {"backend": name, "encoder": given[0].encoder, "codes": indexed}
+        _replace(folder, old, content, given[0].folder / ENCODER, meta, own, progress)
     return folder
 
 
-def remove(index: str | Path, names: Sequence[str], progress: bool = True) -> Path:
+def remove(
+    index: str | Path, names: Sequence[str], progress: bool = True, options: Mapping[str, Any] | None = None
+) -> Path:
     """Take images out of an index; the ids of the others stay.
 
     The same removal again, after one that was killed at its very end, does nothing.
@@ -326,14 +375,18 @@ def remove(index: str | Path, names: Sequence[str], progress: bool = True) -> Pa
         index: the folder of the index.
         names: as ``hashgym search`` shows them.
         progress: show a progress bar.
+        options: of the back end, as for :func:`build`.
 
     Raises:
         DataError: for a name that is not in the index, or if no image would be left.
+        ValueError: where the index is on a server whose address the user must give.
+        ConnectionError: where the server does not answer.
     """
     folder = Path(index)
-    INDEX.read(folder)
-    with _alone(folder):
+    meta = read_meta(folder)
+    with _alone(folder, _options(folder, meta["backend"], meta, options)):
         old = _Content.of(folder)
+        own = _options(folder, old.meta["backend"], old.meta, options)
         rows = {name: row for row, name in enumerate(old.names)}
         unknown = [name for name in names if name not in rows]
         if unknown and sorted(set(unknown)) == sorted(set(names)) == old.meta.get("removed"):
@@ -346,7 +399,7 @@ def remove(index: str | Path, names: Sequence[str], progress: bool = True) -> Pa
             raise DataError(f"no image would be left in {folder}: remove the folder instead")
         encoder = folder / old.meta["content"] / ENCODER
         meta = {key: old.meta[key] for key in ("backend", "encoder")} | {"codes": [], "removed": sorted(set(names))}
-        _replace(folder, old, old.select(kept), encoder, meta, {}, progress)
+        _replace(folder, old, old.select(kept), encoder, meta, own, progress)
     return folder
 
 
@@ -367,8 +420,8 @@ class _Content:
     @classmethod
     def of(cls, folder: Path) -> _Content:
         """The content of an index."""
-        meta = INDEX.read(folder)
-        arrays = _arrays(folder, meta, thorough=True)
+        meta = read_meta(folder)
+        arrays = _arrays(folder, meta)
         names = Names(arrays["ids"], arrays.pop("text"), arrays.pop("ends"))
         listed = [names.at(row) for row in range(len(names))]
         return cls(Path(meta["root"]), listed, **arrays, bits=meta["bits"], next_id=meta["next_id"], meta=meta)
@@ -409,22 +462,19 @@ def _replace(
     """Write the new content beside the old, and let ``meta.json`` name it."""
     from hashgym.retrieval import index as engines
 
-    number = str(int(old.meta["content"]) + 1) if old else "1"
-    options = {**(old.meta["options"] if old else {}), **options}
-    work = folder / number
-    own = _own_options(meta["backend"], folder, f"{new.bits}_{number}")
+    number = _free_number(folder, int(old.meta["content"]) if old else 0, options)
+    if old is not None:
+        _adopt(folder, old.meta)
+    work = owned.create(folder / number)
     try:
-        engine = engines.make(meta["backend"], new.bits, **options, **own)
-        if len(engine):  # a server has it from a run that was killed
-            engine.remove(engine.ids)
-        work.mkdir()
-        with progress_bar(len(new.ids), 0, progress, "indexing") as tick:
-            for start in range(0, len(new.ids), AT_ONCE):
-                rows = slice(start, start + AT_ONCE)
-                engine.add(new.ids[rows], CodeSets(new.words[rows], new.kept[rows], new.bits))
-                tick(len(new.ids[rows]))
-        engine.save(work / "engine")
-        engine.close()
+        own = {"collection": _collection(folder, number)} if options.get("uri") else {}
+        with engines.make(meta["backend"], new.bits, **{**options, **own}) as engine:
+            with progress_bar(len(new.ids), 0, progress, "indexing") as tick:
+                for start in range(0, len(new.ids), AT_ONCE):
+                    rows = slice(start, start + AT_ONCE)
+                    engine.add(new.ids[rows], CodeSets(new.words[rows], new.kept[rows], new.bits))
+                    tick(len(new.ids[rows]))
+            engine.save(work / ENGINE)
         encoded = [name.encode("utf-8", "surrogateescape") for name in new.names]
         arrays = {
             **{key: getattr(new, key) for key in ARRAYS[:4]},
@@ -443,50 +493,173 @@ def _replace(
             root=str(new.root),
             next_id=new.next_id,
             content=number,
-            options=options,
+            options={key: value for key, value in options.items() if key != "token"},
             **meta,
         )
     except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
+        if not INDEX.is_one(folder) or read_meta(folder)["content"] != number:  # else it is the index now
+            _delete(work, options)
         raise
-    _tidy(folder)
+    _tidy(folder, options)
 
 
-def _own_options(backend: str, folder: Path, number: str) -> dict[str, Any]:
-    """What a back end is told besides the user's options: on a server every content has a collection of its own."""
-    if backend != "milvus":
-        return {}
-    place = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:16]
-    return {"collection": f"hashgym_{place}_{number}", **_token()}
-
-
-def _token() -> dict[str, str]:
-    """The key of a Milvus server, from the environment: it is written nowhere."""
-    return {"token": token} if (token := os.environ.get("MILVUS_TOKEN")) else {}
-
-
-def _tidy(folder: Path) -> None:
-    """Remove what is neither ``meta.json`` nor its content: an old one, or what a killed run has left."""
+def _options(
+    folder: Path, backend: str, old: Mapping[str, Any] | None, given: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The options of a back end: those given now and those that the index was built with, checked."""
     from hashgym.retrieval import index as engines
 
-    meta: dict[str, Any] = INDEX.read(folder) if INDEX.is_one(folder) else {"content": "", "options": {}}
+    recorded = {key: value for key, value in (old["options"] if old else {}).items() if key in ("uri", "timeout")}
+    options = {**recorded, **(given or {})}
+    if backend == "milvus" and not (old and "uri" not in options):  # one that is embedded stays so
+        given_uri, token = (given or {}).get("uri"), options.get("token")
+        options |= _server(folder, backend, str(recorded.get("uri", "")), given_uri, token)
+    engines.check_options(backend, options)
+    return options
+
+
+def _server(folder: Path, backend: str, recorded: str, uri: str | None, token: str | None = None) -> dict[str, str]:
+    """The address of a back end's server, and the token if the user gave that address; nothing if it is embedded.
+
+    Args:
+        folder: of the index.
+        backend: its name.
+        recorded: the address that the index was built with.
+        uri: what the user gave, instead of ``MILVUS_URI``.
+        token: likewise, instead of ``MILVUS_TOKEN``.
+
+    Raises:
+        ValueError: if there is a token and the address is only the index's own: others may have written that.
+    """
+    from hashgym.retrieval import index as engines
+
+    given = os.environ.get("MILVUS_URI", "") if uri is None else uri
+    token = os.environ.get("MILVUS_TOKEN", "") if token is None else token
+    if not (address := given or recorded):
+        return {}
+    engines.check_options(backend, {"uri": address})
+    if token and not given:
+        raise ValueError(
+            f"{folder} says that it is on the server {address}, and a token is set (MILVUS_TOKEN), which is sent only "
+            f"to a server that you name: give --uri {address} or set MILVUS_URI to it if that is your server, or unset "
+            "MILVUS_TOKEN"
+        )
+    return {"uri": address, **({"token": token} if token else {})}
+
+
+def _collection(folder: Path, number: str) -> str:
+    """The name of a content's collection on a server. No other computer or folder has the same."""
+    place = os.fsencode(f"{platform.node()}\0{os.path.realpath(folder)}")
+    return f"hashgym_{hashlib.sha256(place).hexdigest()[:16]}_{number}"
+
+
+def _former_collection(folder: Path, bits: int, number: str) -> str:
+    """The same, as it was derived before the computer's name was part of it."""
+    return f"hashgym_{hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:16]}_{bits}_{number}"
+
+
+def _free_number(folder: Path, last: int, options: Mapping[str, Any]) -> str:
+    """The first number after ``last`` under which nothing is there, in the folder and on the server."""
+    for number in map(str, count(last + 1)):
+        place = folder / number
+        if os.path.lexists(place) and not owned.is_empty(place):
+            continue
+        if options.get("uri"):
+            from hashgym.retrieval import milvus
+
+            if milvus.has(**_connection(options), collection=_collection(folder, number)):
+                continue  # of an index that was moved away from here
+        return number
+    raise AssertionError  # there are enough numbers
+
+
+def _connection(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: options[key] for key in ("uri", "token", "timeout") if key in options}
+
+
+def _adopt(folder: Path, meta: Mapping[str, Any]) -> None:
+    """Mark the content of an index that was written before there were markers, if all in it is the index's own."""
+    from hashgym.retrieval import index as engines
+
+    content = folder / meta["content"]
+    if not owned.is_owned(content) and not _foreign(content):
+        engines.verify(content / ENGINE)  # the other files were compared with their checksums when they were read
+        owned.mark(content)
+
+
+def _foreign(content: Path) -> list[str]:
+    """Names of what lies in the folder of a content and is not part of it."""
+    from hashgym.retrieval import index as engines
+
+    known = {owned.MARKER, ENCODER, ENGINE, *(f"{key}.npy" for key in ARRAYS)}
+    found = sorted(path.name for path in content.iterdir() if path.name not in known)
+    engine = content / ENGINE
+    if engine.is_symlink() or (engine.exists() and not engine.is_dir()):
+        return [*found, ENGINE]
+    return [*found, *(f"{ENGINE}/{name}" for name in (engines.foreign(engine) if engine.exists() else ()))]
+
+
+def _delete(content: Path, options: Mapping[str, Any]) -> None:
+    """Delete the folder of a content, which carries the marker, and its collection on the server.
+
+    It stays if files of somebody else are in it, or until the next change if the server does not answer.
+    """
+    from hashgym.retrieval import index as engines
+
+    with suppress(OSError):
+        if foreign := _foreign(content):
+            warnings.warn(
+                f"{content} is not needed any more, but is kept: hashgym did not write {', '.join(foreign[:3])} in it",
+                stacklevel=2,
+            )
+            return
+        if options.get("uri"):
+            from hashgym.retrieval import milvus
+
+            own = _collection(content.parent, content.name)
+            with suppress(ValueError):  # without a saved engine it has the name that is derived now
+                saved = engines.read_meta(content / ENGINE)
+                former = _former_collection(content.parent, saved["bits"], content.name)
+                if saved["options"].get("collection") == former:
+                    own = former
+            with suppress(ValueError):
+                milvus.drop(**_connection(options), collection=own)
+        owned.remove(content)
+
+
+def _tidy(folder: Path, options: Mapping[str, Any]) -> None:
+    """Delete contents that carry the marker and are not that of the index: old ones, and what a killed run left."""
+    current = read_meta(folder)["content"] if INDEX.is_one(folder) else ""
     clean(folder / META)
-    for path in folder.iterdir():
-        if path.name == f"{META}.new":
-            path.unlink()
-        elif path.name.isdecimal() and path.name != meta["content"]:
-            if meta["options"].get("uri"):  # what the server has of it goes too
-                with suppress(OSError, ValueError), engines.load(path / "engine", **_token()) as engine:
-                    engine.remove(engine.ids)
-            shutil.rmtree(path, ignore_errors=True)
+    for path in _numbered(folder):
+        if path.name != current and owned.is_owned(path):
+            _delete(path, options)
+    if _is_leftover(former := folder / f"{META}.new"):
+        former.unlink()
+
+
+def _numbered(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if re.fullmatch(r"[1-9][0-9]*", path.name)]
+
+
+def _is_leftover(path: Path) -> bool:
+    """Whether this is a ``meta.json`` that a killed run, of this or an older version, has not finished."""
+    if re.fullmatch(rf"\.{re.escape(META)}\.[0-9a-f.]+\.hashgym-tmp", path.name):
+        return True
+    start = f'{{\n "format": "{INDEX.format}"'.encode()
+    ours = path.name == f"{META}.new" and path.is_file() and not path.is_symlink()
+    return ours and start.startswith(path.read_bytes()[: len(start)])
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Make the folder where there is none, and keep other writers out of it, where the system can."""
-    if folder.exists() and not INDEX.is_one(folder) and not _begun(folder):
-        raise DataError(f"{folder} exists already and is no index: choose another --out")
-    folder.mkdir(parents=True, exist_ok=True)
+def _alone(folder: Path, options: Mapping[str, Any]) -> Iterator[None]:
+    """Create the folder where there is none, and keep other writers out of it, where the system can.
+
+    If the work fails, a folder that was created here is deleted, and one that was empty before is empty again.
+    """
+    there = folder.exists()
+    if not INDEX.is_one(folder):
+        owned.create(folder)
     release: Callable[[], None] = lambda: None  # noqa: E731
     with suppress(ImportError):
         import fcntl
@@ -499,23 +672,53 @@ def _alone(folder: Path) -> Iterator[None]:
             release()
             raise DataError(f"another process is changing {folder}: wait for it, or stop it") from None
     try:
-        _tidy(folder)
+        _tidy(folder, options)
         yield
+    except BaseException:
+        if [path.name for path in folder.iterdir()] == [owned.MARKER]:
+            (folder / owned.MARKER).unlink()
+            if not there:
+                folder.rmdir()
+        raise
     finally:
         release()
-        with suppress(OSError):  # of a build that failed
-            folder.rmdir()
+
+
+def _existing(folder: Path, add: bool) -> dict[str, Any] | None:
+    """What ``meta.json`` of the index in a folder says; None where there is none yet.
+
+    Raises:
+        DataError: if there is no index to add to; or if something is there that is neither an index nor what a killed
+            run leaves behind that was to build one.
+    """
+    if INDEX.is_one(folder):
+        return read_meta(folder)
+    if add and not folder.exists():
+        raise DataError(f"{folder} does not exist: leave out --add to build it")
+    if add:
+        raise DataError(f"{folder} is no index that could be added to: leave out --add and choose another --out")
+    if os.path.lexists(folder) and not owned.is_empty(folder) and not _begun(folder):
+        there = f"; it has {', '.join(_shown(folder))}" if folder.is_dir() else ""
+        raise DataError(f"{folder} exists already and is no index{there}: choose another --out")
+    return None
 
 
 def _begun(folder: Path) -> bool:
-    """Whether the folder has at most what a killed run leaves behind that was to build an index in it."""
-    if not folder.is_dir():
+    """Whether the folder has no more than a killed run leaves behind that was to build an index in it."""
+    if not owned.is_owned(folder):
         return False
-    left = {folder / f"{META}.new", *temporaries(folder / META)}
-    return all(path.name.isdecimal() or path in left for path in folder.iterdir())
+    contents = {path for path in _numbered(folder) if owned.is_owned(path) or owned.is_empty(path)}
+    ours = {folder / owned.MARKER, *contents, *filter(_is_leftover, folder.iterdir())}
+    return set(folder.iterdir()) <= ours
 
 
-def _check_same_encoder(folder: Path, old: _Content | None, given: Sequence[Codes]) -> None:
+def _shown(folder: Path, most: int = 3) -> list[str]:
+    """The first names in a folder, for a message."""
+    names = sorted(path.name for path in folder.iterdir())
+    return names[:most] + (["..."] if len(names) > most else [])
+
+
+def _check_same_encoder(given: Sequence[Codes], folder: Path | None = None, old: _Content | None = None) -> None:
     wanted, bits, whose = given[0].encoder, given[0].bits, str(given[0].folder)
     if old is not None:
         wanted, bits, whose = old.meta["encoder"], old.bits, str(folder)
@@ -528,9 +731,9 @@ def _check_same_encoder(folder: Path, old: _Content | None, given: Sequence[Code
             )
 
 
-def _arrays(folder: Path, meta: Mapping[str, Any], thorough: bool = False) -> dict[str, Any]:
-    """The arrays of an index's content, checked against each other."""
-    INDEX.check(folder, meta, thorough=thorough)
+def _arrays(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays of an index's content, compared with their checksums and checked against each other."""
+    INDEX.check(folder, meta, thorough=True)
     arrays = {key: INDEX.array(folder, meta, f"{meta['content']}/{key}.npy") for key in ARRAYS}
     rows = {len(arrays[key]) for key in ARRAYS if key != "text"}
     ends = arrays["ends"]

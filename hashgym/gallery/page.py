@@ -9,6 +9,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hashgym.data import owned
 from hashgym.data.atomic import write_text
 from hashgym.data.dataset import DataError
 from hashgym.data.files import open_image
@@ -17,9 +18,10 @@ from hashgym.gallery.gallery import REGIONS, Gallery, Match
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["jpeg", "printable", "results", "small", "write"]
+__all__ = ["jpeg", "printable", "require_writable", "results", "small", "write"]
 
 THUMBNAIL = 256  # longer side in pixels
+GENERATOR = b'<meta name="generator" content="hashgym search">'  # as in the template
 
 
 def results(gallery: Gallery, query: Image, matches: Sequence[Match], name: str = "query") -> str:
@@ -39,6 +41,20 @@ def results(gallery: Gallery, query: Image, matches: Sequence[Match], name: str 
         matches=[_shown(gallery, match) for match in matches],
         printable=printable,
     )
+
+
+def require_writable(path: str | Path) -> None:
+    """Check that a page can be written to a file without overwriting anything but such a page.
+
+    Raises:
+        DataError: if something else is there.
+    """
+
+    def is_page(file: Path) -> bool:
+        with file.open("rb") as stream:
+            return GENERATOR in stream.read(1000)
+
+    owned.require_replaceable(path, "a page of search results", is_page)
 
 
 def write(html: str, path: str | Path) -> None:

@@ -289,6 +289,7 @@ def serve(
     port: int = 8000,
     *,
     root: str | Path | None = None,
+    uri: str | None = None,
     max_bytes: int = MAX_BYTES,
     max_pixels: int = MAX_PIXELS,
     seconds: float = SECONDS,
@@ -300,6 +301,7 @@ def serve(
         folder: the index.
         port: a free port; 0 for any that is free.
         root: the folder where the images are now, if they were moved.
+        uri: of the Milvus server that the index is on, see :func:`hashgym.gallery.open_gallery`.
         max_bytes: of an uploaded picture.
         max_pixels: of any picture.
         seconds: that a picture may take to decode.
@@ -320,7 +322,7 @@ def serve(
         token = os.environ.get(TOKEN) or secrets.token_urlsafe(24)
     if token and not re.fullmatch(r"[A-Za-z0-9_.~-]{16,200}", token):
         raise ValueError(f"--token or {TOKEN} must be 16 to 200 letters, digits or -._~, got {len(token)} characters")
-    reopen = partial(open_gallery, Path(folder), None if root is None else Path(root))
+    reopen = partial(open_gallery, Path(folder), None if root is None else Path(root), uri)
     limits = {"max_bytes": max_bytes, "max_pixels": max_pixels}
     app = create_app(gallery := reopen(), **limits, seconds=seconds, token=token, reopen=reopen)
     with closing(app.extensions["hashgym"]):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hashgym.data import owned
 from hashgym.data.arrays import read_arrays
 from hashgym.data.atomic import atomic_write
 
@@ -137,6 +138,8 @@ class Hasher(ABC):
     def save(self, path: str | Path) -> None:
         """Write the fitted hasher to one file (NumPy's npz, no pickle); whole or not at all.
 
+        It replaces no file but a saved hasher: DataError where there is another one.
+
         Raises:
             NotFittedError: before ``fit``.
             ValueError: if the class is not registered, so that ``load`` would not find it.
@@ -145,6 +148,7 @@ class Hasher(ABC):
         from hashgym.hashers import _name_of
 
         self._check_fitted()
+        owned.require_replaceable(path, "a saved hasher", _is_saved)
         meta = {"format": _FORMAT, "hasher": _name_of(type(self)), "parameters": self.get_params()}
         state = {name: np.asarray(value) for name, value in vars(self).items() if name.endswith("_")}
         with atomic_write(path) as file:
@@ -168,6 +172,14 @@ def namespace(array: Any) -> Any:
     import torch
 
     return torch
+
+
+def _is_saved(path: Path) -> bool:
+    try:
+        read(path)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:

@@ -32,7 +32,6 @@ class BruteForceIndex(Index):
     """
 
     backend: ClassVar[str] = "brute-force"
-    options: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, bits: int) -> None:
         super().__init__(bits)

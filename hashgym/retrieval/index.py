@@ -23,9 +23,9 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
 from operator import index as whole
 from pathlib import Path
@@ -36,12 +36,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hashgym.codes import CodeSets, Words
+from hashgym.data import owned
 from hashgym.data.checksums import sha256
 from hashgym.data.files import read_bounded
 from hashgym.data.sealed import sync
 from hashgym.retrieval.buckets import pack_queries
 
-__all__ = ["Found", "Ids", "Index", "backends", "load", "make", "ranked"]
+__all__ = ["Found", "Ids", "Index", "backends", "check_options", "foreign", "load", "make", "ranked", "verify"]
 
 Ids = NDArray[np.int64]
 Found = tuple[Ids, Ids, Ids]  # offsets (m + 1,), ids and distances: query i has those from offsets[i] to offsets[i + 1]
@@ -49,7 +50,7 @@ Found = tuple[Ids, Ids, Ids]  # offsets (m + 1,), ids and distances: query i has
 META, SAVING = "index.json", ".saving"
 FORMAT, VERSION = "hashgym-index", 1
 MEND = "copy the index again, or build it again from its codes"
-_OWN = re.compile(r"[a-z]+-[0-9a-f]{16}\.[a-z]+")  # files that save() has named
+_OWN = re.compile(r"[a-z]+-([0-9a-f]{16})\.[a-z]+")  # names of files that save() writes: the digest of their content
 
 _ENGINES = {
     "brute-force": ("brute_force", "BruteForceIndex", "compares with every code, in NumPy; needs nothing else"),
@@ -78,6 +79,7 @@ class Index(ABC):
     """
 
     backend: ClassVar[str]
+    options: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, bits: int) -> None:
         self.bits = whole(bits)
@@ -164,20 +166,22 @@ class Index(ABC):
     def save(self, folder: str | Path) -> None:
         """Write the index to a folder that :func:`load` opens; a folder made by this before gets the new version.
 
+        Files of the old version are deleted, other files in the folder are not touched.
+
         Raises:
-            ValueError: if the folder's ``index.json`` is not one of an index.
+            ValueError: if the folder's ``index.json`` is not one of an index, or its ``.saving`` is not ours.
             OSError: if it cannot be written.
         """
         folder = Path(folder)
         meta, work = folder / META, folder / SAVING
         if meta.exists():
             read_meta(folder, damaged=True)
-        shutil.rmtree(work, ignore_errors=True)  # of a process that was killed
-        work.mkdir(parents=True)
+        owned.remove(work)  # of a process that was killed
+        owned.create(work)
         try:
             options = self._write(work)
             files = {}
-            for file in sorted(work.iterdir()):
+            for file in sorted(file for file in work.iterdir() if file.name != owned.MARKER):
                 sync(file)
                 digest = sha256(file)
                 name = f"{file.stem}-{digest[:16]}{file.suffix}"
@@ -192,10 +196,11 @@ class Index(ABC):
             os.replace(new, meta)
             sync(folder)
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            with suppress(OSError):
+                owned.remove(work)
         current = {entry["file"] for entry in files.values()}
         for file in folder.iterdir():
-            if _OWN.fullmatch(file.name) and file.name not in current:
+            if file.name not in current and _is_own(file):
                 file.unlink()
 
     @staticmethod
@@ -238,6 +243,10 @@ class Index(ABC):
     def _within(self, words: Words, radius: int) -> Found:
         """:meth:`within` of packed queries."""
 
+    @classmethod  # noqa: B027 (most engines take no options)
+    def _check_options(cls, **options: Any) -> None:
+        """Raise ValueError for a value that an option cannot have."""
+
     @abstractmethod
     def _write(self, folder: Path) -> dict[str, Any]:
         """Write files that hold the index; returns the options that :meth:`_read` needs besides, ready for JSON."""
@@ -260,14 +269,23 @@ def make(backend: str, bits: int, **options: Any) -> Index:
         ValueError: for an unknown back end or option, or a length below 1.
         ImportError: if the back end needs a package that is not installed; the message names the command.
     """
+    check_options(backend, options)
+    return _engine(backend)(bits, **options)
+
+
+def check_options(backend: str, options: Mapping[str, Any]) -> None:
+    """Check what :func:`make` is given, without making anything.
+
+    Raises:
+        ValueError: for an unknown back end or option, or a value that the option cannot have.
+    """
     engine = _engine(backend)
-    known = engine.options
-    if unknown := set(options) - set(known):
+    if unknown := set(options) - set(engine.options):
         raise ValueError(
-            f"the back end {backend!r} takes {', '.join(f'{name}=' for name in known) or 'no options'}; "
+            f"the back end {backend!r} takes {', '.join(f'{name}=' for name in engine.options) or 'no options'}; "
             f"not {', '.join(sorted(unknown))}"
         )
-    return engine(bits, **options)
+    engine._check_options(**options)
 
 
 def load(folder: str | Path, **options: Any) -> Index:
@@ -286,16 +304,9 @@ def load(folder: str | Path, **options: Any) -> Index:
         ConnectionError: if it is on a server that cannot be reached.
     """
     folder = Path(folder)
-    meta = read_meta(folder)
-    engine, files = _engine(meta["backend"]), {}
-    for name, entry in meta["files"].items():
-        file = files[name] = folder / entry["file"]
-        if not file.is_file():
-            raise ValueError(f"{file.name} is missing from the index {folder}; {MEND}")
-        if (size := file.stat().st_size) != entry["bytes"]:
-            raise ValueError(f"{file} has {size} of {entry['bytes']} bytes; {MEND}")
-        if sha256(file) != entry["sha256"]:
-            raise ValueError(f"{file} is damaged: its content has changed; {MEND}")
+    meta = verify(folder)
+    engine = _engine(meta["backend"])
+    files = {name: folder / entry["file"] for name, entry in meta["files"].items()}
     if unknown := set(options) - set(engine.options):
         raise ValueError(f"the back end {meta['backend']!r} takes no {', '.join(sorted(unknown))}")
     index = engine._read(meta, files, meta["options"] | options)
@@ -303,6 +314,32 @@ def load(folder: str | Path, **options: Any) -> Index:
         index.close()
         raise ValueError(f"{folder} holds {len(index)} of {meta['images']} images; {MEND}")
     return index
+
+
+def verify(folder: str | Path) -> dict[str, Any]:
+    """What ``index.json`` of a saved index says, after comparing all its files with their checksums.
+
+    Raises:
+        ValueError: if there is no index, it was written in another format, or a file is missing or damaged.
+    """
+    folder = Path(folder)
+    meta = read_meta(folder)
+    for entry in meta["files"].values():
+        file = folder / entry["file"]
+        if not file.is_file():
+            raise ValueError(f"{file.name} is missing from the index {folder}; {MEND}")
+        if (size := file.stat().st_size) != entry["bytes"]:
+            raise ValueError(f"{file} has {size} of {entry['bytes']} bytes; {MEND}")
+        if sha256(file) != entry["sha256"]:
+            raise ValueError(f"{file} is damaged: its content has changed; {MEND}")
+    return meta
+
+
+def foreign(folder: str | Path) -> list[str]:
+    """Names of what lies in the folder of a saved index and is not part of any version of it."""
+    work = Path(folder) / SAVING
+    ours = {META, owned.MARKER, *([SAVING] if owned.is_owned(work) or owned.is_empty(work) else [])}
+    return sorted(p.name for p in Path(folder).iterdir() if p.name not in ours and not _OWN.fullmatch(p.name))
 
 
 def backends() -> dict[str, str]:
@@ -332,7 +369,27 @@ def read_meta(folder: Path, damaged: bool = False) -> dict[str, Any]:
         )
     if meta.pop("digest", None) != _digest(meta):
         raise ValueError(f"{file} is damaged or was edited; {MEND}")
+    if not _sensible(meta):
+        raise ValueError(f"{file} does not describe an index; {MEND}")
     return meta
+
+
+def _sensible(meta: Mapping[str, Any]) -> bool:
+    """Whether all is there that is looked for, and names no file elsewhere: a digest does not say who wrote it."""
+    facts = {"backend": str, "bits": int, "images": int, "options": dict, "files": dict}
+    entry_facts = {"file": str, "bytes": int, "sha256": str}
+    return all(type(meta.get(key)) is kind for key, kind in facts.items()) and all(
+        isinstance(entry, dict)
+        and all(type(entry.get(key)) is kind for key, kind in entry_facts.items())
+        and _OWN.fullmatch(entry["file"])
+        for entry in meta["files"].values()
+    )
+
+
+def _is_own(file: Path) -> bool:
+    """Whether :meth:`Index.save` wrote a file: its name has the digest of its content."""
+    name = _OWN.fullmatch(file.name)
+    return bool(name and file.is_file() and not file.is_symlink() and sha256(file)[:16] == name[1])
 
 
 def ranked(queries: Ids, ids: Ids, distances: Ids, count: int, several: bool = True) -> Found:

@@ -21,7 +21,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from importlib import import_module, metadata
 from itertools import count, pairwise
 from pathlib import Path
@@ -34,15 +34,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym.codes import CodeSets, Words, word_count
+from hashgym.data import owned
+from hashgym.data.addresses import without_password
 from hashgym.retrieval.index import Found, Ids, Index, ranked
 
-__all__ = ["MilvusIndex"]
+__all__ = ["MilvusIndex", "drop", "has"]
 
 _LIMIT = 16_384  # entities that Milvus gives at most for one query
 _ANSWER = 1 << 16  # entities asked for at once, over all queries
 _BATCH = 8_192  # entities sent, or ids named, at once
 _PLACES = 16  # bits of an entity's key that are the code's place
 _FILE, _FOLDER = "milvus.db", "hashgym-milvus-"
+_DESCRIPTION = "hashgym index"  # how the description of a collection begins
 _INSTALL = "the back end 'milvus' needs {}: `pip install 'hashgym[milvus]'`"
 
 
@@ -66,6 +69,8 @@ class MilvusIndex(Index):
 
     backend: ClassVar[str] = "milvus"
     options: ClassVar[tuple[str, ...]] = ("uri", "token", "collection", "timeout")
+    _server: _Server | None
+    _client: Any
 
     def __init__(
         self, bits: int, uri: str = "", token: str = "", collection: str = "hashgym", timeout: float = 30.0
@@ -73,20 +78,26 @@ class MilvusIndex(Index):
         super().__init__(bits)
         self._open(uri, token, collection, timeout)
 
+    @classmethod
+    def _check_options(cls, **options: Any) -> None:
+        uri, collection = options.get("uri", ""), options.get("collection", "hashgym")
+        if not isinstance(collection, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,254}", collection):
+            raise ValueError(f"a collection is named by letters, digits and _, not by {collection!r}")
+        if not isinstance(uri, str) or re.search(r"[@?#]|[^!-~]", uri):  # the message does not repeat it
+            raise ValueError(
+                "uri is saved, so it is a server's address alone, like http://HOST:19530: give a user and password by "
+                "token='USER:PASSWORD' (on the command line: the environment variable MILVUS_TOKEN)"
+            )
+        if uri and not re.match(r"(https?|tcp|unix):", uri):
+            raise ValueError(f"uri is a server's address like http://HOST:19530, or empty for none, got {uri!r}")
+
     def _open(
         self, uri: str, token: str, collection: str, timeout: float, saved: bool = False, file: Path | None = None
     ) -> None:
         """Connect to a server, or start one on a new file or a copy of one, and take up or make the collection."""
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,254}", collection):
-            raise ValueError(f"a collection is named by letters, digits and _, not by {collection!r}")
-        if uri and not re.match(r"(https?|tcp|unix):", uri):
-            raise ValueError(f"uri is a server's address like http://HOST:19530, or empty for none, got {uri!r}")
-        if "@" in uri:
-            raise ValueError("a user and password are given by token='USER:PASSWORD', not within uri, which is saved")
-        self._uri, self._collection, self._timeout = uri, collection, timeout
-        self._server = _Server(file) if not uri else None
-        self._client: Any = None
-        self._images = 0  # so many at least there were when they were last counted
+        self._set(uri, collection, timeout)
+        if not uri:
+            self._server = _Server(file)
         try:
             self._connect(token)
             if self._call("has_collection"):
@@ -101,11 +112,14 @@ class MilvusIndex(Index):
             self.close()
             raise
 
+    def _set(self, uri: str, collection: str, timeout: float) -> None:
+        self._check_options(uri=uri, collection=collection)
+        self._uri, self._collection, self._timeout = uri, collection, timeout
+        self._server = self._client = None
+        self._images = 0  # lower bound of the number of images, from when they were last counted
+
     def _connect(self, token: str = "") -> None:
-        try:
-            import pymilvus
-        except ImportError as error:
-            raise ImportError(_INSTALL.format("pymilvus")) from error
+        pymilvus = _pymilvus()
         logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # what goes wrong is raised, which is enough
         uri = self._server.start() if self._server else self._uri
         patience = monotonic() + self._timeout
@@ -128,9 +142,9 @@ class MilvusIndex(Index):
             return method(*args, **options)
         except (MilvusException, grpc.RpcError, grpc.FutureTimeoutError) as error:
             where = f"Milvus at {self._uri}" if self._uri else "the embedded Milvus"
-            reason = " ".join(str(getattr(error, "message", error)).split())[:300]
-            mend = "is it running, and are uri= and token= right?" if self._uri else "open the index again"
-            raise ConnectionError(f"{where} does not do what it is asked ({reason}); {mend}") from error
+            reason = without_password(" ".join(str(getattr(error, "message", error)).split()))[:300]
+            fix = "is it running, and are uri= and token= right?" if self._uri else "open the index again"
+            raise ConnectionError(f"{where}: request failed ({reason}); {fix}") from error
 
     def _call(self, method: str, *args: Any, **options: Any) -> Any:
         """A method of the client for the collection."""
@@ -140,7 +154,7 @@ class MilvusIndex(Index):
 
     @property
     def _description(self) -> str:
-        return f"hashgym index, codes of {self.bits} bits"
+        return f"{_DESCRIPTION}, codes of {self.bits} bits"
 
     def _create(self) -> None:
         from pymilvus import DataType
@@ -313,6 +327,7 @@ class _Server:
             raise ImportError(_INSTALL.format("milvus-lite 2")) from error
         _sweep()
         folder = tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-")
+        owned.mark(folder)
         self._clean = finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self._file = Path(folder, _FILE)
         if file:
@@ -350,21 +365,71 @@ class _Server:
         self._clean()
 
 
+def has(uri: str, collection: str, token: str = "", timeout: float = 30.0) -> bool:
+    """Whether a server has a collection of this name.
+
+    Raises:
+        ValueError: for an address or a name that Milvus does not take.
+        ConnectionError: if the server cannot be reached.
+    """
+    with closing(_connected(uri, collection, token, timeout)) as index:
+        return bool(index._call("has_collection"))
+
+
+def drop(uri: str, collection: str, token: str = "", timeout: float = 30.0) -> None:
+    """Drop a collection of a server that :class:`MilvusIndex` made; does nothing where there is none of this name.
+
+    Raises:
+        ValueError: if the collection is not one of an index, and for an address or a name that Milvus does not take.
+        ConnectionError: if the server cannot be reached.
+    """
+    with closing(_connected(uri, collection, token, timeout)) as index:
+        if index._call("has_collection"):
+            if not index._call("describe_collection")["description"].startswith(_DESCRIPTION):
+                raise ValueError(f"the collection {collection!r} is not of an index, so it is not dropped")
+            index._call("drop_collection")
+
+
+def _connected(uri: str, collection: str, token: str, timeout: float) -> MilvusIndex:
+    """A connection to a server, which neither looks for the collection nor makes it."""
+    index = MilvusIndex.__new__(MilvusIndex)
+    index._set(uri, collection, timeout)
+    index._connect(token)
+    return index
+
+
+def _pymilvus() -> Any:
+    """The package. Importing it may read a file ``.env`` into the environment, which is undone.
+
+    Otherwise whoever wrote the current folder could name the server that gets the token.
+    """
+    before = set(os.environ)
+    try:
+        return import_module("pymilvus")
+    except ImportError as error:
+        raise ImportError(_INSTALL.format("pymilvus")) from error
+    finally:
+        for name in set(os.environ) - before:
+            del os.environ[name]
+
+
 def _sweep() -> None:
-    """Remove the folders of processes that were killed: those whose file nobody has locked, or not for an hour."""
+    """Remove folders with our marker that killed processes have left: whose file is not locked, or old ones without."""
     with suppress(ImportError):
         import fcntl
 
         for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
             if folder.name.startswith(f"{_FOLDER}{os.getpid()}-"):
                 continue  # to open a lock of one's own and close it again would end it
+            if not owned.is_owned(folder) or folder.stat().st_uid != os.getuid():
+                continue
             with suppress(OSError):
                 if (lock := folder / f".{_FILE}.lock").exists():
                     with lock.open("a") as file:
                         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 elif time() - folder.stat().st_mtime < 3600:  # about to be locked, perhaps
                     continue
-                shutil.rmtree(folder)
+                owned.remove(folder)
 
 
 def _milvus_lite() -> Any:

@@ -155,3 +155,11 @@ def test_a_full_disk_ends_the_command_with_a_sentence(tmp_path: Path) -> None:
     assert ended.returncode == 2
     assert "Traceback" not in ended.stderr
     assert "checkpoint.pt cannot be written: file too large" in " ".join(ended.stderr.split())
+
+
+@pytest.mark.parametrize("name", ["policy.pt", "policy.onnx"])
+def test_a_policy_of_another_run_is_not_overwritten(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(ValueError, match=f"{name} exists, but no checkpoint: name another folder"):
+        runs.resumed(tmp_path, runs.CommonArgs(), resume=False)
+    assert runs.resumed(tmp_path / "new", runs.CommonArgs(), resume=False) is None

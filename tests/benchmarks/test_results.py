@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from benchmarks.results import COLUMNS, Results, describe, estimate, markdown, peak_mb, revision, table
+from benchmarks.results import (
+    COLUMNS,
+    REPORT,
+    Results,
+    describe,
+    estimate,
+    markdown,
+    peak_mb,
+    require_replaceable,
+    revision,
+    table,
+)
 
 
 def row(**changes):
@@ -207,3 +219,25 @@ def test_peak_memory_is_this_process_own():
 
 def test_revision_is_one_word():
     assert len(revision().split()) <= 1
+
+
+def test_files_of_others_are_not_overwritten(tmp_path):
+    require_replaceable(tmp_path / "missing", "*.md")
+    (tmp_path / "table.md").write_text("mine")
+    (tmp_path / "data.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "report.md").write_text("# My report\n")
+    require_replaceable(tmp_path, "*.png")
+    for pattern in ("table.md", "report.md", "*.csv"):
+        with pytest.raises(ValueError, match=r"no results of a benchmark, so .* choose another --out"):
+            require_replaceable(tmp_path, pattern)
+    (tmp_path / "report.md").write_text(f"# Report\n\n{REPORT} Cells.\n")
+    require_replaceable(tmp_path, "table.md")
+    (tmp_path / "report.md").unlink()
+    Results(tmp_path).append(row())
+    require_replaceable(tmp_path, "table.md")
+
+
+def test_the_results_in_this_repository_may_be_written_again():
+    folder = Path(__file__).parents[2] / "benchmarks" / "results"
+    for path in (folder, *{path.parent for path in folder.rglob("results.csv")}):
+        require_replaceable(path, "*.md", "*.png")

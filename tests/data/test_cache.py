@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hashgym.data import DataError, HashingDataset, cache, checksums, sealed
+from hashgym.data import DataError, HashingDataset, cache, checksums, owned, sealed
 
 
 def dataset(regions: bool = True, **changes) -> HashingDataset:
@@ -93,6 +93,61 @@ def test_what_is_no_cache_is_never_overwritten(tmp_path):
     with pytest.raises(DataError, match="exists already"):
         cache.save(dataset(), tmp_path / "photos", overwrite=True)
     assert (tmp_path / "photos" / "im1.jpg").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "sub/photo.jpg", "features.npy/photo.jpg"])
+def test_a_cache_with_files_of_others_in_it_is_not_overwritten(folder, name):
+    if name.startswith("features"):
+        (folder / "features.npy").unlink()
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(b"precious")
+    with pytest.raises(DataError, match=f"hashgym did not write {name.partition('/')[0]} in it"):
+        cache.save(dataset(name="other"), folder, overwrite=True)
+    assert (folder / name).read_bytes() == b"precious"
+    assert [p.name for p in folder.parent.iterdir()] == ["features"]
+
+
+def test_a_folder_with_some_meta_json_is_not_overwritten(tmp_path):
+    """Other programs have files of that name too."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "meta.json").write_text('{"format": "other"}')
+    (tmp_path / "data" / "features.npy").write_bytes(b"precious")
+    with pytest.raises(DataError, match="exists already"):
+        cache.save(dataset(), tmp_path / "data", overwrite=True)
+    assert (tmp_path / "data" / "features.npy").read_bytes() == b"precious"
+
+
+def test_a_link_is_not_overwritten(folder, tmp_path):
+    (tmp_path / "link").symlink_to(folder)
+    with pytest.raises(DataError, match="exists already"):
+        cache.save(dataset(name="other"), tmp_path / "link", overwrite=True)
+    (tmp_path / "link").unlink()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="exists already"):
+        cache.save(dataset(name="other"), tmp_path / "link")
+    assert_same(dataset(), cache.open_cache(folder))
+
+
+def test_an_interruption_between_the_two_renames_keeps_the_old_one(folder, monkeypatch):
+    rename = Path.rename
+
+    def interrupted(path, target):
+        if path.name.endswith(".partial"):
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            cache.save(dataset(name="other"), folder, overwrite=True)
+    assert_same(dataset(), cache.open_cache(folder))
+    assert [p.name for p in folder.parent.iterdir()] == ["features"]
+
+
+def test_a_cache_of_an_older_version_is_overwritten_if_asked(folder):
+    (folder / ".hashgym").unlink()
+    cache.save(dataset(name="other"), folder, overwrite=True)
+    assert_same(dataset(name="other"), cache.open_cache(folder))
 
 
 def test_a_failed_save_keeps_the_old_one(folder, monkeypatch):
@@ -210,7 +265,7 @@ def test_no_changed_byte_passes_verification(folder, tmp_path_factory, data):
     """A byte changed, a piece cut off or added anywhere: verification refuses it, and opening where files are small."""
     damaged = tmp_path_factory.mktemp("damaged") / "features"
     shutil.copytree(folder, damaged)
-    file = damaged / data.draw(st.sampled_from(sorted(p.name for p in folder.iterdir())))
+    file = damaged / data.draw(st.sampled_from(sorted({p.name for p in folder.iterdir()} - {owned.MARKER})))
     content = bytearray(file.read_bytes())
     at = data.draw(st.integers(0, len(content) - 1))
     how = data.draw(st.sampled_from(["change", "cut", "insert"]))

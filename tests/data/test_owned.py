@@ -66,3 +66,28 @@ def test_an_interrupted_removal_can_be_repeated(tmp_path: Path, monkeypatch: pyt
     assert owned.is_owned(folder)
     owned.remove(folder)
     assert not folder.exists()
+
+
+def test_only_files_of_ours_are_replaceable(tmp_path: Path) -> None:
+    def check(name: str) -> None:
+        owned.require_replaceable(tmp_path / name, "a page", lambda file: file.read_bytes() == b"ours")
+
+    (tmp_path / "ours").write_bytes(b"ours")
+    (tmp_path / "letter").write_bytes(b"mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "ours")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    check("new")
+    check("missing/new")
+    check("ours")
+    for name in ("letter", "folder", "link", "dangling"):
+        with pytest.raises(DataError, match=f"{name} exists already and is not a page of hashgym: choose another name"):
+            check(name)
+
+
+def test_only_empty_folders_are_empty(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    names = ("", "file", "empty", "link", "missing")
+    assert [owned.is_empty(tmp_path / name) for name in names] == [False, False, True, False, False]

@@ -271,6 +271,21 @@ def test_what_cannot_be_written(tmp_path, change, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_no_file_but_an_encoder_is_replaced(tmp_path):
+    path, arguments = tmp_path / "encoder.onnx", {"dim": 4, "bits": 8, "source": {}}
+    for _ in range(2):
+        export.write(path, Linear(4, 8), **arguments)
+    model = onnx.load(path)
+    del model.metadata_props[:]
+    for mine in (b"mine", b"", model.SerializeToString()):
+        path.write_bytes(mine)
+        with pytest.raises(ValueError, match=r"encoder\.onnx exists already and is not an encoder of hashgym"):
+            export.write(path, Linear(4, 8), **arguments)
+        assert path.read_bytes() == mine
+        with pytest.raises(ValueError, match="is not an encoder of hashgym"):
+            export.add_backbone(tmp_path / "none.onnx", path, features.make("pixels", size=4))
+
+
 def test_differences_and_ties_are_counted(tmp_path):
     path = tmp_path / "encoder.onnx"
     export.write(path, Identity(), dim=2, bits=2, source={})

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from hashgym import load_encoder
 from hashgym.codes import hamming
-from hashgym.data import DataError
-from hashgym.gallery import build, encode_images, open_codes, open_gallery, read_meta, remove
-from hashgym.gallery.gallery import REGIONS, Gallery
+from hashgym.data import DataError, owned, sealed
+from hashgym.gallery import build, encode_images, open_codes, open_gallery, read_meta, remove, verify
+from hashgym.gallery.gallery import REGIONS, Gallery, _Content, _replace
 from tests.gallery.small import content, picture, write_encoder, write_pictures
 
 BACKENDS = {
@@ -165,7 +165,7 @@ def test_adding_and_removing_keep_ids(encoder, photos, codes, tmp_path):
         remove(index, ["a/0.png", "moon.png"])
     with pytest.raises(DataError, match="no image would be left"):
         remove(index, list(gallery.names.values()))
-    assert sorted(path.name for path in index.iterdir()) == ["4", "meta.json"]
+    assert sorted(path.name for path in index.iterdir()) == [".hashgym", "4", "meta.json"]
 
 
 def test_a_changed_picture_gets_new_codes_under_its_id(encoder, codes, photos, tmp_path):
@@ -213,7 +213,7 @@ def test_what_is_refused_before_work(encoder, codes, photos, tmp_path):
         ([codes / "a", tmp_path / "other"], tmp_path / "new", {}, "another encoder.*40 bits.*48 bits"),
         ([tmp_path / "other"], index, {"add": True}, "another encoder.*cannot be compared"),
         ([codes / "b"], index, {}, "exists already: --add"),
-        ([codes / "b"], index, {"add": True, "backend": "buckets"}, "of the back end brute-force"),
+        ([codes / "b"], index, {"add": True, "backend": "buckets"}, "has the back end brute-force"),
         ([codes / "b"], tmp_path / "none", {"add": True}, "leave out --add"),
         ([codes / "b"], tmp_path / "full", {}, "is no index"),
         ([], tmp_path / "new", {}, "nothing to index"),
@@ -233,8 +233,9 @@ def test_what_is_refused_before_work(encoder, codes, photos, tmp_path):
 def test_the_same_again_is_done_already(codes, tmp_path):
     index = make([codes / "a"], tmp_path / "index")
     before = content(index)
-    (index / "2").mkdir()  # of a run that was killed
+    owned.create(index / "2")  # of a run that was killed
     make([codes / "a"], index)
+    assert not (index / "2").exists()
     assert content(index) == before
     make([codes / "b"], index, add=True)
     after = content(index)
@@ -336,7 +337,7 @@ def killed(left: int, change) -> bool:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_at_any_moment_there_is_the_old_index_or_the_new(codes, tmp_path, monkeypatch):
-    """At every other write to the disk, of a build, of adding, and of removing."""
+    """At every write to the disk of a build, and at every other one of adding and of removing."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # slow, and no power is lost here
 
     def added(name: str, **options: object):
@@ -352,7 +353,7 @@ def test_killed_at_any_moment_there_is_the_old_index_or_the_new(codes, tmp_path,
         change(undisturbed)
         new, wanted = open_gallery(undisturbed), content(undisturbed)
         states = []
-        for left in range(0, 1000, 2):
+        for left in range(0, 1000, 1 if old is None else 2):
             if before is not None:
                 shutil.copytree(index, copy)
             if not killed(left, partial(change, copy)):
@@ -419,3 +420,176 @@ def test_torch_is_never_imported(codes, tmp_path):
     )
     args = [sys.executable, "-c", code, str(codes / "a"), str(tmp_path / "index")]
     assert subprocess.run(args, capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+PHOTOS = (["2023/photo.jpg", "2024/photo.jpg"], ["0/a.png", "1/b.png", "2/c.png"], ["1/a.png"])
+
+
+def foreign(folder: Path, names: list[str]) -> dict[str, bytes]:
+    """Files that hashgym did not write."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(f"mine: {name}".encode())
+    return content(folder)
+
+
+@pytest.mark.parametrize("names", [*PHOTOS, ["meta.json.new"], ["1"], [".hashgym.txt"], ["1/engine/x"]])
+@pytest.mark.parametrize("options", [{}, {"backend": "abacus"}, {"add": True}, {"options": {"uri": "x"}}])
+def test_folders_of_others_are_neither_taken_nor_deleted(codes, tmp_path, names, options):
+    before = foreign(tmp_path / "Pictures", names)
+    with pytest.raises(ValueError, match=r"is no index|abacus|takes no options") as error:
+        make([codes / "a"], tmp_path / "Pictures", **options)
+    assert content(tmp_path / "Pictures") == before
+    if not options:
+        assert f"it has {names[0].partition('/')[0]}" in str(error.value)
+        assert "choose another --out" in str(error.value)
+
+
+def test_other_folders_of_ours_are_no_place_for_an_index(encoder, codes, photos, tmp_path):
+    """Each carries the marker, yet is not what an index begins as."""
+    places = [shutil.copytree(codes / "a", tmp_path / "codes"), tmp_path / "codes.partial", tmp_path / "begun"]
+    owned.mark(places[0])
+    (owned.create(places[1]) / "journal.jsonl").write_text("{}")
+    (owned.create(places[2]) / "1").mkdir()
+    foreign(places[2], ["2/photo.jpg"])
+    for place in places:
+        before = content(place)
+        with pytest.raises(DataError, match="is no index"):
+            make([codes / "a"], place)
+        assert content(place) == before
+
+
+@pytest.mark.parametrize("names", [["42/photo.jpg", "7"], ["2/photo.jpg", "3", "4/x/y"], ["photo.jpg", "x/2"]])
+def test_files_of_others_in_an_index_are_left_alone(codes, tmp_path, names):
+    index = make([codes / "a"], tmp_path / "index")
+    foreign(index, names)
+    (index / "9").mkdir()
+
+    def kept() -> bool:
+        return all((index / name).read_bytes() == f"mine: {name}".encode() for name in names) and (index / "9").is_dir()
+
+    make([codes / "b"], index, add=True)
+    assert kept()
+    remove(index, ["a/0.png"], progress=False)
+    assert kept()
+    assert len(open_gallery(index)) == 19
+    assert not (index / "1").exists()
+
+
+def test_files_of_others_in_a_content_of_an_index_are_left_alone(codes, tmp_path):
+    index = make([codes / "a"], tmp_path / "index")
+    foreign(index, ["1/photo.jpg", "1/engine/notes.txt"])
+    with pytest.warns(UserWarning, match=r"hashgym did not write photo\.jpg, engine/notes\.txt"):
+        make([codes / "b"], index, add=True)
+    assert (index / "1" / "photo.jpg").read_bytes() == b"mine: 1/photo.jpg"
+    assert (index / "1" / "engine" / "notes.txt").exists()
+    assert len(open_gallery(index)) == 20
+
+
+def test_what_a_killed_run_left_of_meta_json_is_removed(codes, tmp_path):
+    index = make([codes / "a"], tmp_path / "index")
+    (index / "meta.json.new").write_bytes((index / "meta.json").read_bytes()[:50])
+    make([codes / "b"], index, add=True)
+    assert sorted(path.name for path in index.iterdir()) == [".hashgym", "2", "meta.json"]
+    begun = owned.create(tmp_path / "begun")
+    owned.create(begun / "1")
+    (begun / "meta.json.new").write_bytes(b"{")
+    (begun / f".meta.json.{'a' * 8}.{'0' * 16}.hashgym-tmp").write_bytes(b"{")
+    assert len(open_gallery(make([codes / "a"], begun))) == 10
+
+
+def test_a_folder_that_was_empty_before_a_failure_is_there_after_it(codes, tmp_path, monkeypatch):
+    from hashgym.retrieval import brute_force
+
+    monkeypatch.setattr(brute_force.BruteForceIndex, "_write", lambda self, folder: 1 / 0)
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "new"):
+        with pytest.raises(ZeroDivisionError):
+            make([codes / "a"], tmp_path / name)
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_an_interruption_while_meta_json_is_replaced_leaves_an_index(codes, tmp_path, monkeypatch, late):
+    index = make([codes / "a"], tmp_path / "index")
+    replace = os.replace
+
+    def interrupted(source, target):
+        if Path(target).name == "meta.json":
+            if late:
+                replace(source, target)
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make([codes / "b"], index, add=True)
+    assert len(open_gallery(index)) == (20 if late else 10)
+    make([codes / "b"], index, add=True)
+    assert len(open_gallery(index)) == 20
+    assert sorted(path.name for path in index.iterdir()) == [".hashgym", "2", "meta.json"]
+
+
+def unmarked(index: Path) -> Path:
+    """An index as older versions wrote it."""
+    for marker in index.rglob(owned.MARKER):
+        marker.unlink()
+    return index
+
+
+def test_indices_of_older_versions_are_changed_like_others(codes, tmp_path):
+    index = unmarked(make([codes / "a"], tmp_path / "index"))
+    assert len(open_gallery(index)) == 10
+    foreign(index, ["7/photo.jpg", "2/words.npy"])  # 2 looks like what a killed run of an older version has left
+    make([codes / "b"], index, add=True)
+    unmarked(index)
+    remove(index, ["a/0.png"], progress=False)
+    assert len(open_gallery(index)) == 19
+    assert sorted(path.name for path in index.iterdir()) == ["2", "4", "7", "meta.json"]
+
+
+def test_files_of_others_in_an_index_of_an_older_version_are_left_alone(codes, tmp_path):
+    index = unmarked(make([codes / "a"], tmp_path / "index"))
+    foreign(index, ["1/photo.jpg"])
+    make([codes / "b"], index, add=True)
+    assert (index / "1" / "photo.jpg").read_bytes() == b"mine: 1/photo.jpg"
+    assert len(open_gallery(index)) == 20
+
+
+@pytest.mark.parametrize("number", ["../codes", "1/../1", "", "x", "0", "-1", "²"])
+def test_a_content_elsewhere_is_refused(codes, tmp_path, number):
+    index = make([codes / "a"], tmp_path / "index")
+    meta = json.loads((index / "meta.json").read_text())
+    said = {key: value for key, value in meta.items() if key != "digest"} | {"content": number}
+    (index / "meta.json").write_text(json.dumps(said | {"digest": sealed.digest(said)}))
+    for use in (open_gallery, verify, lambda folder: remove(folder, ["0.png"], progress=False)):
+        with pytest.raises(DataError, match="not named by a number"):
+            use(index)
+
+
+def test_every_file_is_compared_with_its_checksum_however_large(codes, encoder, photos, tmp_path):
+    """Names of more than 16 MB, which are not read when an index is opened."""
+    names = ["0.png", *(f"{i:05}/{'x' * 200}/{'y' * 200}" for i in range(42_000))]
+    words, ones = np.zeros((len(names), 1, 1), np.uint64), np.ones((len(names), 1), np.bool_)
+    sizes = np.ones((len(names), 2), np.int32)
+    new = _Content(photos / "a", names, np.arange(len(names)), words, ones, sizes, 48, len(names), {})
+    index = owned.create(tmp_path / "index")
+    meta = {"backend": "brute-force", "encoder": load_encoder(encoder).digest, "codes": []}
+    _replace(index, None, new, encoder, meta, {}, False)
+    assert (index / "1" / "text.npy").stat().st_size > sealed.SMALL
+    assert len(open_gallery(index)) == len(names)
+    rng, size = np.random.default_rng(0), (index / "1" / "text.npy").stat().st_size
+    for place in rng.integers(200, size, 5).tolist():
+        with (index / "1" / "text.npy").open("r+b") as file:
+            file.seek(place)
+            octet = file.read(1)[0]
+            file.seek(place)
+            file.write(bytes([octet ^ 1]))
+            file.flush()
+            for use in (open_gallery, verify):
+                with pytest.raises(DataError, match=r"text\.npy has changed"):
+                    use(index)
+            file.seek(place)
+            file.write(bytes([octet]))
+    open_gallery(index)

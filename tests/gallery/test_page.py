@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hashgym.data import DataError
 from hashgym.gallery import build, encode_images, open_gallery, page
 from hashgym.gallery.gallery import Gallery
 from tests.gallery.small import picture, write_encoder, write_pictures
@@ -106,6 +107,11 @@ def test_a_page_without_matches_or_with_pictures_that_are_gone(gallery, tmp_path
     page.write(html, tmp_path / "new" / "page.html")
     page.write(html, tmp_path / "new" / "page.html")
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["page.html"]
+    page.require_writable(tmp_path / "new" / "page.html")
+    for mine in (b"<html>my page</html>", b"", b" " * 2000 + page.GENERATOR):
+        (tmp_path / "mine.html").write_bytes(mine)
+        with pytest.raises(DataError, match=r"mine\.html exists already and is not a page of search results"):
+            page.require_writable(tmp_path / "mine.html")
     assert (tmp_path / "new" / "page.html").read_text("utf-8") == html
 
 

@@ -203,6 +203,18 @@ def test_files_that_are_no_saved_hasher_are_refused(data, tmp_path):
     assert load(bad).encode(np.ones((1, 3))).shape == (1, 2)
 
 
+def test_saving_replaces_no_file_but_a_saved_hasher(data, tmp_path):
+    path = tmp_path / "hasher.npz"
+    fitted("lsh", data).save(path)
+    fitted("itq", data).save(path)
+    assert type(load(path)).__name__ == type(fitted("itq", data)).__name__
+    np.savez(tmp_path / "mine.npz", x=np.zeros(3))
+    before = (tmp_path / "mine.npz").read_bytes()
+    with pytest.raises(ValueError, match=r"mine\.npz exists already and is not a saved hasher"):
+        fitted("lsh", data).save(tmp_path / "mine.npz")
+    assert (tmp_path / "mine.npz").read_bytes() == before
+
+
 def test_an_interrupted_save_leaves_the_old_file(data, tmp_path, monkeypatch):
     path = tmp_path / "hasher.npz"
     fitted("lsh", data).save(path)

@@ -177,6 +177,7 @@ def hasher(folder: Path, compression: int = zipfile.ZIP_STORED, **arrays: bytes)
     from hashgym import hashers
 
     path = folder / "itq.npz"
+    path.unlink(missing_ok=True)
     hashers.make("itq", bits=4).fit(np.random.default_rng(0).standard_normal((40, 6)).astype(np.float32)).save(path)
     with zipfile.ZipFile(path) as file:
         content = {name: file.read(name) for name in file.namelist()}

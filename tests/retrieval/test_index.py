@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from hashgym import codes
 from hashgym.codes import CodeSets
+from hashgym.data import owned
 from hashgym.retrieval import index
 
 LOCAL = ["brute-force", "buckets", *(["faiss", "faiss-hash"] if find_spec("faiss") else [])]
@@ -256,13 +258,32 @@ def test_an_unfinished_save_leaves_the_old_version(tmp_path, monkeypatch):
         made.save(tmp_path)
     monkeypatch.undo()
     assert index.load(tmp_path).ids.tolist() == [4, 7]
-    (tmp_path / ".saving").mkdir()  # as a killed process leaves it
+    owned.create(tmp_path / ".saving")  # as a killed process leaves it
     (tmp_path / ".saving" / "words.npy").write_bytes(b"half")
-    (tmp_path / "words-0123456789abcdef.npy").write_bytes(b"whole, but index.json does not name it yet")
+    whole = b"whole, but index.json does not name it yet"
+    (tmp_path / f"words-{hashlib.sha256(whole).hexdigest()[:16]}.npy").write_bytes(whole)
     assert index.load(tmp_path).ids.tolist() == [4, 7]
     made.save(tmp_path)
     assert index.load(tmp_path).ids.tolist() == [7]
     assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_saving_deletes_nothing_that_it_did_not_write(tmp_path):
+    """Names are not enough: neither the work folder's, nor those like the files of an old version."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "words-0123456789abcdef.npy").write_bytes(b"mine")
+    made = filled()
+    made.save(tmp_path)
+    made.remove([4])
+    made.save(tmp_path)
+    assert (tmp_path / "words-0123456789abcdef.npy").read_bytes() == b"mine"
+    assert index.foreign(tmp_path) == ["photos"]
+    (tmp_path / ".saving").mkdir()
+    (tmp_path / ".saving" / "photo.jpg").write_bytes(b"mine")
+    with pytest.raises(ValueError, match=r"\.saving was not written by hashgym"):
+        made.save(tmp_path)
+    assert (tmp_path / ".saving" / "photo.jpg").read_bytes() == b"mine"
+    assert index.load(tmp_path).ids.tolist() == [7]
 
 
 def data_file(folder, name):
@@ -303,6 +324,9 @@ def another_words(folder):
         (lambda f: reseal(f, lambda meta: meta.update(images=9)), "holds 2 of 9 images"),
         (lambda f: reseal(f, lambda meta: meta.update(backend="flann")), "no back end 'flann'"),
         (another_words, "no codes of 3 bits"),
+        (lambda f: reseal(f, lambda meta: meta["files"]["ids.npy"].update(file="../ids.npy")), "does not describe"),
+        (lambda f: reseal(f, lambda meta: meta.update(files=[])), "does not describe an index"),
+        (lambda f: reseal(f, lambda meta: meta.pop("options")), "does not describe an index"),
     ],
 )
 def test_damage_is_found_before_anything_is_searched(tmp_path, harm, reason):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ if not (find_spec("pymilvus") and find_spec("milvus_lite")):
     pytest.skip("pymilvus or milvus-lite is not installed", allow_module_level=True)
 
 from hashgym.codes import CodeSets
+from hashgym.data import owned
 from hashgym.retrieval import index, milvus
 from tests.retrieval.test_index import BITS, Naive, assert_same, exercise, filled, make_sets, shapes
 
@@ -174,12 +176,19 @@ def test_nothing_runs_after_a_process_was_killed_and_the_next_takes_its_files_aw
     assert gone.returncode == 0
     assert Path(folder).is_dir()
     early, now = (Path(tempfile.mkdtemp(prefix=f"hashgym-milvus-{age}-")) for age in (0, 1))  # killed before they began
-    os.utime(early, (0, 0))
+    other = Path(tempfile.mkdtemp(prefix="hashgym-milvus-"))  # not made by an index
+    (other / "photo.jpg").write_bytes(b"mine")
+    for folder_of_ours in (early, now):
+        owned.mark(folder_of_ours)
+    for old in (early, other):
+        os.utime(old, (0, 0))
     with filled("milvus") as first, filled("milvus") as second:
         assert not Path(folder).exists()
         assert (early.exists(), now.exists()) == (False, True)
         assert (first._server._file.parent / ".cache").is_dir()  # no folder is shared with other embedded servers
-        now.rmdir()
+        owned.remove(now)
+        assert (other / "photo.jpg").read_bytes() == b"mine"
+        shutil.rmtree(other)
         assert first.ids.tolist() == second.ids.tolist() == [4, 7]
 
 
@@ -208,24 +217,29 @@ def test_a_collection_is_shared_by_name_and_checked(address, tmp_path):
         ({"collection": "a b"}, "named by letters, digits and _"),
         ({"uri": "index.db"}, "uri is a server's address"),
         ({"uri": "http://me:secret@localhost:19530"}, "token='USER:PASSWORD'"),
+        ({"uri": "milvus://me:secret@localhost"}, "token='USER:PASSWORD'"),
+        ({"uri": "http://localhost:19530/?token=secret"}, "token='USER:PASSWORD'"),
+        ({"uri": "http://localhost\x1b[2J"}, "alone, like http://HOST:19530"),
         ({"url": "x"}, "takes uri=, token=, collection=, timeout=; not url"),
     ],
 )
 def test_wrong_options_are_refused(options, reason):
-    with pytest.raises(ValueError, match=reason):
-        index.make("milvus", 3, **options)
+    for use in (lambda: index.make("milvus", 3, **options), lambda: index.check_options("milvus", options)):
+        with pytest.raises(ValueError, match=reason) as error:
+            use()
+        assert "secret" not in str(error.value)
 
 
 def test_a_server_that_is_not_there_or_stops_is_named(start, tmp_path):
     nowhere = f"http://127.0.0.1:{free_port()}"
-    with pytest.raises(ConnectionError, match=f"Milvus at {nowhere} .* is it running"):
+    with pytest.raises(ConnectionError, match=f"Milvus at {nowhere}: .* is it running"):
         index.make("milvus", 3, uri=nowhere, timeout=2)
     server, address = start()
     made = filled("milvus", uri=address, timeout=2)
     made.save(tmp_path)
     server.stop()
     for do in (lambda: made.search(BITS, 1), lambda: made.add([9], CodeSets.of(BITS)), lambda: made.ids):
-        with pytest.raises(ConnectionError, match=f"Milvus at {address} .* is it running"):
+        with pytest.raises(ConnectionError, match=f"Milvus at {address}: .* is it running"):
             do()
     made.close()
     with pytest.raises(ConnectionError, match="is it running"):
@@ -238,8 +252,6 @@ def test_the_embedded_engine_that_dies_is_named():
     made = filled("milvus")
     made._timeout = 1
     made._server._process._p.kill()
-    with pytest.raises(
-        ConnectionError, match=r"the embedded Milvus does not do what it is asked .* open the index again"
-    ):
+    with pytest.raises(ConnectionError, match=r"the embedded Milvus: request failed .* open the index again"):
         made.search(BITS, 1)
     made.close()

@@ -1,0 +1,54 @@
+"""``make clean`` removes what can be made again, and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+
+OURS = (
+    ".venv/.hashgym",
+    ".venv/bin/python",
+    "docs/_build/.buildinfo",
+    "docs/_build/index.html",
+    ".mypy_cache/CACHEDIR.TAG",
+    ".ruff_cache/CACHEDIR.TAG",
+    ".pytest_cache/CACHEDIR.TAG",
+    "hashgym/data/__pycache__/cache.cpython-311.pyc",
+    "tests/__pycache__/conftest.cpython-311.pyc",
+)
+OTHERS = (
+    "runs/drlih/checkpoint.pt",
+    "dist/photo.jpg",
+    "build/letter.txt",
+    "photos/__pycache__/photo.jpg",
+    "hashgym/__pycache__/notes.txt",
+    ".hypothesis/examples/x",
+)
+
+
+def clean(folder: Path, *names: str) -> list[str]:
+    """What is left of files with these names after ``make clean``."""
+    shutil.copyfile(Path(__file__).parents[1] / "Makefile", folder / "Makefile")
+    for name in ("agents", "benchmarks", "docs", "hashgym", "tests"):
+        (folder / name).mkdir()
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x")
+    subprocess.run(["make", "clean"], cwd=folder, check=True, capture_output=True)
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_clean_removes_what_can_be_made_again(tmp_path: Path) -> None:
+    assert clean(tmp_path, *OURS, *OTHERS) == sorted(["Makefile", *OTHERS])
+    assert not (tmp_path / ".venv").exists()
+    assert not (tmp_path / "tests" / "__pycache__").exists()
+
+
+def test_clean_leaves_folders_that_something_else_made(tmp_path: Path) -> None:
+    mine = (".venv/bin/python", ".venv/.installed", "docs/_build/photo.jpg", ".mypy_cache/x", ".pytest_cache/x")
+    assert clean(tmp_path, *mine) == sorted(["Makefile", *mine])
