@@ -558,10 +558,10 @@ def test_rendering_names_the_nearest_codes(multi_label: HashingDataset) -> None:
     ("kwargs", "message"),
     [
         ({"bits": 0}, "bits must be an integer of at least 1"),
-        ({"bits": 8}, "group_bits=12 is longer than the code"),
+        ({"bits": 8, "group_bits": 12}, "group_bits=12 is longer than the code"),
         ({"bits": 24.0}, "bits must be an integer"),
         ({"partners": 0}, "partners"),
-        ({"action": "float"}, "'bits', 'probability' or 'index'"),
+        ({"action": "float"}, "'bits', 'multidiscrete', 'probability' or 'index'"),
         ({"action": "index", "group_bits": 11}, "group_bits <= 10"),
         ({"reward": "nothing"}, "unknown reward"),
         ({"group_weight": float("nan")}, "group_weight must be finite"),
