@@ -33,8 +33,8 @@ def encode(
         policy: a Stable-Baselines3 model or anything with its ``predict(observation, state=, episode_start=,
             deterministic=)``, which returns ``(actions, state)``; or a callable that maps a batch of observations to
             actions. Actions are bits or probabilities (n, group_bits), or indices (n,), whichever the policy emits;
-            a bit is 1 where the action is above 0.5. A policy whose ``observation_space`` is a ``Box`` gets observations
-            as an environment with ``flat=True`` shows them.
+            a bit is 1 where the action is above 0.5. A policy whose ``observation_space`` is a ``Box`` gets
+            observations as an environment with ``flat=True`` shows them.
         features: float32 (n, D), on the scale the policy was trained on (``env.unwrapped.dataset.features``).
         bits: q, the code length the policy was trained for.
         group_bits: k, the group length the policy was trained for; by default the lesser of 12 and ``bits``.

@@ -561,8 +561,11 @@ class BitGroupHashingVectorEnv(OverHashingGame, LockstepVectorEnv):
 class _Turns:
     """Which codebook the last step of a scalar environment wrote, and how many steps in a row wrote another."""
 
-    words, kind, switches, warned = 0, (), 0, False  # an id, and what environments of one training have in common
     ENOUGH = 3  # A, B, A, B: an environment for evaluation steps several times in a row
+    words: ClassVar[int] = 0  # an id
+    kind: ClassVar[tuple[Any, ...]] = ()  # what environments of one training have in common
+    switches: ClassVar[int] = 0
+    warned: ClassVar[bool] = False
 
     @classmethod
     def watch(cls, game: HashingGame) -> None:

@@ -505,8 +505,8 @@ def _apart(batch: Any, lanes: int) -> NDArray[np.object_]:
     """A batch as one observation for each lane, views of its arrays: what Gymnasium wants of final observations."""
     array = np.empty(lanes, object)
     if not isinstance(batch, dict):
-        for lane, part in enumerate(batch):
-            array[lane] = part
+        for i, one in enumerate(batch):
+            array[i] = one
         return array
     apart: list[Observation] = [{} for _ in range(lanes)]
     for key, parts in batch.items():  # key by key takes a third of the time of lane by lane

@@ -98,6 +98,9 @@ class BitGroupHashingTorchVectorEnv(OverHashingGame, LockstepVectorEnv):
         """Which actions count now, bool (num_envs, m), as the NumPy environment's."""
         return torch.from_numpy(super().action_masks()).to(self.device)
 
+    def _check_mask(self, mask: Any) -> None:
+        super()._check_mask(self._lanes.host(mask))
+
     def _full(self, value: float | bool) -> Any:
         dtype = torch.bool if isinstance(value, bool) else torch.float64
         return torch.full((self.num_envs,), value, dtype=dtype, device=self.device)
@@ -290,8 +293,9 @@ class _TensorGame(HashingGame):
         parts = []
         for key, space in self.spaces()[0].items():
             part = observation[key]
-            one_hot = isinstance(space, spaces.Discrete)
-            parts.append(part[:, None] == torch.arange(int(space.n), device=self.device) if one_hot else part)
+            if isinstance(space, spaces.Discrete):
+                part = part[:, None] == torch.arange(int(space.n), device=self.device)
+            parts.append(part)
         return torch.cat([part.float() for part in parts], dim=1)
 
     def info(self) -> dict[str, Any]:
