@@ -398,7 +398,7 @@ def test_gymnasiums_vector_wrappers_do_what_they_do_to_its_own(
     if (wrapper == "normalize" and mode is AutoresetMode.DISABLED) or (
         wrapper not in ANY_MODE and mode is AutoresetMode.SAME_STEP
     ):
-        with pytest.raises(ValueError, match="autoreset_mode"):  # Gymnasium's own limit
+        with pytest.raises((ValueError, AssertionError)):  # Gymnasium's own limit; the assertion is of 1.2
             wrap(build(name, 1, autoreset_mode=mode, **look, **task))
         return
     native = wrap(build(name, 1, autoreset_mode=mode, **look, **task))
