@@ -539,9 +539,9 @@ class BitGroupHashingVectorEnv(OverHashingGame, LockstepVectorEnv):
     observation and ``info["index"]`` at the last step are those of the next images; the last ones are in
     ``info["final_obs"]`` (an object array of dicts) and ``info["final_info"]``. With "NextStep" the step after the last
     one ignores its actions, earns 0 and returns the next images; with "Disabled" ``reset`` does.
-    ``reset(options={"index": [...]})`` chooses the images. Within an episode every observation holds the same ``image``
-    array, which is written once and never changed after. With more environments than training images some images
-    repeat; the codebook keeps the code of the last one.
+    ``reset(options={"index": [...]})`` chooses the images. With "SameStep" every observation of an episode holds the
+    same ``image`` array, which is written once and never changed after. With more environments than training images
+    some images repeat; the codebook keeps the code of the last one.
     """
 
     def __init__(

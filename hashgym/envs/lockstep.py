@@ -423,6 +423,14 @@ class LockstepVectorEnv(Skin, VectorEnv[Observation, Any, NDArray[Any]]):
             return None
         return tuple(self._show(lane, self.render_mode) for lane in range(self.num_envs))
 
+    def _observe(self) -> Any:
+        observation = super()._observe()
+        shared = not self._flat and isinstance(observation["image"], np.ndarray)
+        if shared and self.autoreset_mode is not AutoresetMode.SAME_STEP:
+            # Gymnasium's observation wrappers, which take these modes alone, write into what they are given.
+            observation["image"] = observation["image"].copy()
+        return observation
+
     def _shown(self) -> tuple[Any, dict[str, Any]]:
         return self._observe(), self._masked(self._said(self._lanes.info()))
 

@@ -455,7 +455,8 @@ class RegionKeepVectorEnv(_OverGame, LockstepVectorEnv):
     ``info["final_obs"]`` (an object array of dicts) and ``info["final_info"]``. With "NextStep" the step after the last
     one ignores its actions, earns 0 and returns the next images; with "Disabled" ``reset`` does.
     ``reset(options={"index": [...], "regions": [[...], ...]})`` chooses the images (n,) and the regions (n, m) of all.
-    Within an episode every observation holds the same ``image`` array, which is written once and never changed after.
+    With "SameStep" every observation of an episode holds the same ``image`` array, which is written once and never
+    changed after.
     No batch holds an image twice unless ``num_envs`` is more than there are training images.
     """
 

@@ -375,6 +375,12 @@ WRAPPERS: dict[str, Callable[[Any], Any]] = {
     "rescale": lambda envs: wrappers.RescaleObservation(envs, *halved(envs.single_observation_space)),
     "dtype": lambda envs: wrappers.DtypeObservation(envs, np.float64),
     "transform": lambda envs: wrappers.TransformObservation(envs, lambda batch: 2 * batch),
+    "transform one by one": lambda envs: wrappers.VectorizeTransformObservation(  # writes into what it is given
+        envs,
+        gym.wrappers.TransformObservation,
+        func=lambda one: one | {"image": 2 * one["image"]},
+        observation_space=envs.single_observation_space,
+    ),
     "normalize rewards": wrappers.NormalizeReward,
     "statistics": wrappers.RecordEpisodeStatistics,
     "list": wrappers.DictInfoToList,
@@ -394,7 +400,7 @@ def test_gymnasiums_vector_wrappers_do_what_they_do_to_its_own(
     case: tuple[str, dict[str, Any]], mode: AutoresetMode, wrapper: str, build: Callable[..., Any]
 ) -> None:
     (name, task), wrap = case, WRAPPERS[wrapper]
-    look = LOOKS[wrapper not in (*ANY_MODE, "flatten")]
+    look = LOOKS[wrapper not in (*ANY_MODE, "flatten", "transform one by one")]
     if (wrapper == "normalize" and mode is AutoresetMode.DISABLED) or (
         wrapper not in ANY_MODE and mode is AutoresetMode.SAME_STEP
     ):
