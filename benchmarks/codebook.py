@@ -47,7 +47,7 @@ class Args:
     """length of the code"""
     num_envs: int = 64
     """images at once"""
-    steps: int = 50_000
+    steps: int = 100_000
     """environment steps, summed over all images"""
     seeds: int = 3
     """runs of each kind"""

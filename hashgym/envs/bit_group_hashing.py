@@ -451,9 +451,9 @@ class BitGroupHashingEnv(OverHashingGame, ScalarEnv):
     By default every environment has a codebook of its own, so that a seed determines all that it does. **Several scalar
     environments in one process, as `make_vec_env`, `SyncVectorEnv`, `DummyVecEnv` and the runners of TorchRL and RLlib
     make them, should share one with `codebook="shared"`**: with N codebooks each gets one in N of the updates, and
-    partners' codes are old ones. PPO on 64 of them reached mAP .41 on digits, sharing a codebook .58, and the native
-    vector environment, which has one codebook for all of its images in any case, .67
-    (`python -m benchmarks.codebook`, 50,000 steps, mean of three seeds). Where environments step in turn without
+    partners' codes are old ones. PPO on 64 of them reached mAP .57 on digits, sharing a codebook .82, and the native
+    vector environment, which has one codebook for all of its images in any case, .85
+    (`python -m benchmarks.codebook`, 100,000 steps, mean of three seeds). Where environments step in turn without
     sharing, a warning says so once.
 
     `"shared"` joins all environments of the process with the same dataset (one name, or one `HashingDataset` object)

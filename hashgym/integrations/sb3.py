@@ -40,7 +40,8 @@ class HashVecEnv(VecEnv):
 
     ``PPO("MultiInputPolicy", gym.make("BitGroupHashing-v0"))`` works without this class, at one image a step. So does
     ``make_vec_env("BitGroupHashing-v0", 64, env_kwargs={"codebook": "shared"})``, which is slower; without
-    ``codebook="shared"`` each of its environments has a codebook of its own, and much less is learnt.
+    ``codebook="shared"`` each of its environments has a codebook of its own, and much less is learnt (mAP .57 in place
+    of .82, and .85 with this class: ``python -m benchmarks.codebook``).
 
     ## What a step returns
     Observations, rewards (float64) and ends are the vector environment's own arrays, not to be written. All lanes end
