@@ -39,6 +39,7 @@ from hashgym import data
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
 from hashgym.encoders.heads import GroupsHead
+from hashgym.envs.bit_group_hashing import DEFAULT_GROUP_BITS
 from hashgym.hashers.noseq import triplet_ranking_loss
 from hashgym.retrieval import metrics
 
@@ -69,8 +70,8 @@ class Args(runs.RunArgs):
     """which of the objectives and networks; `gru` and `lstm` have other defaults than shown here, see PRESETS"""
     bits: int = 24
     """q, length of the code"""
-    group_bits: int = 12
-    """k, bits emitted in one step"""
+    group_bits: int = 0
+    """k, bits emitted in one step; 0 stands for the lesser of 12 and `bits`"""
     reward: str = "average_precision"
     """reward by name; `paper` and `released` are defined by the triplet reward"""
     margin: float = 1.0
@@ -97,6 +98,8 @@ class Args(runs.RunArgs):
     """weight of the bits' entropy, in nats, for `gru` and `lstm`"""
 
     def __post_init__(self) -> None:
+        if not self.group_bits:
+            object.__setattr__(self, "group_bits", min(DEFAULT_GROUP_BITS, self.bits))
         if self.variant not in NETWORKS:
             raise ValueError(f"variant must be one of {', '.join(NETWORKS)}, got {self.variant!r}")
         self.check_positive("hidden", "history", "learning_rate")

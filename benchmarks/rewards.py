@@ -125,7 +125,6 @@ def settings(cell: Cell) -> Any:
         variant=cell.agent,  # type: ignore[arg-type]
         reward=register(cell.design),
         bits=cell.bits,
-        group_bits=min(agent.Args.group_bits, cell.bits),
         seed=cell.seed,
         updates=cell.updates,
         holdout=0.0,

@@ -135,11 +135,11 @@ def tasks(args: Args) -> dict[str, tuple[str, str, Task]]:
     digits, scenes = (load(name).standardized() for name in (args.dataset, args.scenes))
     base = hashgym.hashers.make("dch", bits=args.region_bits, hidden=64, updates=100)  # its codes need not be good
     base.fit(scenes.features[scenes.train], scenes.labels[scenes.train])
-    groups: Task = {"bits": args.bits, "group_bits": args.group_bits, "reward": args.reward}
+    groups: Task = {"bits": args.bits, "group_bits": min(args.group_bits, args.bits), "reward": args.reward}
     return {
         "BitGroupHashing-v0": (
             args.dataset,
-            f"{args.bits} bits, k = {args.group_bits}, {args.reward}",
+            f"{args.bits} bits, k = {groups['group_bits']}, {args.reward}",
             {"dataset": digits, **groups},
         ),
         "RegionKeep-v0": (
@@ -177,7 +177,7 @@ def measure_steps(args: Args, name: str, task: Task, lanes: int) -> list[Row]:
         return {key: part.copy() for key, part in observation.items()}, rewards.copy(), ended.copy(), ended.copy(), {}
 
     def scalar() -> Any:
-        return gym.make(name, disable_env_checker=True, **task)
+        return gym.make(name, disable_env_checker=True, **task, **_shared(name))
 
     makers: dict[str, Callable[[], Any]] = {
         "native": lambda: gym.make_vec(name, num_envs=lanes, **task),
@@ -252,7 +252,9 @@ def measure_ppo(args: Args, name: str, task: Task) -> list[Row]:
     contestants: dict[str, tuple[Callable[[], VecEnv], int]] = {
         "HashVecEnv": (lambda: HashVecEnv(gym.make_vec(name, num_envs=lanes, **task)), args.ppo_rollouts),
         "DummyVecEnv": (
-            lambda: DummyVecEnv([lambda: Monitor(gym.make(name, disable_env_checker=True, **task))] * lanes),
+            lambda: DummyVecEnv(
+                [lambda: Monitor(gym.make(name, disable_env_checker=True, **task, **_shared(name)))] * lanes
+            ),
             1,
         ),
     }
@@ -382,6 +384,11 @@ def main(args: Args) -> list[Row]:
         results.append(*every)
         console.print(f"{len(every)} rows in {results.path}")
     return every
+
+
+def _shared(name: str) -> Task:
+    """What scalar environments need to learn together as the native vector environment does."""
+    return {"codebook": "shared"} if name == "BitGroupHashing-v0" else {}
 
 
 def _horizon(task: Task) -> int:

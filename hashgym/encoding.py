@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import NDArray
 
 from hashgym import codes
 from hashgym.codes import CodeSets
 from hashgym.data.dataset import REGIONS_COMMAND, DataError
 from hashgym.envs import region_keep
-from hashgym.envs.bit_group_hashing import HashingTask, action_bits, observation
+from hashgym.envs.bit_group_hashing import DEFAULT_GROUP_BITS, HashingTask, action_bits, observation
+from hashgym.envs.lockstep import Observation, flatten
 from hashgym.hashers import Hasher
 
 __all__ = ["encode", "encode_regions", "keep_probabilities"]
@@ -22,7 +24,7 @@ def encode(
     features: NDArray[np.float32],
     *,
     bits: int,
-    group_bits: int = 12,
+    group_bits: int | None = None,
     batch_size: int = 4096,
 ) -> NDArray[np.bool_]:
     """Encode images group by group, as the environment would ask for their codes.
@@ -31,10 +33,11 @@ def encode(
         policy: a Stable-Baselines3 model or anything with its ``predict(observation, state=, episode_start=,
             deterministic=)``, which returns ``(actions, state)``; or a callable that maps a batch of observations to
             actions. Actions are bits or probabilities (n, group_bits), or indices (n,), whichever the policy emits;
-            a bit is 1 where the action is above 0.5.
+            a bit is 1 where the action is above 0.5. A policy whose ``observation_space`` is a ``Box`` gets
+            observations as an environment with ``flat=True`` shows them.
         features: float32 (n, D), on the scale the policy was trained on (``env.unwrapped.dataset.features``).
         bits: q, the code length the policy was trained for.
-        group_bits: k, the group length the policy was trained for.
+        group_bits: k, the group length the policy was trained for; by default the lesser of 12 and ``bits``.
         batch_size: images encoded at once.
 
     Returns:
@@ -51,6 +54,7 @@ def encode(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     encoded = np.zeros((len(features), bits), np.bool_)
+    group_bits = min(DEFAULT_GROUP_BITS, bits) if group_bits is None else group_bits
     for start in range(0, len(features), batch_size):
         image = np.asarray(features[start : start + batch_size], np.float32)
         encoded[start : start + batch_size] = _encode_batch(policy, image, bits, group_bits)
@@ -63,7 +67,7 @@ def _encode_batch(policy: Any, image: NDArray[np.float32], bits: int, group_bits
     code = np.zeros((len(image), bits), np.bool_)
     for group in range(task.groups):
         start, stop = task.span(group)
-        seen = observation(image, code, start, group)
+        seen = _as_shown(policy, observation(image, code, start, group), task.observation_space(image.shape[1]))
         if hasattr(policy, "predict"):
             action, state = policy.predict(seen, state=state, episode_start=episode_start, deterministic=True)
         else:
@@ -93,7 +97,8 @@ def encode_regions(
     Args:
         policy: anything with ``keep_probability(observation)``, which gives p in [0, 1] for each of n observations; a
             Stable-Baselines3 model or anything with its ``predict``, whose actions count as probabilities 0 and 1; or a
-            callable that maps a batch of observations to probabilities or actions (n,).
+            callable that maps a batch of observations to probabilities or actions (n,). A policy whose
+            ``observation_space`` is a ``Box`` gets observations as an environment with ``flat=True`` shows them.
         base: the fitted hasher that the policy was trained with.
         features: float32 (n, D), whole images, on the scale the policy was trained on.
         regions: float32 (n, R, D), their regions (``dataset.regions``: four corners and the centre).
@@ -150,6 +155,7 @@ def _offer(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     (n, count, dim), parts, sequential = regions.shape, [], threshold is not None
+    space = region_keep.RegionKeepTask(regions_per_episode=1 + sequential).observation_space(dim, base.bits)
     for start in range(0, n, batch_size):
         image, offered = features[start : start + batch_size], regions[start : start + batch_size]
         words = codes.pack(base.encode(np.concatenate([image[:, None], offered], axis=1).reshape(-1, dim)))
@@ -162,13 +168,18 @@ def _offer(
             seen = region_keep.observation(
                 image, offered[:, r - 1], kept, words[:, r], base.bits, sequential=sequential
             )
-            p[:, r] = _keep_probability(policy, seen, len(image))
+            p[:, r] = _keep_probability(policy, _as_shown(policy, seen, space), len(image))
         parts.append((words, p))
     words, p = (np.concatenate(part) for part in zip(*parts, strict=True))
     return words, p
 
 
-def _keep_probability(policy: Any, seen: dict[str, Any], n: int) -> NDArray[np.float64]:
+def _as_shown(policy: Any, seen: Observation, space: spaces.Dict) -> Any:
+    """Observations as the environment showed them that the policy learnt in: a dict, or with ``flat=True`` an array."""
+    return flatten(seen, space) if isinstance(getattr(policy, "observation_space", None), spaces.Box) else seen
+
+
+def _keep_probability(policy: Any, seen: Any, n: int) -> NDArray[np.float64]:
     if hasattr(policy, "keep_probability"):
         p = policy.keep_probability(seen)
     elif hasattr(policy, "predict"):

@@ -70,6 +70,31 @@ def test_a_stable_baselines3_model_encodes(multi_label: HashingDataset) -> None:
     assert hashgym.encode(model, multi_label.features, bits=BITS, group_bits=GROUP).shape == (60, BITS)
 
 
+@pytest.mark.parametrize("action", ["bits", "multidiscrete", "index", "probability"])
+def test_a_model_that_learnt_from_flat_observations_encodes(multi_label: HashingDataset, action: str) -> None:
+    """As its environment asked it: what it answers there is what its codes are made of."""
+    from stable_baselines3 import PPO
+
+    env = BitGroupHashingEnv(multi_label, bits=BITS, group_bits=GROUP, flat=True, action=action)
+    model = PPO("MlpPolicy", env, n_steps=8, batch_size=8, seed=0)
+    encoded = hashgym.encode(model, multi_label.features, bits=BITS, group_bits=GROUP)
+    for image in multi_label.train[:5]:
+        observation, _ = env.reset(options={"index": image})
+        done = False
+        while not done:
+            observation, _, done, _, _ = env.step(model.predict(observation, deterministic=True)[0])
+        np.testing.assert_array_equal(encoded[image], observation[env.slices["code"]] > 0)
+
+
+@pytest.mark.parametrize("bits", [5, 12, 20])
+def test_groups_are_as_long_as_the_environments_by_default(multi_label: HashingDataset, bits: int) -> None:
+    k = BitGroupHashingEnv(multi_label, bits=bits).task.group_bits
+    seen: list[Any] = []
+    encoded = hashgym.encode(lambda o: seen.append(o) or np.ones((60, k)), multi_label.features, bits=bits)
+    assert encoded.all()
+    assert len(seen) == -(-bits // 12)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -251,6 +276,27 @@ def test_a_stable_baselines3_model_keeps_codes(regional: HashingDataset, base: H
                 }
                 kept[:, 1 + r] = model.predict(seen, deterministic=True)[0] == 1
             np.testing.assert_array_equal(sets.kept, CodeSets(sets.words, kept, Q).kept)
+
+
+@pytest.mark.parametrize("turns", [1, 3])
+def test_a_model_that_learnt_from_flat_observations_keeps_codes(
+    regional: HashingDataset, base: Hasher, turns: int
+) -> None:
+    from stable_baselines3 import PPO
+
+    env = RegionKeepEnv(regional, base=base, regions_per_episode=turns, flat=True)
+    model = PPO("MlpPolicy", env, n_steps=16, batch_size=16, n_epochs=1, seed=0)
+    assert regional.regions is not None
+    sets = hashgym.encode_regions(model, base, regional.features, regional.regions[:, :turns], sequential=turns > 1)
+    decided = []
+    for image in regional.train[:20]:
+        observation, _ = env.reset(options={"index": int(image), "regions": list(range(turns))})
+        for _ in range(turns):
+            action, _ = model.predict(observation, deterministic=True)
+            decided.append(int(action))
+            observation, *_ = env.step(action)
+        np.testing.assert_array_equal(sets.filled[image], env.get_state()["kept"].reshape(1 + turns, -1))
+    assert 0 < np.mean(decided) < 1
 
 
 @pytest.mark.parametrize(

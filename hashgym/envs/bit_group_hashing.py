@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
+from weakref import WeakValueDictionary
 
 import numpy as np
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
 from numpy.typing import ArrayLike, NDArray
 
 from hashgym import codes, rewards
 from hashgym.data import HashingDataset
-from hashgym.envs.lockstep import Lanes, LockstepVectorEnv, Observation, ScalarEnv, Skin, setting
+from hashgym.envs.lockstep import Info, Lanes, LockstepVectorEnv, Observation, ScalarEnv, Skin, setting
 from hashgym.envs.rendering import CodeScene
 from hashgym.rewards import Codebook, RewardLike, RewardView, Weighted
 
@@ -27,7 +31,9 @@ __all__ = [
     "observation",
 ]
 
+BINARY = ("bits", "multidiscrete")  # actions that are bits
 MAX_INDEX_BITS = 10
+DEFAULT_GROUP_BITS = 12
 NEAREST = 6  # neighbours shown in a rendering
 
 
@@ -36,15 +42,20 @@ class HashingTask:
     """What is to be emitted and what it is worth: the arguments both environments share (see their docstring)."""
 
     bits: int = 24
-    group_bits: int = 12
+    group_bits: int = None  # type: ignore[assignment]  # set below
     partners: int = 8
-    action: Literal["bits", "probability", "index"] = "bits"
+    action: Literal["bits", "multidiscrete", "probability", "index"] = "bits"
     reward: RewardLike = "triplet"
     group_weight: float = 1.0
     global_weight: float = 1.0
     counterfactual: bool = False
+    codebook: str | None = None
 
     def __post_init__(self) -> None:
+        if self.group_bits is None:
+            most = MAX_INDEX_BITS if self.action == "index" else DEFAULT_GROUP_BITS
+            length = self.bits if isinstance(self.bits, int | np.integer) else 1  # wrong bits are refused below
+            object.__setattr__(self, "group_bits", max(1, min(most, int(length))))
         for key in ("bits", "group_bits", "partners"):
             number = getattr(self, key)
             if not isinstance(number, int | np.integer) or number < 1:
@@ -53,8 +64,8 @@ class HashingTask:
             raise ValueError(
                 f"group_bits={self.group_bits} is longer than the code: choose group_bits <= bits={self.bits}"
             )
-        if self.action not in ("bits", "probability", "index"):
-            raise ValueError(f"action must be 'bits', 'probability' or 'index', got {self.action!r}")
+        if self.action not in (*BINARY, "probability", "index"):
+            raise ValueError(f"action must be 'bits', 'multidiscrete', 'probability' or 'index', got {self.action!r}")
         if self.action == "index" and self.group_bits > MAX_INDEX_BITS:
             raise ValueError(
                 f"action='index' has 2**k actions: choose group_bits <= {MAX_INDEX_BITS}, not {self.group_bits}"
@@ -62,6 +73,9 @@ class HashingTask:
         for key in ("group_weight", "global_weight"):
             if not np.isfinite(getattr(self, key)):
                 raise ValueError(f"{key} must be finite, got {getattr(self, key)}")
+        name = self.codebook
+        if name is not None and not (isinstance(name, str) and (name in ("own", "shared") or name[:7] == "shared:")):
+            raise ValueError(f"codebook must be 'own', 'shared' or 'shared:NAME', got {name!r}")
 
     @property
     def groups(self) -> int:
@@ -86,6 +100,8 @@ class HashingTask:
             return spaces.Box(0, 1, (self.group_bits,), np.float32)
         if self.action == "index":
             return spaces.Discrete(2**self.group_bits)
+        if self.action == "multidiscrete":
+            return spaces.MultiDiscrete([2] * self.group_bits)
         return spaces.MultiBinary(self.group_bits)
 
     def action_mask(self, group: int) -> NDArray[np.bool_]:
@@ -138,11 +154,60 @@ def action_bits(action: ArrayLike, task: HashingTask, lanes: int) -> NDArray[np.
             raise ValueError(f"an index action must be an integer from 0 to {2**task.group_bits - 1}")
         return (array[:, None] >> np.arange(task.group_bits) & 1).astype(np.float32)
     relaxed = array.astype(np.float32)
-    if task.action == "bits" and not ((relaxed == 0) | (relaxed == 1)).all():
+    if task.action in BINARY and not ((relaxed == 0) | (relaxed == 1)).all():
         raise ValueError("bit actions must be 0 or 1; for probabilities make the environment with action='probability'")
     if not ((relaxed >= 0) & (relaxed <= 1)).all():
         raise ValueError("probability actions must be numbers from 0 to 1")
     return relaxed
+
+
+class SharedWords:
+    """The words of a codebook: of one environment, or of all that share it.
+
+    Attributes:
+        words: what the environments keep the codes in; there after :meth:`restart`.
+        task, dataset: of the environments, held so that no other object takes their ids while this is shared.
+    """
+
+    shared: ClassVar[WeakValueDictionary[tuple[Any, ...], SharedWords]] = WeakValueDictionary()
+
+    def __init__(self, task: HashingTask, dataset: HashingDataset) -> None:
+        self.task, self.dataset = task, dataset
+        self._words: Any = None
+        self._planes: NDArray[np.float32] | None = None
+
+    @classmethod
+    def of(cls, task: HashingTask, dataset: HashingDataset, arrays: str) -> SharedWords:
+        """Words of its own, or those of all environments with the same dataset, arguments and kind of arrays."""
+        if task.codebook in (None, "own"):
+            return cls(task, dataset)
+        reward = task.reward if isinstance(task.reward, str) else id(task.reward)
+        if isinstance(task.reward, Mapping):
+            reward = repr(sorted(task.reward.items()))
+        rest = (getattr(task, field.name) for field in fields(task) if field.name != "reward")
+        key = (id(dataset), arrays, reward, *rest)
+        if (words := cls.shared.get(key)) is None:
+            words = cls.shared[key] = cls(task, dataset)
+        return words
+
+    def restart(self, planes: NDArray[np.float32]) -> None:
+        """Begin anew with the signs of projections onto ``planes``, float32 (D, q).
+
+        They are computed when they are first read: of N environments that are seeded in turn only the last counts.
+        """
+        self._planes = planes
+
+    @property
+    def words(self) -> Any:
+        """See the class."""
+        if self._planes is not None:
+            features = self.dataset.features[self.dataset.train]
+            self.words = codes.pack((features - features.mean(0)) @ self._planes > 0)
+        return self._words
+
+    @words.setter
+    def words(self, words: Any) -> None:
+        self._words, self._planes = words, None
 
 
 class HashingGame(Lanes):
@@ -151,14 +216,15 @@ class HashingGame(Lanes):
     The course of a step is told here once. What it is made of (``host`` and below) a subclass can keep as other arrays.
     """
 
+    arrays = "numpy"  # what the state is kept in
     code: Any  # float32 (n, q), the bits or probabilities emitted so far
-    codebook: Any  # the codebook's words, which are part of the state
     positive_rows: Any  # int64 (n, P); there where the reward reads partners
     negative_rows: Any
 
     def __init__(self, lanes: int, dataset: str | Path | HashingDataset, task: HashingTask) -> None:
         super().__init__(lanes, dataset)
         self.task = task
+        self._words = SharedWords.of(task, self.dataset, self.arrays)
         self.label_words, self.sampler = self.tables.label_words, self.tables.sampler
         self.eligible = self.sampler.eligible
         reward = rewards.make(task.reward)
@@ -180,15 +246,22 @@ class HashingGame(Lanes):
         return super().shapes | partners | rest | {"codebook": (len(self.label_words), codes.word_count(task.bits))}
 
     @property
+    def codebook(self) -> Any:
+        """The codebook's words, which are part of the state."""
+        return self._words.words
+
+    @codebook.setter
+    def codebook(self, words: Any) -> None:
+        self._words.words = words
+
+    @property
     def book(self) -> Codebook:
         """The codebook."""
         return Codebook(self.codebook, self.label_words, self.task.bits)
 
     def start(self, rng: np.random.Generator) -> None:
         """Begin anew: a codebook of signed random projections, and a new order of the images."""
-        features = self.dataset.features[self.dataset.train]
-        planes = rng.standard_normal((self.dataset.dim, self.task.bits), np.float32)
-        self.codebook = codes.pack((features - features.mean(0)) @ planes > 0)
+        self._words.restart(rng.standard_normal((self.dataset.dim, self.task.bits), np.float32))
         super().start(rng)
 
     def begin(self, rng: np.random.Generator, options: dict[str, Any]) -> None:
@@ -328,8 +401,8 @@ class OverHashingGame(Skin):
     def action_masks(self) -> NDArray[np.bool_]:
         """Which actions count now, bool (num_envs, m).
 
-        m is 2 k for ``action="bits"``, each bit's 0 and 1 in turn, and 2**k for ``action="index"``: the form that
-        MaskablePPO of sb3-contrib asks for.
+        m is 2 k for ``action="bits"`` and "multidiscrete", each bit's 0 and 1 in turn, and 2**k for ``action="index"``:
+        the form that MaskablePPO of sb3-contrib asks for.
 
         Raises:
             ValueError: for ``action="probability"``.
@@ -352,6 +425,7 @@ class BitGroupHashingEnv(OverHashingGame, ScalarEnv):
     | `action` | space | meaning |
     |---|---|---|
     | `"bits"` | `MultiBinary(group_bits)` | the group's bits |
+    | `"multidiscrete"` | `MultiDiscrete([2] * group_bits)` | the same, for libraries that know no `MultiBinary` |
     | `"probability"` | `Box(0, 1, (group_bits,), float32)` | a relaxed code; a bit is 1 where p > 0.5 |
     | `"index"` | `Discrete(2**group_bits)`, `group_bits` <= 10 | bit j of the group is bit j of the number |
 
@@ -364,6 +438,10 @@ class BitGroupHashingEnv(OverHashingGame, ScalarEnv):
     - `code`: `Box(-1, 1, (bits,), float32)`, -1 or +1 for bits emitted, 0 for the rest;
     - `group`: `Discrete(G)`, the group to emit next (in the final observation: the last one).
 
+    With `flat=True` one `Box` (D + bits + G,) of float32: image, code, and the group one-hot, in this order, so that
+    `observation[..., :D]` is the image, `observation[..., D:D + bits]` the code and the rest the group;
+    `env.unwrapped.slices` has the three slices by name.
+
     ## Rewards
     `group_weight * R(group)` at every step, plus `global_weight * R(whole code)` at the last. R is `reward`: a name of
     `hashgym.rewards.available()`, a mapping `{"name": ..., option: ...}`, or any callable on a
@@ -375,9 +453,27 @@ class BitGroupHashingEnv(OverHashingGame, ScalarEnv):
     Partners are `partners` similar and as many dissimilar training images, drawn at reset and never shown. Their codes
     come from the codebook, the freshest code of every training image, which every emitted group updates.
 
+    `info="flat"` gives infos without nested dicts: `info["rewards/group/triplet"]`.
+
     With `counterfactual=True` the info also says what each bit was worth, R(bit = 1) - R(bit = 0) with all other bits
     as emitted, in units of the reward: `info["bit_credit"]` (group_bits,) for the group's reward (0 for surplus
     bits), and at the last step `info["code_credit"]` (bits,) for the global one.
+
+    ## Codebook
+    By default every environment has a codebook of its own, so that a seed determines all that it does. **Several scalar
+    environments in one process, as `make_vec_env`, `SyncVectorEnv`, `DummyVecEnv` and the runners of TorchRL and RLlib
+    make them, should share one with `codebook="shared"`**: with N codebooks each gets one in N of the updates, and
+    partners' codes are old ones. PPO on 64 of them reached mAP .57 on digits, sharing a codebook .82, and the native
+    vector environment, which has one codebook for all of its images in any case, .85
+    (`python -m benchmarks.codebook`, 100,000 steps, mean of three seeds). Where environments step in turn without
+    sharing, a warning says so once.
+
+    `"shared"` joins all environments of the process with the same dataset (one name, or one `HashingDataset` object)
+    and the same arguments, `"shared:NAME"` those of this name, for trainings beside each other. The codebook starts
+    anew with the first reset of each of them and with each reset with a seed, for all; so give an environment that only
+    evaluates `codebook="own"`. A pickled or copied environment has a copy of the codebook; environments copied
+    together share it. It is freed with the last environment. Processes share nothing: with `AsyncVectorEnv` or
+    `SubprocVecEnv` each worker has a codebook of its own.
 
     ## Starting State
     No bit emitted; the images come in shuffled passes over the training set (those without a similar or a dissimilar
@@ -392,13 +488,17 @@ class BitGroupHashingEnv(OverHashingGame, ScalarEnv):
     |---|---|---|
     | `dataset` | `"digits"` | name, cache folder, or `HashingDataset`; one loaded here is standardised |
     | `bits` | 24 | length q of the code |
-    | `group_bits` | 12 | length k of an action group |
+    | `group_bits` | `None` | length k of an action group; the lesser of 12 (10 for an index) and `bits` by default |
     | `partners` | 8 | positives, and as many negatives, per episode |
-    | `action` | `"bits"` | `"bits"`, `"probability"` or `"index"` |
+    | `action` | `"bits"` | `"bits"`, `"multidiscrete"`, `"probability"` or `"index"` |
     | `reward` | `"triplet"` | R |
     | `group_weight`, `global_weight` | 1.0 | weights of the group's and the whole code's reward |
     | `counterfactual` | `False` | whether the info holds per-bit credit |
+    | `codebook` | `None` | `"own"`, `"shared"` or `"shared:NAME"`; `None` is `"own"` with the warning above |
     | `render_mode` | `None` | `"rgb_array"` or `"ansi"` |
+    | `flat` | `False` | `True`: observations are one float32 `Box` |
+    | `info` | `"nested"` | `"flat"`: infos without nested dicts |
+    | `autoreset_mode` | `"SameStep"` | of the vector environment: `"SameStep"`, `"NextStep"` or `"Disabled"` |
 
     Wrong arguments raise `ValueError`, data that cannot be used `hashgym.data.DataError` (a `ValueError`).
     A curriculum may set the two weights at any time: `env.unwrapped.group_weight = 0.5` counts from the next step.
@@ -412,19 +512,32 @@ class BitGroupHashingEnv(OverHashingGame, ScalarEnv):
 
     ## Vectorized environment
     `gym.make_vec("BitGroupHashing-v0", num_envs=N)` is native: N images in lockstep over one codebook, which a step
-    writes for all lanes before it scores any. Autoreset is SAME_STEP. One lane equals this environment step for step.
+    writes for all of them before it scores any. `autoreset_mode` is `"SameStep"`, `"NextStep"` (RLlib, and
+    observation wrappers of Gymnasium) or `"Disabled"`. With N = 1 it equals this environment step for step.
 
     With `backend="torch"` (and `device`, `"auto"`, `"cpu"` or `"cuda"`) everything that a step reads or returns is a
     tensor on that device; see `hashgym.envs.torch_backend`.
 
     ## Version History
-    * v0: initial version
+    * v0: initial version; `codebook`, `flat`, `info`, `autoreset_mode` and `action="multidiscrete"` came later and
+      change nothing where they are not given, and `group_bits` may be left out for codes shorter than 12 bits
     """
 
     def __init__(
-        self, dataset: str | Path | HashingDataset = "digits", *, render_mode: str | None = None, **task: Any
+        self,
+        dataset: str | Path | HashingDataset = "digits",
+        *,
+        render_mode: str | None = None,
+        flat: bool = False,
+        info: Info = "nested",
+        **task: Any,
     ) -> None:
-        super().__init__(HashingGame(1, dataset, HashingTask(**task)), render_mode)
+        super().__init__(HashingGame(1, dataset, HashingTask(**task)), render_mode, flat, info)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Act, as every scalar environment; warns once where environments step in turn and share no codebook."""
+        _Turns.watch(self._lanes)
+        return super().step(action)
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Which actions count now, bool (m,); see the vector environment's."""
@@ -434,12 +547,14 @@ class BitGroupHashingEnv(OverHashingGame, ScalarEnv):
 class BitGroupHashingVectorEnv(OverHashingGame, LockstepVectorEnv):
     """``num_envs`` images in lockstep over one codebook; arguments as for :class:`BitGroupHashingEnv`.
 
-    A step writes the emitted groups of all lanes into the codebook before it scores any, so that partners in the same
-    batch are always current. Episodes end together; autoreset is SAME_STEP: at the last step the returned observation
-    and ``info["index"]`` are those of the next images, the last ones are in ``info["final_obs"]`` (an object array of
-    dicts) and ``info["final_info"]``. ``reset(options={"index": [...]})`` chooses the images of all lanes. Within an
-    episode every observation holds the same ``image`` array, which is written once and never changed after. More
-    lanes than training images repeat images; the last lane of an image is the one the codebook keeps.
+    A step writes the emitted groups of all images into the codebook before it scores any, so that partners in the same
+    batch are always current. Episodes end together. With ``autoreset_mode="SameStep"``, the default, the returned
+    observation and ``info["index"]`` at the last step are those of the next images; the last ones are in
+    ``info["final_obs"]`` (an object array of dicts) and ``info["final_info"]``. With "NextStep" the step after the last
+    one ignores its actions, earns 0 and returns the next images; with "Disabled" ``reset`` does.
+    ``reset(options={"index": [...]})`` chooses the images. With "SameStep" every observation of an episode holds the
+    same ``image`` array, which is written once and never changed after. With more environments than training images
+    some images repeat; the codebook keeps the code of the last one.
     """
 
     def __init__(
@@ -448,9 +563,46 @@ class BitGroupHashingVectorEnv(OverHashingGame, LockstepVectorEnv):
         dataset: str | Path | HashingDataset = "digits",
         *,
         render_mode: str | None = None,
+        flat: bool = False,
+        info: Info = "nested",
+        autoreset_mode: str | AutoresetMode = AutoresetMode.SAME_STEP,
         **task: Any,
     ) -> None:
-        super().__init__(HashingGame(num_envs, dataset, HashingTask(**task)), render_mode)
+        super().__init__(HashingGame(num_envs, dataset, HashingTask(**task)), render_mode, flat, info, autoreset_mode)
+
+
+class _Turns:
+    """Which codebook the last step of a scalar environment wrote, and how many steps in a row wrote another."""
+
+    ENOUGH = 3  # A, B, A, B: an environment for evaluation steps several times in a row
+    words: ClassVar[int] = 0  # an id
+    kind: ClassVar[tuple[Any, ...]] = ()  # what environments of one training have in common
+    switches: ClassVar[int] = 0
+    warned: ClassVar[bool] = False
+
+    @classmethod
+    def watch(cls, game: HashingGame) -> None:
+        """Warn once a process where environments step in turn and each writes a codebook that no other reads."""
+        task, dataset, words = game.task, game.dataset, id(game._words)
+        if cls.warned or task.codebook == "own":
+            return
+        kind = (dataset.name, len(dataset), task.bits, task.group_bits, task.codebook)
+        cls.switches = cls.switches + 1 if kind == cls.kind and words != cls.words else 0
+        cls.words, cls.kind = words, kind
+        if cls.switches < cls.ENOUGH:
+            return
+        cls.warned = True
+        fix = (
+            "make them with codebook='shared', or all at once with gym.make_vec('BitGroupHashing-v0', num_envs=...)"
+            if task.codebook is None
+            else "give all of them one HashingDataset object, the same arguments and one reward object"
+        )
+        warnings.warn(
+            "environments of BitGroupHashing-v0 step in turn in this process and each writes a codebook of its own, so "
+            f"that each codebook gets only a part of the updates, which costs much of what is learnt: {fix}; "
+            "codebook='own' says that they are meant to be apart, and silences this",
+            stacklevel=4,
+        )
 
 
 def make_vector_env(

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 from weakref import WeakValueDictionary
 
 import gymnasium as gym
@@ -24,9 +24,20 @@ from hashgym.envs.partners import PartnerSampler
 from hashgym.envs.rendering import Scene
 from hashgym.hashers import Hasher
 
-__all__ = ["Lanes", "LockstepVectorEnv", "Observation", "ScalarEnv", "Skin", "Tables", "setting", "standardized"]
+__all__ = [
+    "Lanes",
+    "LockstepVectorEnv",
+    "Observation",
+    "ScalarEnv",
+    "Skin",
+    "Tables",
+    "flatten",
+    "setting",
+    "standardized",
+]
 
 Observation: TypeAlias = dict[str, Any]
+Info: TypeAlias = Literal["nested", "flat"]
 
 
 class Tables:
@@ -106,7 +117,7 @@ class Lanes(ABC):
         return {"order": (len(self.eligible),), "cursor": (), "rows": (self.lanes,)}
 
     def start(self, rng: np.random.Generator) -> None:
-        """Begin anew: a new order of the images."""
+        """Begin anew, at the first reset and at each with a seed: a new order of the images."""
         self.order, self.cursor, self.started = rng.permutation(self.eligible), 0, True
 
     def begin(self, rng: np.random.Generator, options: dict[str, Any]) -> None:
@@ -131,6 +142,10 @@ class Lanes(ABC):
     @abstractmethod
     def observe(self) -> Observation:
         """Observations of all lanes, never written again."""
+
+    def flatten(self, observation: Observation) -> Any:
+        """Observations in one array, as :func:`flatten`."""
+        return flatten(observation, self.spaces()[0])
 
     def info(self) -> dict[str, Any]:
         """What goes with an observation: which image it is of, a row of the dataset."""
@@ -210,6 +225,8 @@ class Skin:
     """What both skins have in common."""
 
     _lanes: Lanes
+    _flat: bool
+    _info: Info
     np_random: np.random.Generator
     metadata: dict[str, Any]
 
@@ -226,10 +243,36 @@ class Skin:
         self._need_reset()
         return self._lanes.get_state(self.np_random)
 
-    def _mode(self, mode: str | None) -> str | None:
-        if mode is not None and mode not in self.metadata["render_modes"]:
-            raise ValueError(f"render_mode must be one of {self.metadata['render_modes']} or None, got {mode!r}")
-        return mode
+    @property
+    def slices(self) -> dict[str, slice]:
+        """Where the parts of an observation are in one made with ``flat=True``: name -> slice of its last axis.
+
+        ``observation[..., env.unwrapped.slices["image"]]`` is the image. A ``Discrete`` part is one-hot there.
+        """
+        parts = self._lanes.spaces()[0]
+        stops = np.cumsum([spaces.flatdim(space) for space in parts.values()]).tolist()
+        return dict(zip(parts, map(slice, [0, *stops[:-1]], stops), strict=True))
+
+    def _set_up(self, lanes: Lanes, render_mode: str | None, flat: bool, info: Info) -> spaces.Space[Any]:
+        """Check and keep the arguments that both skins take; returns the space of one observation."""
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise ValueError(f"render_mode must be one of {self.metadata['render_modes']} or None, got {render_mode!r}")
+        if not isinstance(flat, bool):
+            raise ValueError(f"flat must be True or False, got {flat!r}")
+        if info not in ("nested", "flat"):
+            raise ValueError(f"info must be 'nested' or 'flat', got {info!r}")
+        self._lanes, self.render_mode, self._flat, self._info = lanes, render_mode, flat, info
+        parts, _ = lanes.spaces()
+        return _flat_space(parts) if flat else parts
+
+    def _observe(self) -> Any:
+        """Observations of all environments, as the space has them."""
+        observation = self._lanes.observe()
+        return self._lanes.flatten(observation) if self._flat else observation
+
+    def _said(self, info: dict[str, Any]) -> dict[str, Any]:
+        """An info as it was asked for."""
+        return _flat_info(info) if self._info == "flat" else info
 
     def _begin(self, seed: int | None, options: dict[str, Any]) -> None:
         known = self._lanes.OPTIONS
@@ -258,10 +301,9 @@ class ScalarEnv(Skin, gym.Env[Observation, Any]):
 
     metadata = {"render_modes": ["rgb_array", "ansi"], "render_fps": 2}  # noqa: RUF012  # Gymnasium's own form
 
-    def __init__(self, lanes: Lanes, render_mode: str | None) -> None:
-        self._lanes = lanes
-        self.render_mode = self._mode(render_mode)
-        self.observation_space, self.action_space = lanes.spaces()
+    def __init__(self, lanes: Lanes, render_mode: str | None, flat: bool = False, info: Info = "nested") -> None:
+        self.observation_space = self._set_up(lanes, render_mode, flat, info)
+        self.action_space = lanes.spaces()[1]
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -269,7 +311,7 @@ class ScalarEnv(Skin, gym.Env[Observation, Any]):
         """Begin an episode; ``options={"index": i}`` chooses the image. See the class for what a seed does."""
         super().reset(seed=seed)
         self._begin(seed, dict(options or {}))
-        return _first(self._lanes.observe()), _first(self._lanes.info())
+        return self._shown()
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Act.
@@ -280,7 +322,7 @@ class ScalarEnv(Skin, gym.Env[Observation, Any]):
         """
         self._need_episode()
         reward, info = self._lanes.act(np.asarray(action)[None])
-        return _first(self._lanes.observe()), float(reward[0]), self._lanes.done, False, _first(info)
+        return _first(self._observe()), float(reward[0]), self._lanes.done, False, _first(self._said(info))
 
     def set_state(self, state: dict[str, Any]) -> tuple[Observation, dict[str, Any]]:
         """Restore what ``get_state`` returned, also in another process; returns what a reset there would.
@@ -289,7 +331,10 @@ class ScalarEnv(Skin, gym.Env[Observation, Any]):
             ValueError: for a state of an environment with other arguments.
         """
         self._lanes.set_state(state, self.np_random)
-        return _first(self._lanes.observe()), _first(self._lanes.info())
+        return self._shown()
+
+    def _shown(self) -> tuple[Any, dict[str, Any]]:
+        return _first(self._observe()), _first(self._said(self._lanes.info()))
 
     def render(self) -> Any:
         """The episode as a picture or as text; see the class."""
@@ -301,39 +346,69 @@ class ScalarEnv(Skin, gym.Env[Observation, Any]):
 
 
 class LockstepVectorEnv(Skin, VectorEnv[Observation, Any, NDArray[Any]]):
-    """All lanes as a native Gymnasium vector environment; episodes end together, autoreset is SAME_STEP."""
+    """All environments of a batch as a native Gymnasium vector environment, whose episodes end together.
+
+    Attributes:
+        autoreset_mode: what follows the end of an episode, also in ``metadata["autoreset_mode"]``: SAME_STEP, NEXT_STEP
+            or DISABLED.
+    """
 
     metadata = ScalarEnv.metadata | {"autoreset_mode": AutoresetMode.SAME_STEP}
 
-    def __init__(self, lanes: Lanes, render_mode: str | None) -> None:
-        self._lanes, self.num_envs = lanes, lanes.lanes
-        self.render_mode = self._mode(render_mode)
-        self.single_observation_space, self.single_action_space = lanes.spaces()
+    def __init__(
+        self,
+        lanes: Lanes,
+        render_mode: str | None,
+        flat: bool = False,
+        info: Info = "nested",
+        autoreset_mode: str | AutoresetMode = AutoresetMode.SAME_STEP,
+    ) -> None:
+        self.num_envs = lanes.lanes
+        self.single_observation_space = self._set_up(lanes, render_mode, flat, info)
+        self.single_action_space = lanes.spaces()[1]
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self.autoreset_mode = _autoreset_mode(autoreset_mode)
+        self.metadata = type(self).metadata | {"autoreset_mode": self.autoreset_mode}
         self._all = np.ones(self.num_envs, np.bool_)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        """Begin an episode in every lane; ``options={"index": [...]}`` chooses the images."""
-        super().reset(seed=seed)
-        options = dict(options or {})
-        if not np.all(options.pop("reset_mask", True)):
-            raise ValueError("lanes run in lockstep and are reset together: leave options['reset_mask'] out")
-        self._begin(seed, options)
-        return self._lanes.observe(), self._masked(self._lanes.info())
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode in every environment; ``options={"index": [...]}`` chooses the images.
 
-    def step(self, actions: Any) -> tuple[Observation, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """Act in every lane. Raises as the scalar environment's ``step``."""
+        ``options={"reset_mask": mask}``, bool (num_envs,), is Gymnasium's for ``autoreset_mode="Disabled"``; episodes
+        end together, so all of it must be True.
+        """
+        options = dict(options or {})
+        if (mask := options.pop("reset_mask", None)) is not None:
+            self._check_mask(mask)
+        super().reset(seed=seed)
+        self._begin(seed, options)
+        return self._shown()
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Act in every environment.
+
+        After the end of the episodes ``autoreset_mode`` decides: SAME_STEP returns the first observations of the next
+        episodes with the last step, NEXT_STEP with the step after it, which ignores its actions and earns 0.
+
+        Raises:
+            ValueError: for actions outside the action space.
+            gymnasium.error.ResetNeeded: before the first reset, and with DISABLED after the end of the episodes.
+        """
+        self._need_reset()
+        if self._lanes.done and self.autoreset_mode is AutoresetMode.NEXT_STEP:
+            self._lanes.begin(self.np_random, {})
+            observation, info = self._shown()
+            return observation, self._full(0.0), self._full(False), self._full(False), info
         self._need_episode()
         reward, info = self._lanes.act(actions)
-        if done := self._lanes.done:
-            final_obs = _apart(self._lanes.observe(), self.num_envs)
+        observation, info, done = self._observe(), self._said(info), self._lanes.done
+        if done and self.autoreset_mode is AutoresetMode.SAME_STEP:
+            last = self._apart(observation)
             self._lanes.begin(self.np_random, {})
-            info = {"final_obs": final_obs, "final_info": info} | self._lanes.info()
-        ended = np.full(self.num_envs, done)
-        return self._lanes.observe(), reward, ended, np.zeros(self.num_envs, np.bool_), self._masked(info)
+            info = {"final_obs": last, "final_info": info} | self._said(self._lanes.info())
+            observation = self._observe()
+        return observation, reward, self._full(done), self._full(False), self._masked(info)
 
     def set_state(self, state: dict[str, Any]) -> tuple[Observation, dict[str, Any]]:
         """Restore what ``get_state`` returned, also in another process; returns what a reset there would.
@@ -342,7 +417,7 @@ class LockstepVectorEnv(Skin, VectorEnv[Observation, Any, NDArray[Any]]):
             ValueError: for a state of an environment with other arguments.
         """
         self._lanes.set_state(state, self.np_random)
-        return self._lanes.observe(), self._masked(self._lanes.info())
+        return self._shown()
 
     def render(self) -> tuple[Any, ...] | None:
         """One rendering for each lane, as the scalar environment's ``render``."""
@@ -350,6 +425,34 @@ class LockstepVectorEnv(Skin, VectorEnv[Observation, Any, NDArray[Any]]):
         if self.render_mode is None:
             return None
         return tuple(self._show(lane, self.render_mode) for lane in range(self.num_envs))
+
+    def _observe(self) -> Any:
+        observation = super()._observe()
+        shared = not self._flat and isinstance(observation["image"], np.ndarray)
+        if shared and self.autoreset_mode is not AutoresetMode.SAME_STEP:
+            # Gymnasium's observation wrappers, which take these modes alone, write into what they are given.
+            observation["image"] = observation["image"].copy()
+        return observation
+
+    def _shown(self) -> tuple[Any, dict[str, Any]]:
+        return self._observe(), self._masked(self._said(self._lanes.info()))
+
+    def _check_mask(self, mask: Any) -> None:
+        if not isinstance(mask, np.ndarray) or mask.shape != (self.num_envs,) or mask.dtype != np.bool_:
+            raise ValueError(f"options['reset_mask'] must be a bool array of shape ({self.num_envs},), got {mask!r}")
+        if not mask.all():
+            raise ValueError(
+                "environments run in lockstep, their episodes end together: options['reset_mask'] must be True for all "
+                f"{self.num_envs} of them, got {int(mask.sum())}"
+            )
+
+    def _full(self, value: float | bool) -> Any:
+        """A number or a flag for every environment: float64 or bool (n,)."""
+        return np.full(self.num_envs, value)
+
+    def _apart(self, observation: Any) -> Any:
+        """Final observations as an info has them: an object array with one of each environment."""
+        return _apart(observation, self.num_envs)
 
     def _masked(self, info: dict[str, Any]) -> dict[str, Any]:
         """Gymnasium's vector form of an info: beside every key a mask of the lanes that have it (here all)."""
@@ -360,26 +463,73 @@ class LockstepVectorEnv(Skin, VectorEnv[Observation, Any, NDArray[Any]]):
         return masked
 
 
-@lru_cache(maxsize=2)
+_LOADED: WeakValueDictionary[str, HashingDataset] = WeakValueDictionary()
+
+
 def standardized(source: str) -> HashingDataset:
     """A dataset by name or folder. Datasets are immutable, so that all environments of a process share one."""
+    if (dataset := _LOADED.get(source)) is None:  # else it is in use, if perhaps not of late
+        dataset = _LOADED[source] = _standardized(source)
+    return dataset
+
+
+@lru_cache(maxsize=2)
+def _standardized(source: str) -> HashingDataset:
     return data.load(source).standardized()
 
 
-def _apart(batch: Observation, lanes: int) -> NDArray[np.object_]:
-    """A batch as one dict for each lane, views of its arrays: what Gymnasium wants of final observations."""
+def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
+    """Gymnasium's enum, or the name or value of a member: "next_step", "NextStep"."""
+    members = {text.lower().replace("_", ""): each for each in AutoresetMode for text in (each.name, each.value)}
+    found = mode if isinstance(mode, AutoresetMode) else members.get(str(mode).lower().replace("_", ""))
+    if found is None:
+        names = ", ".join(repr(each.value) for each in AutoresetMode)
+        raise ValueError(f"autoreset_mode must be one of {names}, or a gymnasium.vector.AutoresetMode, got {mode!r}")
+    return found
+
+
+def flatten(observation: Observation, space: spaces.Dict) -> NDArray[np.float32]:
+    """A batch of observations in one array (n, width): the parts in the order of the space, ``Discrete`` one-hot."""
+    parts = [
+        observation[key][:, None] == np.arange(part.n) if isinstance(part, spaces.Discrete) else observation[key]
+        for key, part in space.items()
+    ]
+    return np.concatenate(parts, axis=1, dtype=np.float32)
+
+
+def _flat_space(parts: spaces.Dict) -> spaces.Box:
+    """The space of observations laid out in one array."""
+    flat = spaces.flatten_space(parts)  # float64, because of the integers in it
+    assert isinstance(flat, spaces.Box)
+    return spaces.Box(flat.low.astype(np.float32), flat.high.astype(np.float32), dtype=np.float32)
+
+
+def _flat_info(info: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """An info without nested dicts: ``{"nearer": {"similar": x}}`` is ``{"nearer/similar": x}``."""
+    flat: dict[str, Any] = {}
+    for key, part in info.items():
+        flat |= _flat_info(part, f"{prefix}{key}/") if isinstance(part, dict) else {prefix + key: part}
+    return flat
+
+
+def _apart(batch: Any, lanes: int) -> NDArray[np.object_]:
+    """A batch as one observation for each lane, views of its arrays: what Gymnasium wants of final observations."""
+    array = np.empty(lanes, object)
+    if not isinstance(batch, dict):
+        for i, one in enumerate(batch):
+            array[i] = one
+        return array
     apart: list[Observation] = [{} for _ in range(lanes)]
     for key, parts in batch.items():  # key by key takes a third of the time of lane by lane
         for lane, part in zip(apart, parts, strict=True):
             lane[key] = part
-    array = np.empty(lanes, object)
     array[:] = apart
     return array
 
 
-def _first(batch: dict[str, Any]) -> dict[str, Any]:
+def _first(batch: Any) -> Any:
     """The only lane's part of a batch, in arrays of its own."""
-    return {key: _first(part) if isinstance(part, dict) else part[0].copy() for key, part in batch.items()}
+    return {key: _first(part) for key, part in batch.items()} if isinstance(batch, dict) else batch[0].copy()
 
 
 def _copy(part: Any) -> Any:

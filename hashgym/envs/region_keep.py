@@ -10,12 +10,22 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
 from numpy.typing import ArrayLike, NDArray
 
 from hashgym import codes, hashers
 from hashgym.codes import Words
 from hashgym.data import HashingDataset
-from hashgym.envs.lockstep import Lanes, LockstepVectorEnv, Observation, ScalarEnv, Skin, Tables, setting
+from hashgym.envs.lockstep import (
+    Info,
+    Lanes,
+    LockstepVectorEnv,
+    Observation,
+    ScalarEnv,
+    Skin,
+    Tables,
+    setting,
+)
 from hashgym.envs.rendering import RegionScene
 from hashgym.hashers import Hasher
 from hashgym.hashers.fit_once import fit_once
@@ -399,6 +409,9 @@ class RegionKeepEnv(_OverGame, ScalarEnv):
     | `reduction` | `"mean"` | `"mean"` or `"sum"` over the training images |
     | `loss` | `None` | L as a table (2, bits + 1), row 1 for similar pairs; the base's own by default |
     | `render_mode` | `None` | `"rgb_array"` or `"ansi"` |
+    | `flat` | `False` | `True`: observations are one float32 `Box`, the parts in the order above |
+    | `info` | `"nested"` | `"flat"`: infos without nested dicts, `info["rewards/similar"]`, `info["nearer/similar"]` |
+    | `autoreset_mode` | `"SameStep"` | of the vector environment: `"SameStep"`, `"NextStep"` or `"Disabled"` |
 
     Wrong arguments raise `ValueError`, data that cannot be used `hashgym.data.DataError` (a `ValueError`). A base
     that is named is fitted once for each dataset and length, also where several processes make environments: it is
@@ -415,28 +428,36 @@ class RegionKeepEnv(_OverGame, ScalarEnv):
     ```
 
     ## Vectorized environment
-    `gym.make_vec("RegionKeep-v0", num_envs=N)` is native: N images in lockstep. Autoreset is SAME_STEP. One lane
-    equals this environment step for step.
+    `gym.make_vec("RegionKeep-v0", num_envs=N)` is native: N images in lockstep. `autoreset_mode` is `"SameStep"`,
+    `"NextStep"` or `"Disabled"`. With N = 1 it equals this environment step for step.
 
     ## Version History
-    * v0: initial version
+    * v0: initial version; `flat`, `info` and `autoreset_mode` came later and change nothing where they are not given
     """
 
     def __init__(
-        self, dataset: str | Path | HashingDataset = "digit-scenes", *, render_mode: str | None = None, **task: Any
+        self,
+        dataset: str | Path | HashingDataset = "digit-scenes",
+        *,
+        render_mode: str | None = None,
+        flat: bool = False,
+        info: Info = "nested",
+        **task: Any,
     ) -> None:
-        super().__init__(_Game(1, dataset, RegionKeepTask(**task)), render_mode)
+        super().__init__(_Game(1, dataset, RegionKeepTask(**task)), render_mode, flat, info)
 
 
 class RegionKeepVectorEnv(_OverGame, LockstepVectorEnv):
     """``num_envs`` images in lockstep; arguments as for :class:`RegionKeepEnv`.
 
-    Episodes end together; autoreset is SAME_STEP: at the last step the returned observation and the info's `index`,
-    `region`, `keep_reward` and `nearer` are those of the next images, the last ones are in ``info["final_obs"]`` (an
-    object array of dicts) and ``info["final_info"]``. ``reset(options={"index": [...], "regions": [[...], ...]})``
-    chooses the images (n,) and the regions (n, m) of all lanes. Within an episode every observation holds the same
-    ``image`` array, which is written once and never changed after. No batch holds an image twice unless there are
-    more lanes than training images.
+    Episodes end together. With ``autoreset_mode="SameStep"``, the default, the returned observation and the info's
+    `index`, `region`, `keep_reward` and `nearer` at the last step are those of the next images; the last ones are in
+    ``info["final_obs"]`` (an object array of dicts) and ``info["final_info"]``. With "NextStep" the step after the last
+    one ignores its actions, earns 0 and returns the next images; with "Disabled" ``reset`` does.
+    ``reset(options={"index": [...], "regions": [[...], ...]})`` chooses the images (n,) and the regions (n, m) of all.
+    With "SameStep" every observation of an episode holds the same ``image`` array, which is written once and never
+    changed after.
+    No batch holds an image twice unless ``num_envs`` is more than there are training images.
     """
 
     def __init__(
@@ -445,9 +466,12 @@ class RegionKeepVectorEnv(_OverGame, LockstepVectorEnv):
         dataset: str | Path | HashingDataset = "digit-scenes",
         *,
         render_mode: str | None = None,
+        flat: bool = False,
+        info: Info = "nested",
+        autoreset_mode: str | AutoresetMode = AutoresetMode.SAME_STEP,
         **task: Any,
     ) -> None:
-        super().__init__(_Game(num_envs, dataset, RegionKeepTask(**task)), render_mode)
+        super().__init__(_Game(num_envs, dataset, RegionKeepTask(**task)), render_mode, flat, info, autoreset_mode)
 
 
 def _base(tables: Tables, task: RegionKeepTask) -> Hasher:

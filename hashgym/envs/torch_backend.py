@@ -16,14 +16,16 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding
 
 from hashgym import codes
 from hashgym.data import HashingDataset
-from hashgym.envs.bit_group_hashing import HashingGame, HashingTask, OverHashingGame
-from hashgym.envs.lockstep import LockstepVectorEnv, Observation
+from hashgym.envs.bit_group_hashing import BINARY, HashingGame, HashingTask, OverHashingGame
+from hashgym.envs.lockstep import Info, LockstepVectorEnv, Observation
 from hashgym.envs.partners import PartnerSampler
 from hashgym.rewards.view import described
 
@@ -58,6 +60,7 @@ class BitGroupHashingTorchVectorEnv(OverHashingGame, LockstepVectorEnv):
         dataset: as for ``BitGroupHashingEnv``.
         device: "auto" (CUDA where there is one, else the CPU), "cpu", "cuda" or "cuda:1".
         render_mode: as for ``BitGroupHashingEnv``; only what a picture shows goes to the host.
+        flat, info, autoreset_mode: as for ``BitGroupHashingVectorEnv``.
         task: the other arguments of ``BitGroupHashingEnv``.
 
     Raises:
@@ -73,9 +76,13 @@ class BitGroupHashingTorchVectorEnv(OverHashingGame, LockstepVectorEnv):
         *,
         device: str | torch.device = "auto",
         render_mode: str | None = None,
+        flat: bool = False,
+        info: Info = "nested",
+        autoreset_mode: str | AutoresetMode = AutoresetMode.SAME_STEP,
         **task: Any,
     ) -> None:
-        super().__init__(_TensorGame(num_envs, dataset, HashingTask(**task), resolve_device(device)), render_mode)
+        lanes = _TensorGame(num_envs, dataset, HashingTask(**task), resolve_device(device))
+        super().__init__(lanes, render_mode, flat, info, autoreset_mode)
 
     @property
     def device(self) -> torch.device:
@@ -85,22 +92,22 @@ class BitGroupHashingTorchVectorEnv(OverHashingGame, LockstepVectorEnv):
     reset = _plainly(LockstepVectorEnv.reset)
     set_state = _plainly(LockstepVectorEnv.set_state)
 
-    @_plainly
-    def step(self, actions: Any) -> tuple[Observation, Any, Any, Any, dict[str, Any]]:
-        """Act in every lane. Raises as the scalar environment's ``step``."""
-        self._need_episode()
-        reward: Any
-        reward, info = self._lanes.act(actions)
-        if done := self._lanes.done:
-            last = self._lanes.observe()
-            self._lanes.begin(self.np_random, {})
-            info = {"final_obs": last, "final_info": info} | self._lanes.info()
-        ended = torch.full_like(reward, done, dtype=torch.bool)
-        return self._lanes.observe(), reward, ended, torch.zeros_like(ended), self._masked(info)
+    step = _plainly(LockstepVectorEnv.step)
 
     def action_masks(self) -> Any:
         """Which actions count now, bool (num_envs, m), as the NumPy environment's."""
         return torch.from_numpy(super().action_masks()).to(self.device)
+
+    def _check_mask(self, mask: Any) -> None:
+        super()._check_mask(self._lanes.host(mask))
+
+    def _full(self, value: float | bool) -> Any:
+        dtype = torch.bool if isinstance(value, bool) else torch.float64
+        return torch.full((self.num_envs,), value, dtype=dtype, device=self.device)
+
+    def _apart(self, observation: Any) -> Any:
+        """As they are: episodes end together, so that nothing need be done for each environment."""
+        return observation
 
     def _masked(self, info: dict[str, Any]) -> dict[str, Any]:
         mask, masked = torch.ones(self.num_envs, dtype=torch.bool, device=self.device), {}
@@ -253,6 +260,7 @@ class _TensorGame(HashingGame):
     def __init__(
         self, lanes: int, dataset: str | Path | HashingDataset, task: HashingTask, device: torch.device
     ) -> None:
+        self.arrays = f"torch {device}"
         super().__init__(lanes, dataset, task)
         self.device, train = device, self.dataset.train
         self.features, self.labels = (self.tensor(x[train]) for x in (self.dataset.features, self.dataset.labels))
@@ -279,6 +287,16 @@ class _TensorGame(HashingGame):
         code = 2 * (self.code > 0.5).float() - 1
         code[:, self.emitted :] = 0
         return {"image": self.image, "code": code, "group": torch.full_like(self.rows, self.group)}
+
+    def flatten(self, observation: Observation) -> Tensor:
+        """Observations in one tensor float32 (n, width)."""
+        parts = []
+        for key, space in self.spaces()[0].items():
+            part = observation[key]
+            if isinstance(space, spaces.Discrete):
+                part = part[:, None] == torch.arange(int(space.n), device=self.device)
+            parts.append(part)
+        return torch.cat([part.float() for part in parts], dim=1)
 
     def info(self) -> dict[str, Any]:
         """Which images the lanes have."""
@@ -394,7 +412,7 @@ def action_bits(action: Tensor, task: HashingTask, lanes: int) -> Tensor:
             raise ValueError(f"an index action must be an integer from 0 to {2**task.group_bits - 1}")
         return (action[:, None] >> torch.arange(task.group_bits, device=action.device) & 1).float()
     relaxed = action.float()
-    if task.action == "bits" and not ((relaxed == 0) | (relaxed == 1)).all():
+    if task.action in BINARY and not ((relaxed == 0) | (relaxed == 1)).all():
         raise ValueError("bit actions must be 0 or 1; for probabilities make the environment with action='probability'")
     if task.action == "probability" and not ((relaxed >= 0) & (relaxed <= 1)).all():
         raise ValueError("probability actions must be numbers from 0 to 1")

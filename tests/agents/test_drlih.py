@@ -511,3 +511,13 @@ def test_bits_become_decided_and_balanced() -> None:
         p = torch.sigmoid(policy.begin(torch.from_numpy(digits().features[digits().train]))[0])
     assert F.binary_cross_entropy(p, p) < 0.4  # nats a bit; a coin has 0.69
     assert ((p > 0.5).float().mean(0) - 0.5).abs().mean() < 0.3
+
+
+@pytest.mark.parametrize(("bits", "length"), [(5, 5), (12, 12), (20, 12)])
+def test_the_default_group_is_no_longer_than_the_code(multi_label: HashingDataset, bits: int, length: int) -> None:
+    settings = {key: value for key, value in SMALL.items() if key != "group_bits"} | {"bits": bits, "updates": 2}
+    args = Args(**settings)
+    assert args.group_bits == length
+    assert Args(**settings | {"group_bits": 4}).group_bits == 4
+    policy = drlih.train(multi_label, args, progress=False)
+    assert hashgym.encode(policy, multi_label.features, bits=bits).shape == (60, bits)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import gc
 import itertools
 import json
 import pickle
 import subprocess
 import sys
+import warnings
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,13 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from hashgym.data import DataError, HashingDataset
-from hashgym.envs.bit_group_hashing import BitGroupHashingEnv, BitGroupHashingVectorEnv
+from hashgym.envs.bit_group_hashing import (
+    BitGroupHashingEnv,
+    BitGroupHashingVectorEnv,
+    HashingTask,
+    SharedWords,
+    _Turns,
+)
 
 VARIANTS: list[dict[str, Any]] = [
     {},
@@ -27,6 +37,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"action": "probability", "counterfactual": True},
     {"action": "index", "group_bits": 5, "bits": 12, "reward": "average_precision", "counterfactual": True},
     {"reward": {"name": "weighted", "terms": {"triplet": 1, "average_precision": 2}}, "group_weight": 0.5},
+    {"action": "multidiscrete", "bits": 8, "flat": True, "info": "flat", "counterfactual": True},
+    {"codebook": "shared", "bits": 10, "group_bits": 4, "flat": True},
 ]
 
 
@@ -418,8 +430,8 @@ def test_returned_observations_are_never_changed_later(multi_label: HashingDatas
         kept.append(env.step(env.action_space.sample())[0])
         if len(kept) == 2:
             copies = [{key: part.copy() for key, part in one.items()} for one in kept]
-    for one, copy in zip(kept, copies, strict=False):
-        assert_same(one, copy)
+    for one, before in zip(kept, copies, strict=False):
+        assert_same(one, before)
 
 
 def test_nothing_but_the_image_is_seen(multi_label: HashingDataset) -> None:
@@ -592,15 +604,19 @@ def test_rendering_names_the_nearest_codes(multi_label: HashingDataset) -> None:
     ("kwargs", "message"),
     [
         ({"bits": 0}, "bits must be an integer of at least 1"),
-        ({"bits": 8}, "group_bits=12 is longer than the code"),
+        ({"bits": 8, "group_bits": 12}, "group_bits=12 is longer than the code"),
         ({"bits": 24.0}, "bits must be an integer"),
         ({"partners": 0}, "partners"),
-        ({"action": "float"}, "'bits', 'probability' or 'index'"),
+        ({"action": "float"}, "'bits', 'multidiscrete', 'probability' or 'index'"),
         ({"action": "index", "group_bits": 11}, "group_bits <= 10"),
         ({"reward": "nothing"}, "unknown reward"),
         ({"group_weight": float("nan")}, "group_weight must be finite"),
         ({"render_mode": "human"}, "render_mode"),
         ({"dataset": "no-such-dataset"}, "no-such-dataset"),
+        ({"codebook": "share"}, "'own', 'shared' or 'shared:NAME', got 'share'"),
+        ({"codebook": True}, "codebook must be"),
+        ({"flat": "yes"}, "flat must be True or False"),
+        ({"info": "none"}, "info must be 'nested' or 'flat'"),
     ],
 )
 def test_wrong_arguments(kwargs: dict[str, Any], message: str) -> None:
@@ -621,6 +637,7 @@ def test_wrong_number_of_lanes(num_envs: Any) -> None:
     [
         ("bits", np.zeros(11), r"shape \(1, 12\)"),
         ("bits", np.full(12, 2), "0 or 1"),
+        ("multidiscrete", np.full(12, 2), "0 or 1"),
         ("bits", np.full(12, 0.5), "action='probability'"),
         ("probability", np.full(12, np.nan), "from 0 to 1"),
         ("probability", np.full(12, 1.5), "from 0 to 1"),
@@ -704,3 +721,245 @@ def test_action_masks_rule_out_the_surplus_bits_of_a_short_last_group() -> None:
     assert indices.action_masks().tolist() == [[True] * 4 + [False] * 4] * 3
     with pytest.raises(ValueError, match="action='bits' or 'index'"):
         gym.make("BitGroupHashing-v0", action="probability").unwrapped.action_masks()
+
+
+# ---- a group's length by default
+
+
+@pytest.mark.parametrize(
+    ("task", "length"),
+    [
+        ({"bits": 8}, 8),
+        ({"bits": 12}, 12),
+        ({"bits": 24}, 12),
+        ({"bits": np.int64(5)}, 5),
+        ({"bits": 1}, 1),
+        ({"action": "index"}, 10),
+        ({"action": "index", "bits": 8}, 8),
+    ],
+)
+def test_the_default_group_is_no_longer_than_the_code(task: dict[str, Any], length: int) -> None:
+    assert HashingTask(**task).group_bits == length
+    for env in (gym.make("BitGroupHashing-v0", **task), gym.make_vec("BitGroupHashing-v0", num_envs=2, **task)):
+        env.reset(seed=0)
+        env.step(env.action_space.sample())
+        assert env.unwrapped.task.group_bits == length  # type: ignore[attr-defined]
+
+
+# ---- actions for libraries that know no MultiBinary
+
+
+@pytest.mark.parametrize("num_envs", [None, 3])
+def test_multidiscrete_actions_are_bits(multi_label: HashingDataset, num_envs: int | None) -> None:
+    kwargs: dict[str, Any] = {"bits": 7, "group_bits": 4}
+    build: Any = make if num_envs is None else lambda data, **rest: make_vec(data, num_envs, **rest)
+    bits, discrete = build(multi_label, **kwargs), build(multi_label, action="multidiscrete", **kwargs)
+    single = discrete.action_space if num_envs is None else discrete.single_action_space
+    assert single == gym.spaces.MultiDiscrete([2] * 4)
+    assert_same(bits.reset(seed=2), discrete.reset(seed=2))
+    discrete.action_space.seed(2)
+    for _ in range(2):
+        np.testing.assert_array_equal(bits.action_masks(), discrete.action_masks())
+        action = discrete.action_space.sample()
+        assert_same(bits.step(action), discrete.step(action))
+
+
+# ---- codebooks that environments share
+
+
+def shared(dataset: HashingDataset, count: int, **kwargs: Any) -> list[BitGroupHashingEnv]:
+    return [make(dataset, **{"codebook": "shared", "bits": 8, "group_bits": 4} | kwargs) for _ in range(count)]
+
+
+def test_ordinary_vectorisation_updates_one_codebook(multi_label: HashingDataset) -> None:
+    """Against the writes by hand: what any environment emits, all of them read."""
+    envs = shared(multi_label, 5)
+    sync = SyncVectorEnv([lambda env=env: env for env in envs], autoreset_mode=AutoresetMode.SAME_STEP)  # type: ignore[misc]
+    _, info = sync.reset(seed=3)
+    book = envs[0].codebook.read(np.arange(40)).copy()
+    rng = np.random.default_rng(4)
+    for step in range(12):
+        actions = rng.integers(0, 2, (5, 4))
+        for image, action in zip(info["index"], actions, strict=True):
+            book[np.flatnonzero(multi_label.train == image)[0], 4 * (step % 2) : 4 * (step % 2) + 4] = action
+        info = sync.step(actions)[4]
+        for env in envs:
+            np.testing.assert_array_equal(env.codebook.read(np.arange(40)), book)
+    assert len({env.unwrapped._lanes._words for env in envs}) == 1  # type: ignore[attr-defined]
+
+
+def test_one_environment_with_a_shared_codebook_equals_one_with_its_own(multi_label: HashingDataset) -> None:
+    (alone,), own = shared(multi_label, 1), make(multi_label, bits=8, group_bits=4, codebook="own")
+    assert_same(alone.reset(seed=9), own.reset(seed=9))
+    own.action_space.seed(0)
+    for _ in range(30):
+        action = own.action_space.sample()
+        step = own.step(action)
+        assert_same(alone.step(action), step)
+        if step[2]:
+            assert_same(alone.reset(), own.reset())
+
+
+def test_who_shares_a_codebook(multi_label: HashingDataset) -> None:
+    def words(env: Any) -> SharedWords:
+        return env.unwrapped._lanes._words
+
+    def reward(view: Any) -> np.ndarray:
+        return np.zeros(len(view.code))
+
+    first = shared(multi_label, 1)[0]
+    same = [
+        shared(multi_label, 1)[0],
+        make_vec(multi_label, 3, codebook="shared", bits=8, group_bits=4),
+        *shared(multi_label, 1, flat=True, info="flat"),
+    ]
+    other = [
+        make(multi_label, bits=8, group_bits=4),
+        make(multi_label, bits=8, group_bits=4, codebook="own"),
+        *shared(multi_label, 1, codebook="shared:other"),
+        *shared(multi_label, 1, bits=9),
+        *shared(multi_label, 1, reward="average_precision"),
+        *shared(multi_label, 1, reward=reward),
+        *shared(dataclasses.replace(multi_label), 1),
+        gym.make_vec(
+            "BitGroupHashing-v0",
+            num_envs=2,
+            dataset=multi_label,
+            codebook="shared",
+            bits=8,
+            group_bits=4,
+            backend="torch",
+        ),
+    ]
+    assert all(words(env) is words(first) for env in same)
+    assert len({words(env) for env in (first, *other)}) == 1 + len(other)
+    for given in ("triplet", reward, {"name": "triplet", "margin": 2.0}):
+        one, two = shared(multi_label, 2, reward=given)
+        assert words(one) is words(two)
+    named = [gym.make("BitGroupHashing-v0", codebook="shared") for _ in range(2)]
+    assert words(named[0]) is words(named[1])
+
+
+def test_a_shared_codebook_starts_anew_with_a_seed_and_with_each_first_reset(multi_label: HashingDataset) -> None:
+    """A seed determines a vector environment, and a second training does not begin with the first one's codes."""
+
+    def rollout(envs: list[BitGroupHashingEnv]) -> list[Any]:
+        sync = SyncVectorEnv([lambda env=env: env for env in envs])  # type: ignore[misc]
+        rng, steps = np.random.default_rng(0), [sync.reset(seed=5)]
+        return [*steps, *(sync.step(rng.integers(0, 2, (3, 4))) for _ in range(10))]
+
+    envs = shared(multi_label, 3)
+    first = rollout(envs)
+    assert_same(first, rollout(envs))
+    assert_same(first, rollout(shared(multi_label, 3)))
+    trained = envs[0].codebook.words.copy()
+    (late,) = shared(multi_label, 1)
+    assert late._lanes._words is envs[0]._lanes._words
+    late.reset()
+    assert (late.codebook.words != trained).any()
+    started = late.codebook.words.copy()
+    envs[1].reset()  # not its first, and without a seed: the codebook stays
+    np.testing.assert_array_equal(late.codebook.words, started)
+
+
+def test_a_shared_codebook_is_freed_with_its_last_environment(multi_label: HashingDataset) -> None:
+    envs = shared(multi_label, 2)
+    forgotten = weakref.ref(envs[0]._lanes._words)
+    before = len(SharedWords.shared)
+    del envs[0]
+    gc.collect()
+    assert forgotten() is not None
+    envs.clear()
+    gc.collect()
+    assert forgotten() is None
+    assert len(SharedWords.shared) == before - 1
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda envs: pickle.loads(pickle.dumps(envs))])
+def test_copies_of_environments_that_share_a_codebook_share_a_copy(multi_label: HashingDataset, copied: Any) -> None:
+    envs = shared(multi_label, 2)
+    for i, env in enumerate(envs):
+        env.reset(seed=i)
+    twins = copied(envs)
+    assert twins[0]._lanes._words is twins[1]._lanes._words
+    assert twins[0]._lanes._words is not envs[0]._lanes._words
+    for action in np.random.default_rng(0).integers(0, 2, (2, 4)):
+        for env, twin in zip(envs, twins, strict=True):
+            assert_same(env.step(action), twin.step(action))
+    twins[0].codebook.write(np.arange(40), np.ones((40, 8), bool))
+    assert not envs[0].codebook.read(np.arange(40)).all()
+    assert twins[1].codebook.read(np.arange(40)).all()
+
+
+def test_a_state_restores_the_codebook_of_all_that_share_it(multi_label: HashingDataset) -> None:
+    envs = shared(multi_label, 2)
+    for i, env in enumerate(envs):
+        env.reset(seed=i)
+    state = envs[0].get_state()
+    before = envs[1].codebook.words.copy()
+    envs[1].step(np.ones(4))
+    envs[1].codebook.write(np.arange(40), np.ones((40, 8), bool))
+    envs[0].set_state(state)
+    np.testing.assert_array_equal(envs[1].codebook.words, before)
+    (again,) = shared(multi_label, 1, codebook="shared:again")
+    again.set_state(state)
+    envs[0].set_state(state)
+    assert_same(again.step(np.zeros(4)), envs[0].step(np.zeros(4)))
+
+
+@pytest.fixture
+def unwarned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that was not warned yet."""
+    for key, value in {"words": 0, "kind": (), "switches": 0, "warned": False}.items():
+        monkeypatch.setattr(_Turns, key, value)
+
+
+@pytest.mark.usefixtures("unwarned")
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_environments_in_turn_with_codebooks_of_their_own_warn_once(multi_label: HashingDataset, count: int) -> None:
+    sync = SyncVectorEnv([lambda: make(multi_label, bits=8)] * count)
+    sync.reset(seed=0)
+
+    def run() -> None:
+        for _ in range(6):
+            sync.step(sync.action_space.sample())
+
+    with pytest.warns(UserWarning, match="codebook='shared'.*gym.make_vec.*codebook='own' says") as caught:
+        run()
+    assert len(caught) == 1
+
+
+@pytest.mark.usefixtures("unwarned")
+def test_a_codebook_that_is_not_shared_in_spite_of_its_name_warns(multi_label: HashingDataset) -> None:
+    sync = SyncVectorEnv([lambda: make(dataclasses.replace(multi_label), bits=8, codebook="shared")] * 4)
+    sync.reset(seed=0)
+    with pytest.warns(UserWarning, match="one HashingDataset object, the same arguments and one reward object"):
+        sync.step(sync.action_space.sample())
+
+
+@pytest.mark.usefixtures("unwarned")
+def test_what_is_as_it_should_be_does_not_warn(multi_label: HashingDataset) -> None:
+    def run(envs: list[Any], turns: list[int]) -> None:
+        for env in envs:
+            env.reset(seed=0)
+        for turn in turns:
+            if envs[turn].step(envs[turn].action_space.sample())[2] is True:
+                envs[turn].reset()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run([make(multi_label, bits=8, codebook="own") for _ in range(3)], [0, 1, 2] * 5)
+        run(shared(multi_label, 3), [0, 1, 2] * 5)
+        run([make(multi_label, bits=8) for _ in range(2)], [0, 0, 1, 1, 1, 0, 0, 0, 1, 1] * 3)  # one of them evaluates
+        run([make(multi_label, bits=bits) for bits in (8, 9)], [0, 1] * 8)  # two trainings
+        names = [shared(multi_label, 1, codebook=f"shared:{name}")[0] for name in "ab"]
+        run(names, [0, 1] * 8)
+
+
+def test_environments_by_name_share_a_dataset_that_is_in_use() -> None:
+    first = gym.make("BitGroupHashing-v0", dataset="digits").unwrapped
+    from hashgym.envs import lockstep
+
+    lockstep._standardized.cache_clear()  # as if other datasets had been loaded since
+    second = gym.make("BitGroupHashing-v0", dataset="digits").unwrapped
+    assert first.dataset is second.dataset  # type: ignore[attr-defined]

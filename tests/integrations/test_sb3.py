@@ -128,9 +128,9 @@ def test_one_lane_equals_sb3s_own_vector_environment_of_the_scalar_one(
 
 @pytest.mark.parametrize(("name", "task"), CASES)
 def test_vec_monitor_gives_the_same_statistics(name: str, task: dict[str, Any], make: Make) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        plain, watched = HashVecEnv(make(name, 4, **task)), VecMonitor(HashVecEnv(make(name, 4, **task)))
+    plain = HashVecEnv(make(name, 4, **task))
+    with pytest.warns(UserWarning, match="already wrapped with a `Monitor`"):  # its own statistics are as good
+        watched = VecMonitor(HashVecEnv(make(name, 4, **task)))
     for envs in (plain, watched):
         envs.seed(0)
         envs.reset()
@@ -171,7 +171,8 @@ def test_wrappers_around_the_vector_environment_stay(make: Make) -> None:
     assert "episode" in wrapped.last_info
     assert wrapped.env_is_wrapped(RecordEpisodeStatistics) == [True] * 3
     assert wrapped.env_is_wrapped(TransformReward, indices=1) == [True]
-    assert plain.env_is_wrapped(Monitor) == [False] * 3
+    assert plain.env_is_wrapped(Monitor) == [True] * 3  # whose statistics are in the infos
+    assert plain.env_is_wrapped(RecordEpisodeStatistics) == [False] * 3
     assert wrapped.get_attr("episode_count") == [3] * 3  # of a wrapper
     assert wrapped.get_attr("task", indices=[0])[0].bits == 8  # of the environment inside
 
@@ -353,6 +354,8 @@ def test_rendering(make: Make, multi_label: HashingDataset) -> None:
         (lambda make: HashVecEnv(make(BITS, 2)), "got HashVecEnv: make it with gym.make_vec"),
         (lambda make: make(BITS, 2, backend="torch"), "without backend='torch'"),
         (lambda make: BITS, "got str: make it with gym.make_vec"),
+        (lambda make: make(BITS, 2, autoreset_mode="NextStep"), "'NextStep': leave autoreset_mode out"),
+        (lambda make: make(REGIONS, 2, autoreset_mode="Disabled"), "'Disabled': leave autoreset_mode out"),
     ],
 )
 def test_anything_else_is_refused(wrong: Callable[[Make], Any], mend: str, make: Make) -> None:
@@ -402,6 +405,65 @@ def test_algorithms_run_and_show_episode_statistics(
     mean, _ = evaluate_policy(model, envs, n_eval_episodes=4, warn=False)
     assert np.isfinite(mean)
     assert envs._running == [{}] * 4  # nobody wrote into what running lanes share
+
+
+@pytest.mark.parametrize("name", [BITS, REGIONS])
+def test_an_evaluation_counts_episodes_without_a_monitor_and_a_warning(name: str, make: Make) -> None:
+    envs = HashVecEnv(make(name, 3))
+    model = PPO("MultiInputPolicy", envs, n_steps=4, batch_size=12, seed=0, policy_kwargs={**TINY})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        envs.seed(0)
+        returns, lengths = evaluate_policy(model, envs, n_eval_episodes=6, return_episode_rewards=True)
+    assert lengths == [2 if name == BITS else 1] * 6
+    assert returns == pytest.approx(returns_by_hand(model, make(name, 3)), abs=1e-5)
+
+
+def returns_by_hand(model: BaseAlgorithm, envs: Any) -> list[float]:
+    """Returns of two episodes in each environment, by hand."""
+    observation, _ = envs.reset(seed=0)
+    total, returns = np.zeros(envs.num_envs), []
+    while len(returns) < 2 * envs.num_envs:
+        observation, reward, ended, _, _ = envs.step(model.predict(observation, deterministic=True)[0])
+        total += reward
+        if ended[0]:
+            returns += total.tolist()
+            total = np.zeros(envs.num_envs)
+    return returns
+
+
+@pytest.mark.parametrize(("name", "task"), CASES)
+def test_flat_observations_are_one_array(name: str, task: dict[str, Any], make: Make) -> None:
+    parts, flat = HashVecEnv(make(name, 4, **task)), HashVecEnv(make(name, 4, flat=True, info="flat", **task))
+    sizes = flat.get_attr("slices")[0]
+    for envs in (parts, flat):
+        envs.seed(1)
+        envs.action_space.seed(1)
+    seen = parts.reset(), flat.reset()
+    for _ in range(8):
+        for key, where in sizes.items():
+            wanted = np.eye(where.stop - where.start)[seen[0][key]] if key == "group" else seen[0][key]
+            np.testing.assert_array_equal(seen[1][:, where], wanted)
+        assert seen[1].dtype == np.float32
+        actions = np.stack([flat.action_space.sample() for _ in range(4)])
+        one, other = parts.step(actions), flat.step(actions)
+        seen = one[0], other[0]
+        np.testing.assert_array_equal(one[1], other[1])
+        for ours, theirs in zip(other[3], one[3], strict=True):
+            assert ours.keys() == theirs.keys()
+            if "terminal_observation" in ours:
+                image = ours["terminal_observation"][sizes["image"]]
+                np.testing.assert_array_equal(image, theirs["terminal_observation"]["image"])
+    if "action" not in task:
+        PPO("MlpPolicy", flat, n_steps=4, batch_size=16, n_epochs=1, seed=0, policy_kwargs={**TINY}).learn(16)
+
+
+@pytest.mark.parametrize("action", ["multidiscrete", "bits"])
+def test_actions_of_either_kind_can_be_masked(action: str, make: Make) -> None:
+    envs = HashVecEnv(make(BITS, 4, bits=7, group_bits=4, action=action))
+    model = MaskablePPO("MultiInputPolicy", envs, n_steps=4, batch_size=8, seed=0, policy_kwargs={**TINY}).learn(32)
+    actions, _ = model.predict(envs.reset(), action_masks=np.tile([True, False], 16).reshape(4, 8))
+    assert (actions == 0).all()
 
 
 def test_a_seed_determines_training(make: Make) -> None:

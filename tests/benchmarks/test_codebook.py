@@ -1,0 +1,28 @@
+"""The benchmark of codebooks: every kind learns with the same settings, and a shared codebook is shared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from benchmarks import codebook
+from hashgym.integrations.sb3 import HashVecEnv
+
+
+def test_every_kind_is_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    given: list[tuple[Any, int]] = []
+    measure = codebook.mean_average_precision
+
+    def watched(envs: Any, dataset: Any, bits: int, steps: int, seed: int) -> float:
+        made = [envs.envs] if isinstance(envs, HashVecEnv) else envs.envs
+        given.append((envs, len({env.unwrapped._lanes._words for env in made})))
+        return measure(envs, dataset, bits, steps, seed)
+
+    monkeypatch.setattr(codebook, "mean_average_precision", watched)
+    found = codebook.main(codebook.Args(bits=4, num_envs=4, steps=32, seeds=1))
+    assert all(0 < map_ < 1 for maps in found.values() for map_ in maps)
+    assert [books for _, books in given] == [4, 1, 1]
+    assert [isinstance(envs, HashVecEnv) for envs, _ in given] == [False, False, True]
+    assert [envs.num_envs for envs, _ in given] == [4] * 3
+    assert "4 environments on digits, 4 bits, 32 steps" in capsys.readouterr().out
