@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hashgym.data.dataset import DataError
 from hashgym.data.files import open_image
 from hashgym.gallery.gallery import REGIONS, Gallery, Match
+from hashgym.terminal import printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,11 +52,6 @@ def write(html: str, path: str | Path) -> None:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def printable(text: str) -> str:
-    """A name as it can be shown: what is no character, or moves the cursor, is replaced."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def _shown(gallery: Gallery, match: Match) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hashgym.console import say
 from hashgym.data.dataset import DataError
 from hashgym.data.files import MAX_PIXELS, open_image
 from hashgym.gallery.gallery import REGIONS, Gallery, open_gallery
@@ -236,7 +237,7 @@ def serve(
         server = waitress.create_server(app, host=HOST, port=port, threads=4, ident=None, **bounds)
     except OSError as error:
         raise ValueError(f"port {port} cannot be used ({error.strerror}): choose another with --port") from error
-    print(f"{len(gallery.names):,} images at http://{HOST}:{server.effective_port}/ - Ctrl-C ends it", flush=True)
+    say(f"{len(gallery.names):,} images at http://{HOST}:{server.effective_port}/ - Ctrl-C ends it")
     try:
         server.run()
     finally:
