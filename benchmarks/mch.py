@@ -18,18 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
-from rich.console import Console
-from rich.table import Table
 
 import hashgym
 import hashgym.data
 from benchmarks import figures
-from benchmarks.cells import Executor, data_digest, features_name, run_cells, unfinished
+from benchmarks.cells import CONTINUES, Executor, data_digest, features_name, run_cells, unfinished
 from benchmarks.results import Results, describe, estimate, peak_mb, revision
 from hashgym.codes import CodeSets
+from hashgym.console import Console, Table
 from hashgym.data import HashingDataset
 from hashgym.retrieval import evaluate, f1_bucket_curve
+from hashgym.terminal import command_line, parse
 
 __all__ = ["Args", "Cell", "Codes", "fit", "main", "measure", "run", "settings"]
 
@@ -426,7 +425,5 @@ def _markdown(table: Table) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(min(main(tyro.cli(Args)), 1))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    with command_line(CONTINUES):
+        sys.exit(min(main(parse(Args, "benchmarks.mch")), 1))

@@ -18,6 +18,7 @@ import hashgym
 import hashgym.data
 import hashgym.hashers
 from benchmarks.cells import data_digest
+from hashgym.checks import closest
 from hashgym.data import HashingDataset
 from hashgym.retrieval import RetrievalResult, evaluate
 
@@ -81,8 +82,9 @@ def settings(cell: Cell) -> Any:
         own = {"bits": cell.bits, "seed": cell.seed, **changes, **dict(cell.changes)}
         return dataclasses.replace(agent.PRESETS[changes["variant"]], **own)
     if cell.method not in hashgym.hashers.available():
-        known = ", ".join([*hashgym.hashers.available(), *AGENTS])
-        raise ValueError(f"there is no method {cell.method!r}: choose from {known}")
+        known = [*hashgym.hashers.available(), *AGENTS]
+        close = closest(cell.method, known)
+        raise ValueError(f"there is no method {cell.method!r}{close}: choose from {', '.join(known)}")
     return hashgym.hashers.make(cell.method, bits=cell.bits, seed=cell.seed, **dict(cell.changes))
 
 

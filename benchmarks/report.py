@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import TypeAlias
 
 import numpy as np
 import tyro
-from rich.console import Console
 
 import hashgym.data
 from benchmarks import claims, comparisons, statistics
@@ -26,7 +24,9 @@ from benchmarks.claims import VARIANTS
 from benchmarks.results import estimate
 from benchmarks.rows import Row, group, hand_crafted, paired, paper, read, where
 from benchmarks.tables import Entry, by_length, caption, cell, flat, table
+from hashgym.console import Console
 from hashgym.data import HashingDataset
+from hashgym.terminal import command_line, parse
 
 __all__ = ["Args", "main", "report"]
 
@@ -314,7 +314,5 @@ def _slug(kind: str, rows: Sequence[Row], all_rows: Sequence[Row]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    with command_line():
+        main(parse(Args, "benchmarks.report"))

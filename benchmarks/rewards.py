@@ -22,16 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
-from rich.console import Console
 
 import hashgym
 import hashgym.data
 from benchmarks import figures, methods, results
-from benchmarks.cells import data_digest, features_name, run_cells, unfinished
+from benchmarks.cells import CONTINUES, data_digest, features_name, run_cells, unfinished
 from benchmarks.results import Results, describe, peak_mb, revision
 from hashgym import rewards
+from hashgym.console import Console
 from hashgym.data import HashingDataset
+from hashgym.terminal import command_line, parse
 
 __all__ = ["Args", "Cell", "main", "register", "run", "settings"]
 
@@ -273,7 +273,5 @@ def draw(points: Sequence[Row], designs: Sequence[str], path: Path, title: str) 
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(min(main(tyro.cli(Args)), 1))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    with command_line(CONTINUES):
+        sys.exit(min(main(parse(Args, "benchmarks.rewards")), 1))

@@ -18,19 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
-from rich.console import Console
 from rich.markdown import Markdown
 
 import hashgym
 import hashgym.data
 from agents import mch, sb3
 from benchmarks import methods
-from benchmarks.cells import data_digest, features_name, run_cells, unfinished
+from benchmarks.cells import CONTINUES, data_digest, features_name, run_cells, unfinished
 from benchmarks.results import Results, describe, estimate, peak_mb, revision
+from hashgym.checks import closest
 from hashgym.codes import CodeSets
+from hashgym.console import Console
 from hashgym.data import HashingDataset
 from hashgym.retrieval import evaluate
+from hashgym.terminal import command_line, parse
 
 __all__ = ["Args", "Cell", "main", "run", "table"]
 
@@ -217,11 +218,13 @@ def main(args: Args, console: Console | None = None) -> int:
     if args.seeds < 1 or args.jobs < 1:
         raise ValueError("at least one seed and one job are needed")
     if unknown := {*args.envs} - {*METHODS}:
-        raise ValueError(f"there is no environment {unknown.pop()!r}: choose from {', '.join(METHODS)}")
+        name = unknown.pop()
+        raise ValueError(f"there is no environment {name!r}{closest(name, METHODS)}: choose from {', '.join(METHODS)}")
     for method in args.methods:
         if not any(method in METHODS[env] for env in args.envs):
-            known = ", ".join(dict.fromkeys(name for env in args.envs for name in METHODS[env]))
-            raise ValueError(f"there is no method {method!r}: choose from {known}")
+            known = list(dict.fromkeys(name for env in args.envs for name in METHODS[env]))
+            close = closest(method, known)
+            raise ValueError(f"there is no method {method!r}{close}: choose from {', '.join(known)}")
     folders = {CODES: args.features, REGIONS: args.scenes}
     cells = [
         Cell(env, folders[env], method, seed, args.steps, args.input_dropout)
@@ -246,12 +249,10 @@ def main(args: Args, console: Console | None = None) -> int:
     if rows := results.rows():
         text = table(sorted(rows, key=lambda row: METHODS[row["env"]].index(row["method"])))
         (args.out / "table.md").write_text(text)
-        console.print(Markdown(text))
+        console.print(Markdown(text) if console.is_terminal else text)
     return failed
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(min(main(tyro.cli(Args)), 1))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    with command_line(CONTINUES):
+        sys.exit(min(main(parse(Args, "benchmarks.sb3")), 1))

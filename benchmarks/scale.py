@@ -18,6 +18,8 @@ import tyro
 
 from benchmarks import encoding, engines
 from benchmarks.results import Results
+from hashgym.console import say
+from hashgym.terminal import command_line, parse
 
 __all__ = ["Costs", "costs", "engine_table", "main", "table"]
 
@@ -109,7 +111,7 @@ def main(folder: Annotated[Path, tyro.conf.Positional] = Path("benchmarks/result
     for name, lines in (("table.md", table(costs(folder))), ("engines.md", engine_table(folder))):
         text = "\n".join(lines) + "\n"
         (folder / name).write_text(text, "utf-8")
-        print(text)
+        say(text)
 
 
 def _count(number: float) -> str:
@@ -131,4 +133,5 @@ def _time(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    with command_line():
+        parse(main, "benchmarks.scale")

@@ -48,7 +48,7 @@ def datasets() -> None:
         if info.embedded:
             name.append("\nembedded", "dim")
         source = Text(info.description).append(f"\n{info.reads_from}", "dim")
-        splits = (Text(key, "bold").append(f": {text}", "not bold") for key, text in info.splits.items())
+        splits = (Text.assemble((key, "bold"), f": {text}") for key, text in info.splits.items())
         table.add_row(name, source, Text("\n").join(splits))
     _print(table)
 

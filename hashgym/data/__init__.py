@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hashgym.checks import closest
 from hashgym.data import splits
 from hashgym.data.dataset import DataError, HashingDataset
 from hashgym.data.images import ImageCollection
@@ -83,7 +84,9 @@ def read_images(dataset: str, root: str | Path | None = None, *, allow_missing: 
     if dataset in _EMBEDDED:
         raise DataError(f"{dataset} is embedded and has features already: use hashgym.data.load({dataset!r})")
     if dataset not in _ON_DISK or path or ":" in dataset:
-        raise DataError(f"there is no dataset {dataset!r} of images; there are {', '.join(_ON_DISK)}")
+        raise DataError(
+            f"there is no dataset {dataset!r}{closest(dataset, _ON_DISK)} of images; there are {', '.join(_ON_DISK)}"
+        )
     reader = _module(_ON_DISK[dataset][0])
     if root is None:
         raise DataError(f"{dataset} needs the folder it lies in (--root); wanted: {reader.LAYOUT}")
@@ -127,7 +130,8 @@ def load(
     elif Path(source).exists():
         dataset = _module("cache").open_cache(Path(source), all_labels=again)
     else:
-        raise DataError(f"{source} is neither a folder of features nor one of {', '.join(_EMBEDDED)}")
+        close = closest(source, _EMBEDDED)
+        raise DataError(f"{source} is neither a folder of features nor one of {', '.join(_EMBEDDED)}{close}")
     if not again:
         return dataset
     stored = dataset.provenance

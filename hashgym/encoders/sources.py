@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hashgym import hashers
+from hashgym.checks import closest
 from hashgym.data import load
 from hashgym.data.dataset import DataError, HashingDataset
 from hashgym.data.sealed import sync
@@ -151,7 +152,7 @@ def _hasher(
     if not saved and name not in hashers.available():
         raise ValueError(
             f"{name} is neither the folder of a training run, nor a saved hasher (.npz), nor the name of a hasher: "
-            f"{', '.join(hashers.available())}"
+            f"{', '.join(hashers.available())}{closest(name, hashers.available())}"
         )
     if features is None:
         raise ValueError(f"{name} is a hasher: --features says which features it was, or is to be, fitted to")

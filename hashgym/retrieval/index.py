@@ -35,6 +35,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hashgym.checks import closest
 from hashgym.codes import CodeSets, Words
 from hashgym.data.checksums import sha256
 from hashgym.data.sealed import sync
@@ -355,7 +356,9 @@ def ranked(queries: Ids, ids: Ids, distances: Ids, count: int, several: bool = T
 
 def _engine(backend: str) -> Any:
     if backend not in _ENGINES:
-        raise ValueError(f"there is no back end {backend!r}; there are {', '.join(_ENGINES)}")
+        raise ValueError(
+            f"there is no back end {backend!r}{closest(backend, _ENGINES)}; there are {', '.join(_ENGINES)}"
+        )
     module, name, _ = _ENGINES[backend]
     return getattr(import_module(f"hashgym.retrieval.{module}"), name)
 
