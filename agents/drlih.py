@@ -578,6 +578,7 @@ def command(words: list[str] | None = None) -> Main:
 def main(run: Main) -> metrics.RetrievalResult:
     """Train, encode queries and database, and print the retrieval metrics."""
     dataset = data.load(run.dataset).standardized()
+    metrics.check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
     began = time.perf_counter()
     policy = train(dataset, run.args, out=run.out, resume=run.resume)
     seconds = time.perf_counter() - began

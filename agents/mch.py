@@ -387,6 +387,7 @@ def main(run: Main) -> dict[str, metrics.RetrievalResult]:
     if not 0 <= run.xi <= 1:
         raise ValueError(f"xi is a probability, from 0 to 1, got {run.xi}")
     dataset = data.load(run.dataset).standardized()
+    metrics.check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
     dataset.require("train_regions", "regions")
     saved = run.out / "base.npz" if run.resume and run.out else run.base
     base = fitted_base(saved, run.bits, run.args.seed, dataset)

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import Progress, TimeRemainingColumn
+from rich.progress import TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -271,7 +271,7 @@ def report(problem: object) -> None:
     console.error(problem)
 
 
-def bar_of(show: bool) -> Progress:
+def bar_of(show: bool) -> console.Progress:
     """The progress bar of a training run."""
     return console.bar(TimeRemainingColumn(), show=show)
 

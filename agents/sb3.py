@@ -748,6 +748,7 @@ def main(run: Main) -> metrics.RetrievalResult:
     args, base = run.args, None
     keep = args.env == "RegionKeep-v0"
     dataset = data.load(run.dataset or ("digit-scenes" if keep else "digits")).standardized()
+    metrics.check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
     if keep:
         dataset.require("train_regions", "regions")
         base = mch.fitted_base(

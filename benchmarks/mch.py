@@ -28,6 +28,7 @@ from hashgym.codes import CodeSets
 from hashgym.console import Console, Table
 from hashgym.data import HashingDataset
 from hashgym.retrieval import evaluate, f1_bucket_curve
+from hashgym.retrieval.metrics import check_labels
 from hashgym.terminal import command_line, parse
 
 __all__ = ["Args", "Cell", "Codes", "fit", "main", "measure", "run", "settings"]
@@ -120,9 +121,11 @@ class Cell:
 
         Raises:
             DataError: if it has no regions; the message names the command that extracts them.
+            ValueError: for labels on which any codes score alike.
         """
         dataset = hashgym.data.load(self.features, split=self.split, queries=self.queries, train=self.train)
         dataset.require("regions", "train_regions")
+        check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
         return dataset
 
     @property

@@ -21,6 +21,7 @@ from benchmarks.cells import data_digest
 from hashgym.checks import closest
 from hashgym.data import HashingDataset
 from hashgym.retrieval import RetrievalResult, evaluate
+from hashgym.retrieval.metrics import check_labels
 
 __all__ = ["AGENTS", "Cell", "config", "fit", "group_bits", "load", "measure", "settings"]
 
@@ -65,8 +66,13 @@ class Cell:
 
 
 def load(features: str) -> HashingDataset:
-    """A dataset by name or folder, without the regions of its images, which make most of a folder that has them."""
+    """A dataset by name or folder, without the regions of its images, which make most of a folder that has them.
+
+    Raises:
+        ValueError: for data that cannot be read, or labels on which any codes score alike.
+    """
     dataset = hashgym.data.load(features)
+    check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
     return dataclasses.replace(dataset, regions=None, train_regions=None, boxes=None, train_boxes=None)
 
 

@@ -9,7 +9,6 @@ import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
-import hashgym.data
 from agents.mch import make_base
 from benchmarks import drlih, figures, mch, methods
 from benchmarks.results import Results
@@ -80,7 +79,7 @@ def main(args: Args, console: Console | None = None) -> None:
 
 def _digits(args: Args, console: Console) -> None:
     """One code an image: an agent that writes codes, beside its rivals."""
-    dataset = hashgym.data.load(args.features).standardized()
+    dataset = methods.load(args.features).standardized()
     cells = [methods.Cell(args.features, method, args.bits, args.seed) for method in args.methods]
     groups = {cell.method: k for cell in cells if (k := methods.group_bits(cell))}
     _introduce(dataset, args.bits, console)

@@ -31,6 +31,7 @@ from benchmarks.results import Results, describe, peak_mb, revision
 from hashgym import rewards
 from hashgym.console import Console
 from hashgym.data import HashingDataset
+from hashgym.retrieval.metrics import check_labels
 from hashgym.terminal import command_line, parse
 
 __all__ = ["Args", "Cell", "main", "register", "run", "settings"]
@@ -203,6 +204,7 @@ def main(args: Args, console: Console | None = None) -> int:
     if args.seeds < 1 or args.jobs < 1 or args.updates < 1 or not args.bits or not args.designs:
         raise ValueError("at least one seed, one job, one update, one code length and one design are needed")
     dataset = hashgym.data.load(args.features)
+    check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
     which = [(d, b, s) for d in args.designs for b in args.bits for s in range(args.seeds)]
     cells = [Cell(args.features, args.agent, d, b, s, args.updates) for d, b, s in which]
     names = {cell: _names(cell, dataset) for cell in cells}

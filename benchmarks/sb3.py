@@ -31,6 +31,7 @@ from hashgym.codes import CodeSets
 from hashgym.console import Console
 from hashgym.data import HashingDataset
 from hashgym.retrieval import evaluate
+from hashgym.retrieval.metrics import check_labels
 from hashgym.terminal import command_line, parse
 
 __all__ = ["Args", "Cell", "main", "run", "table"]
@@ -234,6 +235,8 @@ def main(args: Args, console: Console | None = None) -> int:
         for seed in range(args.seeds)
     ]
     datasets = {cell.features: hashgym.data.load(cell.features) for cell in cells}
+    for dataset in datasets.values():
+        check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
     names = {cell: _names(cell, datasets[cell.features]) for cell in cells}
     results = Results(args.out, COLUMNS, KEY)
 

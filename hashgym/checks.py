@@ -28,10 +28,13 @@ def check_integer(name: str, value: Any, least: int = 1, most: int | None = None
     Raises:
         ValueError: for anything but an integer in that range; NumPy's integers are taken, floats and bools are not.
     """
-    if is_integer(value) and value >= least and (most is None or value <= most):
-        return int(value)
-    wanted = f"at least {least}" if most is None else f"from {least} to {most}"
-    raise ValueError(f"{name} must be an integer, {wanted}, got {value!r}")
+    if not is_integer(value):
+        raise ValueError(f"{name} must be an integer, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    if most is not None and value > most:
+        raise ValueError(f"{name} must be at most {most}, got {value}")
+    return int(value)
 
 
 def closest(name: object, known: Iterable[str]) -> str:

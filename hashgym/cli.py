@@ -263,6 +263,9 @@ def export(
     features_only: Flag = False,
     unstandardized: Flag = False,
     weights: str | None = None,
+    train: Literal["split", "all"] = "split",
+    threads: int | None = None,
+    quiet: Flag = False,
 ) -> None:
     """Make one ONNX file, an encoder, of what was learnt. It needs no torch, and gives pictures their codes.
 
@@ -280,6 +283,10 @@ def export(
         features_only: leave out the backbone: the encoder takes features instead of pictures.
         unstandardized: the saved hasher was fitted to features as extracted, not to standardised ones.
         weights: the file of the backbone's weights, where they are not its own.
+        train: what a hasher that is fitted here learns from: the training images of the split, so that measures on its
+            queries are fair, or all images of --features (with a label, where it needs labels), for use.
+        threads: for fitting, at most; as many as the libraries find useful by default.
+        quiet: show no progress bar.
     """
     from hashgym.encoders import sources
 
@@ -292,6 +299,9 @@ def export(
         standardized=not unstandardized,
         features_only=features_only,
         weights=weights,
+        train=train,
+        threads=threads,
+        progress=not quiet,
     )
     encoder, agreement = written.encoder, written.agreement
     if agreement is not None:

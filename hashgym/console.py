@@ -13,11 +13,26 @@ from typing import IO, Any, TypeVar
 import rich.console
 import rich.table
 from rich import progress
+from rich.progress import Progress
 from rich.text import Text
 
 from hashgym.terminal import printable
 
-__all__ = ["Console", "Table", "Text", "bar", "error", "plain_table", "say", "say_json", "styled", "track", "warn"]
+__all__ = [
+    "Console",
+    "Field",
+    "Progress",
+    "Table",
+    "Text",
+    "bar",
+    "error",
+    "plain_table",
+    "say",
+    "say_json",
+    "styled",
+    "track",
+    "warn",
+]
 
 T = TypeVar("T")
 
@@ -48,9 +63,9 @@ class Console(rich.console.Console):
     def print(self, *objects: Any, **options: Any) -> None:  # type: ignore[override]
         """Print text without breaking its lines, so that paths can be copied, and tables in full width to a file."""
         if len(objects) == 1 and isinstance(objects[0], rich.table.Table) and not (self.is_terminal or self.record):
-            wide = rich.console.Console(file=self.file, width=_WIDE, markup=False, emoji=False, highlight=False)
+            wide = Console(file=self.file, width=_WIDE)
             with wide.capture() as captured:
-                wide.print(objects[0])
+                super(Console, wide).print(objects[0])
             rows = "\n".join(line.rstrip() for line in captured.get().split("\n")[:-1])
             super().print(Text(rows), soft_wrap=True)
         elif all(isinstance(thing, (str, Text)) for thing in objects):
@@ -101,7 +116,7 @@ def error(message: object) -> None:
     _notice(message, "red")
 
 
-def bar(*columns: Any, console: rich.console.Console | None = None, show: bool = True) -> progress.Progress:
+def bar(*columns: Any, console: rich.console.Console | None = None, show: bool = True) -> Progress:
     """A progress bar: what is done, a bar, the count, further ``columns`` and the time left.
 
     Args:
@@ -109,8 +124,8 @@ def bar(*columns: Any, console: rich.console.Console | None = None, show: bool =
         console: to draw on; the standard output by default.
         show: False for none.
     """
-    shown = (_Description(), progress.BarColumn(), progress.MofNCompleteColumn(), *columns)
-    return progress.Progress(*shown, console=console or Console(), disable=not show)
+    shown = (Field("description"), progress.BarColumn(), progress.MofNCompleteColumn(), *columns)
+    return Progress(*shown, console=console or Console(), disable=not show)
 
 
 def track(items: Iterable[T], doing: str, *, total: int, show: bool = True) -> Iterator[T]:
@@ -119,12 +134,16 @@ def track(items: Iterable[T], doing: str, *, total: int, show: bool = True) -> I
         yield from drawn.track(items, total=total, description=doing)
 
 
-class _Description(progress.ProgressColumn):
-    """What a bar stands for, as it is."""
+class Field(progress.ProgressColumn):
+    """A column of a progress bar: a field of its task, as it is; "description" is what the bar stands for."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
 
     def render(self, task: progress.Task) -> Text:
-        """The task's description."""
-        return Text(printable(task.description))
+        """The field's text."""
+        return Text(printable(str(task.fields.get(self._name, task.description))))
 
 
 def _as_text(thing: str | Text) -> Text:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym import codes
+from hashgym.checks import check_integer
 from hashgym.codes import CodeSets
 from hashgym.data.dataset import REGIONS_COMMAND, DataError
 from hashgym.envs import region_keep
@@ -48,8 +49,7 @@ def encode(
         raise ValueError(f"features must have shape (n, D), got {features.shape}")
     if not np.isfinite(features).all():
         raise ValueError("features hold NaN or infinity")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    batch_size = check_integer("batch_size", batch_size)
     encoded = np.zeros((len(features), bits), np.bool_)
     for start in range(0, len(features), batch_size):
         image = np.asarray(features[start : start + batch_size], np.float32)
@@ -147,8 +147,7 @@ def _offer(
         raise ValueError(f"features (n, D) and regions (n, R, D) are needed, got {features.shape} and {regions.shape}")
     if not len(features):
         raise ValueError("there is no image to encode")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    batch_size = check_integer("batch_size", batch_size)
     (n, count, dim), parts, sequential = regions.shape, [], threshold is not None
     for start in range(0, n, batch_size):
         image, offered = features[start : start + batch_size], regions[start : start + batch_size]

@@ -74,11 +74,11 @@ def progress_bar(
     if not show:
         yield lambda count: None
         return
-    from rich.progress import TextColumn, TimeRemainingColumn
+    from rich.progress import TimeRemainingColumn
 
     from hashgym import console
 
-    columns = (TextColumn("{task.fields[rate]}", markup=False), TimeRemainingColumn(elapsed_when_finished=True))
+    columns = (console.Field("rate"), TimeRemainingColumn(elapsed_when_finished=True))
     begun, first = time.monotonic(), done
     with console.bar(*columns, console=console.Console(stderr=stderr)) as bar:
         task = bar.add_task("resuming" if done else doing, total=total, completed=done, rate="")

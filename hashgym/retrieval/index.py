@@ -27,7 +27,6 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib import import_module
-from operator import index as whole
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar
@@ -35,7 +34,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hashgym.checks import closest
+from hashgym.checks import check_integer, closest
 from hashgym.codes import CodeSets, Words
 from hashgym.data.checksums import sha256
 from hashgym.data.sealed import sync
@@ -80,9 +79,7 @@ class Index(ABC):
     backend: ClassVar[str]
 
     def __init__(self, bits: int) -> None:
-        self.bits = whole(bits)
-        if self.bits < 1:
-            raise ValueError(f"codes have at least one bit, got bits={bits}")
+        self.bits = check_integer("bits", bits)
 
     @abstractmethod
     def __len__(self) -> int:
@@ -137,8 +134,7 @@ class Index(ABC):
             ValueError: for queries of another length, or ``k`` below 1.
         """
         words = pack_queries(queries, self.bits, 2)
-        if whole(k) < 1:
-            raise ValueError(f"the number of images to find is at least 1, got k={k}")
+        k = check_integer("k", k)
         k = min(k, self._count(k))
         if not k:
             return np.zeros((len(words), k), np.int64), np.zeros((len(words), k), np.int64)
@@ -155,8 +151,7 @@ class Index(ABC):
             ValueError: for queries of another length, or a radius below 0.
         """
         words = pack_queries(queries, self.bits, 2)
-        if whole(radius) < 0:
-            raise ValueError(f"a Hamming radius is 0 or more, got {radius}")
+        radius = check_integer("radius", radius, 0)
         if not self._count(1):
             return np.zeros(len(words) + 1, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64)
         return self._within(words, min(radius, self.bits))
