@@ -6,6 +6,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import closing
@@ -115,13 +116,18 @@ def _in_processes(
 
 
 def _apart(work: Callable[[Any], Any], cell: Any) -> Any:
+    if hasattr(signal, "pthread_sigmask"):  # Ctrl-C waits until the new process can end without a traceback
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn, initializer=_end_with_parent) as process:
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=_end_quietly) as process:
         return process.submit(work, cell).result()
 
 
-def _end_with_parent() -> None:
-    """Let this process end when the one that began it is killed, rather than work on for nobody."""
+def _end_quietly() -> None:
+    """Let this process end with Ctrl-C, and when the one that started it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     parent = multiprocessing.parent_process()
     assert parent is not None
 

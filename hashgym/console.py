@@ -56,11 +56,11 @@ class Console(rich.console.Console):
     def __init__(self, *, stderr: bool = False, file: IO[str] | None = None, **options: Any) -> None:
         super().__init__(stderr=stderr, file=file, markup=False, emoji=False, highlight=False, **options)
 
-    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+    def render_str(self, text: str, **options: Any) -> Text:
         """Every string that is printed, also as the title of a table, comes by here."""
         return super().render_str(printable(text, lines=True), **options | {"markup": False, "emoji": False})
 
-    def print(self, *objects: Any, **options: Any) -> None:  # type: ignore[override]
+    def print(self, *objects: Any, **options: Any) -> None:
         """Print text without breaking its lines, so that paths can be copied, and tables in full width to a file."""
         if len(objects) == 1 and isinstance(objects[0], rich.table.Table) and not (self.is_terminal or self.record):
             wide = Console(file=self.file, width=_WIDE)
@@ -81,7 +81,7 @@ class Console(rich.console.Console):
 class Table(rich.table.Table):
     """A table of rich whose cells are shown as they are."""
 
-    def add_row(self, *cells: Any, **options: Any) -> None:  # type: ignore[override]
+    def add_row(self, *cells: Any, **options: Any) -> None:
         """Add a row of strings or :class:`Text`."""
         super().add_row(*(_as_text(cell) if isinstance(cell, (str, Text)) else cell for cell in cells), **options)
 
