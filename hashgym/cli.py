@@ -5,6 +5,7 @@ Everything heavy is imported inside the commands, so that help is quick.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import sys
@@ -14,7 +15,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from hashgym.checks import closest
-from hashgym.terminal import command_line, printable, quote, wants_version
+from hashgym.terminal import arguments, command_line, printable, quote, wants_version
 
 __all__ = ["main"]
 
@@ -531,9 +532,24 @@ def main(args: Sequence[str] | None = None) -> None:
             raise ValueError(
                 f"there is no command {words[0]!r}{closest(words[0], COMMANDS)}: choose one of {', '.join(COMMANDS)}"
             )
-        tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="hashgym", description=DESCRIPTION, args=_files_with_dashes(words)
-        )
+        with arguments(words):
+            run = tyro.extras.subcommand_cli_from_dict(
+                {name: _later(command) for name, command in COMMANDS.items()},
+                prog="hashgym",
+                description=DESCRIPTION,
+                args=_files_with_dashes(words),
+            )
+        run()
+
+
+def _later(command: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
+    """The command with its arguments, to be run when they are all read."""
+
+    @functools.wraps(command)
+    def ready(*args: Any, **options: Any) -> Callable[[], Any]:
+        return functools.partial(command, *args, **options)
+
+    return ready
 
 
 def _files_with_dashes(words: list[str]) -> list[str]:

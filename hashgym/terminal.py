@@ -12,10 +12,10 @@ import shlex
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from typing import Any, TypeVar
 
-__all__ = ["command_line", "parse", "printable", "quote", "wants_version"]
+__all__ = ["arguments", "command_line", "parse", "printable", "quote", "wants_version"]
 
 T = TypeVar("T")
 
@@ -100,8 +100,24 @@ def parse(what: Callable[..., T], module: str, args: Sequence[str] | None = None
     """
     import tyro
 
-    wants_version(sys.argv[1:] if args is None else args)
-    return tyro.cli(what, prog=f"python -m {module}", args=args, **options)
+    words = sys.argv[1:] if args is None else args
+    wants_version(words)
+    with arguments(words):
+        return tyro.cli(what, prog=f"python -m {module}", args=words, **options)
+
+
+@contextmanager
+def arguments(words: Sequence[str]) -> Iterator[None]:
+    """Parse these words here: the parser repeats what it does not know, which may be a file's name as `*` gave it."""
+    if all(word == printable(word) for word in words):
+        yield
+        return
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            yield
+    finally:
+        sys.stderr.write(printable(said.getvalue(), lines=True))
 
 
 def wants_version(args: Sequence[str]) -> None:

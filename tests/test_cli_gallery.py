@@ -387,3 +387,9 @@ def test_export_shows_its_progress_unless_quiet(place, tmp_path, capsys, monkeyp
     a, b = load_encoder(tmp_path / "a.onnx"), load_encoder(tmp_path / "b.onnx")
     x = np.array(cache.open_cache(place / "features").features)
     assert (a.encode(x).words == b.encode(x).words).all()
+
+
+def test_names_of_files_are_shown_where_there_are_too_many(place, tmp_path, monkeypatch, capsys):
+    """`hashgym search INDEX *` in a folder with names that would steer the terminal."""
+    error = flat_error(["search", place / "index", place, "\x1b]0;title\x07.png", "\u202egpj"], capsys)
+    assert "Unrecognized options: \ufffd]0;title\ufffd.png, \ufffdgpj" in error

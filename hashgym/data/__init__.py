@@ -11,6 +11,7 @@ from hashgym.checks import closest
 from hashgym.data import splits
 from hashgym.data.dataset import DataError, HashingDataset
 from hashgym.data.images import ImageCollection
+from hashgym.terminal import quote
 
 __all__ = ["DataError", "DatasetInfo", "HashingDataset", "ImageCollection", "datasets", "load", "read_images"]
 
@@ -125,7 +126,7 @@ def load(
         root = "" if str(source).startswith("folder:") else " --root DIR"
         raise DataError(
             f"{source} is a set of images: extract features first, then load the folder they are written to: "
-            f"hashgym features --dataset {source}{root} --backbone efficientnet_lite0 --out DIR"
+            f"hashgym features --dataset {quote(source)}{root} --backbone efficientnet_lite0 --out DIR"
         )
     elif Path(source).exists():
         dataset = _module("cache").open_cache(Path(source), all_labels=again)
