@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import closing
 from functools import partial
+from multiprocessing import resource_tracker
 from pathlib import Path
 from threading import Thread
 from typing import Any, Literal, TypeVar
@@ -117,6 +118,7 @@ def _in_processes(
 
 def _apart(work: Callable[[Any], Any], cell: Any) -> Any:
     if hasattr(signal, "pthread_sigmask"):  # Ctrl-C waits until the new process can end without a traceback
+        resource_tracker.ensure_running()  # its start would lift the block
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn, initializer=_end_quietly) as process:

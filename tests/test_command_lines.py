@@ -78,14 +78,25 @@ def test_wrong_arguments_are_one_message_and_code_2(module, words, message, tmp_
     assert "Traceback" not in said
 
 
+def started(command: list[str], folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # background jobs ignore it
+    )
+
+
 def test_ctrl_c_says_how_to_resume(tmp_path):
     """Sent to the program and all that it started, as a terminal does."""
     out = tmp_path / "a [/b] :dog:"
     command = [sys.executable, "-m", "agents.drlih", "--bits", "12", "--lanes", "16", "--updates", "1000000"]
     command += ["--checkpoint-every", "5", "--out", str(out)]
-    slow = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    slow = started(command, ROOT)
     while not (out / "checkpoint.pt").exists():
         assert slow.poll() is None
         time.sleep(0.05)
@@ -121,15 +132,7 @@ def test_a_benchmark_is_interrupted_quietly(tmp_path):
         "if __name__ == '__main__':\n    with command_line(CONTINUES):\n"
         "        sys.exit(run_cells([1, 2, 3], work, str, jobs=2, console=Console()))\n"
     )
-    program = subprocess.Popen(
-        [sys.executable, "program.py"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    program = started([sys.executable, "program.py"], tmp_path)
     assert program.stdout is not None
     assert program.stdout.readline() == "at work\n"
     os.killpg(program.pid, signal.SIGINT)
