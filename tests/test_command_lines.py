@@ -78,6 +78,16 @@ def test_wrong_arguments_are_one_message_and_code_2(module, words, message, tmp_
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize("module", ["agents.drlih", "benchmarks.drlih"])
+def test_a_reader_that_is_gone_ends_it_quietly(module):
+    """As in `python -m agents.drlih | head -0`."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", module, "--help"], stdout=write, stderr=subprocess.PIPE, cwd=ROOT)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 def started(command: list[str], folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command,
