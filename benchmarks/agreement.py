@@ -24,7 +24,6 @@ from agents import drlih, mch, sb3
 from benchmarks.engines import versions
 from benchmarks.results import Results, describe, revision
 from hashgym import hashers
-from hashgym.checks import closest
 from hashgym.codes import CodeSets
 from hashgym.console import Console
 from hashgym.data import HashingDataset
@@ -74,10 +73,7 @@ def main(args: Args) -> list[dict[str, Any]]:
     console, rows = Console(), []
     results = Results(args.out, COLUMNS, KEY, "agreement.csv") if args.out else None
     if unknown := set(args.methods) - set(METHODS):
-        close = closest(min(unknown), METHODS)
-        raise ValueError(
-            f"there is no {', '.join(sorted(unknown))} to compare{close}: choose from {', '.join(METHODS)}"
-        )
+        raise ValueError(f"there is no {', '.join(sorted(unknown))} to compare: choose from {', '.join(METHODS)}")
     config = describe({"images": args.images, "seed": args.seed, "updates": UPDATES})
     stored = {(row["features"], row["method"], int(row["bits"])) for row in results.rows()} if results else set()
     for method in args.methods or METHODS:

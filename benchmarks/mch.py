@@ -309,7 +309,7 @@ def report(rows: Sequence[Row], points: Sequence[Row], out: Path, console: Conso
         tables.append(thresholds)
     for table in tables:
         console.print(table)
-    (out / "table.md").write_text("\n\n".join(map(_markdown, tables)) + "\n")
+    (out / "table.md").write_text("\n\n".join(map(_markdown, tables)) + "\n", "utf-8", "backslashreplace")
     title = f"{rows[0]['dataset']}\none code an image (dashed) and MCH at xi = .5"
     figures.by_code_length(_by_code_length(rows), out / "radius0.png", title=title)
     if points:

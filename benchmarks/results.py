@@ -115,7 +115,8 @@ class Results:
             writer.writeheader()
             writer.writerows([*kept, *rows])
             temporary = self.path.with_name(f".{self.path.name}.tmp")  # the lock's; one that a kill left is replaced
-            with open(temporary, "w", newline="", encoding="utf-8") as file:
+            # Names of folders may have bytes that are not UTF-8, which Python holds as surrogates.
+            with open(temporary, "w", newline="", encoding="utf-8", errors="surrogatepass") as file:
                 file.write(text.getvalue())
                 file.flush()
                 os.fsync(file.fileno())
@@ -168,7 +169,7 @@ def read_csv(path: Path) -> tuple[tuple[str, ...], list[dict[str, str]]]:
         ValueError: if it is damaged, or a row has more or fewer values than there are columns.
     """
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8", errors="surrogatepass") as file:
             reader = csv.DictReader(file, strict=True)
             rows = list(reader)
             columns = tuple(reader.fieldnames or ())

@@ -237,7 +237,7 @@ def report(rows: Sequence[Row], points: Sequence[Row], args: Args, console: Cons
     console.print(results.table(rows, title=title))
     note = "Tie-aware mAP, mean over seeds with its 95% bootstrap interval."
     text = f"{title}\n\n{results.markdown(rows).replace('| method |', '| reward |', 1)}\n\n{note}\n"
-    (args.out / "table.md").write_text(text)
+    (args.out / "table.md").write_text(text, "utf-8", "backslashreplace")
     for bits in args.bits:
         own = [point for point in points if int(point["bits"]) == bits]
         draw(own, args.designs, args.out / f"curves-{bits}.png", f"{title}, {bits} bits")

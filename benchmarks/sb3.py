@@ -251,7 +251,7 @@ def main(args: Args, console: Console | None = None) -> int:
     failed = run_cells(waiting, run, finish, jobs=args.jobs, console=console)
     if rows := results.rows():
         text = table(sorted(rows, key=lambda row: METHODS[row["env"]].index(row["method"])))
-        (args.out / "table.md").write_text(text)
+        (args.out / "table.md").write_text(text, "utf-8", "backslashreplace")
         console.print(Markdown(text) if console.is_terminal else text)
     return failed
 

@@ -7,6 +7,7 @@ see :func:`hashgym.terminal.printable`. Where the output is no terminal, lines a
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
 from typing import IO, Any, TypeVar
 
@@ -75,6 +76,8 @@ class Console(rich.console.Console):
 
     def on_broken_pipe(self) -> None:
         """Leave the end to :func:`hashgym.terminal.command_line`; rich would exit with 1."""
+        if threading.current_thread() is not threading.main_thread():  # one that refreshes a progress bar ends alone
+            raise SystemExit
         raise
 
 

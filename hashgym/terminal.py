@@ -117,7 +117,10 @@ def arguments(words: Sequence[str]) -> Iterator[None]:
         with redirect_stderr(said):
             yield
     finally:
-        sys.stderr.write(printable(said.getvalue(), lines=True))
+        if said.getvalue():
+            from hashgym import console
+
+            console.say(said.getvalue().rstrip("\n"), stderr=True)
 
 
 def wants_version(args: Sequence[str]) -> None:

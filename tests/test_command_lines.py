@@ -63,7 +63,6 @@ def test_a_command_line_knows_its_name_and_version(module, monkeypatch, capsys):
         ("agents.sb3", ["--group-bits", "-1"], "group_bits must be above 0, got -1"),
         ("benchmarks.drlih", ["--methods", "itqq", "--features", "digits"], "(did you mean 'itq'?)"),
         ("benchmarks.sb3", ["--methods", "pp0", "--out", "runs"], "(did you mean"),
-        ("benchmarks.agreement", ["--methods", "drlh"], "(did you mean"),
         ("benchmarks.tune", ["--methods", "orthohsh", "--features", "digits"], "(did you mean 'orthohash'?)"),
     ],
 )

@@ -65,7 +65,7 @@ def read(root: str | Path) -> ImageCollection:
 def _ids(path: Path) -> list[int]:
     """The photo numbers in one annotation list, one a line."""
     try:
-        ids = [int(line) for line in path.read_text().split()]
+        ids = [int(line) for line in path.read_text("utf-8").split()]
     except FileNotFoundError:
         raise DataError(f"annotation list {path} is missing; wanted: {LAYOUT}") from None
     except ValueError as error:
