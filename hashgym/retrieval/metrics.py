@@ -8,9 +8,9 @@ own bucket (R@H=0 and P@H=0) are ``recall_by_radius[0]`` and ``precision_by_radi
 
 A measure is a mean over the queries that have something relevant in the database; the others are left out, and
 :func:`evaluate` counts them. Where everything in the database is relevant to all of them, as with labels of a single
-class, any codes score 1: a warning says so, and :func:`check_labels` refuses such labels before any work. Items at the
-same distance are tied, and measures of a ranking are exact means over all orders of tied items unless ``ties`` says
-otherwise. Lookups within a radius r take in distances <= r.
+class, any ranking scores 1: a warning says so, and :func:`check_labels` refuses such labels before any work. Items at
+the same distance are tied, and measures of a ranking are exact means over all orders of tied items unless ``ties``
+says otherwise. Lookups within a radius r take in distances <= r.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ _QUERIES = 4096  # queries counted at once
 
 NOTHING_RELEVANT = "no query has a relevant item in the database, so there is nothing to measure: check the labels"
 ALL_RELEVANT = (
-    "every item of the database is relevant to every query, so that any codes score 1: "
-    "these labels say nothing, give labels of at least two classes"
+    "every item of the database is relevant to every query, so that any ranking scores 1: "
+    "such labels say nothing about codes, give labels of at least two classes"
 )
 
 _TIES: tuple[Ties, ...] = ("average", "best", "worst")
@@ -290,7 +290,7 @@ def check_labels(query_labels: ArrayLike, database_labels: ArrayLike) -> None:
 
     Raises:
         ValueError: if no query shares a label with anything in the database, or every query that does shares one with
-            everything in it, so that any codes at all would score 1.
+            everything in it, so that any ranking would score 1.
     """
     queries, database = np.asarray(query_labels, np.float32), np.asarray(database_labels, np.float32)
     some = False
