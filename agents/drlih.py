@@ -30,18 +30,19 @@ import torch
 import torch.nn.functional as F
 import tyro
 from numpy.typing import NDArray
-from rich.console import Console
 from torch import Tensor, nn
 
 import hashgym
 from agents import runs
-from hashgym import data
+from hashgym import console, data
+from hashgym.checks import closest
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
 from hashgym.encoders.heads import GroupsHead
 from hashgym.envs.bit_group_hashing import DEFAULT_GROUP_BITS
 from hashgym.hashers.noseq import triplet_ranking_loss
 from hashgym.retrieval import metrics
+from hashgym.terminal import command_line, parse
 
 __all__ = [
     "PRESETS",
@@ -101,8 +102,9 @@ class Args(runs.RunArgs):
         if not self.group_bits:
             object.__setattr__(self, "group_bits", min(DEFAULT_GROUP_BITS, self.bits))
         if self.variant not in NETWORKS:
-            raise ValueError(f"variant must be one of {', '.join(NETWORKS)}, got {self.variant!r}")
-        self.check_positive("hidden", "history", "learning_rate")
+            known = ", ".join(NETWORKS)
+            raise ValueError(f"variant must be one of {known}, got {self.variant!r}{closest(self.variant, NETWORKS)}")
+        self.check_positive("bits", "group_bits", "hidden", "history", "learning_rate")
         self.check_fraction("dropout", "input_dropout")
         for name in ("value_weight", "entropy_weight"):
             if not 0 <= getattr(self, name) < math.inf:
@@ -573,14 +575,15 @@ class Main:
 
 
 def command(words: list[str] | None = None) -> Main:
-    """What the words of the command line ask for, where nothing is said by the variant's preset."""
-    variant = tyro.cli(Main, args=words).args.variant
-    return tyro.cli(Main, args=words, default=Main(PRESETS[variant]))
+    """Read the command line; what it does not say is the variant's preset."""
+    variant = parse(Main, "agents.drlih", words).args.variant
+    return parse(Main, "agents.drlih", words, default=Main(PRESETS[variant]))
 
 
 def main(run: Main) -> metrics.RetrievalResult:
     """Train, encode queries and database, and print the retrieval metrics."""
     dataset = data.load(run.dataset).standardized()
+    metrics.check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
     began = time.perf_counter()
     policy = train(dataset, run.args, out=run.out, resume=run.resume)
     seconds = time.perf_counter() - began
@@ -589,7 +592,7 @@ def main(run: Main) -> metrics.RetrievalResult:
         for rows in (dataset.query, dataset.database)
     )
     result = metrics.evaluate(query, dataset.labels[dataset.query], database, dataset.labels[dataset.database])
-    Console().print(
+    console.say(
         f"{run.args.variant}, {run.args.bits} bits on {dataset.name}: mAP {result.map:.4f} "
         f"(ties {result.map_pessimistic:.4f} to {result.map_optimistic:.4f}), "
         f"precision within radius 2 {result.precision_within:.4f}, trained in {seconds:.1f} s"
@@ -598,8 +601,7 @@ def main(run: Main) -> metrics.RetrievalResult:
 
 
 if __name__ == "__main__":
-    try:
-        main(command())
-    except (OSError, ValueError) as error:
-        runs.report(error)
-        raise SystemExit(2) from None
+    with command_line():
+        asked = command()
+        with runs.interruptible(asked.out):
+            main(asked)

@@ -14,6 +14,7 @@ then a policy learns which regions' codes bring an image nearer to similar image
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,19 +26,19 @@ import torch
 import torch.nn.functional as F
 import tyro
 from numpy.typing import NDArray
-from rich.console import Console
 from torch import Tensor, nn
 
 import hashgym
 import hashgym.hashers
 from agents import runs
-from hashgym import data
+from hashgym import console, data
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
 from hashgym.encoders.heads import RegionsHead, hasher_head
 from hashgym.hashers import Hasher
 from hashgym.hashers.pairwise import PairwiseHasher
 from hashgym.retrieval import metrics
+from hashgym.terminal import command_line, wants_version
 
 __all__ = [
     "PAPER",
@@ -98,7 +99,7 @@ class Args(runs.RunArgs):
             raise ValueError(f"estimator must be one of {', '.join(LOSSES)}, got {self.estimator!r}")
         if self.optimizer not in ("adam", "sgd"):
             raise ValueError(f"optimizer must be adam or sgd, got {self.optimizer!r}")
-        self.check_positive("learning_rate", "regions_per_episode")
+        self.check_positive("lanes", "learning_rate", "regions_per_episode")
         self.check_fraction("dropout", "input_dropout")
         if self.lanes < 2:
             raise ValueError(f"batch normalisation needs lanes of at least 2, got {self.lanes}")
@@ -387,7 +388,8 @@ def main(run: Main) -> dict[str, metrics.RetrievalResult]:
     """Train, encode queries and database, and print the retrieval metrics with one code and with several."""
     if not 0 <= run.xi <= 1:
         raise ValueError(f"xi is a probability, from 0 to 1, got {run.xi}")
-    console, dataset = Console(), data.load(run.dataset).standardized()
+    dataset = data.load(run.dataset).standardized()
+    metrics.check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
     dataset.require("train_regions", "regions")
     saved = run.out / "base.npz" if run.resume and run.out else run.base
     with runs.hold_folder(run.out):
@@ -400,7 +402,7 @@ def main(run: Main) -> dict[str, metrics.RetrievalResult]:
     for name, sets in {"one code": own, "several codes": several}.items():
         result = metrics.evaluate(query, dataset.labels[dataset.query], sets, dataset.labels[dataset.database])
         results[name] = result
-        console.print(
+        console.say(
             f"{name:13} an image (on average {sets.anhc:.2f}): mAP {result.map:.4f}, within radius 0 "
             f"recall {result.recall_by_radius[0]:.4f}, precision {result.precision_by_radius[0]:.4f}"
         )
@@ -412,8 +414,8 @@ if __name__ == "__main__":
         "hashgym": ("exact policy gradient with dropout", Main(PRESETS["hashgym"])),
         "paper": ("the paper's settings", Main(PRESETS["paper"])),
     }
-    try:
-        main(tyro.extras.overridable_config_cli(presets))
-    except (OSError, ValueError) as error:
-        runs.report(error)
-        raise SystemExit(2) from None
+    with command_line():
+        wants_version(sys.argv[1:])
+        asked = tyro.extras.overridable_config_cli(presets, prog="python -m agents.mch")
+        with runs.interruptible(asked.out):
+            main(asked)

@@ -19,18 +19,19 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from hashgym import codes
+from hashgym import codes, console
+from hashgym.checks import is_integer
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
 from hashgym.data.atomic import DiskFullError, atomic_write, explain_full_disk, is_full
 from hashgym.encoders.export import write
 from hashgym.hashers.threads import largest_product, limit_threads
 from hashgym.retrieval import kernels
+from hashgym.terminal import STOPPED
 
 __all__ = [
     "CommonArgs",
@@ -39,6 +40,7 @@ __all__ = [
     "as_arrays",
     "as_json",
     "as_tensors",
+    "bar_of",
     "device",
     "drive",
     "exclusive",
@@ -46,6 +48,7 @@ __all__ = [
     "fingerprint",
     "finished",
     "hold_folder",
+    "interruptible",
     "load",
     "load_policy",
     "report",
@@ -57,7 +60,6 @@ __all__ = [
 ]
 
 OTHER_DATA = "the checkpoint was made on other data; give the dataset it was trained on, or another --out"
-COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 LOCK = ".lock"  # in the folder of a run
 A = TypeVar("A", bound="CommonArgs")
 P = ParamSpec("P")
@@ -81,10 +83,13 @@ class CommonArgs:
         self.check_fraction("holdout")
 
     def check_positive(self, *names: str) -> None:
-        """Raise ValueError for the first of these settings that is not above 0."""
+        """Raise ValueError for the first of these settings that is not above 0, or no integer where one is needed."""
         for name in names:
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if type(self).__dataclass_fields__[name].type == "int" and not is_integer(value):
+                raise ValueError(f"{name} must be an integer, got {value!r}")
+            if not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
 
     def check_fraction(self, *names: str) -> None:
         """Raise ValueError for the first of these settings that is not in [0, 1)."""
@@ -175,7 +180,7 @@ def drive(run: Run, title: str, *, out: Path | None, checkpoint: dict[str, Any] 
         run.restore(checkpoint)
     curves = nullcontext() if out is None else SummaryWriter(str(out), purge_step=run.update + 1)
     threads = limit_threads(largest_product(run.policy, args.lanes))
-    with threads, curves as writer, Progress(*COLUMNS, disable=not progress) as bar:
+    with threads, curves as writer, bar_of(progress) as bar:
         task = bar.add_task(title, total=args.updates, completed=run.update)
         while run.update < args.updates:
             scalars = run.learn()
@@ -340,8 +345,38 @@ def export(
 
 
 def report(problem: object) -> None:
-    """Print what went wrong; the brackets of an extra's name are no markup."""
-    Console(stderr=True).print(str(problem), style="red", markup=False)
+    """Print what went wrong."""
+    console.error(problem)
+
+
+def bar_of(show: bool) -> console.Progress:
+    """The progress bar of a training run."""
+    return console.bar(TimeRemainingColumn(), show=show)
+
+
+@contextmanager
+def interruptible(out: Path | None) -> Iterator[None]:
+    """Run an agent's command line: warn where nothing is kept, and after Ctrl-C say how to continue.
+
+    Args:
+        out: the folder of the run, if it has one.
+
+    Raises:
+        SystemExit: with 130 after Ctrl-C.
+    """
+    if out is None:
+        console.warn("there is no --out: the trained policy is thrown away at the end, only its measures are printed")
+    try:
+        yield
+    except KeyboardInterrupt:
+        if out is None:
+            kept = "nothing is kept, for there is no --out"
+        elif (out / "checkpoint.pt").exists():
+            kept = f"the same command with --resume continues from the checkpoint in {out}"
+        else:
+            kept = f"{out} has no checkpoint yet, so that the same command begins again"
+        console.error(f"stopped; {kept}")
+        raise SystemExit(STOPPED) from None
 
 
 def device(name: str) -> torch.device:

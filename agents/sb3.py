@@ -26,8 +26,6 @@ import torch
 import tyro
 from gymnasium import spaces
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import Progress
 from sb3_contrib import QRDQN, TQC, TRPO, CrossQ, MaskablePPO, RecurrentPPO
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from sb3_contrib.common.recurrent.policies import (
@@ -53,7 +51,8 @@ from torch import Tensor, nn
 import hashgym
 import hashgym.hashers
 from agents import mch, runs
-from hashgym import data
+from hashgym import console, data
+from hashgym.checks import closest
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
 from hashgym.encoders.heads import GroupsHead, RegionsHead, hasher_head
@@ -63,6 +62,7 @@ from hashgym.hashers import Hasher
 from hashgym.hashers.threads import largest_product, limit_threads
 from hashgym.integrations.sb3 import HashVecEnv
 from hashgym.retrieval import metrics
+from hashgym.terminal import command_line, parse
 
 __all__ = ["PRESETS", "Args", "FeatureDropout", "ImageAndCode", "encode", "load", "train"]
 
@@ -389,16 +389,18 @@ class Args(runs.CommonArgs):
 
     def __post_init__(self) -> None:
         if self.env not in PRESETS:
-            raise ValueError(f"env must be one of {', '.join(PRESETS)}, got {self.env!r}")
+            known = ", ".join(PRESETS)
+            raise ValueError(f"env must be one of {known}, got {self.env!r}{closest(self.env, PRESETS)}")
         if self.algo not in PRESETS[self.env]:
-            raise ValueError(f"algo for {self.env} must be one of {', '.join(PRESETS[self.env])}, got {self.algo!r}")
+            known, close = ", ".join(PRESETS[self.env]), closest(self.algo, PRESETS[self.env])
+            raise ValueError(f"algo for {self.env} must be one of {known}, got {self.algo!r}{close}")
         preset = self.preset
         for name in ("bits", "group_bits", "steps", "lanes", "input_dropout"):
             if getattr(self, name) == (-1 if name == "input_dropout" else 0):
                 object.__setattr__(self, name, getattr(preset, name))
         # A code shorter than the preset's group is one group.
         object.__setattr__(self, "group_bits", min(self.group_bits, self.bits))
-        self.check_positive("steps", "lanes", "bits", "evaluations", "checkpoints")
+        self.check_positive("steps", "lanes", "bits", "group_bits", "evaluations", "checkpoints")
         self.check_fraction("input_dropout")
         super().__post_init__()
 
@@ -564,7 +566,7 @@ class _Watch(BaseCallback):
     ) -> None:
         super().__init__()
         self.args, self.dataset, self.held_out, self.base, self.out = args, dataset, held_out, base, out
-        self.bar = Progress(*runs.COLUMNS, disable=not progress)
+        self.bar = runs.bar_of(progress)
         self.best, self.weights, self.marks = -np.inf, dict[str, Tensor](), dict[str, int]()
 
     def _on_training_start(self) -> None:
@@ -747,9 +749,10 @@ class Main:
 
 def main(run: Main) -> metrics.RetrievalResult:
     """Train, encode queries and database, and print the retrieval metrics."""
-    args, console, base = run.args, Console(), None
+    args, base = run.args, None
     keep = args.env == "RegionKeep-v0"
     dataset = data.load(run.dataset or ("digit-scenes" if keep else "digits")).standardized()
+    metrics.check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
     with runs.hold_folder(run.out):
         if keep:
             dataset.require("train_regions", "regions")
@@ -760,7 +763,7 @@ def main(run: Main) -> metrics.RetrievalResult:
         model = train(dataset, args, base=base, out=run.out, resume=run.resume)
     seconds = time.perf_counter() - began
     result, codes = measure(model, args, dataset, base)
-    console.print(
+    console.say(
         f"{args.algo}, {args.bits if base is None else base.bits} bits on {dataset.name}: mAP {result.map:.4f} "
         f"(ties {result.map_pessimistic:.4f} to {result.map_optimistic:.4f}), "
         f"within radius 0 recall {result.recall_by_radius[0]:.4f}, precision {result.precision_by_radius[0]:.4f}, "
@@ -770,8 +773,7 @@ def main(run: Main) -> metrics.RetrievalResult:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Main))
-    except (OSError, ValueError) as error:
-        runs.report(error)
-        raise SystemExit(2) from None
+    with command_line():
+        asked = parse(Main, "agents.sb3")
+        with runs.interruptible(asked.out):
+            main(asked)

@@ -17,9 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import tyro
 from numpy.typing import NDArray
-from rich.console import Console
 
 import hashgym
 from agents import drlih, mch, sb3
@@ -27,9 +25,11 @@ from benchmarks.engines import versions
 from benchmarks.results import Results, describe, revision
 from hashgym import hashers
 from hashgym.codes import CodeSets
+from hashgym.console import Console
 from hashgym.data import HashingDataset
 from hashgym.encoders.export import compare, write
 from hashgym.encoders.heads import hasher_head
+from hashgym.terminal import command_line, parse
 
 KEY = ("features", "method", "bits")
 COUNTS = ("images", "compared", "different", "ties", "different_ties", "different_keeps")
@@ -70,7 +70,7 @@ def main(args: Args) -> list[dict[str, Any]]:
     Raises:
         ValueError: for a method that is not known.
     """
-    console, rows = Console(highlight=False), []
+    console, rows = Console(), []
     results = Results(args.out, COLUMNS, KEY, "agreement.csv") if args.out else None
     if unknown := set(args.methods) - set(METHODS):
         raise ValueError(f"there is no {', '.join(sorted(unknown))} to compare: choose from {', '.join(METHODS)}")
@@ -88,8 +88,7 @@ def main(args: Args) -> list[dict[str, Any]]:
             found = compare(*_made(method, args, dataset, chosen, Path(folder)), given)
         console.print(
             f"{plain.name} {method}: {found.different:,} of {found.bits:,} bits differ, {found.different_ties} of them "
-            f"ties ({found.ties} ties in all); {found.different_keeps:,} other keep decisions",
-            soft_wrap=True,
+            f"ties ({found.ties} ties in all); {found.different_keeps:,} other keep decisions"
         )
         row: dict[str, Any] = {"features": plain.name, "method": method, "bits": args.bits, "compared": found.bits}
         row |= {name: getattr(found, name) for name in COUNTS if name != "compared"}
@@ -150,4 +149,5 @@ def _fitted(name: str, args: Args, dataset: HashingDataset) -> hashers.Hasher:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    with command_line():
+        main(parse(Args, "benchmarks.agreement"))

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
 from hashgym.codes import CodeSets, unpack
+from hashgym.console import Console, Table
 from hashgym.retrieval import BucketIndex
 
 

@@ -6,27 +6,30 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import closing
 from functools import partial
+from multiprocessing import resource_tracker
 from pathlib import Path
 from threading import Thread
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import TimeElapsedColumn
 
+from hashgym.console import Console, Text, bar, styled
 from hashgym.data import HashingDataset
 from hashgym.features.cluster import cluster, result
 
-__all__ = ["Executor", "data_digest", "features_name", "run_cells", "unfinished"]
+__all__ = ["CONTINUES", "Executor", "data_digest", "features_name", "run_cells", "unfinished"]
 
 Cell = TypeVar("Cell")
 Outcome = TypeVar("Outcome")
 Executor = Literal["processes", "ray"]
+
+CONTINUES = "stopped; the same command continues with the runs that are not finished"
 
 
 def unfinished(cells: Sequence[Cell], done: Callable[[Cell], bool], path: Path, console: Console) -> list[Cell]:
@@ -69,19 +72,18 @@ def run_cells(
     if not cells:
         return 0
     failed = 0
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with closing(EXECUTORS[executor](cells, work, jobs)) as outcomes, Progress(*columns, console=console) as progress:
-        bar = progress.add_task("runs", total=len(cells))
+    progress = bar(TimeElapsedColumn(), console=console)
+    with closing(EXECUTORS[executor](cells, work, jobs)) as outcomes, progress:
+        task = progress.add_task("runs", total=len(cells))
         for cell, outcome in outcomes:
             try:
                 finished = outcome()
             except Exception as error:
                 failed += 1
-                reason = escape(f"{type(error).__name__}: {error}")
-                progress.console.print(f"[red]{escape(str(cell))} failed:[/red] {reason}", markup=True)
+                console.print(Text.assemble(styled(f"{cell} failed:", "red"), f" {type(error).__name__}: {error}"))
             else:
-                progress.console.print(f"{cell}: {finish(finished)}", markup=False)
-            progress.advance(bar)
+                console.print(styled(f"{cell}: {finish(finished)}", ""))
+            progress.advance(task)
     return failed
 
 
@@ -115,13 +117,19 @@ def _in_processes(
 
 
 def _apart(work: Callable[[Any], Any], cell: Any) -> Any:
+    if hasattr(signal, "pthread_sigmask"):  # Ctrl-C waits until the new process can end without a traceback
+        resource_tracker.ensure_running()  # its start would lift the block
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn, initializer=_end_with_parent) as process:
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=_end_quietly) as process:
         return process.submit(work, cell).result()
 
 
-def _end_with_parent() -> None:
-    """Let this process end when the one that began it is killed, rather than work on for nobody."""
+def _end_quietly() -> None:
+    """Let this process end with Ctrl-C, and when the one that started it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     parent = multiprocessing.parent_process()
     assert parent is not None
 

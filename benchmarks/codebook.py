@@ -19,17 +19,16 @@ from statistics import mean
 from typing import Any
 
 import gymnasium as gym
-import tyro
-from rich.console import Console
-from rich.table import Table
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
 import hashgym
 from hashgym import data
+from hashgym.console import Console, Table
 from hashgym.data import HashingDataset
 from hashgym.integrations.sb3 import HashVecEnv
 from hashgym.retrieval import evaluate
+from hashgym.terminal import command_line, parse
 
 __all__ = ["Args", "main", "mean_average_precision"]
 
@@ -88,4 +87,5 @@ def main(args: Args) -> dict[str, list[float]]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    with command_line():
+        main(parse(Args, "benchmarks.codebook"))

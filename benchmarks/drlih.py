@@ -21,18 +21,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import tyro
 from numpy.typing import NDArray
-from rich.console import Console
 
 import hashgym
 from benchmarks import tune
-from benchmarks.cells import Executor, features_name, run_cells, unfinished
+from benchmarks.cells import CONTINUES, Executor, features_name, run_cells, unfinished
 from benchmarks.methods import AGENTS, Cell, Codes, config, fit, load, measure, settings
 from benchmarks.results import KEY, Results, describe, peak_mb, revision, table
 from hashgym import codes
+from hashgym.console import Console
 from hashgym.data import HashingDataset
 from hashgym.retrieval import RetrievalResult
+from hashgym.terminal import command_line, parse
 
 __all__ = ["CURVES", "EXAMPLES", "METHODS", "PRESETS", "Args", "Preset", "main", "names", "row", "run"]
 
@@ -224,7 +224,5 @@ def _short(values: NDArray[np.float64]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(min(main(tyro.cli(Args)), 1))
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    with command_line(CONTINUES):
+        sys.exit(min(main(parse(Args, "benchmarks.drlih")), 1))

@@ -19,17 +19,17 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import tyro
-from rich.console import Console
 
 from benchmarks.engines import versions
 from benchmarks.results import Results, describe, revision
 from hashgym import gallery, hashers
+from hashgym.console import Console
 from hashgym.data.files import open_image
 from hashgym.encoders import load_encoder
 from hashgym.encoders.export import add_backbone, write
 from hashgym.encoders.heads import hasher_head
 from hashgym.features import Backbone, make
+from hashgym.terminal import command_line, parse
 
 KEY = ("backbone", "size", "images", "round")
 COLUMNS = (
@@ -133,4 +133,5 @@ def _seconds(do: Callable[[], None]) -> float:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    with command_line():
+        main(parse(Args, "benchmarks.encoding"))

@@ -26,14 +26,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import tyro
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.results import Results, describe, peak_mb, revision
 from hashgym.codes import CodeSets, Words
+from hashgym.console import Console, Table
 from hashgym.retrieval import index
+from hashgym.terminal import command_line, parse
 
 NEEDS = {"faiss": "faiss", "faiss-hash": "faiss", "milvus": "pymilvus"}
 PACKAGES = ("numpy", "numba", "faiss-cpu", "pymilvus", "milvus-lite")
@@ -303,4 +302,5 @@ if __name__ == "__main__":
     from benchmarks.engines import Args as Settings
     from benchmarks.engines import main as run
 
-    run(tyro.cli(Settings))
+    with command_line():
+        run(parse(Settings, "benchmarks.engines"))

@@ -16,16 +16,15 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import tyro
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
 import hashgym
 from benchmarks.results import Results, describe, revision
 from hashgym import codes
+from hashgym.console import Console, Table
 from hashgym.data import HashingDataset
 from hashgym.data.similarity import count_similar, label_patterns
+from hashgym.terminal import command_line, parse
 
 KEY = ("measure", "images", "labels")
 COLUMNS = (*KEY, "patterns", "seconds", "alternative_seconds", "ratio", "version", "revision", "config")
@@ -142,4 +141,5 @@ def main(args: Args) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    with command_line():
+        main(parse(Args, "benchmarks.labels"))

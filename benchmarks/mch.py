@@ -18,19 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
-from rich.console import Console
-from rich.table import Table
 
 import hashgym
 import hashgym.data
 from benchmarks import figures
-from benchmarks.cells import Executor, data_digest, features_name, run_cells, unfinished
+from benchmarks.cells import CONTINUES, Executor, data_digest, features_name, run_cells, unfinished
 from benchmarks.results import Results, describe, estimate, peak_mb, require_replaceable, revision
 from hashgym.codes import CodeSets
+from hashgym.console import Console, Table
 from hashgym.data import HashingDataset
 from hashgym.data.atomic import write_text
 from hashgym.retrieval import evaluate, f1_bucket_curve
+from hashgym.retrieval.metrics import check_labels
+from hashgym.terminal import command_line, parse
 
 __all__ = ["Args", "Cell", "Codes", "fit", "main", "measure", "run", "settings"]
 
@@ -122,9 +122,11 @@ class Cell:
 
         Raises:
             DataError: if it has no regions; the message names the command that extracts them.
+            ValueError: for labels on which any codes score alike.
         """
         dataset = hashgym.data.load(self.features, split=self.split, queries=self.queries, train=self.train)
         dataset.require("regions", "train_regions")
+        check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
         return dataset
 
     @property
@@ -309,7 +311,7 @@ def report(rows: Sequence[Row], points: Sequence[Row], out: Path, console: Conso
         tables.append(thresholds)
     for table in tables:
         console.print(table)
-    write_text(out / "table.md", "\n\n".join(map(_markdown, tables)) + "\n")
+    write_text(out / "table.md", "\n\n".join(map(_markdown, tables)) + "\n", "backslashreplace")
     title = f"{rows[0]['dataset']}\none code an image (dashed) and MCH at xi = .5"
     figures.by_code_length(_by_code_length(rows), out / "radius0.png", title=title)
     if points:
@@ -428,7 +430,5 @@ def _markdown(table: Table) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(min(main(tyro.cli(Args)), 1))
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    with command_line(CONTINUES):
+        sys.exit(min(main(parse(Args, "benchmarks.mch")), 1))

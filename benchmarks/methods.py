@@ -18,8 +18,10 @@ import hashgym
 import hashgym.data
 import hashgym.hashers
 from benchmarks.cells import data_digest
+from hashgym.checks import closest
 from hashgym.data import HashingDataset
 from hashgym.retrieval import RetrievalResult, evaluate
+from hashgym.retrieval.metrics import check_labels
 
 __all__ = ["AGENTS", "Cell", "config", "fit", "group_bits", "load", "measure", "settings"]
 
@@ -64,8 +66,13 @@ class Cell:
 
 
 def load(features: str) -> HashingDataset:
-    """A dataset by name or folder, without the regions of its images, which make most of a folder that has them."""
+    """A dataset by name or folder, without the regions of its images, which make most of a folder that has them.
+
+    Raises:
+        ValueError: for data that cannot be read, or labels on which any codes score alike.
+    """
     dataset = hashgym.data.load(features)
+    check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
     return dataclasses.replace(dataset, regions=None, train_regions=None, boxes=None, train_boxes=None)
 
 
@@ -81,8 +88,9 @@ def settings(cell: Cell) -> Any:
         own = {"bits": cell.bits, "seed": cell.seed, **changes, **dict(cell.changes)}
         return dataclasses.replace(agent.PRESETS[changes["variant"]], **own)
     if cell.method not in hashgym.hashers.available():
-        known = ", ".join([*hashgym.hashers.available(), *AGENTS])
-        raise ValueError(f"there is no method {cell.method!r}: choose from {known}")
+        known = [*hashgym.hashers.available(), *AGENTS]
+        close = closest(cell.method, known)
+        raise ValueError(f"there is no method {cell.method!r}{close}: choose from {', '.join(known)}")
     return hashgym.hashers.make(cell.method, bits=cell.bits, seed=cell.seed, **dict(cell.changes))
 
 

@@ -6,23 +6,19 @@ make quickstart        (or: python -m benchmarks.quickstart)
 from __future__ import annotations
 
 import itertools
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-from rich.console import Console
-from rich.table import Table
-
-import hashgym.data
 from agents.mch import make_base
 from benchmarks import drlih, figures, mch, methods
 from benchmarks.results import Results, require_replaceable
+from hashgym.console import Console, Table, Text, styled
 from hashgym.data import HashingDataset
+from hashgym.terminal import command_line, parse, quote
 
 __all__ = ["Args", "main"]
 
-NEXT = r"""[bold]Next[/bold]
+NEXT = r"""
   watch how the agent learnt
     tensorboard --logdir {out}
   take the environment into your own hands
@@ -76,16 +72,16 @@ def main(args: Args, console: Console | None = None) -> None:
     scenes = cell.load().standardized()
     _digits(args, console)
     _scenes(cell, scenes, args.out / "mch", console)
-    console.print("\n[bold]Written[/bold]")
+    console.print(styled("\nWritten", "bold"))
     for path in [*sorted(args.out.iterdir()), *sorted((args.out / "mch").iterdir())]:
         if not path.name.startswith("."):
-            console.print(f"  {path}{'/' if path.is_dir() else ''}", highlight=False, soft_wrap=True)
-    console.print("\n" + NEXT.format(out=args.out), highlight=False, soft_wrap=True)
+            console.print(f"  {path}{'/' if path.is_dir() else ''}")
+    console.print(Text.assemble(styled("\nNext", "bold"), NEXT.format(out=quote(args.out))))
 
 
 def _digits(args: Args, console: Console) -> None:
     """One code an image: an agent that writes codes, beside its rivals."""
-    dataset = hashgym.data.load(args.features).standardized()
+    dataset = methods.load(args.features).standardized()
     cells = [methods.Cell(args.features, method, args.bits, args.seed) for method in args.methods]
     groups = {cell.method: k for cell in cells if (k := methods.group_bits(cell))}
     _introduce(dataset, args.bits, console)
@@ -144,8 +140,11 @@ def _scenes(cell: mch.Cell, dataset: HashingDataset, out: Path, console: Console
 
 def _introduce(dataset: HashingDataset, bits: int, console: Console) -> None:
     console.print(
-        f"[bold]{dataset.name}[/bold]: {len(dataset):,} images of {dataset.dim} features, {len(dataset.train):,} to "
-        f"learn from, {len(dataset.query):,} queries, {len(dataset.database):,} to search; codes of {bits} bits"
+        Text.assemble(
+            styled(dataset.name, "bold"),
+            f": {len(dataset):,} images of {dataset.dim} features, {len(dataset.train):,} to learn from, "
+            f"{len(dataset.query):,} queries, {len(dataset.database):,} to search; codes of {bits} bits",
+        )
     )
 
 
@@ -156,7 +155,5 @@ def _free(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    with command_line():
+        main(parse(Args, "benchmarks.quickstart"))

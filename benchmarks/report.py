@@ -9,7 +9,6 @@ and writes report.md and its figures. The same rows give the same report.md, byt
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import TypeAlias
 
 import numpy as np
 import tyro
-from rich.console import Console
 
 import hashgym.data
 from benchmarks import claims, comparisons, statistics
@@ -25,8 +23,10 @@ from benchmarks.claims import VARIANTS
 from benchmarks.results import REPORT, estimate, require_replaceable
 from benchmarks.rows import Row, group, hand_crafted, paired, paper, read, where
 from benchmarks.tables import Entry, by_length, caption, cell, flat, table
+from hashgym.console import Console
 from hashgym.data import HashingDataset
 from hashgym.data.atomic import write_text
+from hashgym.terminal import command_line, parse
 
 __all__ = ["Args", "main", "report"]
 
@@ -313,7 +313,5 @@ def _slug(kind: str, rows: Sequence[Row], all_rows: Sequence[Row]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    with command_line():
+        main(parse(Args, "benchmarks.report"))

@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 from numpy.typing import ArrayLike
-from rich.table import Table
 
 from benchmarks.statistics import Estimate, bootstrap, mean
+from hashgym.console import Table, say, styled
 from hashgym.data.atomic import write_text
+from hashgym.terminal import command_line, wants_version
 
 __all__ = [
     "COLUMNS",
@@ -117,7 +118,7 @@ class Results:
             writer = csv.DictWriter(text, self.columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows([*kept, *rows])
-            write_text(self.path, text.getvalue())
+            write_text(self.path, text.getvalue(), "surrogatepass")  # a folder's name may not be UTF-8
 
     def done(self, row: Row, *, replace: bool = False) -> bool:
         """Whether the run that ``row`` names (key columns and ``config``) is in the file.
@@ -153,7 +154,7 @@ def read_csv(path: Path) -> tuple[tuple[str, ...], list[dict[str, str]]]:
         ValueError: if it is damaged, or a row has more or fewer values than there are columns.
     """
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8", errors="surrogatepass") as file:
             reader = csv.DictReader(file, strict=True)
             rows = list(reader)
             columns = tuple(reader.fieldnames or ())
@@ -247,14 +248,13 @@ def table(rows: Sequence[Row], title: str = "") -> Table:
     for heading in ("all lengths", "training s", "peak MB"):
         out.add_column(heading, justify="right")
     for method in methods:
-        cells = []
+        cells: list[Any] = []
         for bits in lengths:
             here = grid.get((method, bits))
-            mark = "[bold]" if here and here.mean == best[bits] else ""
-            cells.append(f"{mark}{_escape(str(here))}" if here else "-")
+            cells.append(styled(here, "bold" if here.mean == best[bits] else "") if here else "-")
         own = [row for row in rows if row["method"] == method]
         whole = [of("map", method, bits) for bits in lengths]
-        cells.append(_escape(str(estimate(whole))) if all(whole) else "-")
+        cells.append(str(estimate(whole)) if all(whole) else "-")
         cells.append(f"{np.median([float(row['train_seconds']) for row in own]):.1f}")
         cells.append(f"{max(float(row['peak_mb']) for row in own):.0f}")
         out.add_row(method, *cells)
@@ -290,10 +290,6 @@ def _table_of(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
-
-
 def peak_mb() -> float:
     """The most memory this process has had resident, in MB (10^6 bytes)."""
     with contextlib.suppress(OSError), open("/proc/self/status") as status:
@@ -319,6 +315,8 @@ def revision() -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or not (rows := Results(Path(sys.argv[1])).rows()):
-        sys.exit("usage: python -m benchmarks.results DIR, a folder with a results.csv")
-    print(markdown(rows))
+    with command_line():
+        wants_version(sys.argv[1:])
+        if len(sys.argv) != 2 or not (rows := Results(Path(sys.argv[1])).rows()):
+            raise ValueError("usage: python -m benchmarks.results DIR, a folder with a results.csv")
+        say(markdown(rows))

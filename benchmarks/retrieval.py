@@ -16,15 +16,14 @@ from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
-import tyro
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks import buckets, engines
 from benchmarks.results import peak_mb
+from hashgym.console import Console, Table
 from hashgym.retrieval import evaluate, mean_average_precision
 from hashgym.retrieval.kernels import Backend
+from hashgym.terminal import command_line, parse
 
 
 @dataclass
@@ -153,4 +152,5 @@ def main(args: Args) -> Report:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    with command_line():
+        main(parse(Args, "benchmarks.retrieval"))

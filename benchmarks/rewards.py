@@ -22,17 +22,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
-from rich.console import Console
 
 import hashgym
 import hashgym.data
 from benchmarks import figures, methods, results
-from benchmarks.cells import data_digest, features_name, run_cells, unfinished
+from benchmarks.cells import CONTINUES, data_digest, features_name, run_cells, unfinished
 from benchmarks.results import Results, describe, peak_mb, require_replaceable, revision
 from hashgym import rewards
+from hashgym.console import Console
 from hashgym.data import HashingDataset
 from hashgym.data.atomic import write_text
+from hashgym.retrieval.metrics import check_labels
+from hashgym.terminal import command_line, parse
 
 __all__ = ["Args", "Cell", "main", "register", "run", "settings"]
 
@@ -204,6 +205,7 @@ def main(args: Args, console: Console | None = None) -> int:
         raise ValueError("at least one seed, one job, one update, one code length and one design are needed")
     require_replaceable(args.out, "table.md", "curves-*.png")
     dataset = hashgym.data.load(args.features)
+    check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
     which = [(d, b, s) for d in args.designs for b in args.bits for s in range(args.seeds)]
     cells = [Cell(args.features, args.agent, d, b, s, args.updates) for d, b, s in which]
     names = {cell: _names(cell, dataset) for cell in cells}
@@ -236,7 +238,7 @@ def report(rows: Sequence[Row], points: Sequence[Row], args: Args, console: Cons
     console.print(results.table(rows, title=title))
     note = "Tie-aware mAP, mean over seeds with its 95% bootstrap interval."
     text = f"{title}\n\n{results.markdown(rows).replace('| method |', '| reward |', 1)}\n\n{note}\n"
-    write_text(args.out / "table.md", text)
+    write_text(args.out / "table.md", text, "backslashreplace")
     for bits in args.bits:
         own = [point for point in points if int(point["bits"]) == bits]
         draw(own, args.designs, args.out / f"curves-{bits}.png", f"{title}, {bits} bits")
@@ -274,7 +276,5 @@ def draw(points: Sequence[Row], designs: Sequence[str], path: Path, title: str) 
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(min(main(tyro.cli(Args)), 1))
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    with command_line(CONTINUES):
+        sys.exit(min(main(parse(Args, "benchmarks.rewards")), 1))

@@ -132,7 +132,7 @@ def paper(
 
 @lru_cache
 def _papers() -> dict[tuple[Any, ...], str]:
-    with open(Path(__file__).with_name("papers.csv"), newline="") as file:
+    with open(Path(__file__).with_name("papers.csv"), newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     names = ("table", "dataset", "method", "bits", "base", "features", "sigma", "xi")
     return {tuple(r[n] == "hand" if n == "features" else r[n] for n in names): r["value"] for r in rows}

@@ -18,20 +18,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
-from rich.console import Console
 from rich.markdown import Markdown
 
 import hashgym
 import hashgym.data
 from agents import mch, sb3
 from benchmarks import methods
-from benchmarks.cells import data_digest, features_name, run_cells, unfinished
+from benchmarks.cells import CONTINUES, data_digest, features_name, run_cells, unfinished
 from benchmarks.results import Results, describe, estimate, peak_mb, require_replaceable, revision
+from hashgym.checks import closest
 from hashgym.codes import CodeSets
+from hashgym.console import Console
 from hashgym.data import HashingDataset
 from hashgym.data.atomic import write_text
 from hashgym.retrieval import evaluate
+from hashgym.retrieval.metrics import check_labels
+from hashgym.terminal import command_line, parse
 
 __all__ = ["Args", "Cell", "main", "run", "table"]
 
@@ -218,11 +220,13 @@ def main(args: Args, console: Console | None = None) -> int:
     if args.seeds < 1 or args.jobs < 1:
         raise ValueError("at least one seed and one job are needed")
     if unknown := {*args.envs} - {*METHODS}:
-        raise ValueError(f"there is no environment {unknown.pop()!r}: choose from {', '.join(METHODS)}")
+        name = unknown.pop()
+        raise ValueError(f"there is no environment {name!r}{closest(name, METHODS)}: choose from {', '.join(METHODS)}")
     for method in args.methods:
         if not any(method in METHODS[env] for env in args.envs):
-            known = ", ".join(dict.fromkeys(name for env in args.envs for name in METHODS[env]))
-            raise ValueError(f"there is no method {method!r}: choose from {known}")
+            known = list(dict.fromkeys(name for env in args.envs for name in METHODS[env]))
+            close = closest(method, known)
+            raise ValueError(f"there is no method {method!r}{close}: choose from {', '.join(known)}")
     require_replaceable(args.out, "table.md")
     folders = {CODES: args.features, REGIONS: args.scenes}
     cells = [
@@ -233,6 +237,8 @@ def main(args: Args, console: Console | None = None) -> int:
         for seed in range(args.seeds)
     ]
     datasets = {cell.features: hashgym.data.load(cell.features) for cell in cells}
+    for dataset in datasets.values():
+        check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
     names = {cell: _names(cell, datasets[cell.features]) for cell in cells}
     results = Results(args.out, COLUMNS, KEY)
 
@@ -247,13 +253,11 @@ def main(args: Args, console: Console | None = None) -> int:
     failed = run_cells(waiting, run, finish, jobs=args.jobs, console=console)
     if rows := results.rows():
         text = table(sorted(rows, key=lambda row: METHODS[row["env"]].index(row["method"])))
-        write_text(args.out / "table.md", text)
-        console.print(Markdown(text))
+        write_text(args.out / "table.md", text, "backslashreplace")
+        console.print(Markdown(text) if console.is_terminal else text)
     return failed
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(min(main(tyro.cli(Args)), 1))
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    with command_line(CONTINUES):
+        sys.exit(min(main(parse(Args, "benchmarks.sb3")), 1))

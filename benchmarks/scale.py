@@ -18,7 +18,9 @@ import tyro
 
 from benchmarks import encoding, engines
 from benchmarks.results import Results, require_replaceable
+from hashgym.console import say
 from hashgym.data.atomic import write_text
+from hashgym.terminal import command_line, parse
 
 __all__ = ["Costs", "costs", "engine_table", "main", "table"]
 
@@ -111,7 +113,7 @@ def main(folder: Annotated[Path, tyro.conf.Positional] = Path("benchmarks/result
     for name, lines in (("table.md", table(costs(folder))), ("engines.md", engine_table(folder))):
         text = "\n".join(lines) + "\n"
         write_text(folder / name, text)
-        print(text)
+        say(text)
 
 
 def _count(number: float) -> str:
@@ -133,4 +135,5 @@ def _time(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    with command_line():
+        parse(main, "benchmarks.scale")

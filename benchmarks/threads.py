@@ -19,16 +19,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
-from rich.console import Console
-from rich.table import Table
 
 import hashgym
 from agents import drlih
 from benchmarks.results import Results, describe, revision
 from hashgym import hashers
+from hashgym.console import Console, Table
 from hashgym.data import HashingDataset, load
 from hashgym.hashers import threads
+from hashgym.terminal import command_line, parse
 
 KEY = ("job", "multiplications", "busy", "threads")
 COLUMNS = (*KEY, "updates_per_second", "cores", "version", "revision", "config")
@@ -163,4 +162,5 @@ def main(args: Args) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    with command_line():
+        main(parse(Args, "benchmarks.threads"))

@@ -28,10 +28,7 @@ import gymnasium as gym
 import numpy as np
 import stable_baselines3
 import torch
-import tyro
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
-from rich.console import Console
-from rich.table import Table
 from stable_baselines3 import PPO
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
@@ -39,9 +36,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 import hashgym
 import hashgym.hashers
 from benchmarks.results import Results, describe, peak_mb, revision
+from hashgym.console import Console, Table
 from hashgym.data import load
 from hashgym.envs.torch_backend import resolve_device
 from hashgym.integrations.sb3 import HashVecEnv
+from hashgym.terminal import command_line, parse
 
 Task = dict[str, Any]
 Row = dict[str, Any]
@@ -411,4 +410,5 @@ def _load() -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    with command_line():
+        main(parse(Args, "benchmarks.throughput"))

@@ -24,16 +24,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from numpy.typing import NDArray
-from rich.console import Console
 
 import hashgym
-from benchmarks.cells import Executor, data_digest, features_name, run_cells, unfinished
+from benchmarks.cells import CONTINUES, Executor, data_digest, features_name, run_cells, unfinished
 from benchmarks.methods import Cell, fit, load, settings
 from benchmarks.results import Results, describe, peak_mb, revision
+from hashgym.checks import closest
 from hashgym.codes import CodeSets
+from hashgym.console import Console
 from hashgym.data import HashingDataset
+from hashgym.terminal import command_line, parse
 
 __all__ = ["CHOSEN", "SPACE", "Args", "Search", "chosen", "held_out", "main", "run", "tries"]
 
@@ -175,7 +176,9 @@ def main(args: Args, console: Console | None = None) -> int:
     if args.jobs < 1 or args.tries < 1 or not args.features:
         raise ValueError("at least one job, one try and one dataset are needed")
     if unknown := [method for method in args.methods if method not in SPACE]:
-        raise ValueError(f"{unknown[0]} has no space of settings: choose from {', '.join(SPACE)}")
+        raise ValueError(
+            f"{unknown[0]} has no space of settings{closest(unknown[0], SPACE)}: choose from {', '.join(SPACE)}"
+        )
     datasets = {features: load(features) for features in args.features}
     searches = [Search(features, method, args.tries) for features in datasets for method in args.methods]
     results = Results(args.out, COLUMNS, KEY)
@@ -207,7 +210,5 @@ def _names(search: Search, dataset: HashingDataset) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(min(main(tyro.cli(Args)), 1))
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    with command_line(CONTINUES):
+        sys.exit(min(main(parse(Args, "benchmarks.tune")), 1))

@@ -5,11 +5,17 @@ Everything heavy is imported inside the commands, so that help is quick.
 
 from __future__ import annotations
 
+import functools
+import inspect
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import tyro
+
+from hashgym.checks import closest
+from hashgym.terminal import arguments, command_line, printable, quote, wants_version
 
 __all__ = ["main"]
 
@@ -30,18 +36,24 @@ From your own pictures to a search, with what was learnt from those features:
 `hashgym export itq --bits 64 --features FEATURES --out encoder.onnx` makes one file of a hasher or a trained run,
 `hashgym encode encoder.onnx PHOTOS --out CODES` gives each of your pictures its code,
 `hashgym index CODES --out INDEX` makes them searchable,
-`hashgym search INDEX photo.jpg --html out.html` finds the nearest, `hashgym serve INDEX` does so in a browser."""
+`hashgym search INDEX photo.jpg --html out.html` finds the nearest, `hashgym serve INDEX` does so in a browser.
+
+`hashgym COMMAND --help` shows the options of a command, `hashgym --version` the version."""
 
 
 def datasets() -> None:
     """List the datasets that can be read, from where, and their splits."""
+    from hashgym.console import Text
     from hashgym.data import datasets
 
     table = _table("dataset", "what it shows and where it is read from", "splits, the default first", padding_below=1)
     for info in datasets():
-        name = f"{info.name}\n[dim]embedded[/dim]" if info.embedded else info.name
-        source = f"{info.description}\n[dim]{info.reads_from}[/dim]"
-        table.add_row(name, source, "\n".join(f"[bold]{key}[/bold]: {text}" for key, text in info.splits.items()))
+        name = Text(info.name)
+        if info.embedded:
+            name.append("\nembedded", "dim")
+        source = Text(info.description).append(f"\n{info.reads_from}", "dim")
+        splits = (Text.assemble((key, "bold"), f": {text}") for key, text in info.splits.items())
+        table.add_row(name, source, Text("\n").join(splits))
     _print(table)
 
 
@@ -52,7 +64,7 @@ def backbones() -> None:
     table = _table("backbone", "features")
     for name, description in backbones().items():
         table.add_row(name, description)
-    table.add_row("[dim]any other[/dim]", "classifier of torchvision.models by its name, such as resnet50")
+    table.add_row(_styled("any other", "dim"), "classifier of torchvision.models by its name, such as resnet50")
     _print(table)
 
 
@@ -99,12 +111,12 @@ def info(folder: tyro.conf.Positional[str], /) -> None:
     for name, entry in files.items():
         shape = " x ".join(f"{length:,}" for length in entry.get("shape", ()))
         kind = entry.get("dtype", "text" if name.endswith(".json") else "binary")
-        table.add_row(_escaped(name), kind, shape, f"{entry['bytes'] / 1e6:,.1f}")
+        table.add_row(name, kind, shape, f"{entry['bytes'] / 1e6:,.1f}")
     facts = _table("", "")
     facts.show_header = False
-    for key, value in rows.items():
-        facts.add_row(_escaped(key), _escaped(value if len(value) <= 2_000 else f"{value[:2_000]} ..."))
-    _print(facts, table, f"[green]all {len(files)} checksums are right[/green]")
+    for key, value in rows.items():  # a terminal is not flooded by thousands of labels; a file gets them all
+        facts.add_row(key, f"{value[:2_000]} ..." if len(value) > 2_000 and sys.stdout.isatty() else value)
+    _print(facts, table, _styled(f"all {len(files)} checksums are right", "green"))
 
 
 def _features_facts(folder: str) -> tuple[dict[str, str], dict[str, Any]]:
@@ -158,13 +170,6 @@ def _index_facts(folder: str) -> tuple[dict[str, str], dict[str, Any]]:
         "back end": f"{meta['backend']} at {without_password(uri)}" if uri else meta["backend"],
         "encoder": meta["encoder"],
     }, meta["files"] | files
-
-
-def _escaped(text: str) -> str:
-    """Text for a table as it is, without markup, its lines kept."""
-    from rich.markup import escape
-
-    return escape("\n".join(map(_printable, text.split("\n"))))
 
 
 def features(
@@ -254,14 +259,15 @@ def features(
         raise SystemExit(130) from None
     provenance = cache.read_meta(out)["provenance"]
     if left_out := provenance["left_out"]:
-        reasons = "\n".join(left_out.values())
-        _print(f"[yellow]{len(left_out):,} images were left out:[/yellow]")
-        print(reasons)
+        _print(_styled(f"{len(left_out):,} images were left out:", "yellow"), *map(printable, left_out.values()))
     if passed := provenance.get("passed_over"):
-        print(f"passed over: {_printable(passed)}")
-    print(_printable(provenance["source"]))
+        _print(f"passed over: {printable(passed)}")
+    _print(printable(provenance["source"]))
     _print_split(provenance["split_counts"])
-    _print(f"[green]{out}[/green]: {provenance['split_description']}. Look at it with `hashgym info {out}`.")
+    _say(
+        _styled(out, "green"),
+        f": {provenance['split_description']}. Look at it with `hashgym info {quote(out)}`.",
+    )
 
 
 def words(
@@ -315,7 +321,10 @@ def words(
         train=train,
         skip_bad=skip_bad,
     )
-    _print(f"[green]{out}[/green]: {words:,} words. Count them with `hashgym features --backbone bow --weights {out}`.")
+    _say(
+        _styled(out, "green"),
+        f": {words:,} words. Count them with `hashgym features --backbone bow --weights {quote(out)}`.",
+    )
 
 
 def export(
@@ -329,6 +338,9 @@ def export(
     features_only: Flag = False,
     unstandardized: Flag = False,
     weights: str | None = None,
+    train: Literal["split", "all"] = "split",
+    threads: int | None = None,
+    quiet: Flag = False,
 ) -> None:
     """Make one ONNX file, an encoder, of what was learnt. It needs no torch, and gives pictures their codes.
 
@@ -346,9 +358,11 @@ def export(
         features_only: leave out the backbone: the encoder takes features instead of pictures.
         unstandardized: the saved hasher was fitted to features as extracted, not to standardised ones.
         weights: the file of the backbone's weights, where they are not its own.
+        train: what a hasher that is fitted here learns from: the training images of the split, so that measures on its
+            queries are fair, or all images of --features (with a label, where it needs labels), for use.
+        threads: for fitting, at most; as many as the libraries find useful by default.
+        quiet: show no progress bar.
     """
-    from rich.markup import escape
-
     from hashgym.encoders import sources
 
     written = sources.export(
@@ -360,18 +374,21 @@ def export(
         standardized=not unstandardized,
         features_only=features_only,
         weights=weights,
+        train=train,
+        threads=threads,
+        progress=not quiet,
     )
     encoder, agreement = written.encoder, written.agreement
     if agreement is not None:
         _print(
             f"{agreement.bits:,} bits of {agreement.images:,} images: {agreement.different:,} differ from those of "
-            f"{escape(source)}; {agreement.ties:,} are ties, which rounding may decide either way"
+            f"{source}; {agreement.ties:,} are ties, which rounding may decide either way"
         )
     regions = f", with {encoder.regions} regions" if encoder.regions else ""
     use = "`hashgym.load_encoder` opens it."
     if encoder.takes == "pictures":
-        use = f"Give pictures their codes with `hashgym encode {escape(out)} PHOTOS --out CODES`."
-    _print(f"[green]{escape(out)}[/green]: {encoder.bits} bits from {encoder.takes}{regions}. {use}")
+        use = f"Give pictures their codes with `hashgym encode {quote(out)} PHOTOS --out CODES`."
+    _say(_styled(out, "green"), f": {encoder.bits} bits from {encoder.takes}{regions}. {use}")
 
 
 def encode(
@@ -407,8 +424,6 @@ def encode(
     """
     from pathlib import Path
 
-    from rich.markup import escape
-
     from hashgym.gallery import open_codes
     from hashgym.gallery.codes import update_codes
 
@@ -430,20 +445,20 @@ def encode(
         raise SystemExit(130) from None
     codes = open_codes(out)
     if codes.left_out:
-        _print(f"[yellow]{len(codes.left_out):,} pictures were left out:[/yellow]")
-        print("\n".join(map(_printable, codes.left_out.values())))
+        reasons = map(printable, codes.left_out.values())
+        _print(_styled(f"{len(codes.left_out):,} pictures were left out:", "yellow"), *reasons)
     if done.passed_over:
-        print(f"passed over: {_printable(done.passed_over)}")
+        _print(f"passed over: {printable(done.passed_over)}")
     if done.note:
-        print(_printable(done.note))
-    has, use = ":", f"Make them searchable with `hashgym index {escape(out)} --out INDEX`."
+        _print(printable(done.note))
+    has, use = ":", f"Make them searchable with `hashgym index {quote(out)} --out INDEX`."
     if done.new or done.changed or done.removed:
         if finished:
             has = f": {done.new:,} new, {done.changed:,} changed, {done.removed:,} gone, the others as before;"
-            use = f"Bring an index up to date with `hashgym index {escape(out)} --out INDEX --add`."
+            use = f"Bring an index up to date with `hashgym index {quote(out)} --out INDEX --add`."
     elif finished:
         has = " is finished already:" if done.note else " is finished already, and no picture has changed: it has"
-    _print(f"[green]{escape(out)}[/green]{has} codes of {len(codes):,} pictures, {codes.bits} bits each. {use}")
+    _say(_styled(out, "green"), f"{has} codes of {len(codes):,} pictures, {codes.bits} bits each. {use}")
 
 
 def index(
@@ -470,10 +485,9 @@ def index(
             MILVUS_URI, else where the index is already, else it is embedded. The token in MILVUS_TOKEN is sent only to
             an address that is given in one of the first two ways.
         add: to the index that is there. Pictures that it has get their new codes and keep their ids.
-        remove: names of pictures to take out, as `hashgym search` shows them.
+        remove: names of pictures to take out, as `hashgym search` shows them; one that begins with a dash is written
+            `--remove=-name.jpg`.
     """
-    from rich.markup import escape
-
     from hashgym import gallery
 
     options = {} if uri is None else {"uri": uri}
@@ -484,10 +498,10 @@ def index(
     else:
         gallery.build(codes, out, backend, add, options=options)
     meta = gallery.read_meta(out)
-    _print(
-        f"[green]{escape(out)}[/green]: {meta['images']:,} pictures, codes of {meta['bits']} bits, back end "
-        f"{meta['backend']}. Search it with `hashgym search {escape(out)} photo.jpg`, or in a browser with "
-        f"`hashgym serve {escape(out)}`."
+    _say(
+        _styled(out, "green"),
+        f": {meta['images']:,} pictures, codes of {meta['bits']} bits, back end {meta['backend']}. "
+        f"Search it with `hashgym search {quote(out)} photo.jpg`, or in a browser with `hashgym serve {quote(out)}`.",
     )
 
 
@@ -496,7 +510,7 @@ def search(
     photo: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PHOTO")],
     /,
     *,
-    k: int = 10,
+    k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10,
     radius: int | None = None,
     json: Flag = False,
     html: str | None = None,
@@ -505,7 +519,7 @@ def search(
 ) -> None:
     """Find the pictures nearest to one, by the Hamming distance of their codes.
 
-    Example: `hashgym search INDEX photo.jpg --k 10 --html out.html`.
+    Example: `hashgym search INDEX photo.jpg -k 10 --html out.html`.
 
     Args:
         index: what `hashgym index` wrote.
@@ -521,14 +535,17 @@ def search(
     """
     from pathlib import Path
 
-    from rich.markup import escape
-
     from hashgym.data.files import open_image
     from hashgym.gallery import open_gallery, page
     from hashgym.gallery.gallery import REGIONS
 
     if html is not None:
         page.require_writable(html)
+    if Path(index).is_file() and Path(photo).is_dir():
+        raise ValueError(
+            f"the arguments are in the wrong order, for {index} is a file and {photo} a folder: "
+            f"`hashgym search {quote(photo)} {quote(index)}`"
+        )
     picture = open_image(Path(photo))
     with open_gallery(index, root, uri) as found:
         matches = found.search(picture, k, radius)
@@ -557,14 +574,12 @@ def search(
     if not matches:
         _print(f"no picture within {radius} bits among {len(found):,}; try a larger --radius, or none")
     else:
-        from rich.text import Text
-
         table = _table("rank", "distance", "picture", "region that matched")
         for rank, match in enumerate(matches, 1):
-            table.add_row(str(rank), str(match.distance), Text(_printable(match.name)), REGIONS[match.region])
+            table.add_row(str(rank), str(match.distance), printable(match.name), REGIONS[match.region])
         _print(table)
     if html is not None:
-        _print(f"[green]{escape(html)}[/green] shows them.")
+        _say(_styled(html, "green"), " shows them.")
 
 
 def serve(
@@ -622,19 +637,49 @@ def main(args: Sequence[str] | None = None) -> None:
         args: the words after ``hashgym``; those of this process by default.
 
     Raises:
-        SystemExit: with 2 for wrong arguments or data, 1 for a damaged folder of features, 130 for Ctrl-C.
+        SystemExit: with 2 for wrong arguments or data, 1 for a damaged folder of features, 130 for Ctrl-C, 141 where
+            the output has no reader any more.
     """
     from hashgym.data.atomic import explain_full_disk
 
-    try:
+    words = list(sys.argv[1:] if args is None else args)
+    with command_line():
+        wants_version(words)
+        if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+            raise ValueError(
+                f"there is no command {words[0]!r}{closest(words[0], COMMANDS)}: choose one of {', '.join(COMMANDS)}"
+            )
+        with arguments(words):
+            run = tyro.extras.subcommand_cli_from_dict(
+                {name: _later(command) for name, command in COMMANDS.items()},
+                prog="hashgym",
+                description=DESCRIPTION,
+                args=_files_with_dashes(words),
+            )
         with explain_full_disk("what the command makes"):
-            tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="hashgym", description=DESCRIPTION, args=args)
-    except (ValueError, OSError, ImportError) as error:  # DataError is a ValueError
-        _error(str(error))
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        _error("stopped")
-        raise SystemExit(130) from None
+            run()
+
+
+def _later(command: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
+    """The command with its arguments, to be run when they are all read."""
+
+    @functools.wraps(command)
+    def ready(*args: Any, **options: Any) -> Callable[[], Any]:
+        return functools.partial(command, *args, **options)
+
+    return ready
+
+
+def _files_with_dashes(words: list[str]) -> list[str]:
+    """The words of a command, with ``-dash.jpg`` as ``./-dash.jpg`` where such a file is there: it is no option."""
+    if not words or words[0] not in COMMANDS:
+        return words
+    names = inspect.signature(COMMANDS[words[0]]).parameters
+    options = {"-h", "-k", "--", "--help"} | {f"--{name.replace('_', mark)}" for name in names for mark in "_-"}
+    return [
+        f"./{word}" if word.startswith("-") and word.split("=")[0] not in options and os.path.lexists(word) else word
+        for word in words
+    ]
 
 
 def _lines(value: Any) -> str:
@@ -646,46 +691,53 @@ def _lines(value: Any) -> str:
 
 def _print_split(counts: Mapping[str, str]) -> None:
     """What a split has of every label, or of the first ones where there are many."""
-    lines = [f"  {_printable(label)}: {count}" for label, count in counts.items()]
+    lines = [f"  {printable(label)}: {count}" for label, count in counts.items()]
     more = [f"  ... and {len(lines) - SHOWN:,} more, which `hashgym info` shows"] if len(lines) > SHOWN else []
-    print("\n".join([*lines[:SHOWN], *more]))
+    _print(*lines[:SHOWN], *more)
+
+
+# Short names of what hashgym.console prints, which is imported at first use so that help is quick.
 
 
 def _table(*columns: str, padding_below: int = 0) -> Any:
-    from rich.table import Table
+    from hashgym.console import plain_table
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, padding_below, 0))
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
+    return plain_table(*columns, padding_below=padding_below)
 
 
-def _printable(text: str) -> str:
-    from hashgym.gallery.page import printable
+def _styled(text: object, style: str) -> Any:
+    from hashgym.console import styled
 
-    return printable(text)
-
-
-def _print_json(content: Any) -> None:
-    import json
-
-    print(json.dumps(content, indent=1))
+    return styled(text, style)
 
 
 def _print(*things: Any) -> None:
-    from rich.console import Console
+    """Print tables and strings, each in lines of its own."""
+    from hashgym.console import Console
 
-    console = Console(highlight=False)
+    console = Console()
     for thing in things:
-        console.print(thing, soft_wrap=isinstance(thing, str))  # a path that is broken over lines cannot be copied
+        console.print(thing)
+
+
+def _say(*parts: Any) -> None:
+    """Print one line of several parts."""
+    from hashgym.console import say
+
+    say(*parts)
+
+
+def _print_json(content: Any) -> None:
+    from hashgym.console import say_json
+
+    say_json(content)
 
 
 def _error(message: str) -> None:
-    from rich.console import Console
-    from rich.text import Text
+    from hashgym.console import error
 
-    Console(stderr=True, soft_wrap=True).print(Text(" ".join(message.split()), style="red"))
+    error(message)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -9,6 +9,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from hashgym import codes
+from hashgym.checks import check_integer
 from hashgym.codes import CodeSets
 from hashgym.data.dataset import REGIONS_COMMAND, DataError
 from hashgym.envs import region_keep
@@ -51,8 +52,7 @@ def encode(
         raise ValueError(f"features must have shape (n, D), got {features.shape}")
     if not np.isfinite(features).all():
         raise ValueError("features hold NaN or infinity")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    batch_size = check_integer("batch_size", batch_size)
     encoded = np.zeros((len(features), bits), np.bool_)
     group_bits = min(DEFAULT_GROUP_BITS, bits) if group_bits is None else group_bits
     for start in range(0, len(features), batch_size):
@@ -152,8 +152,7 @@ def _offer(
         raise ValueError(f"features (n, D) and regions (n, R, D) are needed, got {features.shape} and {regions.shape}")
     if not len(features):
         raise ValueError("there is no image to encode")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    batch_size = check_integer("batch_size", batch_size)
     (n, count, dim), parts, sequential = regions.shape, [], threshold is not None
     space = region_keep.RegionKeepTask(regions_per_episode=1 + sequential).observation_space(dim, base.bits)
     for start in range(0, n, batch_size):

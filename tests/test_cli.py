@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import hashgym
 from hashgym import cli
 from hashgym.data import cache
 from hashgym.data.checksums import sha256
@@ -223,3 +224,89 @@ def test_module_and_ctrl_c(photos, tmp_path):
     subprocess.run([sys.executable, "-m", "hashgym", *args], check=True, capture_output=True)
     cache.verify(tmp_path / "out")
     assert json.loads((tmp_path / "out" / "meta.json").read_text())["images"] == 40
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"hashgym {hashgym.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "suggested"),
+    [
+        (["serch", "a", "b"], "there is no command 'serch' (did you mean 'search'?): choose one of datasets, "),
+        (["moon"], "there is no command 'moon': choose one of"),
+        (["search", "a", "b", "--jsn"], "--json"),
+        (["features", "--dataset", "folder:x", "--backbone", "efficientnet-lite0", "--out", "o"], "efficientnet_lite0"),
+        (["features", "--dataset", "cifar-10", "--backbone", "pixels", "--out", "o"], "(did you mean 'cifar10'?)"),
+        (["export", "itqq", "--bits", "8", "--features", "digits", "--out", "o"], "(did you mean 'itq'?)"),
+    ],
+)
+def test_typos_get_a_suggestion(args, suggested, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x" / "a").mkdir(parents=True)
+    Image.new("RGB", (9, 9)).save(tmp_path / "x" / "a" / "1.png")
+    assert suggested in flat(fails(args, 2, capsys))
+    assert not (tmp_path / "o").exists()
+
+
+ODD = "F/a [/b] c [old] a:dog:b"
+
+
+def test_odd_names_are_shown_as_they_are_and_quoted_in_commands(photos, tmp_path, monkeypatch, capsys):
+    """What looks like markup or an emoji is neither, in results, left-out lists and `info`."""
+    monkeypatch.chdir(tmp_path)
+    (photos / "cat" / "0.png").rename(photos / "cat" / "[b]x[old] :dog:\x1b[31m\u202e.png")
+    bad = photos / "cat" / "[b]x[old] :dog:\x1b[31m\u202e.png"
+    bad.write_text("no picture")
+    (photos / "cat").rename(photos / "[old] a:cat:b")
+    cli.main(words(photos, ODD, "--skip-bad"))
+    said = capsys.readouterr().out
+    assert f"{ODD}: " in said
+    assert f"`hashgym info '{ODD}'`" in said
+    assert "[b]x[old] :dog:\ufffd[31m\ufffd.png" in said
+    cli.main(["info", ODD])
+    shown = capsys.readouterr().out
+    assert "[old] a:cat:b, dog" in shown
+    assert "[b]x[old] :dog:\ufffd[31m\ufffd.png" in shown
+    assert not set("\x1b\u202e") & set(said + shown)
+    assert f"{ODD} exists already" in fails(words(photos, ODD), 2, capsys)
+
+
+def test_info_is_whole_when_piped(photos, tmp_path):
+    """Digests and long label lists are neither broken over lines nor cut off."""
+    for i in range(400):
+        (photos / f"a class with a long name {i:03}").mkdir()
+        os.link(photos / "cat" / "1.png", photos / f"a class with a long name {i:03}" / "1.png")
+    cli.main(words(photos, tmp_path / "out"))
+    data = cache.open_cache(tmp_path / "out")
+    environment = os.environ | {"COLUMNS": "40"}
+    args = [sys.executable, "-m", "hashgym", "info", str(tmp_path / "out")]
+    said = subprocess.run(args, capture_output=True, text=True, check=True, env=environment).stdout
+    lines = said.splitlines()
+    assert f"402: {', '.join(data.label_names)}" in next(line for line in lines if line.startswith("labels"))
+    assert lines[-1].endswith("checksums are right")
+    assert all(line == line.rstrip() for line in lines)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_info_prints_in_every_encoding(encoding, photos, tmp_path):
+    (photos / "cat").rename(photos / "größe 日本")
+    cli.main(words(photos, tmp_path / "ö日"))
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    args = [sys.executable, "-m", "hashgym", "info", tmp_path / "ö日"]
+    done = subprocess.run(args, capture_output=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "größe 日本".encode(encoding, "backslashreplace") in done.stdout
+
+
+def test_a_closed_pipe_ends_it_quietly(photos, tmp_path):
+    """`hashgym ... | head -1` prints nothing more, in all commands and their help."""
+    for args in (["hashers"], ["--help"]):
+        read, write = os.pipe()
+        os.close(read)
+        done = subprocess.run([sys.executable, "-m", "hashgym", *args], stdout=write, stderr=subprocess.PIPE)
+        os.close(write)
+        assert (done.returncode, done.stderr) == (141, b"")

@@ -354,3 +354,109 @@ def test_encode_again_encodes_what_changed(place, tmp_path, capsys):
     assert "1 new, 1 changed, 1 gone, the others as before; codes of 3 pictures" in said
     assert f"Bring an index up to date with `hashgym index {photos}/codes --out INDEX --add`" in said
     assert "finished already" in says([*args, "--checksum"], capsys)
+
+
+def test_search_takes_a_short_k_and_names_swapped_arguments(place, capsys):
+    photo = place / "photos" / "dog" / "5.png"
+    said = says(["search", place / "index", photo, "-k", 3], capsys)
+    assert said == says(["search", place / "index", photo, "--k", 3], capsys)
+    error = fails(["search", photo, place / "index", "-k", 3], capsys)
+    assert "the arguments are in the wrong order" in error
+    assert f"`hashgym search {place / 'index'} {photo}`" in error
+
+
+def test_files_that_begin_with_a_dash(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    picture = Image.open(place / "photos" / "dog" / "5.png")
+    picture.save("-dash.png")
+    picture.save("--k", "PNG")  # an option's name stays an option
+    said = says(["search", place / "index", "-dash.png", "-k", 3], capsys)
+    assert "1 0 dog/5.png whole" in said
+    assert said == says(["search", place / "index", "--k", 3, "--", "-dash.png"], capsys)
+    picture.save("other.png")
+    said = says(["encode", place / "encoder.onnx", "-dash.png", "other.png", "--out", "codes"], capsys)
+    assert "codes of 2 pictures" in said
+    said = says(["index", "codes", "--out=-index", "--backend", "brute-force"], capsys)
+    assert "`hashgym search ./-index photo.jpg`" in said
+    assert "1 pictures" in says(["index", "--out=-index", "--remove=-dash.png"], capsys)
+    assert "Unrecognized options: -none.png" in flat_error(["search", place / "index", place, "-none.png"], capsys)
+
+
+def flat_error(args: list[object], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([str(arg) for arg in args])
+    assert stopped.value.code == 2
+    return " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_search_in_any_encoding_and_into_a_closed_pipe(place, tmp_path):
+    """Names come out in every encoding; JSON is ASCII and whole; a reader that leaves early gets no message."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    names = [b"\xff.png", "größe 日本.png".encode(), b"[old] a:dog:b\x1b[31m.png"]
+    for i, name in enumerate(names):
+        with open(os.fsencode(photos) + b"/" + name, "wb") as file:
+            Image.open(place / "photos" / "cat" / f"{i}.png").save(file, "PNG")
+    run = [sys.executable, "-m", "hashgym"]
+    subprocess.run([*run, "encode", place / "encoder.onnx", photos, "--out", tmp_path / "c"], check=True)
+    subprocess.run([*run, "index", tmp_path / "c", "--out", tmp_path / "i", "--backend", "brute-force"], check=True)
+    search = [*run, "search", tmp_path / "i", place / "photos" / "cat" / "0.png"]
+    for encoding in ("ascii", "cp1252"):
+        environment = os.environ | {"PYTHONIOENCODING": encoding}
+        table = subprocess.run(search, capture_output=True, check=True, env=environment)
+        for name in ("\ufffd.png", "größe 日本.png", "[old] a:dog:b\ufffd[31m.png"):
+            assert name.encode(encoding, "backslashreplace") in table.stdout
+        found = subprocess.run([*search, "--json"], capture_output=True, check=True, env=environment)
+        assert found.stdout.isascii()
+        assert {os.fsencode(match["name"]) for match in json.loads(found.stdout)["matches"]} == set(names)
+        assert table.stderr == found.stderr == b""
+    for more in ([], ["--json"]):
+        read, write = os.pipe()
+        os.close(read)
+        done = subprocess.run([*search, *more], stdout=write, stderr=subprocess.PIPE)
+        os.close(write)
+        assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_export_learns_from_all_images(place, tmp_path, capsys, monkeypatch):
+    """--train all: no image is held out, and the hasher is the one that is fitted to all of them."""
+    data = cache.open_cache(place / "features")
+    args = ["export", "itq", "--bits", 12, "--features", place / "features", "--features-only", "--threads", 1]
+    assert "0 differ" in says([*args, "--train", "all", "--out", tmp_path / "all.onnx"], capsys)
+    says([*args, "--train", "split", "--out", tmp_path / "split.onnx"], capsys)
+    every, split = load_encoder(tmp_path / "all.onnx"), load_encoder(tmp_path / "split.onnx")
+    assert every.metadata["source"]["train"] == "all"
+    assert "train" not in split.metadata["source"]
+    center, scale = data.features.mean(0, dtype=np.float64), data.features.std(0, dtype=np.float64)
+    moved = ((data.features - center.astype(np.float32)) / scale.astype(np.float32)).astype(np.float32)
+    wanted = hashers.make("itq", bits=12).fit(moved).transform(moved)
+    margins = every.margins(np.array(data.features))[:, 0]
+    np.testing.assert_allclose(margins, wanted, atol=1e-4)
+    assert np.abs(split.margins(np.array(data.features))[:, 0] - wanted).max() > 0.01
+    hashers.make("lsh", bits=9).fit(data.features).save(tmp_path / "saved.npz")
+    fitted = ["export", tmp_path / "saved.npz", "--features", place / "features", "--out", tmp_path / "o.onnx"]
+    assert "a saved one is fitted already" in fails([*fitted, "--train", "all"], capsys)
+    run = tmp_path / "run"
+    run.mkdir()
+    (tmp_path / "split.onnx").rename(run / "policy.onnx")
+    assert "a run is trained already" in fails(["export", run, "--train", "all", "--out", tmp_path / "o.onnx"], capsys)
+    assert "threads must be at least 1, got 0" in fails([*args, "--threads", 0, "--out", tmp_path / "o.onnx"], capsys)
+    assert not (tmp_path / "o.onnx").exists()
+
+
+def test_export_shows_its_progress_unless_quiet(place, tmp_path, capsys, monkeypatch):
+    from hashgym.hashers.dsh import DSH
+
+    monkeypatch.setitem(DSH.__init__.__kwdefaults__, "updates", 20)
+    args = ["export", "dsh", "--bits", 8, "--features", place / "features", "--features-only"]
+    assert "DSH ━" in says([*args, "--out", tmp_path / "a.onnx"], capsys)
+    assert "DSH" not in says([*args, "--quiet", "--out", tmp_path / "b.onnx"], capsys)
+    a, b = load_encoder(tmp_path / "a.onnx"), load_encoder(tmp_path / "b.onnx")
+    x = np.array(cache.open_cache(place / "features").features)
+    assert (a.encode(x).words == b.encode(x).words).all()
+
+
+def test_names_of_files_are_shown_where_there_are_too_many(place, tmp_path, monkeypatch, capsys):
+    """`hashgym search INDEX *` in a folder with names that would steer the terminal."""
+    error = flat_error(["search", place / "index", place, "\x1b]0;title\x07.png", "\u202egpj"], capsys)
+    assert "Unrecognized options: \ufffd]0;title\ufffd.png, \ufffdgpj" in error

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hashgym.checks import closest
 from hashgym.data import splits
 from hashgym.data.dataset import DataError, HashingDataset
 from hashgym.data.images import ImageCollection
+from hashgym.terminal import quote
 
 __all__ = ["DataError", "DatasetInfo", "HashingDataset", "ImageCollection", "datasets", "load", "read_images"]
 
@@ -102,6 +104,9 @@ def read_images(
         raise DataError(f"there is no dataset {dataset!r} of images; there are {', '.join(_ON_DISK)}")
     if exclude:
         raise DataError(f"{dataset} has a fixed set of images: --exclude is for folder:PATH and list:FILE")
+        raise DataError(
+            f"there is no dataset {dataset!r}{closest(dataset, _ON_DISK)} of images; there are {', '.join(_ON_DISK)}"
+        )
     reader = _module(_ON_DISK[dataset][0])
     if root is None:
         raise DataError(f"{dataset} needs the folder it lies in (--root); wanted: {reader.LAYOUT}")
@@ -140,12 +145,13 @@ def load(
         root = "" if str(source).startswith("folder:") else " --root DIR"
         raise DataError(
             f"{source} is a set of images: extract features first, then load the folder they are written to: "
-            f"hashgym features --dataset {source}{root} --backbone efficientnet_lite0 --out DIR"
+            f"hashgym features --dataset {quote(source)}{root} --backbone efficientnet_lite0 --out DIR"
         )
     elif Path(source).exists():
         dataset = _module("cache").open_cache(Path(source), all_labels=again)
     else:
-        raise DataError(f"{source} is neither a folder of features nor one of {', '.join(_EMBEDDED)}")
+        close = closest(source, _EMBEDDED)
+        raise DataError(f"{source} is neither a folder of features nor one of {', '.join(_EMBEDDED)}{close}")
     if not again:
         return dataset
     stored = dataset.provenance

@@ -101,10 +101,16 @@ def clean(path: str | Path) -> bool:
     return busy
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text file as UTF-8 with :func:`atomic_write`; line ends stay as they are."""
+def write_text(path: str | Path, text: str, errors: str = "strict") -> None:
+    """Write a text file as UTF-8 with :func:`atomic_write`; line ends stay as they are.
+
+    Args:
+        path: of the file.
+        text: its content.
+        errors: what becomes of lone surrogates, which stand for bytes of names that are not UTF-8; see ``str.encode``.
+    """
     with atomic_write(path) as file:
-        file.write(text.encode())
+        file.write(text.encode("utf-8", errors))
 
 
 def sync(path: Path) -> None:

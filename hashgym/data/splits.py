@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from hashgym.checks import closest
 from hashgym.data.dataset import DataError, HashingDataset
 
 __all__ = ["PARTS", "RULES", "Rule", "Split", "apply", "default", "make", "rules"]
@@ -201,7 +202,7 @@ def make(
     split = split or default(dataset, names)
     known = rules(dataset)
     if split not in known:
-        raise DataError(f"{dataset} has no split {split!r}; it has {', '.join(known)}")
+        raise DataError(f"{dataset} has no split {split!r}{closest(split, known)}; it has {', '.join(known)}")
     rule = known[split]
     kept = np.array([i for i, name in enumerate(label_names) if rule.keeps(name)], np.int64)
     if rule.label_count and len(kept) != rule.label_count:

@@ -165,19 +165,22 @@ class Agreement:
         return self.different == self.different_ties and not self.different_keeps
 
 
-def compare(path: str | Path, expected: NDArray[np.bool_] | CodeSets, x: NDArray[Any]) -> Agreement:
+def compare(
+    path: str | Path, expected: NDArray[np.bool_] | CodeSets, x: NDArray[Any], threads: int | None = None
+) -> Agreement:
     """Compare an encoder's codes with those that what it was made of gives.
 
     Args:
         path: the encoder.
         expected: bool (n, q), or with regions n code sets of V codes.
         x: features or pictures of the n images, whatever the encoder takes.
+        threads: see :func:`load_encoder`.
 
     Raises:
         ValueError: for codes of another length or number than the encoder gives.
         DataError: as :func:`load_encoder`.
     """
-    encoder = load_encoder(path)
+    encoder = load_encoder(path, threads)
     wanted = expected if isinstance(expected, CodeSets) else CodeSets.of(expected)
     margin = encoder.margins(x)
     if (wanted.bits, wanted.kept.shape) != (encoder.bits, margin.shape[:2]):

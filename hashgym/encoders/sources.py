@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from hashgym import hashers
+from hashgym.checks import check_integer, closest
 from hashgym.data import load
 from hashgym.data.atomic import atomic_write
 from hashgym.data.dataset import DataError, HashingDataset
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
     from hashgym.encoders.export import Agreement
     from hashgym.features import Backbone
 
-__all__ = ["Exported", "backbone_of", "export"]
+__all__ = ["Exported", "Train", "backbone_of", "export"]
+
+Train = Literal["split", "all"]
 
 COMPARED = 10_000  # images at most
 POLICY = "policy.onnx"
@@ -52,6 +56,9 @@ def export(
     standardized: bool = True,
     features_only: bool = False,
     weights: str | None = None,
+    train: Train = "split",
+    threads: int | None = None,
+    progress: bool = False,
 ) -> Exported:
     """Write an encoder.
 
@@ -65,6 +72,10 @@ def export(
         standardized: whether a saved hasher was fitted to ``dataset.standardized()``, as all of ours are.
         features_only: leave out the backbone, so that the encoder takes features.
         weights: the file of the backbone's weights, where they are not its own.
+        train: what a hasher that is fitted here learns from: the training images of the ``split``, or ``all`` images
+            of ``features`` (with a label, where the hasher needs labels). Measures on the split mean nothing then.
+        threads: for fitting and comparing, at most; None for what the libraries take.
+        progress: whether to show a progress bar, where the hasher that is fitted has one.
 
     Raises:
         ValueError: for a source that is none, options that it does not take, a backbone that cannot be had or has other
@@ -73,6 +84,10 @@ def export(
     """
     from hashgym.encoders.export import add_backbone, compare
 
+    if train not in get_args(Train):
+        raise ValueError(f"train must be one of {', '.join(get_args(Train))}, got {train!r}")
+    if threads is not None:
+        threads = check_integer("threads", threads)
     target, place = Path(out), Path(source)
     run = place / POLICY if place.is_dir() else place if place.suffix == ".onnx" else None
     with atomic_write(target, new=True) as file, tempfile.TemporaryDirectory() as work:
@@ -80,6 +95,8 @@ def export(
         if run is not None:
             if bits is not None:
                 raise ValueError("--bits belongs to a hasher that is fitted here: a run has its length already")
+            if train != "split":
+                raise ValueError("--train belongs to a hasher that is fitted here: a run is trained already")
             if not run.is_file():
                 raise DataError(
                     f"{place} has no {POLICY}, which a finished training run writes where onnx is installed "
@@ -87,10 +104,13 @@ def export(
                 )
             head = run
         else:
-            extracted, dataset, hasher = _hasher(place, str(source), features, bits, seed, standardized)
-            _write(head, hasher, dataset, str(source))
-            rows = np.unique(np.linspace(0, len(dataset) - 1, COMPARED).astype(np.int64))
-            agreement = compare(head, hasher.encode(dataset.features[rows]), extracted.features[rows])
+            with _at_most(threads):
+                extracted, dataset, hasher = _hasher(
+                    place, str(source), features, bits, seed, standardized, train, progress
+                )
+                _write(head, hasher, dataset, str(source), train)
+                rows = np.unique(np.linspace(0, len(dataset) - 1, COMPARED).astype(np.int64))
+                agreement = compare(head, hasher.encode(dataset.features[rows]), extracted.features[rows], threads)
             if not agreement.exact:
                 raise ValueError(
                     f"ONNX Runtime gives {agreement.different - agreement.different_ties:,} of "
@@ -134,15 +154,40 @@ def backbone_of(encoder: Encoder, weights: str | None = None) -> Backbone:
     return backbone
 
 
+@contextmanager
+def _at_most(threads: int | None) -> Iterator[None]:
+    """Let NumPy and torch use so many threads at most."""
+    if threads is None:
+        yield
+        return
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(threads, before))
+    try:
+        with threadpool_limits(threads):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _hasher(
-    place: Path, name: str, features: str | Path | None, bits: int | None, seed: int, standardized: bool
+    place: Path,
+    name: str,
+    features: str | Path | None,
+    bits: int | None,
+    seed: int,
+    standardized: bool,
+    train: Train,
+    progress: bool,
 ) -> tuple[HashingDataset, HashingDataset, hashers.Hasher]:
     """The features as they were extracted, on the scale of a hasher, and that hasher, fitted."""
     saved = place.suffix == ".npz"
     if not saved and name not in hashers.available():
         raise ValueError(
             f"{name} is neither the folder of a training run, nor a saved hasher (.npz), nor the name of a hasher: "
-            f"{', '.join(hashers.available())}"
+            f"{', '.join(hashers.available())}{closest(name, hashers.available())}"
         )
     if features is None:
         raise ValueError(f"{name} is a hasher: --features says which features it was, or is to be, fitted to")
@@ -151,8 +196,15 @@ def _hasher(
         raise ValueError(f"the hasher {name} {given}")
     if not saved and not standardized:
         raise ValueError("--unstandardized belongs to a saved hasher: one that is fitted here standardises")
+    if saved and train != "split":
+        raise ValueError("--train belongs to a hasher that is fitted here: a saved one is fitted already")
     extracted = load(features)
     extracted = dataclasses.replace(extracted, regions=None, train_regions=None, boxes=None, train_boxes=None)
+    own = {} if saved else {"bits": bits, "seed": seed}
+    if not saved and progress and "verbose" in hashers.make(name).parameters():
+        own["verbose"] = True
+    if train == "all":
+        extracted = _learning_from_all(extracted, labelled=hashers.make(name).supervised)
     dataset = extracted.standardized() if standardized else extracted
     if saved:
         try:
@@ -160,23 +212,32 @@ def _hasher(
         except FileNotFoundError:
             raise DataError(f"{place} does not exist: `hasher.save` writes it") from None
     else:
-        train = dataset.train
-        hasher = hashers.make(name, bits=bits, seed=seed).fit(dataset.features[train], dataset.labels[train])
+        hasher = hashers.make(name, **own).fit(dataset.features[dataset.train], dataset.labels[dataset.train])
     return extracted, dataset, hasher
 
 
-def _write(path: Path, hasher: hashers.Hasher, dataset: HashingDataset, source: str) -> None:
+def _learning_from_all(dataset: HashingDataset, labelled: bool) -> HashingDataset:
+    """The dataset with all images to learn from, or all that have a label; none is a query."""
+    rows = np.arange(len(dataset))
+    train = rows[dataset.labels.any(axis=1)] if labelled else rows
+    return dataclasses.replace(dataset, query=rows[:0], database=rows, train=train)
+
+
+def _write(path: Path, hasher: hashers.Hasher, dataset: HashingDataset, source: str, train: Train) -> None:
     from hashgym.encoders.export import write
     from hashgym.encoders.heads import hasher_head
 
     if hasher.n_features_in_ != dataset.dim:
         raise ValueError(f"{source} was fitted to {hasher.n_features_in_} features, --features has {dataset.dim}")
+    made: dict[str, Any] = {"hasher": type(hasher).__name__, "dataset": dataset.name, "settings": hasher.get_params()}
+    if train != "split":
+        made["train"] = train
     write(
         path,
         hasher_head(hasher),
         dim=dataset.dim,
         bits=hasher.bits,
-        source={"hasher": type(hasher).__name__, "dataset": dataset.name, "settings": hasher.get_params()},
+        source=made,
         center=dataset.center,
         scale=dataset.scale,
         backbone=dataset.provenance.get("backbone"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from hashgym.checks import closest
 from hashgym.features.backbone import Backbone
 from hashgym.features.extraction import extract
 
@@ -69,6 +70,9 @@ def make(
         from hashgym.features import torchvision_classifiers
 
         if name not in torchvision_classifiers.names():
-            raise ValueError(f"no backbone {name!r}: choose {', '.join(backbones())} or a torchvision classifier")
+            close = closest(name, [*backbones(), *torchvision_classifiers.names()])
+            raise ValueError(
+                f"no backbone {name!r}{close}: choose {', '.join(backbones())} or a torchvision classifier"
+            )
         return torchvision_classifiers.make(name, size=size, weights=weights, device=device, engine=engine)
     return maker(size=size, weights=weights, device=device, engine=engine)

@@ -235,6 +235,6 @@ def _check_side(size: int | None) -> int:
 
 
 def _track(indices: list[int], show: bool) -> Iterator[int]:
-    from rich.progress import track
+    from hashgym.console import track
 
-    yield from track(indices, "describing images", disable=not show)
+    yield from track(indices, "describing images", total=len(indices), show=show)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hashgym.checks import closest
 from hashgym.features.backbone import Network
 from hashgym.features.runtime import OPSET, PICTURES_AT_ONCE, TOLERANCE, open_session
 
@@ -75,7 +76,7 @@ def compile_network(
         ValueError: for an unknown or impossible engine, device or size.
     """
     if engine not in ENGINES:
-        raise ValueError(f"unknown engine {engine!r}: choose one of {', '.join(ENGINES)}")
+        raise ValueError(f"unknown engine {engine!r}{closest(engine, ENGINES)}: choose one of {', '.join(ENGINES)}")
     place = _device(device)
     installed = all(importlib.util.find_spec(module) is not None for module in ("onnx", "onnxruntime"))
     if engine == "onnx" and not installed:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hashgym.checks import closest
 from hashgym.data import cache, splits
 from hashgym.data.arrays import map_array
 from hashgym.data.dataset import DataError, HashingDataset
@@ -97,7 +98,8 @@ def extract(
     if batch_size < 1 or workers < 1:
         raise ValueError(f"batch_size and workers must be at least 1, got {batch_size} and {workers}")
     if executor not in EXECUTORS:
-        raise ValueError(f"unknown executor {executor!r}: choose one of {', '.join(EXECUTORS)}")
+        close = closest(executor, EXECUTORS)
+        raise ValueError(f"unknown executor {executor!r}{close}: choose one of {', '.join(EXECUTORS)}")
     if executor == "ray":
         import_ray()
         if backbone.engine.startswith("torch:") and backbone.engine != "torch:cpu":

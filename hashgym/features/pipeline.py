@@ -74,17 +74,13 @@ def progress_bar(
     if not show:
         yield lambda count: None
         return
-    from rich import console, progress
+    from rich.progress import TimeRemainingColumn
 
-    columns = (
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TextColumn("{task.fields[rate]}"),
-        progress.TimeRemainingColumn(elapsed_when_finished=True),
-    )
+    from hashgym import console
+
+    columns = (console.Field("rate"), TimeRemainingColumn(elapsed_when_finished=True))
     begun, first = time.monotonic(), done
-    with progress.Progress(*columns, console=console.Console(stderr=stderr)) as bar:
+    with console.bar(*columns, console=console.Console(stderr=stderr)) as bar:
         task = bar.add_task("resuming" if done else doing, total=total, completed=done, rate="")
 
         def tick(count: int) -> None:

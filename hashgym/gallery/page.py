@@ -14,6 +14,7 @@ from hashgym.data.atomic import write_text
 from hashgym.data.dataset import DataError
 from hashgym.data.files import open_image
 from hashgym.gallery.gallery import REGIONS, Gallery, Match
+from hashgym.terminal import printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -60,11 +61,6 @@ def require_writable(path: str | Path) -> None:
 def write(html: str, path: str | Path) -> None:
     """Write a page, at once or not at all."""
     write_text(path, html)
-
-
-def printable(text: str) -> str:
-    """A name as it can be shown: what is no character, or moves the cursor, is replaced."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def _shown(gallery: Gallery, match: Match) -> dict[str, Any]:

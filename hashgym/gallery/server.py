@@ -27,6 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from hashgym.console import say
 from hashgym.data.dataset import DataError
 from hashgym.data.sealed import META
 from hashgym.gallery.decoding import Decoded, Decoders
@@ -337,7 +338,7 @@ def serve(
             raise ValueError(f"{reason}: choose another with --port, or --port 0 for any free one") from None
         address = f"http://{HOST}:{server.effective_port}/" + (f"?token={token}" if token else "")
         try:
-            print(f"{len(gallery.names):,} images at {address} - Ctrl-C ends it", flush=True)
+            say(f"{len(gallery.names):,} images at {address} - Ctrl-C ends it")
             server.run()
         finally:
             app.extensions["hashgym"].decoders.close()  # so that no request waits for a picture

@@ -10,6 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from hashgym.checks import closest
 from hashgym.hashers.base import Hasher, NotFittedError, read
 
 __all__ = ["Hasher", "NotFittedError", "available", "load", "make", "register"]
@@ -68,11 +69,14 @@ def make(name: str, **kwargs: Any) -> Hasher:
         ValueError: for a name that is not in :func:`available`, a setting it does not have, or a bad value.
     """
     if name not in _REGISTRY:
-        raise ValueError(f"there is no hasher {name!r}: choose one of {', '.join(_REGISTRY)}")
+        raise ValueError(f"there is no hasher {name!r}{closest(name, _REGISTRY)}: choose one of {', '.join(_REGISTRY)}")
     module, _, attribute = _REGISTRY[name][0].partition(":")
     cls = getattr(import_module(module), attribute)
     if unknown := kwargs.keys() - cls.parameters():
-        raise ValueError(f"{name} has no setting {', '.join(sorted(unknown))}: it has {', '.join(cls.parameters())}")
+        close = closest(min(unknown), cls.parameters())
+        raise ValueError(
+            f"{name} has no setting {', '.join(sorted(unknown))}{close}: it has {', '.join(cls.parameters())}"
+        )
     return cls(**kwargs)
 
 

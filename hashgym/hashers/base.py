@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hashgym.checks import check_integer, is_integer
 from hashgym.data import owned
 from hashgym.data.arrays import read_arrays
 from hashgym.data.atomic import atomic_write
@@ -27,6 +28,8 @@ Labels = NDArray[np.uint8]
 
 _ROWS = 8192  # rows that are transformed at once: keeps memory flat, also for memory maps
 _FORMAT = "hashgym.hasher/1"
+
+ALIKE = "the features of all {n} training images are the same, so there is nothing to learn: check the features"
 
 
 class NotFittedError(ValueError, AttributeError):
@@ -52,10 +55,16 @@ class Hasher(ABC):
     seed: int = 0
 
     supervised: ClassVar[bool] = False  # whether ``fit`` needs labels
+    learns: ClassVar[bool] = True  # whether ``fit`` needs images that differ
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bits, (int, np.integer)) or isinstance(self.bits, bool) or self.bits < 1:
-            raise ValueError(f"bits must be a whole number from 1 up, got {self.bits!r}")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type in ("int", int) or (field.type in ("int | None", int | None) and value is not None):
+                if not is_integer(value):
+                    raise ValueError(f"{field.name} must be an integer, got {value!r}")
+                setattr(self, field.name, int(value))
+        check_integer("bits", self.bits)
 
     def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> Self:
         """Learn the hash function.
@@ -69,10 +78,12 @@ class Hasher(ABC):
             The hasher itself.
 
         Raises:
-            ValueError: for features that are not finite or not two-dimensional, labels that are missing, of another
-                length or not multi-hot, and more bits than the method can give on this data.
+            ValueError: for features that are not finite or not two-dimensional, images that are all alike, labels that
+                are missing, of another length or not multi-hot, and more bits than the method can give on this data.
         """
         features = _features(X)
+        if self.learns and not _differ(features):
+            raise ValueError(ALIKE.format(n=len(features)))
         labels = _labels(y, len(features)) if y is not None and self.supervised else None
         if labels is None and self.supervised:
             raise ValueError(f"{type(self).__name__} learns from labels: call fit(X, y), y multi-hot uint8 (n, L)")
@@ -209,6 +220,11 @@ def _features(X: ArrayLike) -> Features:
         if not finite.all():
             raise ValueError(f"features of row {start + int(finite.argmin())} hold NaN or infinity: leave the row out")
     return features
+
+
+def _differ(X: Features) -> bool:
+    """Whether any two rows differ."""
+    return any((X[start : start + _ROWS] != X[0]).any() for start in range(0, len(X), _ROWS))
 
 
 def _labels(y: ArrayLike, n: int) -> Labels:

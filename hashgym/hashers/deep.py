@@ -84,7 +84,7 @@ class DeepHasher(Hasher):
         return nn.Linear(width, self.bits)
 
     def _fit(self, X: Features, y: Labels | None) -> None:
-        from rich.progress import track
+        from hashgym.console import track
 
         device = self._device()
         center, scale = X.mean(0, dtype=np.float64), X.std(0, dtype=np.float64)
@@ -106,7 +106,7 @@ class DeepHasher(Hasher):
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.updates)
             objective = self.objective(labels)
             order, losses = torch.empty(0, dtype=torch.int64), torch.empty(self.updates, device=device)
-            for step in track(range(self.updates), type(self).__name__, disable=not self.verbose):
+            for step in track(range(self.updates), type(self).__name__, total=self.updates, show=self.verbose):
                 while len(order) < self.batch_size:
                     order = torch.cat([order, torch.randperm(len(x))])
                 batch, order = order[: self.batch_size].to(device), order[self.batch_size :]

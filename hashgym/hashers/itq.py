@@ -39,8 +39,8 @@ class ITQ(Hasher):
         center, directions = principal_directions(X)
         if self.bits > (rank := directions.shape[1]):
             raise ValueError(
-                f"ITQ gives a bit for each principal component, and these {n} training features have {rank}: "
-                f"ask for at most {rank} bits, or use 'lsh'"
+                f"ITQ gives a bit for each principal component, and the features of these {n} training images have "
+                f"{rank}: ask for at most {rank} bits, give more images that differ, or use 'lsh'"
             )
         components = directions[:, : self.bits]
         V = (X - center) @ components

@@ -23,6 +23,8 @@ class LSH(Hasher):
         planes_: float32 (D, q), normals of the hyperplanes.
     """
 
+    learns = False
+
     def _fit(self, X: Features, y: Labels | None) -> None:
         self.center_ = X.mean(0, dtype=np.float64).astype(np.float32)
         self.planes_ = np.random.default_rng(self.seed).standard_normal((X.shape[1], self.bits), np.float32)

@@ -6,15 +6,21 @@ from typing import Any
 
 import numpy as np
 
-from hashgym.hashers.base import Features
+from hashgym.hashers.base import ALIKE, Features
 
 __all__ = ["principal_directions"]
 
 
 def principal_directions(X: Features) -> tuple[Any, Any]:
-    """The mean of features (n, D), float64 (D,), and the directions along which they vary, (D, rank), most first."""
+    """The mean of features (n, D), float64 (D,), and the directions along which they vary, (D, rank), most first.
+
+    Raises:
+        ValueError: where they do not vary.
+    """
     n, dim = X.shape
     center = X.mean(0, dtype=np.float64)
     variances, directions = np.linalg.eigh(np.cov(X - center, rowvar=False, bias=True).reshape(dim, dim))
     rank = min(int((variances > dim * 1e-12 * variances[-1]).sum()), n - 1)
+    if not rank:
+        raise ValueError(ALIKE.format(n=n))
     return center, directions[:, : -rank - 1 : -1]  # eigh sorts upwards

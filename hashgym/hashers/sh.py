@@ -50,8 +50,6 @@ class SH(Hasher):
 
     def _fit(self, X: Features, y: Labels | None) -> None:
         center, directions = principal_directions(X)
-        if not directions.shape[1]:
-            raise ValueError(f"these {len(X)} training features do not differ, so there is nothing to tell apart")
         components = directions[:, : self.components or self.bits]
         V = (X - center) @ components
         low, high = np.quantile(V, [self.trim, 1 - self.trim], axis=0)

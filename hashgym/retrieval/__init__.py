@@ -11,6 +11,7 @@ from hashgym.retrieval.buckets import BucketIndex, BucketSearch, f1_bucket_curve
 from hashgym.retrieval.kernels import average_precision, average_precision_credit, distance_histograms
 from hashgym.retrieval.metrics import (
     RetrievalResult,
+    check_labels,
     evaluate,
     mean_average_precision,
     precision_at,
@@ -25,6 +26,7 @@ __all__ = [
     "RetrievalResult",
     "average_precision",
     "average_precision_credit",
+    "check_labels",
     "distance_histograms",
     "evaluate",
     "f1_bucket_curve",

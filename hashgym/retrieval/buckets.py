@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hashgym import codes
+from hashgym.checks import check_integer, is_integer
 from hashgym.codes import CodeSets, Words
 from hashgym.retrieval.kernels import Backend, choose_kernel
 from hashgym.retrieval.metrics import pack_table
@@ -141,8 +142,7 @@ class BucketIndex:
         return BucketSearch(ids, _weights(found), self._visited(found[-1]))
 
     def _lookup(self, queries: Words, radius: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        if radius < 0:
-            raise ValueError(f"a Hamming radius is 0 or more, got {radius}")
+        radius = check_integer("radius", radius, 0)
         if self._worth_flipping(radius):
             masks, distances = _flips(self.bits, radius)
             offsets, ids, flips = self._probe(queries, masks)
@@ -188,8 +188,8 @@ class BucketIndex:
         return _inside(self.bits, len(positions)) + rank + 1
 
     def _check_wanted(self, k: int) -> None:
-        if not 1 <= k <= len(self):
-            raise ValueError(f"the number of images to find must be between 1 and the {len(self)} indexed, got {k}")
+        if not is_integer(k) or not 1 <= k <= len(self):
+            raise ValueError(f"the number of images to find must be between 1 and the {len(self)} indexed, got {k!r}")
 
 
 def f1_bucket_curve(

@@ -27,7 +27,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib import import_module
-from operator import index as whole
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar
@@ -35,6 +34,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hashgym.checks import check_integer, closest
 from hashgym.codes import CodeSets, Words
 from hashgym.data import owned
 from hashgym.data.checksums import sha256
@@ -82,9 +82,7 @@ class Index(ABC):
     options: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, bits: int) -> None:
-        self.bits = whole(bits)
-        if self.bits < 1:
-            raise ValueError(f"codes have at least one bit, got bits={bits}")
+        self.bits = check_integer("bits", bits)
 
     @abstractmethod
     def __len__(self) -> int:
@@ -139,8 +137,7 @@ class Index(ABC):
             ValueError: for queries of another length, or ``k`` below 1.
         """
         words = pack_queries(queries, self.bits, 2)
-        if whole(k) < 1:
-            raise ValueError(f"the number of images to find is at least 1, got k={k}")
+        k = check_integer("k", k)
         k = min(k, self._count(k))
         if not k:
             return np.zeros((len(words), k), np.int64), np.zeros((len(words), k), np.int64)
@@ -157,8 +154,7 @@ class Index(ABC):
             ValueError: for queries of another length, or a radius below 0.
         """
         words = pack_queries(queries, self.bits, 2)
-        if whole(radius) < 0:
-            raise ValueError(f"a Hamming radius is 0 or more, got {radius}")
+        radius = check_integer("radius", radius, 0)
         if not self._count(1):
             return np.zeros(len(words) + 1, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64)
         return self._within(words, min(radius, self.bits))
@@ -413,7 +409,9 @@ def ranked(queries: Ids, ids: Ids, distances: Ids, count: int, several: bool = T
 
 def _engine(backend: str) -> Any:
     if backend not in _ENGINES:
-        raise ValueError(f"there is no back end {backend!r}; there are {', '.join(_ENGINES)}")
+        raise ValueError(
+            f"there is no back end {backend!r}{closest(backend, _ENGINES)}; there are {', '.join(_ENGINES)}"
+        )
     module, name, _ = _ENGINES[backend]
     return getattr(import_module(f"hashgym.retrieval.{module}"), name)
 

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym import codes
+from hashgym.checks import check_integer
 from hashgym.codes import Words
 
 __all__ = [
@@ -129,8 +130,8 @@ def average_precision(
     relevant, total = np.asarray(relevant), np.asarray(total)
     if relevant.shape != total.shape or relevant.ndim == 0:
         raise ValueError(f"relevant and total must have one shape (..., D), got {relevant.shape} and {total.shape}")
-    if topk is not None and topk < 1:
-        raise ValueError(f"topk must be at least 1, or None for the whole ranking, got {topk}")
+    if topk is not None:
+        topk = check_integer("topk", topk)
     if ties not in ("average", "best", "worst"):
         raise ValueError(f"ties must be 'average', 'best' or 'worst', got {ties!r}")
     if denominator not in ("attainable", "retrieved"):

@@ -7,12 +7,15 @@ they share a label. :func:`evaluate` gives everything from one pass; recall and 
 own bucket (R@H=0 and P@H=0) are ``recall_by_radius[0]`` and ``precision_by_radius[0]`` of its result.
 
 A measure is a mean over the queries that have something relevant in the database; the others are left out, and
-:func:`evaluate` counts them. Items at the same distance are tied, and measures of a ranking are exact means over all
-orders of tied items unless ``ties`` says otherwise. Lookups within a radius r take in distances <= r.
+:func:`evaluate` counts them. Where everything in the database is relevant to all of them, as with labels of a single
+class, any ranking scores 1: a warning says so, and :func:`check_labels` refuses such labels before any work. Items at
+the same distance are tied, and measures of a ranking are exact means over all orders of tied items unless ``ties``
+says otherwise. Lookups within a radius r take in distances <= r.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,11 +24,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hashgym import codes
+from hashgym.checks import check_integer, is_integer
 from hashgym.codes import CodeSets, Words
 from hashgym.retrieval.kernels import Backend, Denominator, Ties, average_precision, distance_histograms
 
 __all__ = [
     "RetrievalResult",
+    "check_labels",
     "evaluate",
     "mean_average_precision",
     "precision_at",
@@ -35,6 +40,12 @@ __all__ = [
 ]
 
 _QUERIES = 4096  # queries counted at once
+
+NOTHING_RELEVANT = "no query has a relevant item in the database, so there is nothing to measure: check the labels"
+ALL_RELEVANT = (
+    "every item of the database is relevant to every query, so that any ranking scores 1: "
+    "such labels say nothing about codes, give labels of at least two classes"
+)
 
 _TIES: tuple[Ties, ...] = ("average", "best", "worst")
 
@@ -105,7 +116,7 @@ def evaluate(
             ``topk``, ranks or a radius out of range, and where no query has anything relevant.
     """
     data = _Packed(query_codes, query_labels, database_codes, database_labels)
-    _check_radius(radius)
+    radius = check_integer("radius", radius, 0)
     for k in precision_at:
         _check_rank(k, data)
     lookup, ranks = min(radius, data.bits), len(precision_at)
@@ -202,7 +213,7 @@ def precision_within(
     backend: Backend = "auto",
 ) -> float:
     """Precision of the lookup within ``radius``; one that finds nothing scores 0. See :func:`evaluate`."""
-    _check_radius(radius)
+    radius = check_integer("radius", radius, 0)
     data = _Packed(query_codes, query_labels, database_codes, database_labels)
     return float(data.mean(_precision_by_radius, backend)[0][min(radius, data.bits)])
 
@@ -217,7 +228,7 @@ def recall_within(
     backend: Backend = "auto",
 ) -> float:
     """Share of the relevant items that the lookup within ``radius`` finds. See :func:`evaluate`."""
-    _check_radius(radius)
+    radius = check_integer("radius", radius, 0)
     data = _Packed(query_codes, query_labels, database_codes, database_labels)
     return float(data.mean(lambda relevant, _: _recall_by_radius(relevant), backend)[0][min(radius, data.bits)])
 
@@ -244,7 +255,11 @@ class _Packed:
     def mean(self, measure: Measure, backend: Backend) -> tuple[NDArray[np.float64], int]:
         """The measure's mean over the queries with something relevant, and their number; queries go in blocks."""
         nothing = np.zeros((0, self.bits + 1), np.int64)
-        total, count = np.asarray(measure(nothing, nothing).sum(axis=0)), 0  # refuses wrong arguments before the work
+        total, count, all_relevant = (
+            np.asarray(measure(nothing, nothing).sum(axis=0)),
+            0,
+            True,
+        )  # refuses wrong arguments before the work
         for start in range(0, len(self.queries), _QUERIES):
             block = slice(start, start + _QUERIES)
             relevant, items = distance_histograms(
@@ -258,9 +273,34 @@ class _Packed:
             measured = relevant.any(axis=1)
             total = total + measure(relevant[measured], items[measured]).sum(axis=0)
             count += int(measured.sum())
+            all_relevant = all_relevant and np.array_equal(relevant[measured], items[measured])
         if not count:
-            raise ValueError("no query has a relevant item in the database, so there is nothing to measure")
+            raise ValueError(NOTHING_RELEVANT)
+        if all_relevant:
+            warnings.warn(ALL_RELEVANT, stacklevel=4)
         return total / count, count
+
+
+def check_labels(query_labels: ArrayLike, database_labels: ArrayLike) -> None:
+    """Check that labels can tell good codes from bad ones, before any work.
+
+    Args:
+        query_labels: multi-hot (n, L).
+        database_labels: multi-hot (m, L).
+
+    Raises:
+        ValueError: if no query shares a label with anything in the database, or every query that does shares one with
+            everything in it, so that any ranking would score 1.
+    """
+    queries, database = np.asarray(query_labels, np.float32), np.asarray(database_labels, np.float32)
+    some = False
+    for start in range(0, len(queries), 64):  # with useful labels the first block decides
+        relevant = queries[start : start + 64] @ database.T > 0
+        found = relevant.any(axis=1)
+        some = some or bool(found.any())
+        if not relevant[found].all():
+            return
+    raise ValueError(ALL_RELEVANT if some else NOTHING_RELEVANT)
 
 
 def pack_table(name: str, table: Any) -> tuple[Words, int]:
@@ -277,13 +317,10 @@ def pack_table(name: str, table: Any) -> tuple[Words, int]:
 
 
 def _check_rank(k: int, data: _Packed) -> None:
-    if not 1 <= k <= len(data.database):
-        raise ValueError(f"precision at {k}: the rank must be between 1 and the {len(data.database)} database items")
-
-
-def _check_radius(radius: int) -> None:
-    if radius < 0:
-        raise ValueError(f"a Hamming radius is 0 or more, got {radius}")
+    if not is_integer(k) or not 1 <= k <= len(data.database):
+        raise ValueError(
+            f"precision at {k!r}: the rank must be an integer between 1 and the {len(data.database)} database items"
+        )
 
 
 def _precision_at(relevant: Histogram, total: Histogram, k: int) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hashgym import codes, hashers
+from hashgym.checks import closest
 from hashgym.rewards.view import RewardView
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ class Pairwise:
             if not np.isfinite(self._table).all():
                 raise ValueError("the table of a loss must be finite")
         if self._hasher is not None and not hasattr(self._hasher, "pair_loss"):
-            raise ValueError(f"hasher {name!r} has no loss of pairs; there are {', '.join(LOSSES)}")
+            close = closest(name, LOSSES)
+            raise ValueError(f"hasher {name!r} has no loss of pairs{close}; there are {', '.join(LOSSES)}")
         self.name = f"pairwise:{name}"
         self._made_for: Any = None  # the labels that the tables and the weights were made for
         self._made: dict[int, _Tables] = {}

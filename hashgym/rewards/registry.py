@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from hashgym.checks import closest
 from hashgym.rewards.view import RewardView, described
 
 __all__ = [
@@ -83,7 +84,7 @@ def make(reward: RewardLike, **options: Any) -> Reward:
             raise ValueError(f"a reward is a name, a mapping with a 'name', or a callable, got {reward!r}")
         return reward
     if reward not in _FACTORIES:
-        raise ValueError(f"unknown reward {reward!r}; there are {', '.join(available())}")
+        raise ValueError(f"unknown reward {reward!r}{closest(reward, _FACTORIES)}; there are {', '.join(available())}")
     try:
         return _FACTORIES[reward](**options)
     except TypeError as error:

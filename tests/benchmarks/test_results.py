@@ -71,6 +71,18 @@ def test_equal_configurations_are_described_equally():
     assert describe({"a": 1, "b": (1, 2)}) == describe({"b": [1, 2], "a": 1})
 
 
+def test_names_in_any_bytes_are_kept(tmp_path):
+    """A folder's name may be no UTF-8: hours of work do not end in an error when its row is written."""
+    results, name = Results(tmp_path), os.fsdecode(b"folder:\xff [/b]")
+    results.append(row(dataset=name))
+    results.append(row(dataset="other"))
+    assert [kept["dataset"] for kept in results.rows()] == [name, "other"]
+    assert row(dataset=name) in results
+    results.path.write_bytes(results.path.read_bytes().replace(b"other", b"oth\xffr"))
+    with pytest.raises(ValueError, match="damaged"):
+        results.rows()
+
+
 def test_rows_with_other_columns_are_refused(tmp_path):
     results = Results(tmp_path)
     with pytest.raises(ValueError, match="extra"):

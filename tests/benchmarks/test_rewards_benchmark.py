@@ -156,7 +156,7 @@ def test_the_defaults_can_be_made():
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"designs": ("tripplet",)}, "unknown reward 'tripplet'; there are"),
+        ({"designs": ("tripplet",)}, "unknown reward 'tripplet' \\(did you mean 'triplet'"),
         ({"designs": ("triplet+x*balance",)}, "'x' in design .* is no number"),
         ({"agent": "paper"}, "no agent 'paper' that takes a reward: choose from hashgym, norec"),
         ({"seeds": 0}, "at least one seed"),

@@ -46,7 +46,7 @@ def test_the_table_averages_over_seeds() -> None:
     ("arguments", "says"),
     [
         ({"methods": ("adsh",)}, "there is no method 'adsh': choose from lsh, itq"),
-        ({"methods": ("sac",), "envs": (sb3.REGIONS,)}, "there is no method 'sac': choose from dch, mch, ppo"),
+        ({"methods": ("sac",), "envs": (sb3.REGIONS,)}, "there is no method 'sac'.*: choose from dch, mch, ppo"),
         ({"envs": ("CartPole-v1",)}, "there is no environment 'CartPole-v1'"),
         ({"seeds": 0}, "at least one seed"),
     ],

@@ -1,5 +1,6 @@
 """What every hasher keeps: the contract of fit, transform, encode, save and load."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -121,7 +122,7 @@ def test_bad_input_is_refused_by_name(name, data, tmp_path):
         with pytest.raises(ValueError, match="row 7 hold NaN or infinity"):
             call()
     for bits in (0, -1, 2.5, True, "8"):
-        with pytest.raises(ValueError, match="bits must be a whole number"):
+        with pytest.raises(ValueError, match="bits must be"):
             make(name, bits=bits)
 
 
@@ -234,3 +235,29 @@ def test_an_interrupted_save_leaves_the_old_file(data, tmp_path, monkeypatch):
 def test_importing_hashers_imports_neither_torch_nor_scikit_learn():
     code = "import hashgym.hashers, sys; assert not {'torch', 'sklearn', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", available())
+def test_images_that_are_all_alike_teach_nothing(name):
+    """Also a single image; LSH learns nothing in any case."""
+    alike, y = np.full((12, 6), 3, np.float32), np.eye(2, dtype=np.uint8)[np.arange(12) % 2]
+    if name == "lsh":
+        assert not make(name, bits=4).fit(alike).encode(alike).any()
+        return
+    for X, labels in ((alike, y), (alike[:1], y[:1])):
+        with pytest.raises(ValueError, match=f"all {len(X)} training images are the same"):
+            make(name, bits=4).fit(X, labels)
+
+
+@pytest.mark.parametrize("name", available())
+def test_settings_that_count_are_integers(name):
+    """Floats and bools are refused by name; NumPy's integers are taken, and can be saved."""
+    hasher = make(name)
+    counts = [field.name for field in dataclasses.fields(hasher) if field.type in ("int", "int | None")]
+    assert {"bits", "seed"} <= set(counts)
+    for count in counts:
+        for value in (2.5, 2.0, True, "2"):
+            with pytest.raises(ValueError, match=f"{count} must be an integer, got {value!r}"):
+                make(name, **{count: value})
+        value = np.int64(getattr(hasher, count) or 2)
+        assert type(getattr(make(name, **{count: value}), count)) is int

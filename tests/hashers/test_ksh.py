@@ -92,6 +92,7 @@ def test_few_images_equal_images_and_dependent_anchors_do_no_harm():
     X, y = random_problem(2, n=6)
     assert np.isfinite(make("ksh", bits=12, labelled=4).fit(X, y).transform(X)).all()
     same = np.ones((6, 3), np.float32)
+    same[5] = 2
     assert np.isfinite(make("ksh", bits=3).fit(same, y).transform(same)).all()
     twice = np.concatenate([X, X])
     assert np.isfinite(make("ksh", bits=12).fit(twice, np.concatenate([y, y])).transform(twice)).all()

@@ -60,7 +60,7 @@ def test_itq_finds_the_corners_of_a_rotated_cube():
 def test_itq_names_the_most_bits_it_can_give(n, dim, rank):
     X = np.random.default_rng(0).standard_normal((n, dim)).astype(np.float32)
     make("itq", bits=rank).fit(X)
-    with pytest.raises(ValueError, match=f"at most {rank} bits, or use 'lsh'"):
+    with pytest.raises(ValueError, match=f"at most {rank} bits, give more images that differ, or use 'lsh'"):
         make("itq", bits=rank + 1).fit(X)
 
 

@@ -123,6 +123,7 @@ def test_few_images_equal_images_and_images_without_labels_do_no_harm():
     X, y = random_problem(2, n=6)
     assert np.isfinite(make("sdh", bits=12).fit(X, y).transform(X)).all()
     same = np.ones((6, 3), np.float32)
+    same[5] = 2
     assert np.isfinite(make("sdh", bits=3).fit(same, y).transform(same)).all()
     y[0] = 0
     assert np.isfinite(make("sdh", bits=12).fit(X, y).losses_).all()

@@ -96,7 +96,7 @@ def test_components_limit_the_directions_and_trim_leaves_outliers_out():
 
 def test_what_cannot_work_is_refused():
     for same in (np.ones((5, 3)), np.ones((1, 3))):
-        with pytest.raises(ValueError, match="do not differ"):
+        with pytest.raises(ValueError, match="are the same, so there is nothing to learn"):
             make("sh").fit(same)
     with pytest.raises(ValueError, match="components must be at least 1"):
         make("sh", components=0)

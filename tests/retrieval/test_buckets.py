@@ -286,7 +286,7 @@ CODE, LABELS = np.zeros(8, bool), np.ones((5, 2), bool)
         (lambda: INDEX.lookup(np.zeros(2, np.uint64)), r"packed words, uint64 \(1,\), got \(2,\)"),
         (lambda: INDEX.lookup(np.array([256], np.uint64)), "bits set beyond bit 7"),
         (lambda: INDEX.lookup(CODE.astype(float)), "threshold"),
-        (lambda: INDEX.lookup(CODE, -1), "radius is 0 or more, got -1"),
+        (lambda: INDEX.lookup(CODE, -1), "radius must be at least 0, got -1"),
         (lambda: INDEX.search(CODE, 0), "between 1 and the 5 indexed, got 0"),
         (lambda: INDEX.search(CODE, 6), "between 1 and the 5 indexed, got 6"),
         (lambda: BucketIndex(np.zeros((0, 8), bool)), "not empty"),

@@ -180,11 +180,14 @@ BITS = np.array([[1, 0, 0]])
         (lambda i: i.add([1], BITS), "CodeSets"),
         (lambda i: i.remove([4, 5, *range(10, 20)]), "no images with these ids: 5, 10, 11, 12, 13 and 6 more"),
         (lambda i: i.remove([4, 4]), "more than once: 4"),
-        (lambda i: i.search(BITS, 0), "at least 1, got k=0"),
+        (lambda i: i.search(BITS, 0), "k must be at least 1, got 0"),
         (lambda i: i.search(BITS[:, :2], 1), "codes of 3 bits"),
         (lambda i: i.search(BITS[0], 1), "codes of 3 bits"),
         (lambda i: i.search(np.array([[8]], np.uint64), 1), "longer code"),
-        (lambda i: i.within(BITS, -1), "0 or more, got -1"),
+        (lambda i: i.within(BITS, -1), "radius must be at least 0, got -1"),
+        (lambda i: i.search(BITS, 2.0), "k must be an integer, got 2.0"),
+        (lambda i: i.search(BITS, True), "k must be an integer, got True"),
+        (lambda i: i.within(BITS, 1.5), "radius must be an integer, got 1.5"),
         (lambda i: i.within(np.zeros((1, 2), np.uint64), 1), "codes of 3 bits"),
     ],
 )
@@ -202,8 +205,12 @@ def test_back_ends_are_named():
         index.make("flann", 8)
     with pytest.raises(ValueError, match="takes no options; not uri"):
         index.make("brute-force", 8, uri="http://localhost:19530")
-    with pytest.raises(ValueError, match="at least one bit"):
-        index.make("brute-force", 0)
+    with pytest.raises(ValueError, match=r"no back end 'fais' \(did you mean 'faiss'\?\)"):
+        index.make("fais", 8)
+    for bits in (0, 8.0, True):
+        with pytest.raises(ValueError, match="bits must be"):
+            index.make("brute-force", bits)
+    assert index.make("brute-force", np.int64(8)).bits == 8
 
 
 @pytest.mark.parametrize(

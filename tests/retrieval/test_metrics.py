@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
@@ -303,8 +304,12 @@ def test_wrong_data_is_named(change, reason):
     ("arguments", "reason"),
     [
         ({"topk": 0}, "topk must be at least 1"),
+        ({"topk": 2.5}, "topk must be an integer, got 2.5"),
+        ({"topk": True}, "topk must be an integer, got True"),
+        ({"radius": 1.0}, "radius must be an integer, got 1.0"),
+        ({"precision_at": (2.5,)}, "precision at 2.5: the rank must be an integer"),
         ({"denominator": "all"}, "denominator must be"),
-        ({"radius": -1}, "radius is 0 or more"),
+        ({"radius": -1}, "radius must be at least 0"),
         ({"precision_at": (0,)}, "precision at 0"),
         ({"precision_at": (5, 26)}, "precision at 26: .* the 25 database items"),
         ({"backend": "gpu"}, "backend must be"),
@@ -313,3 +318,35 @@ def test_wrong_data_is_named(change, reason):
 def test_wrong_arguments_are_named(arguments, reason):
     with pytest.raises(ValueError, match=reason):
         evaluate(*make_data(4, 3, 25, 8, 2, rate=1.0), **arguments)
+
+
+def test_numpy_integers_are_integers():
+    data = make_data(4, 3, 25, 8, 2, rate=1.0)
+    got = evaluate(*data, topk=np.int64(3), radius=np.uint8(2), precision_at=(np.int32(5),))
+    wanted = evaluate(*data, topk=3, radius=2, precision_at=(5,))
+    assert (got.map, got.precision_within, got.precision_at[5]) == (
+        wanted.map,
+        wanted.precision_within,
+        wanted.precision_at[5],
+    )
+
+
+def test_labels_of_one_class_measure_nothing():
+    """Any codes at all score 1 on them: a warning with the numbers, and an error before long work."""
+    rng = np.random.default_rng(0)
+    queries, database = rng.random((3, 8)) < 0.5, rng.random((20, 8)) < 0.5
+    one, one_of_two = np.ones((20, 1), np.uint8), np.tile(np.array([[0, 1]], np.uint8), (20, 1))
+    for labels in (one, one_of_two):
+        with pytest.warns(UserWarning, match="at least two classes"):
+            assert mean_average_precision(queries, labels[:3], database, labels) == 1
+        with pytest.raises(ValueError, match="at least two classes"):
+            metrics.check_labels(labels[:3], labels)
+    nobody = np.zeros((20, 2), np.uint8)
+    with pytest.raises(ValueError, match="no query has a relevant item"):
+        metrics.check_labels(one_of_two[:3], nobody)
+    two = one_of_two.copy()
+    two[7] = [1, 0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        metrics.check_labels(one_of_two[:3], two)
+        assert mean_average_precision(queries, one_of_two[:3], database, two) < 1

@@ -1,0 +1,44 @@
+"""Checks of arguments, and the part of an error message that helps with a misspelt name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+
+__all__ = ["check_integer", "closest", "is_integer"]
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a value is an integer, of Python or NumPy; True and False are none."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def check_integer(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """Return the value as an int.
+
+    Args:
+        name: of the argument, for the message.
+        value: what was given.
+        least: the smallest that is allowed.
+        most: the largest that is allowed, or None.
+
+    Raises:
+        ValueError: for anything but an integer in that range; NumPy's integers are taken, floats and bools are not.
+    """
+    if not is_integer(value):
+        raise ValueError(f"{name} must be an integer, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    if most is not None and value > most:
+        raise ValueError(f"{name} must be at most {most}, got {value}")
+    return int(value)
+
+
+def closest(name: object, known: Iterable[str]) -> str:
+    """Return the part of an error message that suggests a name: `` (did you mean 'itq'?)``, or "" if none is close."""
+    lower = {each.lower(): each for each in known}
+    found = get_close_matches(str(name).lower(), lower, n=1)
+    return f" (did you mean {lower[found[0]]!r}?)" if found else ""

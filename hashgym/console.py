@@ -1,0 +1,161 @@
+"""All printing to terminals: the command line, agents, benchmarks and progress bars print with this module alone.
+
+Text is shown as it is. Brackets are never read as markup and ``:dog:`` is no emoji, because names of files, labels and
+messages may hold any of them; colour is asked for with :func:`styled`. Characters that steer a terminal are replaced,
+see :func:`hashgym.terminal.printable`. Where the output is no terminal, lines are neither broken nor cut off.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from typing import IO, Any, TypeVar
+
+import rich.console
+import rich.table
+from rich import progress
+from rich.progress import Progress
+from rich.text import Text
+
+from hashgym.terminal import printable
+
+__all__ = [
+    "Console",
+    "Field",
+    "Progress",
+    "Table",
+    "Text",
+    "bar",
+    "error",
+    "plain_table",
+    "say",
+    "say_json",
+    "styled",
+    "track",
+    "warn",
+]
+
+T = TypeVar("T")
+
+_WIDE = 100_000  # columns of an output that is no terminal
+
+
+def styled(text: object, style: str) -> Text:
+    """Text in a colour or weight such as "green", "bold" or "dim"."""
+    return Text(printable(str(text), lines=True), style)
+
+
+class Console(rich.console.Console):
+    """A console of rich that shows text as it is.
+
+    Args:
+        stderr: write to the standard error.
+        file: write there instead.
+        options: others of ``rich.console.Console``.
+    """
+
+    def __init__(self, *, stderr: bool = False, file: IO[str] | None = None, **options: Any) -> None:
+        super().__init__(stderr=stderr, file=file, markup=False, emoji=False, highlight=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Every string that is printed, also as the title of a table, comes by here."""
+        return super().render_str(printable(text, lines=True), **options | {"markup": False, "emoji": False})
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print text without breaking its lines, so that paths can be copied, and tables in full width to a file."""
+        if len(objects) == 1 and isinstance(objects[0], rich.table.Table) and not (self.is_terminal or self.record):
+            wide = Console(file=self.file, width=_WIDE)
+            with wide.capture() as captured:
+                super(Console, wide).print(objects[0])
+            rows = "\n".join(line.rstrip() for line in captured.get().split("\n")[:-1])
+            super().print(Text(rows), soft_wrap=True)
+        elif all(isinstance(thing, (str, Text)) for thing in objects):
+            super().print(*map(_as_text, objects), **{"soft_wrap": True} | options)
+        else:
+            super().print(*objects, **options)
+
+    def on_broken_pipe(self) -> None:
+        """Leave the end to :func:`hashgym.terminal.command_line`; rich would exit with 1."""
+        if threading.current_thread() is not threading.main_thread():  # one that refreshes a progress bar ends alone
+            raise SystemExit
+        raise
+
+
+class Table(rich.table.Table):
+    """A table of rich whose cells are shown as they are."""
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        """Add a row of strings or :class:`Text`."""
+        super().add_row(*(_as_text(cell) if isinstance(cell, (str, Text)) else cell for cell in cells), **options)
+
+
+def plain_table(*columns: str, padding_below: int = 0) -> Table:
+    """A table without lines, under headings."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, padding_below, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def say(*parts: str | Text, stderr: bool = False) -> None:
+    """Print one line of strings and :func:`styled` text, with nothing between them."""
+    Console(stderr=stderr).print(Text.assemble(*map(_as_text, parts)))
+
+
+def say_json(content: Any) -> None:
+    """Print JSON in ASCII, which every encoding has; bytes of names that are not UTF-8 are lone surrogates in it."""
+    import json
+
+    print(json.dumps(content, indent=1))
+
+
+def warn(message: object) -> None:
+    """Print a warning in one line on the standard error."""
+    _notice(message, "yellow")
+
+
+def error(message: object) -> None:
+    """Print what went wrong in one line on the standard error."""
+    _notice(message, "red")
+
+
+def bar(*columns: Any, console: rich.console.Console | None = None, show: bool = True) -> Progress:
+    """A progress bar: what is done, a bar, the count, further ``columns`` and the time left.
+
+    Args:
+        columns: of rich, beside the count.
+        console: to draw on; the standard output by default.
+        show: False for none.
+    """
+    shown = (Field("description"), progress.BarColumn(), progress.MofNCompleteColumn(), *columns)
+    return Progress(*shown, console=console or Console(), disable=not show)
+
+
+def track(items: Iterable[T], doing: str, *, total: int, show: bool = True) -> Iterator[T]:
+    """Give the items one by one beside a progress bar."""
+    with bar(progress.TimeRemainingColumn(), show=show) as drawn:
+        yield from drawn.track(items, total=total, description=doing)
+
+
+class Field(progress.ProgressColumn):
+    """A column of a progress bar: a field of its task, as it is; "description" is what the bar stands for."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+
+    def render(self, task: progress.Task) -> Text:
+        """The field's text."""
+        return Text(printable(str(task.fields.get(self._name, task.description))))
+
+
+def _as_text(thing: str | Text) -> Text:
+    if isinstance(thing, str):
+        return Text(printable(thing, lines=True))
+    clean = thing.copy()
+    clean.plain = printable(thing.plain, lines=True)
+    return clean
+
+
+def _notice(message: object, style: str) -> None:
+    Console(stderr=True).print(styled(" ".join(str(message).split()), style))

@@ -1,0 +1,41 @@
+"""Integers and misspelt names."""
+
+import numpy as np
+import pytest
+
+from hashgym.checks import check_integer, closest
+
+
+@pytest.mark.parametrize("value", [1, 5, np.int64(5), np.uint8(1)])
+def test_integers_are_taken(value):
+    checked = check_integer("k", value, 1, 5)
+    assert checked == value
+    assert type(checked) is int
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (0, "k must be at least 1, got 0"),
+        (-3, "k must be at least 1, got -3"),
+        (6, "k must be at most 5, got 6"),
+        (2.0, "k must be an integer, got 2.0"),
+        (True, "k must be an integer, got True"),
+        (np.bool_(True), "k must be an integer"),
+        (np.float32(2), "k must be an integer"),
+        ("2", "k must be an integer, got '2'"),
+        (None, "k must be an integer, got None"),
+    ],
+)
+def test_all_else_is_named(value, message):
+    with pytest.raises(ValueError, match=message):
+        check_integer("k", value, 1, 5)
+
+
+@pytest.mark.parametrize(
+    ("typed", "suggested"),
+    [("itqq", "itq"), ("ITQ", "itq"), ("efficientnet-lite0", "efficientnet_lite0"), ("moon", ""), ("", ""), (3, "")],
+)
+def test_the_closest_name_is_suggested(typed, suggested):
+    wanted = f" (did you mean {suggested!r}?)" if suggested else ""
+    assert closest(typed, ["itq", "lsh", "efficientnet_lite0"]) == wanted
