@@ -71,8 +71,8 @@ class Args(runs.RunArgs):
     """which of the objectives and networks; `gru` and `lstm` have other defaults than shown here, see PRESETS"""
     bits: int = 24
     """q, length of the code"""
-    group_bits: int = 0
-    """k, bits emitted in one step; 0 stands for the lesser of 12 and `bits`"""
+    group_bits: int = DEFAULT_GROUP_BITS
+    """k, bits emitted in one step; `bits` where the code is shorter"""
     reward: str = "average_precision"
     """reward by name; `paper` and `released` are defined by the triplet reward"""
     margin: float = 1.0
@@ -99,12 +99,11 @@ class Args(runs.RunArgs):
     """weight of the bits' entropy, in nats, for `gru` and `lstm`"""
 
     def __post_init__(self) -> None:
-        if not self.group_bits:
-            object.__setattr__(self, "group_bits", min(DEFAULT_GROUP_BITS, self.bits))
         if self.variant not in NETWORKS:
             known = ", ".join(NETWORKS)
             raise ValueError(f"variant must be one of {known}, got {self.variant!r}{closest(self.variant, NETWORKS)}")
         self.check_positive("bits", "group_bits", "hidden", "history", "learning_rate")
+        object.__setattr__(self, "group_bits", min(self.group_bits, self.bits))
         self.check_fraction("dropout", "input_dropout")
         for name in ("value_weight", "entropy_weight"):
             if not 0 <= getattr(self, name) < math.inf:

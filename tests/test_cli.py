@@ -279,7 +279,8 @@ def test_info_is_whole_when_piped(photos, tmp_path):
     """Digests and long label lists are neither broken over lines nor cut off."""
     for i in range(400):
         (photos / f"a class with a long name {i:03}").mkdir()
-        os.link(photos / "cat" / "1.png", photos / f"a class with a long name {i:03}" / "1.png")
+        for j in range(2):
+            os.link(photos / "cat" / "1.png", photos / f"a class with a long name {i:03}" / f"{j}.png")
     cli.main(words(photos, tmp_path / "out"))
     data = cache.open_cache(tmp_path / "out")
     environment = os.environ | {"COLUMNS": "40"}

@@ -243,7 +243,7 @@ def test_info_of_codes_and_indices(place, tmp_path, capsys):
         "of 40 pictures, 12 bits each",
         f"below {place / 'photos'}",
         "words.npy",
-        "all 5 checksums are right",
+        "all 7 checksums are right",
     ):
         assert wanted in said
     said = says(["info", place / "index"], capsys)

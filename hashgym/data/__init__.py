@@ -101,12 +101,11 @@ def read_images(
     if dataset in _EMBEDDED:
         raise DataError(f"{dataset} is embedded and has features already: use hashgym.data.load({dataset!r})")
     if dataset not in _ON_DISK or path or ":" in dataset:
-        raise DataError(f"there is no dataset {dataset!r} of images; there are {', '.join(_ON_DISK)}")
-    if exclude:
-        raise DataError(f"{dataset} has a fixed set of images: --exclude is for folder:PATH and list:FILE")
         raise DataError(
             f"there is no dataset {dataset!r}{closest(dataset, _ON_DISK)} of images; there are {', '.join(_ON_DISK)}"
         )
+    if exclude:
+        raise DataError(f"{dataset} has a fixed set of images: --exclude is for folder:PATH and list:FILE")
     reader = _module(_ON_DISK[dataset][0])
     if root is None:
         raise DataError(f"{dataset} needs the folder it lies in (--root); wanted: {reader.LAYOUT}")

@@ -617,7 +617,7 @@ def test_tokens_that_are_weak_or_have_no_place_in_an_address_are_told(index: Pat
 def test_the_command_prints_a_new_token_each_time_unless_one_is_given(index: Path, monkeypatch: Any) -> None:
     printed: list[str] = []
     monkeypatch.setattr("hashgym.gallery.server._Server.run", lambda _: None)
-    monkeypatch.setattr("builtins.print", lambda text, **_: printed.append(text))
+    monkeypatch.setattr("hashgym.gallery.server.say", printed.append)
     monkeypatch.setenv("HASHGYM_TOKEN", "")
     for options in ([], [], ["--token", SECRET], ["--token", ""]):
         cli.main(["serve", str(index), "--port", "0", *options])
