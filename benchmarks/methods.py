@@ -80,7 +80,7 @@ def settings(cell: Cell) -> Any:
         changes = AGENTS[cell.method]
         own = {"bits": cell.bits, "seed": cell.seed, **changes, **dict(cell.changes)}
         return dataclasses.replace(agent.PRESETS[changes["variant"]], **own)
-    if cell.method not in hashgym.hashers.available():
+    if cell.method not in hashgym.hashers.HASHERS:
         known = ", ".join([*hashgym.hashers.available(), *AGENTS])
         raise ValueError(f"there is no method {cell.method!r}: choose from {known}")
     return hashgym.hashers.make(cell.method, bits=cell.bits, seed=cell.seed, **dict(cell.changes))

@@ -18,8 +18,7 @@ import pytest
 import tyro
 
 import hashgym.cli
-from hashgym import features, hashers
-from hashgym.rewards import registry
+from hashgym import features
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -37,12 +36,10 @@ pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relativ
 def as_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An empty folder to work in; what is registered there is forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
-    registries: tuple[dict[str, Any], ...] = (registry._FACTORIES, hashers._REGISTRY, features._registered)
-    before = [dict(names) for names in registries]
+    before = dict(features._registered)
     yield
-    for names, known in zip(registries, before, strict=True):
-        names.clear()
-        names.update(known)
+    features._registered.clear()
+    features._registered.update(before)
 
 
 @pytest.mark.usefixtures("as_reader")

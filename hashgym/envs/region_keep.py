@@ -451,7 +451,7 @@ class RegionKeepVectorEnv(_OverGame, LockstepVectorEnv):
 
 def _base(source: str | Path | HashingDataset, dataset: HashingDataset, task: RegionKeepTask) -> Hasher:
     """The fitted base hasher of a task."""
-    if isinstance(task.base, str) and task.base in hashers.available():
+    if isinstance(task.base, str) and task.base in hashers.HASHERS:
         unfitted = hashers.make(task.base, bits=task.bits or DEFAULT_BITS, seed=0)
         _table(unfitted, task, fitted=False)
         if isinstance(source, HashingDataset):
