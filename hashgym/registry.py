@@ -45,9 +45,7 @@ class Registry(Generic[T]):
             raise ValueError(f"target must look like 'package.module:Name', got {target!r}")
         taken = self.entries.get(name, target)
         if not _same(taken, target):
-            raise ValueError(
-                f"a {self.kind} {name!r} is registered already, {_where(taken)}: choose another name"
-            )
+            raise ValueError(f"a {self.kind} {name!r} is registered already, {_where(taken)}: choose another name")
         if name not in self.entries or not isinstance(target, str):
             self.entries[name] = target  # also where a notebook's cell defines it again
         if not description:
