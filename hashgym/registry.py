@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import fields
+from functools import wraps
 from importlib import import_module
 from typing import Any, Generic, TypeVar
 
-__all__ = ["Registry", "named_settings"]
+__all__ = ["Registry", "named_settings", "named_settings_of"]
 
 T = TypeVar("T")
 
@@ -113,6 +116,24 @@ def named_settings(what: str, given: Any, known: Any) -> None:
     """
     if unknown := [name for name in given if name not in set(known)]:
         raise ValueError(f"{what} has no setting {', '.join(map(str, unknown))}: it has {', '.join(known)}")
+
+
+def named_settings_of(what: str, *others: str) -> Callable[[type[T]], type[T]]:
+    """Give a dataclass the error of :func:`named_settings`; ``others`` are known settings that are not its own."""
+
+    def decorate(cls: type[T]) -> type[T]:
+        init: Any = cls.__init__
+        known = [*(field.name for field in fields(cls)), *others]  # type: ignore[arg-type]
+
+        @wraps(init)
+        def checked(self: T, **settings: Any) -> None:
+            named_settings(what, settings, known)
+            init(self, **settings)
+
+        cls.__init__ = checked  # type: ignore[method-assign,assignment]
+        return cls
+
+    return decorate
 
 
 def _where(target: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -178,3 +179,29 @@ def test_a_saved_hasher_names_its_module_and_imports_nothing(own: str, tmp_path:
 def test_an_agent_takes_a_reward_of_a_module(own: str, multi_label: HashingDataset) -> None:
     args = drlih.Args(reward=f"{own}:Ones", bits=4, group_bits=4, updates=1, lanes=8, hidden=8, device="cpu")
     assert drlih.train(multi_label, args, progress=False).dim == multi_label.dim
+
+
+@pytest.mark.parametrize(
+    ("make", "known"),
+    [
+        (
+            lambda **given: gym.make("BitGroupHashing-v0", **given),
+            "BitGroupHashing-v0 has no setting bitz: it has bits, ",
+        ),
+        (
+            lambda **given: gym.make_vec("BitGroupHashing-v0", 2, **given),
+            "has no setting bitz: it has bits, group_bits",
+        ),
+        (lambda **given: gym.make("RegionKeep-v0", **given), "RegionKeep-v0 has no setting bitz: it has base, "),
+        (lambda **given: gym.make_vec("RegionKeep-v0", 2, **given), "RegionKeep-v0 has no setting bitz: it has base, "),
+        (lambda **given: hashers.make("itq", **given), "itq has no setting bitz: it has bits, seed, iterations"),
+        (lambda **given: rewards.make("triplet", **given), "reward 'triplet' has no setting bitz: it has margin"),
+        (lambda **given: rewards.make("pairwise:dch", **given), "dch has no setting bitz: it has bits, "),
+        (lambda **given: rewards.make("weighted", **given), "reward 'weighted' has no setting bitz: it has terms"),
+    ],
+)
+def test_unknown_settings_name_the_known_ones_in_a_line(make: Callable[..., object], known: str) -> None:
+    with pytest.raises(ValueError, match=known) as raised:
+        make(bitz=np.zeros((1_000, 50)))
+    assert len(str(raised.value)) < 300
+    assert "\n" not in str(raised.value)

@@ -59,9 +59,10 @@ def save(dataset: HashingDataset, path: str | Path, *, overwrite: bool = False) 
     that name, nor is an old one lost before the new one is complete.
 
     Raises:
-        DataError: if ``path`` exists, unless it is a cache and ``overwrite`` is true.
+        DataError: if ``path`` exists, unless it is a cache and ``overwrite`` is true, and for a dataset without labels.
         OSError: if it cannot be written.
     """
+    dataset.require("labels")
     target = Path(path)
     if target.exists() and not (overwrite and is_cache(target)):
         raise DataError(f"{target} exists already: remove it, or choose another name")

@@ -283,7 +283,7 @@ def _part(what: str, given: Any, n: int) -> NDArray[np.int64] | int | None:
     if given is None or (isinstance(given, (int, np.integer)) and not isinstance(given, bool)):
         return None if given is None else int(given)
     array = np.asarray(given) if isinstance(given, (list, tuple, range)) or hasattr(given, "__array__") else None
-    if array is None or array.ndim != 1 or array.dtype.kind not in "biu" and array.size:
+    if array is None or array.ndim != 1 or (array.dtype.kind not in "biu" and array.size):
         raise DataError(f"{what} must be a number of images, their indices, or a mask (n,); got {described(given)}")
     if array.dtype.kind == "b" and array.size:
         if len(array) != n:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import mmap
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +19,8 @@ __all__ = ["DataError", "HashingDataset"]
 
 _BLOCK = 1 << 24  # numbers looked at at once, so that a mapped file is never read into memory whole
 
+_FAR = 10.0  # times larger or smaller than unit scale
+_SAMPLE = 1_000  # training images by which the scale is judged
 
 FROM_ARRAYS = "HashingDataset.from_arrays(features, labels=...)"
 NO_LABELS = "give it labels, or use hashers that need none: lsh, itq, sh"
@@ -199,6 +202,25 @@ class HashingDataset:
                 raise DataError(
                     f"the dataset {self.name!r} has no {key}: {REGIONS_COMMAND} extracts them, 'digit-scenes' has them"
                 )
+
+    def check_scale(self) -> None:
+        """Warn, once for each dataset, of features that are not standardised and far from mean 0 and deviation 1."""
+        _ = self._scale_is_near
+
+    @cached_property
+    def _scale_is_near(self) -> bool:
+        if self.center is not None:
+            return True
+        sample = np.asarray(self.features[self.train[:: max(1, len(self.train) // _SAMPLE)]], np.float64)
+        deviation, offset = np.sqrt(sample.var(0).mean()), np.sqrt(np.square(sample.mean(0)).mean())
+        near = bool(1 / _FAR <= deviation <= _FAR and offset <= _FAR * deviation)
+        if not near:
+            warnings.warn(
+                f"the features of {self.name!r} have a deviation of about {deviation:.2g} and a mean of about "
+                f"{offset:.2g} in size; networks learn best near 1 and 0: dataset.standardized() gives such features",
+                stacklevel=2,
+            )
+        return near
 
     def standardized(self) -> HashingDataset:
         """A copy in memory whose features have mean 0 and deviation 1 over the training images.

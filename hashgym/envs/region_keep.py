@@ -18,6 +18,7 @@ from hashgym.data import HashingDataset
 from hashgym.envs.lockstep import Lanes, LockstepVectorEnv, Observation, ScalarEnv, Skin, Tables, setting, standardized
 from hashgym.envs.rendering import RegionScene
 from hashgym.hashers import Hasher
+from hashgym.registry import named_settings_of
 from hashgym.retrieval.kernels import distance_histograms
 
 __all__ = ["RegionKeepEnv", "RegionKeepTask", "RegionKeepVectorEnv", "observation"]
@@ -26,6 +27,7 @@ DEFAULT_BITS = 32
 _ROWS = 1024  # images whose regions are encoded at once: features may be mapped files
 
 
+@named_settings_of("RegionKeep-v0", "dataset", "flat", "info", "render_mode")
 @dataclass(frozen=True, kw_only=True)
 class RegionKeepTask:
     """Whose codes are kept and what that is worth: the arguments both environments share (see their docstring)."""

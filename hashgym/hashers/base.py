@@ -72,6 +72,8 @@ class Hasher(ABC):
                 length or not multi-hot, and more bits than the method can give on this data.
         """
         features = _features(X)
+        if self.supervised and np.shape(y) == (len(features), 0):
+            raise ValueError(f"{type(self).__name__} learns from labels, and there are none: lsh, itq and sh need none")
         labels = _labels(y, len(features)) if y is not None and self.supervised else None
         if labels is None and self.supervised:
             raise ValueError(f"{type(self).__name__} learns from labels: call fit(X, y), y multi-hot uint8 (n, L)")
