@@ -6,7 +6,6 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import VectorObservationWrapper, VectorWrapper
 from numpy.typing import NDArray
 
 from hashgym import codes
@@ -221,9 +220,10 @@ def _as_trained(policy: Any) -> Any:
         venv = venv.venv
     layer = getattr(venv, "envs", None)  # of HashVecEnv the vector environment, of DummyVecEnv a list
     layer = layer[0] if isinstance(layer, list) else layer
-    while isinstance(layer, (gym.Wrapper, VectorWrapper)):
+    wrappers = (gym.ObservationWrapper, gym.vector.VectorObservationWrapper)
+    while isinstance(layer, (gym.Wrapper, gym.vector.VectorWrapper)):
         name = type(layer).__name__
-        if isinstance(layer, (gym.ObservationWrapper, VectorObservationWrapper)) and name not in _SAME_NUMBERS:
+        if isinstance(layer, wrappers) and name not in _SAME_NUMBERS:
             raise ValueError(
                 f"the model was trained on observations that {name} changes, which encoding does not do: give a "
                 "function that changes observations in the same way and calls model.predict"
