@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "using-other-libraries.md").read_text("utf-8")
-SECTIONS = {title: text for title, text in re.findall(r"^## (.+)\n(.*?)(?=^## |\Z)", PAGE, flags=re.M | re.S)}
+SECTIONS = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", PAGE, flags=re.M | re.S))
 LIBRARIES = {
     "Gymnasium": "gymnasium",
     "Stable-Baselines3": "stable_baselines3",
