@@ -42,8 +42,8 @@ def fields_of(
     names = _strings("names", names) or tuple(str(i) for i in range(n))
     if len(names) != n:
         raise DataError(f"{len(names):,} names for {n:,} images: give every image one")
-    digest = blake2b(np.ascontiguousarray(numbers), digest_size=8)
-    digest.update(np.ascontiguousarray(table))
+    digest = blake2b(numbers.data, digest_size=8)
+    digest.update(np.ascontiguousarray(table).data)
     return {
         "name": name,
         "features": numbers,

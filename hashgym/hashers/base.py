@@ -72,7 +72,7 @@ class Hasher(ABC):
                 length or not multi-hot, and more bits than the method can give on this data.
         """
         features = _features(X)
-        if self.supervised and np.shape(y) == (len(features), 0):
+        if self.supervised and getattr(y, "shape", None) == (len(features), 0):
             raise ValueError(f"{type(self).__name__} learns from labels, and there are none: lsh, itq and sh need none")
         labels = _labels(y, len(features)) if y is not None and self.supervised else None
         if labels is None and self.supervised:

@@ -118,7 +118,7 @@ def make(reward: RewardLike, **options: Any) -> Reward:
         raise ValueError(f"reward {reward!r}: {error}") from error
     if not callable(made):
         raise ValueError(f"the factory of reward {reward!r} returned {type(made).__name__}: it must return a callable")
-    return made  # type: ignore[no-any-return]
+    return made
 
 
 def _binds(function: Callable[..., Any], *arguments: Any) -> bool:
