@@ -14,7 +14,7 @@ from typing import Any, TypeVar, overload
 from hashgym.hashers.base import Hasher, NotFittedError, read
 from hashgym.registry import Registry, named_settings
 
-__all__ = ["HASHERS", "Hasher", "NotFittedError", "available", "load", "make", "register"]
+__all__ = ["Hasher", "NotFittedError", "available", "load", "make", "register"]
 
 HasherClass = TypeVar("HasherClass", bound=type[Hasher])
 
