@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from agents import drlih
+from benchmarks import methods
 from hashgym import hashers, rewards
 from hashgym.data import HashingDataset
 from hashgym.hashers.lsh import LSH
@@ -205,3 +206,12 @@ def test_unknown_settings_name_the_known_ones_in_a_line(make: Callable[..., obje
         make(bitz=np.zeros((1_000, 50)))
     assert len(str(raised.value)) < 300
     assert "\n" not in str(raised.value)
+
+
+def test_benchmarks_and_exports_take_a_hasher_of_a_module(own: str) -> None:
+    configured = methods.settings(methods.Cell("digits", f"{own}:Planes", 8, 0))
+    assert (type(configured).__name__, configured.bits) == ("Planes", 8)
+    with pytest.raises(ValueError, match=r"there is no method 'moon': choose from lsh, itq"):
+        methods.settings(methods.Cell("digits", "moon", 8, 0))
+    with pytest.raises(ValueError, match="unknown hasher 'nowhere:Planes'; .* no module nowhere"):
+        methods.settings(methods.Cell("digits", "nowhere:Planes", 8, 0))
