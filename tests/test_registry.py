@@ -213,5 +213,5 @@ def test_benchmarks_and_exports_take_a_hasher_of_a_module(own: str) -> None:
     assert (type(configured).__name__, configured.bits) == ("Planes", 8)
     with pytest.raises(ValueError, match=r"there is no method 'moon': choose from lsh, itq"):
         methods.settings(methods.Cell("digits", "moon", 8, 0))
-    with pytest.raises(ValueError, match="unknown hasher 'nowhere:Planes'; .* no module nowhere"):
+    with pytest.raises(ValueError, match=r"unknown hasher 'nowhere:Planes'; .* no module nowhere"):
         methods.settings(methods.Cell("digits", "nowhere:Planes", 8, 0))
