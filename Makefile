@@ -3,13 +3,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint docs clean
+.PHONY: quickstart test test-oldest test-clients lint docs clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.quickstart
 
 test: lint
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+# The least versions of everything, in an environment of its own; Python 3.10 to 3.12.
+test-oldest: .venv-oldest/.installed
+	.venv-oldest/bin/python -m pytest -n auto --dist worksteal
+
+# The examples of docs/using-other-libraries.md, in an environment of its own.
+test-clients: .venv-clients/.installed
+	.venv-clients/bin/python -m pytest tests/clients
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -28,9 +36,23 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+.venv-oldest/.installed: pyproject.toml constraints-oldest.txt
+	test -x $(@D)/bin/python || { $(PYTHON) -m venv $(@D) && touch $(@D)/.hashgym; }
+	$(@D)/bin/python -m pip install --constraint constraints-oldest.txt torch
+	$(@D)/bin/python -m pip install --constraint constraints-oldest.txt --editable ".[dev]"
+	touch $@
+
+# Not constraints.txt but for torch: these libraries name versions of their own.
+.venv-clients/.installed: pyproject.toml constraints.txt
+	test -x $(@D)/bin/python || { $(PYTHON) -m venv $(@D) && touch $(@D)/.hashgym; }
+	grep '^torch' constraints.txt > $(@D)/torch.txt
+	$(@D)/bin/python -m pip install --constraint $(@D)/torch.txt torch
+	$(@D)/bin/python -m pip install --constraint $(@D)/torch.txt pytest pytest-timeout --editable ".[contrib,clients]"
+	touch $@
+
 # Only what can be made again, and only what shows who made it: training runs and an environment of one's own stay.
 clean:
-	! test -f $(VENV)/.hashgym || rm -rf $(VENV)
+	for venv in $(VENV) .venv-oldest .venv-clients; do ! test -f $$venv/.hashgym || rm -rf $$venv; done
 	! test -f docs/_build/.buildinfo || rm -rf docs/_build
 	for cache in .mypy_cache .ruff_cache .pytest_cache; do ! test -f $$cache/CACHEDIR.TAG || rm -rf $$cache; done
 	find agents benchmarks docs hashgym tests -path '*/__pycache__/*.pyc' -delete

@@ -45,6 +45,7 @@ __all__ = [
     "PRESETS",
     "Args",
     "Policy",
+    "base_of_run",
     "exact_loss",
     "fitted_base",
     "load",
@@ -228,6 +229,24 @@ def fitted_base(source: str | Path, bits: int, seed: int, dataset: HashingDatase
     return base.fit(dataset.features[dataset.train], dataset.labels[dataset.train])
 
 
+def base_of_run(name: str, resumed: Path | None, bits: int, seed: int, dataset: HashingDataset) -> Hasher:
+    """The base hasher of a run: fitted now, or the one that a run which is resumed was begun with.
+
+    Args:
+        name: of the hasher, or its file.
+        resumed: the folder of the run that is resumed, or None.
+        bits, seed, dataset: as for :func:`fitted_base`.
+
+    Raises:
+        ValueError: as :func:`fitted_base`.
+    """
+    if resumed is None:
+        return fitted_base(name, bits, seed, dataset)
+    if name in hashgym.hashers.HASHERS:
+        hashgym.hashers.HASHERS.find(name)  # "module:Class" is imported, which reading a file never does
+    return fitted_base(resumed / "base.npz", bits, seed, dataset)
+
+
 @runs.exclusive
 def train(
     dataset: HashingDataset,
@@ -391,9 +410,8 @@ def main(run: Main) -> dict[str, metrics.RetrievalResult]:
     dataset = data.load(run.dataset).standardized()
     metrics.check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
     dataset.require("train_regions", "regions")
-    saved = run.out / "base.npz" if run.resume and run.out else run.base
     with runs.hold_folder(run.out):
-        base = fitted_base(saved, run.bits, run.args.seed, dataset)
+        base = base_of_run(run.base, run.out if run.resume else None, run.bits, run.args.seed, dataset)
         policy = train(dataset, base, run.args, out=run.out, threshold=run.xi, resume=run.resume)
     query = base.encode(dataset.features[dataset.query])
     several = encode(policy, base, dataset, dataset.database, run.xi)

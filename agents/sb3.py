@@ -756,9 +756,7 @@ def main(run: Main) -> metrics.RetrievalResult:
     with runs.hold_folder(run.out):
         if keep:
             dataset.require("train_regions", "regions")
-            base = mch.fitted_base(
-                run.out / "base.npz" if run.resume and run.out else run.base, args.bits, args.seed, dataset
-            )
+            base = mch.base_of_run(run.base, run.out if run.resume else None, args.bits, args.seed, dataset)
         began = time.perf_counter()
         model = train(dataset, args, base=base, out=run.out, resume=run.resume)
     seconds = time.perf_counter() - began

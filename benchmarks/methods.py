@@ -87,7 +87,7 @@ def settings(cell: Cell) -> Any:
         changes = AGENTS[cell.method]
         own = {"bits": cell.bits, "seed": cell.seed, **changes, **dict(cell.changes)}
         return dataclasses.replace(agent.PRESETS[changes["variant"]], **own)
-    if cell.method not in hashgym.hashers.available():
+    if cell.method not in hashgym.hashers.HASHERS:
         known = [*hashgym.hashers.available(), *AGENTS]
         close = closest(cell.method, known)
         raise ValueError(f"there is no method {cell.method!r}{close}: choose from {', '.join(known)}")

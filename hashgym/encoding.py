@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ from hashgym.hashers import Hasher
 
 __all__ = ["encode", "encode_regions", "keep_probabilities"]
 
+_SAME_NUMBERS = ("FlattenObservation", "DtypeObservation")  # wrappers of Gymnasium that change the form alone
+
 
 def encode(
     policy: Any,
@@ -29,6 +32,10 @@ def encode(
     batch_size: int = 4096,
 ) -> NDArray[np.bool_]:
     """Encode images group by group, as the environment would ask for their codes.
+
+    Observations of a Stable-Baselines3 model that was trained under ``VecNormalize`` are normalised with its
+    statistics, where the model has its environment: load it with ``PPO.load(path, env=VecNormalize.load(file, envs))``.
+    Without an environment a model does not say that it was trained so.
 
     Args:
         policy: a Stable-Baselines3 model or anything with its ``predict(observation, state=, episode_start=,
@@ -45,8 +52,10 @@ def encode(
         bool (n, bits).
 
     Raises:
-        ValueError: for features of another shape or not finite, or actions of another shape.
+        ValueError: for features of another shape or not finite, actions of another shape, or a model whose environment
+            is under another wrapper that changes observations.
     """
+    policy = _as_trained(policy)
     features = np.asarray(features)
     if features.ndim != 2:
         raise ValueError(f"features must have shape (n, D), got {features.shape}")
@@ -93,6 +102,8 @@ def encode_regions(
     batch_size: int = 1024,
 ) -> CodeSets:
     """Give every image its own code, and the codes of the regions that the policy keeps (MCH, section 4.3).
+
+    The statistics of ``VecNormalize`` count as in :func:`encode`.
 
     Args:
         policy: anything with ``keep_probability(observation)``, which gives p in [0, 1] for each of n observations; a
@@ -145,6 +156,7 @@ def _offer(
     policy: Any, base: Hasher, features: Any, regions: Any, threshold: float | None, batch_size: int
 ) -> tuple[codes.Words, NDArray[np.float64]]:
     """Codes and keep probabilities; with a threshold regions are offered in turn."""
+    policy = _as_trained(policy)
     if regions is None:
         raise DataError(f"the images' regions are needed (dataset.regions): {REGIONS_COMMAND} extracts them")
     features, regions = np.asarray(features, np.float32), np.asarray(regions, np.float32)
@@ -192,3 +204,40 @@ def _keep_probability(policy: Any, seen: Any, n: int) -> NDArray[np.float64]:
         wrong = p[~((p >= 0) & (p <= 1))][0]
         raise ValueError(f"the policy must give numbers from 0 to 1, got {wrong}")
     return p
+
+
+class _Normalizing:
+    """A Stable-Baselines3 model behind the VecNormalize that it was trained under."""
+
+    def __init__(self, model: Any, statistics: Any) -> None:
+        self.model, self.statistics, self.observation_space = model, statistics, model.observation_space
+
+    def predict(self, observation: Any, **rest: Any) -> Any:
+        """Act on observations as the environment shows them."""
+        return self.model.predict(self.statistics.normalize_obs(observation), **rest)
+
+
+def _as_trained(policy: Any) -> Any:
+    """A policy that takes observations as the environment shows them, with what stood before it in training.
+
+    Raises:
+        ValueError: for a model whose environment is under a wrapper that changes observations and is not known here.
+    """
+    if not (hasattr(policy, "get_env") and hasattr(policy, "get_vec_normalize_env")):
+        return policy
+    venv = policy.get_env()
+    while hasattr(venv, "venv"):  # the wrappers of Stable-Baselines3
+        venv = venv.venv
+    layer = getattr(venv, "envs", None)  # of HashVecEnv the vector environment, of DummyVecEnv a list
+    layer = layer[0] if isinstance(layer, list) else layer
+    wrappers = (gym.ObservationWrapper, gym.vector.VectorObservationWrapper)
+    while isinstance(layer, (gym.Wrapper, gym.vector.VectorWrapper)):
+        name = type(layer).__name__
+        if isinstance(layer, wrappers) and name not in _SAME_NUMBERS:
+            raise ValueError(
+                f"the model was trained on observations that {name} changes, which encoding does not do: give a "
+                "function that changes observations in the same way and calls model.predict"
+            )
+        layer = layer.env
+    statistics = policy.get_vec_normalize_env()
+    return policy if statistics is None else _Normalizing(policy, statistics)

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from hashgym.data import HashingDataset
-from hashgym.rewards import registry
+from hashgym.hashers import HASHERS
+from hashgym.rewards.registry import REWARDS
 
 
 @pytest.fixture(autouse=True)
@@ -24,12 +25,14 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyt
 
 
 @pytest.fixture(autouse=True)
-def _rewards_are_forgotten() -> Iterator[None]:
+def _rewards_and_hashers_are_forgotten() -> Iterator[None]:
     """What a test registers is unknown to the next."""
-    before = dict(registry._FACTORIES)
+    known = [names for registry in (REWARDS, HASHERS) for names in (registry.entries, registry.descriptions)]
+    before = [dict(names) for names in known]
     yield
-    registry._FACTORIES.clear()
-    registry._FACTORIES.update(before)
+    for names, earlier in zip(known, before, strict=True):
+        names.clear()
+        names.update(earlier)
 
 
 @pytest.fixture

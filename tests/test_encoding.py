@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 import hashgym
 from hashgym import hashers
@@ -15,6 +20,7 @@ from hashgym.data import DataError, HashingDataset
 from hashgym.envs.bit_group_hashing import BitGroupHashingEnv
 from hashgym.envs.region_keep import RegionKeepEnv
 from hashgym.hashers import Hasher
+from hashgym.integrations.sb3 import HashVecEnv
 
 BITS, GROUP = 10, 4
 
@@ -344,3 +350,63 @@ def test_keep_probabilities_serve_all_thresholds(regional: HashingDataset, base:
     same = CodeSets(words, p >= threshold, base.bits)
     np.testing.assert_array_equal(sets.words, same.words)
     np.testing.assert_array_equal(sets.kept, same.kept)
+
+
+def trained(envs: VecEnv) -> PPO:
+    """A model that has seen a few episodes, and with it the statistics of its environment."""
+    return PPO("MultiInputPolicy", envs, n_steps=8, batch_size=32, n_epochs=1, seed=0, device="cpu").learn(64)
+
+
+def test_a_model_under_vec_normalize_sees_normalised_observations(multi_label: HashingDataset, tmp_path: Path) -> None:
+    far = dataclasses.replace(multi_label, features=multi_label.features * 100 + 500)
+    make = partial(gym.make_vec, "BitGroupHashing-v0", 4, dataset=far, bits=BITS, group_bits=GROUP)
+    envs = VecNormalize(HashVecEnv(make()), norm_obs_keys=["image", "code"])
+    model = trained(envs)
+    mean, variance = envs.obs_rms["image"].mean, envs.obs_rms["image"].var
+    assert abs(mean.mean()) > 100
+
+    def by_hand(observation: dict[str, Any]) -> np.ndarray:
+        seen = dict(observation)
+        for key, rms in envs.obs_rms.items():
+            seen[key] = np.clip((seen[key] - rms.mean) / np.sqrt(rms.var + envs.epsilon), -10, 10).astype(np.float32)
+        return model.predict(seen, deterministic=True)[0]
+
+    encoded = hashgym.encode(model, far.features, bits=BITS, group_bits=GROUP)
+    np.testing.assert_array_equal(encoded, hashgym.encode(by_hand, far.features, bits=BITS, group_bits=GROUP))
+    plain = hashgym.encode(lambda seen: model.predict(seen)[0], far.features, bits=BITS, group_bits=GROUP)
+    assert (encoded != plain).mean() > 0.1
+    np.testing.assert_array_equal(envs.obs_rms["image"].mean, mean)  # encoding is no training
+    np.testing.assert_array_equal(envs.obs_rms["image"].var, variance)
+
+    model.save(tmp_path / "model.zip")
+    envs.save(str(tmp_path / "statistics.pkl"))
+    loaded = PPO.load(tmp_path / "model.zip", VecNormalize.load(str(tmp_path / "statistics.pkl"), HashVecEnv(make())))
+    np.testing.assert_array_equal(hashgym.encode(loaded, far.features, bits=BITS, group_bits=GROUP), encoded)
+
+
+def test_vec_normalize_counts_for_regions_too() -> None:
+    envs = VecNormalize(
+        HashVecEnv(gym.make_vec("RegionKeep-v0", 4, base="lsh", bits=8, loss=np.zeros((2, 9)))),
+        norm_obs_keys=["image", "region"],
+    )
+    model, base = trained(envs), envs.unwrapped.get_attr("base")[0]
+    scenes = envs.unwrapped.get_attr("dataset")[0]
+
+    def by_hand(observation: dict[str, Any]) -> np.ndarray:
+        return model.predict(envs.normalize_obs(observation), deterministic=True)[0]
+
+    images = scenes.features[:50], scenes.regions[:50]
+    ours, wanted = (hashgym.encode_regions(policy, base, *images) for policy in (model, by_hand))
+    np.testing.assert_array_equal(ours.filled, wanted.filled)
+
+
+def test_other_wrappers_of_observations_are_refused(multi_label: HashingDataset) -> None:
+    def scaled(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+        return gym.wrappers.TransformObservation(env, lambda seen: seen, env.observation_space)
+
+    env = gym.make("BitGroupHashing-v0", dataset=multi_label, bits=BITS, group_bits=GROUP)
+    model = PPO("MultiInputPolicy", scaled(env), device="cpu")
+    with pytest.raises(ValueError, match=r"TransformObservation changes, which encoding does not do: give a function"):
+        hashgym.encode(model, multi_label.features, bits=BITS, group_bits=GROUP)
+    model = PPO("MultiInputPolicy", env, device="cpu")
+    assert hashgym.encode(model, multi_label.features, bits=BITS, group_bits=GROUP).shape == (60, BITS)

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = [path for part in ("hashgym", "agents", "benchmarks") for path in sorted((ROOT / part).rglob("*.py"))]
 LAYERS = [
-    ["checks", "console", "terminal"],
+    ["checks", "console", "registry", "terminal"],
     ["codes"],
     ["data"],
     ["features", "hashers", "retrieval"],

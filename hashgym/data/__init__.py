@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from hashgym.checks import closest
 from hashgym.data import splits
-from hashgym.data.dataset import DataError, HashingDataset
+from hashgym.data.dataset import FROM_ARRAYS, DataError, HashingDataset, described
 from hashgym.data.images import ImageCollection
 from hashgym.terminal import quote
 
@@ -136,6 +137,8 @@ def load(
             that the data cannot give.
     """
     again = any(option is not None for option in (split, seed, queries, train))
+    if not isinstance(source, HashingDataset):
+        source = checked_source(source)
     if isinstance(source, HashingDataset):
         dataset = source
     elif source in _EMBEDDED:
@@ -153,6 +156,7 @@ def load(
         raise DataError(f"{source} is neither a folder of features nor one of {', '.join(_EMBEDDED)}{close}")
     if not again:
         return dataset
+    dataset.require("labels")
     stored = dataset.provenance
     if split is None:
         split = stored.get("split")
@@ -168,6 +172,24 @@ def load(
         train=train,
     )
     return splits.apply(dataset, drawn)
+
+
+def checked_source(source: Any) -> str:
+    """A dataset's name or folder as text.
+
+    Raises:
+        DataError: for arrays, tables and whatever else is neither, and for a text that can be no path.
+    """
+    if not isinstance(source, (str, os.PathLike)) or isinstance(source, bytes):
+        raise DataError(
+            f"a dataset is a name ({', '.join(_EMBEDDED)}), a folder of features or a HashingDataset, got "
+            f"{described(source)}: {FROM_ARRAYS} makes a dataset of arrays"
+        )
+    try:
+        Path(source).exists()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{str(source)[:60]!r} cannot be the name of a dataset or folder: {error.args[-1]}") from None
+    return os.fspath(source)
 
 
 def _module(name: str) -> Any:

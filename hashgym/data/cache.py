@@ -62,9 +62,11 @@ def save(dataset: HashingDataset, path: str | Path, *, overwrite: bool = False) 
     that name, nor is an old one lost before the new one is complete.
 
     Raises:
-        DataError: if ``path`` exists, unless it is a cache with nothing else in it and ``overwrite`` is true.
+        DataError: if ``path`` exists, unless it is a cache with nothing else in it and ``overwrite`` is true; for a
+            dataset without labels.
         OSError: if it cannot be written.
     """
+    dataset.require("labels")
     target = Path(path)
     if os.path.lexists(target) and not (overwrite and CACHE.is_one(target) and not target.is_symlink()):
         raise DataError(f"{target} exists already: remove it, or choose another name")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import mmap
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +19,11 @@ __all__ = ["DataError", "HashingDataset"]
 
 _BLOCK = 1 << 24  # numbers looked at at once, so that a mapped file is never read into memory whole
 
+_FAR = 10.0  # times larger or smaller than unit scale
+_SAMPLE = 1_000  # training images by which the scale is judged
 
+FROM_ARRAYS = "HashingDataset.from_arrays(features, labels=...)"
+NO_LABELS = "give it labels, or use hashers that need none: lsh, itq, sh"
 REGIONS_COMMAND = (
     "`hashgym features --dataset NAME --root DIR --backbone BACKBONE --regions 5 --sigma 0.5 --train-regions 4 "
     + "--out DIR`"
@@ -26,7 +31,20 @@ REGIONS_COMMAND = (
 
 
 class DataError(ValueError):
-    """Data that cannot be used: the message says what is wrong and what mends it."""
+    """Data that cannot be used: the message says what is wrong and what to do."""
+
+
+def described(given: Any) -> str:
+    """Describe a value for an error message, in few words: an array by type and shape."""
+    kind = type(given).__name__
+    if hasattr(given, "shape"):
+        return f"{kind} {getattr(given, 'dtype', '')} {tuple(given.shape)}".replace("  ", " ")
+    if isinstance(given, (list, tuple, dict, set, frozenset, range)):
+        return f"{kind} of {len(given):,}"
+    return "None" if given is None else f"{kind} {str(given) if isinstance(given, type) else repr(given):.60}"
+
+
+_OPTIONAL = ("regions", "train_regions", "thumbnails", "center", "scale", "boxes", "train_boxes")
 
 
 @dataclass(frozen=True)
@@ -38,7 +56,7 @@ class HashingDataset:
     Attributes:
         name: the dataset's name.
         features: float32 (n, D), all finite.
-        labels: uint8 (n, L) of 0 and 1.
+        labels: uint8 (n, L) of 0 and 1; L is 0 for a dataset without labels.
         query: int64 indices of the images that search.
         database: int64 indices of the images that are searched.
         train: int64 indices of the images that methods learn from; never a query.
@@ -78,11 +96,73 @@ class HashingDataset:
     train_boxes: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
-        if not self.names:
+        for key in ("features", "labels", "query", "database", "train", *_OPTIONAL):
+            array = getattr(self, key)
+            if not isinstance(array, np.ndarray) and not (array is None and key in _OPTIONAL):
+                raise DataError(f"{key} must be a NumPy array, got {described(array)}: {FROM_ARRAYS} converts")
+        if not len(self.names):
             object.__setattr__(self, "names", tuple(str(i) for i in range(len(self.features))))
-        if not self.label_names and self.labels.ndim == 2:
+        if not len(self.label_names) and self.labels.ndim == 2:
             object.__setattr__(self, "label_names", tuple(str(i) for i in range(self.labels.shape[1])))
         self._validate()
+
+    @classmethod
+    def from_arrays(
+        cls,
+        features: Any,
+        labels: Any = None,
+        *,
+        name: str = "arrays",
+        names: Any = None,
+        label_names: Any = None,
+        queries: Any = None,
+        train: Any = None,
+        database: Any = None,
+        seed: int = 0,
+        standardize: bool = False,
+        regions: Any = None,
+        train_regions: Any = None,
+    ) -> HashingDataset:
+        """A dataset of one's own arrays, lists, tables or CPU tensors, split and ready to use.
+
+        Args:
+            features: (n, D), real numbers of any type; kept as float32, an array that is float32 already as it is.
+            labels: one class an image, (n,) of strings or integers; multi-hot (n, L), 0 and 1 of any type; a list of n
+                lists of names, where [] is an image without a label; or None for a dataset without labels, which
+                serves for hashers that learn from none.
+            name: the dataset's name.
+            names: n different image names; by default numbers.
+            label_names: names of the labels: of the columns of multi-hot, of the classes 0, 1, ..., or all that labels
+                may name, in the order of the columns. By default the labels themselves, sorted.
+            queries: how many images search, their indices, or a mask (n,). By default a tenth, at most 1,000.
+            train: how many images methods learn from, their indices, or a mask. By default a quarter, at most 5,000.
+            database: indices or a mask of the images that are searched. By default all but the queries.
+            seed: what is not given by indices is drawn with it; images without any label are left out then.
+            standardize: whether to return :meth:`standardized`.
+            regions: (n, R, D), features of fixed regions, or None.
+            train_regions: (n, M, D), features of random regions, or None.
+
+        Raises:
+            DataError: for features or labels of another form, lengths that disagree, labels that no two images could
+                share, more images asked for than there are, and for all that the class refuses.
+        """
+        from hashgym.data import conversion
+
+        fields = conversion.fields_of(
+            features,
+            labels,
+            name=name,
+            names=names,
+            label_names=label_names,
+            queries=queries,
+            train=train,
+            database=database,
+            seed=seed,
+            regions=regions,
+            train_regions=train_regions,
+        )
+        dataset = cls(**fields)
+        return dataset.standardized() if standardize else dataset
 
     def __len__(self) -> int:
         return len(self.features)
@@ -98,7 +178,12 @@ class HashingDataset:
 
     @cached_property
     def label_words(self) -> codes.Words:
-        """Labels packed 64 to a word, uint64 (n, ceil(L / 64))."""
+        """Labels packed 64 to a word, uint64 (n, ceil(L / 64)).
+
+        Raises:
+            DataError: for a dataset without labels.
+        """
+        self.require("labels")
         return codes.pack(self.labels)
 
     def similar(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -106,13 +191,36 @@ class HashingDataset:
         return ((self.label_words[a] & self.label_words[b]) != 0).any(axis=-1)
 
     def require(self, *keys: str) -> None:
-        """Raise :class:`DataError` unless the dataset has ``regions``, ``train_regions`` or both, as asked."""
+        """Raise :class:`DataError` unless the dataset has ``labels``, ``regions`` and ``train_regions``, as asked."""
         for key in keys:
+            if key == "labels":
+                if not self.labels.shape[1]:
+                    raise DataError(f"the dataset {self.name!r} has no labels: {NO_LABELS}")
+                continue
             regions = getattr(self, key)
             if regions is None or not regions.shape[1]:
                 raise DataError(
                     f"the dataset {self.name!r} has no {key}: {REGIONS_COMMAND} extracts them, 'digit-scenes' has them"
                 )
+
+    def check_scale(self) -> None:
+        """Warn, once for each dataset, of features that are not standardised and far from mean 0 and deviation 1."""
+        _ = self._scale_is_near
+
+    @cached_property
+    def _scale_is_near(self) -> bool:
+        if self.center is not None:
+            return True
+        sample = np.asarray(self.features[self.train[:: max(1, len(self.train) // _SAMPLE)]], np.float64)
+        deviation, offset = np.sqrt(sample.var(0).mean()), np.sqrt(np.square(sample.mean(0)).mean())
+        near = bool(1 / _FAR <= deviation <= _FAR and offset <= _FAR * deviation)
+        if not near:
+            warnings.warn(
+                f"the features of {self.name!r} have a deviation of about {deviation:.2g} and a mean of about "
+                f"{offset:.2g} in size; networks learn best near 1 and 0: dataset.standardized() gives such features",
+                stacklevel=2,
+            )
+        return near
 
     def standardized(self) -> HashingDataset:
         """A copy in memory whose features have mean 0 and deviation 1 over the training images.
@@ -152,15 +260,17 @@ class HashingDataset:
         n = len(self.features)
         if self.features.ndim != 2 or self.features.dtype != np.float32 or n == 0 or self.features.shape[1] == 0:
             raise DataError(
-                f"features must be float32 of shape (n, D), got {self.features.dtype} {self.features.shape}"
+                f"features must be float32 of shape (n, D), got {self.features.dtype} {self.features.shape}: "
+                f"{FROM_ARRAYS} converts"
             )
-        if self.labels.ndim != 2 or self.labels.dtype != np.uint8 or self.labels.shape[1] == 0:
+        if self.labels.ndim != 2 or self.labels.dtype != np.uint8:
             raise DataError(
-                f"labels must be multi-hot uint8 of shape (n, L), got {self.labels.dtype} {self.labels.shape}"
+                f"labels must be multi-hot uint8 of shape (n, L), got {self.labels.dtype} {self.labels.shape}: "
+                f"{FROM_ARRAYS} converts"
             )
         if len(self.labels) != n:
             raise DataError(f"{len(self.labels)} labels for {n} features: give every image one row of labels")
-        if self.labels.max() > 1:
+        if self.labels.size and self.labels.max() > 1:
             raise DataError("labels must be 0 or 1; one column for each label")
         if len(self.names) != n or len(set(self.names)) != n:
             raise DataError(f"names must be {n} different names, one for each image")

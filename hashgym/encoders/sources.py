@@ -184,10 +184,10 @@ def _hasher(
 ) -> tuple[HashingDataset, HashingDataset, hashers.Hasher]:
     """The features as they were extracted, on the scale of a hasher, and that hasher, fitted."""
     saved = place.suffix == ".npz"
-    if not saved and name not in hashers.available():
+    if not saved and name not in hashers.HASHERS:
         raise ValueError(
             f"{name} is neither the folder of a training run, nor a saved hasher (.npz), nor the name of a hasher: "
-            f"{', '.join(hashers.available())}{closest(name, hashers.available())}"
+            f"{', '.join(hashers.available())}{closest(name, hashers.available())}, or package.module:Class"
         )
     if features is None:
         raise ValueError(f"{name} is a hasher: --features says which features it was, or is to be, fitted to")

@@ -18,6 +18,7 @@ from hashgym import codes, rewards
 from hashgym.data import HashingDataset
 from hashgym.envs.lockstep import Info, Lanes, LockstepVectorEnv, Observation, ScalarEnv, Skin, setting
 from hashgym.envs.rendering import CodeScene
+from hashgym.registry import named_settings_of
 from hashgym.rewards import Codebook, RewardLike, RewardView, Weighted
 
 __all__ = [
@@ -37,6 +38,7 @@ DEFAULT_GROUP_BITS = 12
 NEAREST = 6  # neighbours shown in a rendering
 
 
+@named_settings_of("BitGroupHashing-v0", "dataset", "flat", "info", "render_mode")
 @dataclass(frozen=True, kw_only=True)
 class HashingTask:
     """What is to be emitted and what it is worth: the arguments both environments share (see their docstring)."""

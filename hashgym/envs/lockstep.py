@@ -104,7 +104,7 @@ class Lanes(ABC):
         if not isinstance(lanes, int | np.integer) or lanes < 1:
             raise ValueError(f"num_envs must be an integer of at least 1, got {lanes!r}")
         self.lanes = int(lanes)
-        self.dataset = dataset if isinstance(dataset, HashingDataset) else standardized(str(dataset))
+        self.dataset = _checked(dataset)
         self.tables = Tables.of(self.dataset)
 
     @abstractmethod
@@ -207,6 +207,18 @@ class Lanes(ABC):
                 f"To encode other images use {self.ENCODER}"
             )
         return rows
+
+
+def _checked(source: Any) -> HashingDataset:
+    """The dataset of an environment: as it is given, or by name or folder and standardised.
+
+    Raises:
+        DataError: for what is none of these, and for a dataset without labels.
+    """
+    dataset = source if isinstance(source, HashingDataset) else standardized(data.checked_source(source))
+    dataset.require("labels")
+    dataset.check_scale()
+    return dataset
 
 
 def setting(name: str, meaning: str) -> Any:

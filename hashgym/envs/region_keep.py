@@ -29,6 +29,7 @@ from hashgym.envs.lockstep import (
 from hashgym.envs.rendering import RegionScene
 from hashgym.hashers import Hasher
 from hashgym.hashers.fit_once import fit_once
+from hashgym.registry import named_settings_of
 from hashgym.retrieval.kernels import distance_histograms
 
 __all__ = ["RegionKeepEnv", "RegionKeepTask", "RegionKeepVectorEnv", "observation"]
@@ -37,6 +38,7 @@ DEFAULT_BITS = 32
 _ROWS = 1024  # images whose regions are encoded at once: features may be mapped files
 
 
+@named_settings_of("RegionKeep-v0", "dataset", "flat", "info", "render_mode")
 @dataclass(frozen=True, kw_only=True)
 class RegionKeepTask:
     """Whose codes are kept and what that is worth: the arguments both environments share (see their docstring)."""
@@ -477,7 +479,7 @@ class RegionKeepVectorEnv(_OverGame, LockstepVectorEnv):
 def _base(tables: Tables, task: RegionKeepTask) -> Hasher:
     """The fitted base hasher of a task."""
     dataset = tables.dataset
-    if isinstance(task.base, str) and task.base in hashers.available():
+    if isinstance(task.base, str) and task.base in hashers.HASHERS:
         unfitted = hashers.make(task.base, bits=task.bits or DEFAULT_BITS, seed=0)
         _table(unfitted, task, fitted=False)
         key = task.base, unfitted.bits

@@ -1,4 +1,4 @@
-"""Hash functions that are fitted, not rewarded: the rivals of the agents, in scikit-learn's style.
+"""Hash functions without reinforcement learning, the baselines of the agents, in scikit-learn's style.
 
 hasher = hashgym.hashers.make("itq", bits=32).fit(X)
 bits = hasher.encode(Z)                                # bool (n, 32)
@@ -7,16 +7,21 @@ hasher.save("itq.npz"); hashgym.hashers.load("itq.npz")
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar, overload
 
-from hashgym.checks import closest
 from hashgym.hashers.base import Hasher, NotFittedError, read
+from hashgym.registry import Registry, named_settings
 
 __all__ = ["Hasher", "NotFittedError", "available", "load", "make", "register"]
 
-# name -> where its class is, and one line on what it does; modules are imported when asked for (some need torch)
-_REGISTRY: dict[str, tuple[str, str]] = {
+HasherClass = TypeVar("HasherClass", bound=type[Hasher])
+
+HASHERS: Registry[type[Hasher]] = Registry("hasher")
+
+# name: where its class is, and one line on what it does; modules are imported when asked for (some need torch)
+_OWN = {
     "lsh": ("hashgym.hashers.lsh:LSH", "random hyperplanes (Charikar 2002); learns nothing"),
     "itq": ("hashgym.hashers.itq:ITQ", "PCA and iterative quantisation (Gong and Lazebnik 2011, 2013); no labels"),
     "sh": (
@@ -37,64 +42,91 @@ _REGISTRY: dict[str, tuple[str, str]] = {
     "dch": ("hashgym.hashers.dch:DCH", "one hidden layer, Cauchy loss of pairs (Cao 2018); base of MCH"),
     "mmhh": ("hashgym.hashers.mmhh:MMHH", "one hidden layer, Hamming balls with a margin (Kang 2019); base of MCH"),
 }
+for _name, (_target, _description) in _OWN.items():
+    HASHERS.register(_name, _target, _description)
 
 
 def available() -> dict[str, str]:
     """Every hasher's name with one line that describes it."""
-    return {name: description for name, (_, description) in _REGISTRY.items()}
+    return dict(HASHERS.descriptions)
 
 
-def register(name: str, target: str, description: str = "") -> None:
-    """Let :func:`make` and :func:`load` find a hasher of your own.
+@overload
+def register(name: str) -> Callable[[HasherClass], HasherClass]: ...
+@overload
+def register(name: str, target: type[Hasher] | str, description: str = "") -> None: ...
+def register(
+    name: str, target: type[Hasher] | str | None = None, description: str = ""
+) -> Callable[[HasherClass], HasherClass] | None:
+    """Let :func:`make` and :func:`load` find a hasher of your own; a name can be registered once.
+
+    ``@register("mine")`` before a class does the same. Other processes know what the modules register that they
+    import: name a hasher of your own ``"package.module:Class"`` where workers make it.
 
     Args:
         name: what to call it.
-        target: where its class is, as "package.module:Class"; imported at first use.
-        description: one line for :func:`available`.
+        target: the class, or where it is, as "package.module:Class", which is imported at first use.
+        description: one line for :func:`available`; by default the first line of the class's docstring.
 
     Raises:
-        ValueError: if the name is taken by another class, or the target is not of that form.
+        ValueError: if the name is taken by another class, or the target is neither a hasher's class nor of that form.
     """
-    if target.count(":") != 1:
-        raise ValueError(f"target must look like 'package.module:Class', got {target!r}")
-    if name in _REGISTRY and _REGISTRY[name][0] != target:
-        raise ValueError(f"the name {name!r} is taken by {_REGISTRY[name][0]}: choose another")
-    _REGISTRY[name] = target, description
+    if target is None:
+
+        def decorate(cls: HasherClass) -> HasherClass:
+            register(name, cls, description)
+            return cls
+
+        return decorate
+    HASHERS.register(name, target if isinstance(target, str) else _checked(name, target), description)
+    return None
 
 
 def make(name: str, **kwargs: Any) -> Hasher:
     """A new hasher by name, not fitted yet; ``kwargs`` are its settings, at least ``bits`` and ``seed``.
 
+    A name is one of :func:`available`, or ``"package.module:Class"``.
+
     Raises:
         ValueError: for a name that is not in :func:`available`, a setting it does not have, or a bad value.
     """
-    if name not in _REGISTRY:
-        raise ValueError(f"there is no hasher {name!r}{closest(name, _REGISTRY)}: choose one of {', '.join(_REGISTRY)}")
-    module, _, attribute = _REGISTRY[name][0].partition(":")
-    cls = getattr(import_module(module), attribute)
-    if unknown := kwargs.keys() - cls.parameters():
-        close = closest(min(unknown), cls.parameters())
-        raise ValueError(
-            f"{name} has no setting {', '.join(sorted(unknown))}{close}: it has {', '.join(cls.parameters())}"
-        )
+    if not isinstance(name, str):
+        raise ValueError(f"the name of a hasher is a string, one of {', '.join(available())}; got {name!r:.60}")
+    cls = _checked(name, HASHERS.find(name))
+    named_settings(name, kwargs, cls.parameters())
     return cls(**kwargs)
 
 
 def load(path: Any) -> Hasher:
-    """The fitted hasher that :meth:`Hasher.save` wrote to ``path``; nothing in the file is executed.
+    """The fitted hasher that :meth:`Hasher.save` wrote to ``path``; nothing in the file is executed or imported.
+
+    A class that was not registered when it was saved is known by its module, which must be imported before.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for a file that is no saved hasher, is damaged, or names a hasher that is not registered.
+        ValueError: for a file that is no saved hasher, is damaged, or names a hasher that is not known here.
     """
     meta, state = read(path)
-    return make(meta["hasher"], **meta["parameters"])._restore(state, path)
+    name = str(meta["hasher"])
+    module = name.partition(":")[0]
+    if name not in HASHERS.entries and (module == name or module not in sys.modules):
+        remedy = f"import {module}" if module != name else "call hashgym.hashers.register, or import what calls it,"
+        raise ValueError(f"{path} holds a hasher {name!r}, which is not known here: {remedy} before loading it")
+    return make(name, **meta["parameters"])._restore(state, path)
+
+
+def _checked(name: str, cls: Any) -> type[Hasher]:
+    if not isinstance(cls, type) or not issubclass(cls, Hasher):
+        raise ValueError(f"hasher {name!r} must be a subclass of hashgym.hashers.Hasher, got {cls!r:.80}")
+    return cls
 
 
 def _name_of(cls: type[Hasher]) -> str:
-    """The registered name of a class: what a saved file says."""
-    target = f"{cls.__module__}:{cls.__qualname__}"
-    for name, (known, _) in _REGISTRY.items():
-        if known == target:
-            return name
-    raise ValueError(f"{target} is not registered: call hashgym.hashers.register(name, {target!r}) before saving")
+    """What a saved file says of a class: its registered name, or its module and name."""
+    name = HASHERS.name_of(cls)
+    if name.startswith("__main__:") or "<locals>" in name:
+        raise ValueError(
+            f"{cls.__qualname__} is not registered, and no module holds it: call hashgym.hashers.register(name, "
+            f"{cls.__name__}) before saving"
+        )
+    return name

@@ -84,6 +84,8 @@ class Hasher(ABC):
         features = _features(X)
         if self.learns and not _differ(features):
             raise ValueError(ALIKE.format(n=len(features)))
+        if self.supervised and getattr(y, "shape", None) == (len(features), 0):
+            raise ValueError(f"{type(self).__name__} learns from labels, and there are none: lsh, itq and sh need none")
         labels = _labels(y, len(features)) if y is not None and self.supervised else None
         if labels is None and self.supervised:
             raise ValueError(f"{type(self).__name__} learns from labels: call fit(X, y), y multi-hot uint8 (n, L)")

@@ -24,7 +24,8 @@ def fit_once(hasher: Hasher, X: Features, y: Labels) -> Hasher:
 
     The cache is keyed by the hasher's name and settings, the bytes of X and y, and the versions of hashgym, NumPy and
     torch, so that what is read is what fitting would give. One process fits while the others wait for it. Where there
-    is no cache folder, or the hasher is of a class that is not registered, it is fitted here.
+    is no cache folder, or the hasher's class is not one of hashgym's own, it is fitted here: the code of others may
+    change between two runs.
 
     Args:
         hasher: not fitted yet.
@@ -35,15 +36,12 @@ def fit_once(hasher: Hasher, X: Features, y: Labels) -> Hasher:
         ValueError: as :meth:`Hasher.fit`.
     """
     place = user_cache.folder()
-    try:
-        name = hashers._name_of(type(hasher))
-    except ValueError:
-        place = None
-    if place is None:
+    if place is None or not type(hasher).__module__.startswith("hashgym."):
         return hasher.fit(X, y)
 
     import filelock
 
+    name = hashers._name_of(type(hasher))
     digest = hashlib.sha256(json.dumps([name, hasher.get_params(), _versions(), X.shape, y.shape]).encode())
     digest.update(np.ascontiguousarray(X))
     digest.update(np.ascontiguousarray(y))

@@ -19,6 +19,7 @@ def principal_directions(X: Features) -> tuple[Any, Any]:
     """
     n, dim = X.shape
     center = X.mean(0, dtype=np.float64)
+    X = np.repeat(X, 2, axis=0) if n == 1 else X  # NumPy before 2.2 takes a single row for a single variable
     variances, directions = np.linalg.eigh(np.cov(X - center, rowvar=False, bias=True).reshape(dim, dim))
     rank = min(int((variances > dim * 1e-12 * variances[-1]).sum()), n - 1)
     if not rank:

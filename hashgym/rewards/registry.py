@@ -6,12 +6,13 @@ What is asked and checked here is the same for NumPy arrays and torch tensors: a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from inspect import Parameter, signature
+from typing import Any, Protocol, TypeAlias, TypeVar, overload, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hashgym.checks import closest
+from hashgym.registry import Registry, named_settings
 from hashgym.rewards.view import RewardView, described
 
 __all__ = [
@@ -52,26 +53,49 @@ class _HasCredit(Protocol):
 
 
 RewardLike: TypeAlias = "str | Mapping[str, Any] | Reward"
-_FACTORIES: dict[str, Callable[..., Reward]] = {}
+Factory = TypeVar("Factory", bound=Callable[..., Any])
+
+REWARDS: Registry[Callable[..., Any]] = Registry("reward")
 
 
-def register(name: str, factory: Callable[..., Reward]) -> None:
-    """Make a reward known by name; ``factory(**options)`` builds it. A name can be registered once.
+@overload
+def register(name: str) -> Callable[[Factory], Factory]: ...
+@overload
+def register(name: str, factory: Callable[..., Reward] | str) -> None: ...
+def register(name: str, factory: Callable[..., Reward] | str | None = None) -> Callable[[Factory], Factory] | None:
+    """Make a reward known by name; a name can be registered once.
+
+    ``@register("contrast")`` before a class or function does the same. Other processes know what the modules register
+    that they import: name a reward of your own ``"package.module:Name"`` where workers make the environments.
+
+    Args:
+        name: what to call it.
+        factory: ``factory(**options)`` builds the reward; or where the factory is, as "package.module:Name".
 
     Raises:
         ValueError: if the name is taken by another factory.
     """
-    if _FACTORIES.setdefault(name, factory) is not factory:
-        raise ValueError(f"a reward named {name!r} is registered already; choose another name")
+    if factory is None:
+
+        def decorate(factory: Factory) -> Factory:
+            REWARDS.register(name, factory)
+            return factory
+
+        return decorate
+    REWARDS.register(name, factory)
+    return None
 
 
 def available() -> list[str]:
     """Names of all registered rewards."""
-    return sorted(_FACTORIES)
+    return sorted(REWARDS.entries)
 
 
 def make(reward: RewardLike, **options: Any) -> Reward:
     """Build a reward from its name, from ``{"name": ..., option: ...}``, or take an object as it is.
+
+    A name is one of :func:`available`, or ``"package.module:Name"``, where Name is a factory, a reward, or a name that
+    the module registers.
 
     Raises:
         ValueError: for an unknown name or options the reward does not take.
@@ -81,14 +105,31 @@ def make(reward: RewardLike, **options: Any) -> Reward:
         reward = options.pop("name", "")
     if not isinstance(reward, str):
         if not callable(reward):
-            raise ValueError(f"a reward is a name, a mapping with a 'name', or a callable, got {reward!r}")
+            raise ValueError(f"a reward is a name, a mapping with a 'name', or a callable, got {reward!r:.60}")
         return reward
-    if reward not in _FACTORIES:
-        raise ValueError(f"unknown reward {reward!r}{closest(reward, _FACTORIES)}; there are {', '.join(available())}")
+    factory = REWARDS.find(reward)
+    if not callable(factory):
+        raise ValueError(f"reward {reward!r} is a {type(factory).__name__}: it must be a reward, or a factory of one")
+    parameters = signature(factory).parameters.values()
+    if not any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters):
+        named_settings(f"reward {reward!r}", options, [parameter.name for parameter in parameters])
+    if not options and not isinstance(factory, type) and not _binds(factory) and _binds(factory, "view"):
+        return factory  # it scores views itself
     try:
-        return _FACTORIES[reward](**options)
+        made = factory(**options)
     except TypeError as error:
         raise ValueError(f"reward {reward!r}: {error}") from error
+    if not callable(made):
+        raise ValueError(f"the factory of reward {reward!r} returned {type(made).__name__}: it must return a callable")
+    return made
+
+
+def _binds(function: Callable[..., Any], *arguments: Any) -> bool:
+    try:
+        signature(function).bind(*arguments)
+    except TypeError:
+        return False
+    return True
 
 
 def value(reward: Reward, view: RewardView) -> NDArray[np.float64]:

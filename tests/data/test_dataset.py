@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from hashgym.data import DataError, HashingDataset, ImageCollection
 from hashgym.data import dataset as module
+from hashgym.envs.bit_group_hashing import BitGroupHashingEnv
 
 N, DIM, LABELS = 12, 5, 3
 
@@ -52,7 +55,6 @@ def test_names_are_numbers_where_none_are_given() -> None:
         ("features", np.zeros((N, 0), np.float32), "features must be"),
         ("labels", fields()["labels"].astype(np.int64), "labels must be multi-hot uint8"),
         ("labels", fields()["labels"][:, 0], "labels must be multi-hot uint8"),
-        ("labels", np.zeros((N, 0), np.uint8), "labels must be multi-hot uint8"),
         ("labels", fields()["labels"][:-1], "11 labels for 12 features"),
         ("labels", changed("labels", (3, 1), 2), "labels must be 0 or 1"),
         ("names", ["a"] * N, "names must be 12 different names"),
@@ -176,3 +178,18 @@ def test_an_image_collection_has_a_label_row_for_each_image() -> None:
         ImageCollection("x", ("a",), labels, ("0", "1", "2"), read)
     with pytest.raises(DataError, match="x: no images were found"):
         ImageCollection("x", (), labels[:0], ("0", "1", "2"), read)
+
+
+@pytest.mark.parametrize(("factor", "offset", "far"), [(1, 0, False), (5, 8, False), (0.02, 0, True), (255, 128, True)])
+def test_features_far_from_unit_scale_are_warned_of_once(
+    multi_label: HashingDataset, factor: float, offset: float, far: bool
+) -> None:
+    data = dataclasses.replace(multi_label, features=multi_label.features * np.float32(factor) + np.float32(offset))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            data.check_scale()
+            BitGroupHashingEnv(data, bits=4, group_bits=4)
+        data.standardized().check_scale()
+    assert len(caught) == far
+    assert all("dataset.standardized()" in str(warning.message) for warning in caught)

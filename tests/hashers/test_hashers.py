@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 
-import hashgym.hashers
 from hashgym.data import digits
 from hashgym.hashers import Hasher, NotFittedError, available, load, make, register
 
@@ -143,7 +142,7 @@ def test_bad_labels_are_refused_by_name(data):
 
 
 def test_unknown_names_and_settings_list_what_there_is():
-    with pytest.raises(ValueError, match="choose one of lsh, itq, sh"):
+    with pytest.raises(ValueError, match=r"unknown hasher .lhs.; there are adsh, cnnh"):
         make("lhs")
     with pytest.raises(ValueError, match="itq has no setting margin: it has bits, seed, iterations"):
         make("itq", margin=3)
@@ -151,7 +150,6 @@ def test_unknown_names_and_settings_list_what_there_is():
 
 
 def test_the_registry_takes_users_hashers_and_refuses_a_taken_name(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(hashgym.hashers, "_REGISTRY", dict(hashgym.hashers._REGISTRY))
     (tmp_path / "users_own.py").write_text(
         "from hashgym.hashers.lsh import LSH\nclass Own(LSH):\n    'A hyperplane hasher.'\n"
     )
@@ -161,13 +159,10 @@ def test_the_registry_takes_users_hashers_and_refuses_a_taken_name(data, tmp_pat
     hasher = make("own", bits=4).fit(data[0])
     hasher.save(tmp_path / "own.npz")
     assert type(load(tmp_path / "own.npz")).__name__ == "Own"
-    with pytest.raises(ValueError, match="taken"):
+    with pytest.raises(ValueError, match="registered already, users_own:Own: choose another name"):
         register("own", "elsewhere:Own")
-    with pytest.raises(ValueError, match=r"package.module:Class"):
+    with pytest.raises(ValueError, match=r"package.module:Name"):
         register("new", "users_own.Own")
-    del hashgym.hashers._REGISTRY["own"]
-    with pytest.raises(ValueError, match="not registered"):
-        hasher.save(tmp_path / "again.npz")
 
 
 def test_files_that_are_no_saved_hasher_are_refused(data, tmp_path):
@@ -176,7 +171,7 @@ def test_files_that_are_no_saved_hasher_are_refused(data, tmp_path):
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "absent")
 
-    def refused(match="not a saved hasher|not hold a whole|no hasher|no setting"):
+    def refused(match="not a saved hasher|not hold a whole|not known here|no setting"):
         with pytest.raises(ValueError, match=match):
             load(bad)
 

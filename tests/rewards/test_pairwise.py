@@ -184,7 +184,7 @@ def test_it_is_the_same_in_an_environment_as_on_the_final_codes() -> None:
 @pytest.mark.parametrize(
     ("loss", "options", "message"),
     [
-        ("dhc", {}, "no hasher 'dhc'"),
+        ("dhc", {}, "unknown hasher 'dhc'"),
         ("itq", {}, "'itq' has no loss of pairs; there are dch, hashnet, adsh"),
         ("dch", {"gama": 2}, "no setting gama"),
         ("dch", {"against": "all"}, "'codebook' or 'partners'"),

@@ -1,0 +1,292 @@
+"""A dataset out of a user's own arrays: features of any real type, labels in the forms that people have them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashgym.data import splits
+from hashgym.data.dataset import DataError, described
+
+__all__ = ["fields_of"]
+
+_LISTS = (list, tuple, set, frozenset, np.ndarray)
+LABEL_FORMS = (
+    "classes (n,) of strings or integers, multi-hot (n, L) of 0 and 1, a list of lists of names (['cat', 'dog'], []), "
+    "or None"
+)
+
+
+def fields_of(
+    features: Any,
+    labels: Any,
+    *,
+    name: str,
+    names: Any,
+    label_names: Any,
+    queries: Any,
+    train: Any,
+    database: Any,
+    seed: int,
+    regions: Any,
+    train_regions: Any,
+) -> dict[str, Any]:
+    """The fields of a :class:`HashingDataset`; arguments and errors as for its ``from_arrays``."""
+    numbers = _numbers("features", features, 2)
+    n = len(numbers)
+    table, columns = _labels(labels, n, _strings("label_names", label_names))
+    names = _strings("names", names) or tuple(str(i) for i in range(n))
+    if len(names) != n:
+        raise DataError(f"{len(names):,} names for {n:,} images: give every image one")
+    digest = blake2b(numbers.data, digest_size=8)
+    digest.update(np.ascontiguousarray(table).data)
+    return {
+        "name": name,
+        "features": numbers,
+        "labels": table,
+        "names": names,
+        "label_names": columns,
+        "regions": None if regions is None else _numbers("regions", regions, 3),
+        "train_regions": None if train_regions is None else _numbers("train_regions", train_regions, 3),
+    } | _split(table, names, queries, train, database, seed, {"features": "arrays", "arrays": digest.hexdigest()})
+
+
+def _numbers(what: str, given: Any, ndim: int) -> NDArray[np.float32]:
+    """Features as float32, (n, D) or, of regions, (n, R, D)."""
+    shape = "(n, D)" if ndim == 2 else "(n, R, D)"
+    if isinstance(given, (str, bytes, Mapping)):
+        raise DataError(f"{what} must be real numbers of shape {shape}, got {described(given)}")
+    try:
+        array = np.asarray(given)
+    except Exception as error:  # lists of several lengths, and tensors on another device or with a gradient
+        raise DataError(
+            f"{what} must be real numbers of shape {shape}, got {described(given)}: make an array of them first, rows "
+            "of one length; of a tensor tensor.detach().cpu().numpy()"
+        ) from error
+    if array.dtype.kind not in "fiub":
+        raise DataError(
+            f"{what} must be real numbers of shape {shape}, got {described(given if array.ndim == 0 else array)}"
+            + ("; of a sparse matrix matrix.toarray()" if hasattr(given, "toarray") else "")
+        )
+    if array.ndim != ndim or 0 in array.shape:
+        remedy = ""
+        if ndim == 2 and array.ndim == 1:
+            remedy = "; a single image is features[None]"
+        elif ndim == 2 and array.ndim > 2:
+            remedy = (
+                "; pictures become features by `hashgym features`, or as they are by "
+                "features.reshape(len(features), -1)"
+            )
+        raise DataError(f"{what} must have shape {shape}, none of it empty, got {described(array)}{remedy}")
+    with np.errstate(over="ignore"):
+        numbers = np.ascontiguousarray(array, np.float32)
+    if array.dtype.kind == "f" and array.dtype.itemsize > 4:
+        beyond = np.isfinite(array) & ~np.isfinite(numbers)
+        if beyond.any():
+            row = int(np.argwhere(beyond)[0][0])
+            raise DataError(
+                f"{what} of row {row} are beyond float32, {array[row][beyond[row]].flat[0]}: divide all by a constant"
+            )
+    return numbers
+
+
+def _labels(given: Any, n: int, names: tuple[str, ...]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    """Labels as multi-hot uint8 (n, L), and their L names."""
+    if given is None:
+        if names:
+            raise DataError(f"there are {len(names)} label_names and no labels: give labels={LABEL_FORMS}")
+        return np.zeros((n, 0), np.uint8), ()
+    if isinstance(given, (str, bytes, Mapping, set, frozenset)) or not hasattr(given, "__len__"):
+        raise _wrong_labels(given)
+    if hasattr(given, "toarray"):
+        raise DataError(f"labels are {described(given)}, a sparse matrix: give labels.toarray()")
+    if len(given) != n:
+        raise DataError(f"{len(given):,} labels for {n:,} images: give every image its own")
+    rows = list(given) if not hasattr(given, "__array__") else np.asarray(given)
+    if isinstance(rows, list) or (rows.ndim == 1 and rows.dtype == object):
+        several = [isinstance(row, _LISTS) for row in rows]
+        if not any(several):
+            table, columns = _classes(_of_one_type(rows), names)
+        elif not all(several):
+            at = several.index(not several[0])
+            raise DataError(f"labels mix lists and single labels, as rows 0 and {at}: make all of them lists")
+        elif all(isinstance(label, str) for row in rows for label in row):
+            table, columns = _named(rows, names)
+        elif any(isinstance(row, (set, frozenset)) for row in rows) or len({len(row) for row in rows}) > 1:
+            raise DataError("lists of labels must hold names: write numbers as strings, ['3', '7'], or give multi-hot")
+        else:
+            table, columns = _multi_hot(np.asarray([list(row) for row in rows]), names, given)
+    elif rows.ndim == 1:
+        table, columns = _classes(rows, names)
+    elif rows.ndim == 2:
+        texts = rows.dtype.kind in "UO" and all(isinstance(label, str) for label in rows.flat)
+        table, columns = _named(rows, names) if texts and rows.size else _multi_hot(rows, names, given)
+    else:
+        raise _wrong_labels(given)
+    if columns and not table.any():
+        raise DataError("no image has a label: labels=None makes a dataset without labels")
+    return table, columns
+
+
+def _of_one_type(rows: Any) -> NDArray[Any]:
+    """Single labels as an array; NumPy would make texts of numbers beside a text."""
+    for of in (str, (bool, np.bool_), (int, np.integer), (float, int, np.floating, np.integer)):
+        if all(isinstance(label, of) for label in rows):
+            return np.asarray(rows if isinstance(rows, list) else rows.tolist())
+    first = type(rows[0])
+    row, label = next(
+        (i, label) for i, label in enumerate(rows) if type(label) is not first or not isinstance(label, (str, int))
+    )
+    raise DataError(
+        f"labels must all be strings or all be integers: row {row} holds {described(label)}. For an image without a "
+        "label give lists of names, [] for that one"
+    )
+
+
+def _classes(classes: NDArray[Any], names: tuple[str, ...]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    """Multi-hot of one class an image."""
+    if classes.dtype.kind == "f":
+        whole = np.isfinite(classes) & (classes == np.round(classes))
+        if not whole.all():
+            row = int(np.argmin(whole))
+            raise DataError(f"a class must be a string or a whole number: the label of row {row} is {classes[row]}")
+        classes = classes.astype(np.int64)
+    if classes.dtype.kind not in "Ubiu":
+        raise _wrong_labels(classes)
+    values, column = np.unique(classes, return_inverse=True)
+    if len(values) == len(classes) > 1:
+        raise DataError(
+            f"each of the {len(classes):,} images has a class of its own, so that no two are similar: "
+            "give classes that images share, or labels=None"
+        )
+    if not names:
+        columns = tuple(str(value) for value in values.tolist())
+    elif classes.dtype.kind == "U":
+        columns, column = names, _columns(values.tolist(), names)[column]
+    else:
+        if values[0] < 0 or values[-1] >= len(names):
+            raise DataError(f"classes go from {values[0]} to {values[-1]}, label_names name 0 to {len(names) - 1}")
+        columns, column = names, values.astype(np.int64)[column]
+    table = np.zeros((len(classes), len(columns)), np.uint8)
+    table[np.arange(len(classes)), column] = 1
+    return table, columns
+
+
+def _named(rows: Any, names: tuple[str, ...]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    """Multi-hot of lists of names."""
+    columns = names or tuple(sorted({str(label) for row in rows for label in row}))
+    known = {name: column for column, name in enumerate(columns)}
+    _columns(sorted({label for row in rows for label in row}), columns)
+    table = np.zeros((len(rows), len(columns)), np.uint8)
+    for image, row in enumerate(rows):
+        table[image, [known[label] for label in row]] = 1
+    return table, columns
+
+
+def _columns(used: Sequence[str], names: tuple[str, ...]) -> NDArray[np.int64]:
+    if unknown := [label for label in used if label not in set(names)]:
+        raise DataError(f"labels hold {', '.join(map(repr, unknown[:5]))}, which label_names do not name")
+    return np.array([names.index(label) for label in used], np.int64)
+
+
+def _multi_hot(table: NDArray[Any], names: tuple[str, ...], given: Any) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    if table.dtype.kind not in "biuf" or table.ndim != 2:
+        raise _wrong_labels(given)
+    wrong = (table != 0) & (table != 1)
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0].tolist()
+        remedy = "classes have shape (n,): labels.ravel()" if table.shape[1] == 1 else "of -1 and 1 give labels > 0"
+        raise DataError(
+            f"labels of shape {table.shape} are multi-hot and hold 0 and 1 alone, row {row} holds "
+            f"{table[row, column]}; {remedy}"
+        )
+    if names and len(names) != table.shape[1]:
+        raise DataError(f"{len(names)} label_names for {table.shape[1]} columns of labels")
+    return table.astype(np.uint8), names or tuple(str(i) for i in range(table.shape[1]))
+
+
+def _wrong_labels(given: Any) -> DataError:
+    return DataError(f"labels must be {LABEL_FORMS}; got {described(given)}")
+
+
+def _strings(what: str, given: Any) -> tuple[str, ...]:
+    """Names as strings; none where there are none."""
+    if given is None:
+        return ()
+    if isinstance(given, (str, bytes, Mapping)) or not hasattr(given, "__iter__"):
+        raise DataError(f"{what} must be a list of strings, got {described(given)}")
+    return tuple(str(name) for name in given)
+
+
+def _split(
+    labels: NDArray[np.uint8],
+    names: tuple[str, ...],
+    queries: Any,
+    train: Any,
+    database: Any,
+    seed: int,
+    provenance: dict[str, Any],
+) -> dict[str, Any]:
+    """Indices of queries, database and training images, and the provenance with the split in it."""
+    n = len(names)
+    asked = {"queries": _part("queries", queries, n), "train": _part("train", train, n)}
+    counts = {what: None if isinstance(part, np.ndarray) else part for what, part in asked.items()}
+    given = {what: part for what, part in asked.items() if isinstance(part, np.ndarray)}
+    if database is not None:
+        searched = _part("database", database, n)
+        if not isinstance(searched, np.ndarray):
+            raise DataError("database must be indices or a mask: without it, all images but the queries are searched")
+        given["database"] = searched
+    counted = labels if labels.shape[1] else np.ones((n, 1), np.uint8)  # without labels every image counts
+    if not given:
+        drawn = splits.make(
+            "arrays",
+            "random",
+            labels=counted,
+            label_names=[""] * counted.shape[1],
+            names=names,
+            seed=seed,
+            queries=counts["queries"],
+            train=counts["train"],
+        )
+        parts = {"query": drawn.query, "database": drawn.database, "train": drawn.train}
+        return parts | {"provenance": provenance | drawn.provenance}
+    order = np.random.default_rng(seed).permutation(n)
+    order = order[counted[order].any(axis=1)]
+
+    def draw(what: str, pool: NDArray[np.int64], default: int) -> NDArray[np.int64]:
+        count = counts[what] or max(1, min(default, len(pool)))
+        if count > len(pool):
+            raise DataError(f"{what}: {count:,} images wanted, {len(pool):,} are left to choose from")
+        return np.sort(pool[:count])
+
+    query = given.get("queries")
+    if query is None:
+        free = order[~np.isin(order, np.concatenate([given[what] for what in ("train", "database") if what in given]))]
+        query = draw("queries", free, min(1_000, n // 10))
+    rest = order[~np.isin(order, query)]
+    learnt = given["train"] if "train" in given else draw("train", rest, min(5_000, n // 4))
+    return {
+        "query": query,
+        "database": given.get("database", np.sort(rest)),
+        "train": learnt,
+        "provenance": provenance | {"split": "indices", "split_description": "as indices say"},
+    }
+
+
+def _part(what: str, given: Any, n: int) -> NDArray[np.int64] | int | None:
+    """Indices of images, of a mask too; or how many there are to be."""
+    if given is None or (isinstance(given, (int, np.integer)) and not isinstance(given, bool)):
+        return None if given is None else int(given)
+    array = np.asarray(given) if isinstance(given, (list, tuple, range)) or hasattr(given, "__array__") else None
+    if array is None or array.ndim != 1 or (array.dtype.kind not in "biu" and array.size):
+        raise DataError(f"{what} must be a number of images, their indices, or a mask (n,); got {described(given)}")
+    if array.dtype.kind == "b" and array.size:
+        if len(array) != n:
+            raise DataError(f"{what} is a mask of {len(array):,} for {n:,} images")
+        return np.flatnonzero(array)
+    return array.astype(np.int64)

@@ -1,0 +1,153 @@
+"""Things found by name, to which users add their own: rewards and hashers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import fields
+from functools import wraps
+from importlib import import_module
+from typing import Any, Generic, TypeVar
+
+from hashgym.checks import closest
+
+__all__ = ["Registry", "named_settings", "named_settings_of"]
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Objects by name. One that is registered as "package.module:Name" is imported when it is first asked for.
+
+    Args:
+        kind: what the objects are, for error messages: "reward".
+
+    Attributes:
+        entries: the registered objects, or where they are.
+        descriptions: one line on each.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.entries: dict[str, T | str] = {}
+        self.descriptions: dict[str, str] = {}
+
+    def register(self, name: str, target: T | str, description: str = "") -> None:
+        """Add an object; registering the same one again does nothing.
+
+        Args:
+            name: what to call it.
+            target: the object, or where it is, as "package.module:Name".
+            description: one line; by default the first line of the object's docstring.
+
+        Raises:
+            ValueError: if the name is taken by another object, or is not a string, or a text does not say where the
+                object is.
+        """
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"the name of a {self.kind} must be a string that is not empty, got {name!r:.60}")
+        if isinstance(target, str) and not all(target.partition(":")):
+            raise ValueError(f"target must look like 'package.module:Name', got {target!r}")
+        taken = self.entries.get(name, target)
+        if not _same(taken, target):
+            raise ValueError(f"a {self.kind} {name!r} is registered already, {_where(taken)}: choose another name")
+        if name not in self.entries or not isinstance(target, str):
+            self.entries[name] = target  # also where a notebook's cell defines it again
+        if not description:
+            lines = "" if isinstance(target, str) else target.__doc__ or ""
+            description = self.descriptions.get(name) or lines.partition("\n")[0]
+        self.descriptions[name] = description
+
+    def __contains__(self, name: str) -> bool:
+        """Whether a name is registered, or has the form "package.module:Name"."""
+        return name in self.entries or re.fullmatch(r"\w+(\.\w+)*:\w+", name) is not None
+
+    def find(self, name: str) -> T:
+        """The object of that name, or the one that "package.module:Name" says.
+
+        The second form works in every process, workers of vector environments and of clusters included: the module is
+        imported, and Name is an attribute of it, or a name that it registers.
+
+        Raises:
+            ValueError: for an unknown name, and a module that cannot be imported.
+        """
+        if name not in self.entries:
+            return self._imported(name)
+        found = self.entries[name]
+        if isinstance(found, str):
+            found = self.entries[name] = self._imported(found)
+        return found
+
+    def name_of(self, target: T) -> str:
+        """The registered name of an object, or where it is, as "package.module:Name"."""
+        return next((name for name, known in self.entries.items() if _same(known, target)), _where(target))
+
+    def _imported(self, target: str) -> T:
+        module, _, attribute = target.partition(":")
+        known = f"{closest(target, self.entries)}; there are {', '.join(sorted(self.entries))}"
+        unknown = f"unknown {self.kind} {target!r}{known}"
+        if not module or not attribute:
+            raise ValueError(f"{unknown}. Worker processes find one of your own as 'package.module:Name'")
+        try:
+            loaded = import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):  # another one, that it needs
+                raise ValueError(f"{self.kind} {target!r}: importing {module} failed: {error}") from error
+            raise ValueError(f"{unknown}; and there is no module {module} on the Python path") from None
+        except Exception as error:
+            raise ValueError(
+                f"{self.kind} {target!r}: importing {module} failed with {type(error).__name__}: {error}"
+            ) from error
+        if hasattr(loaded, attribute):
+            found: T = getattr(loaded, attribute)
+            return found
+        if self.entries.get(attribute, target) != target:  # registered, by the import at the latest
+            return self.find(attribute)
+        raise ValueError(
+            f"the module {module} has no {self.kind} {attribute!r} and registers none of that name; it was read from "
+            f"{getattr(loaded, '__file__', None)}"
+        )
+
+
+def named_settings(what: str, given: Any, known: Any) -> None:
+    """Raise ValueError, in one line that names the known settings, where one that is given is not among them.
+
+    Args:
+        what: whose settings they are.
+        given: names that are given.
+        known: names that there are.
+    """
+    if unknown := [name for name in given if name not in set(known)]:
+        close = closest(str(unknown[0]), known)
+        raise ValueError(f"{what} has no setting {', '.join(map(str, unknown))}{close}: it has {', '.join(known)}")
+
+
+def named_settings_of(what: str, *others: str) -> Callable[[type[T]], type[T]]:
+    """Give a dataclass the error of :func:`named_settings`; ``others`` are known settings that are not its own."""
+
+    def decorate(cls: type[T]) -> type[T]:
+        init: Any = cls.__init__
+        known = [*(field.name for field in fields(cls)), *others]  # type: ignore[arg-type]
+
+        @wraps(init)
+        def checked(self: T, **settings: Any) -> None:
+            named_settings(what, settings, known)
+            init(self, **settings)
+
+        cls.__init__ = checked  # type: ignore[method-assign,assignment]
+        return cls
+
+    return decorate
+
+
+def _where(target: Any) -> str:
+    """Where an object is, as "package.module:Name"."""
+    if isinstance(target, str):
+        return target
+    return f"{target.__module__}:{target.__qualname__}" if hasattr(target, "__qualname__") else repr(target)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two objects are one, or defined at the same place; functions within functions never are."""
+    where = _where(one)
+    return one is other or ("<" not in where and where == _where(other))
