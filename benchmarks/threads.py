@@ -74,7 +74,7 @@ def jobs(updates: int) -> dict[str, tuple[int, Callable[[], Any]]]:
             label = f"{hasher_name}, batches of {batch}, hidden {hidden}, {name}"
             found[label] = batch * dataset.dim * hidden, lambda hasher=hasher, X=X, y=y: hasher.fit(X, y)  # type: ignore[misc]
         for variant in ("hashgym", "norec"):
-            args = drlih.Args(variant=variant, bits=48, updates=updates, holdout=0.0)  # type: ignore[arg-type]
+            args = drlih.Args(variant=variant, bits=48, updates=updates, holdout=0.0)
             found[f"drlih {variant}, {name}"] = (
                 args.lanes * dataset.dim * args.hidden,
                 lambda dataset=dataset, args=args: drlih.train(dataset, args, progress=False),  # type: ignore[misc]

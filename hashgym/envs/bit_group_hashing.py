@@ -15,6 +15,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import ArrayLike, NDArray
 
 from hashgym import codes, rewards
+from hashgym.checks import check_integer
 from hashgym.data import HashingDataset
 from hashgym.envs.lockstep import Info, Lanes, LockstepVectorEnv, Observation, ScalarEnv, Skin, setting
 from hashgym.envs.rendering import CodeScene
@@ -56,12 +57,9 @@ class HashingTask:
     def __post_init__(self) -> None:
         if self.group_bits is None:
             most = MAX_INDEX_BITS if self.action == "index" else DEFAULT_GROUP_BITS
-            length = self.bits if isinstance(self.bits, int | np.integer) else 1  # wrong bits are refused below
-            object.__setattr__(self, "group_bits", max(1, min(most, int(length))))
+            object.__setattr__(self, "group_bits", min(most, check_integer("bits", self.bits)))
         for key in ("bits", "group_bits", "partners"):
-            number = getattr(self, key)
-            if not isinstance(number, int | np.integer) or number < 1:
-                raise ValueError(f"{key} must be an integer of at least 1, got {number!r}")
+            check_integer(key, getattr(self, key))
         if self.group_bits > self.bits:
             raise ValueError(
                 f"group_bits={self.group_bits} is longer than the code: choose group_bits <= bits={self.bits}"

@@ -18,6 +18,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike, NDArray
 
 from hashgym import codes, data
+from hashgym.checks import check_integer
 from hashgym.codes import Words
 from hashgym.data import HashingDataset
 from hashgym.envs.partners import PartnerSampler
@@ -101,9 +102,7 @@ class Lanes(ABC):
     started = False
 
     def __init__(self, lanes: int, dataset: str | Path | HashingDataset) -> None:
-        if not isinstance(lanes, int | np.integer) or lanes < 1:
-            raise ValueError(f"num_envs must be an integer of at least 1, got {lanes!r}")
-        self.lanes = int(lanes)
+        self.lanes = check_integer("num_envs", lanes)
         self.dataset = _checked(dataset)
         self.tables = Tables.of(self.dataset)
 

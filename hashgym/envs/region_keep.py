@@ -14,6 +14,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import ArrayLike, NDArray
 
 from hashgym import codes, hashers
+from hashgym.checks import check_integer
 from hashgym.codes import Words
 from hashgym.data import HashingDataset
 from hashgym.envs.lockstep import (
@@ -51,10 +52,9 @@ class RegionKeepTask:
     loss: ArrayLike | None = None
 
     def __post_init__(self) -> None:
-        for key in ("bits", "regions_per_episode"):
-            number = getattr(self, key)
-            if (key, number) != ("bits", None) and (not isinstance(number, int | np.integer) or number < 1):
-                raise ValueError(f"{key} must be an integer of at least 1, got {number!r}")
+        if self.bits is not None:
+            check_integer("bits", self.bits)
+        check_integer("regions_per_episode", self.regions_per_episode)
         if not (np.isfinite(self.price) and self.price >= 0):
             raise ValueError(f"price must be a finite number of at least 0, got {self.price}")
         if self.reduction not in ("mean", "sum"):

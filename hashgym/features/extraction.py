@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashgym.checks import closest
+from hashgym.checks import check_integer, closest
 from hashgym.data import cache, splits
 from hashgym.data.arrays import map_array
 from hashgym.data.dataset import DataError, HashingDataset
@@ -95,8 +95,8 @@ def extract(
             features are not finite. What was finished by then is kept.
         ChildProcessError: if Ray loses the processes of a batch again and again. What was finished by then is kept.
     """
-    if batch_size < 1 or workers < 1:
-        raise ValueError(f"batch_size and workers must be at least 1, got {batch_size} and {workers}")
+    check_integer("batch_size", batch_size)
+    check_integer("workers", workers)
     if executor not in EXECUTORS:
         close = closest(executor, EXECUTORS)
         raise ValueError(f"unknown executor {executor!r}{close}: choose one of {', '.join(EXECUTORS)}")

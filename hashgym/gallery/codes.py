@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hashgym.checks import check_integer
 from hashgym.codes import CodeSets, Words, word_count
 from hashgym.data import owned
 from hashgym.data.arrays import map_array
@@ -208,8 +209,8 @@ def update_codes(
     """As :func:`encode_images`; returns what was done."""
     from hashgym.encoders import load_encoder
 
-    if batch_size < 1 or workers < 1:
-        raise ValueError(f"batch_size and workers must be at least 1, got {batch_size} and {workers}")
+    check_integer("batch_size", batch_size)
+    check_integer("workers", workers)
     # A thread reads and encodes batches of its own: threads of one network would wait for each other, and for readers.
     threads = min(workers, thread_count())
     encoder, target = load_encoder(encoder_path, thread_count() // threads), Path(out)

@@ -43,8 +43,8 @@ def fit_once(hasher: Hasher, X: Features, y: Labels) -> Hasher:
 
     name = hashers._name_of(type(hasher))
     digest = hashlib.sha256(json.dumps([name, hasher.get_params(), _versions(), X.shape, y.shape]).encode())
-    digest.update(np.ascontiguousarray(X))
-    digest.update(np.ascontiguousarray(y))
+    digest.update(np.ascontiguousarray(X).data)
+    digest.update(np.ascontiguousarray(y).data)
     file = place / f"base-{digest.hexdigest()[:32]}.npz"
     try:
         with filelock.FileLock(f"{file}.lock", timeout=_PATIENCE):

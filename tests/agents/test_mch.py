@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -248,3 +249,19 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert f"mAP {results['several codes'].map:.4f}" in printed
     assert results["several codes"].recall_by_radius[0] >= results["one code"].recall_by_radius[0]
     assert hashgym.hashers.load(tmp_path / "run" / "base.npz").bits == 8
+
+
+def test_the_base_of_a_resumed_run_may_be_a_hasher_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenes: HashingDataset
+) -> None:
+    """Another process has not imported its module yet."""
+    (tmp_path / "mine_alone.py").write_text(
+        "from dataclasses import dataclass\nfrom hashgym.hashers.ksh import KSH\n\n"
+        "@dataclass(kw_only=True, eq=False)\nclass Mine(KSH):\n    'My own.'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    base = mch.base_of_run("mine_alone:Mine", None, 6, 0, scenes)
+    base.save(tmp_path / "base.npz")
+    del sys.modules["mine_alone"]
+    again = mch.base_of_run("mine_alone:Mine", tmp_path, 6, 0, scenes)
+    np.testing.assert_array_equal(again.encode(scenes.features), base.encode(scenes.features))

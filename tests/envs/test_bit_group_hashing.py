@@ -603,7 +603,9 @@ def test_rendering_names_the_nearest_codes(multi_label: HashingDataset) -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"bits": 0}, "bits must be an integer of at least 1"),
+        ({"bits": 0}, "bits must be at least 1, got 0"),
+        ({"bits": True}, "bits must be an integer, got True"),
+        ({"partners": 2.0}, "partners must be an integer, got 2.0"),
         ({"bits": 8, "group_bits": 12}, "group_bits=12 is longer than the code"),
         ({"bits": 24.0}, "bits must be an integer"),
         ({"partners": 0}, "partners"),

@@ -488,7 +488,7 @@ def test_rendering_as_text() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"bits": 0}, "bits must be an integer of at least 1"),
+        ({"bits": 0}, "bits must be at least 1, got 0"),
         ({"bits": 12.0}, "bits must be an integer"),
         ({"bits": 16}, "codes have 12: leave bits out"),
         ({"regions_per_episode": 0}, "regions_per_episode must be"),

@@ -429,7 +429,7 @@ def test_action_masks_and_renderings(multi_label: HashingDataset) -> None:
         ({"backend": "torch", "device": "gpu"}, "device must be 'auto', 'cpu', 'cuda'"),
         ({"backend": "torch", "device": "meta"}, "device must be 'auto', 'cpu', 'cuda'"),
         ({"backend": "torch", "device": "cuda:99"}, "use device='auto' or 'cpu'"),
-        ({"backend": "torch", "bits": 0}, "bits must be an integer of at least 1"),
+        ({"backend": "torch", "bits": 0}, "bits must be at least 1, got 0"),
         ({"backend": "torch", "render_mode": "human"}, "render_mode"),
     ],
 )

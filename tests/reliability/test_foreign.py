@@ -24,13 +24,22 @@ pytest.importorskip("onnxruntime")
 NAMES = (
     *("photo.jpg", "2023/a.jpg", "2024/a.jpg", "0/a.png", "1/a.png", "2/a.png", "3/deep/er/a.png", "42/a.png"),
     *("1/engine/notes.txt", "1/engine/.saving/notes.txt", "2/engine/index.json", "1/words.npy", "engine/x"),
-    *("index.json", "meta.json", "names.json", "words.npy", "words-0123456789abcdef.npy", "journal.jsonl"),
+    *(
+        "index.json",
+        "meta.json",
+        "meta.json.new",
+        "names.json",
+        "words.npy",
+        "words-0123456789abcdef.npy",
+        "journal.jsonl",
+    ),
     *(".saving/x", ".hashgym/x", ".hashgym.txt", "photos.partial/a.jpg", "policy.onnx", "page.html"),
 )
 BESIDE = (
     ".out.partial.1a2b3c4d1a2b3c4d.new/a.jpg",
     "out.partial/a.jpg",
     ".out.partial/a.jpg",
+    ".out.partial.new/a.jpg",
     ".out.1a2b3c4d.partial/a.jpg",
     ".out.1a2b3c4d.old/a.jpg",
 )
