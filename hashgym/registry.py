@@ -84,8 +84,9 @@ class Registry(Generic[T]):
 
     def _imported(self, target: str) -> T:
         module, _, attribute = target.partition(":")
-        known = f"{closest(target, self.entries)}; there are {', '.join(sorted(self.entries))}"
-        unknown = f"unknown {self.kind} {target!r}{known}"
+        alike = [name for name in self.entries if (":" in name) == (":" in target)]
+        known = f"there are {', '.join(sorted(self.entries))}"
+        unknown = f"unknown {self.kind} {target!r}{closest(target, alike)}; {known}"
         if not module or not attribute:
             raise ValueError(f"{unknown}. Worker processes find one of your own as 'package.module:Name'")
         try:

@@ -93,8 +93,14 @@ def test_a_class_that_a_notebook_defines_again_takes_the_old_ones_place() -> Non
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tripplet", r"unknown reward 'tripplet'; there are average_precision, .*'package.module:Name'"),
-        ("pairwise:dhc", r"unknown reward 'pairwise:dhc'; there are .*; and there is no module pairwise on"),
+        (
+            "tripplet",
+            r"unknown reward 'tripplet'.*'triplet'.*; there are average_precision, .*'package.module:Name'",
+        ),
+        (
+            "pairwise:dhc",
+            r"unknown reward 'pairwise:dhc'.*; there are .*; and there is no module pairwise on",
+        ),
         ("users_own_things:Nothing", "users_own_things has no reward 'Nothing' and registers none of that name"),
         ("users_own_things:number", "is a int: it must be a reward"),
         ("users_own_things.deeper:Ones", "there is no module users_own_things.deeper"),
@@ -118,7 +124,7 @@ def test_a_module_and_name_is_a_reward_everywhere(own: str) -> None:
     assert rewards.make(f"{own}:ones").__name__ == "ones"  # type: ignore[attr-defined]  # a reward itself
     total = rewards.weighted({f"{own}:Ones": 1.0, "triplet": 0.5})
     assert len(total.terms) == 2
-    with pytest.raises(ValueError, match=rf"^reward '{own}:Ones' has no setting scal: it has scale$"):
+    with pytest.raises(ValueError, match=rf"^reward '{own}:Ones' has no setting scal.*: it has scale$"):
         rewards.make(f"{own}:Ones", scal=1)
 
 
@@ -187,17 +193,29 @@ def test_an_agent_takes_a_reward_of_a_module(own: str, multi_label: HashingDatas
     [
         (
             lambda **given: gym.make("BitGroupHashing-v0", **given),
-            "BitGroupHashing-v0 has no setting bitz: it has bits, ",
+            "BitGroupHashing-v0 has no setting bitz.*: it has bits, ",
         ),
         (
             lambda **given: gym.make_vec("BitGroupHashing-v0", 2, **given),
-            "has no setting bitz: it has bits, group_bits",
+            "has no setting bitz.*: it has bits, group_bits",
         ),
-        (lambda **given: gym.make("RegionKeep-v0", **given), "RegionKeep-v0 has no setting bitz: it has base, "),
-        (lambda **given: gym.make_vec("RegionKeep-v0", 2, **given), "RegionKeep-v0 has no setting bitz: it has base, "),
-        (lambda **given: hashers.make("itq", **given), "itq has no setting bitz: it has bits, seed, iterations"),
+        (
+            lambda **given: gym.make("RegionKeep-v0", **given),
+            "RegionKeep-v0 has no setting bitz.*: it has base, ",
+        ),
+        (
+            lambda **given: gym.make_vec("RegionKeep-v0", 2, **given),
+            "RegionKeep-v0 has no setting bitz.*: it has base, ",
+        ),
+        (
+            lambda **given: hashers.make("itq", **given),
+            "itq has no setting bitz.*: it has bits, seed, iterations",
+        ),
         (lambda **given: rewards.make("triplet", **given), "reward 'triplet' has no setting bitz: it has margin"),
-        (lambda **given: rewards.make("pairwise:dch", **given), "dch has no setting bitz: it has bits, "),
+        (
+            lambda **given: rewards.make("pairwise:dch", **given),
+            "dch has no setting bitz.*: it has bits, ",
+        ),
         (lambda **given: rewards.make("weighted", **given), "reward 'weighted' has no setting bitz: it has terms"),
     ],
 )

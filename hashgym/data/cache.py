@@ -148,7 +148,7 @@ def open_cache(path: str | Path, verify: Thorough = "once", *, all_labels: bool 
     Args:
         path: the cache's folder.
         verify: whether larger files are compared with their checksums too: ``"once"`` on this machine, and again when
-            a file has changed (see :func:`hashgym.data.checksums.has_checksum`); True each time; False never.
+            a file has changed (see ``hashgym.data.checksums.has_checksum``); True each time; False never.
         all_labels: keep the labels that do not count in the stored split too, so that another one can be drawn.
 
     Raises:

@@ -7,7 +7,7 @@ where the bit is 1; with regions ``keep``, float32 (n, V), the probability that 
 
 Metadata: ``hashgym.encoder``, in JSON what else belongs to the hash function, and last of all ``hashgym.sha256``, the
 digest of the file with the digest's own 64 digits set to 0, so that no damaged file is ever parsed. A digest does not
-show who wrote a file: so before ONNX Runtime parses it, :mod:`hashgym.encoders.onnx_file` refuses all that could read
+show who wrote a file: so before ONNX Runtime parses it, ``hashgym.encoders.onnx_file`` refuses all that could read
 other files, and what the metadata says is compared with the network's inputs and outputs.
 """
 

@@ -36,7 +36,7 @@ class Backbone:
         digest: sha256 of the weights' file; empty where there are none.
         engine: what runs the network: ``numpy``, ``onnx`` or ``torch:DEVICE``.
         preprocess: picture -> uint8 (size, size, 3); what is not RGB goes through
-            :func:`hashgym.data.files.to_rgb`.
+            ``hashgym.data.files.to_rgb``.
         network: uint8 (n, size, size, 3) -> float32 (n, D). Where it has a method ``to_onnx()``, this gives the ONNX
             model of :meth:`to_onnx`.
     """

@@ -158,7 +158,7 @@ def encode_images(
 
     Args:
         encoder_path: an encoder that takes pictures, as ``hashgym export`` writes.
-        images: files, folders (with all below them, but for what :func:`hashgym.data.files.list_images` passes over),
+        images: files, folders (with all below them, but for what ``hashgym.data.files.list_images`` passes over),
             and patterns such as ``photos/*.jpg``; an image that is named twice counts once.
         out: the folder to write; the job resumes from ``out.partial``.
         skip_bad: leave out and list images that cannot be read, instead of stopping at the first.

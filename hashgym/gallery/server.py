@@ -3,7 +3,7 @@
 It needs ``pip install 'hashgym[serve]'``. All input is untrusted. A request needs the token of the printed address, or
 the cookie that the page sets for it; it must name this machine (a foreign name may be rebound to its address), and no
 other site may post. Uploads are bounded in bytes and in pixels and are decoded in worker processes
-(:mod:`hashgym.gallery.decoding`); pictures are addressed by id and sent as JPEG thumbnails without their metadata.
+(``hashgym.gallery.decoding``); pictures are addressed by id and sent as JPEG thumbnails without their metadata.
 """
 
 from __future__ import annotations

@@ -48,8 +48,12 @@ def fit_once(hasher: Hasher, X: Features, y: Labels) -> Hasher:
     file = place / f"base-{digest.hexdigest()[:32]}.npz"
     try:
         with filelock.FileLock(f"{file}.lock", timeout=_PATIENCE):
-            with suppress(FileNotFoundError, ValueError):  # a damaged file is replaced
+            try:
                 return hashers.load(file)
+            except FileNotFoundError:
+                pass
+            except ValueError:  # damaged
+                file.unlink()
             fitted = hasher.fit(X, y)
             with suppress(OSError):  # the disk is full: the next process fits again
                 fitted.save(file)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
+import sys
 import warnings
 from io import BytesIO
 from pathlib import Path
@@ -365,8 +367,19 @@ def test_a_stream_without_end_is_read_no_further_than_allowed() -> None:
 
 def test_a_picture_that_does_not_fit_in_memory_is_a_bad_picture(tmp_path: Path) -> None:
     Image.new("1", (9_000, 8_000)).save(tmp_path / "a.png")
-    with bounded(octets=1 << 27), pytest.raises(DataError, match=r"a\.png does not fit in memory"):
-        files.open_image(tmp_path / "a.png")
+    script = (  # in a process of its own, which has no memory left over from other tests
+        "import sys; from pathlib import Path; from PIL import Image; from hashgym.data import files; "
+        "from tests.reliability.damage import bounded\n"
+        "with bounded(octets=1 << 27): files.open_image(Path(sys.argv[1]))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "a.png"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert "DataError: image " in ended.stderr
+    assert "a.png does not fit in memory" in ended.stderr
 
 
 def test_more_than_8_bits_are_refused(tmp_path: Path) -> None:

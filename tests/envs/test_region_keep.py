@@ -36,6 +36,8 @@ VARIANTS: list[dict[str, Any]] = [
 class Signs(Hasher):
     """A code is the signs of the features: codes as a test wants them. It has no pairwise loss."""
 
+    learns = False
+
     def _fit(self, X: Any, y: Any) -> None:
         pass
 
