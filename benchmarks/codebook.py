@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -23,6 +24,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
 import hashgym
+from benchmarks.results import add_rows
 from hashgym import data
 from hashgym.console import Console, Table
 from hashgym.data import HashingDataset
@@ -50,6 +52,8 @@ class Args:
     """environment steps, summed over all images"""
     seeds: int = 3
     """runs of each kind"""
+    out: Path | None = None
+    """folder to add the rows to, in codebook.csv"""
 
 
 def mean_average_precision(envs: Any, dataset: HashingDataset, bits: int, steps: int, seed: int) -> float:
@@ -83,6 +87,13 @@ def main(args: Args) -> dict[str, list[float]]:
         table.add_row(kind, f"{mean(found[kind]):.3f}", *(f"{map_:.3f}" for map_ in found[kind]), f"{seconds:.0f}")
     Console().print(f"{args.num_envs} environments on {dataset.name}, {args.bits} bits, {args.steps:,} steps")
     Console().print(table)
+    rows = [
+        {"dataset": dataset.name, "environments": kind, "seed": seed, "map": map_}
+        for kind, maps in found.items()
+        for seed, map_ in enumerate(maps)
+    ]
+    config = {"bits": args.bits, "num_envs": args.num_envs, "steps": args.steps, "ppo": PPO_SETTINGS}
+    add_rows(args.out, "codebook.csv", ("dataset", "environments", "seed"), rows, config)
     return found
 
 

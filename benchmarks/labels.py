@@ -18,8 +18,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-import hashgym
-from benchmarks.results import Results, describe, revision
+from benchmarks.results import add_rows
 from hashgym import codes
 from hashgym.console import Console, Table
 from hashgym.data import HashingDataset
@@ -27,7 +26,6 @@ from hashgym.data.similarity import count_similar, label_patterns
 from hashgym.terminal import command_line, parse
 
 KEY = ("measure", "images", "labels")
-COLUMNS = (*KEY, "patterns", "seconds", "alternative_seconds", "ratio", "version", "revision", "config")
 _ROWS = 2048  # images that the alternative compares with all others at once
 
 
@@ -130,13 +128,7 @@ def main(args: Args) -> list[dict[str, Any]]:
     """Measure, print the table, and add the rows to a file."""
     rows = measure(args)
     Console().print(table(rows))
-    if args.out is not None:
-        found = {
-            "version": hashgym.__version__,
-            "revision": revision(),
-            "config": describe({"num_envs": args.num_envs, "steps": args.steps, "numpy": np.__version__}),
-        }
-        Results(args.out, COLUMNS, KEY, "labels.csv").append(*({**row, **found} for row in rows))
+    add_rows(args.out, "labels.csv", KEY, rows, {"num_envs": args.num_envs, "steps": args.steps})
     return rows
 
 

@@ -11,6 +11,7 @@ import contextlib
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,9 +24,11 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import ArrayLike
 
+import hashgym
 from benchmarks.statistics import Estimate, bootstrap, mean
 from hashgym.console import Table, say, styled
 from hashgym.data.atomic import write_text
+from hashgym.features.pipeline import versions
 from hashgym.terminal import command_line, wants_version
 
 __all__ = [
@@ -33,6 +36,7 @@ __all__ = [
     "KEY",
     "Estimate",
     "Results",
+    "add_rows",
     "describe",
     "estimate",
     "markdown",
@@ -199,6 +203,28 @@ def _is_of_benchmark(file: Path) -> bool:
     if file.suffix == ".csv":
         return {b"revision", b"config"} <= set(start.partition(b"\n")[0].rstrip().split(b","))
     return REPORT.encode() in start
+
+
+def add_rows(out: Path | None, name: str, key: Sequence[str], rows: Sequence[Row], config: Mapping[str, Any]) -> None:
+    """Add measured rows to a file of a folder, with the versions and the configuration that they were measured with.
+
+    Args:
+        out: the folder; None adds nothing.
+        name: of the file.
+        key: columns that name a run.
+        rows: they have the same columns, those of the key among them.
+        config: what else decides the outcome.
+    """
+    if out is None or not rows:
+        return
+    packages = ("numpy", "torch", "gymnasium", "stable_baselines3")
+    found = {
+        "cores": os.cpu_count(),
+        "version": hashgym.__version__,
+        "revision": revision(),
+        "config": describe({**config, **versions(packages)}),
+    }
+    Results(out, (*rows[0], *found), key, name).append(*({**row, **found} for row in rows))
 
 
 def describe(config: Mapping[str, Any]) -> str:

@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-import hashgym
 from agents import drlih
-from benchmarks.results import Results, describe, revision
+from benchmarks.results import add_rows
 from hashgym import hashers
 from hashgym.console import Console, Table
 from hashgym.data import HashingDataset, load
@@ -30,7 +29,6 @@ from hashgym.hashers import threads
 from hashgym.terminal import command_line, parse
 
 KEY = ("job", "multiplications", "busy", "threads")
-COLUMNS = (*KEY, "updates_per_second", "cores", "version", "revision", "config")
 
 
 @dataclass(frozen=True)
@@ -150,14 +148,7 @@ def main(args: Args) -> list[dict[str, Any]]:
     """Measure, print the table, and add the rows to a file."""
     rows = measure(args)
     Console().print(table(rows))
-    if args.out is not None:
-        found = {
-            "cores": os.cpu_count(),
-            "version": hashgym.__version__,
-            "revision": revision(),
-            "config": describe({"updates": args.updates, "rounds": args.rounds, "torch": torch.__version__}),
-        }
-        Results(args.out, COLUMNS, KEY, "threads.csv").append(*({**row, **found} for row in rows))
+    add_rows(args.out, "threads.csv", KEY, rows, {"updates": args.updates, "rounds": args.rounds})
     return rows
 
 
