@@ -310,4 +310,5 @@ def test_a_closed_pipe_ends_it_quietly(photos, tmp_path):
         os.close(read)
         done = subprocess.run([sys.executable, "-m", "hashgym", *args], stdout=write, stderr=subprocess.PIPE)
         os.close(write)
-        assert (done.returncode, done.stderr) == (141, b"")
+        assert done.stderr == b""
+        assert done.returncode in ((141,) if args == ["hashers"] else (0, 141))  # older tyro: nothing is left to write

@@ -84,7 +84,8 @@ def test_a_reader_that_is_gone_ends_it_quietly(module):
     os.close(read)
     done = subprocess.run([sys.executable, "-m", module, "--help"], stdout=write, stderr=subprocess.PIPE, cwd=ROOT)
     os.close(write)
-    assert (done.returncode, done.stderr) == (141, b"")
+    assert done.stderr == b""
+    assert done.returncode in (0, 141)  # 0 with older versions of tyro
 
 
 def started(command: list[str], folder: Path) -> subprocess.Popen[str]:

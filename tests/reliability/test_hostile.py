@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image, features
 
@@ -301,6 +302,8 @@ def test_pictures_that_take_long_for_their_size_are_refused(
     from hashgym.data import files
     from hashgym.data.files import open_image
 
+    if name == "empty runs.bmp" and int(PIL.__version__.partition(".")[0]) < 12:
+        pytest.skip("older versions of Pillow do not take empty runs for empty, and decode them quickly")
     monkeypatch.setattr(files, "MAX_READS", 100_000)  # a tenth, for quick tests
 
     (tmp_path / name).write_bytes(SLOW[name]())
