@@ -21,6 +21,7 @@ from hashgym.data import owned
 from hashgym.data.arrays import map_array
 from hashgym.data.atomic import DiskFullError, atomic_write, explain_full_disk, hold, is_full, sync
 from hashgym.data.dataset import DataError
+from hashgym.data.files import MAX_WHOLE_BYTES
 from hashgym.data.sealed import digest
 
 __all__ = ["Store", "tidy"]
@@ -71,7 +72,7 @@ class Store:
 
     def __enter__(self) -> Store:
         try:
-            if not self.folder.exists():
+            if not os.path.lexists(self.folder):
                 with explain_full_disk(self.folder):
                     self._create()
             if not (self.folder / JOURNAL).is_file():
@@ -130,7 +131,7 @@ class Store:
         for key, array in parts.items():
             np.save(self.folder / f"{key}.npy", array, allow_pickle=False)
         seal(self.folder)
-        if target.exists():
+        if os.path.lexists(target):
             raise DataError(f"{target} appeared meanwhile; the finished work is in {self.folder}")
         self.folder.rename(target)
         sync(target.parent)
@@ -181,6 +182,8 @@ class Store:
             sync(file)
 
     def _resume(self) -> None:
+        if os.fstat(self.journal.fileno()).st_size > MAX_WHOLE_BYTES:
+            raise DataError(f"{self.folder / JOURNAL} is damaged: remove {self.folder} and start again")
         content = self.journal.read()
         whole = content[: content.rfind(b"\n") + 1]  # the last line may have been cut off
         self.journal.truncate(len(whole))
