@@ -648,7 +648,10 @@ def _is_leftover(path: Path) -> bool:
         return True
     start = f'{{\n "format": "{INDEX.format}"'.encode()
     ours = path.name == f"{META}.new" and path.is_file() and not path.is_symlink()
-    return ours and start.startswith(path.read_bytes()[: len(start)])
+    if not ours:
+        return False
+    with path.open("rb") as file:
+        return start.startswith(file.read(len(start)))
 
 
 @contextmanager
