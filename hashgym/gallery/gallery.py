@@ -740,7 +740,13 @@ def _arrays(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
     arrays = {key: INDEX.array(folder, meta, f"{meta['content']}/{key}.npy") for key in ARRAYS}
     rows = {len(arrays[key]) for key in ARRAYS if key != "text"}
     ends = arrays["ends"]
-    if rows != {meta["images"]} or (len(ends) and int(ends[-1]) != len(arrays["text"])):
+    ids, after = arrays["ids"], meta["next_id"]
+    if (
+        rows != {meta["images"]}
+        or (len(ends) and int(ends[-1]) != len(arrays["text"]))
+        or not (np.diff(ids) > 0).all()
+        or not (int(ids.max(initial=-1)) < after < 2**62)
+    ):
         raise DataError(f"{folder} is damaged: its arrays do not belong together; {INDEX.mend}")
     return arrays
 

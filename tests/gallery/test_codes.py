@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -544,3 +545,16 @@ def test_only_what_an_update_left_is_deleted(encoder, tmp_path):
         update(encoder, [photos], out)
     assert all((out / number / "mine.png").is_file() for number in "56")
     same(out, encode(encoder, [photos], tmp_path / "new"))
+
+
+@pytest.mark.parametrize("name", ["../out/pipe", "/dev/zero", "pipe"])
+def test_no_file_elsewhere_and_no_device_is_read(encoder, tmp_path, name):
+    """Their size is 0, and reading may never end."""
+    out = encode(encoder, [write_pictures(tmp_path / "photos", NAMES)], tmp_path / "out")
+    os.mkfifo(out / "pipe")
+    meta = json.loads((out / "meta.json").read_text())
+    del meta["digest"]
+    meta["files"][name] = {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}
+    (out / "meta.json").write_text(json.dumps(meta | {"digest": sealed.digest(meta)}))
+    with pytest.raises(DataError, match="is damaged"):
+        open_codes(out)
