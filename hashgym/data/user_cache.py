@@ -12,6 +12,7 @@ __all__ = ["VARIABLE", "folder"]
 VARIABLE = "HASHGYM_CACHE"
 
 _log = logging.getLogger(__name__)
+_warned: set[Path] = set()
 
 
 def folder() -> Path | None:
@@ -37,6 +38,8 @@ def folder() -> Path | None:
         return None
     if os.name == "posix" and (found.st_uid != os.geteuid() or found.st_mode & stat.S_IWOTH):
         whose = "belongs to another user" if found.st_uid != os.geteuid() else "can be written by every user"
-        _log.warning("%s %s and is not used: name a folder of your own in %s", path, whose, VARIABLE)
+        if path not in _warned:
+            _warned.add(path)
+            _log.warning("%s %s and is not used: name a folder of your own in %s", path, whose, VARIABLE)
         return None
     return path if os.access(path, os.W_OK) else None

@@ -186,8 +186,6 @@ class Store:
             raise DataError(f"{self.folder / JOURNAL} is damaged: remove {self.folder} and start again")
         content = self.journal.read()
         whole = content[: content.rfind(b"\n") + 1]  # the last line may have been cut off
-        self.journal.truncate(len(whole))
-        self.journal.seek(len(whole))
         first, *lines = [_parsed(line) for line in whole.splitlines()] or [None]
         if first is None:
             raise DataError(f"{self.folder / JOURNAL} is damaged: remove {self.folder} and start again")
@@ -196,6 +194,8 @@ class Store:
                 f"{self.folder} holds another, unfinished job (other {', '.join(different)}): run that one to its end, "
                 "remove the folder to give it up, or choose another --out"
             )
+        self.journal.truncate(len(whole))  # only now is it known to be ours
+        self.journal.seek(len(whole))
         self.offsets = {key: _offset(file, self.folder) for key, file in self.files.items()}
         batches = {line["batch"]: line for line in lines if line is not None and line != CLOSED}
         self.closed = lines[-1:] == [CLOSED]

@@ -41,6 +41,8 @@ def test_a_folder_that_others_can_write_is_not_trusted(
     assert user_cache.folder() is None
     assert "can be written by every user and is not used" in caplog.text
     (tmp_path / "shared").chmod(0o755)
+    assert user_cache.folder() == tmp_path / "link"
+    monkeypatch.setattr(user_cache, "_warned", set())
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     assert user_cache.folder() is None
     assert "belongs to another user and is not used" in caplog.text
