@@ -256,6 +256,6 @@ def test_a_link_to_nothing_is_no_place_for_a_job(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["a diary", "a diary\nwithout a last line end", '{"images": 3}\nmine'])
 def test_a_journal_of_somebody_else_is_not_cut(tmp_path: Path, text: str) -> None:
     (tmp_path / "journal.jsonl").write_text(text)
-    with pytest.raises(DataError, match="is damaged|another, unfinished job"), make(tmp_path):
+    with pytest.raises(DataError, match=r"is damaged|another, unfinished job"), make(tmp_path):
         pass
     assert (tmp_path / "journal.jsonl").read_text() == text
