@@ -109,7 +109,8 @@ def extract(
     if os.path.lexists(target):
         if cache.is_cache(target):
             _tidy(target)
-        raise DataError(f"{target} exists already: remove it, or choose another --out")
+            raise DataError(f"{target} exists already: remove it, or choose another --out")
+        raise DataError(f"{target} exists already: choose another --out")
     n = len(collection)
     draw = partial(_draw, collection, split, seed=seed, queries=queries, train=train)
     drawn = draw(np.arange(n))

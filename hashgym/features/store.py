@@ -32,6 +32,7 @@ CLOSED = {"closed": True}
 Arrays = dict[str, tuple[tuple[int, ...], str]]
 Block = tuple[str, int, int, str]  # array, first row, row after the last, SHA-256 of the bytes
 
+_NO_JOURNAL = "{} is damaged, or not of `{}`: choose another --out; or remove {} if it was an unfinished job"
 _log = logging.getLogger(__name__)  # what is no error goes to stderr, unless the program that uses us says otherwise
 
 
@@ -183,12 +184,12 @@ class Store:
 
     def _resume(self) -> None:
         if os.fstat(self.journal.fileno()).st_size > MAX_WHOLE_BYTES:
-            raise DataError(f"{self.folder / JOURNAL} is damaged: remove {self.folder} and start again")
+            raise DataError(_NO_JOURNAL.format(self.folder / JOURNAL, self.command, self.folder))
         content = self.journal.read()
         whole = content[: content.rfind(b"\n") + 1]  # the last line may have been cut off
         first, *lines = [_parsed(line) for line in whole.splitlines()] or [None]
         if first is None:
-            raise DataError(f"{self.folder / JOURNAL} is damaged: remove {self.folder} and start again")
+            raise DataError(_NO_JOURNAL.format(self.folder / JOURNAL, self.command, self.folder))
         if different := [key for key in self.job if first.get(key) != self.job[key]]:
             raise DataError(
                 f"{self.folder} holds another, unfinished job (other {', '.join(different)}): run that one to its end, "

@@ -356,7 +356,7 @@ def _update(
 
 def _unfinished(target: Path) -> Path:
     """The folder of the work; beside what a link leads to, so that it can be renamed into it."""
-    if target.is_symlink():
+    if target.is_symlink() or not target.name:  # as . has none
         target = Path(os.path.realpath(target))
     return target.with_name(target.name + ".partial")
 
@@ -576,7 +576,7 @@ def _digest(path: Path) -> bytes:
 def _finished(target: Path, job: dict[str, Any], held: ExitStack) -> Codes:
     """The codes in ``target``, if this job may update them; nobody else may until ``held`` is left."""
     if not CODES.is_one(target):
-        raise DataError(f"{target} exists already: remove it, or choose another --out")
+        raise DataError(f"{target} exists already and is no folder of codes: choose another --out")
     if os.name != "nt":  # which opens no folders
         descriptor = os.open(target, os.O_RDONLY)
         held.callback(os.close, descriptor)

@@ -236,7 +236,7 @@ def test_a_giant_journal_is_refused_unread(tmp_path: Path) -> None:
         work(job)
     os.truncate(folder / "journal.jsonl", 64 << 30)
     with (
-        pytest.raises(DataError, match=r"journal\.jsonl is damaged: remove .*out"),
+        pytest.raises(DataError, match=r"journal\.jsonl is damaged, or not of"),
         make(folder),
     ):
         pass
