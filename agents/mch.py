@@ -14,6 +14,7 @@ then a policy learns which regions' codes bring an image nearer to similar image
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ __all__ = [
     "load",
     "make_base",
     "reinforce_loss",
+    "save_base",
     "self_critical_loss",
     "train",
 ]
@@ -247,6 +249,19 @@ def base_of_run(name: str, resumed: Path | None, bits: int, seed: int, dataset: 
     return fitted_base(resumed / "base.npz", bits, seed, dataset)
 
 
+def save_base(base: Hasher, out: Path) -> None:
+    """Write the base hasher of a run that begins to ``base.npz`` in its folder.
+
+    Raises:
+        ValueError: if something else is there: it may be the only copy of a hasher of the user.
+    """
+    file = out / "base.npz"
+    if not os.path.lexists(file):
+        base.save(file)
+    elif not base.is_saved_in(file):  # else a run was killed before its first checkpoint
+        raise ValueError(f"{file} exists and is not the base hasher of this run: move it, or choose another --out")
+
+
 @runs.exclusive
 def train(
     dataset: HashingDataset,
@@ -285,8 +300,7 @@ def train(
         policy = Policy(dataset.dim, base.bits, args).to(device).train()
         run = _Run(policy, base, learning, held_out, args)
         if out is not None and not resume:
-            out.mkdir(parents=True, exist_ok=True)
-            base.save(out / "base.npz")
+            save_base(base, out)
         runs.drive(run, f"MCH, {base.bits} bits", out=out, checkpoint=checkpoint, progress=progress)
     if out is not None:
         runs.save(runs.finished(policy, dataset, args, dim=dataset.dim, bits=base.bits), out / "policy.pt")
@@ -411,6 +425,7 @@ def main(run: Main) -> dict[str, metrics.RetrievalResult]:
     metrics.check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
     dataset.require("train_regions", "regions")
     with runs.hold_folder(run.out):
+        runs.resumed(run.out, run.args, run.resume)  # before the base is fitted
         base = base_of_run(run.base, run.out if run.resume else None, run.bits, run.args.seed, dataset)
         policy = train(dataset, base, run.args, out=run.out, threshold=run.xi, resume=run.resume)
     query = base.encode(dataset.features[dataset.query])

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import threading
 import zipfile
 from abc import ABC, abstractmethod
@@ -27,6 +28,7 @@ from hashgym import codes, console
 from hashgym.checks import is_integer
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
+from hashgym.data.arrays import check_stored
 from hashgym.data.atomic import DiskFullError, atomic_write, explain_full_disk, is_full
 from hashgym.encoders.export import write
 from hashgym.hashers.threads import largest_product, limit_threads
@@ -61,6 +63,7 @@ __all__ = [
 
 OTHER_DATA = "the checkpoint was made on other data; give the dataset it was trained on, or another --out"
 LOCK = ".lock"  # in the folder of a run
+MAX_BYTES = 16 << 30  # of a checkpoint, which may hold the buffer of past steps
 A = TypeVar("A", bound="CommonArgs")
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -204,7 +207,7 @@ def hold_folder(out: Path | None) -> Iterator[None]:
     A thread may hold a folder several times.
 
     Raises:
-        ValueError: if another run holds the folder, or it cannot be made.
+        ValueError: if another run holds the folder, it cannot be made, or ``.lock`` in it is somebody else's file.
         DiskFullError: if something cannot be written in the block because the disk is full.
     """
     if out is None:
@@ -214,7 +217,11 @@ def hold_folder(out: Path | None) -> Iterator[None]:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
-        raise ValueError(f"{out} is a file: name a folder with --out") from None
+        raise ValueError(f"{out} is a file, or a link to nothing: name a folder with --out") from None
+    found = out / LOCK
+    if os.path.lexists(found) and (found.is_symlink() or not found.is_file() or found.stat().st_size):
+        # The lock would empty it.
+        raise ValueError(f"{found} was not written by hashgym: move it elsewhere, or choose another --out")
     lock = FileLock(out / LOCK, is_singleton=True)
     try:
         lock.acquire(blocking=False)
@@ -268,11 +275,11 @@ def resumed(out: Path | None, args: CommonArgs, resume: bool) -> dict[str, Any] 
         ValueError: if ``out`` holds a run and ``resume`` is false, or one with other settings, or none to resume.
     """
     path = None if out is None else out / "checkpoint.pt"
-    if path is None or not path.exists():
+    if path is None or not os.path.lexists(path):
         if resume:
             raise ValueError(f"there is no run to resume in {out}; leave resume out to begin one")
         for there in () if out is None else (out / "policy.pt", out / "policy.onnx"):
-            if there.exists():
+            if os.path.lexists(there):
                 raise ValueError(f"{there} exists, but no checkpoint: name another folder, as it would be overwritten")
         return None
     if not resume:
@@ -419,14 +426,16 @@ def load(path: Path) -> dict[str, Any]:
         ValueError: for a file that is missing, damaged, or not of a training run.
     """
     try:
+        check_stored(path, MAX_BYTES)
         with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums
             if damaged := archive.testzip():
                 raise ValueError(f"{damaged} in it has changed")
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; a training run with an output folder writes it") from None
     except Exception as error:  # zipfile and torch raise many kinds for a damaged file
-        raise ValueError(f"{path} is damaged or no file of ours") from error
+        said = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is damaged or no file of ours: {said}") from error
     if not isinstance(loaded, dict) or "args" not in loaded:
         raise ValueError(f"{path} is no file of ours")
     return loaded

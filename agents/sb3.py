@@ -481,8 +481,7 @@ def train(
     learning, held_out = runs.split(dataset, args)
     with _seeded(args):
         if base is not None and out is not None and not resume:
-            out.mkdir(parents=True, exist_ok=True)
-            base.save(out / "base.npz")
+            mch.save_base(base, out)
         model = make_model(make_envs(learning, args, base), args)
         model.set_logger(configure(None if out is None else str(out), [] if out is None else ["tensorboard"]))
         watch = _Watch(args, dataset, held_out, base, out, progress)
@@ -754,6 +753,7 @@ def main(run: Main) -> metrics.RetrievalResult:
     dataset = data.load(run.dataset or ("digit-scenes" if keep else "digits")).standardized()
     metrics.check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
     with runs.hold_folder(run.out):
+        runs.resumed(run.out, args, run.resume)  # before the base is fitted
         if keep:
             dataset.require("train_regions", "regions")
             base = mch.base_of_run(run.base, run.out if run.resume else None, args.bits, args.seed, dataset)

@@ -102,11 +102,18 @@ def info(folder: tyro.conf.Positional[str], /) -> None:
             f"{folder} is no folder of features, folder of codes or index: it has no {cache.META}; `hashgym features`, "
             f"`hashgym encode` and `hashgym index` write one{hint}"
         )
-    try:
-        rows, files = (known[0] if known else _features_facts)(folder)
-    except DataError as error:
-        _error(str(error))
-        raise SystemExit(1) from None
+    while True:
+        before = _state_of(os.path.join(folder, cache.META))
+        try:
+            rows, files = (known[0] if known else _features_facts)(folder)
+            break
+        except (OSError, ValueError) as error:
+            if _state_of(os.path.join(folder, cache.META)) != before:
+                continue  # it was replaced meanwhile
+            if not isinstance(error, DataError):
+                raise
+            _error(str(error))
+            raise SystemExit(1) from None
     table = _table("file", "type", "shape", "MB")
     for name, entry in files.items():
         shape = " x ".join(f"{length:,}" for length in entry.get("shape", ()))
@@ -117,6 +124,15 @@ def info(folder: tyro.conf.Positional[str], /) -> None:
     for key, value in rows.items():  # a terminal is not flooded by thousands of labels; a file gets them all
         facts.add_row(key, f"{value[:2_000]} ..." if len(value) > 2_000 and sys.stdout.isatty() else value)
     _print(facts, table, _styled(f"all {len(files)} checksums are right", "green"))
+
+
+def _state_of(file: str) -> tuple[int, int] | None:
+    """What differs once a file was replaced; None where there is none."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino
 
 
 def _features_facts(folder: str) -> tuple[dict[str, str], dict[str, Any]]:
@@ -226,14 +242,13 @@ def features(
         device: a torch device; a GPU where there is one by default.
         engine: onnx or torch; by default the one that suits the network and the device.
     """
-    from pathlib import Path
-
     from hashgym.data import cache, read_images
     from hashgym.data.dataset import DataError
     from hashgym.features import extract, make
 
-    if Path(out).exists():
-        raise DataError(f"{out} exists already: remove it, or choose another --out")
+    if os.path.lexists(out):
+        remedy = "remove it, or choose" if cache.is_cache(out) else "choose"
+        raise DataError(f"{out} exists already: {remedy} another --out")
     collection = read_images(dataset, root, allow_missing=allow_missing, follow_links=follow_links, exclude=exclude)
     network = make(backbone, size=size, weights=weights, device=device, engine=engine)
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,9 @@ from numpy.typing import NDArray
 
 from hashgym.data.dataset import DataError
 
-__all__ = ["map_array", "read_arrays"]
+__all__ = ["check_stored", "map_array", "read_arrays"]
+
+MAX_BYTES = 2 << 30  # of a file that is read whole
 
 
 def map_array(file: str | Path) -> NDArray[Any]:
@@ -41,12 +45,10 @@ def read_arrays(file: str | Path) -> dict[str, NDArray[Any]]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        DataError: if it is damaged, or its arrays are larger than the file.
+        DataError: if it is damaged or no regular file, has more than 2 GB, or its arrays are larger than the file.
     """
     try:
-        with zipfile.ZipFile(file) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise ValueError("its arrays are compressed")  # so that unpacking could take any amount of memory
+        check_stored(file, MAX_BYTES)
         with np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except FileNotFoundError:
@@ -54,3 +56,22 @@ def read_arrays(file: str | Path) -> dict[str, NDArray[Any]]:
     except Exception as error:  # the parsers of damaged headers raise many types
         reason = str(error).partition("\n")[0]
         raise DataError(f"{file} is damaged, or no file of arrays: {reason}") from error
+
+
+def check_stored(file: str | Path, most: int) -> None:
+    """Check that reading a zip file takes no more memory than ``most`` bytes, nor than it has itself.
+
+    Raises:
+        ValueError: if it does, as a compressed one may; or if it is no regular file.
+        OSError: and what ``zipfile`` raises, if it cannot be read.
+    """
+    found = os.stat(file)
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("it is no regular file")
+    if found.st_size > most:
+        raise ValueError(f"it has {found.st_size:,} bytes, and at most {most:,} are read")
+    with zipfile.ZipFile(file) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("its content is compressed")
+        if sum(entry.file_size for entry in archive.infolist()) > found.st_size:
+            raise ValueError("its content is larger than the file")

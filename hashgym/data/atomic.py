@@ -125,8 +125,9 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def hold(file: IO[Any]) -> bool | None:
-    """Lock an open file until it is closed, by the system even where this process is killed.
+def hold(file: IO[Any] | int) -> bool | None:
+    """Lock an open file, or the descriptor of one or of a folder, until it is closed; by the system if this process is
+    killed.
 
     Returns:
         True if it is locked now, False if another one has locked it, None where the system has no such locks.

@@ -97,13 +97,14 @@ class Kind:
         return meta
 
     def _sensible(self, meta: Mapping[str, Any]) -> bool:
-        """Whether all is there that is looked for: a digest vouches for what was written, not for who wrote it."""
+        """Whether all is there that is looked for, and no file elsewhere: a digest does not say who wrote it."""
         if not all(type(meta.get(key)) is kind for key, kind in {"files": dict, **self.facts}.items()):
             return False
         wanted = {"bytes": int, "sha256": str}
         array = wanted | {"dtype": str, "shape": list}
         return all(
             isinstance(entry, dict)
+            and not (Path(name).is_absolute() or ".." in Path(name).parts)
             and all(type(entry.get(key)) is kind for key, kind in (array if name.endswith(".npy") else wanted).items())
             for name, entry in meta["files"].items()
         )
@@ -178,6 +179,8 @@ def _state(file: Path, entry: Mapping[str, Any], thorough: Thorough, tick: Calla
     try:
         if (size := file.stat().st_size) != entry["bytes"]:
             return f"has {size} of {entry['bytes']} bytes"
+        if not file.is_file():  # a pipe or a device may be read for ever
+            return "is no regular file"
         if size <= SMALL:
             right = sha256(file) == entry["sha256"]
         else:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import stat
 from pathlib import Path
 
 __all__ = ["VARIABLE", "folder"]
 
 VARIABLE = "HASHGYM_CACHE"
+
+_log = logging.getLogger(__name__)
+_warned: set[Path] = set()
 
 
 def folder() -> Path | None:
@@ -16,6 +21,9 @@ def folder() -> Path | None:
     It is the one that the environment variable ``HASHGYM_CACHE`` names, or by default the system's usual place, such as
     ``~/.cache/hashgym``. An empty ``HASHGYM_CACHE`` switches the cache off. Everything in the folder may be deleted at
     any time.
+
+    What is read from it is trusted, so a folder that belongs to another user, or in which every user may write, is not
+    used; a message says so.
     """
     import platformdirs
 
@@ -25,6 +33,13 @@ def folder() -> Path | None:
     path = Path(wanted) if wanted else platformdirs.user_cache_path("hashgym")
     try:
         path.mkdir(parents=True, exist_ok=True)
+        found = path.stat()
     except OSError:
+        return None
+    if os.name == "posix" and (found.st_uid != os.geteuid() or found.st_mode & stat.S_IWOTH):
+        whose = "belongs to another user" if found.st_uid != os.geteuid() else "can be written by every user"
+        if path not in _warned:
+            _warned.add(path)
+            _log.warning("%s %s and is not used: name a folder of your own in %s", path, whose, VARIABLE)
         return None
     return path if os.access(path, os.W_OK) else None

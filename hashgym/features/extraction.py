@@ -106,10 +106,11 @@ def extract(
             raise ValueError(f"the executor ray uses CPUs, and {backbone.name} is on {backbone.engine}: device='cpu'")
     recipe = _Recipe(backbone, regions, sigma, train_regions, seed, thumbnail)
     target = Path(out)
-    if target.exists():
+    if os.path.lexists(target):
         if cache.is_cache(target):
             _tidy(target)
-        raise DataError(f"{target} exists already: remove it, or choose another --out")
+            raise DataError(f"{target} exists already: remove it, or choose another --out")
+        raise DataError(f"{target} exists already: choose another --out")
     n = len(collection)
     draw = partial(_draw, collection, split, seed=seed, queries=queries, train=train)
     drawn = draw(np.arange(n))

@@ -21,6 +21,7 @@ from hashgym.data import owned
 from hashgym.data.arrays import map_array
 from hashgym.data.atomic import DiskFullError, atomic_write, explain_full_disk, hold, is_full, sync
 from hashgym.data.dataset import DataError
+from hashgym.data.files import MAX_WHOLE_BYTES
 from hashgym.data.sealed import digest
 
 __all__ = ["Store", "tidy"]
@@ -31,6 +32,7 @@ CLOSED = {"closed": True}
 Arrays = dict[str, tuple[tuple[int, ...], str]]
 Block = tuple[str, int, int, str]  # array, first row, row after the last, SHA-256 of the bytes
 
+_NO_JOURNAL = "{} is damaged, or not of `{}`: choose another --out; or remove {} if it was an unfinished job"
 _log = logging.getLogger(__name__)  # what is no error goes to stderr, unless the program that uses us says otherwise
 
 
@@ -71,7 +73,7 @@ class Store:
 
     def __enter__(self) -> Store:
         try:
-            if not self.folder.exists():
+            if not os.path.lexists(self.folder):
                 with explain_full_disk(self.folder):
                     self._create()
             if not (self.folder / JOURNAL).is_file():
@@ -130,7 +132,7 @@ class Store:
         for key, array in parts.items():
             np.save(self.folder / f"{key}.npy", array, allow_pickle=False)
         seal(self.folder)
-        if target.exists():
+        if os.path.lexists(target):
             raise DataError(f"{target} appeared meanwhile; the finished work is in {self.folder}")
         self.folder.rename(target)
         sync(target.parent)
@@ -181,18 +183,20 @@ class Store:
             sync(file)
 
     def _resume(self) -> None:
+        if os.fstat(self.journal.fileno()).st_size > MAX_WHOLE_BYTES:
+            raise DataError(_NO_JOURNAL.format(self.folder / JOURNAL, self.command, self.folder))
         content = self.journal.read()
         whole = content[: content.rfind(b"\n") + 1]  # the last line may have been cut off
-        self.journal.truncate(len(whole))
-        self.journal.seek(len(whole))
         first, *lines = [_parsed(line) for line in whole.splitlines()] or [None]
         if first is None:
-            raise DataError(f"{self.folder / JOURNAL} is damaged: remove {self.folder} and start again")
+            raise DataError(_NO_JOURNAL.format(self.folder / JOURNAL, self.command, self.folder))
         if different := [key for key in self.job if first.get(key) != self.job[key]]:
             raise DataError(
                 f"{self.folder} holds another, unfinished job (other {', '.join(different)}): run that one to its end, "
                 "remove the folder to give it up, or choose another --out"
             )
+        self.journal.truncate(len(whole))  # only now is it known to be ours
+        self.journal.seek(len(whole))
         self.offsets = {key: _offset(file, self.folder) for key, file in self.files.items()}
         batches = {line["batch"]: line for line in lines if line is not None and line != CLOSED}
         self.closed = lines[-1:] == [CLOSED]

@@ -19,12 +19,13 @@ import json
 import os
 import shutil
 import stat
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import takewhile
+from itertools import count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ from hashgym.checks import check_integer
 from hashgym.codes import CodeSets, Words, word_count
 from hashgym.data import owned
 from hashgym.data.arrays import map_array
+from hashgym.data.atomic import hold
 from hashgym.data.dataset import DataError
 from hashgym.data.files import (
     BACKGROUND,
@@ -52,7 +54,7 @@ from hashgym.data.files import (
 from hashgym.data.sealed import Kind, Thorough, read_json, write_json
 from hashgym.features.pipeline import Bad, ahead, progress_bar, versions
 from hashgym.features.runtime import thread_count
-from hashgym.features.store import Store, tidy
+from hashgym.features.store import JOURNAL, Store, tidy
 
 if TYPE_CHECKING:
     from hashgym.encoders import Encoder
@@ -220,11 +222,16 @@ def update_codes(
             "includes the backbone, unless --features-only is given"
         )
     root, names, passed = _found(images, follow_links, exclude)
-    update = partial(_update, encoder, encoder_path, target, root, skip_bad, batch_size, threads, progress, checksum)
+
+    def update(some: list[str]) -> Encoded:
+        settings = skip_bad, batch_size, threads, progress, checksum
+        with ExitStack() as held:
+            return _update(held, encoder, encoder_path, target, root, *settings, some, set(names))
+
     done = Encoded(target)
     if begun := _begun(_unfinished(target), root, names):
-        done = update(begun, set(names))
-    more = update(names, set(names))
+        done = update(begun)
+    more = update(names)
     return Encoded(
         target,
         *(done.new + more.new, done.changed + more.changed, done.removed + more.removed),
@@ -233,6 +240,7 @@ def update_codes(
 
 
 def _update(
+    held: ExitStack,
     encoder: Encoder,
     encoder_path: str | Path,
     target: Path,
@@ -245,7 +253,10 @@ def _update(
     names: list[str],
     there: set[str],
 ) -> Encoded:
-    """Give the pictures ``names`` their codes; those that are not ``there`` any more are left out."""
+    """Give the pictures ``names`` their codes; those that are not ``there`` any more are left out.
+
+    A finished folder is locked until ``held`` is left.
+    """
     n, stamps = len(names), np.array([stamp(root / name) for name in names], np.int64)
     job: dict[str, Any] = {
         "encoder": encoder.digest,
@@ -257,8 +268,8 @@ def _update(
         "versions": versions(RECORDED),
     }
     old, rows, wanted, removed = None, np.full(n, -1), np.ones(n, bool), 0
-    if target.exists():
-        old = _finished(target, job)
+    if os.path.lexists(target):
+        old = _finished(target, job, held)
         if old.stamps is None:
             return Encoded(target, unchanged=len(old), note=_cannot_tell(old, names))
         rows, wanted = _compared(old, root, names, stamps, checksum, threads, progress)
@@ -335,7 +346,7 @@ def _update(
 
         if old is None:
             store.publish(target, {}, seal)
-            (target / LISTED).unlink()
+            (target / LISTED).unlink(missing_ok=True)
         else:
             _replace(target, old, store, seal, facts)
     encoded = np.setdiff1d(np.flatnonzero(wanted), list(left_out))
@@ -344,6 +355,9 @@ def _update(
 
 
 def _unfinished(target: Path) -> Path:
+    """The folder of the work; beside what a link leads to, so that it can be renamed into it."""
+    if target.is_symlink() or not target.name:  # as . has none
+        target = Path(os.path.realpath(target))
     return target.with_name(target.name + ".partial")
 
 
@@ -559,10 +573,15 @@ def _digest(path: Path) -> bytes:
     return digest.digest()
 
 
-def _finished(target: Path, job: dict[str, Any]) -> Codes:
-    """The codes in ``target``, if this job may update them."""
+def _finished(target: Path, job: dict[str, Any], held: ExitStack) -> Codes:
+    """The codes in ``target``, if this job may update them; nobody else may until ``held`` is left."""
     if not CODES.is_one(target):
-        raise DataError(f"{target} exists already: remove it, or choose another --out")
+        raise DataError(f"{target} exists already and is no folder of codes: choose another --out")
+    if os.name != "nt":  # which opens no folders
+        descriptor = os.open(target, os.O_RDONLY)
+        held.callback(os.close, descriptor)
+        if hold(descriptor) is False:
+            raise DataError(f"another process is at work in {target}: wait for it, or stop it")
     old = open_codes(target)
     if (old.encoder, str(old.root)) != (job["encoder"], job["root"]):
         of = f"pictures in another folder, {old.root}" if old.encoder == job["encoder"] else "another encoder"
@@ -636,10 +655,11 @@ def _replace(target: Path, old: Codes, store: Store, seal: Callable[[Path], None
     meta = CODES.read(target)
     if meta["digest"] != old.digest:
         raise DataError(f"{target} was changed by another process meanwhile: run the same command again")
-    content = str(int(meta.get("content") or 1) + 1)
     _tidy(target, meta)
+    taken = {path.name for path in target.iterdir()}
+    content = next(number for number in map(str, count(int(meta.get("content") or 1) + 1)) if number not in taken)
     store.publish(target / content, {}, seal)
-    (target / content / LISTED).unlink()
+    (target / content / LISTED).unlink(missing_ok=True)
     CODES.seal(target, [*_content_files(content), ENCODER], content=content, **facts)
     _tidy(target, CODES.read(target))
 
@@ -650,7 +670,16 @@ def _tidy(target: Path, meta: dict[str, Any]) -> None:
     (target / LISTED).unlink(missing_ok=True)
     for path in target.iterdir():
         if path.name.isdecimal() and path.name != meta.get("content") and owned.is_owned(path):
-            owned.remove(path)
+            known = {owned.MARKER, JOURNAL, LISTED, *_content_files()}
+            names = {entry.name for entry in path.iterdir() if not entry.name.endswith(".hashgym-tmp")}
+            if foreign := sorted(names - known):
+                warnings.warn(
+                    f"{path} is not needed here, but is kept: it is not content of {target} alone, with "
+                    f"{', '.join(foreign[:3])} in it",
+                    stacklevel=2,
+                )
+            else:
+                owned.remove(path)
     if meta.get("content"):  # the first content lies in the folder itself
         for name in _content_files():
             (target / name).unlink(missing_ok=True)

@@ -648,7 +648,10 @@ def _is_leftover(path: Path) -> bool:
         return True
     start = f'{{\n "format": "{INDEX.format}"'.encode()
     ours = path.name == f"{META}.new" and path.is_file() and not path.is_symlink()
-    return ours and start.startswith(path.read_bytes()[: len(start)])
+    if not ours:
+        return False
+    with path.open("rb") as file:
+        return start.startswith(file.read(len(start)))
 
 
 @contextmanager
@@ -737,7 +740,13 @@ def _arrays(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
     arrays = {key: INDEX.array(folder, meta, f"{meta['content']}/{key}.npy") for key in ARRAYS}
     rows = {len(arrays[key]) for key in ARRAYS if key != "text"}
     ends = arrays["ends"]
-    if rows != {meta["images"]} or (len(ends) and int(ends[-1]) != len(arrays["text"])):
+    ids, after = arrays["ids"], meta["next_id"]
+    if (
+        rows != {meta["images"]}
+        or (len(ends) and int(ends[-1]) != len(arrays["text"]))
+        or not (np.diff(ids) > 0).all()
+        or not (int(ids.max(initial=-1)) < after < 2**62)
+    ):
         raise DataError(f"{folder} is damaged: its arrays do not belong together; {INDEX.mend}")
     return arrays
 

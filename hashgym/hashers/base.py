@@ -28,6 +28,7 @@ Labels = NDArray[np.uint8]
 
 _ROWS = 8192  # rows that are transformed at once: keeps memory flat, also for memory maps
 _FORMAT = "hashgym.hasher/1"
+_MAX_DIM = 1 << 24  # features of a saved hasher; a picture of 224 x 224 has 150,528
 
 ALIKE = "the features of all {n} training images are the same, so there is nothing to learn: check the features"
 
@@ -163,18 +164,43 @@ class Hasher(ABC):
         self._check_fitted()
         owned.require_replaceable(path, "a saved hasher", _is_saved)
         meta = {"format": _FORMAT, "hasher": _name_of(type(self)), "parameters": self.get_params()}
-        state = {name: np.asarray(value) for name, value in vars(self).items() if name.endswith("_")}
         with atomic_write(path) as file:
-            np.savez(file, meta=np.array(json.dumps(meta)), **state)  # type: ignore[arg-type]
+            np.savez(file, meta=np.array(json.dumps(meta)), **self._state())  # type: ignore[arg-type]
+
+    def is_saved_in(self, path: str | Path) -> bool:
+        """Whether a file holds this very hasher: its class, settings and fitted arrays, as :meth:`save` writes them."""
+        from hashgym.hashers import _name_of
+
+        try:
+            meta, state = read(path)
+        except (OSError, ValueError):
+            return False
+        own, parameters = self._state(), json.loads(json.dumps(self.get_params()))
+        return (
+            meta == {"hasher": _name_of(type(self)), "parameters": parameters}
+            and state.keys() == own.keys()
+            and all(
+                state[name].dtype == value.dtype and np.array_equal(state[name], value) for name, value in own.items()
+            )
+        )
+
+    def _state(self) -> dict[str, NDArray[Any]]:
+        """The fitted attributes, by name."""
+        return {name: np.asarray(value) for name, value in vars(self).items() if name.endswith("_")}
 
     def _restore(self, state: dict[str, NDArray[Any]], path: Any) -> Self:
         """Take over fitted attributes, and check on one vector that they belong together."""
         for name, value in state.items():
             setattr(self, name, value if value.ndim else value.item())
         try:
-            self.transform(np.zeros((1, self.n_features_in_), np.float32))
-        except (AttributeError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} does not hold a whole {type(self).__name__}: save it again") from error
+            dim = self.n_features_in_
+            if not is_integer(dim) or not 1 <= dim <= _MAX_DIM:
+                raise ValueError(f"n_features_in_ is {dim!r:.60}")
+            values = self._transform(np.zeros((1, dim), np.float32))
+            if values.shape != (1, self.bits):  # one value would be taken for every bit
+                raise ValueError(f"the values of a vector have the shape {values.shape}, not (1, {self.bits})")
+        except Exception as error:  # whatever a method of others raises for arrays that do not fit, MemoryError too
+            raise ValueError(f"{path} does not hold a whole {type(self).__name__}: save it again ({error})") from error
         return self
 
 

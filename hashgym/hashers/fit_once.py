@@ -49,7 +49,10 @@ def fit_once(hasher: Hasher, X: Features, y: Labels) -> Hasher:
     try:
         with filelock.FileLock(f"{file}.lock", timeout=_PATIENCE):
             try:
-                return hashers.load(file)
+                known = hashers.load(file)
+                if _is_fitted(known, hasher, X.shape[1]):
+                    return known
+                file.unlink()
             except FileNotFoundError:
                 pass
             except ValueError:  # damaged
@@ -60,6 +63,15 @@ def fit_once(hasher: Hasher, X: Features, y: Labels) -> Hasher:
             return fitted
     except (filelock.Timeout, OSError):
         return hasher.fit(X, y)
+
+
+def _is_fitted(known: Hasher, hasher: Hasher, dim: int) -> bool:
+    """Whether what was read is of the class and settings of ``hasher``, for features of this dimension."""
+    return (
+        type(known) is type(hasher)
+        and known.get_params() == hasher.get_params()
+        and getattr(known, "n_features_in_", None) == dim
+    )
 
 
 def _versions() -> dict[str, str]:

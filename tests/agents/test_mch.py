@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import hashgym
-from agents import mch, runs
+from agents import mch, runs, sb3
 from agents.mch import Args
 from hashgym import codes, hashers
 from hashgym.codes import CodeSets
@@ -265,3 +265,47 @@ def test_the_base_of_a_resumed_run_may_be_a_hasher_of_ones_own(
     del sys.modules["mine_alone"]
     again = mch.base_of_run("mine_alone:Mine", tmp_path, 6, 0, scenes)
     np.testing.assert_array_equal(again.encode(scenes.features), base.encode(scenes.features))
+
+
+def test_a_hasher_that_lies_in_the_folder_is_not_replaced(tmp_path: Path, base: PairwiseHasher) -> None:
+    file = tmp_path / "base.npz"
+    mch.save_base(base, tmp_path)
+    before = file.read_bytes()
+    mch.save_base(hashers.load(file), tmp_path)  # of a run that was killed before its first checkpoint
+    rng = np.random.default_rng(0)
+    for other in (
+        hashers.make("lsh", bits=16).fit(rng.random((9, 4))),
+        hashers.make("lsh", bits=16, seed=1).fit(rng.random((9, 4))),
+    ):
+        with pytest.raises(ValueError, match=r"base\.npz exists and is not the base hasher of this run"):
+            mch.save_base(other, tmp_path)
+    assert file.read_bytes() == before
+    file.write_bytes(b"mine")
+    with pytest.raises(ValueError, match="is not the base hasher"):
+        mch.save_base(base, tmp_path)
+    assert file.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("agent", ["mch", "sb3"])
+def test_every_agent_leaves_a_base_of_somebody_else(agent: str, tmp_path: Path, scenes: HashingDataset) -> None:
+    (tmp_path / "base.npz").write_bytes(b"mine")
+    small = hashers.make("ksh", bits=8).fit(scenes.features[scenes.train], scenes.labels[scenes.train])
+
+    def train() -> None:
+        if agent == "mch":
+            mch.train(scenes, small, Args(**SMALL), out=tmp_path, progress=False)
+        else:
+            sb3.train(scenes, sb3.Args(env="RegionKeep-v0"), base=small, out=tmp_path, progress=False)
+
+    with pytest.raises(ValueError, match="is not the base hasher"):
+        train()
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == ["base.npz"]
+
+
+def test_a_folder_with_a_run_is_refused_before_the_base_is_fitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(b"")
+    monkeypatch.setattr(mch, "base_of_run", None)
+    with pytest.raises(ValueError, match="holds a run"):
+        mch.main(mch.Main(Args(**SMALL), out=tmp_path))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,3 +164,39 @@ def test_a_policy_of_another_run_is_not_overwritten(tmp_path: Path, name: str) -
     with pytest.raises(ValueError, match=f"{name} exists, but no checkpoint: name another folder"):
         runs.resumed(tmp_path, runs.CommonArgs(), resume=False)
     assert runs.resumed(tmp_path / "new", runs.CommonArgs(), resume=False) is None
+
+
+def test_links_to_nothing_are_not_replaced(tmp_path: Path) -> None:
+    for name, message in (("policy.pt", "exists, but no checkpoint"), ("checkpoint.pt", "holds a run")):
+        (tmp_path / name).symlink_to("nowhere")
+        with pytest.raises(ValueError, match=message):
+            runs.resumed(tmp_path, runs.CommonArgs(), resume=False)
+    (tmp_path / "out").symlink_to("nowhere")
+    with pytest.raises(ValueError, match="a link to nothing"), runs.hold_folder(tmp_path / "out"):
+        pass
+
+
+def test_a_lock_file_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    """The library that locks empties the file."""
+    (tmp_path / ".lock").write_text("mine")
+    with pytest.raises(ValueError, match=r"\.lock was not written by hashgym"), runs.hold_folder(tmp_path):
+        pass
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / ".lock")
+    with pytest.raises(ValueError, match=r"\.lock was not written by hashgym"), runs.hold_folder(tmp_path / "run"):
+        pass
+    assert (tmp_path / ".lock").read_text() == "mine"
+
+
+def test_giant_and_compressed_checkpoints_are_refused_unread(tmp_path: Path) -> None:
+    file = tmp_path / "policy.pt"
+    runs.save({"args": "{}", "weights": torch.arange(5)}, file)
+    assert runs.load(file)["weights"].tolist() == [0, 1, 2, 3, 4]
+    with zipfile.ZipFile(file) as archive, zipfile.ZipFile(tmp_path / "small.pt", "w", zipfile.ZIP_DEFLATED) as small:
+        for name in archive.namelist():
+            small.writestr(name, archive.read(name))
+    with pytest.raises(ValueError, match=r"small\.pt is damaged or no file of ours: its content is compressed"):
+        runs.load(tmp_path / "small.pt")
+    os.truncate(file, 64 << 30)
+    with pytest.raises(ValueError, match="at most 17,179,869,184 are read"):
+        runs.load(file)

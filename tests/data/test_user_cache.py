@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -26,3 +27,22 @@ def test_by_default_it_is_the_systems_place(tmp_path: Path, monkeypatch: pytest.
 def test_no_folder_where_it_is_switched_off_or_cannot_be_made(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("HASHGYM_CACHE", value)
     assert user_cache.folder() is None
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there are no modes")
+def test_a_folder_that_others_can_write_is_not_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HASHGYM_CACHE", str(tmp_path / "link"))
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "shared")
+    assert user_cache.folder() == tmp_path / "link"
+    (tmp_path / "shared").chmod(0o1777)
+    assert user_cache.folder() is None
+    assert "can be written by every user and is not used" in caplog.text
+    (tmp_path / "shared").chmod(0o755)
+    assert user_cache.folder() == tmp_path / "link"
+    monkeypatch.setattr(user_cache, "_warned", set())
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    assert user_cache.folder() is None
+    assert "belongs to another user and is not used" in caplog.text

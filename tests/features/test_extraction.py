@@ -390,3 +390,11 @@ def test_the_progress_bar_shows_speed_and_count(photos, tmp_path, capsys):
     job(photos, tmp_path / "out", progress=True)
     assert "51/51" in (shown := capsys.readouterr().out)
     assert "images/s" in shown
+
+
+def test_a_link_to_nothing_fails_before_any_work(photos, tmp_path):
+    (tmp_path / "out").symlink_to(tmp_path / "nowhere")
+    collection = dataclasses.replace(collect(photos), read=never)
+    with pytest.raises(DataError, match="exists already"):
+        extract(collection, make("pixels", size=4), tmp_path / "out")
+    assert [path.name for path in tmp_path.glob("*out*")] == ["out"]

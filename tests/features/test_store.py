@@ -146,7 +146,7 @@ def test_damage_after_the_last_batch(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.undo()
     flip(folder / "thumbnails.npy", -1)
     if compacted:
-        with pytest.raises(DataError, match="is damaged in finished rows: remove it and start again"), make(folder):
+        with pytest.raises(DataError, match="is damaged in finished rows: remove it and"), make(folder):
             pass
         return
     with make(folder) as job:
@@ -228,3 +228,34 @@ def test_a_disk_that_is_full_at_the_start_leaves_nothing(tmp_path: Path) -> None
     with pytest.raises(DiskFullError, match="cannot be written"), file_limit(200), make(tmp_path / "out.partial"):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_giant_journal_is_refused_unread(tmp_path: Path) -> None:
+    folder = tmp_path / "out.partial"
+    with make(folder) as job:
+        work(job)
+    os.truncate(folder / "journal.jsonl", 64 << 30)
+    with (
+        pytest.raises(DataError, match=r"journal\.jsonl is damaged, or not of"),
+        make(folder),
+    ):
+        pass
+
+
+def test_a_link_to_nothing_is_no_place_for_a_job(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to("nowhere")
+    with pytest.raises(DataError, match="is not a job of"), make(tmp_path / "out"):
+        pass
+    with make(tmp_path / "out.partial") as job:
+        work(job)
+        with pytest.raises(DataError, match="out appeared meanwhile"):
+            job.publish(tmp_path / "out", {}, lambda folder: None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.partial"]
+
+
+@pytest.mark.parametrize("text", ["a diary", "a diary\nwithout a last line end", '{"images": 3}\nmine'])
+def test_a_journal_of_somebody_else_is_not_cut(tmp_path: Path, text: str) -> None:
+    (tmp_path / "journal.jsonl").write_text(text)
+    with pytest.raises(DataError, match=r"is damaged|another, unfinished job"), make(tmp_path):
+        pass
+    assert (tmp_path / "journal.jsonl").read_text() == text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from hashgym import gallery, load_encoder
 from hashgym.data import DataError, owned, sealed
 from hashgym.data.files import open_image
+from hashgym.features.store import Store
 from hashgym.gallery import codes as codes_module
 from hashgym.gallery import encode_images, find_images, open_codes
 from hashgym.gallery.codes import Encoded, update_codes
@@ -482,3 +484,77 @@ def test_encoders_of_features_are_refused(encoder, tmp_path):
     export.write(tmp_path / "features.onnx", torch.nn.Identity(), dim=4, bits=4, source={})
     with pytest.raises(ValueError, match=r"takes features.*hashgym export"):
         encode(tmp_path / "features.onnx", [tmp_path], tmp_path / "out")
+
+
+def test_links_as_output(encoder, tmp_path, monkeypatch):
+    """One to nothing fails before any work; one to codes has the work beside them, where it can be renamed."""
+    photos = write_pictures(tmp_path / "photos", NAMES)
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with pytest.raises(DataError, match="dangling exists already"):
+        update(encoder, [photos], tmp_path / "dangling")
+    assert not list(tmp_path.glob("*.partial"))
+    out = encode(encoder, [photos], tmp_path / "disk" / "out")
+    (tmp_path / "link").symlink_to(out)
+    paint(photos, "b/9.png", 99)
+    begun, publish = [], Store.publish
+    monkeypatch.setattr(Store, "publish", lambda self, *args: (begun.append(self.folder), publish(self, *args)))
+    assert update(encoder, [photos], tmp_path / "link").changed == 1
+    assert begun == [Path(os.path.realpath(out)).with_name("out.partial")]
+    same(out, encode(encoder, [photos], tmp_path / "new"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folders cannot be locked")
+def test_two_updates_at_once(encoder, tmp_path, monkeypatch):
+    """The second must not take what the first has published, and has not named yet, for what a killed run left."""
+    photos, out = write_pictures(tmp_path / "photos", NAMES), tmp_path / "out"
+    encode(encoder, [photos], out)
+    paint(photos, "b/9.png", 99)
+    publish, refused = Store.publish, []
+
+    def published(self: Store, *args: Any) -> None:
+        publish(self, *args)
+        with pytest.raises(DataError, match=r"another process is at work in .*out: wait for it") as error:
+            update(encoder, [photos], out)
+        refused.append(error)
+
+    monkeypatch.setattr(Store, "publish", published)
+    assert update(encoder, [photos], out).changed == 1
+    monkeypatch.undo()
+    assert len(refused) == 1
+    same(out, encode(encoder, [photos], tmp_path / "new"))
+    assert update(encoder, [photos], out).unchanged == 5
+
+
+def test_only_what_an_update_left_is_deleted(encoder, tmp_path):
+    """Other results may lie in the folder under a number, also with our marker; so may the user's files."""
+    photos, out = write_pictures(tmp_path / "photos", NAMES), tmp_path / "out"
+    encode(encoder, [photos], out)
+    other = encode(encoder, [photos / "a.png"], out / "2")
+    (out / "3").mkdir()
+    (out / "4").write_text("mine")
+    before = content(other)
+    for seed in (98, 99):
+        paint(photos, "b/9.png", seed)
+        with pytest.warns(UserWarning, match="is not needed here, but is kept"):
+            assert update(encoder, [photos], out).changed == 1
+        (out / json.loads((out / "meta.json").read_text())["content"] / "mine.png").write_bytes(b"mine")
+    assert content(other) == before
+    assert entries(out) == ["2", "3", "4", "5", "6", "encoder.onnx", "meta.json"]
+    paint(photos, "b/9.png", 97)
+    with pytest.warns(UserWarning, match="is kept"):
+        update(encoder, [photos], out)
+    assert all((out / number / "mine.png").is_file() for number in "56")
+    same(out, encode(encoder, [photos], tmp_path / "new"))
+
+
+@pytest.mark.parametrize("name", ["../out/pipe", "/dev/zero", "pipe"])
+def test_no_file_elsewhere_and_no_device_is_read(encoder, tmp_path, name):
+    """Their size is 0, and reading may never end."""
+    out = encode(encoder, [write_pictures(tmp_path / "photos", NAMES)], tmp_path / "out")
+    os.mkfifo(out / "pipe")
+    meta = json.loads((out / "meta.json").read_text())
+    del meta["digest"]
+    meta["files"][name] = {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}
+    (out / "meta.json").write_text(json.dumps(meta | {"digest": sealed.digest(meta)}))
+    with pytest.raises(DataError, match="is damaged"):
+        open_codes(out)

@@ -593,3 +593,17 @@ def test_every_file_is_compared_with_its_checksum_however_large(codes, encoder, 
             file.seek(place)
             file.write(bytes([octet]))
     open_gallery(index)
+
+
+@pytest.mark.parametrize("next_id", [-7, 0, 1, 2**70])
+def test_an_index_that_would_give_an_id_twice_is_damaged(codes, tmp_path, next_id):
+    out = make([codes / "a"], tmp_path / "index")
+    meta = json.loads((out / "meta.json").read_text())
+    del meta["digest"]
+    meta["next_id"] = next_id
+    (out / "meta.json").write_text(json.dumps(meta | {"digest": sealed.digest(meta)}))
+    before = content(out)
+    for change in (lambda: open_gallery(out), lambda: build([codes / "b"], out, add=True, progress=False)):
+        with pytest.raises(DataError, match="do not belong together"):
+            change()
+    assert content(out) == before

@@ -86,3 +86,13 @@ def test_processes_fit_once_together(cache: Path) -> None:
         results = list(pool.map(_fits, range(3)))
     assert sum(fits for fits, _ in results) == 1
     assert len({codes for _, codes in results}) == 1
+
+
+@pytest.mark.parametrize(("bits", "seed", "dim"), [(7, 0, 5), (6, 1, 5), (6, 0, 4)])
+def test_a_whole_file_of_another_hasher_is_fitted_and_written_anew(cache: Path, bits: int, seed: int, dim: int) -> None:
+    X, y = data()
+    codes = fit_once(hashers.make("ksh", bits=6), X, y).encode(X)
+    (file,) = cache.glob("base-*.npz")
+    hashers.make("ksh", bits=bits, seed=seed).fit(X[:, :dim], y).save(file)
+    np.testing.assert_array_equal(fit_once(hashers.make("ksh", bits=6), X, y).encode(X), codes)
+    assert hashers.load(file).get_params() == hashers.make("ksh", bits=6).get_params()

@@ -256,3 +256,15 @@ def test_settings_that_count_are_integers(name):
                 make(name, **{count: value})
         value = np.int64(getattr(hasher, count) or 2)
         assert type(getattr(make(name, **{count: value}), count)) is int
+
+
+@pytest.mark.parametrize("changed", [{"planes_": (4, 1)}, {"n_features_in_": 10**9}, {"n_features_in_": -1}])
+def test_arrays_that_do_not_fit_are_refused(tmp_path, changed):
+    """One column would be taken for all bits, a giant dimension would take the memory."""
+    X = np.random.default_rng(0).random((20, 4)).astype(np.float32)
+    hasher = make("lsh", bits=8).fit(X)
+    for name, value in changed.items():
+        setattr(hasher, name, np.ones(value, np.float32) if isinstance(value, tuple) else value)
+    hasher.save(tmp_path / "a.npz")
+    with pytest.raises(ValueError, match="does not hold a whole LSH"):
+        load(tmp_path / "a.npz")
