@@ -148,6 +148,8 @@ class HashingDataset:
         """
         from hashgym.data import conversion
 
+        if not isinstance(standardize, (bool, np.bool_)):
+            raise DataError(f"standardize must be True or False, got {described(standardize)}")
         fields = conversion.fields_of(
             features,
             labels,
