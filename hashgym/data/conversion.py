@@ -61,7 +61,9 @@ def fields_of(
         "label_names": columns,
         "regions": None if regions is None else _numbers("regions", regions, 3),
         "train_regions": None if train_regions is None else _numbers("train_regions", train_regions, 3),
-    } | _split(table, columns, names, queries, train, database, seed, {"features": "arrays", "arrays": digest.hexdigest()})
+    } | _split(
+        table, columns, names, queries, train, database, seed, {"features": "arrays", "arrays": digest.hexdigest()}
+    )
 
 
 def _numbers(what: str, given: Any, ndim: int) -> NDArray[np.float32]:

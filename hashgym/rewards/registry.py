@@ -39,7 +39,7 @@ class Reward(Protocol):
     R(bit = 0) for every bit with all others as emitted. Without it the environment evaluates the flips one by one.
 
     A reward that never reads the partners may have ``reads_partners = False``: the environment then draws none, which
-    saves time on large multi-label datasets, and reading the view's partners raises an error.
+    saves time on large multi-label datasets, and reading the partners' bits or distances raises an error.
     """
 
     def __call__(self, view: RewardView, /) -> NDArray[np.floating]:

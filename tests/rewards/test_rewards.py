@@ -158,7 +158,8 @@ def test_a_reward_of_ones_own_is_registered_once() -> None:
         ({"name": "triplet", "margin": -1}, "at least 0"),
         ({"name": "average_precision", "against": "all"}, "'codebook' or 'partners'"),
         ({"name": "weighted", "terms": {}}, "at least one"),
-        ({"margin": 1}, "unknown reward ''"),
+        ({"margin": 1}, r"a mapping names the reward, .*; got the keys \['margin'\]"),
+        ({"name": lambda view: view.bits, "margin": 1}, r"options \(margin\) go with a reward's name"),
         (3, "a name, a mapping"),
     ],
 )
