@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from difflib import get_close_matches
 from numbers import Real
@@ -51,7 +52,7 @@ def check_number(name: str, value: Any, least: float | None = None) -> float:
     """
     if not isinstance(value, Real):
         raise ValueError(f"{name} must be a number, got {value!r:.60}")
-    if not np.isfinite(value) or (least is not None and value < least):
+    if not math.isfinite(value) or (least is not None and value < least):
         wanted = "finite" if least is None else f"a finite number of at least {least}"
         raise ValueError(f"{name} must be {wanted}, got {value}")
     return float(value)
