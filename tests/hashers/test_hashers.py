@@ -256,3 +256,15 @@ def test_settings_that_count_are_integers(name):
                 make(name, **{count: value})
         value = np.int64(getattr(hasher, count) or 2)
         assert type(getattr(make(name, **{count: value}), count)) is int
+
+
+def test_settings_out_of_an_array_are_saved(tmp_path):
+    features = np.random.default_rng(0).standard_normal((30, 4)).astype(np.float32)
+    labels = np.eye(3, dtype=np.uint8)[np.arange(30) % 3]
+    for dtype in (np.float16, np.float32, np.float64):
+        hasher = make("dch", bits=np.int64(4), gamma=dtype(3), updates=1).fit(features, labels)
+        hasher.save(tmp_path / "dch.npz")
+        loaded = load(tmp_path / "dch.npz")
+        assert loaded.get_params() == hasher.get_params()
+        assert type(loaded.gamma) is float
+        assert np.array_equal(loaded.encode(features), hasher.encode(features))
