@@ -132,8 +132,8 @@ class HashingDataset:
                 serves for hashers that learn from none.
             name: the dataset's name.
             names: n different image names; by default numbers.
-            label_names: different names of the labels: of the columns of multi-hot, of the classes 0, 1, ..., or all that labels
-                may name, in the order of the columns. By default the labels themselves, sorted.
+            label_names: different names of the labels: of the columns of multi-hot, of the classes 0, 1, ..., or all
+                that labels may name, in the order of the columns. By default the labels themselves, sorted.
             queries: how many images search, their indices, or a mask (n,). By default a tenth, at most 1,000.
             train: how many images methods learn from, their indices, or a mask. By default a quarter, at most 5,000.
             database: indices or a mask of the images that are searched. By default all but the queries.
