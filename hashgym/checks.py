@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from difflib import get_close_matches
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
-__all__ = ["check_integer", "closest", "is_integer"]
+__all__ = ["check_integer", "check_number", "closest", "is_integer"]
 
 
 def is_integer(value: Any) -> bool:
@@ -35,6 +37,25 @@ def check_integer(name: str, value: Any, least: int = 1, most: int | None = None
     if most is not None and value > most:
         raise ValueError(f"{name} must be at most {most}, got {value}")
     return int(value)
+
+
+def check_number(name: str, value: Any, least: float | None = None) -> float:
+    """Return the value as a float.
+
+    Args:
+        name: of the argument, for the message.
+        value: what was given.
+        least: the smallest that is allowed, or None.
+
+    Raises:
+        ValueError: for anything but a finite real number, of Python or NumPy, in that range.
+    """
+    if not isinstance(value, Real):
+        raise ValueError(f"{name} must be a number, got {value!r:.60}")
+    if not math.isfinite(value) or (least is not None and value < least):
+        wanted = "finite" if least is None else f"a finite number of at least {least}"
+        raise ValueError(f"{name} must be {wanted}, got {value}")
+    return float(value)
 
 
 def closest(name: object, known: Iterable[str]) -> str:

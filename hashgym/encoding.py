@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hashgym import codes
 from hashgym.checks import check_integer
 from hashgym.codes import CodeSets
-from hashgym.data.dataset import REGIONS_COMMAND, DataError
+from hashgym.data.dataset import REGIONS_COMMAND, DataError, described
 from hashgym.envs import region_keep
 from hashgym.envs.bit_group_hashing import DEFAULT_GROUP_BITS, HashingTask, action_bits, observation
 from hashgym.envs.lockstep import Observation, flatten
@@ -52,16 +52,19 @@ def encode(
         bool (n, bits).
 
     Raises:
-        ValueError: for features of another shape or not finite, actions of another shape, or a model whose environment
-            is under another wrapper that changes observations.
+        ValueError: for features of another shape or not finite, actions of another shape, a policy whose
+            ``observation_space`` is that of other features or another length of codes or groups, or a model whose
+            environment is under another wrapper that changes observations.
     """
     policy = _as_trained(policy)
     features = np.asarray(features)
     if features.ndim != 2:
         raise ValueError(f"features must have shape (n, D), got {features.shape}")
+    if features.dtype.kind not in "fiub":
+        raise ValueError(f"features must be real numbers (n, D), got {described(features)}")
     if not np.isfinite(features).all():
         raise ValueError("features hold NaN or infinity")
-    batch_size = check_integer("batch_size", batch_size)
+    bits, batch_size = check_integer("bits", bits), check_integer("batch_size", batch_size)
     encoded = np.zeros((len(features), bits), np.bool_)
     group_bits = min(DEFAULT_GROUP_BITS, bits) if group_bits is None else group_bits
     for start in range(0, len(features), batch_size):
@@ -82,6 +85,11 @@ def _encode_batch(policy: Any, image: NDArray[np.float32], bits: int, group_bits
         else:
             action = policy(seen)
         action = np.asarray(action)
+        if action.ndim == 2 and action.shape[1] != group_bits:
+            raise ValueError(
+                f"the policy gives {action.shape[1]} bits at a time, and group_bits is {group_bits}: give the bits and "
+                "group_bits that it was trained with"
+            )
         if action.ndim == 1:  # one number a lane: the index of a group
             acting = HashingTask(bits=bits, group_bits=group_bits, action="index")
         else:
@@ -187,7 +195,24 @@ def _offer(
 
 def _as_shown(policy: Any, seen: Observation, space: spaces.Dict) -> Any:
     """Observations as the environment showed them that the policy learnt in: a dict, or with ``flat=True`` an array."""
-    return flatten(seen, space) if isinstance(getattr(policy, "observation_space", None), spaces.Box) else seen
+    learnt = getattr(policy, "observation_space", None)
+    if isinstance(learnt, spaces.Box):
+        if learnt.shape[-1:] != (spaces.flatdim(space),):
+            raise _other_observations(f"of shape {learnt.shape}", f"({spaces.flatdim(space)},)")
+        return flatten(seen, space)
+    if isinstance(learnt, spaces.Dict):
+        for key in space.keys() & learnt.keys():
+            sizes = [getattr(parts.get(key), "n", getattr(parts.get(key), "shape", None)) for parts in (learnt, space)]
+            if sizes[0] != sizes[1]:
+                raise _other_observations(f"whose {key!r} is of size {sizes[0]}", sizes[1])
+    return seen
+
+
+def _other_observations(learnt: str, here: Any) -> ValueError:
+    return ValueError(
+        f"the policy was trained on observations {learnt}, and here it is {here}: give features, bits and group_bits "
+        "as it was trained with"
+    )
 
 
 def _keep_probability(policy: Any, seen: Any, n: int) -> NDArray[np.float64]:

@@ -86,7 +86,10 @@ class Registry(Generic[T]):
         module, _, attribute = target.partition(":")
         alike = [name for name in self.entries if (":" in name) == (":" in target)]
         known = f"there are {', '.join(sorted(self.entries))}"
-        unknown = f"unknown {self.kind} {target!r}{closest(target, alike)}; {known}"
+        close = closest(target, alike)
+        if re.fullmatch(r"\w+(\.\w+)+", target):  # as Python writes it
+            close = f" (did you mean {':'.join(target.rsplit('.', 1))!r}?)"
+        unknown = f"unknown {self.kind} {target!r}{close}; {known}"
         if not module or not attribute:
             raise ValueError(f"{unknown}. Worker processes find one of your own as 'package.module:Name'")
         try:

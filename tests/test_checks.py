@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hashgym.checks import check_integer, closest
+from hashgym.checks import check_integer, check_number, closest
 
 
 @pytest.mark.parametrize("value", [1, 5, np.int64(5), np.uint8(1)])
@@ -39,3 +39,26 @@ def test_all_else_is_named(value, message):
 def test_the_closest_name_is_suggested(typed, suggested):
     wanted = f" (did you mean {suggested!r}?)" if suggested else ""
     assert closest(typed, ["itq", "lsh", "efficientnet_lite0"]) == wanted
+
+
+@pytest.mark.parametrize("value", [1, 0.5, np.float32(0.5), np.int8(1), True])
+def test_numbers_are_taken(value):
+    checked = check_number("x", value, 0.5)
+    assert checked == value
+    assert type(checked) is float
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (-1, "x must be a finite number of at least 0, got -1"),
+        (float("inf"), "x must be a finite number of at least 0, got inf"),
+        ("1", "x must be a number, got '1'"),
+        (None, "x must be a number, got None"),
+        ([1.0], r"x must be a number, got \[1.0\]"),
+        (1j, "x must be a number, got 1j"),
+    ],
+)
+def test_what_is_no_number_is_named(value, message):
+    with pytest.raises(ValueError, match=message):
+        check_number("x", value, 0)

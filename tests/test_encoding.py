@@ -109,7 +109,13 @@ def test_groups_are_as_long_as_the_environments_by_default(multi_label: HashingD
         ({"bits": 0}, "bits must be"),
         ({"group_bits": 11}, "longer than the code"),
         ({"batch_size": 0}, "batch_size"),
-        ({"policy": lambda o: np.zeros((2, 3))}, r"shape \(2, 4\)"),
+        (
+            {"policy": lambda o: np.zeros((2, 3))},
+            "the policy gives 3 bits at a time, and group_bits is 4: give the bits",
+        ),
+        ({"policy": lambda o: np.zeros((3, 4))}, r"shape \(2, 4\)"),
+        ({"bits": "10"}, "bits must be an integer, got '10'"),
+        ({"features": np.zeros((2, 6), object)}, r"real numbers \(n, D\), got ndarray object \(2, 6\)"),
     ],
 )
 def test_wrong_arguments(change: dict[str, Any], message: str) -> None:
@@ -410,3 +416,22 @@ def test_other_wrappers_of_observations_are_refused(multi_label: HashingDataset)
         hashgym.encode(model, multi_label.features, bits=BITS, group_bits=GROUP)
     model = PPO("MultiInputPolicy", env, device="cpu")
     assert hashgym.encode(model, multi_label.features, bits=BITS, group_bits=GROUP).shape == (60, BITS)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize(
+    "change", [{"bits": 16, "group_bits": 4}, {"group_bits": 5}, {"features": np.zeros((3, 5), np.float32)}]
+)
+def test_what_a_policy_was_not_trained_for_is_named(flat: bool, change: dict[str, Any]) -> None:
+    def policy(seen: Any) -> np.ndarray:
+        n = len(seen if flat else seen["image"])
+        return np.zeros((n, change.get("group_bits", GROUP)))
+
+    env = gym.make("BitGroupHashing-v0", bits=BITS, group_bits=GROUP, flat=flat)
+    features = env.unwrapped.dataset.features[:3]
+    policy.observation_space = env.observation_space
+    right = {"features": features, "bits": BITS, "group_bits": GROUP}
+    if change.keys() != {"group_bits"}:
+        assert hashgym.encode(policy, **right).shape == (3, BITS)
+    with pytest.raises(ValueError, match=r"the policy was trained on observations .*: give features, bits and"):
+        hashgym.encode(policy, **right | change)

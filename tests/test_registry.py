@@ -101,6 +101,10 @@ def test_a_class_that_a_notebook_defines_again_takes_the_old_ones_place() -> Non
             "pairwise:dhc",
             r"unknown reward 'pairwise:dhc'.*; there are .*; and there is no module pairwise on",
         ),
+        (
+            "users_own_things.Ones",
+            r"unknown reward 'users_own_things.Ones' \(did you mean 'users_own_things:Ones'\?\);",
+        ),
         ("users_own_things:Nothing", "users_own_things has no reward 'Nothing' and registers none of that name"),
         ("users_own_things:number", "is a int: it must be a reward"),
         ("users_own_things.deeper:Ones", "there is no module users_own_things.deeper"),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hashgym.checks import is_integer
 from hashgym.data import splits
 from hashgym.data.dataset import DataError, described
 
@@ -36,9 +37,17 @@ def fields_of(
     train_regions: Any,
 ) -> dict[str, Any]:
     """The fields of a :class:`HashingDataset`; arguments and errors as for its ``from_arrays``."""
+    if not isinstance(name, str):
+        raise DataError(f"name must be a string, got {described(name)}")
+    if not is_integer(seed) or seed < 0:
+        raise DataError(f"seed must be an integer of at least 0, got {described(seed)}")
     numbers = _numbers("features", features, 2)
     n = len(numbers)
-    table, columns = _labels(labels, n, _strings("label_names", label_names))
+    known = _strings("label_names", label_names)
+    if len(set(known)) < len(known):
+        twice = next(label for label in known if known.count(label) > 1)
+        raise DataError(f"label_names must be different, got {twice!r} more than once")
+    table, columns = _labels(labels, n, known)
     names = _strings("names", names) or tuple(str(i) for i in range(n))
     if len(names) != n:
         raise DataError(f"{len(names):,} names for {n:,} images: give every image one")
@@ -52,7 +61,9 @@ def fields_of(
         "label_names": columns,
         "regions": None if regions is None else _numbers("regions", regions, 3),
         "train_regions": None if train_regions is None else _numbers("train_regions", train_regions, 3),
-    } | _split(table, names, queries, train, database, seed, {"features": "arrays", "arrays": digest.hexdigest()})
+    } | _split(
+        table, columns, names, queries, train, database, seed, {"features": "arrays", "arrays": digest.hexdigest()}
+    )
 
 
 def _numbers(what: str, given: Any, ndim: int) -> NDArray[np.float32]:
@@ -60,6 +71,7 @@ def _numbers(what: str, given: Any, ndim: int) -> NDArray[np.float32]:
     shape = "(n, D)" if ndim == 2 else "(n, R, D)"
     if isinstance(given, (str, bytes, Mapping)):
         raise DataError(f"{what} must be real numbers of shape {shape}, got {described(given)}")
+    _no_mask(what, given)
     try:
         array = np.asarray(given)
     except Exception as error:  # lists of several lengths, and tensors on another device or with a gradient
@@ -71,6 +83,7 @@ def _numbers(what: str, given: Any, ndim: int) -> NDArray[np.float32]:
         raise DataError(
             f"{what} must be real numbers of shape {shape}, got {described(given if array.ndim == 0 else array)}"
             + ("; of a sparse matrix matrix.toarray()" if hasattr(given, "toarray") else "")
+            + ("; of a table of numbers table.to_numpy('float32')" if array.dtype == object and array.ndim else "")
         )
     if array.ndim != ndim or 0 in array.shape:
         remedy = ""
@@ -94,6 +107,13 @@ def _numbers(what: str, given: Any, ndim: int) -> NDArray[np.float32]:
     return numbers
 
 
+def _no_mask(what: str, given: Any) -> None:
+    """Refuse a masked array with masked entries, whose values NumPy would take for data."""
+    if isinstance(given, np.ma.MaskedArray) and (masked := np.ma.getmaskarray(given)).any():
+        row = int(np.argwhere(masked)[0][0])
+        raise DataError(f"{what} of row {row} are masked: fill them, {what}.filled(...), or leave the row out")
+
+
 def _labels(given: Any, n: int, names: tuple[str, ...]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
     """Labels as multi-hot uint8 (n, L), and their L names."""
     if given is None:
@@ -106,6 +126,7 @@ def _labels(given: Any, n: int, names: tuple[str, ...]) -> tuple[NDArray[np.uint
         raise DataError(f"labels are {described(given)}, a sparse matrix: give labels.toarray()")
     if len(given) != n:
         raise DataError(f"{len(given):,} labels for {n:,} images: give every image its own")
+    _no_mask("labels", given)
     rows = list(given) if not hasattr(given, "__array__") else np.asarray(given)
     if isinstance(rows, list) or (rows.ndim == 1 and rows.dtype == object):
         several = [isinstance(row, _LISTS) for row in rows]
@@ -154,6 +175,12 @@ def _classes(classes: NDArray[Any], names: tuple[str, ...]) -> tuple[NDArray[np.
         if not whole.all():
             row = int(np.argmin(whole))
             raise DataError(f"a class must be a string or a whole number: the label of row {row} is {classes[row]}")
+        if (large := np.abs(classes) >= 2**53).any():
+            row = int(np.argmax(large))
+            raise DataError(
+                f"a class that is a float must be below 2**53 in size, the label of row {row} is {classes[row]}: give "
+                "integers or strings"
+            )
         classes = classes.astype(np.int64)
     if classes.dtype.kind not in "Ubiu":
         raise _wrong_labels(classes)
@@ -224,6 +251,7 @@ def _strings(what: str, given: Any) -> tuple[str, ...]:
 
 def _split(
     labels: NDArray[np.uint8],
+    label_names: tuple[str, ...],
     names: tuple[str, ...],
     queries: Any,
     train: Any,
@@ -241,13 +269,14 @@ def _split(
         if not isinstance(searched, np.ndarray):
             raise DataError("database must be indices or a mask: without it, all images but the queries are searched")
         given["database"] = searched
-    counted = labels if labels.shape[1] else np.ones((n, 1), np.uint8)  # without labels every image counts
+    if not labels.shape[1]:  # every image counts
+        labels, label_names = np.ones((n, 1), np.uint8), ("all images",)
     if not given:
         drawn = splits.make(
             "arrays",
             "random",
-            labels=counted,
-            label_names=[""] * counted.shape[1],
+            labels=labels,
+            label_names=label_names,
             names=names,
             seed=seed,
             queries=counts["queries"],
@@ -256,7 +285,7 @@ def _split(
         parts = {"query": drawn.query, "database": drawn.database, "train": drawn.train}
         return parts | {"provenance": provenance | drawn.provenance}
     order = np.random.default_rng(seed).permutation(n)
-    order = order[counted[order].any(axis=1)]
+    order = order[labels[order].any(axis=1)]
 
     def draw(what: str, pool: NDArray[np.int64], default: int) -> NDArray[np.int64]:
         count = counts[what] or max(1, min(default, len(pool)))

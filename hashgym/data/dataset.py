@@ -123,7 +123,7 @@ class HashingDataset:
         regions: Any = None,
         train_regions: Any = None,
     ) -> HashingDataset:
-        """A dataset of one's own arrays, lists, tables or CPU tensors, split and ready to use.
+        """Make a dataset of your own arrays, lists, tables or CPU tensors, split and ready to use.
 
         Args:
             features: (n, D), real numbers of any type; kept as float32, an array that is float32 already as it is.
@@ -132,22 +132,25 @@ class HashingDataset:
                 serves for hashers that learn from none.
             name: the dataset's name.
             names: n different image names; by default numbers.
-            label_names: names of the labels: of the columns of multi-hot, of the classes 0, 1, ..., or all that labels
-                may name, in the order of the columns. By default the labels themselves, sorted.
+            label_names: different names of the labels: of the columns of multi-hot, of the classes 0, 1, ..., or all
+                that labels may name, in the order of the columns. By default the labels themselves, sorted.
             queries: how many images search, their indices, or a mask (n,). By default a tenth, at most 1,000.
             train: how many images methods learn from, their indices, or a mask. By default a quarter, at most 5,000.
             database: indices or a mask of the images that are searched. By default all but the queries.
-            seed: what is not given by indices is drawn with it; images without any label are left out then.
+            seed: an integer of at least 0; seeds the drawing of what is not given by indices, which leaves out images
+                without any label.
             standardize: whether to return :meth:`standardized`.
             regions: (n, R, D), features of fixed regions, or None.
             train_regions: (n, M, D), features of random regions, or None.
 
         Raises:
-            DataError: for features or labels of another form, lengths that disagree, labels that no two images could
-                share, more images asked for than there are, and for all that the class refuses.
+            DataError: for features or labels of another form, masked values, lengths that disagree, labels that no two
+                images could share, more images than there are, and arrays that the class itself refuses.
         """
         from hashgym.data import conversion
 
+        if not isinstance(standardize, (bool, np.bool_)):
+            raise DataError(f"standardize must be True or False, got {described(standardize)}")
         fields = conversion.fields_of(
             features,
             labels,

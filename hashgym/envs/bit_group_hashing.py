@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import ArrayLike, NDArray
 
 from hashgym import codes, rewards
-from hashgym.checks import check_integer
+from hashgym.checks import check_integer, check_number
 from hashgym.data import HashingDataset
 from hashgym.envs.lockstep import Info, Lanes, LockstepVectorEnv, Observation, ScalarEnv, Skin, setting
 from hashgym.envs.rendering import CodeScene
@@ -71,8 +71,9 @@ class HashingTask:
                 f"action='index' has 2**k actions: choose group_bits <= {MAX_INDEX_BITS}, not {self.group_bits}"
             )
         for key in ("group_weight", "global_weight"):
-            if not np.isfinite(getattr(self, key)):
-                raise ValueError(f"{key} must be finite, got {getattr(self, key)}")
+            object.__setattr__(self, key, check_number(key, getattr(self, key)))
+        if not isinstance(self.counterfactual, (bool, np.bool_)):
+            raise ValueError(f"counterfactual must be True or False, got {self.counterfactual!r}")
         name = self.codebook
         if name is not None and not (isinstance(name, str) and (name in ("own", "shared") or name[:7] == "shared:")):
             raise ValueError(f"codebook must be 'own', 'shared' or 'shared:NAME', got {name!r}")

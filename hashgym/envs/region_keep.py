@@ -14,9 +14,10 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import ArrayLike, NDArray
 
 from hashgym import codes, hashers
-from hashgym.checks import check_integer
+from hashgym.checks import check_integer, check_number, closest
 from hashgym.codes import Words
 from hashgym.data import HashingDataset
+from hashgym.data.dataset import described
 from hashgym.envs.lockstep import (
     Info,
     Lanes,
@@ -55,12 +56,17 @@ class RegionKeepTask:
         if self.bits is not None:
             check_integer("bits", self.bits)
         check_integer("regions_per_episode", self.regions_per_episode)
-        if not (np.isfinite(self.price) and self.price >= 0):
-            raise ValueError(f"price must be a finite number of at least 0, got {self.price}")
+        object.__setattr__(self, "price", check_number("price", self.price, least=0))
         if self.reduction not in ("mean", "sum"):
             raise ValueError(f"reduction must be 'mean' or 'sum', got {self.reduction!r}")
         if self.loss is not None:  # as numbers, so that tasks can be compared
-            table = np.asarray(self.loss, np.float64)
+            try:
+                table = np.asarray(self.loss, np.float64)
+            except (TypeError, ValueError):  # texts, and rows of several lengths
+                raise ValueError(
+                    "loss must be a table (2, bits + 1) of finite numbers, row 1 for similar pairs, got "
+                    f"{described(self.loss)}"
+                ) from None
             object.__setattr__(self, "loss", tuple(map(tuple, table.tolist())) if table.ndim == 2 else table.shape)
 
     def observation_space(self, dim: int, bits: int) -> spaces.Dict:
@@ -488,8 +494,10 @@ def _base(tables: Tables, task: RegionKeepTask) -> Hasher:
         return tables.bases[key]
     if isinstance(task.base, str | Path):
         if not Path(task.base).is_file():
-            names = ", ".join(hashers.available())
-            raise ValueError(f"base={str(task.base)!r} is neither a hasher ({names}) nor the file of a saved one")
+            names, close = ", ".join(hashers.available()), closest(task.base, hashers.available())
+            raise ValueError(
+                f"base={str(task.base)!r} is neither a hasher{close} nor the file of a saved one; hashers are {names}"
+            )
         base = _loaded(Path(task.base), Path(task.base).stat().st_mtime_ns)
     else:
         base = task.base

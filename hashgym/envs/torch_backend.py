@@ -27,7 +27,7 @@ from hashgym.data import HashingDataset
 from hashgym.envs.bit_group_hashing import BINARY, HashingGame, HashingTask, OverHashingGame
 from hashgym.envs.lockstep import Info, LockstepVectorEnv, Observation
 from hashgym.envs.partners import PartnerSampler
-from hashgym.rewards.view import described
+from hashgym.rewards.view import described, drawn
 
 __all__ = ["BitGroupHashingTorchVectorEnv", "TensorCodebook", "TensorView", "action_bits", "resolve_device"]
 
@@ -187,12 +187,12 @@ class TensorView:
     @cached_property
     def positives(self) -> Tensor:
         """The positive partners' bits, float32 (n, P, s) of 0.0 and 1.0."""
-        return embedding(self.positive_rows, self.codebook.code)  # by index it takes four times as long on a CPU
+        return embedding(drawn(self.positive_rows), self.codebook.code)  # by index it takes four times as long on a CPU
 
     @cached_property
     def negatives(self) -> Tensor:
         """The negative partners' bits, float32 (n, P, s) of 0.0 and 1.0."""
-        return embedding(self.negative_rows, self.codebook.code)
+        return embedding(drawn(self.negative_rows), self.codebook.code)
 
     @cached_property
     def positive_distances(self) -> Tensor:

@@ -65,6 +65,8 @@ class Hasher(ABC):
                 if not is_integer(value):
                     raise ValueError(f"{field.name} must be an integer, got {value!r}")
                 setattr(self, field.name, int(value))
+            elif isinstance(value, np.floating):  # a setting out of an array: JSON, which files hold, takes none
+                setattr(self, field.name, float(value))
         check_integer("bits", self.bits)
 
     def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> Self:

@@ -309,7 +309,12 @@ def pack_table(name: str, table: Any) -> tuple[Words, int]:
         return table.filled, table.bits
     table = np.asarray(table)
     if table.ndim != 2 or table.size == 0:
-        raise ValueError(f"{name} must be a 0/1 table of shape (n, columns) and not empty, got shape {table.shape}")
+        remedy = ""
+        if name.endswith("labels") and table.ndim == 1 and table.size:
+            remedy = "; classes y become one by `y[:, None] == classes`, an array of the classes of all images"
+        raise ValueError(
+            f"{name} must be a 0/1 table of shape (n, columns) and not empty, got shape {table.shape}{remedy}"
+        )
     try:
         return codes.pack(table), table.shape[1]
     except ValueError as error:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hashgym.checks import check_number
 from hashgym.rewards.view import RewardView
 
 __all__ = ["Balance"]
@@ -35,9 +35,7 @@ class Balance:
     reads_partners = False
 
     def __init__(self, decorrelation: float = 1.0) -> None:
-        if not (math.isfinite(decorrelation) and decorrelation >= 0):
-            raise ValueError(f"decorrelation must be at least 0 and finite, got {decorrelation}")
-        self.decorrelation = decorrelation
+        self.decorrelation = check_number("decorrelation", decorrelation, 0)
 
     def __call__(self, view: RewardView) -> NDArray[np.floating]:
         """Return R, floating (n,)."""

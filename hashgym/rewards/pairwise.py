@@ -68,7 +68,10 @@ class Pairwise:
         elif isinstance(loss, hashers.Hasher):
             name, self._hasher = type(loss).__name__, loss
         else:
-            name, self._table = "table", np.asarray(loss)
+            try:
+                name, self._table = "table", np.asarray(loss)
+            except ValueError:  # rows of several lengths
+                name, self._table = "table", np.empty(0, object)
             if self._table.ndim != 2 or len(self._table) != 2 or self._table.dtype.kind not in "fiu":
                 raise ValueError(
                     "a loss is a hasher's name, a hasher, or a table of real numbers (2, s + 1), row 1 for similar "

@@ -39,7 +39,7 @@ class Reward(Protocol):
     R(bit = 0) for every bit with all others as emitted. Without it the environment evaluates the flips one by one.
 
     A reward that never reads the partners may have ``reads_partners = False``: the environment then draws none, which
-    saves time on large multi-label datasets, and the view's partner arrays are (n, 0).
+    saves time on large multi-label datasets, and reading the partners' bits or distances raises an error.
     """
 
     def __call__(self, view: RewardView, /) -> NDArray[np.floating]:
@@ -102,10 +102,15 @@ def make(reward: RewardLike, **options: Any) -> Reward:
     """
     if isinstance(reward, Mapping):
         options = {**reward, **options}
-        reward = options.pop("name", "")
+        if "name" not in options:
+            raise ValueError(f"a mapping names the reward, {{'name': 'triplet', ...}}; got the keys {[*options]}")
+        reward = options.pop("name")
     if not isinstance(reward, str):
         if not callable(reward):
             raise ValueError(f"a reward is a name, a mapping with a 'name', or a callable, got {reward!r:.60}")
+        if options:
+            given = ", ".join(map(str, options))
+            raise ValueError(f"options ({given}) go with a reward's name; set them on the reward object itself")
         return reward
     factory = REWARDS.find(reward)
     if not callable(factory):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from hashgym.checks import check_number
 from hashgym.rewards.view import RewardView
 
 __all__ = ["Triplet", "triplet_loss"]
@@ -37,9 +38,7 @@ class Triplet:
     name = "triplet"
 
     def __init__(self, margin: float = 1.0) -> None:
-        if not margin >= 0:
-            raise ValueError(f"margin must be at least 0, got {margin}")
-        self.margin = margin
+        self.margin = check_number("margin", margin, 0)
 
     def __call__(self, view: RewardView) -> NDArray[np.floating]:
         """Return -J, floating (n,)."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hashgym import codes
 
-__all__ = ["Codebook", "RewardView", "described", "squared_distance"]
+__all__ = ["Codebook", "RewardView", "described", "drawn", "squared_distance"]
 
 
 class Codebook:
@@ -106,12 +106,12 @@ class RewardView:
     @cached_property
     def positives(self) -> NDArray[np.float32]:
         """The positive partners' bits, float32 (n, P, s) of 0.0 and 1.0."""
-        return self.codebook.read(self.positive_rows).astype(np.float32)
+        return self.codebook.read(drawn(self.positive_rows)).astype(np.float32)
 
     @cached_property
     def negatives(self) -> NDArray[np.float32]:
         """The negative partners' bits, float32 (n, P, s) of 0.0 and 1.0."""
-        return self.codebook.read(self.negative_rows).astype(np.float32)
+        return self.codebook.read(drawn(self.negative_rows)).astype(np.float32)
 
     @cached_property
     def positive_distances(self) -> NDArray[np.float32]:
@@ -178,8 +178,19 @@ class RewardView:
 
     def _distances(self, rows: NDArray[np.int64], partners: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
         if np.array_equal(self.code, self.bits):  # bits: popcount, with nothing unpacked
-            return codes.hamming(self.words[:, None], self.codebook.words[rows]).astype(np.float32)
+            return codes.hamming(self.words[:, None], self.codebook.words[drawn(rows)]).astype(np.float32)
         return squared_distance(self.code[:, None], partners())
+
+
+def drawn(rows):  # type: ignore[no-untyped-def]  # NumPy arrays and torch tensors alike
+    """Return rows of partners, (n, P), as they are.
+
+    Raises:
+        ValueError: if none were drawn, because the reward says that it reads none.
+    """
+    if not rows.shape[-1]:
+        raise ValueError("it reads partners, and none were drawn, as it has reads_partners = False: remove that line")
+    return rows
 
 
 def described(x: Any) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from hashgym.checks import check_number
 from hashgym.rewards import registry
 from hashgym.rewards.registry import Reward, RewardLike
 from hashgym.rewards.view import RewardView
@@ -24,9 +25,15 @@ class Weighted:
     name = "weighted"
 
     def __init__(self, terms: Iterable[tuple[float, RewardLike]]) -> None:
-        self.terms: list[tuple[float, Reward]] = [(float(weight), registry.make(reward)) for weight, reward in terms]
-        if not self.terms or not np.isfinite([weight for weight, _ in self.terms]).all():
-            raise ValueError("weighted needs at least one (weight, reward) pair, with finite weights")
+        try:
+            pairs = [(weight, reward) for weight, reward in terms]
+        except (TypeError, ValueError):
+            raise ValueError(f"weighted needs (weight, reward) pairs, or {{name: weight}}, got {terms!r:.60}") from None
+        if not pairs:
+            raise ValueError("weighted needs at least one (weight, reward) pair")
+        self.terms: list[tuple[float, Reward]] = [
+            (check_number("the weight of a reward", weight), registry.make(reward)) for weight, reward in pairs
+        ]
 
     @property
     def reads_partners(self) -> bool:

@@ -282,3 +282,46 @@ def test_the_class_itself_names_from_arrays() -> None:
         HashingDataset("x", X.astype(np.float32), CLASSES.tolist(), *(np.arange(3) + 3 * i for i in range(3)))  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"got float64 \(60, 4\): HashingDataset.from_arrays"):
         HashingDataset("x", X, HOT, *(np.arange(3) + 3 * i for i in range(3)))
+
+
+@pytest.mark.parametrize(
+    ("features", "labels", "message"),
+    [
+        (np.ma.masked_greater(X, 2), CLASSES, "features of row 19 are masked: fill them"),
+        (X, np.ma.masked_equal(CLASSES, 1), "labels of row 1 are masked"),
+        (X, CLASSES * 1e30, r"must be below 2\*\*53 in size, the label of row 1 is 1e\+30"),
+        (pd.DataFrame(X).astype("Float64"), CLASSES, r"of a table of numbers table\.to_numpy\('float32'\)"),
+    ],
+)
+def test_values_that_would_be_read_as_others(features: Any, labels: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        HashingDataset.from_arrays(features, labels)
+
+
+def test_masked_arrays_without_masked_entries_are_arrays() -> None:
+    made = HashingDataset.from_arrays(np.ma.masked_array(X), np.ma.masked_array(CLASSES))
+    assert np.array_equal(made.features, X.astype(np.float32))
+    assert np.array_equal(made.labels, HOT)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": None}, "seed must be an integer of at least 0, got None"),
+        ({"seed": -1}, "seed must be an integer of at least 0, got int -1"),
+        ({"seed": 1.5}, "seed must be an integer of at least 0, got float 1.5"),
+        ({"name": 3}, "name must be a string, got int 3"),
+        ({"standardize": "no"}, "standardize must be True or False, got str 'no'"),
+        ({"label_names": ["a", "b", "a"]}, "label_names must be different, got 'a' more than once"),
+    ],
+)
+def test_options_that_would_mean_something_else(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        HashingDataset.from_arrays(X, CLASSES, **options)
+
+
+def test_splits_name_the_labels() -> None:
+    with pytest.raises(DataError, match="leaves none of class cat"):
+        HashingDataset.from_arrays(X[:6], ["cat", "cat", "cat", "cat", "dog", "dog"], train=1)
+    with pytest.raises(DataError, match=r"\(all images has 1\)"):
+        HashingDataset.from_arrays(X[:1])

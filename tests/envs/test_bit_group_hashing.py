@@ -30,6 +30,7 @@ from hashgym.envs.bit_group_hashing import (
     SharedWords,
     _Turns,
 )
+from hashgym.rewards import RewardError
 
 VARIANTS: list[dict[str, Any]] = [
     {},
@@ -613,6 +614,10 @@ def test_rendering_names_the_nearest_codes(multi_label: HashingDataset) -> None:
         ({"action": "index", "group_bits": 11}, "group_bits <= 10"),
         ({"reward": "nothing"}, "unknown reward"),
         ({"group_weight": float("nan")}, "group_weight must be finite"),
+        ({"group_weight": "1"}, "group_weight must be a number, got '1'"),
+        ({"global_weight": [1.0]}, r"global_weight must be a number, got \[1.0\]"),
+        ({"global_weight": np.array(1.0), "codebook": "shared"}, "global_weight must be a number, got array"),
+        ({"counterfactual": "no"}, "counterfactual must be True or False, got 'no'"),
         ({"render_mode": "human"}, "render_mode"),
         ({"dataset": "no-such-dataset"}, "no-such-dataset"),
         ({"codebook": "share"}, "'own', 'shared' or 'shared:NAME', got 'share'"),
@@ -626,6 +631,29 @@ def test_wrong_arguments(kwargs: dict[str, Any], message: str) -> None:
         BitGroupHashingEnv(**kwargs)
     with pytest.raises(ValueError, match=message):
         BitGroupHashingVectorEnv(2, **kwargs)
+
+
+def test_weights_that_cannot_be_are_not_set() -> None:
+    env = BitGroupHashingEnv()
+    for wrong in ("a", [1], None, np.nan):
+        with pytest.raises(ValueError, match="group_weight must be"):
+            env.group_weight = wrong
+    assert env.group_weight == 1.0
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+@pytest.mark.parametrize("part", ["positives", "negatives", "positive_distances", "negative_distances"])
+def test_a_reward_that_says_it_reads_no_partners_and_does(backend: str, part: str) -> None:
+    class Untrue:
+        reads_partners = False
+
+        def __call__(self, view: Any) -> Any:
+            return getattr(view, part).reshape(len(view.rows), -1).sum(-1)  # a sum of nothing is 0
+
+    envs = gym.make_vec("BitGroupHashing-v0", num_envs=2, bits=8, reward=Untrue(), backend=backend)
+    envs.reset(seed=0)
+    with pytest.raises(RewardError, match=r"reward Untrue, group scope: .* reads partners, and none were drawn"):
+        envs.step(envs.action_space.sample())
 
 
 @pytest.mark.parametrize("num_envs", [0, -1, 2.5])

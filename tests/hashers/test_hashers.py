@@ -268,3 +268,15 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path, changed):
     hasher.save(tmp_path / "a.npz")
     with pytest.raises(ValueError, match="does not hold a whole LSH"):
         load(tmp_path / "a.npz")
+
+
+def test_settings_out_of_an_array_are_saved(tmp_path):
+    features = np.random.default_rng(0).standard_normal((30, 4)).astype(np.float32)
+    labels = np.eye(3, dtype=np.uint8)[np.arange(30) % 3]
+    for dtype in (np.float16, np.float32, np.float64):
+        hasher = make("dch", bits=np.int64(4), gamma=dtype(3), updates=1).fit(features, labels)
+        hasher.save(tmp_path / "dch.npz")
+        loaded = load(tmp_path / "dch.npz")
+        assert loaded.get_params() == hasher.get_params()
+        assert type(loaded.gamma) is float
+        assert np.array_equal(loaded.encode(features), hasher.encode(features))

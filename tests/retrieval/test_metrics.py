@@ -281,7 +281,10 @@ def test_the_order_of_the_database_changes_nothing():
         ({3: np.ones((5, 3), bool)}, "6 database codes, but labels for 5"),
         ({0: np.ones((4, 8), np.float32)}, "query codes: .*float32; threshold"),
         ({2: np.full((6, 8), -1)}, "database codes: bits must be 0 or 1"),
-        ({3: np.arange(6)}, r"database labels must be a 0/1 table .*\(6,\)"),
+        (
+            {3: np.arange(6)},
+            r"database labels must be a 0/1 table .*\(6,\); classes y become one by `y\[:, None\] == cl",
+        ),
         ({0: np.ones((0, 8), bool), 1: np.ones((0, 3), bool)}, "query codes must be .* not empty"),
         ({2: np.ones((0, 8), bool), 3: np.ones((0, 3), bool)}, "database codes must be .* not empty"),
         ({1: np.zeros((4, 3), bool)}, "no query has a relevant item"),
