@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hashgym.checks import check_integer, closest
+from hashgym.checks import check_integer, closest, counted
 
 
 @pytest.mark.parametrize("value", [1, 5, np.int64(5), np.uint8(1)])
@@ -39,3 +39,9 @@ def test_all_else_is_named(value, message):
 def test_the_closest_name_is_suggested(typed, suggested):
     wanted = f" (did you mean {suggested!r}?)" if suggested else ""
     assert closest(typed, ["itq", "lsh", "efficientnet_lite0"]) == wanted
+
+
+def test_one_is_singular():
+    assert [counted(n, "picture") for n in (0, 1, 2_000)] == ["0 pictures", "1 picture", "2,000 pictures"]
+    assert counted(1, "query", "queries") == "1 query"
+    assert counted(2, "query", "queries") == "2 queries"
