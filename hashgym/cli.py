@@ -553,7 +553,7 @@ def search(
         page.require_writable(html)
     if Path(index).is_file() and Path(photo).is_dir():
         raise ValueError(
-            f"the arguments are in the wrong order, for {index} is a file and {photo} a folder: "
+            f"the arguments are in the wrong order: {index} is a file and {photo} a folder: "
             f"`hashgym search {quote(photo)} {quote(index)}`"
         )
     picture = open_image(Path(photo))

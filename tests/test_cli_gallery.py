@@ -125,7 +125,7 @@ def test_export_refuses(place, tmp_path, capsys, monkeypatch):
     (tmp_path / "bad.npz").write_text("no hasher")
     for args, message in [
         (["moon", *features], "neither the folder of a training run"),
-        (["itq", "--bits", 8], "--features says which"),
+        (["itq", "--bits", 8], "give --features, the folder of features"),
         (["itq", *features], "needs its length"),
         (["itq", *features, "--bits", 800], "principal component"),
         ([tmp_path / "small.npz", *features, "--bits", 9], "leave out --bits"),
