@@ -372,16 +372,16 @@ def interruptible(out: Path | None) -> Iterator[None]:
         SystemExit: with 130 after Ctrl-C.
     """
     if out is None:
-        console.warn("there is no --out: the trained policy is thrown away at the end, only its measures are printed")
+        console.warn("there is no --out: the trained policy is thrown away at the end; only its measures are printed")
     try:
         yield
     except KeyboardInterrupt:
         if out is None:
-            kept = "nothing is kept, for there is no --out"
+            kept = "nothing is kept, because there is no --out"
         elif (out / "checkpoint.pt").exists():
             kept = f"the same command with --resume continues from the checkpoint in {out}"
         else:
-            kept = f"{out} has no checkpoint yet, so that the same command begins again"
+            kept = f"{out} has no checkpoint yet, so the same command starts from the beginning"
         console.error(f"stopped; {kept}")
         raise SystemExit(STOPPED) from None
 

@@ -1,4 +1,4 @@
-"""Checks of arguments, and the part of an error message that helps with a misspelt name."""
+"""Checks of arguments, and parts of messages: a suggestion for a misspelt name, a number of things."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["check_integer", "check_number", "closest", "is_integer"]
+__all__ = ["check_integer", "check_number", "closest", "counted", "is_integer"]
 
 
 def is_integer(value: Any) -> bool:
@@ -63,3 +63,14 @@ def closest(name: object, known: Iterable[str]) -> str:
     lower = {each.lower(): each for each in known}
     found = get_close_matches(str(name).lower(), lower, n=1)
     return f" (did you mean {lower[found[0]]!r}?)" if found else ""
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """Return a number of things in words, such as "1 picture" or "2,000 pictures".
+
+    Args:
+        number: how many.
+        one: the word for one of them.
+        many: the word for several; ``one`` with an "s" by default.
+    """
+    return f"{number:,} {one if number == 1 else many or one + 's'}"

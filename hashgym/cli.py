@@ -10,11 +10,11 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 
-from hashgym.checks import closest
+from hashgym.checks import closest, counted
 from hashgym.terminal import arguments, command_line, printable, quote, wants_version
 
 __all__ = ["main"]
@@ -90,12 +90,15 @@ def info(folder: tyro.conf.Positional[str], /) -> None:
 
     from hashgym.data import cache
     from hashgym.data.dataset import DataError
+    from hashgym.data.files import is_own
     from hashgym.gallery.codes import CODES
     from hashgym.gallery.gallery import INDEX
 
     kinds = ((INDEX, _index_facts), (CODES, _codes_facts), (cache.CACHE, _features_facts))
     known = [facts for kind, facts in kinds if kind.is_one(folder)]
     if not known and not cache.is_cache(folder):
+        if is_own(Path(folder)) and Path(folder).suffix == ".partial":
+            raise DataError(f"{folder} is not finished: run its command again, which goes on with it")
         partial = Path(f"{folder}.partial")
         hint = f"; {partial} is not finished: run its command again" if partial.is_dir() else ""
         raise DataError(
@@ -146,7 +149,7 @@ def _features_facts(folder: str) -> tuple[dict[str, str], dict[str, Any]]:
         "dataset": dataset.name,
         "images": f"{len(dataset):,}, {dataset.dim:,} features each",
         "labels": f"{len(dataset.label_names)}: {', '.join(dataset.label_names)}",
-        "roles": f"{len(dataset.query):,} queries, {len(dataset.database):,} in the database, "
+        "roles": f"{counted(len(dataset.query), 'query', 'queries')}, {len(dataset.database):,} in the database, "
         f"{len(dataset.train):,} to train",
         **{key.replace("_", " "): _lines(value) for key, value in dataset.provenance.items() if value is not None},
     }, meta["files"]
@@ -159,9 +162,10 @@ def _codes_facts(folder: str) -> tuple[dict[str, str], dict[str, Any]]:
     codes = open_codes(folder, verify=True)
     left_out = [f"{name}: {reason}" for name, reason in codes.left_out.items()]
     return {
-        "codes": f"of {len(codes):,} pictures, {codes.bits} bits each, {codes.words.shape[1]} views of a picture",
+        "codes": f"of {counted(len(codes), 'picture')}, {counted(codes.bits, 'bit')} each, "
+        f"{counted(codes.words.shape[1], 'view')} of a picture",
         "pictures": f"below {codes.root}",
-        "left out": "\n".join([f"{len(left_out):,} pictures", *left_out]) if left_out else "none",
+        "left out": "\n".join([counted(len(left_out), "picture"), *left_out]) if left_out else "none",
         "encoder": codes.encoder,
         **{key: _lines(value) for key, value in CODES.read(folder)["job"].items() if key == "versions"},
     }, CODES.read(folder)["files"]
@@ -181,7 +185,7 @@ def _index_facts(folder: str) -> tuple[dict[str, str], dict[str, Any]]:
     files = {f"{meta['content']}/{ENGINE}/{entry['file']}": entry for entry in saved["files"].values()}
     uri = str(saved["options"].get("uri", ""))
     return {
-        "index": f"of {meta['images']:,} pictures, codes of {meta['bits']} bits",
+        "index": f"of {counted(meta['images'], 'picture')}, codes of {meta['bits']} bits",
         "pictures": f"below {meta['root']}",
         "back end": f"{meta['backend']} at {without_password(uri)}" if uri else meta["backend"],
         "encoder": meta["encoder"],
@@ -270,11 +274,13 @@ def features(
             skip_bad=skip_bad,
         )
     except KeyboardInterrupt:
-        _error(f"stopped; the same command goes on from {out}.partial")
-        raise SystemExit(130) from None
+        _stopped(out)
     provenance = cache.read_meta(out)["provenance"]
     if left_out := provenance["left_out"]:
-        _print(_styled(f"{len(left_out):,} images were left out:", "yellow"), *map(printable, left_out.values()))
+        _print(
+            _styled(f"{counted(len(left_out), 'image was', 'images were')} left out:", "yellow"),
+            *map(printable, left_out.values()),
+        )
     if passed := provenance.get("passed_over"):
         _print(f"passed over: {printable(passed)}")
     _print(printable(provenance["source"]))
@@ -456,12 +462,11 @@ def encode(
             checksum=checksum,
         )
     except KeyboardInterrupt:
-        _error(f"stopped; the same command goes on from {out}.partial")
-        raise SystemExit(130) from None
+        _stopped(out)
     codes = open_codes(out)
     if codes.left_out:
         reasons = map(printable, codes.left_out.values())
-        _print(_styled(f"{len(codes.left_out):,} pictures were left out:", "yellow"), *reasons)
+        _print(_styled(f"{counted(len(codes.left_out), 'picture was', 'pictures were')} left out:", "yellow"), *reasons)
     if done.passed_over:
         _print(f"passed over: {printable(done.passed_over)}")
     if done.note:
@@ -471,9 +476,14 @@ def encode(
         if finished:
             has = f": {done.new:,} new, {done.changed:,} changed, {done.removed:,} gone, the others as before;"
             use = f"Bring an index up to date with `hashgym index {quote(out)} --out INDEX --add`."
+            if done.removed:
+                use += " It keeps pictures that are gone until `--remove` names them."
     elif finished:
         has = " is finished already:" if done.note else " is finished already, and no picture has changed: it has"
-    _say(_styled(out, "green"), f"{has} codes of {len(codes):,} pictures, {codes.bits} bits each. {use}")
+    _say(
+        _styled(out, "green"),
+        f"{has} codes of {counted(len(codes), 'picture')}, {counted(codes.bits, 'bit')} each. {use}",
+    )
 
 
 def index(
@@ -515,7 +525,7 @@ def index(
     meta = gallery.read_meta(out)
     _say(
         _styled(out, "green"),
-        f": {meta['images']:,} pictures, codes of {meta['bits']} bits, back end {meta['backend']}. "
+        f": {counted(meta['images'], 'picture')}, codes of {meta['bits']} bits, back end {meta['backend']}. "
         f"Search it with `hashgym search {quote(out)} photo.jpg`, or in a browser with `hashgym serve {quote(out)}`.",
     )
 
@@ -558,7 +568,7 @@ def search(
         page.require_writable(html)
     if Path(index).is_file() and Path(photo).is_dir():
         raise ValueError(
-            f"the arguments are in the wrong order, for {index} is a file and {photo} a folder: "
+            f"the arguments are in the wrong order: {index} is a file and {photo} a folder: "
             f"`hashgym search {quote(photo)} {quote(index)}`"
         )
     picture = open_image(Path(photo))
@@ -746,6 +756,15 @@ def _print_json(content: Any) -> None:
     from hashgym.console import say_json
 
     say_json(content)
+
+
+def _stopped(out: str) -> NoReturn:
+    """Say after Ctrl-C where the same command goes on, and exit."""
+    partial = f"{out}.partial"
+    _error(
+        f"stopped; the same command goes on from {partial}" if os.path.isdir(partial) else "stopped; nothing was begun"
+    )
+    raise SystemExit(130) from None
 
 
 def _error(message: str) -> None:

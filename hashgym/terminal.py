@@ -11,6 +11,7 @@ import select
 import shlex
 import sys
 import unicodedata
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from typing import Any, TypeVar
@@ -67,6 +68,7 @@ def command_line(stopped: str = "stopped") -> Iterator[None]:
     Raises:
         SystemExit: with 2 for wrong arguments, data or files, 130 for Ctrl-C, 141 where nobody reads the output.
     """
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of sound pictures, such as EXIF that cannot be read
     streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
     before = [stream.errors for stream in streams]
     for stream in streams:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hashgym.checks import check_integer, check_number, closest
+from hashgym.checks import check_integer, check_number, closest, counted
 
 
 @pytest.mark.parametrize("value", [1, 5, np.int64(5), np.uint8(1)])
@@ -62,3 +62,9 @@ def test_numbers_are_taken(value):
 def test_what_is_no_number_is_named(value, message):
     with pytest.raises(ValueError, match=message):
         check_number("x", value, 0)
+
+
+def test_one_is_singular():
+    assert [counted(n, "picture") for n in (0, 1, 2_000)] == ["0 pictures", "1 picture", "2,000 pictures"]
+    assert counted(1, "query", "queries") == "1 query"
+    assert counted(2, "query", "queries") == "2 queries"

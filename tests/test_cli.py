@@ -135,7 +135,7 @@ def test_a_bad_image(photos, tmp_path, capsys):
     assert "Traceback" not in error
     cli.main(words(photos, tmp_path / "out", "--skip-bad"))
     said = capsys.readouterr().out
-    assert "1 images were left out" in said
+    assert "1 image was left out" in said
     assert "dog/7.png" in said
     assert len(cache.open_cache(tmp_path / "out")) == 39
 

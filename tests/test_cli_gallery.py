@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -125,7 +126,7 @@ def test_export_refuses(place, tmp_path, capsys, monkeypatch):
     (tmp_path / "bad.npz").write_text("no hasher")
     for args, message in [
         (["moon", *features], "neither the folder of a training run"),
-        (["itq", "--bits", 8], "--features says which"),
+        (["itq", "--bits", 8], "give --features, the folder of features"),
         (["itq", *features], "needs its length"),
         (["itq", *features, "--bits", 800], "principal component"),
         ([tmp_path / "small.npz", *features, "--bits", 9], "leave out --bits"),
@@ -180,15 +181,24 @@ def test_encode_says_what_it_did(place, tmp_path, capsys):
     some = ["encode", place / "encoder.onnx", place / "photos" / "cat" / "1.png", bad, "--out", tmp_path / "some"]
     assert "--skip-bad leaves such images out" in fails(some, capsys)
     said = says([*some, "--skip-bad"], capsys)
-    assert "1 pictures were left out" in said
+    assert "1 picture was left out" in said
     assert "bad\ufffd[31m.png" in said
-    assert "codes of 1 pictures" in said
+    assert "codes of 1 picture," in said
     for args, message in [
         ([place / "photos" / "cat" / "1.png", place / "photos"], "no encoder of hashgym"),
         ([place / "encoder.onnx"], "there is no image"),
         ([place / "encoder.onnx", tmp_path / "none"], "does not exist"),
     ]:
         assert message in fails(["encode", *args, "--out", tmp_path / "new"], capsys)
+
+
+def test_a_sound_picture_with_damaged_exif_gives_no_warning(place, tmp_path, capsys):
+    """Pillow warns of it; a line about its source file among the results helps nobody."""
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        says(["encode", place / "encoder.onnx", tmp_path / "a.jpg", "--out", tmp_path / "codes"], capsys)
+    assert not [str(warning.message) for warning in caught if "PIL" in warning.filename]
 
 
 def test_index_adds_and_removes(place, tmp_path, capsys):
@@ -268,7 +278,8 @@ def test_info_of_codes_and_indices(place, tmp_path, capsys):
         assert file.name in said
         file.write_bytes(octets)
     owned.create(tmp_path / "begun.partial")
-    assert f"{tmp_path / 'begun.partial'} is not finished" in fails(["info", tmp_path / "begun"], capsys)
+    for name in ("begun", "begun.partial"):
+        assert f"{tmp_path / 'begun.partial'} is not finished" in fails(["info", tmp_path / name], capsys)
 
 
 def test_search_refuses(place, tmp_path, capsys):
@@ -354,6 +365,9 @@ def test_encode_again_encodes_what_changed(place, tmp_path, capsys):
     said = says(args, capsys)
     assert "1 new, 1 changed, 1 gone, the others as before; codes of 3 pictures" in said
     assert f"Bring an index up to date with `hashgym index {photos}/codes --out INDEX --add`" in said
+    assert "It keeps pictures that are gone until `--remove` names them." in said
+    assert "updating" in said
+    assert "resuming" not in said
     assert "finished already" in says([*args, "--checksum"], capsys)
 
 
@@ -379,7 +393,7 @@ def test_files_that_begin_with_a_dash(place, tmp_path, monkeypatch, capsys):
     assert "codes of 2 pictures" in said
     said = says(["index", "codes", "--out=-index", "--backend", "brute-force"], capsys)
     assert "`hashgym search ./-index photo.jpg`" in said
-    assert "1 pictures" in says(["index", "--out=-index", "--remove=-dash.png"], capsys)
+    assert "1 picture," in says(["index", "--out=-index", "--remove=-dash.png"], capsys)
     assert "Unrecognized options: -none.png" in flat_error(["search", place / "index", place, "-none.png"], capsys)
 
 

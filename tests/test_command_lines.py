@@ -121,7 +121,7 @@ def test_ctrl_c_and_no_folder(tmp_path, capsys):
 
     for out, warning, message in (
         (None, "there is no --out: the trained policy is thrown away at the end", "nothing is kept"),
-        (tmp_path / "out", "", "has no checkpoint yet, so that the same command begins again"),
+        (tmp_path / "out", "", "has no checkpoint yet, so the same command starts from the beginning"),
     ):
         with pytest.raises(SystemExit) as stopped, runs.interruptible(out):  # noqa: PT012 - what it says comes before
             said = capsys.readouterr().err

@@ -18,6 +18,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
 
+from hashgym.checks import counted
 from hashgym.data.dataset import DataError
 from hashgym.data.owned import MARKER
 
@@ -144,9 +145,9 @@ class Listing:
             ranked = sorted(self.ignored.items(), key=lambda kind: (kind[0] not in UNREAD, -kind[1], kind[0]))
             kinds = [_kind(suffix, number) for suffix, number in ranked[:KINDS]]
             kinds += [f"{sum(number for _, number in ranked[KINDS:]):,} of other kinds"] if ranked[KINDS:] else []
-            parts.append(f"{count:,} {'file that is' if count == 1 else 'files that are'} not read: {', '.join(kinds)}")
+            parts.append(f"{counted(count, 'file that is', 'files that are')} not read: {', '.join(kinds)}")
         if self.links:
-            parts.append(f"{self.links:,} {'link' if self.links == 1 else 'links'} (--follow-links follows them)")
+            parts.append(f"{counted(self.links, 'link')} (--follow-links follows them)")
         if self.excluded:
             parts.append(f"{self.excluded:,} by --exclude")
         if self.hidden:
@@ -537,8 +538,8 @@ def resolved(root: Path, name: str) -> Path:
     base, path = os.path.realpath(root), os.path.realpath(root / name)
     if path != base and not path.startswith(os.path.join(base, "")):
         raise DataError(
-            f"image {name} lies outside {root}, where a link or `..` leads: --follow-links reads it; or name "
-            "the folder that it is in"
+            f"image {name} lies outside {root.absolute()}, because of a link or `..`: read it with --follow-links, "
+            "or name the folder that it is in"
         )
     return Path(path)
 

@@ -88,7 +88,7 @@ def read(
         rows,
         [place is not None for place in places.values()],
         allow_missing,
-        f"; they were looked for in {base}: --root names the folder that the paths start from",
+        f"; they were looked for below {base.absolute()}, and --root names another folder that the paths start from",
     )
     there = {name: place for name, place in places.items() if place is not None}
     if clash := _same_file(base, there):
@@ -130,7 +130,7 @@ def _lines(file: Path) -> list[tuple[str, tuple[str, ...]]]:
             if lines:
                 each = len(lines[0][1])
                 wanted = f"a path and {each} labels of 0 or 1" if each > 1 else "a path and the number of a class"
-            raise DataError(f"line {number} of {file} must be {wanted}, got {line[:80]!r}")
+            raise DataError(f"line {number} of {file} is {line[:80]!r}; wanted: {wanted}")
         lines.append((posixpath.normpath(path), tuple(labels)))
     return lines
 

@@ -85,7 +85,7 @@ class Kind:
             raise DataError(f"{folder} is no {self.what}: it has no {META}; `{self.command}` writes one")
         meta = read_json(file, self.mend)
         if not isinstance(meta, dict) or meta.get("format") != self.format:
-            raise DataError(f"{folder} is no {self.what}, says its {META}; `{self.command}` writes one")
+            raise DataError(f"{folder} is no {self.what}: its {META} is of another kind; `{self.command}` writes one")
         if meta.get("version") != self.version:
             raise DataError(
                 f"{folder} is of version {meta.get('version')!r}, this hashgym reads version {self.version}: "

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hashgym.checks import closest
+from hashgym.checks import closest, counted
 from hashgym.data.dataset import DataError, HashingDataset
 
 __all__ = ["PARTS", "RULES", "Rule", "Split", "apply", "default", "make", "rules"]
@@ -74,7 +74,7 @@ class Split:
         if len(self.counts) > COUNTED:
             return {}
         return {
-            label: f"{query:,} queries, {learnt:,} to train, {searched:,} in the database"
+            label: f"{counted(query, 'query', 'queries')}, {learnt:,} to train, {searched:,} in the database"
             for label, (query, learnt, searched) in self.counts.items()
         }
 
@@ -270,15 +270,16 @@ def make(
         raise DataError(f"split {split!r} of {dataset} leaves no image for the database; ask for fewer")
     both = np.isin(learnt, database).sum()
     words = (
-        f"{len(kept)} labels, {len(query):,} queries, {len(learnt):,} training images, database of {len(database):,} "
+        f"{counted(len(kept), 'label')}, {counted(len(query), 'query', 'queries')}, "
+        f"{counted(len(learnt), 'training image')}, database of {len(database):,} "
     )
-    words += "without training images" if not both else f"with {both:,} training images"
+    words += "without training images" if not both else f"with {counted(int(both), 'training image')}"
     if len(order) < len(names):
-        words += f"; {len(names) - len(order):,} images without a label left out"
+        words += f"; {counted(len(names) - len(order), 'image')} without a label left out"
     if share < 1:
         words += f"; counts scaled down, as {len(names):,} of {rule.images:,} images are present"
     if held_out:
-        words += f"; {held_out:,} validation images held out: neither searched nor learnt from"
+        words += f"; {counted(int(held_out), 'validation image')} held out: neither searched nor learnt from"
     roles = {"queries": query, "training images": learnt, "images in the database": database}
     each = np.stack([labels[index].sum(axis=0, dtype=np.int64) for index in roles.values()], axis=1)
     for what, column in zip(roles, each.T, strict=True):

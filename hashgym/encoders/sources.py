@@ -115,7 +115,7 @@ def export(
                 raise ValueError(
                     f"ONNX Runtime gives {agreement.different - agreement.different_ties:,} of "
                     f"{agreement.bits:,} bits otherwise than {source}, beyond rounding: nothing was written; "
-                    "another version of onnxruntime may mend it"
+                    "another version of onnxruntime may fix it"
                 )
         encoder, final = load_encoder(head), head
         if features is not None and run is not None:
@@ -190,7 +190,7 @@ def _hasher(
             f"{', '.join(hashers.available())}{closest(name, hashers.available())}, or package.module:Class"
         )
     if features is None:
-        raise ValueError(f"{name} is a hasher: --features says which features it was, or is to be, fitted to")
+        raise ValueError(f"{name} is a hasher: give --features, the folder of features that it is or was fitted to")
     if saved == (bits is not None):
         given = "is fitted already and has its length: leave out --bits" if saved else "needs its length: --bits 64"
         raise ValueError(f"the hasher {name} {given}")

@@ -129,7 +129,7 @@ def extract(
             left = {b: batch for b, batch in enumerate(batches) if b in left or changed[batch.start : batch.stop].any()}
         done = n - sum(map(len, left.values()))
         with (
-            progress_bar(n, done, progress) as tick,
+            progress_bar(n, done, progress, "resuming" if done else "extracting") as tick,
             closing(EXECUTORS[executor](recipe, collection, left, workers)) as made,
         ):
             for b, rows in made:

@@ -81,7 +81,7 @@ def progress_bar(
     columns = (console.Field("rate"), TimeRemainingColumn(elapsed_when_finished=True))
     begun, first = time.monotonic(), done
     with console.bar(*columns, console=console.Console(stderr=stderr)) as bar:
-        task = bar.add_task("resuming" if done else doing, total=total, completed=done, rate="")
+        task = bar.add_task(doing, total=total, completed=done, rate="")
 
         def tick(count: int) -> None:
             nonlocal done

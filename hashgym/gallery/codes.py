@@ -306,8 +306,9 @@ def _update(
                 if len(batch) and (b not in store.finished or (read[batch] != stamps[batch]).any())
             }
         ready = n - sum(map(len, left.values()))
+        doing = "updating" if old is not None else "resuming" if ready else "encoding"
         with (
-            progress_bar(n, ready, progress, "encoding") as tick,
+            progress_bar(n, ready, progress, doing) as tick,
             closing(ahead(work, {b: [b] for b in left}, threads, 2 * threads)) as finished,
         ):
             for b, [(arrays_of, bad)] in finished:
@@ -451,7 +452,7 @@ def _found(places: Sequence[str | Path], follow_links: bool, exclude: Sequence[s
                 found = list_images(Path(base), follow_links=follow_links, exclude=exclude)
                 if not found.names and named:
                     over = f" (passed over: {found.words()})" if found.words() else ""
-                    raise DataError(f"{path} holds no images{over}: files that end in .jpg, .png, .webp, ...")
+                    raise DataError(f"{path} holds no images{over}; wanted: files that end in .jpg, .png, .webp, ...")
                 passed.add(found)
                 inside = [os.path.join(base, name) for name in found.names]
                 folders.add(base)

@@ -44,7 +44,7 @@ _QUERIES = 4096  # queries counted at once
 NOTHING_RELEVANT = "no query has a relevant item in the database, so there is nothing to measure: check the labels"
 ALL_RELEVANT = (
     "every item of the database is relevant to every query, so that any ranking scores 1: "
-    "such labels say nothing about codes, give labels of at least two classes"
+    "such labels say nothing about codes; give labels of at least two classes"
 )
 
 _TIES: tuple[Ties, ...] = ("average", "best", "worst")

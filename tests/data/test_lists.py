@@ -80,9 +80,9 @@ def test_missing_images_can_be_left_out(tmp_path: Path, picture: Callable[..., P
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("a.jpg 0 1\nb.jpg 0 1 1\n", r"line 2 of .*all.txt must be a path and 2 labels of 0 or 1, got 'b.jpg 0 1 1'"),
-        ("a.jpg 0 2\n", "line 1 of .* must be lines of"),
-        ("a.jpg\n", "line 1 of .* must be lines of"),
+        ("a.jpg 0 1\nb.jpg 0 1 1\n", r"line 2 of .*all.txt is 'b.jpg 0 1 1'; wanted: a path and 2 labels of 0 or 1"),
+        ("a.jpg 0 2\n", "line 1 of .* is 'a.jpg.*'; wanted: lines of"),
+        ("a.jpg\n", "line 1 of .* is 'a.jpg.*'; wanted: lines of"),
         ("0 1 0\n", None),
         ("a.jpg 0 1\na.jpg 0 1\n", r"lists a.jpg, which is listed before"),
         ("\n", "lists no images"),
@@ -182,7 +182,7 @@ def test_two_ways_to_write_a_path_are_one_image(tmp_path: Path, picture: Callabl
 
 
 def test_where_missing_images_were_looked_for(tmp_path: Path) -> None:
-    wanted = rf"all.txt: 1 of 1 images are missing \(data/a.jpg\); they were looked for in {tmp_path}: --root names the"
+    wanted = rf"all.txt: 1 of 1 images are missing \(data/a.jpg\); they were looked for below {tmp_path}, and --root"
     with pytest.raises(DataError, match=wanted):
         listed(tmp_path, "./data/a.jpg 1 0\n")
 

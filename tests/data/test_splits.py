@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from hashgym.checks import counted
 from hashgym.data import DataError, HashingDataset, mirflickr25k, splits
 
 Labels = NDArray[np.uint8]
@@ -124,7 +125,7 @@ def test_a_long_tail_keeps_every_class(each: tuple[int, ...], seed: int) -> None
     for name, count in split.counts.items():
         assert count == (query[int(name)], train[int(name)], database[int(name)])
     assert split.described_counts["0"] == (
-        f"{query[0]:,} queries, {train[0]:,} to train, {database[0]:,} in the database"
+        f"{counted(int(query[0]), 'query', 'queries')}, {train[0]:,} to train, {database[0]:,} in the database"
     )
     assert ("no queries of" in split.description) == (1 in each)
 
