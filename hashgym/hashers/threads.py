@@ -13,7 +13,7 @@ __all__ = ["largest_product", "limit_threads"]
 
 # Multiplications of the largest matrix product of an update. Below it a second thread gains little on idle cores, and
 # on busy ones it costs many times what it gains: `python -m benchmarks.threads` measures both.
-WORTH_THREADS = 1 << 28
+WORTH_THREADS = 1 << 29
 
 
 @contextmanager
