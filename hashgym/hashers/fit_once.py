@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import suppress
-from importlib.metadata import version
 
 import numpy as np
 
@@ -41,8 +40,11 @@ def fit_once(hasher: Hasher, X: Features, y: Labels) -> Hasher:
 
     import filelock
 
+    from hashgym.features.pipeline import versions
+
     name = hashers._name_of(type(hasher))
-    digest = hashlib.sha256(json.dumps([name, hasher.get_params(), _versions(), X.shape, y.shape]).encode())
+    found = {"hashgym": hashgym.__version__, **versions(("numpy", "torch"))}
+    digest = hashlib.sha256(json.dumps([name, hasher.get_params(), found, X.shape, y.shape]).encode())
     digest.update(np.ascontiguousarray(X).data)
     digest.update(np.ascontiguousarray(y).data)
     file = place / f"base-{digest.hexdigest()[:32]}.npz"
@@ -72,7 +74,3 @@ def _is_fitted(known: Hasher, hasher: Hasher, dim: int) -> bool:
         and known.get_params() == hasher.get_params()
         and getattr(known, "n_features_in_", None) == dim
     )
-
-
-def _versions() -> dict[str, str]:
-    return {"hashgym": hashgym.__version__, **{package: version(package) for package in ("numpy", "torch")}}
