@@ -38,6 +38,7 @@ from hashgym import console, data
 from hashgym.checks import closest
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
+from hashgym.device import resolve_device
 from hashgym.encoders.heads import GroupsHead
 from hashgym.envs.bit_group_hashing import DEFAULT_GROUP_BITS
 from hashgym.hashers.noseq import triplet_ranking_loss
@@ -424,7 +425,7 @@ def train(
         DiskFullError: if a file does not fit on the disk; the last checkpoint is whole.
     """
     checkpoint = runs.resumed(out, args, resume)
-    device = runs.device(args.device)
+    device = resolve_device(args.device)
     learning, held_out = runs.split(dataset, args)
     with runs.seeded(args.seed, device):
         policy = NETWORKS[args.variant](dataset.dim, args).to(device).train()
@@ -446,7 +447,7 @@ def load(path: Path, device: str = "auto") -> Policy:
     saved, args = runs.load_policy(path, Args)
     policy = NETWORKS[args.variant](saved["dim"], args)
     policy.load_state_dict(saved["weights"])
-    return policy.to(runs.device(device)).eval()
+    return policy.to(resolve_device(device)).eval()
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from agents import runs
 from hashgym import console, data
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
+from hashgym.device import resolve_device
 from hashgym.encoders.heads import RegionsHead, hasher_head
 from hashgym.hashers import Hasher
 from hashgym.hashers.pairwise import PairwiseHasher
@@ -294,7 +295,7 @@ def train(
         DiskFullError: if a file does not fit on the disk; the last checkpoint is whole.
     """
     checkpoint = runs.resumed(out, args, resume)
-    device = runs.device(args.device)
+    device = resolve_device(args.device)
     learning, held_out = runs.split(dataset, args)
     with runs.seeded(args.seed, device):
         policy = Policy(dataset.dim, base.bits, args).to(device).train()
@@ -325,7 +326,7 @@ def load(path: Path, device: str = "auto") -> Policy:
     saved, args = runs.load_policy(path, Args)
     policy = Policy(saved["dim"], saved["bits"], args)
     policy.load_state_dict(saved["weights"])
-    return policy.to(runs.device(device)).eval()
+    return policy.to(resolve_device(device)).eval()
 
 
 class _Run(runs.Run):

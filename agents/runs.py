@@ -28,11 +28,11 @@ from hashgym import codes, console
 from hashgym.checks import is_integer
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
-from hashgym.data.arrays import check_stored
-from hashgym.data.atomic import DiskFullError, atomic_write, explain_full_disk, is_full
-from hashgym.encoders.export import write
+from hashgym.encoders.write import write
 from hashgym.hashers.threads import largest_product, limit_threads
 from hashgym.retrieval import kernels
+from hashgym.storage.atomic import DiskFullError, atomic_write, explain_full_disk, is_full
+from hashgym.storage.reading import check_stored
 from hashgym.terminal import STOPPED
 
 __all__ = [
@@ -43,7 +43,6 @@ __all__ = [
     "as_json",
     "as_tensors",
     "bar_of",
-    "device",
     "drive",
     "exclusive",
     "export",
@@ -384,13 +383,6 @@ def interruptible(out: Path | None) -> Iterator[None]:
             kept = f"{out} has no checkpoint yet, so the same command starts from the beginning"
         console.error(f"stopped; {kept}")
         raise SystemExit(STOPPED) from None
-
-
-def device(name: str) -> torch.device:
-    """The device of that name; "auto" is an accelerator where there is one."""
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @contextmanager

@@ -55,6 +55,7 @@ from hashgym import console, data
 from hashgym.checks import closest
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
+from hashgym.device import resolve_device
 from hashgym.encoders.heads import GroupsHead, RegionsHead, hasher_head
 from hashgym.envs.bit_group_hashing import HashingTask
 from hashgym.envs.region_keep import RegionKeepTask
@@ -436,7 +437,7 @@ def make_model(envs: VecEnv, args: Args) -> BaseAlgorithm:
             envs,
             policy_kwargs=dict(preset.policy_kwargs),
             seed=args.seed,
-            device=runs.device(args.device),
+            device=resolve_device(args.device),
             **settings | {"learning_rate": LinearSchedule(settings["learning_rate"], 0.0, 1.0)},
         )
     except TypeError as error:
@@ -526,7 +527,7 @@ def load(path: Path, device: str = "auto") -> BasePolicy:
     policy = args.preset.policy_class(shown, action, lambda _: 0.0, **args.preset.policy_kwargs)
     policy.load_state_dict(saved["weights"])
     policy.set_training_mode(False)
-    return policy.to(runs.device(device))
+    return policy.to(resolve_device(device))
 
 
 def encode(
@@ -720,7 +721,7 @@ def _seeded(args: Args) -> Iterator[None]:
     """Stable-Baselines3 seeds the global generators; leave the caller's as they were."""
     before = np.random.get_state()  # noqa: NPY002
     try:
-        with runs.seeded(args.seed, runs.device(args.device)):
+        with runs.seeded(args.seed, resolve_device(args.device)):
             yield
     finally:
         np.random.set_state(before)  # noqa: NPY002

@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 
 import hashgym
 from agents import drlih, mch, sb3
-from benchmarks.engines import versions
+from benchmarks.engines import package_versions
 from benchmarks.results import Results, describe, revision
 from hashgym import hashers
 from hashgym.codes import CodeSets
 from hashgym.console import Console
 from hashgym.data import HashingDataset
-from hashgym.encoders.export import compare, write
 from hashgym.encoders.heads import hasher_head
+from hashgym.encoders.write import compare, write
 from hashgym.terminal import command_line, parse
 
 KEY = ("features", "method", "bits")
@@ -92,7 +92,7 @@ def main(args: Args) -> list[dict[str, Any]]:
         )
         row: dict[str, Any] = {"features": plain.name, "method": method, "bits": args.bits, "compared": found.bits}
         row |= {name: getattr(found, name) for name in COUNTS if name != "compared"}
-        rows.append(row | {"versions": versions(), "revision": revision(), "config": config})
+        rows.append(row | {"versions": package_versions(), "revision": revision(), "config": config})
         if results:
             results.append(rows[-1])
     return rows

@@ -20,14 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.engines import versions
+from benchmarks.engines import package_versions
 from benchmarks.results import Results, describe, revision
 from hashgym import gallery, hashers
 from hashgym.console import Console
 from hashgym.data.files import open_image
 from hashgym.encoders import load_encoder
-from hashgym.encoders.export import add_backbone, write
 from hashgym.encoders.heads import hasher_head
+from hashgym.encoders.write import add_backbone, write
 from hashgym.features import Backbone, make
 from hashgym.terminal import command_line, parse
 
@@ -109,7 +109,7 @@ def main(args: Args) -> list[dict[str, Any]]:
             row |= {"backbone_images_per_second": rates[0], "encode_images_per_second": rates[1]}
             row |= {"ratio": rates[1] / rates[0], "load": round(os.getloadavg()[0], 2)}
             config = describe({**asdict(args), "pictures": str(args.pictures or "generated"), "out": None})
-            rows.append(row | {"versions": versions(), "revision": revision(), "config": config})
+            rows.append(row | {"versions": package_versions(), "revision": revision(), "config": config})
     console.print(f"encode at {np.median([row['ratio'] for row in rows]):.1%} of the backbone's own speed, the median")
     if results:
         results.append(*rows)

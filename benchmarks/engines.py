@@ -18,7 +18,6 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,10 +28,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.results import Results, describe, peak_mb, revision
+from hashgym import index
 from hashgym.codes import CodeSets, Words
 from hashgym.console import Console, Table
-from hashgym.retrieval import index
 from hashgym.terminal import command_line, parse
+from hashgym.versions import versions
 
 NEEDS = {"faiss": "faiss", "faiss-hash": "faiss", "milvus": "pymilvus"}
 PACKAGES = ("numpy", "numba", "faiss-cpu", "pymilvus", "milvus-lite")
@@ -162,7 +162,7 @@ def measure(args: Args, console: Console) -> Report:
                     row = {"data": kind, "codes": int(sets.kept.sum()), "bits": args.bits, "backend": backend}
                     row |= {"task": task, "images": len(sets), **costs, **numbers}
                     row["times_brute_force"] = plain["median_ms"] / numbers["median_ms"]
-                    row |= {"load": round(load, 2), "versions": versions(), "revision": revision()}
+                    row |= {"load": round(load, 2), "versions": package_versions(), "revision": revision()}
                     row["config"] = describe(
                         {**asdict(args), "data": kind, "features": None, "backends": None, "out": None}
                     )
@@ -235,13 +235,9 @@ def resident_mb(entry: str = "VmRSS") -> float:
     return total * 1024 / 1e6
 
 
-def versions() -> str:
-    """The packages whose code is measured, as far as they are installed."""
-    found = []
-    for package in PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            found.append(f"{package} {metadata.version(package)}")
-    return ", ".join(found)
+def package_versions() -> str:
+    """The packages whose code is measured, with their versions, as a row records them."""
+    return ", ".join(f"{name} {version}" for name, version in versions(PACKAGES).items())
 
 
 def _in_its_own_process(do: Callable[..., Any], *args: Any) -> Any:

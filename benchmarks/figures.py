@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hashgym import codes
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
-from hashgym.data.atomic import atomic_write
+from hashgym.storage.atomic import atomic_write
 
 __all__ = [
     "Panels",

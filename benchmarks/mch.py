@@ -27,9 +27,9 @@ from benchmarks.results import Results, describe, estimate, peak_mb, require_rep
 from hashgym.codes import CodeSets
 from hashgym.console import Console, Table
 from hashgym.data import HashingDataset
-from hashgym.data.atomic import write_text
 from hashgym.retrieval import evaluate, f1_bucket_curve
 from hashgym.retrieval.metrics import check_labels
+from hashgym.storage.atomic import write_text
 from hashgym.terminal import command_line, parse
 
 __all__ = ["Args", "Cell", "Codes", "fit", "main", "measure", "run", "settings"]

@@ -14,7 +14,8 @@ from benchmarks import drlih, figures, mch, methods
 from benchmarks.results import Results, require_replaceable
 from hashgym.console import Console, Table, Text, styled
 from hashgym.data import HashingDataset
-from hashgym.terminal import command_line, parse, quote
+from hashgym.terminal import command_line, parse
+from hashgym.text import quote
 
 __all__ = ["Args", "main"]
 

@@ -25,7 +25,7 @@ from benchmarks.rows import Row, group, hand_crafted, paired, paper, read, where
 from benchmarks.tables import Entry, by_length, caption, cell, flat, table
 from hashgym.console import Console
 from hashgym.data import HashingDataset
-from hashgym.data.atomic import write_text
+from hashgym.storage.atomic import write_text
 from hashgym.terminal import command_line, parse
 
 __all__ = ["Args", "main", "report"]

@@ -27,9 +27,9 @@ from numpy.typing import ArrayLike
 import hashgym
 from benchmarks.statistics import Estimate, bootstrap, mean
 from hashgym.console import Table, say, styled
-from hashgym.data.atomic import write_text
-from hashgym.features.pipeline import versions
+from hashgym.storage.atomic import write_text
 from hashgym.terminal import command_line, wants_version
+from hashgym.versions import versions
 
 __all__ = [
     "COLUMNS",
@@ -163,10 +163,10 @@ def read_csv(path: Path) -> tuple[tuple[str, ...], list[dict[str, str]]]:
             rows = list(reader)
             columns = tuple(reader.fieldnames or ())
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): mend it, or remove it and run again") from error
+        raise ValueError(f"{path} is damaged ({error}): fix it, or remove it and run again") from error
     for number, row in enumerate(rows, 1):
         if None in row or None in row.values():
-            raise ValueError(f"row {number} of {path} does not have {len(columns)} values: mend it, or remove it")
+            raise ValueError(f"row {number} of {path} does not have {len(columns)} values: fix it, or remove it")
     return columns, rows
 
 

@@ -31,8 +31,8 @@ from benchmarks.results import Results, describe, peak_mb, require_replaceable, 
 from hashgym import rewards
 from hashgym.console import Console
 from hashgym.data import HashingDataset
-from hashgym.data.atomic import write_text
 from hashgym.retrieval.metrics import check_labels
+from hashgym.storage.atomic import write_text
 from hashgym.terminal import command_line, parse
 
 __all__ = ["Args", "Cell", "main", "register", "run", "settings"]

@@ -30,9 +30,9 @@ from hashgym.checks import closest
 from hashgym.codes import CodeSets
 from hashgym.console import Console
 from hashgym.data import HashingDataset
-from hashgym.data.atomic import write_text
 from hashgym.retrieval import evaluate
 from hashgym.retrieval.metrics import check_labels
+from hashgym.storage.atomic import write_text
 from hashgym.terminal import command_line, parse
 
 __all__ = ["Args", "Cell", "main", "run", "table"]

@@ -19,7 +19,7 @@ import tyro
 from benchmarks import encoding, engines
 from benchmarks.results import Results, require_replaceable
 from hashgym.console import say
-from hashgym.data.atomic import write_text
+from hashgym.storage.atomic import write_text
 from hashgym.terminal import command_line, parse
 
 __all__ = ["Costs", "costs", "engine_table", "main", "table"]

@@ -38,7 +38,7 @@ import hashgym.hashers
 from benchmarks.results import Results, describe, peak_mb, revision
 from hashgym.console import Console, Table
 from hashgym.data import load
-from hashgym.envs.torch_backend import resolve_device
+from hashgym.device import resolve_device
 from hashgym.integrations.sb3 import HashVecEnv
 from hashgym.terminal import command_line, parse
 

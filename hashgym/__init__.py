@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hashgym.encoding import encode, encode_regions, keep_probabilities
 from hashgym.envs import register_envs
+from hashgym.moved import install
+from hashgym.policies import encode, encode_regions, keep_probabilities
 
 if TYPE_CHECKING:
     from hashgym.encoders import load_encoder
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "encode", "encode_regions", "keep_probabilities", "load_encoder", "register_envs"]
 
 register_envs()
+install()
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal, NoReturn
 import tyro
 
 from hashgym.checks import closest, counted
-from hashgym.terminal import arguments, command_line, printable, quote, wants_version
+from hashgym.terminal import arguments, command_line, wants_version
+from hashgym.text import printable, quote
 
 __all__ = ["main"]
 
@@ -89,10 +90,10 @@ def info(folder: tyro.conf.Positional[str], /) -> None:
     from pathlib import Path
 
     from hashgym.data import cache
-    from hashgym.data.dataset import DataError
     from hashgym.data.files import is_own
-    from hashgym.gallery.codes import CODES
+    from hashgym.gallery.encode import CODES
     from hashgym.gallery.gallery import INDEX
+    from hashgym.storage.errors import DataError
 
     kinds = ((INDEX, _index_facts), (CODES, _codes_facts), (cache.CACHE, _features_facts))
     known = [facts for kind, facts in kinds if kind.is_one(folder)]
@@ -157,7 +158,7 @@ def _features_facts(folder: str) -> tuple[dict[str, str], dict[str, Any]]:
 
 def _codes_facts(folder: str) -> tuple[dict[str, str], dict[str, Any]]:
     """The same of a folder of codes."""
-    from hashgym.gallery.codes import CODES, open_codes
+    from hashgym.gallery.encode import CODES, open_codes
 
     codes = open_codes(folder, verify=True)
     left_out = [f"{name}: {reason}" for name, reason in codes.left_out.items()]
@@ -175,9 +176,9 @@ def _index_facts(folder: str) -> tuple[dict[str, str], dict[str, Any]]:
     """The same of an index and its back end's files; a server is not asked."""
     from pathlib import Path
 
-    from hashgym.data.addresses import without_password
+    from hashgym import index as engines
     from hashgym.gallery.gallery import ENGINE, verify
-    from hashgym.retrieval import index as engines
+    from hashgym.storage.addresses import without_password
 
     meta = verify(folder)
     place = Path(folder, meta["content"], ENGINE)
@@ -247,8 +248,8 @@ def features(
         engine: onnx or torch; by default the one that suits the network and the device.
     """
     from hashgym.data import cache, read_images
-    from hashgym.data.dataset import DataError
     from hashgym.features import extract, make
+    from hashgym.storage.errors import DataError
 
     if os.path.lexists(out):
         remedy = "remove it, or choose" if cache.is_cache(out) else "choose"
@@ -384,9 +385,9 @@ def export(
         threads: for fitting, at most; as many as the libraries find useful by default.
         quiet: show no progress bar.
     """
-    from hashgym.encoders import sources
+    from hashgym.encoders import build
 
-    written = sources.export(
+    written = build.export(
         source,
         out,
         features=features,
@@ -446,7 +447,7 @@ def encode(
     from pathlib import Path
 
     from hashgym.gallery import open_codes
-    from hashgym.gallery.codes import update_codes
+    from hashgym.gallery.encode import update_codes
 
     finished = Path(out).exists()
     try:
@@ -665,7 +666,7 @@ def main(args: Sequence[str] | None = None) -> None:
         SystemExit: with 2 for wrong arguments or data, 1 for a damaged folder of features, 130 for Ctrl-C, 141 where
             the output has no reader any more.
     """
-    from hashgym.data.atomic import explain_full_disk
+    from hashgym.storage.atomic import explain_full_disk
 
     words = list(sys.argv[1:] if args is None else args)
     with command_line():

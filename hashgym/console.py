@@ -2,7 +2,7 @@
 
 Text is shown as it is. Brackets are never read as markup and ``:dog:`` is no emoji, because names of files, labels and
 messages may hold any of them; colour is asked for with :func:`styled`. Characters that steer a terminal are replaced,
-see :func:`hashgym.terminal.printable`. Where the output is no terminal, lines are neither broken nor cut off.
+see :func:`hashgym.text.printable`. Where the output is no terminal, lines are neither broken nor cut off.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rich import progress
 from rich.progress import Progress
 from rich.text import Text
 
-from hashgym.terminal import printable
+from hashgym.text import printable
 
 __all__ = [
     "Console",

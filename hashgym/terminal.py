@@ -1,4 +1,4 @@
-"""How a command line begins and ends, and which characters a terminal may be sent.
+"""How a command line begins and ends: its arguments, its version, its errors, its exit code.
 
 This module imports no heavy package, so that ``--help`` stays quick; :mod:`hashgym.console` does the printing.
 """
@@ -8,51 +8,20 @@ from __future__ import annotations
 import io
 import os
 import select
-import shlex
 import sys
-import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from typing import Any, TypeVar
 
-__all__ = ["arguments", "command_line", "parse", "printable", "quote", "wants_version"]
+from hashgym.text import printable
+
+__all__ = ["arguments", "command_line", "parse", "wants_version"]
 
 T = TypeVar("T")
 
-# Control characters, marks that reverse the direction of text or show nothing, surrogates (bytes of a file name that
-# are not UTF-8), private and unassigned characters, and separators of lines.
-_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-_JOINERS = "\u200c\u200d"  # Persian, Hindi and emoji are spelled with them
 STOPPED = 130  # exit codes of shells, for Ctrl-C and for a pipe whose reader is gone
 PIPE_CLOSED = 141
-
-
-def printable(text: str, *, lines: bool = False) -> str:
-    """Replace every character that cannot be shown, or that steers the terminal, by U+FFFD; the length stays the same.
-
-    Args:
-        text: such as the name of a file, which may hold any byte.
-        lines: keep the ends of lines, for text of several.
-    """
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(c if _shown(c) or (lines and c == "\n") else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
-def _shown(character: str) -> bool:
-    return unicodedata.category(character) not in _HIDDEN or character in _JOINERS
-
-
-def quote(path: object) -> str:
-    """A path as a word of a command that can be pasted into a POSIX shell, whatever characters it has."""
-    text = os.fspath(path) if isinstance(path, os.PathLike) else str(path)
-    if text.startswith("-"):
-        text = f"./{text}"
-    if text == printable(text):
-        return shlex.quote(text)
-    escaped = (chr(b) if 32 <= b < 127 and b not in b"'\\" else f"\\x{b:02x}" for b in os.fsencode(text))
-    return f"$'{''.join(escaped)}'"
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from PIL import Image
 import hashgym
 from hashgym import cli
 from hashgym.data import cache
-from hashgym.data.checksums import sha256
+from hashgym.storage.checksums import sha256
 
 
 @pytest.fixture

@@ -16,10 +16,11 @@ import pytest
 from PIL import Image
 
 from hashgym import cli, hashers, load_encoder
-from hashgym.data import DataError, cache, owned
-from hashgym.data.atomic import atomic_write
+from hashgym.data import DataError, cache
 from hashgym.data.files import open_image
 from hashgym.gallery import open_codes, open_gallery
+from hashgym.storage import owned
+from hashgym.storage.atomic import atomic_write
 from tests.gallery.small import content
 
 pytest.importorskip("torch")

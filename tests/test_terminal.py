@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hashgym.terminal import command_line, printable, quote
+from hashgym.terminal import command_line
+from hashgym.text import printable, quote
 
 ROOT = Path(__file__).parent.parent
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from hashgym.checks import closest
 from hashgym.data import splits
-from hashgym.data.dataset import FROM_ARRAYS, DataError, HashingDataset, described
+from hashgym.data.dataset import FROM_ARRAYS, HashingDataset
 from hashgym.data.images import ImageCollection
-from hashgym.terminal import quote
+from hashgym.storage.errors import DataError, describe
+from hashgym.text import quote
 
 __all__ = ["DataError", "DatasetInfo", "HashingDataset", "ImageCollection", "datasets", "load", "read_images"]
 
@@ -150,7 +151,7 @@ def load(
             f"hashgym features --dataset {quote(source)}{root} --backbone efficientnet_lite0 --out DIR"
         )
     elif Path(source).exists():
-        dataset = _module("cache").open_cache(Path(source), all_labels=again)
+        dataset = importlib.import_module("hashgym.data.cache").open_cache(Path(source), all_labels=again)
     else:
         close = closest(source, _EMBEDDED)
         raise DataError(f"{source} is neither a folder of features nor one of {', '.join(_EMBEDDED)}{close}")
@@ -183,7 +184,7 @@ def checked_source(source: Any) -> str:
     if not isinstance(source, (str, os.PathLike)) or isinstance(source, bytes):
         raise DataError(
             f"a dataset is a name ({', '.join(_EMBEDDED)}), a folder of features or a HashingDataset, got "
-            f"{described(source)}: {FROM_ARRAYS} makes a dataset of arrays"
+            f"{describe(source)}: {FROM_ARRAYS} makes a dataset of arrays"
         )
     try:
         Path(source).exists()
@@ -193,4 +194,4 @@ def checked_source(source: Any) -> str:
 
 
 def _module(name: str) -> Any:
-    return importlib.import_module(f"hashgym.data.{name}")
+    return importlib.import_module(f"hashgym.data.readers.{name}")

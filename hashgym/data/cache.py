@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashgym.data import owned
-from hashgym.data.arrays import map_array
-from hashgym.data.dataset import DataError, HashingDataset
-from hashgym.data.sealed import META, Kind, Thorough, read_json, sync, write_json
+from hashgym.data.dataset import HashingDataset
+from hashgym.storage import owned
+from hashgym.storage.errors import DataError
+from hashgym.storage.reading import map_array
+from hashgym.storage.sealed import META, Kind, Thorough, read_json, sync, write_json
 
 __all__ = ["is_cache", "open_cache", "read_meta", "save", "seal", "verify"]
 
@@ -32,7 +33,7 @@ CACHE = Kind(
     1,
     what="cache of features",
     command="hashgym features",
-    mend="copy it again, or extract the features again",
+    remedy="copy it again, or extract the features again",
     facts={"name": str, "columns": list, "provenance": dict},
 )
 NAMES = "names.json"
@@ -148,7 +149,7 @@ def open_cache(path: str | Path, verify: Thorough = "once", *, all_labels: bool 
     Args:
         path: the cache's folder.
         verify: whether larger files are compared with their checksums too: ``"once"`` on this machine, and again when
-            a file has changed (see ``hashgym.data.checksums.has_checksum``); True each time; False never.
+            a file has changed (see ``hashgym.storage.checksums.has_checksum``); True each time; False never.
         all_labels: keep the labels that do not count in the stored split too, so that another one can be drawn.
 
     Raises:
@@ -159,17 +160,17 @@ def open_cache(path: str | Path, verify: Thorough = "once", *, all_labels: bool 
     meta = CACHE.read(folder)
     CACHE.check(folder, meta, thorough=verify)
     if absent := [name for name in (*(f"{key}.npy" for key in REQUIRED), NAMES) if name not in meta["files"]]:
-        raise DataError(f"{folder} holds no {', '.join(absent)}; {CACHE.mend}")
+        raise DataError(f"{folder} holds no {', '.join(absent)}; {CACHE.remedy}")
     arrays = {key: _open_array(folder, meta, key) for key in ARRAYS if f"{key}.npy" in meta["files"]}
-    names = read_json(folder / NAMES, CACHE.mend)
+    names = read_json(folder / NAMES, CACHE.remedy)
     if not isinstance(names, dict) or not all(
         isinstance(names.get(key), list) and all(isinstance(name, str) for name in names[key])
         for key in ("names", "label_names")
     ):
-        raise DataError(f"{folder / NAMES} is damaged; {CACHE.mend}")
+        raise DataError(f"{folder / NAMES} is damaged; {CACHE.remedy}")
     label_names, columns = names["label_names"], meta["columns"]
     if not all(type(column) is int and 0 <= column < len(label_names) for column in columns):
-        raise DataError(f"{folder / META} names labels that are not there; {CACHE.mend}")
+        raise DataError(f"{folder / META} names labels that are not there; {CACHE.remedy}")
     if not all_labels and len(columns) < len(label_names):
         arrays["labels"] = np.ascontiguousarray(arrays["labels"][:, columns])
         label_names = [label_names[column] for column in columns]
@@ -194,5 +195,5 @@ def verify(path: str | Path) -> None:
 def _open_array(folder: Path, meta: Mapping[str, Any], key: str) -> NDArray[Any]:
     array = CACHE.array(folder, meta, f"{key}.npy")
     if array.dtype != np.dtype(ARRAYS[key]):
-        raise DataError(f"{key}.npy in {folder} is {array.dtype}, but must be {ARRAYS[key]}; {CACHE.mend}")
+        raise DataError(f"{key}.npy in {folder} is {array.dtype}, but must be {ARRAYS[key]}; {CACHE.remedy}")
     return array

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hashgym.checks import is_integer
 from hashgym.data import splits
-from hashgym.data.dataset import DataError, described
+from hashgym.storage.errors import DataError, describe
 
 __all__ = ["fields_of"]
 
@@ -38,9 +38,9 @@ def fields_of(
 ) -> dict[str, Any]:
     """The fields of a :class:`HashingDataset`; arguments and errors as for its ``from_arrays``."""
     if not isinstance(name, str):
-        raise DataError(f"name must be a string, got {described(name)}")
+        raise DataError(f"name must be a string, got {describe(name)}")
     if not is_integer(seed) or seed < 0:
-        raise DataError(f"seed must be an integer of at least 0, got {described(seed)}")
+        raise DataError(f"seed must be an integer of at least 0, got {describe(seed)}")
     numbers = _numbers("features", features, 2)
     n = len(numbers)
     known = _strings("label_names", label_names)
@@ -70,18 +70,18 @@ def _numbers(what: str, given: Any, ndim: int) -> NDArray[np.float32]:
     """Features as float32, (n, D) or, of regions, (n, R, D)."""
     shape = "(n, D)" if ndim == 2 else "(n, R, D)"
     if isinstance(given, (str, bytes, Mapping)):
-        raise DataError(f"{what} must be real numbers of shape {shape}, got {described(given)}")
+        raise DataError(f"{what} must be real numbers of shape {shape}, got {describe(given)}")
     _no_mask(what, given)
     try:
         array = np.asarray(given)
     except Exception as error:  # lists of several lengths, and tensors on another device or with a gradient
         raise DataError(
-            f"{what} must be real numbers of shape {shape}, got {described(given)}: make an array of them first, rows "
+            f"{what} must be real numbers of shape {shape}, got {describe(given)}: make an array of them first, rows "
             "of one length; of a tensor tensor.detach().cpu().numpy()"
         ) from error
     if array.dtype.kind not in "fiub":
         raise DataError(
-            f"{what} must be real numbers of shape {shape}, got {described(given if array.ndim == 0 else array)}"
+            f"{what} must be real numbers of shape {shape}, got {describe(given if array.ndim == 0 else array)}"
             + ("; of a sparse matrix matrix.toarray()" if hasattr(given, "toarray") else "")
             + ("; of a table of numbers table.to_numpy('float32')" if array.dtype == object and array.ndim else "")
         )
@@ -94,7 +94,7 @@ def _numbers(what: str, given: Any, ndim: int) -> NDArray[np.float32]:
                 "; pictures become features by `hashgym features`, or as they are by "
                 "features.reshape(len(features), -1)"
             )
-        raise DataError(f"{what} must have shape {shape}, none of it empty, got {described(array)}{remedy}")
+        raise DataError(f"{what} must have shape {shape}, none of it empty, got {describe(array)}{remedy}")
     with np.errstate(over="ignore"):
         numbers = np.ascontiguousarray(array, np.float32)
     if array.dtype.kind == "f" and array.dtype.itemsize > 4:
@@ -123,7 +123,7 @@ def _labels(given: Any, n: int, names: tuple[str, ...]) -> tuple[NDArray[np.uint
     if isinstance(given, (str, bytes, Mapping, set, frozenset)) or not hasattr(given, "__len__"):
         raise _wrong_labels(given)
     if hasattr(given, "toarray"):
-        raise DataError(f"labels are {described(given)}, a sparse matrix: give labels.toarray()")
+        raise DataError(f"labels are {describe(given)}, a sparse matrix: give labels.toarray()")
     if len(given) != n:
         raise DataError(f"{len(given):,} labels for {n:,} images: give every image its own")
     _no_mask("labels", given)
@@ -163,7 +163,7 @@ def _of_one_type(rows: Any) -> NDArray[Any]:
         (i, label) for i, label in enumerate(rows) if type(label) is not first or not isinstance(label, (str, int))
     )
     raise DataError(
-        f"labels must all be strings or all be integers: row {row} holds {described(label)}. For an image without a "
+        f"labels must all be strings or all be integers: row {row} holds {describe(label)}. For an image without a "
         "label give lists of names, [] for that one"
     )
 
@@ -237,7 +237,7 @@ def _multi_hot(table: NDArray[Any], names: tuple[str, ...], given: Any) -> tuple
 
 
 def _wrong_labels(given: Any) -> DataError:
-    return DataError(f"labels must be {LABEL_FORMS}; got {described(given)}")
+    return DataError(f"labels must be {LABEL_FORMS}; got {describe(given)}")
 
 
 def _strings(what: str, given: Any) -> tuple[str, ...]:
@@ -245,7 +245,7 @@ def _strings(what: str, given: Any) -> tuple[str, ...]:
     if given is None:
         return ()
     if isinstance(given, (str, bytes, Mapping)) or not hasattr(given, "__iter__"):
-        raise DataError(f"{what} must be a list of strings, got {described(given)}")
+        raise DataError(f"{what} must be a list of strings, got {describe(given)}")
     return tuple(str(name) for name in given)
 
 
@@ -313,7 +313,7 @@ def _part(what: str, given: Any, n: int) -> NDArray[np.int64] | int | None:
         return None if given is None else int(given)
     array = np.asarray(given) if isinstance(given, (list, tuple, range)) or hasattr(given, "__array__") else None
     if array is None or array.ndim != 1 or (array.dtype.kind not in "biu" and array.size):
-        raise DataError(f"{what} must be a number of images, their indices, or a mask (n,); got {described(given)}")
+        raise DataError(f"{what} must be a number of images, their indices, or a mask (n,); got {describe(given)}")
     if array.dtype.kind == "b" and array.size:
         if len(array) != n:
             raise DataError(f"{what} is a mask of {len(array):,} for {n:,} images")

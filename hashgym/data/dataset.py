@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym import codes
+from hashgym.storage.errors import DataError, describe
 
-__all__ = ["DataError", "HashingDataset"]
+__all__ = ["HashingDataset"]
 
 _BLOCK = 1 << 24  # numbers looked at at once, so that a mapped file is never read into memory whole
 
@@ -28,20 +29,6 @@ REGIONS_COMMAND = (
     "`hashgym features --dataset NAME --root DIR --backbone BACKBONE --regions 5 --sigma 0.5 --train-regions 4 "
     + "--out DIR`"
 )
-
-
-class DataError(ValueError):
-    """Data that cannot be used: the message says what is wrong and what to do."""
-
-
-def described(given: Any) -> str:
-    """Describe a value for an error message, in few words: an array by type and shape."""
-    kind = type(given).__name__
-    if hasattr(given, "shape"):
-        return f"{kind} {getattr(given, 'dtype', '')} {tuple(given.shape)}".replace("  ", " ")
-    if isinstance(given, (list, tuple, dict, set, frozenset, range)):
-        return f"{kind} of {len(given):,}"
-    return "None" if given is None else f"{kind} {str(given) if isinstance(given, type) else repr(given):.60}"
 
 
 _OPTIONAL = ("regions", "train_regions", "thumbnails", "center", "scale", "boxes", "train_boxes")
@@ -99,7 +86,7 @@ class HashingDataset:
         for key in ("features", "labels", "query", "database", "train", *_OPTIONAL):
             array = getattr(self, key)
             if not isinstance(array, np.ndarray) and not (array is None and key in _OPTIONAL):
-                raise DataError(f"{key} must be a NumPy array, got {described(array)}: {FROM_ARRAYS} converts")
+                raise DataError(f"{key} must be a NumPy array, got {describe(array)}: {FROM_ARRAYS} converts")
         if not len(self.names):
             object.__setattr__(self, "names", tuple(str(i) for i in range(len(self.features))))
         if not len(self.label_names) and self.labels.ndim == 2:
@@ -150,7 +137,7 @@ class HashingDataset:
         from hashgym.data import conversion
 
         if not isinstance(standardize, (bool, np.bool_)):
-            raise DataError(f"standardize must be True or False, got {described(standardize)}")
+            raise DataError(f"standardize must be True or False, got {describe(standardize)}")
         fields = conversion.fields_of(
             features,
             labels,

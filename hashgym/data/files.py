@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import importlib.util
 import os
 import re
-import stat
 import struct
 import threading
 import warnings
@@ -19,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
 
 from hashgym.checks import counted
-from hashgym.data.dataset import DataError
-from hashgym.data.owned import MARKER
+from hashgym.storage.errors import DataError
+from hashgym.storage.owned import MARKER
+from hashgym.storage.reading import open_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,7 +38,6 @@ __all__ = [
     "looks_like_image",
     "natural",
     "open_image",
-    "read_bounded",
     "require_all",
     "resolved",
     "stamp",
@@ -74,7 +72,6 @@ MAX_READS = 1_000_000  # while a file is opened and decoded: about 1 s of Pillow
 MAX_TEXT_PIXELS = 1_000_000  # of a PPM written as text, which Pillow decodes in Python: about 1 s
 MAX_COMMENTS = 64  # in a PPM written as text: each costs Pillow a copy of up to a megabyte
 MAX_STRIPS = 200_000  # strips or tiles of a TIFF: Pillow makes Python objects of all before it decodes one
-MAX_WHOLE_BYTES = 2**30  # of a file that is read whole, such as a list of labels; the annotations of COCO have 0.5 GB
 _ORIENTATION = 0x0112  # EXIF tag
 _TURNS = {
     **{2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"},
@@ -327,19 +324,6 @@ def to_rgb(image: Image) -> Image:
     return _without_warnings(lambda: _to_rgb(image))
 
 
-def read_bounded(path: Path, most: int = MAX_WHOLE_BYTES) -> bytes:
-    """The content of a file that has to be read whole.
-
-    Raises:
-        DataError: if it is larger than ``most`` bytes; it is not read then.
-        OSError: if it cannot be read, or is not a regular file.
-    """
-    with _regular(path) as file:
-        if os.fstat(file.fileno()).st_size > most:
-            raise DataError(f"{path} has more than {most:,} bytes: it is damaged, or not what it should be")
-        return file.read()
-
-
 class _TooManyReads(Exception):
     """A picture takes more reads than MAX_READS."""
 
@@ -362,19 +346,10 @@ class _Reads:
         return self._file.read(size)
 
 
-def _regular(path: Path) -> BinaryIO:
-    """A file, open. Anything else, such as a pipe, might keep us waiting forever."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return path.open("rb")
-
-
 def _stream(source: Path | bytes | BinaryIO, most: int) -> BinaryIO:
     """The source as a stream with a position; of an uploaded one at most a byte more than ``most`` is read."""
     if isinstance(source, Path):
-        return _regular(source)
+        return open_regular(source)
     if isinstance(source, bytes):
         return BytesIO(source)
     content = BytesIO()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashgym.data.dataset import DataError
+from hashgym.storage.errors import DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

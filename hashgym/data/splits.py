@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym.checks import closest, counted
-from hashgym.data.dataset import DataError, HashingDataset
+from hashgym.data.dataset import HashingDataset
+from hashgym.storage.errors import DataError
 
 __all__ = ["PARTS", "RULES", "Rule", "Split", "apply", "default", "make", "rules"]
 

@@ -1,4 +1,4 @@
-"""What makes codes of features, as torch modules: the heads that :func:`hashgym.encoders.export.write` writes.
+"""What makes codes of features, as torch modules: the heads that :func:`hashgym.encoders.write.write` writes.
 
 A head takes features on the scale that was learnt on, float32 (n, D), and gives real values (n, q); a bit is 1 where
 its value is above 0. Where images have several codes it takes views (n, V, D), the whole image first and then its

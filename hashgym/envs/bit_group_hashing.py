@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from hashgym import codes, rewards
 from hashgym.checks import check_integer, check_number
 from hashgym.data import HashingDataset
-from hashgym.envs.lockstep import Info, Lanes, LockstepVectorEnv, Observation, ScalarEnv, Skin, setting
+from hashgym.envs.base import Info, Lanes, LockstepVectorEnv, Observation, ScalarEnv, Skin, setting
 from hashgym.envs.rendering import CodeScene
 from hashgym.registry import named_settings_of
 from hashgym.rewards import Codebook, RewardLike, RewardView, Weighted

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym import codes
-from hashgym.data.dataset import DataError
 from hashgym.data.similarity import count_similar, label_patterns
+from hashgym.storage.errors import DataError
 
 __all__ = ["PartnerSampler"]
 

@@ -17,22 +17,13 @@ from hashgym import codes, hashers
 from hashgym.checks import check_integer, check_number, closest
 from hashgym.codes import Words
 from hashgym.data import HashingDataset
-from hashgym.data.dataset import described
-from hashgym.envs.lockstep import (
-    Info,
-    Lanes,
-    LockstepVectorEnv,
-    Observation,
-    ScalarEnv,
-    Skin,
-    Tables,
-    setting,
-)
+from hashgym.envs.base import Info, Lanes, LockstepVectorEnv, Observation, ScalarEnv, Skin, Tables, setting
 from hashgym.envs.rendering import RegionScene
 from hashgym.hashers import Hasher
 from hashgym.hashers.fit_once import fit_once
 from hashgym.registry import named_settings_of
 from hashgym.retrieval.kernels import distance_histograms
+from hashgym.storage.errors import describe
 
 __all__ = ["RegionKeepEnv", "RegionKeepTask", "RegionKeepVectorEnv", "observation"]
 
@@ -65,7 +56,7 @@ class RegionKeepTask:
             except (TypeError, ValueError):  # texts, and rows of several lengths
                 raise ValueError(
                     "loss must be a table (2, bits + 1) of finite numbers, row 1 for similar pairs, got "
-                    f"{described(self.loss)}"
+                    f"{describe(self.loss)}"
                 ) from None
             object.__setattr__(self, "loss", tuple(map(tuple, table.tolist())) if table.ndim == 2 else table.shape)
 

@@ -24,12 +24,13 @@ from torch.nn.functional import embedding
 
 from hashgym import codes
 from hashgym.data import HashingDataset
+from hashgym.device import resolve_device
+from hashgym.envs.base import Info, LockstepVectorEnv, Observation
 from hashgym.envs.bit_group_hashing import BINARY, HashingGame, HashingTask, OverHashingGame
-from hashgym.envs.lockstep import Info, LockstepVectorEnv, Observation
 from hashgym.envs.partners import PartnerSampler
 from hashgym.rewards.view import described, drawn
 
-__all__ = ["BitGroupHashingTorchVectorEnv", "TensorCodebook", "TensorView", "action_bits", "resolve_device"]
+__all__ = ["BitGroupHashingTorchVectorEnv", "TensorCodebook", "TensorView", "action_bits"]
 
 
 def _plainly(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,7 +82,8 @@ class BitGroupHashingTorchVectorEnv(OverHashingGame, LockstepVectorEnv):
         autoreset_mode: str | AutoresetMode = AutoresetMode.SAME_STEP,
         **task: Any,
     ) -> None:
-        lanes = _TensorGame(num_envs, dataset, HashingTask(**task), resolve_device(device))
+        place = resolve_device(device, ("cpu", "cuda"))  # rewards and partners need float64
+        lanes = _TensorGame(num_envs, dataset, HashingTask(**task), place)
         super().__init__(lanes, render_mode, flat, info, autoreset_mode)
 
     @property
@@ -217,7 +219,7 @@ class TensorView:
     @cached_property
     def distances(self) -> Tensor:
         """Hamming distances of the lanes' bits to all codes of the codebook, int32 (n, N)."""
-        inner = (2 * self.bits.float() - 1) @ self.codebook.signs.T  # exact: see hashgym.retrieval.tensors
+        inner = (2 * self.bits.float() - 1) @ self.codebook.signs.T  # exact: see hashgym.retrieval.torch_kernels
         return ((self.codebook.bits - inner) / 2).int()
 
     def asarray(self, x: NDArray[Any]) -> Tensor:
@@ -379,26 +381,6 @@ class _TensorSampler(PartnerSampler):
         pattern = torch.searchsorted(ends, rank, right=True)
         before = ends.gather(1, pattern) - self._counts[pattern]
         return self._members[self._starts[pattern] + rank - before]
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """The device of this name, "auto" being CUDA where there is one, else the CPU.
-
-    Raises:
-        ValueError: for another name, or a device that is not there.
-    """
-    try:
-        found = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    except (RuntimeError, TypeError):
-        found = None
-    if found is None or found.type not in ("cpu", "cuda"):  # rewards and partners need float64
-        raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or a numbered 'cuda:1', got {device!r}")
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device={str(device)!r}, but torch {torch.__version__} finds {torch.cuda.device_count()} CUDA device(s): "
-            "use device='auto' or 'cpu', or install a torch with CUDA"
-        )
-    return found
 
 
 def action_bits(action: Tensor, task: HashingTask, lanes: int) -> Tensor:

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym.data import splits
-from hashgym.data.arrays import map_array
-from hashgym.data.atomic import atomic_write
-from hashgym.data.checksums import sha256
-from hashgym.data.dataset import DataError
 from hashgym.data.images import ImageCollection
 from hashgym.features.backbone import Backbone, Stretch, check_size
+from hashgym.storage.atomic import atomic_write
+from hashgym.storage.checksums import sha256
+from hashgym.storage.errors import DataError
+from hashgym.storage.reading import map_array
 
 __all__ = ["DenseSift", "histogram", "learn_words", "make", "read_words"]
 
@@ -206,7 +206,7 @@ def learn_words(
             return describe(preprocess(collection.read(index)))[some]
         except (OSError, DataError) as error:
             if not skip_bad:
-                raise DataError(f"{error}. Mend it, or leave such images out with --skip-bad") from error
+                raise DataError(f"{error}. Fix it, or leave such images out with --skip-bad") from error
             return np.zeros((0, LENGTH), np.float32)
 
     with atomic_write(path, new=True) as file:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hashgym.data.checksums import sha256
 from hashgym.features.backbone import Backbone, Stretch, check_size
+from hashgym.storage.checksums import sha256
 
 
 def make(

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from hashgym.checks import closest
+from hashgym.device import resolve_device
 from hashgym.features.backbone import Network
 from hashgym.features.runtime import OPSET, PICTURES_AT_ONCE, TOLERANCE, open_session
 
@@ -77,7 +78,7 @@ def compile_network(
     """
     if engine not in ENGINES:
         raise ValueError(f"unknown engine {engine!r}{closest(engine, ENGINES)}: choose one of {', '.join(ENGINES)}")
-    place = _device(device)
+    place = resolve_device(device)
     installed = all(importlib.util.find_spec(module) is not None for module in ("onnx", "onnxruntime"))
     if engine == "onnx" and not installed:
         raise ValueError("the engine onnx needs onnx and onnxruntime: pip install 'hashgym[onnx]'")
@@ -104,18 +105,6 @@ def compile_network(
                 raise ValueError(f"ONNX Runtime cannot run this network, use engine='torch': {error}") from error
     network = network.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return _InPieces(_Torch(network, place, size), AT_ONCE.get(place.type, AT_ONCE["cuda"])), f"torch:{place}"
-
-
-def _device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-        torch.empty(1, device=place)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"device {device!r} cannot be used: {reason}") from error
-    return place
 
 
 def to_onnx(

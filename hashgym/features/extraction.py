@@ -24,15 +24,17 @@ from numpy.typing import NDArray
 
 from hashgym.checks import check_integer, closest
 from hashgym.data import cache, splits
-from hashgym.data.arrays import map_array
-from hashgym.data.dataset import DataError, HashingDataset
+from hashgym.data.dataset import HashingDataset
 from hashgym.data.files import BACKGROUND, to_rgb
 from hashgym.data.images import ImageCollection
 from hashgym.features.backbone import Backbone
-from hashgym.features.cluster import cluster, import_ray, result
-from hashgym.features.pipeline import AHEAD, Bad, ahead, progress_bar, versions
 from hashgym.features.regions import Box, corner_and_centre, random_boxes
-from hashgym.features.store import Store, tidy
+from hashgym.storage.errors import DataError
+from hashgym.storage.job_store import Store, tidy
+from hashgym.storage.pipeline import AHEAD, Bad, ahead, progress_bar
+from hashgym.storage.ray_cluster import cluster, import_ray, result
+from hashgym.storage.reading import map_array
+from hashgym.versions import versions
 
 if TYPE_CHECKING:
     from PIL.Image import Image

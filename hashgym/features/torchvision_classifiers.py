@@ -7,10 +7,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from hashgym.data.checksums import sha256
-from hashgym.data.dataset import DataError
 from hashgym.features.backbone import Backbone, Fit, check_size
 from hashgym.features.torchvision_compat import import_torchvision
+from hashgym.storage.checksums import sha256
+from hashgym.storage.errors import DataError
 
 _TRANSFORM_INPUT = ("googlenet", "inception_v3")  # their weights were trained on another scale, which they convert to
 

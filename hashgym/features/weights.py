@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hashgym.data.dataset import DataError
+from hashgym.storage.errors import DataError
 
 if TYPE_CHECKING:
     import torch

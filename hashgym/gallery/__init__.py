@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hashgym.gallery.codes import Codes, encode_images, find_images, open_codes
+from hashgym.gallery.encode import Codes, encode_images, find_images, open_codes
 from hashgym.gallery.gallery import Gallery, Match, build, open_gallery, read_meta, remove, verify
 
 __all__ = [

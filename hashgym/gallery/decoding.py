@@ -27,10 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hashgym.data.dataset import DataError
 from hashgym.data.files import open_image
 from hashgym.features.backbone import preprocess_of
 from hashgym.gallery.page import small
+from hashgym.storage.errors import DataError
 
 __all__ = ["Decoded", "Decoders"]
 

@@ -5,7 +5,7 @@ ascending, never given twice), ``words.npy``, ``kept.npy``, ``sizes.npy`` as in 
 and ``ends.npy``, ``encoder.onnx``, and ``engine``, the back end's own. Every change makes a new numbered folder, and
 ``meta.json`` is replaced when that is on the disk: at any moment there is the old index or the new one.
 
-The index and each content carry the marker of :mod:`hashgym.data.owned`; a content without it, or with files of
+The index and each content carry the marker of :mod:`hashgym.storage.owned`; a content without it, or with files of
 somebody else in it, is never deleted. On a Milvus server a content is a collection of its own, whose name is derived
 from this computer, the folder and the number: no other collection is emptied or dropped. The server's token goes only
 to an address that the user gave.
@@ -32,20 +32,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym.codes import CodeSets, Words, hamming
-from hashgym.data import owned
-from hashgym.data.atomic import clean
-from hashgym.data.dataset import DataError
 from hashgym.data.files import open_image
-from hashgym.data.sealed import META, Kind, sync
-from hashgym.features.pipeline import progress_bar
 from hashgym.features.regions import Box
-from hashgym.gallery.codes import ENCODER, Codes, open_codes, resolved
+from hashgym.gallery.encode import ENCODER, Codes, open_codes, resolved
+from hashgym.storage import owned
+from hashgym.storage.atomic import clean
+from hashgym.storage.errors import DataError
+from hashgym.storage.pipeline import progress_bar
+from hashgym.storage.sealed import META, Kind, sync
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from hashgym.encoders import Encoder
-    from hashgym.retrieval.index import Index
+    from hashgym.index.base import Index
 
 __all__ = ["REGIONS", "Gallery", "Match", "Names", "build", "open_gallery", "read_meta", "remove", "verify"]
 
@@ -54,7 +54,7 @@ INDEX = Kind(
     1,
     what="index",
     command="hashgym index",
-    mend="remove it and build it again",
+    remedy="remove it and build it again",
     facts={
         **dict.fromkeys(("images", "bits", "next_id"), int),
         **dict.fromkeys(("root", "content", "backend", "encoder"), str),
@@ -193,10 +193,10 @@ class Gallery:
             raise ValueError("give k, a radius, or both")
         rows = np.searchsorted(self.ids, ids)
         if not np.array_equal(self.ids[np.minimum(rows, len(self) - 1)], ids):
-            raise DataError(f"the back end of {self.folder} finds images that the index does not have; {INDEX.mend}")
+            raise DataError(f"the back end of {self.folder} finds images that the index does not have; {INDEX.remedy}")
         gaps = np.where(self.kept[rows], hamming(self.words[rows], query), np.iinfo(np.int64).max)
         if not np.array_equal(gaps.min(axis=1, initial=np.iinfo(np.int64).max), distances):
-            raise DataError(f"the back end of {self.folder} has other codes than the index; {INDEX.mend}")
+            raise DataError(f"the back end of {self.folder} has other codes than the index; {INDEX.remedy}")
         return [
             self._match(int(id), int(row), int(distance), region)
             for id, row, distance, region in zip(ids, rows, distances, gaps.argmin(axis=1).tolist(), strict=True)
@@ -236,8 +236,8 @@ def open_gallery(folder: str | Path, root: str | Path | None = None, uri: str | 
         ValueError: where a back end's package is missing, or the index is on a server whose address the user must give.
         ConnectionError: where the server does not answer.
     """
+    from hashgym import index as engines
     from hashgym.encoders import load_encoder
-    from hashgym.retrieval import index as engines
 
     path = Path(folder)
     while True:
@@ -248,7 +248,7 @@ def open_gallery(folder: str | Path, root: str | Path | None = None, uri: str | 
             place = _root(path, Path(meta["root"]) if root is None else Path(root), root is not None)
             saved = engines.read_meta(path / meta["content"] / ENGINE)
             if saved["backend"] != meta["backend"]:
-                raise DataError(f"{path} is damaged: its parts do not belong together; {INDEX.mend}")
+                raise DataError(f"{path} is damaged: its parts do not belong together; {INDEX.remedy}")
             recorded = str(saved["options"].get("uri", ""))
             if uri and not recorded:
                 raise ValueError(f"{path} is on no server: leave out --uri")
@@ -261,7 +261,7 @@ def open_gallery(folder: str | Path, root: str | Path | None = None, uri: str | 
     names = Names(arrays["ids"], arrays.pop("text"), arrays.pop("ends"))
     gallery = Gallery(path, place, encoder, engine, names, **arrays, meta=meta)
     if encoder.digest != meta["encoder"] or len(engine) != len(gallery) or engine.bits != encoder.bits:
-        raise DataError(f"{path} is damaged: its parts do not belong together; {INDEX.mend}")
+        raise DataError(f"{path} is damaged: its parts do not belong together; {INDEX.remedy}")
     if len(gallery) and not any(_there(gallery, row) for row in np.linspace(0, len(gallery) - 1, 8).astype(int)):
         raise DataError(
             f"the pictures of {path} are not in {place}, {names.at(0)} for one: say with --root which folder they are "
@@ -278,7 +278,7 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
     """
     meta = INDEX.read(folder)
     if not re.fullmatch("[1-9][0-9]*", meta["content"]):
-        raise DataError(f"{folder} is damaged: its content is not named by a number; {INDEX.mend}")
+        raise DataError(f"{folder} is damaged: its content is not named by a number; {INDEX.remedy}")
     return meta
 
 
@@ -288,7 +288,7 @@ def verify(folder: str | Path) -> dict[str, Any]:
     Raises:
         DataError: if it is none, or damaged.
     """
-    from hashgym.retrieval import index as engines
+    from hashgym import index as engines
 
     path, meta = Path(folder), read_meta(folder)
     _arrays(path, meta)
@@ -297,7 +297,7 @@ def verify(folder: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(f"{path} is damaged: {error}") from error
     if (saved["backend"], saved["bits"], saved["images"]) != (meta["backend"], meta["bits"], meta["images"]):
-        raise DataError(f"{path} is damaged: its parts do not belong together; {INDEX.mend}")
+        raise DataError(f"{path} is damaged: its parts do not belong together; {INDEX.remedy}")
     return meta
 
 
@@ -317,7 +317,7 @@ def build(
     Args:
         codes: folders of codes, all of the same encoder.
         out: the folder of the index.
-        backend: a name that :func:`hashgym.retrieval.index.backends` lists; ``faiss`` by default, of an index that is
+        backend: a name that :func:`hashgym.index.base.backends` lists; ``faiss`` by default, of an index that is
             added to its own.
         add: to the index in ``out``.
         progress: show a progress bar.
@@ -460,7 +460,7 @@ def _replace(
     progress: bool,
 ) -> None:
     """Write the new content beside the old, and let ``meta.json`` name it."""
-    from hashgym.retrieval import index as engines
+    from hashgym import index as engines
 
     number = _free_number(folder, int(old.meta["content"]) if old else 0, options)
     if old is not None:
@@ -507,7 +507,7 @@ def _options(
     folder: Path, backend: str, old: Mapping[str, Any] | None, given: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """The options of a back end: those given now and those that the index was built with, checked."""
-    from hashgym.retrieval import index as engines
+    from hashgym import index as engines
 
     recorded = {key: value for key, value in (old["options"] if old else {}).items() if key in ("uri", "timeout")}
     options = {**recorded, **(given or {})}
@@ -531,7 +531,7 @@ def _server(folder: Path, backend: str, recorded: str, uri: str | None, token: s
     Raises:
         ValueError: if there is a token and the address is only the index's own: others may have written that.
     """
-    from hashgym.retrieval import index as engines
+    from hashgym import index as engines
 
     given = os.environ.get("MILVUS_URI", "") if uri is None else uri
     token = os.environ.get("MILVUS_TOKEN", "") if token is None else token
@@ -565,7 +565,7 @@ def _free_number(folder: Path, last: int, options: Mapping[str, Any]) -> str:
         if os.path.lexists(place) and not owned.is_empty(place):
             continue
         if options.get("uri"):
-            from hashgym.retrieval import milvus
+            from hashgym.index import milvus
 
             if milvus.has(**_connection(options), collection=_collection(folder, number)):
                 continue  # of an index that was moved away from here
@@ -579,7 +579,7 @@ def _connection(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _adopt(folder: Path, meta: Mapping[str, Any]) -> None:
     """Mark the content of an index that was written before there were markers, if all in it is the index's own."""
-    from hashgym.retrieval import index as engines
+    from hashgym import index as engines
 
     content = folder / meta["content"]
     if not owned.is_owned(content) and not _foreign(content):
@@ -589,7 +589,7 @@ def _adopt(folder: Path, meta: Mapping[str, Any]) -> None:
 
 def _foreign(content: Path) -> list[str]:
     """Names of what lies in the folder of a content and is not part of it."""
-    from hashgym.retrieval import index as engines
+    from hashgym import index as engines
 
     known = {owned.MARKER, ENCODER, ENGINE, *(f"{key}.npy" for key in ARRAYS)}
     found = sorted(path.name for path in content.iterdir() if path.name not in known)
@@ -604,7 +604,7 @@ def _delete(content: Path, options: Mapping[str, Any]) -> None:
 
     It stays if files of somebody else are in it, or until the next change if the server does not answer.
     """
-    from hashgym.retrieval import index as engines
+    from hashgym import index as engines
 
     with suppress(OSError):
         if foreign := _foreign(content):
@@ -614,7 +614,7 @@ def _delete(content: Path, options: Mapping[str, Any]) -> None:
             )
             return
         if options.get("uri"):
-            from hashgym.retrieval import milvus
+            from hashgym.index import milvus
 
             own = _collection(content.parent, content.name)
             with suppress(ValueError):  # without a saved engine it has the name that is derived now
@@ -747,7 +747,7 @@ def _arrays(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
         or not (np.diff(ids) > 0).all()
         or not (int(ids.max(initial=-1)) < after < 2**62)
     ):
-        raise DataError(f"{folder} is damaged: its arrays do not belong together; {INDEX.mend}")
+        raise DataError(f"{folder} is damaged: its arrays do not belong together; {INDEX.remedy}")
     return arrays
 
 

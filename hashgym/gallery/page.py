@@ -9,12 +9,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hashgym.data import owned
-from hashgym.data.atomic import write_text
-from hashgym.data.dataset import DataError
 from hashgym.data.files import open_image
 from hashgym.gallery.gallery import REGIONS, Gallery, Match
-from hashgym.terminal import printable
+from hashgym.storage import owned
+from hashgym.storage.atomic import write_text
+from hashgym.storage.errors import DataError
+from hashgym.text import printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image

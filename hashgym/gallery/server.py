@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from hashgym.console import say
-from hashgym.data.dataset import DataError
-from hashgym.data.sealed import META
 from hashgym.gallery.decoding import Decoded, Decoders
 from hashgym.gallery.gallery import REGIONS, Gallery, open_gallery, read_meta
 from hashgym.gallery.page import jpeg
+from hashgym.storage.errors import DataError
+from hashgym.storage.sealed import META
 
 try:
     import flask

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hashgym.checks import check_integer, is_integer
-from hashgym.data import owned
-from hashgym.data.arrays import read_arrays
-from hashgym.data.atomic import atomic_write
+from hashgym.storage import owned
+from hashgym.storage.atomic import atomic_write
+from hashgym.storage.reading import read_arrays
 
 if TYPE_CHECKING:
     from torch import nn

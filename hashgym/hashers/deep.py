@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hashgym.device import resolve_device
 from hashgym.hashers.base import Features, Hasher, Labels
 from hashgym.hashers.threads import limit_threads
 
@@ -86,7 +87,7 @@ class DeepHasher(Hasher):
     def _fit(self, X: Features, y: Labels | None) -> None:
         from hashgym.console import track
 
-        device = self._device()
+        device = resolve_device(self.device)
         center, scale = X.mean(0, dtype=np.float64), X.std(0, dtype=np.float64)
         scale = np.where(scale > 1e-6, scale, 1.0)
         x = torch.from_numpy(((X - center) / scale).astype(np.float32)).to(device)
@@ -132,13 +133,3 @@ class DeepHasher(Hasher):
     def _transform(self, X: Features) -> Features:
         hidden = (X @ self.hidden_weight_ + self.hidden_bias_).clip(0) if self.hidden else X
         return hidden @ self.code_weight_ + self.code_bias_
-
-    def _device(self) -> torch.device:
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            device = torch.device(self.device)
-            torch.empty(0, device=device)
-            return device
-        except (AssertionError, RuntimeError) as error:
-            raise ValueError(f"device {self.device!r} cannot be used here ({error}): take 'cpu' or 'auto'") from error

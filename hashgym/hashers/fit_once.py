@@ -10,8 +10,8 @@ import numpy as np
 
 import hashgym
 from hashgym import hashers
-from hashgym.data import user_cache
 from hashgym.hashers.base import Features, Hasher, Labels
+from hashgym.storage import user_cache
 
 __all__ = ["fit_once"]
 
@@ -40,7 +40,7 @@ def fit_once(hasher: Hasher, X: Features, y: Labels) -> Hasher:
 
     import filelock
 
-    from hashgym.features.pipeline import versions
+    from hashgym.versions import versions
 
     name = hashers._name_of(type(hasher))
     found = {"hashgym": hashgym.__version__, **versions(("numpy", "torch"))}

@@ -16,7 +16,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from hashgym.envs.lockstep import LockstepVectorEnv, Observation
+from hashgym.envs.base import LockstepVectorEnv, Observation
 
 __all__ = ["HashVecEnv"]
 
@@ -247,13 +247,15 @@ class HashVecEnv(VecEnv):
 
 def _checked(envs: Any) -> LockstepVectorEnv:
     """The native vector environment inside ``envs``."""
-    mend = 'make it with gym.make_vec("BitGroupHashing-v0" or "RegionKeep-v0", num_envs=...)'
+    remedy = 'make it with gym.make_vec("BitGroupHashing-v0" or "RegionKeep-v0", num_envs=...)'
     if isinstance(envs, gym.Env):
-        raise ValueError(f"HashVecEnv takes a vector environment, got a scalar one: {mend}, or give it to SB3 as it is")
+        raise ValueError(
+            f"HashVecEnv takes a vector environment, got a scalar one: {remedy}, or give it to SB3 as it is"
+        )
     if not isinstance(envs, VectorEnv) or not isinstance(envs.unwrapped, LockstepVectorEnv):
         raise ValueError(
             f"HashVecEnv takes a native vector environment of hashgym, got {type(envs).__name__}: "
-            f"{mend}, without vectorization_mode"
+            f"{remedy}, without vectorization_mode"
         )
     if envs.unwrapped.autoreset_mode is not AutoresetMode.SAME_STEP:
         raise ValueError(
@@ -261,5 +263,5 @@ def _checked(envs: Any) -> LockstepVectorEnv:
             f"{envs.unwrapped.autoreset_mode.value!r}: leave autoreset_mode out"
         )
     if hasattr(envs.unwrapped, "device"):
-        raise ValueError(f"Stable-Baselines3 takes NumPy arrays, not tensors: {mend}, without backend='torch'")
+        raise ValueError(f"Stable-Baselines3 takes NumPy arrays, not tensors: {remedy}, without backend='torch'")
     return envs.unwrapped

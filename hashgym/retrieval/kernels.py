@@ -255,7 +255,7 @@ def _check(
 
 
 def choose_kernel(plain: Kernel, backend: Backend) -> Kernel:
-    """The backend's form of a NumPy kernel: itself, or the function of compiled.py with its name less the underscore.
+    """The backend's form of a NumPy kernel: itself, or that of numba_kernels with its name less the underscore.
 
     Raises:
         ValueError: for an unknown backend.
@@ -278,10 +278,10 @@ def choose_kernel(plain: Kernel, backend: Backend) -> Kernel:
 @lru_cache(maxsize=1)
 def _compiled() -> ModuleType | ImportError:
     try:
-        from hashgym.retrieval import compiled
+        from hashgym.retrieval import numba_kernels
     except ImportError as error:  # not installed, or too old for this NumPy
         return error
-    return compiled
+    return numba_kernels
 
 
 def _plain(array: NDArray) -> NDArray:
@@ -365,7 +365,7 @@ def _keys(distances: NDArray[np.uint16], label: Words, labels: Words, width: int
 
 
 def _histograms(queries: Words, query_labels: Words, items: Words, labels: Words, counts: NDArray[np.int64]) -> None:
-    """What compiled.histograms does."""
+    """What numba_kernels.histograms does."""
     width = counts.shape[2]
     for start in range(0, items.shape[2], _BLOCK):
         block = slice(start, start + _BLOCK)
@@ -385,7 +385,7 @@ def _credit(
     ap: NDArray[np.float64],
     flipped: NDArray[np.float64],
 ) -> None:
-    """What compiled.credit does."""
+    """What numba_kernels.credit does."""
     bits = flipped.shape[1]
     width = bits + 1
     octets = codes.unpack(items.T, bits).view(np.uint8)

@@ -68,9 +68,9 @@ def _counting(view: RewardView) -> Any:
     """The module that counts for the view's kind of array."""
     if isinstance(view.code, np.ndarray):
         return kernels
-    from hashgym.retrieval import tensors
+    from hashgym.retrieval import torch_kernels
 
-    return tensors
+    return torch_kernels
 
 
 def _sets(view: RewardView) -> tuple[Any, ...]:

@@ -19,8 +19,8 @@ from agents import drlih, mch, runs, sb3
 from hashgym import codes, data
 from hashgym.data import HashingDataset
 from hashgym.encoders import Encoder, load_encoder
-from hashgym.encoders.export import write
 from hashgym.encoders.heads import GroupsHead, RegionsHead, hasher_head
+from hashgym.encoders.write import write
 from hashgym.hashers import Hasher
 from hashgym.integrations.sb3 import HashVecEnv
 

@@ -20,8 +20,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from agents import drlih, mch, runs, sb3
-from hashgym.data import digits
-from hashgym.data.atomic import DiskFullError
+from hashgym.data.readers import digits
+from hashgym.storage.atomic import DiskFullError
 from tests.conftest import file_limit
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks import mch
-from hashgym.data import cache, digit_scenes
+from hashgym.data import cache
+from hashgym.data.readers import digit_scenes
 
 
 @pytest.fixture(scope="session")

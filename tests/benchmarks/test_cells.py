@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks.cells import run_cells
-from hashgym.features.cluster import cluster
+from hashgym.storage.ray_cluster import cluster
 
 ROOT = Path(__file__).parents[2]
 

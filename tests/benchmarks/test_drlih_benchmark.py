@@ -9,7 +9,7 @@ from rich.console import Console
 import hashgym
 from benchmarks import cells, drlih, methods, results
 from benchmarks.results import Results
-from hashgym.data import digits
+from hashgym.data.readers import digits
 from hashgym.retrieval import mean_average_precision, precision_at, precision_recall_by_radius
 
 

@@ -10,7 +10,8 @@ from PIL import Image
 import hashgym.data
 from benchmarks import figures
 from hashgym.codes import CodeSets
-from hashgym.data import HashingDataset, digits
+from hashgym.data import HashingDataset
+from hashgym.data.readers import digits
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ import hashgym
 from benchmarks import cells, mch
 from benchmarks.results import Results
 from hashgym.codes import unpack
-from hashgym.data import cache, digits
+from hashgym.data import cache
+from hashgym.data.readers import digits
 from hashgym.retrieval import evaluate
 
 BASES, BITS, SEEDS, XI = ("dch", "ksh-relaxed"), 16, 2, (0.0, 0.3, 0.5, 0.7, 1.0)

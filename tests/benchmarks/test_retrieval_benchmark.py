@@ -7,9 +7,10 @@ import pytest
 from benchmarks import buckets, engines
 from benchmarks.results import Results
 from benchmarks.retrieval import Args, main, published_loop
+from hashgym import index
 from hashgym.codes import hamming
 from hashgym.data import cache
-from hashgym.retrieval import index, mean_average_precision
+from hashgym.retrieval import mean_average_precision
 from tests.conftest import small_dataset
 
 SMALL = buckets.Args(images=500, bits=16, clusters=20, queries=30, radii=(0, 2), rounds=2)

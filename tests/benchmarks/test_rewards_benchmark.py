@@ -18,7 +18,7 @@ from benchmarks import cells
 from benchmarks import rewards as benchmark
 from benchmarks.results import Results
 from hashgym import rewards
-from hashgym.data import digits
+from hashgym.data.readers import digits
 from hashgym.retrieval import mean_average_precision
 
 SUM = "average_precision+0.5*balance"

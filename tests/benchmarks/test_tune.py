@@ -10,7 +10,7 @@ from rich.console import Console
 import hashgym.data
 from benchmarks import cells, drlih, methods, tune
 from benchmarks.results import Results
-from hashgym.data import digits
+from hashgym.data.readers import digits
 from hashgym.retrieval import mean_average_precision
 
 

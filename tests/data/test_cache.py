@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hashgym.data import DataError, HashingDataset, cache, checksums, owned, sealed
+from hashgym.data import DataError, HashingDataset, cache
+from hashgym.storage import checksums, owned, sealed
 
 
 def dataset(regions: bool = True, **changes) -> HashingDataset:

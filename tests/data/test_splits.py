@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hashgym.checks import counted
-from hashgym.data import DataError, HashingDataset, mirflickr25k, splits
+from hashgym.data import DataError, HashingDataset, splits
+from hashgym.data.readers import mirflickr25k
 
 Labels = NDArray[np.uint8]
 

@@ -13,7 +13,7 @@ from PIL import Image
 from hashgym import features, load_encoder
 from hashgym.data import DataError
 from hashgym.data.files import open_image
-from hashgym.encoders import export
+from hashgym.encoders import write
 from hashgym.encoders.encoder import seal
 from hashgym.features.runtime import thread_count
 from tests.reliability.damage import bounded
@@ -42,11 +42,11 @@ def files(tmp_path_factory):
     """Encoders by what they take."""
     folder = tmp_path_factory.mktemp("encoders")
     paths = {name: folder / f"{name}.onnx" for name in ("features", "views", "pictures", "pictures of views")}
-    export.write(paths["features"], View(), dim=12, bits=8, source={})
-    export.write(paths["views"], Views(), dim=12, bits=8, source={}, regions=5, sigma=0.5, threshold=0.5)
+    write.write(paths["features"], View(), dim=12, bits=8, source={})
+    write.write(paths["views"], Views(), dim=12, bits=8, source={}, regions=5, sigma=0.5, threshold=0.5)
     pixels = features.make("pixels", size=2)
-    export.add_backbone(paths["features"], paths["pictures"], pixels)
-    export.add_backbone(paths["views"], paths["pictures of views"], pixels)
+    write.add_backbone(paths["features"], paths["pictures"], pixels)
+    write.add_backbone(paths["views"], paths["pictures of views"], pixels)
     return paths
 
 

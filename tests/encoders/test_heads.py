@@ -18,8 +18,8 @@ from hashgym import codes, data, hashers
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
 from hashgym.encoders import load_encoder
-from hashgym.encoders.export import write
 from hashgym.encoders.heads import GroupsHead, RegionsHead, hasher_head, signs
+from hashgym.encoders.write import write
 from hashgym.hashers import Hasher, NotFittedError
 from hashgym.hashers.base import Features, Labels
 from hashgym.hashers.ksh import KSH

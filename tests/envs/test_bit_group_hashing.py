@@ -988,8 +988,8 @@ def test_what_is_as_it_should_be_does_not_warn(multi_label: HashingDataset) -> N
 
 def test_environments_by_name_share_a_dataset_that_is_in_use() -> None:
     first = gym.make("BitGroupHashing-v0", dataset="digits").unwrapped
-    from hashgym.envs import lockstep
+    from hashgym.envs import base
 
-    lockstep._standardized.cache_clear()  # as if other datasets had been loaded since
+    base._standardized.cache_clear()  # as if other datasets had been loaded since
     second = gym.make("BitGroupHashing-v0", dataset="digits").unwrapped
     assert first.dataset is second.dataset  # type: ignore[attr-defined]

@@ -19,7 +19,7 @@ from hashgym import rewards
 from hashgym.data import HashingDataset
 from hashgym.envs.bit_group_hashing import BitGroupHashingVectorEnv
 from hashgym.envs.torch_backend import BitGroupHashingTorchVectorEnv, TensorView
-from hashgym.retrieval import tensors
+from hashgym.retrieval import torch_kernels
 from hashgym.rewards import RewardError, RewardView
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -112,7 +112,7 @@ def test_equal_to_numpy_step_by_step(
 
 def test_equal_to_numpy_where_torch_itself_counts(multi_label: HashingDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("distance_histograms", "average_precision_credit"):
-        monkeypatch.setattr(tensors, name, partial(getattr(tensors, name), backend="torch"))
+        monkeypatch.setattr(torch_kernels, name, partial(getattr(torch_kernels, name), backend="torch"))
     for counterfactual in (True, False):
         test_equal_to_numpy_step_by_step(
             multi_label, {"reward": "average_precision", "counterfactual": counterfactual}, 1e-9, "cpu"
@@ -204,7 +204,7 @@ def test_a_step_reads_flags_alone(
     multi_label: HashingDataset, action: str, counterfactual: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("distance_histograms", "average_precision_credit"):
-        monkeypatch.setattr(tensors, name, partial(getattr(tensors, name), backend="torch"))
+        monkeypatch.setattr(torch_kernels, name, partial(getattr(torch_kernels, name), backend="torch"))
     for reward in ("triplet", "average_precision", "balance"):
         _, env = twins(
             multi_label, 5, action=action, bits=8, group_bits=4, reward=reward, counterfactual=counterfactual
@@ -228,7 +228,9 @@ def test_actions_with_a_gradient_leave_none_behind(multi_label: HashingDataset) 
 
 def test_the_callers_context_changes_nothing(multi_label: HashingDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Autocast would round counts, inference mode leaves tensors that cannot be written, a default dtype spreads."""
-    monkeypatch.setattr(tensors, "average_precision_credit", partial(tensors.average_precision_credit, backend="torch"))
+    monkeypatch.setattr(
+        torch_kernels, "average_precision_credit", partial(torch_kernels.average_precision_credit, backend="torch")
+    )
     native, torched = twins(multi_label, 9, reward="average_precision", counterfactual=True)
     native.action_space.seed(0)
     with torch.inference_mode():
@@ -253,8 +255,8 @@ def test_autocast_does_not_round_counts() -> None:
     rng = np.random.default_rng(0)
     hot = [torch.tensor(rng.random(shape) < 0.5) for shape in ((3, 4), (3, 2), (999, 4), (999, 2))]
     with torch.autocast("cpu", torch.bfloat16):
-        given = tensors.distance_histograms(*hot, backend="torch")  # type: ignore[arg-type]
-    for one, other in zip(given, tensors.distance_histograms(*hot), strict=True):
+        given = torch_kernels.distance_histograms(*hot, backend="torch")  # type: ignore[arg-type]
+    for one, other in zip(given, torch_kernels.distance_histograms(*hot), strict=True):
         assert torch.equal(one, other)
 
 

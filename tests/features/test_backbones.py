@@ -11,10 +11,10 @@ from PIL import Image
 
 from hashgym import features
 from hashgym.data import DataError
-from hashgym.data.checksums import sha256
 from hashgym.features import torchvision_classifiers, weights
 from hashgym.features.backbone import Fit
 from hashgym.features.torchvision_compat import import_torchvision
+from hashgym.storage.checksums import sha256
 
 models = import_torchvision().models
 

@@ -10,9 +10,9 @@ from PIL import Image
 
 from hashgym import features
 from hashgym.data import DataError, ImageCollection, splits
-from hashgym.data.atomic import atomic_write
-from hashgym.data.checksums import sha256
 from hashgym.features import bow
+from hashgym.storage.atomic import atomic_write
+from hashgym.storage.checksums import sha256
 
 cv2 = pytest.importorskip("cv2")
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from hashgym.data import DataError, ImageCollection, read_images
 from hashgym.features import Backbone, extract, make
-from hashgym.features.cluster import cluster
+from hashgym.storage.ray_cluster import cluster
 
 ray = pytest.importorskip("ray")
 

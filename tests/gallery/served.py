@@ -49,7 +49,7 @@ def write_index(folder: Path) -> Path:
     torch = pytest.importorskip("torch")
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    from hashgym.encoders import export
+    from hashgym.encoders import write
     from hashgym.features import make
     from hashgym.gallery import build, encode_images
 
@@ -61,8 +61,8 @@ def write_index(folder: Path) -> Path:
     backbone = make("pixels", size=4)
     options = {"regions": 5, "sigma": 0.5, "threshold": 0.5, "backbone": backbone.provenance, "source": {}}
     center, scale = np.full(48, 0.5, np.float32), np.ones(48, np.float32)
-    export.write(folder / "features.onnx", Fields(), dim=48, bits=48, center=center, scale=scale, **options)
-    export.add_backbone(folder / "features.onnx", folder / "encoder.onnx", backbone)
+    write.write(folder / "features.onnx", Fields(), dim=48, bits=48, center=center, scale=scale, **options)
+    write.add_backbone(folder / "features.onnx", folder / "encoder.onnx", backbone)
     encode_images(folder / "encoder.onnx", [folder / "pictures"], folder / "codes", progress=False)
     build([folder / "codes"], folder / "index", "brute-force", progress=False)
     return folder / "index"

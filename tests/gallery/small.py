@@ -15,7 +15,7 @@ def write_encoder(path: Path, regions: bool = False, bits: int = 48) -> Path:
     torch = pytest.importorskip("torch")
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    from hashgym.encoders import export
+    from hashgym.encoders import write
     from hashgym.features import make
 
     class Head(torch.nn.Module):
@@ -25,8 +25,8 @@ def write_encoder(path: Path, regions: bool = False, bits: int = 48) -> Path:
 
     backbone, work = make("pixels", size=4), path.with_name(f"{path.name}.features")
     several: dict[str, Any] = {"regions": 5, "sigma": 0.5, "threshold": 0.5} if regions else {}
-    export.write(work, Head(), dim=48, bits=bits, source={}, backbone=backbone.provenance, **several)
-    export.add_backbone(work, path, backbone)
+    write.write(work, Head(), dim=48, bits=bits, source={}, backbone=backbone.provenance, **several)
+    write.add_backbone(work, path, backbone)
     work.unlink()
     return path
 

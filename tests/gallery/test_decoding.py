@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hashgym.data.dataset import DataError
 from hashgym.data.files import open_image
 from hashgym.features.backbone import Stretch, describe_preprocess
 from hashgym.gallery.decoding import Decoders
 from hashgym.gallery.page import small
+from hashgym.storage.errors import DataError
 from tests.gallery.small import picture
 
 MAX_BYTES, MAX_PIXELS = 100_000, 30_000_000

@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 
 from hashgym import load_encoder
 from hashgym.codes import hamming
-from hashgym.data import DataError, owned, sealed
+from hashgym.data import DataError
 from hashgym.gallery import build, encode_images, open_codes, open_gallery, read_meta, remove, verify
 from hashgym.gallery.gallery import REGIONS, Gallery, _Content, _replace
+from hashgym.storage import owned, sealed
 from tests.gallery.small import content, picture, write_encoder, write_pictures
 
 BACKENDS = {
@@ -499,7 +500,7 @@ def test_what_a_killed_run_left_of_meta_json_is_removed(codes, tmp_path):
 
 
 def test_a_folder_that_was_empty_before_a_failure_is_there_after_it(codes, tmp_path, monkeypatch):
-    from hashgym.retrieval import brute_force
+    from hashgym.index import brute_force
 
     monkeypatch.setattr(brute_force.BruteForceIndex, "_write", lambda self, folder: 1 / 0)
     (tmp_path / "empty").mkdir()

@@ -21,12 +21,12 @@ if not (find_spec("pymilvus") and find_spec("milvus_lite")):
 
 import grpc
 
-from hashgym import cli
+from hashgym import cli, index
 from hashgym.codes import CodeSets
-from hashgym.data import owned, sealed
 from hashgym.gallery import build, encode_images, open_gallery, read_meta, remove
 from hashgym.gallery.gallery import _collection, _former_collection
-from hashgym.retrieval import index, milvus
+from hashgym.index import milvus
+from hashgym.storage import owned, sealed
 from tests.gallery.small import content, picture, write_encoder, write_pictures
 
 TOKEN = "key-of-the-user"

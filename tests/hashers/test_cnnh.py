@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from hashgym.data import digits
+from hashgym.data.readers import digits
 from hashgym.hashers import load, make
 from hashgym.hashers.cnnh import best_entry, similarity_codes
 from hashgym.retrieval import mean_average_precision

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hashgym.data import digit_scenes, digits
+from hashgym.data.readers import digit_scenes, digits
 from hashgym.hashers import make
 from hashgym.hashers.csq import majority, targets
 from hashgym.retrieval import mean_average_precision

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hashgym.data import digit_scenes, digits
+from hashgym.data.readers import digit_scenes, digits
 from hashgym.hashers import make
 from hashgym.retrieval import mean_average_precision
 

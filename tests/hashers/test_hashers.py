@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 
-from hashgym.data import digits
+from hashgym.data.readers import digits
 from hashgym.hashers import Hasher, NotFittedError, available, load, make, register
 
 NAMES = list(available())

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hashgym.data import digits
+from hashgym.data.readers import digits
 from hashgym.hashers import make
 from hashgym.hashers.ninh import DivideAndEncode, piecewise_threshold
 from hashgym.retrieval import mean_average_precision

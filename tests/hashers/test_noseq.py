@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hashgym.data import digits
+from hashgym.data.readers import digits
 from hashgym.hashers import make
 from hashgym.hashers.noseq import NoSeq, triplet_ranking_loss
 

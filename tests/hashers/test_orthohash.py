@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hashgym.data import digits
+from hashgym.data.readers import digits
 from hashgym.hashers import make
 from hashgym.hashers.csq import targets
 from hashgym.hashers.orthohash import cosine_softmax_loss

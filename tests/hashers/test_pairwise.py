@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hashgym import codes
-from hashgym.data import digit_scenes, digits
+from hashgym.data.readers import digit_scenes, digits
 from hashgym.hashers import NotFittedError, load, make
 from hashgym.hashers.pairwise import cosine_distance, inner_distance, pair_weights, signs
 from hashgym.retrieval import mean_average_precision

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hashgym.data import digits
+from hashgym.data.readers import digits
 from hashgym.hashers import load, make
 from hashgym.hashers.sdh import codes_step, least_squares
 from hashgym.retrieval import mean_average_precision

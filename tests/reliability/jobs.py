@@ -22,7 +22,7 @@ def make_inputs(folder: Path, large: bool = False) -> None:
     """What the jobs begin with: pictures, features of them, a hasher, an encoder, codes and indices."""
     from hashgym import gallery, hashers
     from hashgym.data import load, read_images
-    from hashgym.encoders import sources
+    from hashgym.encoders import build
     from hashgym.features import extract, make
 
     folder.mkdir(parents=True)
@@ -35,7 +35,7 @@ def make_inputs(folder: Path, large: bool = False) -> None:
     data = load(cache).standardized()
     hashers.make("ksh", bits=12).fit(data.features[data.train], data.labels[data.train]).save(folder / "base.npz")
     encoder = folder / "encoder.onnx"
-    sources.export("itq", encoder, features=cache, bits=12)
+    build.export("itq", encoder, features=cache, bits=12)
     gallery.encode_images(encoder, [folder / "pictures" / "red"], folder / "red", progress=False)
     gallery.encode_images(encoder, [folder / "pictures"], folder / "all", progress=False)
     changing = folder / "changing"

@@ -33,8 +33,8 @@ import numpy as np
 from tests.reliability import victim
 
 # Imported once, so that a start costs little more than its work; not what starts threads (ONNX Runtime, grpc).
-MODULES = ("agents.drlih", "hashgym.cli", "hashgym.gallery", "hashgym.encoders.export", "torch._dynamo", "torch.onnx")
-MORE = ("agents.sb3", "agents.mch", "benchmarks.drlih", "faiss", "sklearn.datasets", "hashgym.retrieval.compiled")
+MODULES = ("agents.drlih", "hashgym.cli", "hashgym.gallery", "hashgym.encoders.write", "torch._dynamo", "torch.onnx")
+MORE = ("agents.sb3", "agents.mch", "benchmarks.drlih", "faiss", "sklearn.datasets", "hashgym.retrieval.numba_kernels")
 LIMIT = 900.0  # seconds that one start may take
 LAST = 12  # events of a run that count as its last writes
 

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hashgym import cli
-from hashgym.data import DataError, cache, owned
+from hashgym.data import DataError, cache
+from hashgym.storage import owned
 from tests.data.test_cache import dataset
 
 pytest.importorskip("onnxruntime")

@@ -366,8 +366,8 @@ def read_gallery(folder: Path) -> Any:
 
 def make_index(backend: str) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
+        from hashgym import index
         from hashgym.codes import CodeSets
-        from hashgym.retrieval import index
 
         rng = np.random.default_rng(0)
         with index.make(backend, 70) as images:
@@ -378,7 +378,7 @@ def make_index(backend: str) -> Callable[[Path], None]:
 
 
 def read_index(folder: Path) -> Any:
-    from hashgym.retrieval import index
+    from hashgym import index
 
     with index.load(folder / "index") as images:
         return plain([images.ids, images.search(np.eye(70, dtype=np.bool_), 9)])

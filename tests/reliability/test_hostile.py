@@ -17,9 +17,10 @@ import PIL
 import pytest
 from PIL import Image, features
 
-from hashgym.data import DataError, cache, read_images, sealed
-from hashgym.data.mirflickr25k import LABELS
-from hashgym.retrieval.index import read_meta
+from hashgym.data import DataError, cache, read_images
+from hashgym.data.readers.mirflickr25k import LABELS
+from hashgym.index.base import read_meta
+from hashgym.storage import sealed
 from tests.reliability.damage import bounded
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="bounds are those of Linux")

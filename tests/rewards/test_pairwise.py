@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import hashgym.hashers
 from hashgym import codes, rewards
-from hashgym.data import digits
+from hashgym.data.readers import digits
 from hashgym.hashers.pairwise import PairwiseHasher, pair_weights
 from hashgym.rewards import Codebook, Pairwise, RewardView
 from hashgym.rewards.pairwise import LOSSES

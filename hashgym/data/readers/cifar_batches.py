@@ -1,0 +1,148 @@
+"""CIFAR's Python batches, read without unpickling them.
+
+They are pickles of a dict with lists, numbers, strings and one NumPy array. A pickle is a program, and the usual reader
+runs it. This one only looks at the program's instructions, knows the few that such a dict takes, and refuses all
+others: the calls that rebuild an array are recognised by name and done here; nothing is ever imported or called.
+"""
+
+from __future__ import annotations
+
+import math
+import pickletools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashgym.storage.errors import DataError
+from hashgym.storage.reading import read_bounded
+
+__all__ = ["parse"]
+
+_MARK = object()
+_BYTE = np.dtype(np.uint8)
+_MENTIONED = {
+    "numpy.core.multiarray _reconstruct": "array",
+    "numpy._core.multiarray _reconstruct": "array",
+    "numpy ndarray": "ndarray",
+    "numpy dtype": "dtype",
+    "_codecs encode": "encode",
+}
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+_LITERALS = {"BININT", "BININT1", "BININT2", "BINSTRING", "SHORT_BINSTRING", "BINUNICODE"}
+
+
+@dataclass(frozen=True)
+class _Name:
+    """A function or class that the file mentions; never looked up."""
+
+    kind: str
+
+
+@dataclass
+class _Array:
+    """An array on its way: its value is set once its contents are known."""
+
+    value: NDArray[np.uint8] | None = None
+
+
+def parse(path: Path) -> dict[str, Any]:
+    """The dict in a batch file.
+
+    Raises:
+        DataError: if the file is damaged, or holds anything but what a batch of CIFAR holds.
+    """
+    try:
+        content = _run(read_bounded(path))
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise DataError(f"{path} is damaged or no CIFAR batch: {error}") from None
+    return {str(key): value.value if isinstance(value, _Array) else value for key, value in content.items()}
+
+
+def _run(program: bytes) -> dict[Any, Any]:
+    """Follow the instructions of protocol 2, in which CIFAR's batches are written."""
+    stack: list[Any] = []
+    memo: dict[Any, Any] = {}
+
+    def pop(count: int | None = None) -> list[Any]:
+        """The top ``count`` items, or all above the last mark, which goes with them."""
+        if count is None:
+            above = next((i for i, item in enumerate(reversed(stack)) if item is _MARK), None)
+            if above is None:
+                raise ValueError("it ends something that it has not begun")
+            start = len(stack) - 1 - above
+            items = stack[start + 1 :]
+        else:
+            start = len(stack) - count
+            items = stack[start:]
+        del stack[start:]
+        return items
+
+    for opcode, argument, _ in pickletools.genops(program):
+        name = opcode.name
+        if name == "PROTO":
+            continue
+        elif name == "MARK":
+            stack.append(_MARK)
+        elif name in _CONSTANTS:
+            stack.append(_CONSTANTS[name])
+        elif name in _LITERALS:
+            stack.append(argument)
+        elif name in ("EMPTY_DICT", "EMPTY_LIST"):
+            stack.append({} if name == "EMPTY_DICT" else [])
+        elif name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"):
+            stack.append(tuple(pop(int(name[5:]) if name[5:] else None)))
+        elif name in ("APPEND", "APPENDS"):
+            items = pop(1 if name == "APPEND" else None)
+            stack[-1].extend(items)
+        elif name in ("SETITEM", "SETITEMS"):
+            items = pop(2 if name == "SETITEM" else None)
+            if not all(
+                isinstance(key, (str, bytes)) for key in items[::2]
+            ):  # to hash a nest of tuples can last for ever
+                raise ValueError("it has keys that are no text")
+            stack[-1].update(zip(items[::2], items[1::2], strict=True))
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            memo[argument] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif name == "GLOBAL" and argument in _MENTIONED:
+            stack.append(_Name(_MENTIONED[argument]))
+        elif name == "REDUCE":
+            stack.append(_call(*pop(2)))
+        elif name == "BUILD":
+            (state,) = pop(1)
+            if isinstance(stack[-1], _Array):
+                stack[-1].value = _array(state)
+            elif stack[-1] is not _BYTE:
+                raise ValueError("it sets attributes of something that is no array")
+        elif name == "STOP" and isinstance(stack[-1], dict):
+            return stack[-1]
+        else:
+            raise ValueError(f"it says {name} {str(argument or '')[:80]}, which no batch does")
+    raise ValueError("it ends in the middle")
+
+
+def _call(function: Any, arguments: Any) -> Any:
+    """What a known call would return; nothing is called."""
+    kind = function.kind if isinstance(function, _Name) else None
+    if kind == "encode":
+        text, encoding = arguments
+        if encoding == "latin1":
+            return text.encode("latin-1")
+    elif kind == "dtype" and arguments[0] in ("u1", "|u1"):
+        return _BYTE
+    elif kind == "array":
+        return _Array()
+    raise ValueError(f"it makes a call that no batch needs: {kind or type(function).__name__}")
+
+
+def _array(state: Any) -> NDArray[np.uint8]:
+    """A uint8 array of NumPy's array state: version, shape, dtype, column order, bytes."""
+    _, shape, dtype, columns_first, data = state
+    octets = data.encode("latin-1") if isinstance(data, str) else data
+    if dtype is not _BYTE or not isinstance(octets, bytes) or len(octets) != math.prod(shape):
+        raise ValueError("its array is not bytes of the shape it says")
+    return np.frombuffer(octets, np.uint8).reshape(shape, order="F" if columns_first else "C")

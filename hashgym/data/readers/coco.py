@@ -1,0 +1,78 @@
+"""COCO 2014 (Lin et al., 2014): 82,783 training and 40,504 validation photos with 80 kinds of objects."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hashgym.data.files import OpenImage, find, folder, require_all
+from hashgym.data.images import ImageCollection
+from hashgym.storage.errors import DataError
+from hashgym.storage.reading import read_bounded
+
+PARTS = ("train2014", "val2014")
+LAYOUT = "annotations/instances_train2014.json, annotations/instances_val2014.json, train2014/*.jpg and val2014/*.jpg"
+
+
+def read(root: str | Path, *, allow_missing: bool = False) -> ImageCollection:
+    """Training photos, then validation photos, by number; a photo has the labels of the objects outlined in it.
+
+    Photos without any object have no label, so no split uses them.
+
+    Args:
+        root: the folder that the official archives were unpacked in.
+        allow_missing: leave photos out that are listed but not there, instead of an error.
+
+    Raises:
+        DataError: if a file is not found or damaged, the two lists of categories differ, or photos are missing.
+    """
+    base = folder(root, LAYOUT)
+    files: dict[int, str] = {}
+    objects: list[tuple[int, int]] = []
+    categories: list[dict[int, str]] = []
+    for part in PARTS:
+        path = find(base, f"annotations/instances_{part}.json", f"instances_{part}.json", wanted=LAYOUT)
+        find(base, part, wanted=LAYOUT)
+        try:
+            content = json.loads(read_bounded(path), object_hook=_essence)
+            files |= {number: f"{part}/{file}" for number, file in sorted(content["images"])}
+            objects += [(image, category) for image, category in content["annotations"]]
+            categories.append(dict(sorted(content["categories"])))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DataError(f"{path} is damaged or no COCO annotation file: {error!r}") from None
+    if categories[0] != categories[1]:
+        raise DataError(f"the annotation files of {' and '.join(PARTS)} in {base} have different categories")
+
+    rows, columns = {n: i for i, n in enumerate(files)}, {n: i for i, n in enumerate(categories[0])}
+    labels = np.zeros((len(rows), len(columns)), np.uint8)
+    try:
+        labels[[rows[image] for image, _ in objects], [columns[category] for _, category in objects]] = 1
+    except KeyError as error:
+        raise DataError(f"annotations in {base} mention image or category {error}, which is not listed") from None
+    there = {f"{part}/{file.name}" for part in PARTS for file in (base / part).iterdir()}
+    present = [name in there for name in files.values()]
+    missing = require_all("coco", files.values(), present, allow_missing)
+    names = tuple(name for name in files.values() if name in there)
+    return ImageCollection(
+        name="coco",
+        names=names,
+        labels=labels[np.array(present, bool)],
+        label_names=tuple(categories[0].values()),
+        read=(opener := OpenImage(base, names)),
+        stamp=opener.stamp,
+        provenance={"source": "COCO 2014", "missing": len(missing)},
+    )
+
+
+def _essence(entry: dict[str, Any]) -> Any:
+    """What is needed of a JSON object: outlines are dropped as they are read, so that they never fill the memory."""
+    if "category_id" in entry:
+        return entry["image_id"], entry["category_id"]
+    if "file_name" in entry:
+        return entry["id"], entry["file_name"]
+    if "supercategory" in entry:
+        return entry["id"], entry["name"]
+    return entry

@@ -1,0 +1,252 @@
+"""From what was learnt to an encoder: what ``hashgym export`` does."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from hashgym import hashers
+from hashgym.checks import check_integer, closest
+from hashgym.data import load
+from hashgym.data.dataset import HashingDataset
+from hashgym.encoders.encoder import Encoder, load_encoder
+from hashgym.storage.atomic import atomic_write
+from hashgym.storage.errors import DataError
+
+if TYPE_CHECKING:
+    from hashgym.encoders.write import Agreement
+    from hashgym.features import Backbone
+
+__all__ = ["Exported", "Train", "backbone_of", "export"]
+
+Train = Literal["split", "all"]
+
+COMPARED = 10_000  # images at most
+POLICY = "policy.onnx"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        encoder: the file, opened.
+        agreement: of its codes with those of the hasher it was made of; None where no features were given, or of a run,
+            which was compared with its policy when it wrote its own file.
+    """
+
+    encoder: Encoder
+    agreement: Agreement | None
+
+
+def export(
+    source: str | Path,
+    out: str | Path,
+    *,
+    features: str | Path | None = None,
+    bits: int | None = None,
+    seed: int = 0,
+    standardized: bool = True,
+    features_only: bool = False,
+    weights: str | None = None,
+    train: Train = "split",
+    threads: int | None = None,
+    progress: bool = False,
+) -> Exported:
+    """Write an encoder.
+
+    Args:
+        source: the folder of a training run or its ``policy.onnx``; a file that :meth:`hashgym.hashers.Hasher.save`
+            wrote; or the name of a hasher, which is fitted to the training images of ``features`` here and now.
+        out: the file to write.
+        features: the features that were learnt from; a hasher needs them. Its codes are compared on up to 10,000.
+        bits: q, of a hasher that is fitted here.
+        seed: of a hasher that is fitted here.
+        standardized: whether a saved hasher was fitted to ``dataset.standardized()``, as all of ours are.
+        features_only: leave out the backbone, so that the encoder takes features.
+        weights: the file of the backbone's weights, where they are not its own.
+        train: what a hasher that is fitted here learns from: the training images of the ``split``, or ``all`` images
+            of ``features`` (with a label, where the hasher needs labels). Measures on the split mean nothing then.
+        threads: for fitting and comparing, at most; None for what the libraries take.
+        progress: whether to show a progress bar, where the hasher that is fitted has one.
+
+    Raises:
+        ValueError: for a source that is none, options that it does not take, a backbone that cannot be had or has other
+            weights, an encoder whose bits are others than the hasher's, a file that exists already, or one that another
+            process is writing.
+    """
+    from hashgym.encoders.write import add_backbone, compare
+
+    if train not in get_args(Train):
+        raise ValueError(f"train must be one of {', '.join(get_args(Train))}, got {train!r}")
+    if threads is not None:
+        threads = check_integer("threads", threads)
+    target, place = Path(out), Path(source)
+    run = place / POLICY if place.is_dir() else place if place.suffix == ".onnx" else None
+    with atomic_write(target, new=True) as file, tempfile.TemporaryDirectory() as work:
+        head, agreement = Path(work) / "head.onnx", None
+        if run is not None:
+            if bits is not None:
+                raise ValueError("--bits belongs to a hasher that is fitted here: a run has its length already")
+            if train != "split":
+                raise ValueError("--train belongs to a hasher that is fitted here: a run is trained already")
+            if not run.is_file():
+                raise DataError(
+                    f"{place} has no {POLICY}, which a finished training run writes where onnx is installed "
+                    "(pip install 'hashgym[onnx]'): finish it with --resume"
+                )
+            head = run
+        else:
+            with _at_most(threads):
+                extracted, dataset, hasher = _hasher(
+                    place, str(source), features, bits, seed, standardized, train, progress
+                )
+                _write(head, hasher, dataset, str(source), train)
+                rows = np.unique(np.linspace(0, len(dataset) - 1, COMPARED).astype(np.int64))
+                agreement = compare(head, hasher.encode(dataset.features[rows]), extracted.features[rows], threads)
+            if not agreement.exact:
+                raise ValueError(
+                    f"ONNX Runtime gives {agreement.different - agreement.different_ties:,} of "
+                    f"{agreement.bits:,} bits otherwise than {source}, beyond rounding: nothing was written; "
+                    "another version of onnxruntime may fix it"
+                )
+        encoder, final = load_encoder(head), head
+        if features is not None and run is not None:
+            _check_features(encoder, features)
+        if encoder.takes == "features" and not features_only:
+            final = Path(work) / "encoder.onnx"
+            add_backbone(head, final, backbone_of(encoder, weights))
+        elif encoder.takes == "pictures":
+            raise ValueError(f"{run} takes pictures already: copy it")
+        with final.open("rb") as finished:
+            shutil.copyfileobj(finished, file)
+    return Exported(load_encoder(target), agreement)
+
+
+def backbone_of(encoder: Encoder, weights: str | None = None) -> Backbone:
+    """The backbone that made the features that an encoder takes, built again.
+
+    Raises:
+        ValueError: if the encoder does not know it, or it cannot be had.
+        DataError: if it has other weights than it had.
+    """
+    from hashgym.features import make
+
+    made: Mapping[str, Any] | None = encoder.metadata["backbone"]
+    if not made:
+        raise ValueError(
+            "the features that this was learnt from do not say which backbone made them, so it cannot be included: "
+            "--features-only writes an encoder of features"
+        )
+    backbone = make(made["name"], size=made["size"], weights=weights, device="cpu")
+    if backbone.digest != made["digest"]:
+        raise DataError(
+            f"{made['name']} has other weights here ({backbone.weights}, SHA-256 {backbone.digest[:12]}) than those "
+            f"that made the features ({made['weights']}, {made['digest'][:12]}): say with --weights where those are"
+        )
+    return backbone
+
+
+@contextmanager
+def _at_most(threads: int | None) -> Iterator[None]:
+    """Let NumPy and torch use so many threads at most."""
+    if threads is None:
+        yield
+        return
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(threads, before))
+    try:
+        with threadpool_limits(threads):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _hasher(
+    place: Path,
+    name: str,
+    features: str | Path | None,
+    bits: int | None,
+    seed: int,
+    standardized: bool,
+    train: Train,
+    progress: bool,
+) -> tuple[HashingDataset, HashingDataset, hashers.Hasher]:
+    """The features as they were extracted, on the scale of a hasher, and that hasher, fitted."""
+    saved = place.suffix == ".npz"
+    if not saved and name not in hashers.HASHERS:
+        raise ValueError(
+            f"{name} is neither the folder of a training run, nor a saved hasher (.npz), nor the name of a hasher: "
+            f"{', '.join(hashers.available())}{closest(name, hashers.available())}, or package.module:Class"
+        )
+    if features is None:
+        raise ValueError(f"{name} is a hasher: give --features, the folder of features that it is or was fitted to")
+    if saved == (bits is not None):
+        given = "is fitted already and has its length: leave out --bits" if saved else "needs its length: --bits 64"
+        raise ValueError(f"the hasher {name} {given}")
+    if not saved and not standardized:
+        raise ValueError("--unstandardized belongs to a saved hasher: one that is fitted here standardises")
+    if saved and train != "split":
+        raise ValueError("--train belongs to a hasher that is fitted here: a saved one is fitted already")
+    extracted = load(features)
+    extracted = dataclasses.replace(extracted, regions=None, train_regions=None, boxes=None, train_boxes=None)
+    own = {} if saved else {"bits": bits, "seed": seed}
+    if not saved and progress and "verbose" in hashers.make(name).parameters():
+        own["verbose"] = True
+    if train == "all":
+        extracted = _learning_from_all(extracted, labelled=hashers.make(name).supervised)
+    dataset = extracted.standardized() if standardized else extracted
+    if saved:
+        try:
+            hasher = hashers.load(place)
+        except FileNotFoundError:
+            raise DataError(f"{place} does not exist: `hasher.save` writes it") from None
+    else:
+        hasher = hashers.make(name, **own).fit(dataset.features[dataset.train], dataset.labels[dataset.train])
+    return extracted, dataset, hasher
+
+
+def _learning_from_all(dataset: HashingDataset, labelled: bool) -> HashingDataset:
+    """The dataset with all images to learn from, or all that have a label; none is a query."""
+    rows = np.arange(len(dataset))
+    train = rows[dataset.labels.any(axis=1)] if labelled else rows
+    return dataclasses.replace(dataset, query=rows[:0], database=rows, train=train)
+
+
+def _write(path: Path, hasher: hashers.Hasher, dataset: HashingDataset, source: str, train: Train) -> None:
+    from hashgym.encoders.heads import hasher_head
+    from hashgym.encoders.write import write
+
+    if hasher.n_features_in_ != dataset.dim:
+        raise ValueError(f"{source} was fitted to {hasher.n_features_in_} features, --features has {dataset.dim}")
+    made: dict[str, Any] = {"hasher": type(hasher).__name__, "dataset": dataset.name, "settings": hasher.get_params()}
+    if train != "split":
+        made["train"] = train
+    write(
+        path,
+        hasher_head(hasher),
+        dim=dataset.dim,
+        bits=hasher.bits,
+        source=made,
+        center=dataset.center,
+        scale=dataset.scale,
+        backbone=dataset.provenance.get("backbone"),
+    )
+
+
+def _check_features(encoder: Encoder, features: str | Path) -> None:
+    """Refuse features of another backbone than the run's."""
+    dataset = load(features)
+    if dataset.dim != encoder.dim or dataset.provenance.get("backbone") != encoder.metadata["backbone"]:
+        raise ValueError(f"{features} is of another backbone than the one that the run was trained with")

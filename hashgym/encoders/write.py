@@ -1,0 +1,350 @@
+"""Writing encoders: a trained head becomes an ONNX file, to which its backbone can be added."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashgym.codes import CodeSets, unpack
+from hashgym.data.files import BACKGROUND
+from hashgym.encoders.encoder import FORMAT, KEY, Encoder, is_sealed, load_encoder, seal
+from hashgym.features.backbone import Backbone, describe_preprocess
+from hashgym.features.runtime import TOLERANCE, open_session, require_runtime, thread_count
+from hashgym.storage import owned
+from hashgym.storage.atomic import atomic_write
+from hashgym.versions import versions
+
+if TYPE_CHECKING:
+    import torch
+    from onnx import GraphProto, ModelProto
+
+__all__ = ["TIE", "Agreement", "add_backbone", "compare", "write"]
+
+TIE = 1e-5  # of the mean size of a bit's margins: below it float32 sums in another order may change the bit
+_GREATEST = (1 << 31) - (1 << 20)  # bytes of a file: Protocol Buffers' own bound, with room for metadata
+_DECIDING = ("name", "size", "preprocessing", "digest")  # of a backbone's provenance: what makes its features
+_PACKAGES = ("hashgym", "numpy", "onnx", "onnxruntime", "torch")
+
+
+def write(
+    path: str | Path,
+    head: torch.nn.Module,
+    *,
+    dim: int,
+    bits: int,
+    group_bits: int | None = None,
+    regions: int = 0,
+    sigma: float | None = None,
+    threshold: float | None = None,
+    source: Mapping[str, Any],
+    center: NDArray[np.float32] | None = None,
+    scale: NDArray[np.float32] | None = None,
+    backbone: Mapping[str, Any] | None = None,
+) -> None:
+    """Write an encoder of features: standardisation and head in one ONNX file, atomically.
+
+    Args:
+        path: the file to write; one that exists is replaced.
+        head: maps standardised features, float32 (n, D), to margins (n, q), above 0 where a bit is 1; with regions
+            (n, V, D), the whole image first, V from 1 to 1 + regions, to margins (n, V, q) and probabilities to keep
+            (n, V), 1 for the whole image.
+        dim: D, the number of features.
+        bits: q, the length of a code.
+        group_bits: k, the group length of a policy that acts on groups.
+        regions: number of an image's regions besides the whole: 0 or 5.
+        sigma: ratio of a region's side to the image's, in (0, 1], with regions.
+        threshold: xi, in [0, 1]: from which probability on a code is kept, with regions.
+        source: where the head comes from (method, settings, data), as JSON knows it.
+        center: float32 (D,), subtracted from the features; None where the head takes them as extracted.
+        scale: float32 (D,), divided by, above 0.
+        backbone: the provenance of the backbone that made the features, where it is known.
+
+    Raises:
+        ValueError: for arguments that contradict each other or the head, or where onnx is not installed.
+        DataError: if the file exists and is no encoder.
+    """
+    require_runtime("onnx")
+    owned.require_replaceable(path, "an encoder", is_sealed)
+    if dim < 1 or bits < 1:
+        raise ValueError(f"bits and dim are at least 1, got {bits} and {dim}")
+    if regions not in (0, 5):
+        raise ValueError(f"regions must be 5 (corners and centre) or 0, got {regions}")
+    if (regions > 0) != (sigma is not None) or (regions > 0) != (threshold is not None):
+        raise ValueError(f"sigma and threshold belong to regions: got {regions=}, {sigma=}, {threshold=}")
+    if sigma is not None and not 0 < sigma <= 1:
+        raise ValueError(f"sigma must be in (0, 1], got {sigma}")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be in [0, 1], got {threshold}")
+    described = _text(
+        {
+            "format": FORMAT,
+            "takes": "features",
+            "bits": int(bits),
+            "group_bits": group_bits,
+            "dim": int(dim),
+            "regions": regions,
+            "sigma": sigma,
+            "threshold": threshold,
+            "backbone": None if backbone is None else dict(backbone),
+            "preprocess": None,
+            "source": dict(source),
+            "versions": versions(_PACKAGES),
+        }
+    )
+    _save(path, _head_model(head, dim, bits, regions, center, scale), described)
+
+
+def add_backbone(source: str | Path, out: str | Path, backbone: Backbone) -> None:
+    """Write an encoder of pictures: a backbone in front of an encoder of its features, in one file.
+
+    Args:
+        source: an encoder of features, which stays as it is.
+        out: the file to write, atomically; one that exists is replaced.
+        backbone: what made the features that the encoder was trained on.
+
+    Raises:
+        ValueError: for a backbone that has no ONNX form or made other features than the encoder was trained on, an
+            encoder that takes pictures already, or where onnx is not installed.
+        DataError: where ``source`` is missing, damaged or no encoder, or ``out`` exists and is none.
+    """
+    require_runtime("onnx")
+    owned.require_replaceable(out, "an encoder", is_sealed)
+    import onnx
+
+    encoder = load_encoder(source)
+    if encoder.takes != "features":
+        raise ValueError(f"{source} has its backbone already: give the encoder of features that it was made of")
+    _check_backbone(encoder, backbone)
+    preprocess, network = describe_preprocess(backbone.preprocess), backbone.to_onnx()
+    if len(network) + Path(source).stat().st_size > _GREATEST:
+        raise ValueError(f"{backbone.name} is too large for one ONNX file of {_GREATEST:,} bytes at most")
+    pictures = np.random.default_rng(0).integers(0, 256, (2, backbone.size, backbone.size, 3), np.uint8)
+    expected = backbone(pictures)
+    found = open_session(network, thread_count()).run(["features"], {"pictures": pictures})[0]
+    if not np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max():
+        raise ValueError(f"ONNX Runtime gives other features than {backbone.name} ({backbone.engine}) itself")
+    model = _join(onnx.load_from_string(network), onnx.load(source), backbone, views=encoder.regions > 0)
+    added = {"takes": "pictures", "backbone": backbone.provenance, "preprocess": preprocess, "background": BACKGROUND}
+    added |= {"versions": versions(_PACKAGES)}
+    _save(out, model, _text(encoder.metadata | added))
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How an encoder's codes compare with those that are expected.
+
+    Attributes:
+        images: number of images.
+        bits: number of bits that were compared, those of all codes of an image.
+        different: number of bits that differ.
+        ties: number of bits that float32 rounding may decide either way: their margin's size is at most TIE of the mean
+            size of that bit's margins.
+        different_ties: number of bits that differ and are ties, or come after one that differs: a policy that acts on
+            groups of bits sees those before.
+        different_keeps: number of codes that one keeps and the other does not, in images whose codes are equal.
+    """
+
+    images: int
+    bits: int
+    different: int
+    ties: int
+    different_ties: int = 0
+    different_keeps: int = 0
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing differs but ties."""
+        return self.different == self.different_ties and not self.different_keeps
+
+
+def compare(
+    path: str | Path, expected: NDArray[np.bool_] | CodeSets, x: NDArray[Any], threads: int | None = None
+) -> Agreement:
+    """Compare an encoder's codes with those that what it was made of gives.
+
+    Args:
+        path: the encoder.
+        expected: bool (n, q), or with regions n code sets of V codes.
+        x: features or pictures of the n images, whatever the encoder takes.
+        threads: see :func:`load_encoder`.
+
+    Raises:
+        ValueError: for codes of another length or number than the encoder gives.
+        DataError: as :func:`load_encoder`.
+    """
+    encoder = load_encoder(path, threads)
+    wanted = expected if isinstance(expected, CodeSets) else CodeSets.of(expected)
+    margin = encoder.margins(x)
+    if (wanted.bits, wanted.kept.shape) != (encoder.bits, margin.shape[:2]):
+        raise ValueError(
+            f"expected are {len(wanted)} images with {wanted.kept.shape[1]} codes of {wanted.bits} bits, but the "
+            f"encoder gives {len(margin)} images with {margin.shape[1]} codes of {encoder.bits} bits"
+        )
+    different = unpack(wanted.words, wanted.bits) != (margin > 0)
+    ties = np.abs(margin) <= TIE * np.abs(margin).mean(axis=(0, 1))
+    group = np.arange(encoder.bits) // (encoder.metadata["group_bits"] or encoder.bits)
+    first = np.where(different, group, encoder.bits).min(axis=2, keepdims=True)  # the first group in which bits differ
+    keeps = 0
+    if encoder.threshold is not None:
+        keep = encoder.outputs(x, "keep")[0].astype(np.float64) >= encoder.threshold
+        found = CodeSets.of(margin > 0, keep)
+        keeps = int((found.kept != wanted.kept)[~different.any(axis=(1, 2))].sum())
+    return Agreement(
+        *(len(margin), margin.size, int(different.sum()), int(ties.sum())),
+        *(int((different & (ties | (group > first))).sum()), keeps),
+    )
+
+
+def _check_backbone(encoder: Encoder, backbone: Backbone) -> None:
+    """Refuse a backbone that made other features than the encoder was trained on."""
+    if encoder.dim != backbone.dim:
+        raise ValueError(f"the encoder takes {encoder.dim} features, {backbone.name} gives {backbone.dim}")
+    trained, given = encoder.metadata["backbone"] or {}, backbone.provenance
+    if other := [key for key in _DECIDING if trained.get(key, given[key]) != given[key]]:
+        wanted = ", ".join(f"{key} {trained[key]!r}, not {given[key]!r}" for key in other)
+        raise ValueError(f"the encoder was trained on features of another backbone, with {wanted}")
+
+
+def _join(network: ModelProto, head: ModelProto, backbone: Backbone, *, views: bool) -> ModelProto:
+    """One model of two; with views, pictures (n, V, size, size, 3) go through the network as (n V, size, size, 3)."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    network = onnx.compose.add_prefix(network, "backbone/", rename_inputs=views)
+    head = onnx.compose.add_prefix(head, "head/", rename_outputs=False)
+    flow = ("backbone/features", "head/features")
+    if views:
+        size, dim = backbone.size, backbone.dim
+        constants = {"dim": [dim], "each": [-1, size, size, 3]}
+        before = [
+            helper.make_node("Shape", ["pictures"], ["views/shape"], start=0, end=2),
+            helper.make_node("Reshape", ["pictures", "views/each"], ["backbone/pictures"]),
+        ]
+        after = [
+            helper.make_node("Concat", ["views/shape", "views/dim"], ["views/wanted"], axis=0),
+            helper.make_node("Reshape", ["backbone/features", "views/wanted"], ["views/features"]),
+        ]
+        nodes = [*before, *network.graph.node, *after]
+        del network.graph.node[:], network.graph.input[:], network.graph.output[:]
+        network.graph.node.extend(nodes)
+        network.graph.initializer.extend(
+            numpy_helper.from_array(np.array(value, np.int64), f"views/{name}") for name, value in constants.items()
+        )
+        shape: list[str | int | None] = ["n", "V", size, size, 3]
+        network.graph.input.append(helper.make_tensor_value_info("pictures", TensorProto.UINT8, shape))
+        network.graph.output.append(helper.make_tensor_value_info("views/features", TensorProto.FLOAT, ["n", "V", dim]))
+        flow = ("views/features", "head/features")
+    return onnx.compose.merge_models(network, head, io_map=[flow])
+
+
+def _head_model(
+    head: torch.nn.Module,
+    dim: int,
+    bits: int,
+    regions: int,
+    center: NDArray[np.float32] | None,
+    scale: NDArray[np.float32] | None,
+) -> ModelProto:
+    import onnx
+    import torch
+
+    from hashgym.features.engines import to_onnx
+
+    if (center is None) != (scale is None):
+        raise ValueError("center and scale belong together: give both or neither")
+    for name, values in (("center", center), ("scale", scale)):
+        if values is not None and (np.shape(values) != (dim,) or not np.isfinite(values).all()):
+            raise ValueError(f"{name} must be {dim} finite numbers, float32 ({dim},), got shape {np.shape(values)}")
+    if scale is not None and not (np.asarray(scale) > 0).all():
+        raise ValueError("scale must be above 0")
+
+    class Whole(torch.nn.Module):
+        """From features as extracted to bits, margins, and with regions keep probabilities."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = copy.deepcopy(head).cpu()
+            if center is not None:
+                self.register_buffer("center", torch.tensor(np.asarray(center, np.float32)))
+                self.register_buffer("scale", torch.tensor(np.asarray(scale, np.float32)))
+
+        def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            if center is not None:
+                features = (features - self.get_buffer("center")) / self.get_buffer("scale")
+            result = self.head(features)
+            margin, *keep = result if regions else (result,)
+            margin = margin.float()
+            return margin > 0, margin, *(p.float() for p in keep)
+
+    whole = Whole().eval()
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3, 1 + regions), (1, 1), (2, regions)] if regions else [(3,), (1,)]
+    examples = [torch.randn(*shape, dim, generator=generator) for shape in shapes]
+    outputs, axes = ("bits", "margin", "keep")[: 3 if regions else 2], {0: "n", 1: "V"} if regions else {0: "n"}
+    try:
+        model = to_onnx(whole, examples[0], {"features": axes}, dict.fromkeys(outputs, axes))
+        session = open_session(model, 1)
+        for example in examples:
+            with torch.inference_mode():
+                expected = [y.numpy() for y in whole(example)]
+            found = session.run(None, {"features": example.numpy()})
+            _compare_outputs(expected[1:], found[1:], tuple(example.shape[:-1]), bits)
+    except Exception as error:  # exporters and runtimes raise all sorts
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{type(head).__name__} cannot be exported: {reason}") from error
+    return onnx.load_from_string(model)
+
+
+def _compare_outputs(
+    expected: Sequence[NDArray[np.float32]], found: Sequence[NDArray[np.float32]], shape: tuple[int, ...], bits: int
+) -> None:
+    """Refuse a head of other outputs than it must have, or one that ONNX Runtime understands otherwise."""
+    for name, wanted, x, y in zip(("margin", "keep"), ((*shape, bits), shape), expected, found, strict=False):
+        if x.shape != wanted:
+            raise ValueError(f"its {name} has shape {x.shape} for features {(*shape, 'D')}, {wanted} is wanted")
+        if not np.isfinite(x).all():
+            raise ValueError(f"its {name} is NaN or infinite")
+        if y.shape != wanted or np.abs(x - y).max() > TOLERANCE * max(np.abs(x).max(), 1e-6):
+            raise ValueError(f"its {name} from ONNX Runtime differs from torch's for features {(*shape, 'D')}")
+    if len(expected) > 1 and not (expected[1][:, 0] == 1).all():
+        raise ValueError("its keep is not 1 for the whole image")
+
+
+def _text(described: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(described, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"what describes an encoder must be plain JSON: {error}") from error
+
+
+def _save(path: str | Path, model: ModelProto, described: str) -> None:
+    """Tidy a model, seal it with its description, and put it in place at once."""
+    import onnx
+
+    _tidy(model.graph)
+    del model.metadata_props[:], model.opset_import[1:]
+    model.graph.name, model.producer_name, model.producer_version = "encoder", "hashgym", ""
+    onnx.helper.set_model_props(model, {KEY: described})
+    onnx.checker.check_model(model)
+    with atomic_write(path) as file:
+        file.write(seal(model.SerializeToString(deterministic=True)))
+
+
+def _tidy(graph: GraphProto) -> None:
+    """Single slashes in names; no shapes of values inside, which ONNX Runtime finds by itself."""
+    del graph.value_info[:]
+    for named in (*graph.input, *graph.initializer, *graph.node, *graph.output):
+        named.name = named.name.replace("//", "/")
+    for node in graph.node:
+        node.input[:] = [name.replace("//", "/") for name in node.input]
+        node.output[:] = [name.replace("//", "/") for name in node.output]
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _tidy(attribute.g)

@@ -1,0 +1,180 @@
+"""faiss (``pip install 'hashgym[faiss]'``): its flat binary index, and its hash tables of parts of the codes.
+
+Codes are padded with zeros to 32, 64, 128, 256 or 512 bits, for which faiss has its quickest code, or beyond that to
+whole words. Single queries run on one thread, for which a second costs more than it gives; several use as many as
+faiss does (``OMP_NUM_THREADS``).
+
+faiss does not promise which of the codes that tie at the last place it returns. So more rows are asked for than are
+needed; and where even the last of them is no farther than the k-th image, all codes within that distance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashgym.codes import Words
+from hashgym.index.base import Found, Ids, ranked
+from hashgym.index.brute_force import BruteForceIndex
+from hashgym.retrieval.buckets import ball
+
+__all__ = ["FaissHashIndex", "FaissIndex"]
+
+_SPARE = 64  # rows asked for beyond those that are needed
+_ROWS = 1 << 14  # rows for a query above which faiss takes longer to keep them than NumPy to compare with all codes
+_ANSWERS = 1 << 22  # rows for several queries that are in memory at once
+_COMPARED = 256  # codes that are compared in the time in which a bucket is looked up
+_PADDED = (32, 64, 128, 256, 512)
+
+
+class FaissIndex(BruteForceIndex):
+    """``faiss.IndexBinaryFlat``: every code is compared.
+
+    Raises:
+        ImportError: if faiss is not installed.
+    """
+
+    backend: ClassVar[str] = "faiss"
+
+    def __init__(self, bits: int) -> None:
+        try:
+            import faiss
+        except ImportError as error:
+            raise ImportError(f"the back end {self.backend!r} needs faiss: `pip install 'hashgym[faiss]'`") from error
+        self._faiss = faiss
+        super().__init__(bits)
+
+    def _build(self) -> tuple[Any, Any]:
+        """What searches, and the flat index."""
+        flat: Any = self._faiss.IndexBinaryFlat(self._padded)
+        flat.use_heap = False  # counting by distance is quicker
+        flat.add(self._octets(self._words))
+        return flat, flat
+
+    @property
+    def _padded(self) -> int:
+        """The length of a code in faiss."""
+        return next((bits for bits in _PADDED if bits >= self.bits), 64 * self._words.shape[1])
+
+    def _octets(self, words: Words) -> NDArray[np.uint8]:
+        """Codes as faiss takes them, uint8 (n, padded / 8)."""
+        octets = np.ascontiguousarray(words.astype("<u8", copy=False)).view(np.uint8)
+        wanted, given = self._padded // 8, octets.shape[1]
+        return np.ascontiguousarray(np.pad(octets, ((0, 0), (0, max(0, wanted - given))))[:, :wanted])
+
+    def _search(self, words: Words, k: int) -> tuple[Ids, Ids]:
+        rows = min(k * self._most + _SPARE, len(self._words))  # at least k images have their codes among them
+        if rows > _ROWS:
+            return super()._search(words, k)
+        block = max(1, _ANSWERS // rows)
+        parts = [self._nearest(words[start : start + block], k, rows) for start in range(0, len(words), block)]
+        positions, distances = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return self._ids[positions], distances
+
+    def _within(self, words: Words, radius: int) -> Found:
+        offsets, positions, distances = self._reach(self._ready()[1], words, radius)
+        return offsets, self._ids[positions], distances
+
+    def _nearest(self, words: Words, k: int, rows: int) -> tuple[Ids, Ids]:
+        """Positions and distances (m, k) of the nearest images."""
+        return self._attempt(self._ready()[1], words, k, rows, self.bits)
+
+    def _attempt(self, engine: Any, words: Words, k: int, rows: int, sure: int) -> tuple[Ids, Ids]:
+        """Positions and distances (m, k) as ``engine`` knows them, exact where the last distance is at most ``sure``.
+
+        The engine must know all codes within that distance. Where it finds fewer than k images, distances end in
+        bits + 1.
+        """
+        with self._threads(words):
+            near, found = engine.search(self._octets(words), rows)
+        query, place = np.nonzero(found >= 0)
+        several = self._most > 1
+        hits = ranked(
+            query, self._positions(found[query, place]), near[query, place].astype(np.int64), len(words), several
+        )
+        positions, distances = self._heads(hits, k)
+        last = distances[:, -1]
+        tied = (found[:, -1] >= 0) & (near[:, -1] <= last) & (last <= sure) & (rows < len(self._words))
+        for radius in np.unique(last[tied]).tolist():
+            (left,) = np.nonzero(tied & (last == radius))
+            positions[left], distances[left] = self._heads(self._reach(engine, words[left], radius), k)
+        return positions, distances
+
+    def _reach(self, engine: Any, words: Words, radius: int) -> Found:
+        """The images within a radius, their positions in the place of ids."""
+        with self._threads(words):
+            ends, distances, rows = engine.range_search(self._octets(words), radius + 1)  # faiss leaves out its radius
+        query = np.repeat(np.arange(len(words)), np.diff(ends.astype(np.int64)))
+        return ranked(query, self._positions(rows), distances.astype(np.int64), len(words), self._most > 1)
+
+    def _heads(self, hits: Found, k: int) -> tuple[Ids, Ids]:
+        """Of each query the first k of what it found: positions, distances."""
+        offsets, positions, distances = hits
+        at = offsets[:-1, None] + np.arange(k)
+        at[at >= offsets[1:, None]] = len(positions)
+        return np.append(positions, 0)[at], np.append(distances, self.bits + 1)[at]
+
+    @contextmanager
+    def _threads(self, words: Words) -> Iterator[None]:
+        """One thread for a single query. The setting is that of the calling thread alone."""
+        before = self._faiss.omp_get_max_threads()
+        if len(words) == 1:
+            self._faiss.omp_set_num_threads(1)
+        try:
+            yield
+        finally:
+            self._faiss.omp_set_num_threads(before)
+
+
+class FaissHashIndex(FaissIndex):
+    """``faiss.IndexBinaryMultiHash``: codes are looked up by their parts, and only those that are found are compared.
+
+    Codes at distance d differ in at most ``d // parts`` bits in one of their parts at least, so that looking up all
+    neighbours of the query's parts at that distance finds every such code. The search widens until it is sure of the
+    k-th image, and compares all codes where that is quicker than to look up so many neighbours.
+    """
+
+    backend: ClassVar[str] = "faiss-hash"
+
+    def _build(self) -> tuple[Any, Any]:
+        self._parts = max(1, self.bits // max(4, len(self._words).bit_length()))  # about as many buckets as codes
+        self._width = self.bits // self._parts
+        table = self._faiss.IndexBinaryMultiHash(self._padded, self._parts, self._width)
+        table.add(self._octets(self._words))
+        flat = self._faiss.downcast_IndexBinary(table.storage)
+        flat.use_heap = False
+        return table, flat
+
+    def _within(self, words: Words, radius: int) -> Found:
+        with self._lock:  # the number of bits to flip is the index's, not the search's
+            table, _ = self._ready()
+            flips = radius // self._parts
+            if not self._worth(flips):
+                return super()._within(words, radius)
+            table.nflip = flips
+            offsets, positions, distances = self._reach(table, words, radius)
+            return offsets, self._ids[positions], distances
+
+    def _nearest(self, words: Words, k: int, rows: int) -> tuple[Ids, Ids]:
+        positions, distances = np.empty((2, len(words), k), np.int64)
+        left, flips = np.arange(len(words)), 0
+        with self._lock:
+            table, _ = self._ready()
+            while len(left) and self._worth(flips):
+                table.nflip = flips
+                sure = self._parts * (flips + 1) - 1
+                positions[left], distances[left] = self._attempt(table, words[left], k, rows, sure)
+                left = left[distances[left, -1] > sure]
+                flips += 1
+        if len(left):
+            positions[left], distances[left] = super()._nearest(words[left], k, rows)
+        return positions, distances
+
+    def _worth(self, flips: int) -> bool:
+        """Whether looking up all neighbours of the parts is quicker than comparing all codes."""
+        enough = max(1, int(len(self._words) / (self._parts * _COMPARED)))
+        return flips <= self._width and ball(self._width, flips, enough) <= enough

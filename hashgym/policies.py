@@ -1,0 +1,269 @@
+"""Running a trained policy over images: features in, binary codes out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from hashgym import codes
+from hashgym.checks import check_integer
+from hashgym.codes import CodeSets
+from hashgym.data.dataset import REGIONS_COMMAND
+from hashgym.envs import region_keep
+from hashgym.envs.base import Observation, flatten
+from hashgym.envs.bit_group_hashing import DEFAULT_GROUP_BITS, HashingTask, action_bits, observation
+from hashgym.hashers import Hasher
+from hashgym.storage.errors import DataError, describe
+
+__all__ = ["encode", "encode_regions", "keep_probabilities"]
+
+_SAME_NUMBERS = ("FlattenObservation", "DtypeObservation")  # wrappers of Gymnasium that change the form alone
+
+
+def encode(
+    policy: Any,
+    features: NDArray[np.float32],
+    *,
+    bits: int,
+    group_bits: int | None = None,
+    batch_size: int = 4096,
+) -> NDArray[np.bool_]:
+    """Encode images group by group, as the environment would ask for their codes.
+
+    Observations of a Stable-Baselines3 model that was trained under ``VecNormalize`` are normalised with its
+    statistics, where the model has its environment: load it with ``PPO.load(path, env=VecNormalize.load(file, envs))``.
+    Without an environment a model does not say that it was trained so.
+
+    Args:
+        policy: a Stable-Baselines3 model or anything with its ``predict(observation, state=, episode_start=,
+            deterministic=)``, which returns ``(actions, state)``; or a callable that maps a batch of observations to
+            actions. Actions are bits or probabilities (n, group_bits), or indices (n,), whichever the policy emits;
+            a bit is 1 where the action is above 0.5. A policy whose ``observation_space`` is a ``Box`` gets
+            observations as an environment with ``flat=True`` shows them.
+        features: float32 (n, D), on the scale the policy was trained on (``env.unwrapped.dataset.features``).
+        bits: q, the code length the policy was trained for.
+        group_bits: k, the group length the policy was trained for; by default the lesser of 12 and ``bits``.
+        batch_size: images encoded at once.
+
+    Returns:
+        bool (n, bits).
+
+    Raises:
+        ValueError: for features of another shape or not finite, actions of another shape, a policy whose
+            ``observation_space`` is that of other features or another length of codes or groups, or a model whose
+            environment is under another wrapper that changes observations.
+    """
+    policy = _as_trained(policy)
+    features = np.asarray(features)
+    if features.ndim != 2:
+        raise ValueError(f"features must have shape (n, D), got {features.shape}")
+    if features.dtype.kind not in "fiub":
+        raise ValueError(f"features must be real numbers (n, D), got {describe(features)}")
+    if not np.isfinite(features).all():
+        raise ValueError("features hold NaN or infinity")
+    bits, batch_size = check_integer("bits", bits), check_integer("batch_size", batch_size)
+    encoded = np.zeros((len(features), bits), np.bool_)
+    group_bits = min(DEFAULT_GROUP_BITS, bits) if group_bits is None else group_bits
+    for start in range(0, len(features), batch_size):
+        image = np.asarray(features[start : start + batch_size], np.float32)
+        encoded[start : start + batch_size] = _encode_batch(policy, image, bits, group_bits)
+    return encoded
+
+
+def _encode_batch(policy: Any, image: NDArray[np.float32], bits: int, group_bits: int) -> NDArray[np.bool_]:
+    state, episode_start = None, np.ones(len(image), np.bool_)
+    task = HashingTask(bits=bits, group_bits=group_bits)
+    code = np.zeros((len(image), bits), np.bool_)
+    for group in range(task.groups):
+        start, stop = task.span(group)
+        seen = _as_shown(policy, observation(image, code, start, group), task.observation_space(image.shape[1]))
+        if hasattr(policy, "predict"):
+            action, state = policy.predict(seen, state=state, episode_start=episode_start, deterministic=True)
+        else:
+            action = policy(seen)
+        action = np.asarray(action)
+        if action.ndim == 2 and action.shape[1] != group_bits:
+            raise ValueError(
+                f"the policy gives {action.shape[1]} bits at a time, and group_bits is {group_bits}: give the bits and "
+                "group_bits that it was trained with"
+            )
+        if action.ndim == 1:  # one number a lane: the index of a group
+            acting = HashingTask(bits=bits, group_bits=group_bits, action="index")
+        else:
+            acting = HashingTask(bits=bits, group_bits=group_bits, action="probability")
+        code[:, start:stop] = (action_bits(action, acting, len(image)) > 0.5)[:, : stop - start]
+        episode_start = np.zeros(len(image), np.bool_)
+    return code
+
+
+def encode_regions(
+    policy: Any,
+    base: Hasher,
+    features: NDArray[np.float32],
+    regions: NDArray[np.float32] | None,
+    *,
+    threshold: float = 0.5,
+    sequential: bool = False,
+    batch_size: int = 1024,
+) -> CodeSets:
+    """Give every image its own code, and the codes of the regions that the policy keeps (MCH, section 4.3).
+
+    The statistics of ``VecNormalize`` count as in :func:`encode`.
+
+    Args:
+        policy: anything with ``keep_probability(observation)``, which gives p in [0, 1] for each of n observations; a
+            Stable-Baselines3 model or anything with its ``predict``, whose actions count as probabilities 0 and 1; or a
+            callable that maps a batch of observations to probabilities or actions (n,). A policy whose
+            ``observation_space`` is a ``Box`` gets observations as an environment with ``flat=True`` shows them.
+        base: the fitted hasher that the policy was trained with.
+        features: float32 (n, D), whole images, on the scale the policy was trained on.
+        regions: float32 (n, R, D), their regions (``dataset.regions``: four corners and the centre).
+        threshold: xi; a region's code is kept where p >= xi. 0 keeps all.
+        sequential: offer the regions in turn and show which code is to be improved on, as the environment does with
+            ``regions_per_episode`` above 1.
+        batch_size: images encoded at once.
+
+    Returns:
+        n code sets of at most 1 + R different codes, the image's own first; equal codes are kept once.
+
+    Raises:
+        DataError: without regions; the message names the command that extracts them.
+        ValueError: for a threshold outside [0, 1], features and regions that do not belong together or are of another
+            dimension than the base was fitted on, or a policy that gives something else than n numbers in [0, 1].
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold is a probability, from 0 to 1, got {threshold}")
+    words, p = _offer(policy, base, features, regions, threshold if sequential else None, batch_size)
+    return CodeSets(words, p >= threshold, base.bits)
+
+
+def keep_probabilities(
+    policy: Any,
+    base: Hasher,
+    features: NDArray[np.float32],
+    regions: NDArray[np.float32] | None,
+    *,
+    batch_size: int = 1024,
+) -> tuple[codes.Words, NDArray[np.float64]]:
+    """The codes of images and their regions, and with which probability each is kept: all thresholds from one pass.
+
+    ``CodeSets(words, p >= xi, base.bits)`` is what :func:`encode_regions` gives with ``threshold=xi``. Arguments and
+    errors as there; regions are not offered in turn, for what is shown in turn depends on the threshold.
+
+    Returns:
+        words: uint64 (n, 1 + R, W), packed codes, the image's own first.
+        p: float64 (n, 1 + R), P(keep); 1 for the image's own.
+    """
+    return _offer(policy, base, features, regions, None, batch_size)
+
+
+def _offer(
+    policy: Any, base: Hasher, features: Any, regions: Any, threshold: float | None, batch_size: int
+) -> tuple[codes.Words, NDArray[np.float64]]:
+    """Codes and keep probabilities; with a threshold regions are offered in turn."""
+    policy = _as_trained(policy)
+    if regions is None:
+        raise DataError(f"the images' regions are needed (dataset.regions): {REGIONS_COMMAND} extracts them")
+    features, regions = np.asarray(features, np.float32), np.asarray(regions, np.float32)
+    if regions.ndim != 3 or features.ndim != 2 or regions.shape[::2] != features.shape:
+        raise ValueError(f"features (n, D) and regions (n, R, D) are needed, got {features.shape} and {regions.shape}")
+    if not len(features):
+        raise ValueError("there is no image to encode")
+    batch_size = check_integer("batch_size", batch_size)
+    (n, count, dim), parts, sequential = regions.shape, [], threshold is not None
+    space = region_keep.RegionKeepTask(regions_per_episode=1 + sequential).observation_space(dim, base.bits)
+    for start in range(0, n, batch_size):
+        image, offered = features[start : start + batch_size], regions[start : start + batch_size]
+        words = codes.pack(base.encode(np.concatenate([image[:, None], offered], axis=1).reshape(-1, dim)))
+        words = words.reshape(len(image), 1 + count, -1)
+        p = np.ones(words.shape[:2])
+        for r in range(1, 1 + count):
+            kept = words[:, :1]
+            if sequential:
+                kept = CodeSets(words[:, :r], p[:, :r] >= threshold, base.bits).filled
+            seen = region_keep.observation(
+                image, offered[:, r - 1], kept, words[:, r], base.bits, sequential=sequential
+            )
+            p[:, r] = _keep_probability(policy, _as_shown(policy, seen, space), len(image))
+        parts.append((words, p))
+    words, p = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return words, p
+
+
+def _as_shown(policy: Any, seen: Observation, space: spaces.Dict) -> Any:
+    """Observations as the environment showed them that the policy learnt in: a dict, or with ``flat=True`` an array."""
+    learnt = getattr(policy, "observation_space", None)
+    if isinstance(learnt, spaces.Box):
+        if learnt.shape[-1:] != (spaces.flatdim(space),):
+            raise _other_observations(f"of shape {learnt.shape}", f"({spaces.flatdim(space)},)")
+        return flatten(seen, space)
+    if isinstance(learnt, spaces.Dict):
+        for key in space.keys() & learnt.keys():
+            sizes = [getattr(parts.get(key), "n", getattr(parts.get(key), "shape", None)) for parts in (learnt, space)]
+            if sizes[0] != sizes[1]:
+                raise _other_observations(f"whose {key!r} is of size {sizes[0]}", sizes[1])
+    return seen
+
+
+def _other_observations(learnt: str, here: Any) -> ValueError:
+    return ValueError(
+        f"the policy was trained on observations {learnt}, and here it is {here}: give features, bits and group_bits "
+        "as it was trained with"
+    )
+
+
+def _keep_probability(policy: Any, seen: Any, n: int) -> NDArray[np.float64]:
+    if hasattr(policy, "keep_probability"):
+        p = policy.keep_probability(seen)
+    elif hasattr(policy, "predict"):
+        p, _ = policy.predict(seen, deterministic=True)
+    else:
+        p = policy(seen)
+    p = np.asarray(p, np.float64)
+    if p.shape != (n,):
+        raise ValueError(f"the policy must give {n} probabilities or actions, got shape {p.shape}")
+    if not ((p >= 0) & (p <= 1)).all():
+        wrong = p[~((p >= 0) & (p <= 1))][0]
+        raise ValueError(f"the policy must give numbers from 0 to 1, got {wrong}")
+    return p
+
+
+class _Normalizing:
+    """A Stable-Baselines3 model behind the VecNormalize that it was trained under."""
+
+    def __init__(self, model: Any, statistics: Any) -> None:
+        self.model, self.statistics, self.observation_space = model, statistics, model.observation_space
+
+    def predict(self, observation: Any, **rest: Any) -> Any:
+        """Act on observations as the environment shows them."""
+        return self.model.predict(self.statistics.normalize_obs(observation), **rest)
+
+
+def _as_trained(policy: Any) -> Any:
+    """A policy that takes observations as the environment shows them, with what stood before it in training.
+
+    Raises:
+        ValueError: for a model whose environment is under a wrapper that changes observations and is not known here.
+    """
+    if not (hasattr(policy, "get_env") and hasattr(policy, "get_vec_normalize_env")):
+        return policy
+    venv = policy.get_env()
+    while hasattr(venv, "venv"):  # the wrappers of Stable-Baselines3
+        venv = venv.venv
+    layer = getattr(venv, "envs", None)  # of HashVecEnv the vector environment, of DummyVecEnv a list
+    layer = layer[0] if isinstance(layer, list) else layer
+    wrappers = (gym.ObservationWrapper, gym.vector.VectorObservationWrapper)
+    while isinstance(layer, (gym.Wrapper, gym.vector.VectorWrapper)):
+        name = type(layer).__name__
+        if isinstance(layer, wrappers) and name not in _SAME_NUMBERS:
+            raise ValueError(
+                f"the model was trained on observations that {name} changes, which encoding does not do: give a "
+                "function that changes observations in the same way and calls model.predict"
+            )
+        layer = layer.env
+    statistics = policy.get_vec_normalize_env()
+    return policy if statistics is None else _Normalizing(policy, statistics)

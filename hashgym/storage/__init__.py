@@ -1,0 +1,1 @@
+"""Safe files: errors, atomic writes, checked reading, sealed folders, resumable jobs, work on a cluster."""

@@ -1,0 +1,50 @@
+"""What `hashgym export` fits, and with how many threads."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from hashgym.encoders import build  # noqa: E402
+from hashgym.hashers.base import Hasher  # noqa: E402
+from tests.conftest import small_dataset  # noqa: E402
+
+
+@pytest.mark.parametrize(("name", "count"), [("itq", 60), ("sdh", 55)])
+def test_all_images_or_all_with_a_label(name, count, tmp_path, monkeypatch):
+    """A hasher of labels leaves out images without any; none is held out as a query."""
+    dataset = small_dataset(0)
+    labels = dataset.labels.copy()
+    labels[:5] = 0
+    dataset = dataclasses.replace(dataset, labels=labels)
+    seen = []
+    fit = Hasher.fit
+    monkeypatch.setattr(Hasher, "fit", lambda self, x, y=None: seen.append(len(x)) or fit(self, x, y))
+    for train, wanted in (("split", len(dataset.train)), ("all", count)):
+        out = tmp_path / f"{train}.onnx"
+        build.export(name, out, features=dataset, bits=4, features_only=True, train=train)
+        assert seen.pop() == wanted
+    with pytest.raises(ValueError, match="train must be one of split, all, got 'every'"):
+        build.export(name, tmp_path / "o.onnx", features=dataset, bits=4, features_only=True, train="every")
+
+
+def test_threads_are_limited_and_given_back():
+    from threadpoolctl import threadpool_info
+
+    np.ones((4, 4)) @ np.ones((4, 4))
+    before, pools = torch.get_num_threads(), [pool["num_threads"] for pool in threadpool_info()]
+    try:
+        torch.set_num_threads(2)
+        with build._at_most(1):
+            assert torch.get_num_threads() == 1
+            assert {pool["num_threads"] for pool in threadpool_info()} == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert [pool["num_threads"] for pool in threadpool_info()] == pools
