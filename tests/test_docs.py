@@ -49,7 +49,7 @@ def as_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 def test_python_runs(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     namespace = run(page.read_text(encoding="utf-8"), str(page))
     if page.name == "README.md":
-        assert namespace["codes"].shape == (300, 24)
+        assert namespace["codes"].shape == (1797, 24)
         assert 0 < namespace["result"].map < 1
         assert "group/triplet" in capsys.readouterr().out
 
@@ -76,6 +76,25 @@ def test_commands_exist(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             check(shlex.split(line.removeprefix("$ "), comments=True), monkeypatch)
     for line in re.findall(r"`((?:hashgym|make|python -m|pip) [^`]+)`", text):
         check(shlex.split(line), monkeypatch, whole=False)
+
+
+def test_the_readme_is_short() -> None:
+    assert (ROOT / "README.md").stat().st_size < 9_000
+
+
+def test_the_architecture_names_every_room() -> None:
+    text = (DOCS / "architecture.md").read_text("utf-8")
+    folders = {path.parent.name for path in (ROOT / "hashgym").glob("*/__init__.py")}
+    files = {path.stem for path in (ROOT / "hashgym").glob("*.py")} - {"__init__", "__main__", "moved"}
+    missing = {f"{name}/" for name in folders if f"  {name}/" not in text} | {
+        name for name in files if f"  {name}.py" not in text and f"`{name}`" not in text
+    }
+    assert not missing
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / "README.md").read_text("utf-8")):
+        assert (ROOT / target).exists(), target
 
 
 def test_every_page_is_in_the_table_of_contents() -> None:
