@@ -18,32 +18,41 @@ __all__ = ["Hasher", "NotFittedError", "available", "load", "make", "register"]
 
 HasherClass = TypeVar("HasherClass", bound=type[Hasher])
 
-HASHERS: Registry[type[Hasher]] = Registry("hasher")
 
-# name: where its class is, and one line on what it does; modules are imported when asked for (some need torch)
-_OWN = {
-    "lsh": ("hashgym.hashers.lsh:LSH", "random hyperplanes (Charikar 2002); learns nothing"),
-    "itq": ("hashgym.hashers.itq:ITQ", "PCA and iterative quantisation (Gong and Lazebnik 2011, 2013); no labels"),
-    "sh": (
-        "hashgym.hashers.sh:SH",
-        "spectral hashing (Weiss 2008): eigenfunctions along principal directions; no labels",
-    ),
-    "sdh": ("hashgym.hashers.sdh:SDH", "codes that a linear classifier can read, bit by bit (Shen 2015)"),
-    "cnnh": ("hashgym.hashers.cnnh:CNNH", "codes that factorise the similarity matrix, then a network (Xia 2014)"),
-    "ninh": ("hashgym.hashers.ninh:NINH", "triplet ranking, each bit from its own slice of the layer (Lai 2015)"),
-    "dsh": ("hashgym.hashers.dsh:DSH", "contrastive loss of pairs, outputs drawn to -1 and 1 (Liu 2016)"),
-    "csq": ("hashgym.hashers.csq:CSQ", "one hidden layer, codes drawn to centres far from each other (Yuan 2020)"),
-    "orthohash": ("hashgym.hashers.orthohash:OrthoHash", "cosine softmax to orthogonal targets (Hoe 2021)"),
-    "noseq": ("hashgym.hashers.noseq:NoSeq", "one hidden layer, triplet ranking loss: DRLIH without its agent"),
-    "ksh": ("hashgym.hashers.ksh:KSH", "kernels, greedy bit by bit (Liu 2012); base of MCH"),
-    "ksh-relaxed": ("hashgym.hashers.ksh:RelaxedKSH", "one hidden layer, KSH's loss of pairs; base of MCH"),
-    "hashnet": ("hashgym.hashers.hashnet:HashNet", "one hidden layer, tanh that sharpens (Cao 2017); base of MCH"),
-    "adsh": ("hashgym.hashers.adsh:ADSH", "one hidden layer against learnt database codes (Jiang 2018); base of MCH"),
-    "dch": ("hashgym.hashers.dch:DCH", "one hidden layer, Cauchy loss of pairs (Cao 2018); base of MCH"),
-    "mmhh": ("hashgym.hashers.mmhh:MMHH", "one hidden layer, Hamming balls with a margin (Kang 2019); base of MCH"),
-}
-for _name, (_target, _description) in _OWN.items():
-    HASHERS.register(_name, _target, _description)
+def _check(name: str, cls: Any) -> None:
+    if not isinstance(cls, type) or not issubclass(cls, Hasher):
+        raise ValueError(f"hasher {name!r} must be a subclass of hashgym.hashers.Hasher, got {cls!r:.80}")
+
+
+# Modules are imported when a hasher of theirs is asked for: most need torch.
+HASHERS: Registry[type[Hasher]] = Registry(
+    "hasher",
+    {
+        "lsh": ("hashgym.hashers.lsh:LSH", "random hyperplanes (Charikar 2002); learns nothing"),
+        "itq": ("hashgym.hashers.itq:ITQ", "PCA and iterative quantisation (Gong and Lazebnik 2011, 2013); no labels"),
+        "sh": (
+            "hashgym.hashers.sh:SH",
+            "spectral hashing (Weiss 2008): eigenfunctions along principal directions; no labels",
+        ),
+        "sdh": ("hashgym.hashers.sdh:SDH", "codes that a linear classifier can read, bit by bit (Shen 2015)"),
+        "cnnh": ("hashgym.hashers.cnnh:CNNH", "codes that factorise the similarity matrix, then a network (Xia 2014)"),
+        "ninh": ("hashgym.hashers.ninh:NINH", "triplet ranking, each bit from its own slice of the layer (Lai 2015)"),
+        "dsh": ("hashgym.hashers.dsh:DSH", "contrastive loss of pairs, outputs drawn to -1 and 1 (Liu 2016)"),
+        "csq": ("hashgym.hashers.csq:CSQ", "one hidden layer, codes drawn to centres far from each other (Yuan 2020)"),
+        "orthohash": ("hashgym.hashers.orthohash:OrthoHash", "cosine softmax to orthogonal targets (Hoe 2021)"),
+        "noseq": ("hashgym.hashers.noseq:NoSeq", "one hidden layer, triplet ranking loss: DRLIH without its agent"),
+        "ksh": ("hashgym.hashers.ksh:KSH", "kernels, greedy bit by bit (Liu 2012); base of MCH"),
+        "ksh-relaxed": ("hashgym.hashers.ksh:RelaxedKSH", "one hidden layer, KSH's loss of pairs; base of MCH"),
+        "hashnet": ("hashgym.hashers.hashnet:HashNet", "one hidden layer, tanh that sharpens (Cao 2017); base of MCH"),
+        "adsh": (
+            "hashgym.hashers.adsh:ADSH",
+            "one hidden layer against learnt database codes (Jiang 2018); base of MCH",
+        ),
+        "dch": ("hashgym.hashers.dch:DCH", "one hidden layer, Cauchy loss of pairs (Cao 2018); base of MCH"),
+        "mmhh": ("hashgym.hashers.mmhh:MMHH", "one hidden layer, Hamming balls with a margin (Kang 2019); base of MCH"),
+    },
+    check=_check,
+)
 
 
 def available() -> dict[str, str]:
@@ -52,12 +61,10 @@ def available() -> dict[str, str]:
 
 
 @overload
-def register(name: str) -> Callable[[HasherClass], HasherClass]: ...
+def register(name: str, *, description: str = "") -> Callable[[HasherClass], HasherClass]: ...
 @overload
 def register(name: str, target: type[Hasher] | str, description: str = "") -> None: ...
-def register(
-    name: str, target: type[Hasher] | str | None = None, description: str = ""
-) -> Callable[[HasherClass], HasherClass] | None:
+def register(name: str, target: Any = None, description: str = "") -> Callable[[HasherClass], HasherClass] | None:
     """Let :func:`make` and :func:`load` find a hasher of your own; a name can be registered once.
 
     ``@register("mine")`` before a class does the same. Other processes know what the modules register that they
@@ -71,15 +78,7 @@ def register(
     Raises:
         ValueError: if the name is taken by another class, or the target is neither a hasher's class nor of that form.
     """
-    if target is None:
-
-        def decorate(cls: HasherClass) -> HasherClass:
-            register(name, cls, description)
-            return cls
-
-        return decorate
-    HASHERS.register(name, target if isinstance(target, str) else _checked(name, target), description)
-    return None
+    return HASHERS.register(name, target, description)
 
 
 def make(name: str, **kwargs: Any) -> Hasher:
@@ -90,9 +89,7 @@ def make(name: str, **kwargs: Any) -> Hasher:
     Raises:
         ValueError: for a name that is not in :func:`available`, a setting it does not have, or a bad value.
     """
-    if not isinstance(name, str):
-        raise ValueError(f"the name of a hasher is a string, one of {', '.join(available())}; got {name!r:.60}")
-    cls = _checked(name, HASHERS.find(name))
+    cls = HASHERS.find(name)
     named_settings(name, kwargs, cls.parameters())
     return cls(**kwargs)
 
@@ -113,12 +110,6 @@ def load(path: Any) -> Hasher:
         remedy = f"import {module}" if module != name else "call hashgym.hashers.register, or import what calls it,"
         raise ValueError(f"{path} holds a hasher {name!r}, which is not known here: {remedy} before loading it")
     return make(name, **meta["parameters"])._restore(state, path)
-
-
-def _checked(name: str, cls: Any) -> type[Hasher]:
-    if not isinstance(cls, type) or not issubclass(cls, Hasher):
-        raise ValueError(f"hasher {name!r} must be a subclass of hashgym.hashers.Hasher, got {cls!r:.80}")
-    return cls
 
 
 def _name_of(cls: type[Hasher]) -> str:
