@@ -29,7 +29,7 @@ class Transform(nn.Module):
         super().__init__()
         self.hasher = copy.copy(hasher)
         for name, value in vars(hasher).items():
-            if isinstance(value, np.ndarray):
+            if isinstance(value, np.ndarray) and value.dtype.kind not in "OU":  # names of columns are no tensors
                 setattr(self.hasher, name, torch.from_numpy(value.copy()))
 
     def forward(self, features: Tensor) -> Tensor:
