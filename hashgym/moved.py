@@ -1,15 +1,19 @@
-"""Old import paths of modules that have moved: they keep working in this version, with a DeprecationWarning."""
+"""Old import paths of modules and old names of arguments: they work in this version, with a DeprecationWarning."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any, TypeVar
 
-__all__ = ["MOVED", "install"]
+__all__ = ["MOVED", "install", "renamed"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 MOVED = {  # old path -> new path, both below hashgym
     "data.addresses": "storage.addresses",
@@ -85,3 +89,26 @@ def install() -> None:
     """Let old paths be imported; calling it again does nothing."""
     if not any(finder is _MovedFinder for finder in sys.meta_path):
         sys.meta_path.append(_MovedFinder)
+
+
+def renamed(**names: str) -> Callable[[Function], Function]:
+    """Let a function take keyword arguments under their old names too, ``renamed(old="new")``, with a warning.
+
+    Raises:
+        TypeError: when the function is called with both.
+    """
+
+    def decorate(function: Function) -> Function:
+        @wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            for old in names.keys() & kwargs.keys():
+                new = names[old]
+                if new in kwargs:
+                    raise TypeError(f"{old}= is the old name of {new}=: give only {new}=")
+                warnings.warn(f"{old}= is called {new}= now", DeprecationWarning, stacklevel=2)
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return wrapper  # type: ignore[return-value]
+
+    return decorate
