@@ -1,22 +1,21 @@
-"""MCH: an agent that keeps or discards the codes of an image's regions on RegionKeep-v0, one readable file.
+"""MCH: an agent that keeps or discards the codes of an image's regions on RegionKeep-v0, in one readable file.
 
-    python -m agents.mch hashgym --base dch --out runs/mch
+    python -m agents.mch --base dch --out runs/mch
     python -m agents.mch paper --base dch --out runs/mch-paper
 
 Li, Jiang and Li, "Multiple Code Hashing for Efficient Image Retrieval", 2020. A base hasher is fitted first and frozen;
 then a policy learns which regions' codes bring an image nearer to similar images than to dissimilar ones. Two presets:
 
-* ``paper``: equation 7's REINFORCE as it stands, with the paper's optimiser and 100 updates.
+* ``paper``: equation 7's REINFORCE unchanged, with the paper's optimizer and 100 updates.
 * ``hashgym``: ours. There are two actions and discarding earns 0, so the expected reward of an image is p x the reward
-  of keeping, which the environment says: its gradient is exact, with nothing sampled. The reward is scaled to a mean
-  size of 1, and dropout keeps the policy from remembering the training images.
+  of keeping, which the environment returns: its gradient is exact, with nothing sampled. The reward is scaled to a mean
+  absolute value of 1, and dropout keeps the policy from memorising the training images.
 """
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -31,7 +30,6 @@ from torch import Tensor, nn
 
 import hashgym
 import hashgym.hashers
-from agents import runs
 from hashgym import console, data
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
@@ -40,17 +38,25 @@ from hashgym.encoders.heads import RegionsHead, hasher_head
 from hashgym.hashers import Hasher
 from hashgym.hashers.pairwise import PairwiseHasher
 from hashgym.retrieval import metrics
-from hashgym.terminal import command_line, wants_version
+from hashgym.terminal import command_line
+
+from . import checkpoint as files
+from . import training
+from .arguments import RunArgs, read_command
 
 __all__ = [
     "PAPER",
     "PRESETS",
     "Args",
+    "Main",
     "Policy",
     "base_of_run",
+    "command",
+    "encode",
     "exact_loss",
     "fitted_base",
     "load",
+    "main",
     "make_base",
     "reinforce_loss",
     "save_base",
@@ -64,21 +70,21 @@ WIDTHS = (1024, 512, 256, 64)  # the paper says five layers and leaves their wid
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(runs.RunArgs):
-    """Settings of a training run; the defaults are the preset ``hashgym``."""
+class Args(RunArgs):
+    """Arguments of a training run; the defaults are the preset ``hashgym``."""
 
     agent: ClassVar[str] = "mch"
 
     estimator: Estimator = "exact"
     """of the policy gradient: the exact expectation, REINFORCE, or REINFORCE with the expected reward as baseline"""
     scale_reward: bool = True
-    """divide rewards by their mean size in the batch"""
+    """divide rewards by their mean absolute value in the batch"""
     reduction: Literal["mean", "sum"] = "mean"
     """of the reward over training images; the paper's is the sum"""
     price: float = 0.0
-    """what a kept code costs, in units of the reward"""
+    """cost of a kept code, in units of the reward"""
     regions_per_episode: int = 1
-    """regions offered of each image in turn, each rewarded for what it adds to the codes kept"""
+    """regions offered of each image in turn, each rewarded for its gain over the codes kept before"""
     updates: int = 600
     """gradient steps, each on one batch of regions"""
     optimizer: Literal["adam", "sgd"] = "adam"
@@ -86,11 +92,11 @@ class Args(runs.RunArgs):
     learning_rate: float = 3e-4
     """step size"""
     weight_decay: float = 0.0
-    """of the optimiser"""
+    """of the optimizer"""
     dropout: float = 0.5
-    """part of the hidden units left out while training"""
+    """fraction of the hidden units dropped while training"""
     input_dropout: float = 0.5
-    """part of the state vector left out while training"""
+    """fraction of the state vector dropped while training"""
     evaluate_every: int = 50
     """updates between evaluations on the held-out images"""
     log_every: int = 10
@@ -103,10 +109,10 @@ class Args(runs.RunArgs):
             raise ValueError(f"estimator must be one of {', '.join(LOSSES)}, got {self.estimator!r}")
         if self.optimizer not in ("adam", "sgd"):
             raise ValueError(f"optimizer must be adam or sgd, got {self.optimizer!r}")
-        self.check_positive("lanes", "learning_rate", "regions_per_episode")
+        self.check_positive("num_envs", "learning_rate", "regions_per_episode")
         self.check_fraction("dropout", "input_dropout")
-        if self.lanes < 2:
-            raise ValueError(f"batch normalisation needs lanes of at least 2, got {self.lanes}")
+        if self.num_envs < 2:
+            raise ValueError(f"batch normalisation needs num_envs of at least 2, got {self.num_envs}")
         super().__post_init__()
 
 
@@ -130,9 +136,9 @@ class Policy(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(WIDTHS[-1], 2))
 
     def forward(self, observation: dict[str, Any]) -> Tensor:
-        """log pi(a | h) of discarding and of keeping, (n, 2)."""
+        """Return log pi(a | h) of discarding and of keeping, (n, 2)."""
         if missing := [key for key in self.keys if key not in observation]:
-            raise ValueError(f"the policy was trained with {missing[0]!r} in view: encode with sequential=True")
+            raise ValueError(f"the policy was trained to observe {missing[0]!r}: encode with sequential=True")
         if (bits := observation["image_code"].shape[1]) != self.bits:
             raise ValueError(f"the policy was trained on codes of {self.bits} bits, got {bits}: give it its own base")
         device = next(self.parameters()).device
@@ -140,16 +146,16 @@ class Policy(nn.Module):
         return F.log_softmax(self.layers(state), dim=1)
 
     def keep(self, observation: dict[str, Any]) -> Tensor:
-        """pi(keep | h), (n,)."""
+        """Return pi(keep | h), (n,)."""
         return self(observation)[:, 1].exp().clamp(max=1)
 
     def keep_probability(self, observation: dict[str, Any]) -> NDArray[np.float64]:
-        """pi(keep | h) of a batch of observations, (n,): what :func:`hashgym.encode_regions` compares with xi."""
-        training = self.training
+        """Return pi(keep | h) of a batch, (n,), which :func:`hashgym.encode_regions` compares with xi."""
+        mode = self.training
         self.eval()
         with torch.no_grad():
             p = self.keep(observation).double().cpu().numpy()
-        self.train(training)
+        self.train(mode)
         return p
 
     def predict(
@@ -161,30 +167,34 @@ class Policy(nn.Module):
         return (p > chance).astype(np.int64), None
 
 
-def exact_loss(log_pi: Tensor, action: Tensor, keep_reward: Tensor) -> Tensor:
-    """Minus the expected reward, p(keep) x reward of keeping, averaged over the batch: nothing depends on the action.
+def exact_loss(log_pi: Tensor, keep_reward: Tensor) -> Tensor:
+    """Minus the expected reward, p(keep) x reward of keeping, averaged over the batch.
 
     Args:
         log_pi: (n, 2), log probabilities of discarding and keeping.
-        action: int64 (n,), sampled actions.
-        keep_reward: (n,), what keeping earns; discarding earns 0.
+        keep_reward: (n,), the reward of keeping; discarding earns 0.
     """
     return -(log_pi[:, 1].exp() * keep_reward).mean()
 
 
 def reinforce_loss(log_pi: Tensor, action: Tensor, keep_reward: Tensor) -> Tensor:
-    """Equation 7 as a loss: minus the mean of log pi(a) R(h, a). Arguments as :func:`exact_loss`."""
+    """Equation 7 as a loss: minus the mean of log pi(a) R(h, a).
+
+    Args:
+        log_pi, keep_reward: as for :func:`exact_loss`.
+        action: int64 (n,), sampled actions.
+    """
     return -(log_pi.gather(1, action[:, None])[:, 0] * action * keep_reward).mean()
 
 
 def self_critical_loss(log_pi: Tensor, action: Tensor, keep_reward: Tensor) -> Tensor:
-    """REINFORCE with each image's own expected reward as its baseline. Arguments as :func:`exact_loss`."""
+    """REINFORCE with each image's own expected reward as its baseline. Arguments as for :func:`reinforce_loss`."""
     advantage = (action - log_pi[:, 1].detach().exp()) * keep_reward
     return -(log_pi.gather(1, action[:, None])[:, 0] * advantage).mean()
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "exact": exact_loss,
+    "exact": lambda log_pi, action, keep_reward: exact_loss(log_pi, keep_reward),
     "reinforce": reinforce_loss,
     "self_critical": self_critical_loss,
 }
@@ -202,29 +212,29 @@ PAPER = Args(
 )
 """Section 5.2.2: SGD with momentum 0.9, learning rate 1e-4, weight decay 5e-4, batches of 256, T = 100."""
 
-
 PRESETS = {"hashgym": Args(), "paper": PAPER}
+"""The arguments that each preset starts with on the command line."""
 
 
 def make_base(name: str, bits: int, seed: int) -> PairwiseHasher:
-    """A base hasher by name, not fitted yet.
+    """Return a base hasher by name, not fitted yet.
 
     Raises:
-        ValueError: for an unknown name, or a hasher without a loss of pairs.
+        ValueError: for an unknown name, or a hasher without a pairwise loss.
     """
     base = hashgym.hashers.make(name, bits=bits, seed=seed)
     if not isinstance(base, PairwiseHasher):
         raise ValueError(
-            f"{name} has no loss of pairs, so it cannot be a base of MCH: choose dch, adsh, hashnet, ksh or mmhh"
+            f"{name} has no pairwise loss, so it cannot be a base of MCH: choose dch, adsh, hashnet, ksh or mmhh"
         )
     return base
 
 
 def fitted_base(source: str | Path, bits: int, seed: int, dataset: HashingDataset) -> Hasher:
-    """A fitted base hasher: read from a file, or by name and fitted on the training images.
+    """Return a fitted base hasher: read from a file, or made by name and fitted on the training images.
 
     Raises:
-        ValueError: as :func:`make_base`, and for a file that is no saved hasher.
+        ValueError: as :func:`make_base`, and for a file that is not a saved hasher.
     """
     if Path(source).is_file():
         return hashgym.hashers.load(Path(source))
@@ -232,38 +242,38 @@ def fitted_base(source: str | Path, bits: int, seed: int, dataset: HashingDatase
     return base.fit(dataset.features[dataset.train], dataset.labels[dataset.train])
 
 
-def base_of_run(name: str, resumed: Path | None, bits: int, seed: int, dataset: HashingDataset) -> Hasher:
-    """The base hasher of a run: fitted now, or the one that a run which is resumed was begun with.
+def base_of_run(name: str, resume_from: Path | None, bits: int, seed: int, dataset: HashingDataset) -> Hasher:
+    """Return the base hasher of a run: fitted now, or the one that the resumed run was started with.
 
     Args:
         name: of the hasher, or its file.
-        resumed: the folder of the run that is resumed, or None.
+        resume_from: the folder of the run that is resumed, or None.
         bits, seed, dataset: as for :func:`fitted_base`.
 
     Raises:
         ValueError: as :func:`fitted_base`.
     """
-    if resumed is None:
+    if resume_from is None:
         return fitted_base(name, bits, seed, dataset)
     if name in hashgym.hashers.HASHERS:
-        hashgym.hashers.HASHERS.find(name)  # "module:Class" is imported, which reading a file never does
-    return fitted_base(resumed / "base.npz", bits, seed, dataset)
+        hashgym.hashers.HASHERS.find(name)  # imports "module:Class", which reading a file never does
+    return fitted_base(resume_from / "base.npz", bits, seed, dataset)
 
 
 def save_base(base: Hasher, out: Path) -> None:
-    """Write the base hasher of a run that begins to ``base.npz`` in its folder.
+    """Write the base hasher of a new run to ``base.npz`` in its folder.
 
     Raises:
-        ValueError: if something else is there: it may be the only copy of a hasher of the user.
+        ValueError: if another file is there: it may be the only copy of a hasher of the user.
     """
     file = out / "base.npz"
     if not os.path.lexists(file):
         base.save(file)
-    elif not base.is_saved_in(file):  # else a run was killed before its first checkpoint
+    elif not base.is_saved_in(file):  # it is where a run was killed before its first checkpoint
         raise ValueError(f"{file} exists and is not the base hasher of this run: move it, or choose another --out")
 
 
-@runs.exclusive
+@files.exclusive
 def train(
     dataset: HashingDataset,
     base: Hasher,
@@ -278,35 +288,36 @@ def train(
 
     Args:
         dataset: with ``train_regions``, on the scale that ``base`` was fitted on.
-        base: a fitted pairwise hasher (ksh, hashnet, adsh, dch, mmhh ...); it stays as it is.
-        args: settings.
+        base: a fitted pairwise hasher (ksh, hashnet, adsh, dch, mmhh ...); it is not changed.
+        args: arguments of the run.
         out: folder for ``base.npz``, ``checkpoint.pt``, TensorBoard's files, and at the end ``policy.pt`` and the
             encoder ``policy.onnx``; None writes nothing.
-        threshold: xi, from which probability on the encoder keeps a region's code.
-        resume: take up the run that ``out`` holds; the result is that of a run that was never stopped.
+        threshold: xi, the least probability with which the encoder keeps a region's code.
+        resume: continue the run that ``out`` holds; the result is that of a run that was never stopped.
         progress: whether to show a progress bar.
 
     Returns:
-        The policy, in evaluation mode, to be run by :func:`hashgym.encode_regions`.
+        The policy, in evaluation mode, for :func:`hashgym.encode_regions`.
 
     Raises:
-        ValueError: if ``out`` holds a run and ``resume`` is false, or one with other settings; for a base or data that
-            the environment refuses; if another process is training into ``out``.
-        DiskFullError: if a file does not fit on the disk; the last checkpoint is whole.
+        ValueError: if ``out`` holds a run and ``resume`` is false, or one with other arguments; for a base or data that
+            the environment rejects; if another process is training into ``out``.
+        DiskFullError: if a file does not fit on the disk; the last checkpoint is complete.
     """
-    checkpoint = runs.resumed(out, args, resume)
+    checkpoint = files.load_checkpoint(out, args, resume)
     device = resolve_device(args.device)
-    learning, held_out = runs.split(dataset, args)
-    with runs.seeded(args.seed, device):
+    learning, held_out = training.split(dataset, args)
+    with training.seed_everything(args.seed, device):
         policy = Policy(dataset.dim, base.bits, args).to(device).train()
-        run = _Run(policy, base, learning, held_out, args)
+        run = Run(policy, base, learning, held_out, args)
         if out is not None and not resume:
             save_base(base, out)
-        runs.drive(run, f"MCH, {base.bits} bits", out=out, checkpoint=checkpoint, progress=progress)
+        training.train_loop(run, f"MCH, {base.bits} bits", out=out, checkpoint=checkpoint, progress=progress)
     if out is not None:
-        runs.save(runs.finished(policy, dataset, args, dim=dataset.dim, bits=base.bits), out / "policy.pt")
+        payload = files.policy_payload(policy, dataset, args, dim=dataset.dim, bits=base.bits)
+        files.save(payload, out / "policy.pt")
         in_turn = threshold if args.regions_per_episode > 1 else None
-        runs.export(
+        files.write_encoder(
             lambda: RegionsHead(hasher_head(base), policy, threshold=in_turn),
             dataset,
             args,
@@ -318,26 +329,30 @@ def train(
 
 
 def load(path: Path, device: str = "auto") -> Policy:
-    """Load the ``policy.pt`` of a finished run; its base hasher lies beside it in ``base.npz``.
+    """Load the ``policy.pt`` of a finished run; its base hasher is beside it in ``base.npz``.
 
     Raises:
-        ValueError: if the file is missing, damaged, or no policy of this agent.
+        ValueError: if the file is missing, corrupt, or no policy of this agent.
     """
-    saved, args = runs.load_policy(path, Args)
+    saved, args = files.load_policy(path, Args)
     policy = Policy(saved["dim"], saved["bits"], args)
     policy.load_state_dict(saved["weights"])
     return policy.to(resolve_device(device)).eval()
 
 
-class _Run(runs.Run):
-    """A training run of a policy on RegionKeep-v0."""
+class Run(training.Run):
+    """State of a training run on RegionKeep-v0."""
+
+    policy: Policy
+    args: Args
 
     def __init__(
         self, policy: Policy, base: Hasher, dataset: HashingDataset, held_out: NDArray[np.int64], args: Args
     ) -> None:
+        self.base, self.held_out = base, held_out
         envs: Any = gym.make_vec(
             "RegionKeep-v0",
-            num_envs=args.lanes,
+            num_envs=args.num_envs,
             dataset=dataset,
             base=base,
             bits=None,
@@ -352,43 +367,42 @@ class _Run(runs.Run):
             else torch.optim.SGD(parameters, args.learning_rate, momentum=0.9, weight_decay=decay, fused=True)
         )
         super().__init__(policy, optimizer, envs.unwrapped, dataset, args)
-        self.policy: Policy = policy
-        self.args, self.base, self.held_out = args, base, held_out
 
-    def learn(self) -> dict[str, float]:
-        """A decision in every lane, and a gradient step."""
-        log_pi = self.policy(self.observation)
+    def update(self) -> dict[str, float]:
+        """Make one update: a decision in every environment, the estimator's loss, a gradient step."""
+        log_pi = self.policy(self.obs)
         p = log_pi[:, 1].detach().exp()
         action = torch.bernoulli(p).long()
-        reward = self.tensor(self.info["keep_reward"])
-        scale = reward.abs().mean().clamp(min=1e-12) if self.args.scale_reward else 1.0
-        loss = LOSSES[self.args.estimator](log_pi, action, reward / scale)
+        keep_reward = self.tensor(self.info["keep_reward"])
+        self.obs, reward, _, _, self.info = self.envs.step(action.cpu().numpy())
+
+        scale = keep_reward.abs().mean().clamp(min=1e-12) if self.args.scale_reward else 1.0
+        loss = LOSSES[self.args.estimator](log_pi, action, keep_reward / scale)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        self.observation, earned, _, _, self.info = self.envs.step(action.cpu().numpy())
-        self.update += 1
+        self.num_updates += 1
         return {
             "loss": loss.item(),
-            "reward/earned": float(earned.mean()),
-            "reward/expected": (p * reward).mean().item(),
-            "reward/attainable": reward.clamp(min=0).mean().item(),
+            "reward/earned": float(reward.mean()),
+            "reward/expected": (p * keep_reward).mean().item(),
+            "reward/attainable": keep_reward.clamp(min=0).mean().item(),
             "policy/keep_probability": p.mean().item(),
             "policy/entropy_nats": -(log_pi.exp() * log_pi).sum(1).mean().item(),
         }
 
-    def watch(self) -> dict[str, float]:
-        """Lookups and tie-aware mAP among the held-out images, each in turn the query with its own code alone."""
+    def evaluate(self) -> dict[str, float]:
+        """Measure lookups and tie-aware mAP among the held-out images, each in turn the query with its own code."""
         rows = self.held_out
         if len(rows) < 2 or self.dataset.regions is None:
             return {}
-        return runs.retrieval_among(encode(self.policy, self.base, self.dataset, rows), self.dataset.labels[rows])
+        return training.retrieval_among(encode(self.policy, self.base, self.dataset, rows), self.dataset.labels[rows])
 
 
 def encode(
     policy: Policy, base: Hasher, dataset: HashingDataset, rows: NDArray[np.int64], threshold: float = 0.5
 ) -> CodeSets:
-    """Code sets of some images of a dataset: :func:`hashgym.encode_regions` on their fixed regions."""
+    """Return code sets of some images of a dataset: :func:`hashgym.encode_regions` on their fixed regions."""
     return hashgym.encode_regions(
         policy,
         base,
@@ -409,47 +423,50 @@ class Main:
     base: str = "dch"
     """a pairwise hasher by name, or a file that Hasher.save wrote"""
     bits: int = 32
-    """length of the codes, where the base is fitted here"""
+    """length of the codes, where the base is given by name"""
     xi: float = 0.5
-    """a region's code is kept where the policy's probability is at least this"""
+    """least probability with which a region's code is kept"""
     out: Path | None = None
     """folder for base, checkpoint, policy and TensorBoard files"""
     resume: bool = False
-    """go on with the run in `out`"""
+    """continue the run in `out`"""
+    preset: tyro.conf.Positional[str] = "hashgym"
+    """the arguments to start from: hashgym or paper; `--preset NAME` does the same"""
+
+
+def command(words: Sequence[str] | None = None, prog: str | None = None) -> Main:
+    """Read the command line; what it leaves out is the preset's. Arguments as in :func:`read_command`."""
+    presets = {name: Main(args, preset=name) for name, args in PRESETS.items()}
+    return read_command(Main, "mch", "--preset", "hashgym", words, prog=prog, presets=presets)
 
 
 def main(run: Main) -> dict[str, metrics.RetrievalResult]:
     """Train, encode queries and database, and print the retrieval metrics with one code and with several."""
     if not 0 <= run.xi <= 1:
         raise ValueError(f"xi is a probability, from 0 to 1, got {run.xi}")
-    dataset = data.load(run.dataset).standardized()
-    metrics.check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
-    dataset.require("train_regions", "regions")
-    with runs.hold_folder(run.out):
-        runs.resumed(run.out, run.args, run.resume)  # before the base is fitted
-        base = base_of_run(run.base, run.out if run.resume else None, run.bits, run.args.seed, dataset)
-        policy = train(dataset, base, run.args, out=run.out, threshold=run.xi, resume=run.resume)
-    query = base.encode(dataset.features[dataset.query])
-    several = encode(policy, base, dataset, dataset.database, run.xi)
-    own = CodeSets(several.words[:, :1], several.kept[:, :1], several.bits)
-    results = {}
-    for name, sets in {"one code": own, "several codes": several}.items():
-        result = metrics.evaluate(query, dataset.labels[dataset.query], sets, dataset.labels[dataset.database])
-        results[name] = result
-        console.say(
-            f"{name:13} an image (on average {sets.anhc:.2f}): mAP {result.map:.4f}, within radius 0 "
-            f"recall {result.recall_by_radius[0]:.4f}, precision {result.precision_by_radius[0]:.4f}"
-        )
-    return results
+    with training.interruptible(run.out):
+        dataset = data.load(run.dataset).standardized()
+        metrics.check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
+        dataset.require("train_regions", "regions")
+        with files.hold_folder(run.out):
+            files.load_checkpoint(run.out, run.args, run.resume)  # before the base is fitted
+            base = base_of_run(run.base, run.out if run.resume else None, run.bits, run.args.seed, dataset)
+            training.warn_unsaved(run.out)
+            policy = train(dataset, base, run.args, out=run.out, threshold=run.xi, resume=run.resume)
+        query = base.encode(dataset.features[dataset.query])
+        several = encode(policy, base, dataset, dataset.database, run.xi)
+        own = CodeSets(several.words[:, :1], several.kept[:, :1], several.bits)
+        results = {}
+        for name, sets in {"one code": own, "several codes": several}.items():
+            result = metrics.evaluate(query, dataset.labels[dataset.query], sets, dataset.labels[dataset.database])
+            results[name] = result
+            console.say(
+                f"{name:13} an image (on average {sets.anhc:.2f}): mAP {result.map:.4f}, within radius 0 "
+                f"recall {result.recall_by_radius[0]:.4f}, precision {result.precision_by_radius[0]:.4f}"
+            )
+        return results
 
 
 if __name__ == "__main__":
-    presets = {
-        "hashgym": ("exact policy gradient with dropout", Main(PRESETS["hashgym"])),
-        "paper": ("the paper's settings", Main(PRESETS["paper"])),
-    }
     with command_line():
-        wants_version(sys.argv[1:])
-        asked = tyro.extras.overridable_config_cli(presets, prog="python -m agents.mch")
-        with runs.interruptible(asked.out):
-            main(asked)
+        main(command())

@@ -125,16 +125,16 @@ def _made(
         )
         return folder / "hasher.onnx", hasher.encode(features)
     if kind == "drlih":
-        settings = dataclasses.replace(drlih.PRESETS[name], **code, updates=3, lanes=64)
+        settings = dataclasses.replace(drlih.PRESETS[name], **code, updates=3, num_envs=64)
         policy = drlih.train(dataset, settings, out=run, progress=False)
         return file, hashgym.encode(policy, features, bits=args.bits, group_bits=settings.group_bits)
     base = _fitted("dch", args, dataset) if kind.startswith("mch") else None
     if kind == "mch" and base is not None:
         offered = 1 if name == "apart" else 3
-        how = mch.Args(seed=args.seed, updates=UPDATES, lanes=64, regions_per_episode=offered)
+        how = mch.Args(seed=args.seed, updates=UPDATES, num_envs=64, regions_per_episode=offered)
         keeper = mch.train(dataset, base, how, out=run, progress=False)
         return file, mch.encode(keeper, base, dataset, rows)
-    task = sb3.Args(algo=name, env="RegionKeep-v0" if base else "BitGroupHashing-v0", **code, lanes=64, steps=512)
+    task = sb3.Args(algo=name, env="RegionKeep-v0" if base else "BitGroupHashing-v0", **code, num_envs=64, steps=512)
     brief: dict[str, int | float] = {"gradient_steps": 2, "learning_starts": 128}
     brief = {key: value for key, value in brief.items() if key in task.preset.settings}
     task = dataclasses.replace(task, evaluations=1, checkpoints=1, settings=brief)

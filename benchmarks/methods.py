@@ -33,7 +33,7 @@ Encoder = Callable[[NDArray[np.float32]], Codes]
 # update: its batches and updates are fewer, so that a run stays near two minutes. What differs from the agent's own
 # defaults was chosen on held-out training images.
 _ALL: Mapping[str, Any] = {"holdout": 0.0}
-_CELL: Mapping[str, Any] = {"holdout": 0.0, "lanes": 64, "updates": 1200}
+_CELL: Mapping[str, Any] = {"holdout": 0.0, "num_envs": 64, "updates": 1200}
 _PAPER = {**_CELL, "input_dropout": 0.0, "dropout": 0.0}
 _RELEASED = {**_CELL, "input_dropout": 0.2}
 AGENTS: Mapping[str, Mapping[str, Any]] = {

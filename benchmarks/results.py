@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from filelock import FileLock
 from numpy.typing import ArrayLike
 
 import hashgym
+from agents.arguments import current_names
 from benchmarks.statistics import Estimate, bootstrap, mean
 from hashgym.console import Table, say, styled
 from hashgym.storage.atomic import write_text
@@ -132,9 +134,10 @@ class Results:
         """
         for old in self.rows():
             if self._name(old) == self._name(row):
-                if old["config"] != row["config"] and replace:
+                same = old["config"] == row["config"] or _configuration(old) == _configuration(row)
+                if not same and replace:
                     return False
-                if old["config"] != row["config"]:
+                if not same:
                     name = " ".join(self._name(row))
                     raise ValueError(
                         f"{self.path} holds {name} run with another configuration ({_difference(old, row)}): "
@@ -170,8 +173,13 @@ def read_csv(path: Path) -> tuple[tuple[str, ...], list[dict[str, str]]]:
     return columns, rows
 
 
+def _configuration(row: Row) -> Any:
+    """The configuration of a row, with present names in place of former ones, and classes without their modules."""
+    return json.loads(re.sub(r"<class '[\w.]*\.(\w+)'>", r"\1", row["config"]), object_hook=current_names)
+
+
 def _difference(old: Row, new: Row) -> str:
-    before, after = json.loads(old["config"]), json.loads(new["config"])
+    before, after = _configuration(old), _configuration(new)
     if not isinstance(before, dict):
         return f"{before!r} is no configuration"
     changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]

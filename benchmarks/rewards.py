@@ -120,10 +120,10 @@ def settings(cell: Cell) -> Any:
     """
     from agents import drlih as agent
 
-    if cell.agent not in (able := [name for name in agent.NETWORKS if name not in ("paper", "released")]):
+    if cell.agent not in (able := [name for name in agent.VARIANTS if name not in ("paper", "released")]):
         raise ValueError(f"there is no agent {cell.agent!r} that takes a reward: choose from {', '.join(able)}")
     return agent.Args(
-        variant=cell.agent,  # type: ignore[arg-type]
+        variant=cell.agent,
         reward=register(cell.design),
         bits=cell.bits,
         seed=cell.seed,

@@ -74,7 +74,7 @@ def jobs(updates: int) -> dict[str, tuple[int, Callable[[], Any]]]:
         for variant in ("hashgym", "norec"):
             args = drlih.Args(variant=variant, bits=48, updates=updates, holdout=0.0)
             found[f"drlih {variant}, {name}"] = (
-                args.lanes * dataset.dim * args.hidden,
+                args.num_envs * dataset.dim * args.hidden,
                 lambda dataset=dataset, args=args: drlih.train(dataset, args, progress=False),  # type: ignore[misc]
             )
     return found

@@ -57,7 +57,7 @@ def test_a_command_line_knows_its_name_and_version(module, monkeypatch, capsys):
         ("agents.drlih", ["--group-bits", "0"], "group_bits must be above 0, got 0"),
         ("agents.drlih", ["--bits", "-3"], "bits must be above 0, got -3"),
         ("agents.drlih", ["--dataset", "digit"], "(did you mean 'digits'?)"),
-        ("agents.mch", ["hashgym", "--lanes", "0"], "lanes must be above 0, got 0"),
+        ("agents.mch", ["hashgym", "--lanes", "0"], "num_envs must be above 0, got 0"),
         ("agents.mch", ["hashgym", "--base", "dcch"], "(did you mean 'dch'?)"),
         ("agents.sb3", ["--algo", "pp0"], "(did you mean 'ppo'?)"),
         ("agents.sb3", ["--group-bits", "-1"], "group_bits must be above 0, got -1"),
@@ -104,7 +104,7 @@ def started(command: list[str], folder: Path) -> subprocess.Popen[str]:
 def test_ctrl_c_says_how_to_resume(tmp_path):
     """Sent to the program and all that it started, as a terminal does."""
     out = tmp_path / "a [/b] :dog:"
-    command = [sys.executable, "-m", "agents.drlih", "--bits", "12", "--lanes", "16", "--updates", "1000000"]
+    command = [sys.executable, "-m", "agents.drlih", "--bits", "12", "--num-envs", "16", "--updates", "1000000"]
     command += ["--checkpoint-every", "5", "--out", str(out)]
     slow = started(command, ROOT)
     while not (out / "checkpoint.pt").exists():
@@ -117,13 +117,14 @@ def test_ctrl_c_says_how_to_resume(tmp_path):
 
 
 def test_ctrl_c_and_no_folder(tmp_path, capsys):
-    from agents import runs
+    from agents import training
 
     for out, warning, message in (
-        (None, "there is no --out: the trained policy is thrown away at the end", "nothing is kept"),
+        (None, "there is no --out: the trained policy is not saved", "nothing is saved"),
         (tmp_path / "out", "", "has no checkpoint yet, so the same command starts from the beginning"),
     ):
-        with pytest.raises(SystemExit) as stopped, runs.interruptible(out):  # noqa: PT012 - what it says comes before
+        with pytest.raises(SystemExit) as stopped, training.interruptible(out):  # noqa: PT012 - what it says comes before
+            training.warn_unsaved(out)
             said = capsys.readouterr().err
             raise KeyboardInterrupt
         assert warning in said

@@ -188,7 +188,7 @@ def test_a_saved_hasher_names_its_module_and_imports_nothing(own: str, tmp_path:
 
 
 def test_an_agent_takes_a_reward_of_a_module(own: str, multi_label: HashingDataset) -> None:
-    args = drlih.Args(reward=f"{own}:Ones", bits=4, group_bits=4, updates=1, lanes=8, hidden=8, device="cpu")
+    args = drlih.Args(reward=f"{own}:Ones", bits=4, group_bits=4, updates=1, num_envs=8, hidden=8, device="cpu")
     assert drlih.train(multi_label, args, progress=False).dim == multi_label.dim
 
 

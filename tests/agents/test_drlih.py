@@ -18,21 +18,21 @@ import torch
 from torch.nn import functional as F
 
 import hashgym
-from agents import drlih, runs
+from agents import checkpoint, drlih, training
 from agents.drlih import Args
 from hashgym import hashers
 from hashgym.data import HashingDataset, load
 from hashgym.envs.bit_group_hashing import observation
 from hashgym.retrieval import metrics
 
-VARIANTS = ("hashgym", "norec", "paper", "released", "gru", "lstm")
-FUSED: Any = ("gru", "lstm")
+VARIANTS = list(drlih.VARIANTS)
+FUSED = ("gru", "lstm")
 SMALL: dict[str, Any] = {
     "bits": 10,
     "group_bits": 4,
     "hidden": 16,
-    "history": 5,
-    "lanes": 12,
+    "rnn_hidden": 5,
+    "num_envs": 12,
     "updates": 20,
     "holdout": 0.2,
 }
@@ -45,6 +45,12 @@ def _one_thread() -> Any:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def fused(args: Args, dim: int = 3) -> drlih.FusedGRU:
+    policy = drlih.VARIANTS[args.variant].network(dim, args)
+    assert isinstance(policy, drlih.FusedGRU)
+    return policy
 
 
 def gradient_of_expected_reward(logits: torch.Tensor, reward: dict[tuple[int, ...], float]) -> torch.Tensor:
@@ -67,15 +73,15 @@ def expectation_over_codes(logits: torch.Tensor, gradient: Any, reward: dict[tup
 
 
 @pytest.fixture
-def small_game() -> tuple[torch.Tensor, dict[tuple[int, ...], float]]:
+def small_task() -> tuple[torch.Tensor, dict[tuple[int, ...], float]]:
     """Logits of 4 bits, and an arbitrary reward for each of the 16 codes."""
     rng = np.random.default_rng(0)
     codes = itertools.product((0, 1), repeat=4)
     return torch.tensor(rng.standard_normal(4)), {code: float(rng.standard_normal()) for code in codes}
 
 
-def test_credit_loss_is_the_exact_gradient_in_expectation(small_game: Any) -> None:
-    logits, reward = small_game
+def test_credit_loss_is_the_exact_gradient_in_expectation(small_task: Any) -> None:
+    logits, reward = small_task
 
     def gradient(code: tuple[int, ...]) -> torch.Tensor:
         def flipped(bit: int, value: int) -> float:
@@ -90,8 +96,8 @@ def test_credit_loss_is_the_exact_gradient_in_expectation(small_game: Any) -> No
     )
 
 
-def test_reinforce_loss_is_the_exact_gradient_in_expectation(small_game: Any) -> None:
-    logits, reward = small_game
+def test_reinforce_loss_is_the_exact_gradient_in_expectation(small_task: Any) -> None:
+    logits, reward = small_task
 
     def gradient(code: tuple[int, ...]) -> torch.Tensor:
         x = logits.clone().requires_grad_()
@@ -126,7 +132,8 @@ def test_released_loss_equals_a_naive_loop() -> None:
 
 @pytest.mark.parametrize("variant", ["paper", "released"])
 def test_the_papers_cell_follows_equations_5_and_6(variant: Any) -> None:
-    policy = drlih.PaperCell(3, Args(**{**SMALL, "variant": variant})).eval()
+    args = Args(**{**SMALL, "variant": variant})
+    policy: Any = drlih.VARIANTS[variant].network(3, args).eval()
     image = torch.randn(2, 3)
     w = {name: part.detach().numpy().astype(float) for name, part in policy.named_parameters()}
     expected = np.zeros((2, 10))
@@ -142,7 +149,7 @@ def test_the_papers_cell_follows_equations_5_and_6(variant: Any) -> None:
                 x = c  # x_t = c_(t-1)
             h = c  # the last hidden state is the history of the next group
     with torch.no_grad():
-        state, logits = policy.begin(image), []
+        state, logits = policy.initial_state(image), []
         for g in range(3):
             logit, state = policy.step(state, torch.zeros(2, 10), g)
             logits.append(logit)
@@ -154,15 +161,15 @@ def test_the_recurrent_policy_begins_as_the_one_without_recurrence_and_reads_the
     policy = drlih.Recurrent(3, Args(**SMALL)).eval()
     image, code = torch.randn(2, 3), torch.ones(2, 10)
     with torch.no_grad():
-        direct = drlih.FeedForward.begin(policy, image)[0]
+        direct = drlih.FeedForward.initial_state(policy, image)[0]
         for last in (False, True):
-            state = policy.begin(image)
+            state = policy.initial_state(image)
             for g, (start, stop) in enumerate(policy.groups):
                 logits, state = policy.step(state, code, g)
                 same = torch.equal(logits, direct[:, start:stop])
                 assert same is (not last or g == 0)
             torch.nn.init.normal_(policy.correction.weight)
-        one, other = (policy.step(policy.begin(image), bits, 1)[0] for bits in (code, -code))
+        one, other = (policy.step(policy.initial_state(image), bits, 1)[0] for bits in (code, -code))
     assert not torch.equal(one, other)
 
 
@@ -171,23 +178,23 @@ def test_the_recurrent_policy_begins_as_the_one_without_recurrence_and_reads_the
 def test_one_call_of_the_cell_equals_step_by_step(variant: Any, bits: int, group_bits: int) -> None:
     torch.manual_seed(0)
     args = Args(**{**SMALL, "variant": variant, "bits": bits, "group_bits": group_bits})
-    policy = drlih.FusedRecurrent(3, args).train()  # with dropout: the embedding's is shared, and there is no other
+    policy = fused(args).train()  # with dropout: the embedding's is shared, and there is no other
     code = (torch.rand(7, bits) < 0.5) * 2.0 - 1
-    begun = state = policy.begin(torch.randn(7, 3))
+    initial = state = policy.initial_state(torch.randn(7, 3))
     values, logits, emitted = [], [], torch.zeros(7, bits)
     for g, (start, stop) in enumerate(policy.groups):  # what acting sees: 0 where nothing is emitted yet
         logit, state = policy.step(state, emitted, g)
         hidden = state[1][0] if variant == "lstm" else state[1]
-        values.append(policy.critic(torch.cat([begun[0], hidden[0]], dim=1))[:, 0])
+        values.append(policy.critic(torch.cat([initial[0], hidden[0]], dim=1))[:, 0])
         logits.append(logit)
         emitted[:, start:stop] = code[:, start:stop]
-    fused, value = policy.unroll(begun, code)
-    assert fused.shape == (7, bits)
-    torch.testing.assert_close(fused, torch.cat(logits, 1), rtol=0, atol=1e-6)
+    unrolled, value = policy.unroll(initial, code)
+    assert unrolled.shape == (7, bits)
+    torch.testing.assert_close(unrolled, torch.cat(logits, 1), rtol=0, atol=1e-6)
     torch.testing.assert_close(value, torch.stack(values, 1), rtol=0, atol=1e-6)
     gradients = [
         torch.autograd.grad(each.square().sum(), list(policy.cell.parameters()), retain_graph=True)
-        for each in (fused, torch.cat(logits, 1))
+        for each in (unrolled, torch.cat(logits, 1))
     ]
     for one, other in zip(*gradients, strict=True):  # backpropagated through time alike
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
@@ -196,11 +203,11 @@ def test_one_call_of_the_cell_equals_step_by_step(variant: Any, bits: int, group
 @pytest.mark.parametrize("variant", FUSED)
 def test_logits_follow_from_earlier_groups_and_the_image_alone(variant: Any) -> None:
     torch.manual_seed(0)
-    policy = drlih.FusedRecurrent(3, Args(**SMALL, variant=variant)).eval()
+    policy = fused(Args(**SMALL, variant=variant)).eval()
     image, code = torch.randn(2, 3), torch.ones(2, 10)
-    logits, value = policy.unroll(policy.begin(image), code)
+    logits, value = policy.unroll(policy.initial_state(image), code)
     code[:, 4:] = -1  # the second group and the last
-    others, other_value = policy.unroll(policy.begin(image), code)
+    others, other_value = policy.unroll(policy.initial_state(image), code)
     assert torch.equal(others[:, :8], logits[:, :8])
     assert torch.equal(other_value[:, :2], value[:, :2])  # V of a group has not seen its bits
     assert (others[:, 8:] != logits[:, 8:]).all()
@@ -233,9 +240,9 @@ def test_baseline_loss_equals_a_naive_loop() -> None:
     assert drlih.baseline_loss(*tensors, args).item() == pytest.approx(expected, rel=1e-9)
 
 
-def test_baseline_loss_is_the_exact_gradient_in_expectation(small_game: Any) -> None:
+def test_baseline_loss_is_the_exact_gradient_in_expectation(small_task: Any) -> None:
     """Two groups of two bits; the second group's value knows the first one's bits."""
-    logits, reward = small_game
+    logits, reward = small_task
     args = Args(bits=4, group_bits=2, entropy_weight=0.0)
 
     def gradient(code: tuple[int, ...]) -> torch.Tensor:
@@ -270,16 +277,17 @@ def test_the_baseline_learns_by_its_error_alone() -> None:
 def test_a_rollout_is_differentiated_under_the_policy_that_sampled(multi_label: HashingDataset, variant: Any) -> None:
     args = Args(**SMALL, variant=variant, reward="triplet", group_weight=0.5)
     torch.manual_seed(0)
-    run = drlih._Run(drlih.FusedRecurrent(multi_label.dim, args).train(), multi_label, np.array([], int), args)
+    policy = fused(args, multi_label.dim).train()
+    run = drlih.Run(policy, multi_label, np.array([], int), args)
     seen: list[torch.Tensor] = []
-    run.policy.actor.register_forward_hook(lambda *call: seen.append(call[2]))
-    rollout, scalars = run.rollout()
-    *acted, fused = seen
+    policy.actor.register_forward_hook(lambda *call: seen.append(call[2]))
+    rollout = run.rollout()
+    *acted, unrolled = seen
     assert not any(logits.requires_grad for logits in acted)
-    assert fused.requires_grad
-    torch.testing.assert_close(torch.stack(acted), fused, rtol=0, atol=1e-5)
-    parts = [scalars[f"reward/{scope}/triplet"] for scope in ("group", "global")]
-    assert rollout.reward[:, -1].mean().item() == pytest.approx(sum(parts), rel=1e-5)
+    assert unrolled.requires_grad
+    torch.testing.assert_close(torch.stack(acted), unrolled, rtol=0, atol=1e-5)
+    parts = [rollout.components[f"{scope}/triplet"] for scope in ("group", "global")]
+    np.testing.assert_allclose(rollout.reward[:, -1], sum(parts), rtol=1e-5)
     torch.testing.assert_close(rollout.group_reward[:, [0, 4, 8]][:, :2], rollout.reward[:, :2])
     assert (rollout.credit == 0).all()  # rewards alone were asked for
 
@@ -303,7 +311,7 @@ def test_encoding_equals_the_policys_own_logits(multi_label: HashingDataset, var
     codes = hashgym.encode(policy, multi_label.features, bits=10, group_bits=4)
     code = torch.zeros(60, 10)
     with torch.no_grad():
-        state = policy.begin(torch.from_numpy(multi_label.features))
+        state = policy.initial_state(torch.from_numpy(multi_label.features))
         for g, (start, stop) in enumerate(policy.groups):
             logits, state = policy.step(state, code, g)
             code[:, start:stop] = torch.where(logits > 0, 1.0, -1.0)
@@ -317,7 +325,7 @@ def test_sampled_actions_follow_the_probabilities() -> None:
     seen = observation(image, np.zeros((4000, 10), bool), 0, 0)
     sampled, _ = policy.predict(seen, deterministic=False)
     with torch.no_grad():
-        p = torch.sigmoid(policy.begin(torch.from_numpy(image[:1]))[0][0, :4])
+        p = torch.sigmoid(policy.initial_state(torch.from_numpy(image[:1]))[0][0, :4])
     np.testing.assert_allclose(sampled.mean(0), p.numpy(), atol=0.05)
     likelier, _ = policy.predict(seen)
     np.testing.assert_array_equal(likelier[0], p.numpy() > 0.5)
@@ -328,18 +336,18 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     multi_label: HashingDataset, tmp_path: Path, variant: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     args = Args(**SMALL, variant=variant, checkpoint_every=6)
-    learn = drlih._Run.learn
+    update = drlih.Run.update
 
-    def interrupted(run: drlih._Run) -> dict[str, float]:
-        if run.update == 15:
+    def interrupted(run: drlih.Run) -> dict[str, float]:
+        if run.num_updates == 15:
             raise KeyboardInterrupt
-        return learn(run)
+        return update(run)
 
     with monkeypatch.context() as patched:
-        patched.setattr(drlih._Run, "learn", interrupted)
+        patched.setattr(drlih.Run, "update", interrupted)
         with pytest.raises(KeyboardInterrupt):
             drlih.train(multi_label, args, out=tmp_path, progress=False)
-    assert runs.load(tmp_path / "checkpoint.pt")["update"] == 12
+    assert checkpoint.load(tmp_path / "checkpoint.pt")["update"] == 12
     resumed = drlih.train(multi_label, args, out=tmp_path, resume=True, progress=False)
     undisturbed = drlih.train(multi_label, args, progress=False)
     for one, other in zip(resumed.parameters(), undisturbed.parameters(), strict=True):
@@ -348,7 +356,10 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
 
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     """kill -9 in the middle, then resume: weights equal those of a run that was never stopped."""
-    updates, options = 200, {"hidden": "32", "lanes": "16", "bits": "12", "group-bits": "8", "checkpoint-every": "10"}
+    updates, options = (
+        200,
+        {"hidden": "32", "num_envs": "16", "bits": "12", "group-bits": "8", "checkpoint-every": "10"},
+    )
     command = [sys.executable, "-m", "agents.drlih", "--updates", str(updates)]
     command += [word for name, value in options.items() for word in (f"--{name}", value)]
     environment = {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
@@ -361,7 +372,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
         time.sleep(0.005)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    assert 0 < runs.load(checkpoint)["update"] < updates
+    assert 0 < checkpoint.load(checkpoint)["update"] < updates
     for arguments in ([*command, "--out", str(tmp_path / "a"), "--resume"], [*command, "--out", str(tmp_path / "b")]):
         subprocess.run(arguments, cwd=root, env=environment, check=True, stdout=subprocess.DEVNULL)
     resumed, undisturbed = (drlih.load(tmp_path / name / "policy.pt", "cpu") for name in "ab")
@@ -388,7 +399,7 @@ def test_what_a_run_leaves(multi_label: HashingDataset, tmp_path: Path, variant:
         "policy/entropy_nats_per_bit",
         "policy/bit_imbalance",
         "retrieval/held_out_map",
-        "speed/lane_steps_per_second",
+        "speed/steps_per_second",
         *(["policy/value_error"] if variant in FUSED else []),
     }
     assert [point.step for point in events.Scalars("loss")] == [5, 8, 10, 15, 16, 20]
@@ -397,26 +408,26 @@ def test_what_a_run_leaves(multi_label: HashingDataset, tmp_path: Path, variant:
     for resume, out, changed, message in (
         (False, "run", args, "holds a run: resume it"),
         (True, "elsewhere", args, "no run to resume"),
-        (True, "run", dataclasses.replace(args, bits=11), "begun with another bits"),
+        (True, "run", dataclasses.replace(args, bits=11), "started with another bits"),
     ):
         with pytest.raises(ValueError, match=message):
             drlih.train(multi_label.standardized(), changed, out=tmp_path / out, resume=resume, progress=False)
     with pytest.raises(ValueError, match="other data"):
         drlih.train(multi_label, args, out=tmp_path / "run", resume=True, progress=False)
     (tmp_path / "run" / "checkpoint.pt").write_bytes(b"not a checkpoint")
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(ValueError, match="corrupt"):
         drlih.train(multi_label.standardized(), args, out=tmp_path / "run", resume=True, progress=False)
     with pytest.raises(ValueError, match="does not exist"):
         drlih.load(tmp_path / "none.pt")
 
 
 def test_held_out_images_and_queries_are_never_learnt_from(multi_label: HashingDataset) -> None:
-    learning, held_out = runs.split(multi_label, Args(**SMALL))
+    learning, held_out = training.split(multi_label, Args(**SMALL))
     assert len(held_out) == 8
     assert not np.intersect1d(learning.train, held_out).size
     assert not np.intersect1d(multi_label.query, np.concatenate([learning.train, held_out])).size
     np.testing.assert_array_equal(np.sort(np.concatenate([learning.train, held_out])), multi_label.train)
-    # The mAP that is watched, against a loop over the held-out images.
+    # The mAP of evaluate, against a loop over the held-out images.
     policy = drlih.FeedForward(multi_label.dim, Args(**SMALL))
     codes = hashgym.encode(policy, multi_label.features[held_out], bits=10, group_bits=4)
     labels = multi_label.labels[held_out]
@@ -427,8 +438,8 @@ def test_held_out_images_and_queries_are_never_learnt_from(multi_label: HashingD
             scores.append(
                 metrics.mean_average_precision(codes[i : i + 1], labels[i : i + 1], codes[others], labels[others])
             )
-    watched = drlih._Run(policy, learning, held_out, Args(**SMALL)).watch()["retrieval/held_out_map"]
-    assert watched == pytest.approx(np.mean(scores), rel=1e-9)
+    measured = drlih.Run(policy, learning, held_out, Args(**SMALL)).evaluate()["retrieval/held_out_map"]
+    assert measured == pytest.approx(np.mean(scores), rel=1e-9)
 
 
 @pytest.mark.parametrize("variant", ["hashgym", "norec", *FUSED])
@@ -442,11 +453,24 @@ def test_all_but_the_papers_variants_take_any_reward(multi_label: HashingDataset
 def test_every_variant_has_a_preset() -> None:
     assert {name: args.variant for name, args in drlih.PRESETS.items()} == {name: name for name in VARIANTS}
     assert drlih.PRESETS["hashgym"] == Args()
+    assert (drlih.PRESETS["gru"].updates, drlih.PRESETS["gru"].num_envs) == (2000, 512)
 
 
-def test_the_command_begins_with_the_variants_preset() -> None:
-    asked = drlih.command(["--variant", "gru", "--updates", "7", "--dataset", "elsewhere"])
-    assert asked == drlih.Main(dataclasses.replace(drlih.PRESETS["gru"], updates=7), dataset="elsewhere")
+def test_a_variant_is_one_entry(multi_label: HashingDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Network, loss, reward and defaults of a new one are all that training, saving and loading need."""
+    loss = lambda rollout, args: drlih.reinforce_loss(rollout.logits, rollout.bits, rollout.group_reward)  # noqa: E731
+    variant = drlih.Variant(drlih.FeedForward, loss, drlih.triplet_reward)
+    monkeypatch.setitem(drlih.VARIANTS, "mine", variant)
+    policy = drlih.train(multi_label, Args(**SMALL, variant="mine"), out=tmp_path, progress=False)
+    loaded = drlih.load(tmp_path / "policy.pt", "cpu")
+    features = multi_label.features
+    np.testing.assert_array_equal(*(hashgym.encode(p, features, bits=10, group_bits=4) for p in (policy, loaded)))
+
+
+@pytest.mark.parametrize("words", [["gru"], ["--variant", "gru"], ["--variant=gru"]])
+def test_the_command_starts_with_the_variants_preset(words: list[str]) -> None:
+    run = drlih.command([*words, "--updates", "7", "--dataset", "elsewhere"])
+    assert run == drlih.Main(dataclasses.replace(drlih.PRESETS["gru"], updates=7), dataset="elsewhere")
     assert drlih.command([]) == drlih.Main(Args())
 
 
@@ -489,15 +513,15 @@ def unsupervised_map() -> float:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_learns_digits(variant: Any) -> None:
-    fused = {"lanes": 128, "updates": 400, "learning_rate": 1e-2, "input_dropout": 0.1, "dropout": 0.2}
+    recurrent = {"num_envs": 128, "updates": 400, "learning_rate": 1e-2, "input_dropout": 0.1, "dropout": 0.2}
     options = {
-        "gru": fused,
-        "lstm": fused,
-        "hashgym": {"lanes": 128, "updates": 250, "learning_rate": 1e-2, "input_dropout": 0.1, "dropout": 0.2},
-        "norec": {"lanes": 128, "updates": 250, "learning_rate": 1e-2, "input_dropout": 0.1, "dropout": 0.2},
+        "gru": recurrent,
+        "lstm": recurrent,
+        "hashgym": {"num_envs": 128, "updates": 250, "learning_rate": 1e-2, "input_dropout": 0.1, "dropout": 0.2},
+        "norec": {"num_envs": 128, "updates": 250, "learning_rate": 1e-2, "input_dropout": 0.1, "dropout": 0.2},
         # A recurrence over bits trains less easily, and worst where dropout disturbs it.
-        "paper": {"lanes": 128, "updates": 400, "learning_rate": 2e-3, "input_dropout": 0.0, "dropout": 0.0},
-        "released": {"lanes": 64, "updates": 300, "learning_rate": 3e-3, "input_dropout": 0.1, "dropout": 0.2},
+        "paper": {"num_envs": 128, "updates": 400, "learning_rate": 2e-3, "input_dropout": 0.0, "dropout": 0.0},
+        "released": {"num_envs": 64, "updates": 300, "learning_rate": 3e-3, "input_dropout": 0.1, "dropout": 0.2},
     }[variant]
     args = Args(variant=variant, hidden=128, **options)
     policy = drlih.train(digits(), args, progress=False)
@@ -506,9 +530,9 @@ def test_every_variant_learns_digits(variant: Any) -> None:
 
 
 def test_bits_become_decided_and_balanced() -> None:
-    policy = drlih.train(digits(), Args(hidden=128, lanes=128, updates=250, learning_rate=1e-2), progress=False)
+    policy = drlih.train(digits(), Args(hidden=128, num_envs=128, updates=250, learning_rate=1e-2), progress=False)
     with torch.no_grad():
-        p = torch.sigmoid(policy.begin(torch.from_numpy(digits().features[digits().train]))[0])
+        p = torch.sigmoid(policy.initial_state(torch.from_numpy(digits().features[digits().train]))[0])
     assert F.binary_cross_entropy(p, p) < 0.4  # nats a bit; a coin has 0.69
     assert ((p > 0.5).float().mean(0) - 0.5).abs().mean() < 0.3
 

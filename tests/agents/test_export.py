@@ -15,7 +15,8 @@ from stable_baselines3 import PPO
 
 import hashgym
 import hashgym.hashers
-from agents import drlih, mch, runs, sb3
+from agents import checkpoint, drlih, mch, sb3
+from agents.sb3_policies import Greedy
 from hashgym import codes, data
 from hashgym.data import HashingDataset
 from hashgym.encoders import Encoder, load_encoder
@@ -91,27 +92,27 @@ def check_regions(encoder: Encoder, policy: Any, threshold: float, sequential: b
     assert (alone.words[:, 0] == codes.pack(base().encode(moved[:, 0]))).all()
 
 
-@pytest.mark.parametrize("variant", drlih.NETWORKS)
-def test_drlih(variant: drlih.Variant, tmp_path: Path) -> None:
-    args = drlih.Args(variant=variant, bits=17, group_bits=6, hidden=32, history=16)
-    policy = lively(drlih.NETWORKS[variant](digits().dim, args)).eval()
+@pytest.mark.parametrize("variant", drlih.VARIANTS)
+def test_drlih(variant: str, tmp_path: Path) -> None:
+    args = drlih.Args(variant=variant, bits=17, group_bits=6, hidden=32, rnn_hidden=16)
+    policy = lively(drlih.VARIANTS[variant].network(digits().dim, args)).eval()
     path = tmp_path / "policy.onnx"
-    runs.export(lambda: GroupsHead(policy, 17, 6), digits(), args, path, bits=17, group_bits=6)
+    checkpoint.write_encoder(lambda: GroupsHead(policy, 17, 6), digits(), args, path, bits=17, group_bits=6)
     check(load_encoder(path), policy, 17, 6)
 
 
 def batch(env: str, algo: str) -> dict[str, int | float]:
-    """A batch size for few lanes, of algorithms that have one."""
+    """A batch size for few environments, of algorithms that have one."""
     return {"batch_size": 4} if "batch_size" in sb3.PRESETS[env][algo].settings else {}
 
 
 @pytest.mark.parametrize("algo", sb3.PRESETS["BitGroupHashing-v0"])
 def test_stable_baselines3(algo: str, tmp_path: Path) -> None:
-    args = sb3.Args(algo=algo, bits=10, group_bits=4, lanes=4, settings=batch("BitGroupHashing-v0", algo))
+    args = sb3.Args(algo=algo, bits=10, group_bits=4, num_envs=4, settings=batch("BitGroupHashing-v0", algo))
     policy = lively(sb3.make_model(sb3.make_envs(digits(), args, None), args).policy)
     policy.set_training_mode(False)
     path = tmp_path / "policy.onnx"
-    runs.export(lambda: GroupsHead(sb3.Greedy(policy), 10, 4), digits(), args, path, bits=10, group_bits=4)
+    checkpoint.write_encoder(lambda: GroupsHead(Greedy(policy), 10, 4), digits(), args, path, bits=10, group_bits=4)
     check(load_encoder(path), policy, 10, 4)
 
 
@@ -123,7 +124,7 @@ def test_stable_baselines3_with_a_gaussian(tmp_path: Path) -> None:
     path = tmp_path / "policy.onnx"
     write(
         path,
-        GroupsHead(sb3.Greedy(policy), 10, 4),
+        GroupsHead(Greedy(policy), 10, 4),
         dim=64,
         bits=10,
         source={},
@@ -135,18 +136,18 @@ def test_stable_baselines3_with_a_gaussian(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("algo", sb3.PRESETS["RegionKeep-v0"])
 def test_stable_baselines3_on_regions(algo: str, tmp_path: Path) -> None:
-    args = sb3.Args(algo=algo, env="RegionKeep-v0", bits=16, lanes=4, settings=batch("RegionKeep-v0", algo))
+    args = sb3.Args(algo=algo, env="RegionKeep-v0", bits=16, num_envs=4, settings=batch("RegionKeep-v0", algo))
     policy = lively(sb3.make_model(sb3.make_envs(scenes(), args, base()), args).policy)
     policy.set_training_mode(False)
     path = tmp_path / "policy.onnx"
-    head = RegionsHead(hasher_head(base()), sb3.Greedy(policy))
-    runs.export(lambda: head, scenes(), args, path, bits=16, threshold=0.5)
+    head = RegionsHead(hasher_head(base()), Greedy(policy))
+    checkpoint.write_encoder(lambda: head, scenes(), args, path, bits=16, threshold=0.5)
     check_regions(load_encoder(path), policy, 0.5, sequential=False)
 
 
 @pytest.mark.parametrize(("regions", "xi"), [(1, 0.5), (1, 0.3), (3, 0.3)])
 def test_mch(regions: int, xi: float, tmp_path: Path) -> None:
-    args = mch.Args(updates=1, lanes=64, regions_per_episode=regions, holdout=0)
+    args = mch.Args(updates=1, num_envs=64, regions_per_episode=regions, holdout=0)
     policy = mch.train(scenes(), base(), args, out=tmp_path, threshold=xi, progress=False)
     encoder = load_encoder(tmp_path / "policy.onnx")
     assert (encoder.regions, encoder.threshold, encoder.sigma) == (5, xi, 0.5)
@@ -158,16 +159,16 @@ def test_mch(regions: int, xi: float, tmp_path: Path) -> None:
     assert (found.words == expected.words).all()
     assert (found.kept == expected.kept).all()
     head = RegionsHead(hasher_head(base()), lively(policy, 3.0), threshold=xi if regions > 1 else None)
-    runs.export(lambda: head, scenes(), args, tmp_path / "other.onnx", bits=16, threshold=xi)
+    checkpoint.write_encoder(lambda: head, scenes(), args, tmp_path / "other.onnx", bits=16, threshold=xi)
     check_regions(load_encoder(tmp_path / "other.onnx"), policy, xi, sequential=regions > 1)
 
 
 def quick(agent: str, out: Path, resume: bool = False) -> Any:
     """The smallest run of an agent on BitGroupHashing-v0."""
     if agent == "drlih":
-        drlih_args = drlih.Args(bits=8, group_bits=4, updates=2, lanes=8, hidden=8, history=4)
+        drlih_args = drlih.Args(bits=8, group_bits=4, updates=2, num_envs=8, hidden=8, rnn_hidden=4)
         return drlih.train(digits(), drlih_args, out=out, resume=resume, progress=False)
-    sb3_args = sb3.Args(bits=8, group_bits=4, steps=256, lanes=8, settings={"batch_size": 32}, checkpoints=2)
+    sb3_args = sb3.Args(bits=8, group_bits=4, steps=256, num_envs=8, settings={"batch_size": 32}, checkpoints=2)
     return sb3.train(digits(), sb3_args, out=out, resume=resume, progress=False)
 
 
@@ -184,10 +185,10 @@ def test_a_run_writes_its_encoder_and_a_finished_one_when_it_is_resumed(agent: s
     assert path.read_bytes() == written
 
 
-def test_a_policy_that_was_not_watched_is_exported_too(tmp_path: Path) -> None:
-    """Its last call was one of learning, whose tensors have a graph."""
+def test_a_policy_that_was_not_evaluated_is_exported_too(tmp_path: Path) -> None:
+    """Its last forward pass was one of learning, whose tensors have a graph."""
     settings: dict[str, int | float] = {"batch_size": 32}
-    args = sb3.Args(env="RegionKeep-v0", bits=16, steps=256, lanes=8, holdout=0, settings=settings)
+    args = sb3.Args(env="RegionKeep-v0", bits=16, steps=256, num_envs=8, holdout=0, settings=settings)
     policy = sb3.train(scenes(), args, base=base(), out=tmp_path, progress=False)
     rows = np.arange(100)
     plain, expected = data.load("digit-scenes"), sb3.encode(policy, args, scenes(), rows, base())
@@ -212,10 +213,12 @@ def test_without_onnx_a_run_says_how_to_get_its_encoder(
 
 
 def test_exporting_draws_nothing_and_leaves_the_policy_as_it_is(tmp_path: Path) -> None:
-    args = drlih.Args(bits=8, group_bits=4, hidden=8, history=4)
-    policy = drlih.NETWORKS["hashgym"](digits().dim, args).train()
+    args = drlih.Args(bits=8, group_bits=4, hidden=8, rnn_hidden=4)
+    policy = drlih.VARIANTS["hashgym"].network(digits().dim, args).train()
     before, state = torch.get_rng_state(), {name: part.clone() for name, part in policy.state_dict().items()}
-    runs.export(lambda: GroupsHead(policy, 8, 4), digits(), args, tmp_path / "x.onnx", bits=8, group_bits=4)
+    checkpoint.write_encoder(
+        lambda: GroupsHead(policy, 8, 4), digits(), args, tmp_path / "x.onnx", bits=8, group_bits=4
+    )
     assert torch.equal(torch.get_rng_state(), before)
     assert policy.training
     assert all(torch.equal(part, state[name]) for name, part in policy.state_dict().items())

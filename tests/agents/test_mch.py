@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import hashgym
-from agents import mch, runs, sb3
+from agents import checkpoint, mch, sb3, training
 from agents.mch import Args
 from hashgym import codes, hashers
 from hashgym.codes import CodeSets
@@ -21,7 +21,7 @@ from hashgym.data import DataError, HashingDataset, load
 from hashgym.hashers.pairwise import PairwiseHasher
 from hashgym.retrieval import evaluate
 
-SMALL: dict[str, Any] = {"lanes": 16, "updates": 12, "holdout": 0.25, "evaluate_every": 4, "checkpoint_every": 5}
+SMALL: dict[str, Any] = {"num_envs": 16, "updates": 12, "holdout": 0.25, "evaluate_every": 4, "checkpoint_every": 5}
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,7 @@ def test_every_estimator_has_the_exact_gradient_on_average(estimator: str) -> No
     for action in (0, 1):
         taken = torch.full((5,), action)
         loss = mch.LOSSES[estimator](torch.log_softmax(logits, dim=1), taken, reward)
-        (gradient,) = torch.autograd.grad(-loss, logits)  # row i depends on lane i alone
+        (gradient,) = torch.autograd.grad(-loss, logits)  # row i depends on environment i alone
         total += torch.softmax(logits, dim=1).detach()[:, [action]] * gradient
     torch.testing.assert_close(total, exact)
 
@@ -66,9 +66,9 @@ def test_every_estimator_has_the_exact_gradient_on_average(estimator: str) -> No
 def test_a_worked_example_of_equation_7() -> None:
     log_pi = torch.log(torch.tensor([[0.75, 0.25], [0.5, 0.5]]))
     action, keep_reward = torch.tensor([1, 0]), torch.tensor([2.0, 3.0])
-    # lane 0 keeps and earns 2; lane 1 discards and earns 0
+    # the first keeps and earns 2; the second discards and earns 0
     assert mch.reinforce_loss(log_pi, action, keep_reward).item() == pytest.approx(-2 * np.log(0.25) / 2)
-    assert mch.exact_loss(log_pi, action, keep_reward).item() == pytest.approx(-(0.25 * 2 + 0.5 * 3) / 2)
+    assert mch.exact_loss(log_pi, keep_reward).item() == pytest.approx(-(0.25 * 2 + 0.5 * 3) / 2)
     critical = -((1 - 0.25) * 2 * np.log(0.25) + (0 - 0.5) * 3 * np.log(0.5)) / 2
     assert mch.self_critical_loss(log_pi, action, keep_reward).item() == pytest.approx(critical)
 
@@ -81,7 +81,7 @@ def test_the_network_is_the_papers() -> None:
     sequential = mch.Policy(7, 4, Args(regions_per_episode=2))
     assert sequential.keys[-1] == "kept"
     paper = mch.PAPER
-    settings = paper.optimizer, paper.learning_rate, paper.weight_decay, paper.lanes, paper.updates, paper.reduction
+    settings = paper.optimizer, paper.learning_rate, paper.weight_decay, paper.num_envs, paper.updates, paper.reduction
     assert settings == ("sgd", 1e-4, 5e-4, 256, 100, "sum")
     assert (paper.estimator, paper.dropout, paper.scale_reward) == ("reinforce", 0.0, False)
 
@@ -117,14 +117,14 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(
 ) -> None:
     args = Args(**SMALL, regions_per_episode=3)
     mch.train(scenes, base, args, out=tmp_path / "whole", progress=False)
-    save = runs.save
+    save = checkpoint.save
 
     def killed(content: dict[str, Any], path: Path) -> None:
         save(content, path)
         if content["update"] == 5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "save", killed)
+    monkeypatch.setattr(checkpoint, "save", killed)
     with pytest.raises(KeyboardInterrupt):
         mch.train(scenes, base, args, out=tmp_path / "killed", progress=False)
     monkeypatch.undo()
@@ -155,11 +155,11 @@ def test_what_a_run_leaves(scenes: HashingDataset, base: PairwiseHasher, tmp_pat
         mch.load(tmp_path / "none.pt")
 
 
-def test_what_is_watched_equals_a_loop(scenes: HashingDataset, base: PairwiseHasher) -> None:
-    learning, held_out = runs.split(scenes, Args(**SMALL))
+def test_evaluation_equals_a_loop(scenes: HashingDataset, base: PairwiseHasher) -> None:
+    learning, held_out = training.split(scenes, Args(**SMALL))
     held_out = held_out[:40]
-    run = mch._Run(mch.Policy(scenes.dim, 16, Args(**SMALL)), base, learning, held_out, Args(**SMALL))
-    watched = run.watch()
+    run = mch.Run(mch.Policy(scenes.dim, 16, Args(**SMALL)), base, learning, held_out, Args(**SMALL))
+    measured = run.evaluate()
     sets = mch.encode(run.policy, base, scenes, held_out)
     labels, recalls, precisions = scenes.labels[held_out], [], []
     for q in range(40):
@@ -174,9 +174,9 @@ def test_what_is_watched_equals_a_loop(scenes: HashingDataset, base: PairwiseHas
         if similar:
             recalls.append(both / similar)
             precisions.append(both / near if near else 0.0)
-    assert watched["retrieval/held_out_recall_radius0"] == pytest.approx(np.mean(recalls))
-    assert watched["retrieval/held_out_precision_radius0"] == pytest.approx(np.mean(precisions))
-    assert watched["retrieval/anhc"] == pytest.approx(np.mean(sets.kept.sum(1)))
+    assert measured["retrieval/held_out_recall_radius0"] == pytest.approx(np.mean(recalls))
+    assert measured["retrieval/held_out_precision_radius0"] == pytest.approx(np.mean(precisions))
+    assert measured["retrieval/anhc"] == pytest.approx(np.mean(sets.kept.sum(1)))
     assert not np.intersect1d(learning.train, held_out).size
 
 
@@ -185,7 +185,7 @@ def test_what_is_watched_equals_a_loop(scenes: HashingDataset, base: PairwiseHas
     [
         ({"estimator": "guess"}, "estimator must be one of exact, reinforce, self_critical"),
         ({"optimizer": "lion"}, "adam or sgd"),
-        ({"lanes": 1}, "lanes of at least 2"),
+        ({"num_envs": 1}, "num_envs of at least 2"),
         ({"updates": 0}, "updates must be above 0"),
         ({"regions_per_episode": 0}, "regions_per_episode must be above 0"),
         ({"dropout": 1.0}, "dropout must be"),
@@ -201,7 +201,7 @@ def test_data_and_bases_that_cannot_be_used(scenes: HashingDataset, base: Pairwi
     bare = dataclasses.replace(scenes, regions=None, train_regions=None, boxes=None, train_boxes=None)
     with pytest.raises(DataError, match=r"hashgym features .*--train-regions 4"):
         mch.train(bare, base, Args(**SMALL), out=tmp_path / "run", progress=False)
-    assert not (tmp_path / "run").exists()  # refused before anything was written
+    assert not (tmp_path / "run").exists()  # rejected before anything was written
     with pytest.raises(DataError, match=r"hashgym features .*--regions 5"):
         mch.encode(mch.Policy(scenes.dim, 16, Args()), base, bare, bare.query)
     other = hashers.make("dch", bits=8, hidden=8, updates=5).fit(scenes.features[:300, :20], scenes.labels[:300])
@@ -220,7 +220,7 @@ def test_it_learns_which_regions_to_keep(scenes: HashingDataset) -> None:
     """On images it never saw, asked for by others it never saw: retrieval improves in each way that MCH means."""
     base = hashers.make("dch", bits=24, hidden=256, updates=600)
     base.fit(scenes.features[scenes.train], scenes.labels[scenes.train])
-    policy = mch.train(scenes, base, Args(updates=150, holdout=0.0, lanes=128), progress=False)
+    policy = mch.train(scenes, base, Args(updates=150, holdout=0.0, num_envs=128), progress=False)
     own = base.encode(scenes.features[scenes.query])
     labels = scenes.labels[scenes.query], scenes.labels[scenes.database]
     several = mch.encode(policy, base, scenes, scenes.database)
@@ -302,7 +302,7 @@ def test_every_agent_leaves_a_base_of_somebody_else(agent: str, tmp_path: Path, 
     assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == ["base.npz"]
 
 
-def test_a_folder_with_a_run_is_refused_before_the_base_is_fitted(
+def test_a_folder_with_a_run_is_rejected_before_the_base_is_fitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(b"")

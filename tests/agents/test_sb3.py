@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import tyro
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import hashgym
 import hashgym.hashers
-from agents import mch, runs, sb3
+from agents import checkpoint, mch, sb3, training
+from agents.sb3_callback import TrainingCallback
+from agents.sb3_wrappers import flat
 from hashgym import data
 from hashgym.data import DataError, HashingDataset
 from hashgym.hashers import Hasher
@@ -59,7 +60,7 @@ def small(env: str, algo: str, **changes: Any) -> sb3.Args:
     settings = {"batch_size": 32} if "batch_size" in preset else {}
     if "learning_starts" in preset:
         settings["learning_starts"] = 64
-    sizes: dict[str, Any] = {"steps": 512, "lanes": 16, "evaluations": 4, "checkpoints": 4}
+    sizes: dict[str, Any] = {"steps": 512, "num_envs": 16, "evaluations": 4, "checkpoints": 4}
     codes = {"bits": 7, "group_bits": 4} if env == "BitGroupHashing-v0" else {}
     return sb3.Args(env=env, algo=algo, **{"settings": settings} | sizes | codes | changes)  # type: ignore[arg-type]
 
@@ -84,7 +85,7 @@ def test_a_killed_run_ends_as_one_that_was_never_stopped(
     args = small(env, algo, input_dropout=0.2)
     whole = sb3.train(dataset, args, base=own, out=tmp_path / "whole", progress=False)
 
-    save, saved = runs.save, []
+    save, saved = checkpoint.save, []
 
     def save_and_die(content: dict[str, Any], path: Path) -> None:
         save(content, path)
@@ -94,7 +95,7 @@ def test_a_killed_run_ends_as_one_that_was_never_stopped(
         if len(saved) == 2:
             raise Killed
 
-    monkeypatch.setattr(runs, "save", save_and_die)
+    monkeypatch.setattr(checkpoint, "save", save_and_die)
     with pytest.raises(Killed):
         sb3.train(dataset, args, base=own, out=tmp_path / "killed", progress=False)
     monkeypatch.undo()
@@ -124,7 +125,7 @@ def test_a_saved_policy_encodes_as_the_one_that_was_trained(env: str, algo: str,
         np.testing.assert_array_equal(again.encode(dataset.features[rows]), own.encode(dataset.features[rows]))
 
 
-# Enough for four classes: steps, lanes, and what differs from the presets, which are made for more.
+# Enough for four classes: steps, environments, and what differs from the presets, which are made for more.
 LEARNING: dict[str, tuple[int, int, dict[str, float]]] = {
     "ppo": (16_000, 64, {}),
     "a2c": (32_000, 64, {}),
@@ -151,8 +152,8 @@ def unlearnt_map() -> float:
 
 @pytest.mark.parametrize("algo", CODES)
 def test_every_algorithm_learns_to_hash(algo: str) -> None:
-    steps, lanes, settings = LEARNING[algo]
-    args = sb3.Args(algo=algo, bits=6, group_bits=3, lanes=lanes, steps=steps, settings=settings)
+    steps, num_envs, settings = LEARNING[algo]
+    args = sb3.Args(algo=algo, bits=6, group_bits=3, num_envs=num_envs, steps=steps, settings=settings)
     model = sb3.train(blobs(), args, progress=False)
     result, codes = sb3.measure(model, args, blobs())
     assert result.map > unlearnt_map() + 0.1
@@ -187,14 +188,14 @@ def test_the_policy_kept_is_the_best_on_held_out_images(monkeypatch: pytest.Monk
     def score(*_: Any) -> dict[str, float]:
         return {"retrieval/held_out_map": next(scores)}
 
-    seen = sb3._Watch._evaluate
+    evaluate_ = TrainingCallback._evaluate
 
     def evaluate_and_copy(self: Any) -> None:
-        seen(self)
+        evaluate_(self)
         policies.append({name: part.clone() for name, part in self.model.policy.state_dict().items()})
 
-    monkeypatch.setattr(runs, "retrieval_among", score)
-    monkeypatch.setattr(sb3._Watch, "_evaluate", evaluate_and_copy)
+    monkeypatch.setattr(training, "retrieval_among", score)
+    monkeypatch.setattr(TrainingCallback, "_evaluate", evaluate_and_copy)
     args = small("BitGroupHashing-v0", "ppo", steps=512, settings={"n_steps": 8, "batch_size": 64})
     model = sb3.train(blobs(), args, progress=False)
     assert len(policies) == 4
@@ -221,7 +222,7 @@ def test_a_dropped_feature_stays_dropped_for_the_episode() -> None:
 
 def test_flat_observations_hold_what_the_dict_holds() -> None:
     image, code = np.arange(6, dtype=np.float32).reshape(2, 3), np.array([[1, -1], [0, 0]], np.float32)
-    shown = sb3.flat({"image": image, "code": code, "group": np.array([1, 0])}, 7)
+    shown = flat({"image": image, "code": code, "group": np.array([1, 0])}, 7)
     np.testing.assert_array_equal(shown, [[0, 1, 2, 1, -1, 0, 1], [3, 4, 5, 0, 0, 1, 0]])
 
 
@@ -245,12 +246,12 @@ def test_training_leaves_the_callers_generators_alone() -> None:
         ({"input_dropout": 1.0}, "input_dropout must be at least 0 and below 1"),
     ],
 )
-def test_wrong_arguments_are_refused(arguments: dict[str, Any], says: str) -> None:
+def test_wrong_arguments_are_rejected(arguments: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         sb3.Args(**arguments)
 
 
-def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
+def test_what_cannot_be_trained_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"ppo: .*n_stepz"):
         sb3.train(blobs(), small("BitGroupHashing-v0", "ppo", settings={"n_stepz": 4}), progress=False)
     with pytest.raises(ValueError, match="needs base="):
@@ -269,7 +270,7 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
         ({"agent": "mch"}, "holds a policy of mch; a finished run of sb3"),
         ({"agent": "sb3", "args": '{"algorithm": "ppo"}'}, "written by another version of sb3: train again"),
     ):
-        runs.save({"args": "{}", "weights": {}} | content, other)
+        checkpoint.save({"args": "{}", "weights": {}} | content, other)
         with pytest.raises(ValueError, match=message):
             sb3.load(other)
 
@@ -286,6 +287,6 @@ def test_the_command_trains_and_measures(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_settings_on_the_command_line_keep_their_kind() -> None:
-    words = ["--settings", "n_epochs", "2", "learning_rate", "3e-4"]
-    assert tyro.cli(sb3.Main, args=words).args.settings == {"n_epochs": 2, "learning_rate": 3e-4}
-    assert isinstance(tyro.cli(sb3.Main, args=words).args.settings["n_epochs"], int)
+    settings = sb3.command(["--settings", "n_epochs", "2", "learning_rate", "3e-4"]).args.settings
+    assert settings == {"n_epochs": 2, "learning_rate": 3e-4}
+    assert isinstance(settings["n_epochs"], int)

@@ -67,8 +67,18 @@ def jobs(large: bool = False) -> dict[str, Job]:
     found = {
         "features-pixels": _features("pixels", "pictures", "4"),
         "training-drlih": _training(
-            *("agents.drlih", "--dataset", "../../inputs/features", "--bits", "16", "--hidden", "32", "--history", "8"),
-            *("--lanes", "8", "--updates", "40", "--checkpoint-every", "5", "--evaluate-every", "10"),
+            *(
+                "agents.drlih",
+                "--dataset",
+                "../../inputs/features",
+                "--bits",
+                "16",
+                "--hidden",
+                "32",
+                "--rnn-hidden",
+                "8",
+            ),
+            *("--num-envs", "8", "--updates", "40", "--checkpoint-every", "5", "--evaluate-every", "10"),
         ),
         "encode": _encode("pictures", "4"),
         "encode-update": Job(
@@ -84,11 +94,11 @@ def jobs(large: bool = False) -> dict[str, Job]:
             "features-efficientnet": _features("efficientnet_lite0", "photos", "64"),
             "training-mch": _training(
                 *("agents.mch", "hashgym", "--dataset", "../../inputs/features", "--base", "../../inputs/base.npz"),
-                *("--lanes", "8", "--updates", "20", "--checkpoint-every", "4", "--evaluate-every", "5"),
+                *("--num-envs", "8", "--updates", "20", "--checkpoint-every", "4", "--evaluate-every", "5"),
             ),
             "training-sb3-ppo": _training(
                 *("agents.sb3", "--algo", "ppo", "--dataset", "digits", "--bits", "16", "--group-bits", "8"),
-                *("--lanes", "32", "--steps", "1024", "--evaluations", "4", "--checkpoints", "4"),
+                *("--num-envs", "32", "--steps", "1024", "--evaluations", "4", "--checkpoints", "4"),
             ),
             "training-sb3-dqn": _training(
                 *("agents.sb3", "--algo", "dqn", "--dataset", "digits", "--bits", "16", "--group-bits", "4"),
@@ -96,7 +106,7 @@ def jobs(large: bool = False) -> dict[str, Job]:
             ),
             "training-sb3-regions": _training(
                 *("agents.sb3", "--env", "RegionKeep-v0", "--algo", "ppo", "--dataset", "../../inputs/features"),
-                *("--base", "../../inputs/base.npz", "--lanes", "16", "--steps", "2048", "--checkpoints", "6"),
+                *("--base", "../../inputs/base.npz", "--num-envs", "16", "--steps", "2048", "--checkpoints", "6"),
             ),
             "export": _export(),
             "words": _words(),
@@ -213,9 +223,9 @@ def _cache(path: Path) -> Any:
 
 
 def _torch(path: Path) -> Any:
-    from agents import runs
+    from agents import checkpoint
 
-    return runs.load(path)
+    return checkpoint.load(path)
 
 
 def _hasher(path: Path) -> Any:

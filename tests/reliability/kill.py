@@ -232,9 +232,9 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _torch(path: Path) -> dict[str, Any]:
-    from agents import runs
+    from agents import checkpoint
 
-    return runs.load(path)
+    return checkpoint.load(path)
 
 
 def _rows(path: Path, volatile: Sequence[str]) -> list[tuple[tuple[str, str], ...]]:

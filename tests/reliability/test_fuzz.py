@@ -256,30 +256,32 @@ def read_hasher(folder: Path) -> Any:
 def make_policies(folder: Path) -> None:
     import torch
 
-    from agents import drlih, mch, runs
+    from agents import checkpoint, drlih, mch
     from tests.conftest import small_dataset
 
     data = small_dataset(seed=0).standardized()
     for name, agent, args in (
-        ("drlih", drlih, drlih.Args(bits=8, group_bits=4, hidden=3, history=2)),
+        ("drlih", drlih, drlih.Args(bits=8, group_bits=4, hidden=3, rnn_hidden=2)),
         ("mch", mch, mch.Args()),
     ):
         torch.manual_seed(0)
-        policy = agent.NETWORKS["hashgym"](data.dim, args) if agent is drlih else agent.Policy(data.dim, 8, args)
-        content = runs.finished(policy, data, args, dim=data.dim, bits=8)
+        policy = (
+            agent.VARIANTS["hashgym"].network(data.dim, args) if agent is drlih else agent.Policy(data.dim, 8, args)
+        )
+        content = checkpoint.policy_payload(policy, data, args, dim=data.dim, bits=8)
         if agent is mch:  # 3 MB of weights: what they are does not matter here
             content["weights"] = {
                 key: part[:1].clone() if part.ndim else part for key, part in content["weights"].items()
             }
-        runs.save(content, folder / f"{name}.pt")
+        checkpoint.save(content, folder / f"{name}.pt")
 
 
 def read_policies(folder: Path) -> Any:
-    from agents import drlih, mch, runs
+    from agents import checkpoint, drlih, mch
 
     policy = drlih.load(folder / "drlih.pt")
     weights = {key: part.numpy() for key, part in policy.state_dict().items()}
-    other, _ = runs.load_policy(folder / "mch.pt", mch.Args)
+    other, _ = checkpoint.load_policy(folder / "mch.pt", mch.Args)
     return plain([weights, policy.args.__dict__, {key: part.numpy() for key, part in other["weights"].items()}])
 
 

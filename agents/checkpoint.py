@@ -1,0 +1,273 @@
+"""Files of a training run: checkpoints to resume from, the finished policy, its encoder, and the lock of the folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
+
+from hashgym import console
+from hashgym.data import HashingDataset
+from hashgym.encoders.write import write
+from hashgym.storage.atomic import DiskFullError, atomic_write, explain_full_disk, is_full
+from hashgym.storage.reading import check_stored
+
+from .arguments import CommonArgs, as_json, current_names
+
+__all__ = [
+    "as_arrays",
+    "as_tensors",
+    "check_data",
+    "exclusive",
+    "fingerprint",
+    "hold_folder",
+    "load",
+    "load_checkpoint",
+    "load_policy",
+    "policy_payload",
+    "save",
+    "write_encoder",
+]
+
+LOCK = ".lock"  # in the folder of a run
+MAX_BYTES = 16 << 30  # of a checkpoint, which may hold the replay buffer
+A = TypeVar("A", bound=CommonArgs)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def save(content: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint or policy atomically: at every moment the file is the old one or the new one.
+
+    Raises:
+        DiskFullError: if it does not fit on the disk; the old file is still there.
+    """
+    with atomic_write(path) as file:
+        torch.save(content, file)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read what :func:`save` wrote; nothing in the file is executed.
+
+    Raises:
+        ValueError: for a file that is missing, corrupt, or not of a training run.
+    """
+    try:
+        check_stored(path, MAX_BYTES)
+        with zipfile.ZipFile(path) as archive:  # torch does not verify the checksums
+            if corrupt := archive.testzip():
+                raise ValueError(f"the checksum of {corrupt} in it is wrong")
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; a training run with an output folder writes it") from None
+    except Exception as error:  # zipfile and torch raise many kinds for a corrupt file
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is corrupt, or not a hashgym checkpoint: {reason}") from error
+    if not isinstance(loaded, dict) or "args" not in loaded:
+        raise ValueError(f"{path} is not a hashgym checkpoint")
+    return loaded
+
+
+def load_checkpoint(out: Path | None, args: CommonArgs, resume: bool) -> dict[str, Any] | None:
+    """Read the checkpoint to resume from, or check that a new run can be written to ``out``.
+
+    Returns:
+        The checkpoint, or None for a run that starts from the beginning.
+
+    Raises:
+        ValueError: if ``out`` holds a run and ``resume`` is false, or one with other arguments, or none to resume.
+    """
+    path = None if out is None else out / "checkpoint.pt"
+    if path is None or not os.path.lexists(path):
+        if resume:
+            where = "without an output folder there is" if out is None else f"{out} holds"
+            raise ValueError(f"{where} no run to resume; leave resume out to start one")
+        for found in () if out is None else (out / "policy.pt", out / "policy.onnx"):
+            if os.path.lexists(found):
+                raise ValueError(f"{found} exists, but no checkpoint: name another folder, as it would be overwritten")
+        return None
+    if not resume:
+        raise ValueError(f"{out} holds a run: resume it, remove it, or name another folder")
+    checkpoint = load(path)
+    saved = current_names(json.loads(checkpoint["args"]))
+    if changed := [key for key, value in json.loads(as_json(args)).items() if saved.get(key) != value]:
+        raise ValueError(
+            f"the run in {out} was started with another {', '.join(changed)}; give the same, or another folder"
+        )
+    return checkpoint
+
+
+def check_data(checkpoint: dict[str, Any], dataset: HashingDataset) -> None:
+    """Raise ValueError if a checkpoint was made on other data."""
+    if checkpoint["data"] != fingerprint(dataset):
+        raise ValueError("the checkpoint was made on other data; give the dataset it was trained on, or another --out")
+
+
+def fingerprint(dataset: HashingDataset) -> str:
+    """Return a digest of the training images' indices, labels and features, which tells data apart."""
+    digest = hashlib.sha256(dataset.train.tobytes())
+    digest.update(dataset.labels[dataset.train].tobytes())
+    digest.update(np.ascontiguousarray(dataset.features[dataset.train]).tobytes())
+    return digest.hexdigest()
+
+
+def as_tensors(state: dict[str, Any]) -> dict[str, Any]:
+    """Return an environment's state with tensors in place of arrays, which torch saves without pickle."""
+    return {key: torch.from_numpy(part) if isinstance(part, np.ndarray) else part for key, part in state.items()}
+
+
+def as_arrays(state: dict[str, Any]) -> dict[str, Any]:
+    """Undo :func:`as_tensors`."""
+    return {key: part.numpy() if isinstance(part, Tensor) else part for key, part in state.items()}
+
+
+def policy_payload(policy: nn.Module, dataset: HashingDataset, args: CommonArgs, **shape: int) -> dict[str, Any]:
+    """Return the content of ``policy.pt``: arguments, weights, and the standardisation of the training features."""
+    moments = {"center": dataset.center, "scale": dataset.scale}
+    moments_of = {key: None if part is None else torch.from_numpy(part) for key, part in moments.items()}
+    return {"agent": args.agent, "args": as_json(args), **shape, "weights": policy.state_dict(), **moments_of}
+
+
+def load_policy(path: Path, kind: type[A]) -> tuple[dict[str, Any], A]:
+    """Read a saved :func:`policy_payload`, and the arguments in it.
+
+    Args:
+        path: of ``policy.pt``.
+        kind: the class of arguments of the agent whose policy it must be.
+
+    Raises:
+        ValueError: for a file that is missing, corrupt, no policy, or another agent's.
+    """
+    saved, agent = load(path), kind.agent
+    if saved.get("agent") != agent:
+        content = f"a policy of {saved['agent']}" if "agent" in saved else "no policy"
+        raise ValueError(f"{path} holds {content}; a finished run of {agent} writes its own to policy.pt")
+    try:
+        return saved, kind(**current_names(json.loads(saved["args"])))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} was written by another version of {agent}: train again ({error})") from error
+
+
+def write_encoder(
+    make_head: Callable[[], nn.Module],
+    dataset: HashingDataset,
+    args: CommonArgs,
+    path: Path,
+    *,
+    bits: int,
+    group_bits: int | None = None,
+    threshold: float | None = None,
+) -> None:
+    """Write ``policy.onnx``, the encoder that :func:`hashgym.load_encoder` opens, or print why it cannot be written.
+
+    Args:
+        make_head: returns the head for features as ``dataset`` has them (see :mod:`hashgym.encoders.heads`); with a
+            threshold it takes views.
+        dataset: the training data: its standardisation becomes part of the encoder.
+        args: arguments of the run, which are stored in the encoder.
+        path: of the file.
+        bits: q.
+        group_bits: k, of BitGroupHashing-v0.
+        threshold: xi, of RegionKeep-v0.
+    """
+    regions: dict[str, Any] = {}
+    if threshold is not None:
+        count = 0 if dataset.regions is None else dataset.regions.shape[1]
+        regions = {"regions": count, "sigma": dataset.provenance.get("sigma"), "threshold": threshold}
+    try:
+        write(
+            path,
+            make_head(),
+            dim=dataset.dim,
+            bits=bits,
+            group_bits=group_bits,
+            source={"agent": args.agent, "dataset": dataset.name, "settings": dataclasses.asdict(args)},
+            center=dataset.center,
+            scale=dataset.scale,
+            backbone=dataset.provenance.get("backbone"),
+            **regions,
+        )
+    except ValueError as error:  # the trained policy is saved all the same
+        console.error(f"no {path.name}: {error}. Fix this, then run the same command with --resume to write it")
+
+
+@contextmanager
+def hold_folder(out: Path | None) -> Iterator[None]:
+    """Keep other training runs out of the folder ``out``, and explain a full disk; does nothing for None.
+
+    The lock is the system's, on the file ``.lock`` in the folder: it ends with the process, even one that is killed.
+    A thread may hold a folder several times.
+
+    Raises:
+        ValueError: if another run holds the folder, it cannot be made, or ``.lock`` in it is somebody else's file.
+        DiskFullError: if something cannot be written in the block because the disk is full.
+    """
+    if out is None:
+        yield
+        return
+    created = not out.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise ValueError(f"{out} is a file or a broken link: name a folder with --out") from None
+    found = out / LOCK
+    if os.path.lexists(found) and (found.is_symlink() or not found.is_file() or found.stat().st_size):
+        # The lock would empty it.
+        raise ValueError(f"{found} was not written by hashgym: move it elsewhere, or choose another --out")
+    lock = FileLock(out / LOCK, is_singleton=True)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ValueError(
+            f"another process is training into {out}: wait for it or stop it, or choose another --out"
+        ) from None
+    try:
+        with explain_full_disk(out), _quiet_curves():
+            yield
+    except DiskFullError as error:
+        if "--resume" not in str(error) and (out / "checkpoint.pt").exists():
+            hint = f"{error} with --resume: it continues from {out / 'checkpoint.pt'}, which is complete"
+            raise DiskFullError(error.errno, hint) from None
+        raise
+    finally:
+        with suppress(OSError):
+            if created and [path.name for path in out.iterdir()] == [LOCK]:  # nothing was written
+                (out / LOCK).unlink()
+                out.rmdir()
+        lock.release()
+
+
+def exclusive(train: Callable[P, T]) -> Callable[P, T]:
+    """Let a training function hold the folder ``out``, its keyword argument, while it runs: :func:`hold_folder`."""
+
+    @functools.wraps(train)
+    def holding(*args: P.args, **kwargs: P.kwargs) -> T:
+        out: Any = kwargs.get("out")
+        with hold_folder(out):
+            return train(*args, **kwargs)
+
+    return holding
+
+
+@contextmanager
+def _quiet_curves() -> Iterator[None]:
+    """Print no traceback where TensorBoard's thread cannot write: the same error is raised here at the next write."""
+    before = threading.excepthook
+    threading.excepthook = lambda ended: None if is_full(ended.exc_value) else before(ended)
+    try:
+        yield
+    finally:
+        threading.excepthook = before

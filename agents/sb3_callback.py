@@ -1,0 +1,152 @@
+"""Evaluation of Stable-Baselines3's agents, during training (curves, best policy, checkpoints) and after it."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor
+
+import hashgym
+from hashgym.codes import CodeSets
+from hashgym.data import HashingDataset
+from hashgym.hashers import Hasher
+from hashgym.retrieval import metrics
+
+from . import checkpoint as files
+from . import sb3_checkpoint, training
+from .arguments import as_json
+from .sb3_presets import Args
+
+__all__ = ["TrainingCallback", "encode", "measure"]
+
+LOGS = 100  # points of the TensorBoard curves
+
+
+def encode(
+    policy: Any, args: Args, dataset: HashingDataset, rows: NDArray[np.int64], base: Hasher | None = None
+) -> CodeSets:
+    """Return codes of some images of a dataset: one each, on RegionKeep-v0 also those of the regions that are kept."""
+    if base is None:
+        bits = hashgym.encode(policy, dataset.features[rows], bits=args.bits, group_bits=args.group_bits)
+        return CodeSets.of(bits)
+    regions = None if dataset.regions is None else dataset.regions[rows]
+    return hashgym.encode_regions(policy, base, dataset.features[rows], regions)
+
+
+def measure(
+    policy: Any, args: Args, dataset: HashingDataset, base: Hasher | None = None
+) -> tuple[metrics.RetrievalResult, CodeSets]:
+    """Search the database for every query, on RegionKeep-v0 with its own code alone. Returns measures and codes."""
+    query: Any = (
+        encode(policy, args, dataset, dataset.query) if base is None else base.encode(dataset.features[dataset.query])
+    )
+    database = encode(policy, args, dataset, dataset.database, base)
+    return metrics.evaluate(query, dataset.labels[dataset.query], database, dataset.labels[dataset.database]), database
+
+
+class TrainingCallback(BaseCallback):
+    """Progress bar, curves, the best policy on held-out images, and checkpoints, while an algorithm learns."""
+
+    def __init__(
+        self,
+        args: Args,
+        dataset: HashingDataset,
+        held_out: NDArray[np.int64],
+        base: Hasher | None,
+        out: Path | None,
+        progress: bool,
+    ) -> None:
+        super().__init__()
+        self.args, self.dataset, self.held_out, self.base, self.out = args, dataset, held_out, base, out
+        self.bar = training.progress_bar(progress)
+        self.best, self.weights, self.marks = -np.inf, dict[str, Tensor](), dict[str, int]()
+
+    def _on_training_start(self) -> None:
+        self.task = self.bar.add_task(f"{self.args.algo}, {self.args.env}", total=self.args.steps)
+
+    def _on_rollout_start(self) -> None:
+        """Log, evaluate and save between learning and acting, the one moment from which a run can continue."""
+        if self._due("log", LOGS):
+            self.model.dump_logs()
+        if self._due("evaluate", self.args.evaluations):
+            self._evaluate()
+        if self.out is not None and self._due("save", self.args.checkpoints):
+            files.save(self.checkpoint(), self.out / "checkpoint.pt")
+
+    def _on_step(self) -> bool:
+        self.bar.update(self.task, completed=self.num_timesteps)
+        info = self.training_env.unwrapped.last_info  # type: ignore[attr-defined]
+        for name, part in info.get("final_info", info)["rewards"].items():
+            if not name.startswith("_"):
+                self.logger.record_mean(f"reward/{name}", float(part.mean()))
+        return True
+
+    def _on_training_end(self) -> None:
+        self._evaluate()
+        self.model.dump_logs()
+        if self.weights:
+            self.model.policy.load_state_dict(self.weights)
+        self.model.policy.set_training_mode(False)
+
+    def _due(self, action: str, times: int) -> bool:
+        """Whether another of so many equal parts of the run is over."""
+        parts = self.num_timesteps * times // self.args.steps
+        over = parts > self.marks.get(action, 0)
+        self.marks[action] = parts
+        return over
+
+    def _evaluate(self) -> None:
+        """Measure how held-out images find each other, and the reward of decisions on them; queries are never seen.
+
+        The best policy has the highest tie-aware mAP of these; on RegionKeep-v0 the highest reward. Retrieval among a
+        few images would prefer to keep all their regions, whatever else these regions are near to.
+        """
+        if len(self.held_out) < 2:
+            return
+        codes = encode(self.model, self.args, self.dataset, self.held_out, self.base)
+        scores = training.retrieval_among(codes, self.dataset.labels[self.held_out])
+        if self.base is not None:
+            scores["reward/held_out"] = self._mean_reward()
+        for name, score in scores.items():
+            self.logger.record(name, score)
+        # Without two held-out images that share a label there is no score, and the last policy is kept.
+        score = scores.get("retrieval/held_out_map" if self.base is None else "reward/held_out", -np.inf)
+        if score > self.best:
+            self.best = score
+            self.weights = {name: part.clone() for name, part in self.model.policy.state_dict().items()}
+
+    def _mean_reward(self) -> float:
+        """Return the mean reward of decisions on each of the held-out images' regions."""
+        rewards = []
+        for region in range(self.dataset.train_regions.shape[1]):  # type: ignore[union-attr]
+            options = {"index": self.held_out, "regions": np.full((len(self.held_out), 1), region)}
+            observation, info = self._evaluation_envs.reset(options=options)
+            action, _ = self.model.predict(observation, deterministic=True)
+            rewards.append(np.where(action == 1, info["keep_reward"], 0.0).mean())
+        return float(np.mean(rewards))
+
+    @cached_property
+    def _evaluation_envs(self) -> Any:
+        return gym.make_vec("RegionKeep-v0", num_envs=len(self.held_out), dataset=self.dataset, base=self.base)
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Return everything that decides how the run continues."""
+        own = {"best": self.best, "weights": self.weights, "marks": self.marks}
+        data = files.fingerprint(self.dataset)
+        return {"args": as_json(self.args), "data": data, **sb3_checkpoint.get_state(self.model), "watch": own}
+
+    def restore(self, model: Any, checkpoint: dict[str, Any]) -> None:
+        """Continue from a checkpoint.
+
+        Raises:
+            ValueError: if it was made on other data.
+        """
+        files.check_data(checkpoint, self.dataset)
+        sb3_checkpoint.set_state(model, checkpoint)
+        self.best, self.weights, self.marks = (checkpoint["watch"][key] for key in ("best", "weights", "marks"))

@@ -1,0 +1,201 @@
+"""Training shared by all agents: a loop that logs, evaluates and saves checkpoints, and can be resumed to the bit."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import TimeRemainingColumn
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from hashgym import codes, console
+from hashgym.codes import CodeSets
+from hashgym.data import HashingDataset
+from hashgym.hashers.threads import largest_product, limit_threads
+from hashgym.retrieval import kernels
+from hashgym.terminal import STOPPED
+
+from . import checkpoint as files
+from .arguments import CommonArgs, RunArgs, as_json
+
+__all__ = [
+    "Run",
+    "interruptible",
+    "progress_bar",
+    "retrieval_among",
+    "seed_everything",
+    "split",
+    "train_loop",
+    "warn_unsaved",
+]
+
+
+class Run(ABC):
+    """State of a training run: policy, optimizer, environments. Its checkpoint holds all it needs to continue.
+
+    Attributes:
+        args: the arguments.
+        num_updates: updates made so far.
+        obs: observations that ``envs`` returned last.
+        info: info that ``envs`` returned last.
+    """
+
+    def __init__(
+        self, policy: nn.Module, optimizer: torch.optim.Optimizer, envs: Any, dataset: HashingDataset, args: RunArgs
+    ) -> None:
+        self.policy, self.optimizer, self.envs, self.dataset, self.args = policy, optimizer, envs, dataset, args
+        self.device = next(policy.parameters()).device
+        self.num_updates = 0
+        self.obs, self.info = envs.reset(seed=args.seed)
+
+    @abstractmethod
+    def update(self) -> dict[str, float]:
+        """Make one update: act in the environments, then a gradient step. Returns scalars to log."""
+
+    @abstractmethod
+    def evaluate(self) -> dict[str, float]:
+        """Measure the policy on the held-out images; the query split is never seen. Returns scalars to log."""
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Return everything that decides how the run continues."""
+        return {
+            "args": as_json(self.args),
+            "data": files.fingerprint(self.dataset),
+            "update": self.num_updates,
+            "policy": self.policy.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "environment": files.as_tensors(self.envs.get_state()),
+            "generator": torch.get_rng_state(),
+            "device_generator": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Continue from a checkpoint.
+
+        Raises:
+            ValueError: if it was made on other data.
+        """
+        files.check_data(checkpoint, self.dataset)
+        self.num_updates = checkpoint["update"]
+        self.policy.load_state_dict(checkpoint["policy"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.obs, self.info = self.envs.set_state(files.as_arrays(checkpoint["environment"]))
+        torch.set_rng_state(checkpoint["generator"])
+        if checkpoint["device_generator"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(checkpoint["device_generator"], self.device)
+
+    def tensor(self, array: NDArray[Any]) -> Tensor:
+        """Return an array as float32 on the run's device."""
+        return torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(self.device)
+
+
+def train_loop(run: Run, title: str, *, out: Path | None, checkpoint: dict[str, Any] | None, progress: bool) -> None:
+    """Update until all updates are made; log to TensorBoard and save checkpoints where there is a folder for them."""
+    args = run.args
+    if checkpoint is not None:
+        run.restore(checkpoint)
+    curves = nullcontext() if out is None else SummaryWriter(str(out), purge_step=run.num_updates + 1)
+    threads = limit_threads(largest_product(run.policy, args.num_envs))
+    with threads, curves as writer, progress_bar(progress) as bar:
+        task = bar.add_task(title, total=args.updates, completed=run.num_updates)
+        while run.num_updates < args.updates:
+            scalars = run.update()
+            last = run.num_updates == args.updates
+            evaluated = last or run.num_updates % args.evaluate_every == 0
+            if evaluated:
+                scalars |= run.evaluate()
+            if writer is not None and (evaluated or run.num_updates % args.log_every == 0):
+                for name, value in scalars.items():
+                    writer.add_scalar(name, value, run.num_updates)
+            if out is not None and (last or run.num_updates % args.checkpoint_every == 0):
+                files.save(run.checkpoint(), out / "checkpoint.pt")
+            bar.update(task, completed=run.num_updates)
+
+
+def split(dataset: HashingDataset, args: CommonArgs) -> tuple[HashingDataset, NDArray[np.int64]]:
+    """Return the dataset without the held-out training images, and the indices of those."""
+    order = np.random.default_rng(args.seed).permutation(dataset.train)
+    count = round(args.holdout * len(order))
+    learning = dataclasses.replace(dataset, train=np.sort(order[count:])) if count else dataset
+    return learning, np.sort(order[:count])
+
+
+@contextmanager
+def seed_everything(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's generators for a run; afterwards restore them, and NumPy's, which Stable-Baselines3 seeds itself."""
+    before = np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
+
+
+def retrieval_among(sets: CodeSets, labels: NDArray[np.uint8]) -> dict[str, float]:
+    """Measure how well images find each other, each in turn the query with its own code alone. Returns scalars to log.
+
+    Args:
+        sets: the codes of n images.
+        labels: multi-hot (n, L).
+
+    Returns:
+        Tie-aware mAP, recall and precision within radius 0, and the average number of codes; empty where no two images
+        share a label.
+    """
+    packed = codes.pack(labels)
+    relevant, total = kernels.distance_histograms(
+        sets.words[:, 0], packed, sets.filled, packed, sets.bits, exclude=np.arange(len(sets))
+    )
+    answerable = relevant.any(axis=1)
+    if not answerable.any():
+        return {}
+    found, relevant, total = relevant[answerable, 0], relevant[answerable], total[answerable]
+    return {
+        "retrieval/held_out_map": float(kernels.average_precision(relevant, total).mean()),
+        "retrieval/held_out_recall_radius0": float((found / relevant.sum(axis=1)).mean()),
+        "retrieval/held_out_precision_radius0": float((found / np.maximum(total[:, 0], 1)).mean()),
+        "retrieval/anhc": sets.anhc,
+    }
+
+
+def progress_bar(show: bool) -> console.Progress:
+    """Return the progress bar of a training run."""
+    return console.bar(TimeRemainingColumn(), show=show)
+
+
+def warn_unsaved(out: Path | None) -> None:
+    """Warn where a command has no folder to write to."""
+    if out is None:
+        console.warn("there is no --out: the trained policy is not saved; only its measures are printed")
+
+
+@contextmanager
+def interruptible(out: Path | None) -> Iterator[None]:
+    """Run an agent's command; after Ctrl-C say how to continue.
+
+    Args:
+        out: the folder of the run, if it has one.
+
+    Raises:
+        SystemExit: with 130 after Ctrl-C.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if out is None:
+            kept = "nothing is saved, because there is no --out"
+        elif (out / "checkpoint.pt").exists():
+            kept = f"the same command with --resume continues from the checkpoint in {out}"
+        else:
+            kept = f"{out} has no checkpoint yet, so the same command starts from the beginning"
+        console.error(f"stopped; {kept}")
+        raise SystemExit(STOPPED) from None
