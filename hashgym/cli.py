@@ -90,7 +90,7 @@ def info(folder: tyro.conf.Positional[str], /) -> None:
     from pathlib import Path
 
     from hashgym.data import cache
-    from hashgym.data.files import is_own
+    from hashgym.data.image_files import is_own
     from hashgym.gallery.encode import CODES
     from hashgym.gallery.gallery import INDEX
     from hashgym.storage.errors import DataError
@@ -561,7 +561,7 @@ def search(
     """
     from pathlib import Path
 
-    from hashgym.data.files import open_image
+    from hashgym.data.pictures import open_image
     from hashgym.gallery import open_gallery, page
     from hashgym.gallery.gallery import REGIONS
 

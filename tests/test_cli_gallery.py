@@ -17,7 +17,7 @@ from PIL import Image
 
 from hashgym import cli, hashers, load_encoder
 from hashgym.data import DataError, cache
-from hashgym.data.files import open_image
+from hashgym.data.pictures import open_image
 from hashgym.gallery import open_codes, open_gallery
 from hashgym.storage import owned
 from hashgym.storage.atomic import atomic_write

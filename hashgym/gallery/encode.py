@@ -34,8 +34,7 @@ from numpy.typing import NDArray
 
 from hashgym.checks import check_integer
 from hashgym.codes import CodeSets, Words, word_count
-from hashgym.data.files import (
-    BACKGROUND,
+from hashgym.data.image_files import (
     Listing,
     is_excluded,
     is_own,
@@ -43,10 +42,10 @@ from hashgym.data.files import (
     list_images,
     looks_like_image,
     natural,
-    open_image,
     resolved,
     stamp,
 )
+from hashgym.data.pictures import BACKGROUND, open_image
 from hashgym.features.runtime import thread_count
 from hashgym.storage import owned
 from hashgym.storage.atomic import hold
@@ -161,7 +160,7 @@ def encode_images(
 
     Args:
         encoder_path: an encoder that takes pictures, as ``hashgym export`` writes.
-        images: files, folders (with all below them, but for what ``hashgym.data.files.list_images`` passes over),
+        images: files, folders (with all below them, but for what ``hashgym.data.image_files.list_images`` passes over),
             and patterns such as ``photos/*.jpg``; an image that is named twice counts once.
         out: the folder to write; the job resumes from ``out.partial``.
         skip_bad: leave out and list images that cannot be read, instead of stopping at the first.

@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym.codes import CodeSets, Words, hamming
-from hashgym.data.files import open_image
+from hashgym.data.pictures import open_image
 from hashgym.features.regions import Box
 from hashgym.gallery.encode import ENCODER, Codes, open_codes, resolved
 from hashgym.storage import owned

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from hashgym import gallery, load_encoder
 from hashgym.data import DataError
-from hashgym.data.files import open_image
+from hashgym.data.pictures import open_image
 from hashgym.gallery import encode as encode_module
 from hashgym.gallery import encode_images, find_images, open_codes
 from hashgym.gallery.encode import Encoded, update_codes

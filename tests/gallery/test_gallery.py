@@ -110,7 +110,7 @@ def test_search_is_brute_force(backend, encoder, photos, codes, tmp_path):
 
 
 def _opened(image):
-    from hashgym.data.files import open_image
+    from hashgym.data.pictures import open_image
 
     return open_image(image) if isinstance(image, Path) else image
 
