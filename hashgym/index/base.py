@@ -1,4 +1,4 @@
-"""One interface to the engines that find images by their codes, in this process or on servers.
+"""One interface to the back ends that find images by their codes, in this process or on servers.
 
 >>> import numpy as np
 >>> from hashgym.codes import CodeSets
@@ -9,8 +9,8 @@
 >>> ids.tolist(), distances.tolist()
 ([[7, 4]], [[0, 1]])
 
-An image may have several codes, and its distance from a query is the least over them. Engines order what they find by
-distance and then by id, so that all of them give the very same answer; the slowest, ``brute-force``, defines it.
+An image may have several codes; its distance from a query is the least over them. All back ends return the same images
+in the same order, by distance and then by id; the slowest, ``brute-force``, defines the answer.
 
 A saved index is a folder with ``index.json``, which names every other file, its size and its SHA-256. Those files are
 named by what is in them, so that a new version is written beside the old one and comes into force when ``index.json``
@@ -23,26 +23,43 @@ import hashlib
 import json
 import os
 import re
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hashgym.checks import check_integer, closest
+from hashgym.checks import check_integer
 from hashgym.codes import CodeSets, Words
+from hashgym.registry import Registry
 from hashgym.retrieval.buckets import pack_queries
 from hashgym.storage import owned
 from hashgym.storage.checksums import sha256
 from hashgym.storage.reading import read_bounded
 from hashgym.storage.sealed import sync
 
-__all__ = ["Found", "Ids", "Index", "backends", "check_options", "foreign", "load", "make", "ranked", "verify"]
+__all__ = [
+    "BACKENDS",
+    "Found",
+    "Ids",
+    "Index",
+    "backends",
+    "check_options",
+    "foreign",
+    "load",
+    "make",
+    "ranked",
+    "read_meta",
+    "register",
+    "verify",
+]
+
+IndexClass = TypeVar("IndexClass", bound=type["Index"])
 
 Ids = NDArray[np.int64]
 Found = tuple[Ids, Ids, Ids]  # offsets (m + 1,), ids and distances: query i has those from offsets[i] to offsets[i + 1]
@@ -52,24 +69,15 @@ FORMAT, VERSION = "hashgym-index", 1
 REMEDY = "copy the index again, or build it again from its codes"
 _OWN = re.compile(r"[a-z]+-([0-9a-f]{16})\.[a-z]+")  # names of files that save() writes: the digest of their content
 
-_ENGINES = {
-    "brute-force": ("brute_force", "BruteForceIndex", "compares with every code, in NumPy; needs nothing else"),
-    "faiss": ("faiss", "FaissIndex", "compares with every code, in faiss: the fastest up to millions of codes"),
-    "faiss-hash": (
-        "faiss",
-        "FaissHashIndex",
-        "faiss's hash tables of parts of the codes; for near codes of many",
-    ),
-    "buckets": ("buckets", "BucketTableIndex", "a hash table of whole codes; for small radii"),
-    "milvus": ("milvus", "MilvusIndex", "Milvus, embedded or a cluster (uri=): the way past one machine"),
-}
-
 
 class Index(ABC):
     """Images by id, each with one or more codes, to be searched by Hamming distance.
 
     Queries are bool or 0/1 integers (m, bits), or packed words, uint64 (m, ceil(bits / 64)), m >= 1. An index may be
     searched from several threads, and must not be changed meanwhile. Leaving a ``with`` block closes it.
+
+    A back end implements ``__len__``, ``ids`` and the abstract methods; arguments are checked before these are called.
+    ``options`` names the keyword arguments of its constructor besides ``bits``.
 
     Args:
         bits: q, the length of the codes.
@@ -78,11 +86,15 @@ class Index(ABC):
         ValueError: for a length below 1.
     """
 
-    backend: ClassVar[str]
     options: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, bits: int) -> None:
         self.bits = check_integer("bits", bits)
+
+    @property
+    def backend(self) -> str:
+        """The name of its back end, one of :func:`backends`, or "package.module:Class"."""
+        return BACKENDS.name_of(type(self))
 
     @abstractmethod
     def __len__(self) -> int:
@@ -168,7 +180,13 @@ class Index(ABC):
             ValueError: if the folder's ``index.json`` is not one of an index, or its ``.saving`` is not ours.
             OSError: if it cannot be written.
         """
-        folder = Path(folder)
+        folder, backend = Path(folder), self.backend
+        if backend.startswith("__main__:") or "<locals>" in backend:
+            name = type(self).__name__
+            raise ValueError(
+                f"{name} is not registered, and no module holds it: call hashgym.index.register(name, {name}) before "
+                "saving"
+            )
         meta, work = folder / META, folder / SAVING
         if meta.exists():
             read_meta(folder, damaged=True)
@@ -183,7 +201,7 @@ class Index(ABC):
                 name = f"{file.stem}-{digest[:16]}{file.suffix}"
                 files[file.name] = {"file": name, "bytes": file.stat().st_size, "sha256": digest}
                 os.replace(file, folder / name)
-            content = {"format": FORMAT, "version": VERSION, "backend": self.backend, "bits": self.bits}
+            content = {"format": FORMAT, "version": VERSION, "backend": backend, "bits": self.bits}
             content |= {"images": len(self), "options": options, "files": files}
             new = work / META
             new.write_text(json.dumps(content | {"digest": _digest(content)}, indent=1) + "\n", "utf-8")
@@ -204,8 +222,8 @@ class Index(ABC):
         """:func:`load`."""
         return load(folder, **options)
 
-    def close(self) -> None:  # noqa: B027 (most engines have nothing to let go of)
-        """Stop what the index has running and let go of its files; it cannot be used after that."""
+    def close(self) -> None:  # noqa: B027 (most back ends hold nothing open)
+        """Release processes, connections and files; the index cannot be used after that."""
 
     def __enter__(self) -> Index:
         return self
@@ -216,48 +234,110 @@ class Index(ABC):
         self.close()
 
     def _count(self, wanted: int) -> int:
-        """Number of images; where counting is slow, any from ``wanted`` on if there are as many."""
+        """Number of images; where counting is slow, any number >= ``wanted`` will do if there are that many."""
         return len(self)
 
     @abstractmethod
     def _known(self, ids: Ids) -> NDArray[np.bool_]:
-        """Which of the ids are in the index."""
+        """Whether each of the ids is in the index, bool (n,)."""
 
     @abstractmethod
     def _add(self, ids: Ids, sets: CodeSets) -> None:
-        """:meth:`add`, of ascending ids that are new."""
+        """Implement :meth:`add`: the ids are ascending, one or more, and new."""
 
     @abstractmethod
     def _remove(self, ids: Ids) -> None:
-        """:meth:`remove`, of ascending ids that are known."""
+        """Implement :meth:`remove`: the ids are ascending, one or more, and in the index."""
 
     @abstractmethod
     def _search(self, words: Words, k: int) -> tuple[Ids, Ids]:
-        """:meth:`search` of packed queries, 1 <= k <= len(self)."""
+        """Implement :meth:`search`: the queries are packed, and 1 <= k <= len(self)."""
 
     @abstractmethod
     def _within(self, words: Words, radius: int) -> Found:
-        """:meth:`within` of packed queries."""
+        """Implement :meth:`within`: the queries are packed, and the index is not empty."""
 
-    @classmethod  # noqa: B027 (most engines take no options)
+    @classmethod  # noqa: B027 (most back ends take no options)
     def _check_options(cls, **options: Any) -> None:
         """Raise ValueError for a value that an option cannot have."""
 
     @abstractmethod
     def _write(self, folder: Path) -> dict[str, Any]:
-        """Write files that hold the index; returns the options that :meth:`_read` needs besides, ready for JSON."""
+        """Write the index to files in an empty folder; return the options that :meth:`_read` needs, ready for JSON."""
 
     @classmethod
     @abstractmethod
     def _read(cls, meta: Mapping[str, Any], files: Mapping[str, Path], options: Mapping[str, Any]) -> Index:
-        """What :meth:`_write` wrote, its files already checked. Options come from the user, then from the file."""
+        """Return the index that :meth:`_write` wrote.
+
+        Args:
+            meta: the content of ``index.json``, with ``bits`` and ``images``.
+            files: the files by the names that they were written under, compared with their checksums.
+            options: those that :meth:`_write` returned, replaced by those that the user gave.
+        """
+
+
+def _check_class(name: str, cls: Any) -> None:
+    if not isinstance(cls, type) or not issubclass(cls, Index):
+        raise ValueError(f"back end {name!r} must be a subclass of hashgym.index.Index, got {cls!r:.80}")
+
+
+# Modules are imported when a back end of theirs is asked for: some need packages that may not be installed.
+BACKENDS: Registry[type[Index]] = Registry(
+    "back end",
+    {
+        "brute-force": (
+            "hashgym.index.brute_force:BruteForceIndex",
+            "compares with every code, in NumPy; needs nothing else",
+        ),
+        "faiss": (
+            "hashgym.index.faiss:FaissIndex",
+            "compares with every code, in faiss: the fastest up to millions of codes",
+        ),
+        "faiss-hash": (
+            "hashgym.index.faiss:FaissHashIndex",
+            "faiss's hash tables of parts of the codes; for near codes of many",
+        ),
+        "buckets": ("hashgym.index.buckets:BucketTableIndex", "a hash table of whole codes; for small radii"),
+        "milvus": (
+            "hashgym.index.milvus:MilvusIndex",
+            "Milvus, embedded or a cluster (uri=): for more than one machine holds",
+        ),
+    },
+    check=_check_class,
+)
+
+
+def backends() -> dict[str, str]:
+    """Every back end's name with one line that describes it; ``faiss*`` and ``milvus`` need extras of these names."""
+    return dict(BACKENDS.descriptions)
+
+
+@overload
+def register(name: str, *, description: str = "") -> Callable[[IndexClass], IndexClass]: ...
+@overload
+def register(name: str, target: type[Index] | str, description: str = "") -> None: ...
+def register(name: str, target: Any = None, description: str = "") -> Callable[[IndexClass], IndexClass] | None:
+    """Let :func:`make` and :func:`load` find a back end of your own, a subclass of :class:`Index`.
+
+    ``@register("mine")`` before a class does the same. A name can be registered once.
+
+    Args:
+        name: what to call it.
+        target: the class, or where it is, as "package.module:Class", which is imported at first use.
+        description: one line for :func:`backends`; by default the first line of the class's docstring.
+
+    Raises:
+        ValueError: if the name is taken by another class, or the target is neither a subclass nor of that form.
+    """
+    return BACKENDS.register(name, target, description)
 
 
 def make(backend: str, bits: int, **options: Any) -> Index:
-    """An empty index of codes of ``bits`` bits (with Milvus on a server, what its collection holds).
+    """An empty index of codes of ``bits`` bits; with Milvus on a server, its collection.
 
     Args:
-        backend: one of :func:`backends`.
+        backend: one of :func:`backends`, or "package.module:Class".
         bits: q, the length of the codes.
         **options: for ``milvus``, see :class:`hashgym.index.milvus.MilvusIndex`; the others take none.
 
@@ -266,28 +346,29 @@ def make(backend: str, bits: int, **options: Any) -> Index:
         ImportError: if the back end needs a package that is not installed; the message names the command.
     """
     check_options(backend, options)
-    return _engine(backend)(bits, **options)
+    cls: Any = BACKENDS.find(backend)
+    return cls(bits, **options)
 
 
 def check_options(backend: str, options: Mapping[str, Any]) -> None:
-    """Check what :func:`make` is given, without making anything.
+    """Check the arguments of :func:`make` without making anything.
 
     Raises:
         ValueError: for an unknown back end or option, or a value that the option cannot have.
     """
-    engine = _engine(backend)
-    if unknown := set(options) - set(engine.options):
+    cls = BACKENDS.find(backend)
+    if unknown := set(options) - set(cls.options):
         raise ValueError(
-            f"the back end {backend!r} takes {', '.join(f'{name}=' for name in engine.options) or 'no options'}; "
+            f"the back end {backend!r} takes {', '.join(f'{name}=' for name in cls.options) or 'no options'}; "
             f"not {', '.join(sorted(unknown))}"
         )
-    engine._check_options(**options)
+    cls._check_options(**options)
 
 
 def load(folder: str | Path, **options: Any) -> Index:
     """Open a saved index, after comparing all its files with their checksums.
 
-    What is changed in it stays in memory (a Milvus server's collection apart) until it is saved again.
+    Changes stay in memory until it is saved again, except those of a collection on a Milvus server.
 
     Args:
         folder: what :meth:`Index.save` wrote.
@@ -301,11 +382,14 @@ def load(folder: str | Path, **options: Any) -> Index:
     """
     folder = Path(folder)
     meta = verify(folder)
-    engine = _engine(meta["backend"])
+    backend = meta["backend"]
+    module = backend.partition(":")[0]
+    if backend not in BACKENDS.entries and (module == backend or module not in sys.modules):  # a file imports nothing
+        remedy = "call hashgym.index.register" if module == backend else f"import {module}"
+        raise ValueError(f"{folder} has the back end {backend!r}, which is not known here: {remedy} before loading it")
+    check_options(backend, options)
     files = {name: folder / entry["file"] for name, entry in meta["files"].items()}
-    if unknown := set(options) - set(engine.options):
-        raise ValueError(f"the back end {meta['backend']!r} takes no {', '.join(sorted(unknown))}")
-    index = engine._read(meta, files, meta["options"] | options)
+    index = BACKENDS.find(backend)._read(meta, files, meta["options"] | options)
     if len(index) != meta["images"] and files:
         index.close()
         raise ValueError(f"{folder} holds {len(index)} of {meta['images']} images; {REMEDY}")
@@ -336,11 +420,6 @@ def foreign(folder: str | Path) -> list[str]:
     work = Path(folder) / SAVING
     ours = {META, owned.MARKER, *([SAVING] if owned.is_owned(work) or owned.is_empty(work) else [])}
     return sorted(p.name for p in Path(folder).iterdir() if p.name not in ours and not _OWN.fullmatch(p.name))
-
-
-def backends() -> dict[str, str]:
-    """What each back end is, by name. ``faiss`` and ``milvus`` need the extras of these names."""
-    return {name: description for name, (_, _, description) in _ENGINES.items()}
 
 
 def read_meta(folder: Path, damaged: bool = False) -> dict[str, Any]:
@@ -405,15 +484,6 @@ def ranked(queries: Ids, ids: Ids, distances: Ids, count: int, several: bool = T
         first[same[1:][again]] = False
         queries, ids, distances = queries[first], ids[first], distances[first]
     return np.searchsorted(queries, np.arange(count + 1)), ids, distances
-
-
-def _engine(backend: str) -> Any:
-    if backend not in _ENGINES:
-        raise ValueError(
-            f"there is no back end {backend!r}{closest(backend, _ENGINES)}; there are {', '.join(_ENGINES)}"
-        )
-    module, name, _ = _ENGINES[backend]
-    return getattr(import_module(f"hashgym.index.{module}"), name)
 
 
 def _sorted_ids(ids: ArrayLike) -> tuple[Ids, Ids]:

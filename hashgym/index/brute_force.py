@@ -1,7 +1,7 @@
-"""The plain engine: all codes in memory, every one compared with every query.
+"""Brute force: all codes in memory, every one compared with every query.
 
-The table of codes that it keeps is what the other engines in this process are built from, and its search is what they
-fall back to where theirs would be slower.
+The back ends for buckets and faiss are subclasses: they are built from the same table of codes, and fall back to this
+search where their own would be slower.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from threading import RLock
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,17 +21,15 @@ from hashgym.storage.reading import map_array
 
 __all__ = ["BruteForceIndex"]
 
-_BLOCK = 1 << 16  # codes that are compared at once: what is computed of them stays in the cache
+_BLOCK = 1 << 16  # codes compared at once: their distances stay in the cache
 
 
 class BruteForceIndex(Index):
     """Images in ascending order of their ids, each with its codes in neighbouring rows.
 
-    Subclasses build an engine from that with :meth:`_build`, when it is first needed after a change. An image's
-    position is its rank among the ids, so that what is ordered by position is ordered by id.
+    Subclasses build their own structure from that with :meth:`_build`, when it is first needed after a change. An
+    image's position is its rank among the ids, so results in order of position are in order of id.
     """
-
-    backend: ClassVar[str] = "brute-force"
 
     def __init__(self, bits: int) -> None:
         super().__init__(bits)
@@ -97,7 +95,7 @@ class BruteForceIndex(Index):
         return distances
 
     def _near(self, rows: NDArray[np.unsignedinteger], radius: int) -> tuple[Ids, Ids]:
-        """The images within a radius in order, and their distances, of the distances of all codes."""
+        """The images within a radius in order, and their distances, from the distances of all codes."""
         (near,) = np.nonzero(rows <= radius)
         _, positions, distances = ranked(
             np.zeros(len(near), np.int64), self._positions(near), rows[near].astype(np.int64), 1, self._most > 1
@@ -109,7 +107,7 @@ class BruteForceIndex(Index):
         return rows if self._most == 1 else np.searchsorted(self._starts, rows, side="right") - 1
 
     def _ready(self) -> Any:
-        """What :meth:`_build` makes of the present codes."""
+        """The result of :meth:`_build` for the present codes."""
         with self._lock:
             if self._built is None:
                 self._built = self._build()

@@ -1,8 +1,6 @@
-"""The bucket table of :mod:`hashgym.retrieval.buckets` as an engine, made when it is first searched after a change."""
+"""An index that looks codes up in a table of buckets (:mod:`hashgym.retrieval.buckets`), built when first searched."""
 
 from __future__ import annotations
-
-from typing import ClassVar
 
 import numpy as np
 
@@ -17,9 +15,7 @@ _COMPARED = 32  # codes that are compared in the time in which a bucket is looke
 
 
 class BucketTableIndex(BruteForceIndex):
-    """Looks up the buckets around a query, and compares with all codes where those would be too many."""
-
-    backend: ClassVar[str] = "buckets"
+    """Look up the buckets around a query; compare with all codes where there are too many buckets."""
 
     def _build(self) -> BucketIndex:
         kept = np.arange(self._most) < self._counts[:, None]
@@ -51,6 +47,6 @@ class BucketTableIndex(BruteForceIndex):
         return ranked(query, self._ids[positions], distances, len(words), several=False)
 
     def _worth(self, radius: int) -> bool:
-        """Whether the sphere's buckets are looked up more quickly than all codes are compared."""
+        """Whether looking up the sphere's buckets is quicker than comparing all codes."""
         enough = max(1, int(len(self._words) / _COMPARED))
         return radius <= self.bits and ball(self.bits, radius, enough) <= enough

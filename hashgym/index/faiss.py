@@ -1,10 +1,10 @@
-"""faiss (``pip install 'hashgym[faiss]'``): its flat binary index, and its hash tables of parts of the codes.
+"""The faiss back ends (``pip install 'hashgym[faiss]'``): its flat binary index, its hash tables of parts of codes.
 
 Codes are padded with zeros to 32, 64, 128, 256 or 512 bits, for which faiss has its quickest code, or beyond that to
-whole words. Single queries run on one thread, for which a second costs more than it gives; several use as many as
-faiss does (``OMP_NUM_THREADS``).
+whole words. A single query runs on one thread, because a second one costs more than it saves; several queries use as
+many as faiss does (``OMP_NUM_THREADS``).
 
-faiss does not promise which of the codes that tie at the last place it returns. So more rows are asked for than are
+faiss does not promise which of the codes that tie at the last place it returns. So more rows are requested than are
 needed; and where even the last of them is no farther than the k-th image, all codes within that distance.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,21 +24,19 @@ from hashgym.retrieval.buckets import ball
 
 __all__ = ["FaissHashIndex", "FaissIndex"]
 
-_SPARE = 64  # rows asked for beyond those that are needed
-_ROWS = 1 << 14  # rows for a query above which faiss takes longer to keep them than NumPy to compare with all codes
+_SPARE = 64  # rows requested beyond those that are needed
+_ROWS = 1 << 14  # rows for a query above which comparing all codes in NumPy is quicker than faiss
 _ANSWERS = 1 << 22  # rows for several queries that are in memory at once
 _COMPARED = 256  # codes that are compared in the time in which a bucket is looked up
 _PADDED = (32, 64, 128, 256, 512)
 
 
 class FaissIndex(BruteForceIndex):
-    """``faiss.IndexBinaryFlat``: every code is compared.
+    """Compare every code, with ``faiss.IndexBinaryFlat``.
 
     Raises:
         ImportError: if faiss is not installed.
     """
-
-    backend: ClassVar[str] = "faiss"
 
     def __init__(self, bits: int) -> None:
         try:
@@ -49,7 +47,7 @@ class FaissIndex(BruteForceIndex):
         super().__init__(bits)
 
     def _build(self) -> tuple[Any, Any]:
-        """What searches, and the flat index."""
+        """The faiss index that is searched, and the flat one."""
         flat: Any = self._faiss.IndexBinaryFlat(self._padded)
         flat.use_heap = False  # counting by distance is quicker
         flat.add(self._octets(self._words))
@@ -61,7 +59,7 @@ class FaissIndex(BruteForceIndex):
         return next((bits for bits in _PADDED if bits >= self.bits), 64 * self._words.shape[1])
 
     def _octets(self, words: Words) -> NDArray[np.uint8]:
-        """Codes as faiss takes them, uint8 (n, padded / 8)."""
+        """Codes in faiss's layout, uint8 (n, padded / 8)."""
         octets = np.ascontiguousarray(words.astype("<u8", copy=False)).view(np.uint8)
         wanted, given = self._padded // 8, octets.shape[1]
         return np.ascontiguousarray(np.pad(octets, ((0, 0), (0, max(0, wanted - given))))[:, :wanted])
@@ -83,14 +81,14 @@ class FaissIndex(BruteForceIndex):
         """Positions and distances (m, k) of the nearest images."""
         return self._attempt(self._ready()[1], words, k, rows, self.bits)
 
-    def _attempt(self, engine: Any, words: Words, k: int, rows: int, sure: int) -> tuple[Ids, Ids]:
-        """Positions and distances (m, k) as ``engine`` knows them, exact where the last distance is at most ``sure``.
+    def _attempt(self, index: Any, words: Words, k: int, rows: int, sure: int) -> tuple[Ids, Ids]:
+        """Positions and distances (m, k) that a faiss index finds, exact where the last distance is at most ``sure``.
 
-        The engine must know all codes within that distance. Where it finds fewer than k images, distances end in
+        The faiss index must find all codes within that distance. Where it finds fewer than k images, distances end in
         bits + 1.
         """
         with self._threads(words):
-            near, found = engine.search(self._octets(words), rows)
+            near, found = index.search(self._octets(words), rows)
         query, place = np.nonzero(found >= 0)
         several = self._most > 1
         hits = ranked(
@@ -101,18 +99,18 @@ class FaissIndex(BruteForceIndex):
         tied = (found[:, -1] >= 0) & (near[:, -1] <= last) & (last <= sure) & (rows < len(self._words))
         for radius in np.unique(last[tied]).tolist():
             (left,) = np.nonzero(tied & (last == radius))
-            positions[left], distances[left] = self._heads(self._reach(engine, words[left], radius), k)
+            positions[left], distances[left] = self._heads(self._reach(index, words[left], radius), k)
         return positions, distances
 
-    def _reach(self, engine: Any, words: Words, radius: int) -> Found:
-        """The images within a radius, their positions in the place of ids."""
+    def _reach(self, index: Any, words: Words, radius: int) -> Found:
+        """The images that a faiss index finds within a radius, with positions in place of ids."""
         with self._threads(words):
-            ends, distances, rows = engine.range_search(self._octets(words), radius + 1)  # faiss leaves out its radius
+            ends, distances, rows = index.range_search(self._octets(words), radius + 1)  # faiss excludes the radius
         query = np.repeat(np.arange(len(words)), np.diff(ends.astype(np.int64)))
         return ranked(query, self._positions(rows), distances.astype(np.int64), len(words), self._most > 1)
 
     def _heads(self, hits: Found, k: int) -> tuple[Ids, Ids]:
-        """Of each query the first k of what it found: positions, distances."""
+        """Positions and distances (m, k) of the first k hits of each query."""
         offsets, positions, distances = hits
         at = offsets[:-1, None] + np.arange(k)
         at[at >= offsets[1:, None]] = len(positions)
@@ -120,7 +118,7 @@ class FaissIndex(BruteForceIndex):
 
     @contextmanager
     def _threads(self, words: Words) -> Iterator[None]:
-        """One thread for a single query. The setting is that of the calling thread alone."""
+        """Use one thread for a single query. The setting holds for the calling thread alone."""
         before = self._faiss.omp_get_max_threads()
         if len(words) == 1:
             self._faiss.omp_set_num_threads(1)
@@ -131,14 +129,12 @@ class FaissIndex(BruteForceIndex):
 
 
 class FaissHashIndex(FaissIndex):
-    """``faiss.IndexBinaryMultiHash``: codes are looked up by their parts, and only those that are found are compared.
+    """Look codes up by their parts, with ``faiss.IndexBinaryMultiHash``, and compare only those that are found.
 
     Codes at distance d differ in at most ``d // parts`` bits in one of their parts at least, so that looking up all
     neighbours of the query's parts at that distance finds every such code. The search widens until it is sure of the
     k-th image, and compares all codes where that is quicker than to look up so many neighbours.
     """
-
-    backend: ClassVar[str] = "faiss-hash"
 
     def _build(self) -> tuple[Any, Any]:
         self._parts = max(1, self.bits // max(4, len(self._words).bit_length()))  # about as many buckets as codes
@@ -150,7 +146,7 @@ class FaissHashIndex(FaissIndex):
         return table, flat
 
     def _within(self, words: Words, radius: int) -> Found:
-        with self._lock:  # the number of bits to flip is the index's, not the search's
+        with self._lock:  # the number of bits to flip belongs to the faiss index, not to the search
             table, _ = self._ready()
             flips = radius // self._parts
             if not self._worth(flips):

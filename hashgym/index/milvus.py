@@ -1,12 +1,12 @@
-"""Milvus (``pip install 'hashgym[milvus]'``): embedded in this process's keeping, or a cluster at a URI.
+"""The Milvus back end (``pip install 'hashgym[milvus]'``): embedded, as a child of this process, or a server at a URI.
 
 A collection has one entity a code: the image's id, the code's place among the image's codes, and the code, padded with
-zeros to whole words, under a flat index. The entity's key is id * 2^16 + place, so that a search needs to give nothing
-else. What it finds is deduplicated here, because Milvus does not group by a field where vectors are binary.
+zeros to whole words, under a flat index. The entity's key is id * 2^16 + place, so a search returns nothing but keys
+and distances. Several codes of one image are merged here, because Milvus does not group binary vectors by a field.
 
-Milvus gives at most 16,384 entities a search, and any of those that tie at the last place. So the k-th image's
-distance is found first, and then, unless the answer shows that no tie is missing, all entities within that distance:
-where those are too many for one answer, the range of ids is halved until each half's are not.
+Milvus returns at most 16,384 entities a search, and arbitrary ones of those that tie at the last place. So the k-th
+image's distance is found first, and then, unless the answer shows that no tie is missing, all entities within that
+distance: where those are too many for one answer, the range of ids is halved until each part fits.
 
 The embedded Milvus is a process of its own with a file. It works on a private copy, so that a saved index is never
 half changed and several processes may open one. It ends with :meth:`MilvusIndex.close`, or with this process.
@@ -40,9 +40,9 @@ from hashgym.storage.addresses import without_password
 
 __all__ = ["MilvusIndex", "drop", "has"]
 
-_LIMIT = 16_384  # entities that Milvus gives at most for one query
-_ANSWER = 1 << 16  # entities asked for at once, over all queries
-_BATCH = 8_192  # entities sent, or ids named, at once
+_LIMIT = 16_384  # entities that Milvus returns at most for one query
+_ANSWER = 1 << 16  # entities requested at once, over all queries
+_BATCH = 8_192  # entities sent, or ids listed, at once
 _PLACES = 16  # bits of an entity's key that are the code's place
 _FILE, _FOLDER = "milvus.db", "hashgym-milvus-"
 _DESCRIPTION = "hashgym index"  # how the description of a collection begins
@@ -55,19 +55,18 @@ class MilvusIndex(Index):
     Args:
         bits: q, the length of the codes.
         uri: a server's address, ``http://HOST:19530``; Milvus is embedded where this is empty. On a server every change
-            is permanent at once, and saving keeps only where the collection is.
+            is permanent at once, and saving records only where the collection is.
         token: the server's API key, or ``user:password``. It is never written to a file.
-        collection: its name. One that exists is taken up if it is of an index of as many bits, else it is made.
+        collection: its name. An existing one of an index with as many bits is opened; where there is none, it is made.
         timeout: seconds to wait for an answer of the server.
 
     Raises:
         ValueError: for another collection of that name, or a name or address that Milvus does not take.
         ImportError: if pymilvus, or for the embedded Milvus milvus-lite, is not installed.
-        ConnectionError: if the server cannot be reached. All methods raise it where it stops answering; what an
-            interrupted :meth:`add` has added, whole images, is in :attr:`ids` afterwards.
+        ConnectionError: if the server cannot be reached. All methods raise it where the server stops answering. An
+            interrupted :meth:`add` has added some of the images, each with all its codes; :attr:`ids` lists them.
     """
 
-    backend: ClassVar[str] = "milvus"
     options: ClassVar[tuple[str, ...]] = ("uri", "token", "collection", "timeout")
     _server: _Server | None
     _client: Any
@@ -82,19 +81,21 @@ class MilvusIndex(Index):
     def _check_options(cls, **options: Any) -> None:
         uri, collection = options.get("uri", ""), options.get("collection", "hashgym")
         if not isinstance(collection, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,254}", collection):
-            raise ValueError(f"a collection is named by letters, digits and _, not by {collection!r}")
+            raise ValueError(
+                f"the name of a collection is a letter or _ and at most 254 letters, digits and _, got {collection!r}"
+            )
         if not isinstance(uri, str) or re.search(r"[@?#]|[^!-~]", uri):  # the message does not repeat it
             raise ValueError(
-                "uri is saved, so it is a server's address alone, like http://HOST:19530: give a user and password by "
-                "token='USER:PASSWORD' (on the command line: the environment variable MILVUS_TOKEN)"
+                "uri is saved, so it must be a server's address alone, like http://HOST:19530: give user and password "
+                "by token='USER:PASSWORD' (on the command line: the environment variable MILVUS_TOKEN)"
             )
         if uri and not re.match(r"(https?|tcp|unix):", uri):
-            raise ValueError(f"uri is a server's address like http://HOST:19530, or empty for none, got {uri!r}")
+            raise ValueError(f"uri must be a server's address like http://HOST:19530, or empty for none, got {uri!r}")
 
     def _open(
         self, uri: str, token: str, collection: str, timeout: float, saved: bool = False, file: Path | None = None
     ) -> None:
-        """Connect to a server, or start one on a new file or a copy of one, and take up or make the collection."""
+        """Connect to a server, or start one on a new file or a copy of one, and open or make the collection."""
         self._set(uri, collection, timeout)
         if not uri:
             self._server = _Server(file)
@@ -105,7 +106,7 @@ class MilvusIndex(Index):
                 self._call("load_collection")
             elif saved:
                 where = f"Milvus at {uri}" if uri else "the index's file"
-                raise ValueError(f"{where} has no collection {collection!r}: build the index again")
+                raise ValueError(f"{where} has no collection {collection!r}: build the index again from its codes")
             else:
                 self._create()
         except BaseException:
@@ -116,11 +117,11 @@ class MilvusIndex(Index):
         self._check_options(uri=uri, collection=collection)
         self._uri, self._collection, self._timeout = uri, collection, timeout
         self._server = self._client = None
-        self._images = 0  # lower bound of the number of images, from when they were last counted
+        self._images = 0  # lower bound of the number of images, from the last count
 
     def _connect(self, token: str = "") -> None:
         pymilvus = _pymilvus()
-        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # what goes wrong is raised, which is enough
+        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)  # errors are raised; logging them too is noise
         uri = self._server.start() if self._server else self._uri
         patience = monotonic() + self._timeout
         while self._client is None:
@@ -134,7 +135,7 @@ class MilvusIndex(Index):
                 sleep(0.05)
 
     def _answer(self, method: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """What a method of pymilvus gives, its errors in our words."""
+        """Call a method of pymilvus; its errors become a ConnectionError that says which server and what to do."""
         import grpc  # type: ignore[import-untyped]
         from pymilvus.exceptions import MilvusException
 
@@ -147,7 +148,7 @@ class MilvusIndex(Index):
             raise ConnectionError(f"{where}: request failed ({reason}); {fix}") from error
 
     def _call(self, method: str, *args: Any, **options: Any) -> Any:
-        """A method of the client for the collection."""
+        """Call a method of the client on the collection."""
         if self._client is None:
             raise ValueError("the index is closed: load it again")
         return self._answer(getattr(self._client, method), self._collection, *args, timeout=self._timeout, **options)
@@ -214,9 +215,9 @@ class MilvusIndex(Index):
     def _add(self, ids: Ids, sets: CodeSets) -> None:
         counts = sets.kept.sum(axis=1)
         if counts.max() >= _LIMIT:
-            raise ValueError(f"Milvus takes images with fewer than {_LIMIT} codes, got one with {counts.max()}")
+            raise ValueError(f"Milvus stores images with fewer than {_LIMIT} codes, got one with {counts.max()}")
         if ids[-1] >> (63 - _PLACES):
-            raise ValueError(f"Milvus takes ids below 2^{63 - _PLACES}, got {ids[-1]}")
+            raise ValueError(f"Milvus stores ids below 2^{63 - _PLACES}, got {ids[-1]}")
         ends, octets = np.cumsum(counts), sets.words[sets.kept].astype("<u8", copy=False)
         images = np.repeat(ids, counts)
         places = np.arange(len(images)) - np.repeat(ends - counts, counts)
@@ -241,7 +242,7 @@ class MilvusIndex(Index):
         return ids, distances
 
     def _nearest(self, query: Words, hits: Found, k: int, limit: int) -> tuple[Ids, Ids]:
-        """The k nearest images to a query for which Milvus has given the ``limit`` nearest entities."""
+        """The k nearest images to a query, from the ``limit`` nearest entities that Milvus returned."""
         _, ids, distances = ranked(*hits, 1)
         if len(hits[1]) == limit and not (len(ids) >= k and distances[k - 1] < distances[-1]):
             radius = int(distances[k - 1] if len(ids) >= k else distances[-1])
@@ -276,7 +277,7 @@ class MilvusIndex(Index):
 
     def _hits(self, words: Words, limit: int, radius: int | None = None, where: str = "") -> Iterator[Found]:
         """For each query the nearest entities: zeros, image ids and distances, nearest first."""
-        # Milvus leaves out its radius itself.
+        # Milvus excludes the radius.
         bounds = {} if radius is None else {"radius": radius + 1}
         block = max(1, _ANSWER // limit)
         for start in range(0, len(words), block):
@@ -311,14 +312,14 @@ class MilvusIndex(Index):
         Index.__init__(index, meta["bits"])
         uri, file = options.get("uri", ""), files.get(_FILE)
         if not uri and not file:
-            raise ValueError("the index was on a server: give its uri=")
+            raise ValueError("the index is on a server, and its address was not saved: give it by uri=")
         token, timeout = options.get("token", ""), options.get("timeout", 30.0)
         index._open(uri, token, options["collection"], timeout, saved=True, file=file)
         return index
 
 
 class _Server:
-    """The embedded Milvus: a process and its file, in a folder that goes with it."""
+    """The embedded Milvus: a process and its file, in a temporary folder that is removed with it."""
 
     def __init__(self, file: Path | None) -> None:
         try:
@@ -335,21 +336,21 @@ class _Server:
         self._process: Any = None
 
     def start(self) -> str:
-        """The address at which it answers from now on."""
+        """Start the process and return its address."""
         self._process = self._kind(str(self._file))
         if not (self._process.init() and self._process.start()):
             raise ConnectionError(
-                "the embedded Milvus does not start: is there room in the folder for temporary files?"
+                "the embedded Milvus does not start: is there space in the folder for temporary files?"
             )
         return str(self._process.uds_path)
 
     @property
     def running(self) -> bool:
-        """Whether the process is there."""
+        """Whether the process is running."""
         return self._process is not None and self._process._p.poll() is None
 
     def stop(self) -> None:
-        """End the process; all it was told is then in the file."""
+        """End the process; all changes are then in the file."""
         if self._process is not None:
             self._process.stop()
             self._process = None
@@ -377,7 +378,7 @@ def has(uri: str, collection: str, token: str = "", timeout: float = 30.0) -> bo
 
 
 def drop(uri: str, collection: str, token: str = "", timeout: float = 30.0) -> None:
-    """Drop a collection of a server that :class:`MilvusIndex` made; does nothing where there is none of this name.
+    """Drop a collection of a server that :class:`MilvusIndex` made; do nothing where there is none of this name.
 
     Raises:
         ValueError: if the collection is not one of an index, and for an address or a name that Milvus does not take.
@@ -391,7 +392,7 @@ def drop(uri: str, collection: str, token: str = "", timeout: float = 30.0) -> N
 
 
 def _connected(uri: str, collection: str, token: str, timeout: float) -> MilvusIndex:
-    """A connection to a server, which neither looks for the collection nor makes it."""
+    """A connection to a server that neither opens nor makes the collection."""
     index = MilvusIndex.__new__(MilvusIndex)
     index._set(uri, collection, timeout)
     index._connect(token)
@@ -399,9 +400,9 @@ def _connected(uri: str, collection: str, token: str, timeout: float) -> MilvusI
 
 
 def _pymilvus() -> Any:
-    """The package. Importing it may read a file ``.env`` into the environment, which is undone.
+    """Import pymilvus. That may read a file ``.env`` into the environment, which is undone.
 
-    Otherwise whoever wrote the current folder could name the server that gets the token.
+    Otherwise whoever wrote the current folder could choose the server that the token is sent to.
     """
     before = set(os.environ)
     try:
@@ -414,28 +415,28 @@ def _pymilvus() -> Any:
 
 
 def _sweep() -> None:
-    """Remove folders with our marker that killed processes have left: whose file is not locked, or old ones without."""
+    """Remove folders of ours that killed processes left: their file is not locked, or they are old and have no file."""
     with suppress(ImportError):
         import fcntl
 
         for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
             if folder.name.startswith(f"{_FOLDER}{os.getpid()}-"):
-                continue  # to open a lock of one's own and close it again would end it
+                continue  # opening and closing the lock of this process would release it
             if not owned.is_owned(folder) or folder.stat().st_uid != os.getuid():
                 continue
             with suppress(OSError):
                 if (lock := folder / f".{_FILE}.lock").exists():
                     with lock.open("a") as file:
                         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                elif time() - folder.stat().st_mtime < 3600:  # about to be locked, perhaps
+                elif time() - folder.stat().st_mtime < 3600:  # its process may be about to lock it
                     continue
                 owned.remove(folder)
 
 
 def _milvus_lite() -> Any:
-    """milvus-lite's class for its process.
+    """The class of milvus-lite that runs its process.
 
-    It asks for its own version by ``pkg_resources``, which setuptools no longer has since version 82.
+    It reads its own version from ``pkg_resources``, which setuptools no longer has since version 82.
     """
     name = "pkg_resources"
     module = "milvus_lite.server"
@@ -451,7 +452,7 @@ def _milvus_lite() -> Any:
 
 
 def _at_home(server: Any) -> Any:
-    """The class, with a home of its own for each process: all clear ``~/.cache/milvus``, which others may be using."""
+    """The class, with a home folder for each process: every one clears ``~/.cache/milvus``, which others may use."""
 
     class AtHome(server):
         @property

@@ -1,4 +1,4 @@
-"""Retrieval by Hamming distance: mAP exact in the face of ties, precision, recall, and search by hash buckets.
+"""Measures of retrieval by Hamming distance: mAP that is exact with ties, precision, recall, search by hash buckets.
 
 >>> import numpy as np
 >>> from hashgym.retrieval import evaluate

@@ -1,11 +1,11 @@
-"""Hash bucket search: a table from codes to the images that have them, for one or several codes an image.
+"""Search by hash buckets: a table from codes to the images that have them, with one or several codes an image.
 
 The search is Algorithm 1 of MCH: visit the buckets at Hamming distance 0 from the query, then those at distance 1,
 and so on, until enough images are found. An image with several codes is found once, in the first of its buckets.
 Inside a distance, buckets are visited in the order of their flip mask, query XOR code, read as an integer (bit b of
-the code counts 2^b); inside a bucket, images by their row. Empty buckets count as visited but are never walked: masks
-of one popcount in ascending order are combinations in colexicographic order, so the bucket whose mask has the bits
-p_0 < p_1 < ... < p_(r-1) is number sum_(i<r) C(q, i) + sum_i C(p_i, i + 1), counted from 0.
+the code counts 2^b); inside a bucket, images by their row. Empty buckets count as visited but are never looked up:
+masks of one popcount in ascending order are combinations in colexicographic order, so the bucket whose mask has the
+bits p_0 < p_1 < ... < p_(r-1) is number sum_(i<r) C(q, i) + sum_i C(p_i, i + 1), counted from 0.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hashgym import codes
 from hashgym.checks import check_integer, is_integer
 from hashgym.codes import CodeSets, Words
 from hashgym.retrieval.kernels import Backend, choose_kernel
-from hashgym.retrieval.metrics import pack_table
+from hashgym.retrieval.metrics import NOTHING_RELEVANT, pack_labels
 
 __all__ = ["BucketIndex", "BucketSearch", "ball", "f1_bucket_curve", "pack_queries"]
 
@@ -34,11 +34,11 @@ _KEYS = 1 << 16  # buckets that NumPy looks up at once
 
 @dataclass(frozen=True)
 class BucketSearch:
-    """What :meth:`BucketIndex.search` found.
+    """Result of :meth:`BucketIndex.search`.
 
     Attributes:
         ids: int64 (k,), rows of the images in the order in which they were found.
-        distances: int64 (k,), the distances at which they were found, never falling.
+        distances: int64 (k,), the distances at which they were found, ascending.
         buckets: number of buckets visited, empty ones included, the last image's bucket being the last.
     """
 
@@ -48,10 +48,10 @@ class BucketSearch:
 
 
 class BucketIndex:
-    """A hash table of images by code, in which an image stands under each of its codes.
+    """A hash table of images by code, which has an image under each of its codes.
 
-    A static table in arrays: the distinct codes are sorted by the top bits of a hash, and a directory says where each
-    prefix begins, so that a bucket is found by looking at one or two codes.
+    A static table in arrays: the distinct codes are sorted by the top bits of a hash, and a directory holds the start
+    of each prefix, so that a bucket is found by looking at one or two codes.
 
     Args:
         database: the code sets of n images, or bool (n, q), one code for each. Rows are the images' ids.
@@ -59,7 +59,7 @@ class BucketIndex:
 
     Raises:
         ValueError: for codes that are not a 0/1 table or are empty.
-        ImportError: if numba is asked for and is not installed.
+        ImportError: for ``backend="numba"`` if numba is not installed.
 
     Queries are bool or 0/1 integers (..., q), or packed words, uint64 (..., ceil(q / 64)), a little faster.
     """
@@ -81,7 +81,7 @@ class BucketIndex:
         self._ids = images[order].astype(small)
         counts = np.bincount(prefixes[order][first].astype(np.intp), minlength=1 << (64 - int(self._shift)))
         self._directory = np.append(0, np.cumsum(counts)).astype(small)
-        # The way back, from an image to its buckets.
+        # From an image to its buckets.
         self._buckets = np.empty(len(words), np.intp)
         self._buckets[order] = np.cumsum(first) - 1
         self._images = np.searchsorted(images, np.arange(len(sets)))
@@ -122,7 +122,7 @@ class BucketIndex:
 
         Args:
             query: (q,), or packed.
-            k: how many images are wanted, 1 <= k <= n.
+            k: number of images to find, 1 <= k <= n.
 
         Raises:
             ValueError: for a query of another length or ``k`` out of range.
@@ -157,11 +157,11 @@ class BucketIndex:
         return offsets, np.concatenate([ids for ids, _ in parts]), np.concatenate([d for _, d in parts])
 
     def _worth_flipping(self, radius: int) -> bool:
-        """Whether the sphere has fewer buckets than there are distinct codes to scan."""
+        """Whether the ball has no more buckets than there are distinct codes to scan."""
         return ball(self.bits, radius, len(self._codes)) <= len(self._codes)
 
     def _probe(self, queries: Words, masks: Words) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Offsets (n + 1,) of the queries' images, and for each its row and the mask by which it was found."""
+        """Offsets (n + 1,) of the queries' images, and for each image its row and the mask by which it was found."""
         several = len(self._ids) > len(self)
         return self._kernel(queries, masks, self._codes, self._directory, self._starts, self._ids, self._shift, several)
 
@@ -182,7 +182,7 @@ class BucketIndex:
         return masks[within], np.minimum.reduceat(places[self._buckets], self._images)
 
     def _visited(self, mask: Words) -> int:
-        """How many buckets have been visited with the one that this mask (W,) leads to."""
+        """Number of buckets visited up to and with the one that this mask (W,) leads to."""
         positions = np.flatnonzero(codes.unpack(mask, self.bits)).tolist()
         rank = sum(comb(position, i + 1) for i, position in enumerate(positions))
         return _inside(self.bits, len(positions)) + rank + 1
@@ -199,10 +199,10 @@ def f1_bucket_curve(
     database_labels: ArrayLike,
     ks: Sequence[int],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """F1 and buckets visited by the bucket search for each number of images that it is to find.
+    """F1 and number of buckets visited by the bucket search, for each number of images to find.
 
-    F1 of the first k images is 2 hits / (k + relevant). Of the last bucket only some images may be needed: hits are
-    then the mean over all orders of the images first found there, so that no order of the database matters.
+    F1 of the first k images is 2 hits / (k + relevant). Where the search ends inside a bucket, hits are the mean over
+    all orders of the images first found there, so that the order of the database does not matter.
 
     Args:
         queries: bool (n, q), or packed.
@@ -215,7 +215,7 @@ def f1_bucket_curve(
         f1, buckets: float64 (len(ks),), means over the queries with something relevant in the database.
 
     Raises:
-        ValueError: for codes, labels or lengths that disagree, no or wrong ``ks``, and where no query has anything
+        ValueError: for codes, labels or lengths that disagree, invalid or no ``ks``, and where no query has anything
             relevant.
     """
     index = database if isinstance(database, BucketIndex) else BucketIndex(database)
@@ -224,15 +224,7 @@ def f1_bucket_curve(
         raise ValueError(f"ks must be a list of whole numbers, got {ks!r}")
     for k in (wanted.min(), wanted.max()):
         index._check_wanted(int(k))
-    labels, columns = pack_table("query labels", query_labels)
-    image_labels, image_columns = pack_table("database labels", database_labels)
-    if columns != image_columns:
-        raise ValueError(f"query labels have {columns} columns, database labels {image_columns}")
-    if (len(labels), len(image_labels)) != (len(words), len(index)):
-        raise ValueError(
-            f"{len(words)} queries and {len(index)} images need one row of labels each, "
-            f"got {len(labels)} and {len(image_labels)} rows"
-        )
+    labels, image_labels = pack_labels(query_labels, database_labels, len(words), len(index))
     f1, buckets, measured = np.zeros(len(wanted)), [0] * len(wanted), 0
     for code, label in zip(words, labels, strict=True):
         relevant = ((image_labels & label) != 0).any(axis=1)
@@ -249,12 +241,12 @@ def f1_bucket_curve(
             buckets[i] += index._visited(masks[bucket])
         measured += 1
     if not measured:
-        raise ValueError("no query has a relevant image in the database, so there is nothing to measure")
+        raise ValueError(NOTHING_RELEVANT)
     return f1 / measured, np.array([total / measured for total in buckets])
 
 
 def pack_queries(queries: Any, bits: int, axes: int) -> Words:
-    """One packed query (W,), or with two axes n of them (n, W), of codes as the user gives them.
+    """Pack one query (W,), or with two axes n of them (n, W), from bits or packed words.
 
     Raises:
         ValueError: for codes of another length, or none.
@@ -281,7 +273,7 @@ def _code_sets(table: Any) -> CodeSets:
 
 
 def _hash(words: Words) -> Words:
-    """Hash values (...,) of codes (..., W), good in their top bits; what compiled.hash_code does."""
+    """Hash values (...,) of codes (..., W), well mixed in their top bits; numba_kernels.probe has the same."""
     value = np.zeros(words.shape[:-1], np.uint64)
     for w in range(words.shape[-1]):
         value = ((value >> _HALF) ^ value ^ words[..., w]) * _MULTIPLIER
@@ -331,7 +323,7 @@ def _probe(
     shift: np.uint64,
     several: bool,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """What compiled.probe does."""
+    """NumPy's version of numba_kernels.probe."""
     block = max(1, _KEYS // len(masks))
     counts, images, flips = [np.zeros(1, np.intp)], [], []
     for begin in range(0, len(queries), block):

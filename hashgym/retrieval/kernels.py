@@ -1,4 +1,4 @@
-"""Counting neighbours at every Hamming distance, and what follows from the counts.
+"""Counts of neighbours at every Hamming distance, and average precision from the counts.
 
 A ranking by Hamming distance is known up to the order inside each distance, so its quality follows exactly from two
 histograms for each query: the items at every distance, and the relevant ones among them. No ranking is ever sorted,
@@ -40,8 +40,8 @@ Ties = Literal["average", "best", "worst"]
 Denominator = Literal["attainable", "retrieved"]
 Kernel = Callable[..., Any]
 
-_BLOCK = 1 << 15  # database items that NumPy looks at at once: their words and keys stay in the cache
-_SMALL = 1 << 21  # comparisons that are not worth a second thread: starting one takes as long as some 10^5 of them
+_BLOCK = 1 << 15  # database items that NumPy compares at once: their words and keys stay in the cache
+_SMALL = 1 << 21  # comparisons below which one thread is quicker: starting another takes as long as some 10^5 of them
 
 
 def distance_histograms(
@@ -71,7 +71,7 @@ def distance_histograms(
 
     Raises:
         ValueError: for arrays of another type or shape, lengths that disagree, or bits set beyond ``bits``.
-        ImportError: if numba is asked for and is not installed.
+        ImportError: for ``backend="numba"`` if numba is not installed.
     """
     kernel = choose_kernel(_histograms, backend)
     _check(queries, query_labels, database, database_labels, bits, exclude, axes=(2, 3))
@@ -115,7 +115,7 @@ def average_precision(
         total: int64 (..., D), all items at each distance.
         topk: rank after which a ranking is cut, None for the whole of it.
         ties: how tied items are ordered.
-        denominator: what the sum of precisions at the hits is divided by. "attainable" divides by
+        denominator: the divisor of the sum of precisions at the hits. "attainable" divides by
             min(relevant items, topk), so that a perfect ranking scores 1 and more hits never score less; "retrieved"
             divides by the hits in the first ``topk``, as published hashing code does for mAP@5000 on NUS-WIDE, and
             scores 0 without a hit. Equal without ``topk``. With "retrieved" a later hit can lower the score,
@@ -145,7 +145,7 @@ def average_precision(
         slope = (relevant - 1) / np.maximum(total - 1, 1)
         change = harmonic[seen + shown] - harmonic[seen]
         gain = relevant / np.maximum(total, 1) * (shown * slope + (hits + 1 - slope * (seen + 1)) * change)
-        # In the distance that the cut goes through, the number of hits is a matter of chance as well.
+        # In the distance that the cut goes through, the number of hits is random as well.
         retrieved = relevant * (shown == total)
     else:
         before = seen if ties == "best" else seen + total - relevant
@@ -172,7 +172,7 @@ def average_precision_credit(
     exclude: NDArray[np.int64] | None = None,
     backend: Backend = "auto",
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Average precision of every code, and what each of its bits is worth.
+    """Average precision of every code, and the credit of each of its bits.
 
     Flipping bit b of a code moves an item from distance d to d + 1 where the two agree in b, and to d - 1 where they
     differ. So one pass that counts, at each distance, the items that differ in each bit gives the histograms of all
@@ -193,7 +193,7 @@ def average_precision_credit(
 
     Raises:
         ValueError: as :func:`distance_histograms`.
-        ImportError: if numba is asked for and is not installed.
+        ImportError: for ``backend="numba"`` if numba is not installed.
     """
     kernel = choose_kernel(_credit, backend)
     _check(queries, query_labels, database, database_labels, bits, exclude)
@@ -220,7 +220,7 @@ def _check(
     exclude: NDArray[np.int64] | None,
     axes: tuple[int, ...] = (2,),
 ) -> None:
-    """Refuse arrays that do not fit each other; codes may have any of these numbers of axes, labels have two."""
+    """Raise ValueError for arrays that do not fit each other; ``axes`` are the numbers of axes that codes may have."""
     if not 1 <= bits < 1 << 14:
         raise ValueError(f"bits must be between 1 and {(1 << 14) - 1}, got {bits}")
     for name, array, allowed in (
@@ -255,11 +255,11 @@ def _check(
 
 
 def choose_kernel(plain: Kernel, backend: Backend) -> Kernel:
-    """The backend's form of a NumPy kernel: itself, or that of numba_kernels with its name less the underscore.
+    """The backend's version of a NumPy kernel: itself, or the function of numba_kernels named without the underscore.
 
     Raises:
         ValueError: for an unknown backend.
-        ImportError: if numba is asked for and is not installed.
+        ImportError: for ``backend="numba"`` if numba is not installed.
     """
     if backend not in ("auto", "numba", "numpy"):
         raise ValueError(f"backend must be 'auto', 'numba' or 'numpy', got {backend!r}")
@@ -295,7 +295,7 @@ def _columns(words: Words) -> Words:
 
 
 def _on_threads(run: Callable[[int, int], None], rows: int, size: int) -> None:
-    """Call ``run(start, stop)`` for parts of the rows, in threads where the work is worth it."""
+    """Call ``run(start, stop)`` for parts of the rows, in threads where there is enough work."""
     threads = min(rows, _threads()) if rows * size > _SMALL else 1
     edges = np.linspace(0, rows, threads + 1).astype(int).tolist()
     if threads == 1:
@@ -311,7 +311,7 @@ def _threads() -> int:
 
 
 def _harmonic(size: int) -> NDArray[np.float64]:
-    """H(0), H(1), ... to H(size) and further."""
+    """Harmonic numbers H(0), H(1), ..., up to H(size) or further."""
     return _harmonic_table(1 << size.bit_length())
 
 
@@ -365,7 +365,7 @@ def _keys(distances: NDArray[np.uint16], label: Words, labels: Words, width: int
 
 
 def _histograms(queries: Words, query_labels: Words, items: Words, labels: Words, counts: NDArray[np.int64]) -> None:
-    """What numba_kernels.histograms does."""
+    """NumPy's version of numba_kernels.histograms."""
     width = counts.shape[2]
     for start in range(0, items.shape[2], _BLOCK):
         block = slice(start, start + _BLOCK)
@@ -385,7 +385,7 @@ def _credit(
     ap: NDArray[np.float64],
     flipped: NDArray[np.float64],
 ) -> None:
-    """What numba_kernels.credit does."""
+    """NumPy's version of numba_kernels.credit."""
     bits = flipped.shape[1]
     width = bits + 1
     octets = codes.unpack(items.T, bits).view(np.uint8)

@@ -1,20 +1,21 @@
 """Retrieval measures for ranking and lookup by Hamming distance.
 
-All functions take codes as bool (n, q), what ``Hasher.encode`` returns, or as :class:`hashgym.codes.CodeSets`, several
-for an item, whose distance is then the least over them; and labels as multi-hot 0/1 (n, L), as
-:class:`hashgym.data.HashingDataset` holds them. All are packed inside, and two items are relevant to each other when
-they share a label. :func:`evaluate` gives everything from one pass; recall and precision of the lookup in the query's
-own bucket (R@H=0 and P@H=0) are ``recall_by_radius[0]`` and ``precision_by_radius[0]`` of its result.
+All functions take codes as bool (n, q), the result of ``Hasher.encode``, or as :class:`hashgym.codes.CodeSets`, several
+for an item, whose distance is then the least over them; and labels as multi-hot 0/1 (n, L), as in
+:class:`hashgym.data.HashingDataset`. All are packed inside, and two items are relevant to each other when they share a
+label. :func:`evaluate` returns all measures from one pass; recall and precision of the lookup in the query's own bucket
+(R@H=0 and P@H=0) are ``recall_by_radius[0]`` and ``precision_by_radius[0]`` of its result.
 
 A measure is a mean over the queries that have something relevant in the database; the others are left out, and
 :func:`evaluate` counts them. Where everything in the database is relevant to all of them, as with labels of a single
-class, any ranking scores 1: a warning says so, and :func:`check_labels` refuses such labels before any work. Items at
-the same distance are tied, and measures of a ranking are exact means over all orders of tied items unless ``ties``
-says otherwise. Lookups within a radius r take in distances <= r.
+class, any ranking scores 1: this is a warning here, and a ValueError of :func:`check_labels`, to be called before long
+work. Items at the same distance are tied, and measures of a ranking are exact means over all orders of tied items
+unless ``ties`` says otherwise. A lookup within radius r returns the items at distances <= r.
 """
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -55,13 +56,13 @@ Measure = Callable[[Histogram, Histogram], NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class RetrievalResult:
-    """What :func:`evaluate` measured.
+    """Result of :func:`evaluate`.
 
     Attributes:
         map: mean average precision, at ``topk``, averaged over ties.
         map_optimistic: the same with the relevant items first inside every distance.
         map_pessimistic: the same with the relevant items last inside every distance.
-        precision_at: precision among the first k, for every k asked for.
+        precision_at: precision among the first k, by k.
         precision_within: precision of the lookup within ``radius``; a lookup that finds nothing scores 0.
         recall_within: recall of the lookup within ``radius``.
         precision_by_radius: float64 (q + 1,), precision of the lookup within radius 0, 1, ..., q.
@@ -69,7 +70,7 @@ class RetrievalResult:
         topk: rank at which ``map`` is cut, None for the whole database.
         radius: of ``precision_within`` and ``recall_within``.
         queries: number of queries measured.
-        queries_without_relevant: number of queries left out, for nothing in the database is relevant to them.
+        queries_without_relevant: number of queries left out because nothing in the database is relevant to them.
     """
 
     map: float
@@ -98,7 +99,7 @@ def evaluate(
     radius: int = 2,
     backend: Backend = "auto",
 ) -> RetrievalResult:
-    """Every measure of this module from one pass over the database.
+    """Compute every measure of this module in one pass over the database.
 
     Args:
         query_codes: bool (n, q), or the code sets of n items.
@@ -107,7 +108,7 @@ def evaluate(
         database_labels: multi-hot (m, L).
         topk: rank at which average precision is cut, None for mAP@all.
         denominator: of average precision at ``topk``, see :func:`~hashgym.retrieval.kernels.average_precision`.
-        precision_at: the ranks at which precision is measured.
+        precision_at: the numbers k of first items among which precision is measured.
         radius: Hamming radius of ``precision_within`` and ``recall_within``.
         backend: see :mod:`hashgym.retrieval.kernels`.
 
@@ -214,8 +215,10 @@ def precision_within(
 ) -> float:
     """Precision of the lookup within ``radius``; one that finds nothing scores 0. See :func:`evaluate`."""
     radius = check_integer("radius", radius, 0)
-    data = _Packed(query_codes, query_labels, database_codes, database_labels)
-    return float(data.mean(_precision_by_radius, backend)[0][min(radius, data.bits)])
+    precision, _ = precision_recall_by_radius(
+        query_codes, query_labels, database_codes, database_labels, backend=backend
+    )
+    return float(precision[: radius + 1][-1])
 
 
 def recall_within(
@@ -229,8 +232,8 @@ def recall_within(
 ) -> float:
     """Share of the relevant items that the lookup within ``radius`` finds. See :func:`evaluate`."""
     radius = check_integer("radius", radius, 0)
-    data = _Packed(query_codes, query_labels, database_codes, database_labels)
-    return float(data.mean(lambda relevant, _: _recall_by_radius(relevant), backend)[0][min(radius, data.bits)])
+    _, recall = precision_recall_by_radius(query_codes, query_labels, database_codes, database_labels, backend=backend)
+    return float(recall[: radius + 1][-1])
 
 
 class _Packed:
@@ -238,28 +241,18 @@ class _Packed:
 
     def __init__(self, query_codes: Any, query_labels: Any, database_codes: Any, database_labels: Any) -> None:
         self.queries, self.bits = pack_table("query codes", query_codes)
-        self.query_labels, classes = pack_table("query labels", query_labels)
         self.database, bits = pack_table("database codes", database_codes)
-        self.database_labels, database_classes = pack_table("database labels", database_labels)
         if bits != self.bits:
             raise ValueError(f"query codes have {self.bits} bits, database codes {bits}: encode both alike")
-        if classes != database_classes:
-            raise ValueError(f"query labels have {classes} columns, database labels {database_classes}")
-        for name, words, labels in (
-            ("query", self.queries, self.query_labels),
-            ("database", self.database, self.database_labels),
-        ):
-            if len(words) != len(labels):
-                raise ValueError(f"{len(words)} {name} codes, but labels for {len(labels)}: give every code its labels")
+        self.query_labels, self.database_labels = pack_labels(
+            query_labels, database_labels, len(self.queries), len(self.database)
+        )
 
     def mean(self, measure: Measure, backend: Backend) -> tuple[NDArray[np.float64], int]:
         """The measure's mean over the queries with something relevant, and their number; queries go in blocks."""
         nothing = np.zeros((0, self.bits + 1), np.int64)
-        total, count, all_relevant = (
-            np.asarray(measure(nothing, nothing).sum(axis=0)),
-            0,
-            True,
-        )  # refuses wrong arguments before the work
+        total = np.asarray(measure(nothing, nothing).sum(axis=0))  # raises for invalid arguments before the work
+        count, all_relevant = 0, True
         for start in range(0, len(self.queries), _QUERIES):
             block = slice(start, start + _QUERIES)
             relevant, items = distance_histograms(
@@ -277,7 +270,7 @@ class _Packed:
         if not count:
             raise ValueError(NOTHING_RELEVANT)
         if all_relevant:
-            warnings.warn(ALL_RELEVANT, stacklevel=4)
+            warnings.warn(ALL_RELEVANT, stacklevel=_level_of_caller())
         return total / count, count
 
 
@@ -303,6 +296,24 @@ def check_labels(query_labels: ArrayLike, database_labels: ArrayLike) -> None:
     raise ValueError(ALL_RELEVANT if some else NOTHING_RELEVANT)
 
 
+def pack_labels(
+    query_labels: ArrayLike, database_labels: ArrayLike, queries: int, database: int
+) -> tuple[Words, Words]:
+    """The packed labels of so many queries and database items.
+
+    Raises:
+        ValueError: for labels that are not 0/1 tables, of different columns or numbers.
+    """
+    of_queries, columns = pack_table("query labels", query_labels)
+    of_database, database_columns = pack_table("database labels", database_labels)
+    if columns != database_columns:
+        raise ValueError(f"query labels have {columns} columns, database labels {database_columns}")
+    for name, wanted, labels in (("query", queries, of_queries), ("database", database, of_database)):
+        if wanted != len(labels):
+            raise ValueError(f"{wanted} {name} codes, but labels for {len(labels)}: give every code its labels")
+    return of_queries, of_database
+
+
 def pack_table(name: str, table: Any) -> tuple[Words, int]:
     """The packed rows of a 0/1 table (n, width), or of code sets, and their width."""
     if isinstance(table, CodeSets):
@@ -319,6 +330,14 @@ def pack_table(name: str, table: Any) -> tuple[Words, int]:
         return codes.pack(table), table.shape[1]
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
+
+
+def _level_of_caller() -> int:
+    """Stack level, for a warning, of the first frame outside this module."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename == __file__:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _check_rank(k: int, data: _Packed) -> None:

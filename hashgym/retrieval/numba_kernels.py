@@ -1,4 +1,4 @@
-"""Numba's half of :mod:`hashgym.retrieval.kernels` and ``buckets``; imported only where numba is installed.
+"""The compiled kernels of :mod:`hashgym.retrieval.kernels` and ``buckets``; imported only where numba is installed.
 
 All kernels release the GIL, and those that count write only to the rows of their own queries, so kernels.py runs them
 on Python threads. Numba's own ``parallel=True`` would start an OpenMP pool, which aborts a process that is forked
@@ -26,7 +26,7 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # of buckets._hash
 def _compile(function: Any) -> Any:
     try:
         return njit(nogil=True, cache=True, error_model="numpy")(function)
-    except RuntimeError:  # nowhere to keep compiled code: compile it in every process
+    except RuntimeError:  # no folder to cache compiled code in: compile it in every process
         return njit(nogil=True, error_model="numpy")(function)
 
 
@@ -105,7 +105,7 @@ def histograms(
     width, size = counts.shape[2], database.shape[2]
     keys, others, similar = np.empty(_TILE, np.uint16), np.empty(_TILE, np.uint16), np.empty(_TILE, np.uint8)
     # Neighbouring items often share a key; four histograms in turn keep one increment from waiting for the last.
-    lanes = np.empty((4, 2 * width), np.int32)
+    partial = np.empty((4, 2 * width), np.int32)
     for start in range(0, size, _TILE):
         length = min(_TILE, size - start)
         for i in range(len(codes)):
@@ -116,21 +116,21 @@ def histograms(
                 for j in range(length):
                     keys[j] = min(keys[j], others[j])
             _add_relevance(code_labels[i], labels, start, keys[:length], similar[:length], width)
-            lanes[:] = 0
+            partial[:] = 0
             for j in range(0, length - 3, 4):
-                lanes[0, keys[j]] += 1
-                lanes[1, keys[j + 1]] += 1
-                lanes[2, keys[j + 2]] += 1
-                lanes[3, keys[j + 3]] += 1
+                partial[0, keys[j]] += 1
+                partial[1, keys[j + 1]] += 1
+                partial[2, keys[j + 2]] += 1
+                partial[3, keys[j + 3]] += 1
             for j in range(length - length % 4, length):
-                lanes[0, keys[j]] += 1
+                partial[0, keys[j]] += 1
             for k in range(2 * width):
-                counts[i, k // width, k % width] += lanes[0, k] + lanes[1, k] + lanes[2, k] + lanes[3, k]
+                counts[i, k // width, k % width] += partial[0, k] + partial[1, k] + partial[2, k] + partial[3, k]
 
 
 @_compile
 def _group(relevant: float, total: float, hits: float, seen: float, harmonic: float) -> float:
-    """What one group of ties adds to the sum of precisions (see kernels.average_precision)."""
+    """The share of one group of ties in the sum of precisions (see kernels.average_precision)."""
     slope = (relevant - 1.0) / max(total - 1.0, 1.0)
     return relevant * slope + relevant / max(total, 1.0) * (hits + 1.0 - slope * (seen + 1.0)) * harmonic
 
@@ -250,7 +250,7 @@ def probe(
     """
     offsets = np.zeros(len(queries) + 1, np.int64)
     images, flips = np.empty(64, np.int64), np.empty(64, np.int64)
-    # Masks that may still lead to a code, the next row of the table to look at for each, and where to stop.
+    # Masks that may still lead to a code, the next row of the table to compare for each, and where to stop.
     tried, at, stop = np.empty(len(masks), np.int64), np.empty(len(masks), np.int64), np.empty(len(masks), np.int64)
     buckets, hits = np.empty(len(masks), np.int64), np.empty(len(masks), np.int64)
     seen, bits = np.empty(0, np.int64), 0  # a hash set of the images of one query

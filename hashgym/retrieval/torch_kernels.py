@@ -1,9 +1,9 @@
-"""The kernels for torch tensors, on the device where they are: counts at every Hamming distance, average precision.
+"""The kernels for torch tensors, on their device: counts at every Hamming distance, average precision.
 
-The same numbers as :mod:`hashgym.retrieval.kernels` gives, from unpacked codes: counts are identical, averages equal
-up to rounding (float64). Memory is bounded by looking at the queries in blocks. Functions that count take ``backend``:
-"torch", or "auto", which lets the compiled kernels count tensors that are on the CPU, because they are faster there.
-Imports torch, so ask for it by name.
+Results are those of :mod:`hashgym.retrieval.kernels`, from unpacked codes: counts are identical, averages equal up to
+rounding (float64). Memory is bounded by processing the queries in blocks. Functions that count take ``backend``:
+"torch", or "auto", which counts tensors on the CPU with the compiled kernels, because those are faster there.
+This module imports torch, so ``hashgym.retrieval`` does not import it.
 
 Distances and counts are matrix products of float32. They are exact on every device, in TF32 too: the factors are 0, 1
 and -1, which every format holds, and the sums are integers below 2**24, accumulated in float32.
@@ -95,7 +95,7 @@ def average_precision_credit(
     exclude: Tensor | None = None,
     backend: Literal["auto", "torch"] = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Average precision of every code, and what each of its bits is worth.
+    """Average precision of every code, and the credit of each of its bits.
 
     Arguments and errors as for :func:`distance_histograms`; how the histograms of all flipped codes follow from one
     pass is explained in :func:`hashgym.retrieval.kernels.average_precision_credit`.
@@ -140,7 +140,7 @@ def _check(
 def _blocks(
     queries: Tensor, query_labels: Tensor, database: Tensor, database_labels: Tensor, exclude: Tensor | None
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Some rows of the queries at a time, and the keys of their pairs, float32 (r, m).
+    """Yield blocks of rows of the queries, and the keys of their pairs, float32 (r, m).
 
     A key is the distance, plus q + 1 for items that share a label, and -1 for an item that is left out.
     """
@@ -165,13 +165,13 @@ def _tally(keys: Tensor, weights: Tensor, width: int) -> Tensor:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """A product in float32 also where the caller's autocast would round its result."""
+    """The product in float32, also where the caller's autocast would round it."""
     with torch.autocast(a.device.type, enabled=False):
         return a @ b
 
 
 def _on_host(kernel: Kernel, exclude: Tensor | None, *hot: Tensor) -> tuple[Tensor, Tensor]:
-    """What a kernel for packed arrays makes of tensors that are on the CPU."""
+    """Call a kernel for packed arrays on tensors that are on the CPU."""
     words = (codes.pack(x.bool().numpy()) for x in hot)
     first, second = kernel(*words, hot[0].shape[1], exclude=None if exclude is None else exclude.numpy())
     return torch.from_numpy(first), torch.from_numpy(second)

@@ -1,4 +1,4 @@
-"""Every back end against a double loop over images and codes; saving, loading, and what is refused."""
+"""Every back end against a double loop over images and codes; saving, loading, invalid arguments."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from hashgym import codes, index
 from hashgym.codes import CodeSets
-from hashgym.storage import owned
+from hashgym.index.brute_force import BruteForceIndex
+from hashgym.storage import owned, sealed
+from hashgym.storage.checksums import sha256
 
 LOCAL = ["brute-force", "buckets", *(["faiss", "faiss-hash"] if find_spec("faiss") else [])]
 TABLES = {"buckets": "hashgym.index.buckets", "faiss-hash": "hashgym.index.faiss"}
@@ -31,7 +33,7 @@ def make_sets(rng, n, bits, most, spread):
 
 
 class Naive:
-    """What an index should do: a dict from id to codes, and loops."""
+    """A naive index: a dict from id to codes, and loops."""
 
     def __init__(self):
         self.images = {}
@@ -110,7 +112,7 @@ shapes = {
 @local
 @settings(max_examples=15)
 @given(eager=st.booleans(), **shapes)
-def test_every_back_end_gives_the_answer_of_a_loop(backend, eager, tmp_path_factory, seed, n, bits, most, spread):
+def test_every_back_end_equals_a_loop(backend, eager, tmp_path_factory, seed, n, bits, most, spread):
     with pytest.MonkeyPatch.context() as patch, index.make(backend, bits) as found:
         if eager and backend in TABLES:  # tables are used also where comparing all codes would be quicker
             patch.setattr(import_module(TABLES[backend]), "_COMPARED", 1e-9)
@@ -125,7 +127,7 @@ def test_every_back_end_gives_the_answer_of_a_loop(backend, eager, tmp_path_fact
     most=st.sampled_from([1, 3]),
     spread=st.sampled_from([0.02, 0.1, 0.5]),
 )
-def test_engines_agree_with_brute_force_on_many_codes(backend, seed, bits, most, spread):
+def test_back_ends_agree_with_brute_force_on_many_codes(backend, seed, bits, most, spread):
     rng = np.random.default_rng(seed)
     sets, ids = make_sets(rng, 20_000, bits, most, spread), rng.permutation(50_000)[:20_000]
     queries = codes.unpack(sets.words[:6, 0], bits) ^ (rng.random((6, bits)) < 0.05)
@@ -190,7 +192,7 @@ BITS = np.array([[1, 0, 0]])
         (lambda i: i.within(np.zeros((1, 2), np.uint64), 1), "codes of 3 bits"),
     ],
 )
-def test_what_cannot_be_done_is_refused_and_changes_nothing(backend, do, reason):
+def test_invalid_arguments_are_rejected_and_change_nothing(backend, do, reason):
     made = filled(backend)
     with pytest.raises(ValueError, match=reason):
         do(made)
@@ -200,16 +202,61 @@ def test_what_cannot_be_done_is_refused_and_changes_nothing(backend, do, reason)
 
 def test_back_ends_are_named():
     assert list(index.backends()) == ["brute-force", "faiss", "faiss-hash", "buckets", "milvus"]
-    with pytest.raises(ValueError, match="no back end 'flann'; there are brute-force, faiss, "):
+    with pytest.raises(ValueError, match="unknown back end 'flann'; there are brute-force, buckets, "):
         index.make("flann", 8)
     with pytest.raises(ValueError, match="takes no options; not uri"):
         index.make("brute-force", 8, uri="http://localhost:19530")
-    with pytest.raises(ValueError, match=r"no back end 'fais' \(did you mean 'faiss'\?\)"):
+    with pytest.raises(ValueError, match=r"unknown back end 'fais' \(did you mean 'faiss'\?\)"):
         index.make("fais", 8)
     for bits in (0, 8.0, True):
         with pytest.raises(ValueError, match="bits must be"):
             index.make("brute-force", bits)
     assert index.make("brute-force", np.int64(8)).bits == 8
+
+
+@pytest.fixture
+def registry():
+    """The registry of back ends; names that a test adds are removed."""
+    before = dict(index.base.BACKENDS.entries), dict(index.base.BACKENDS.descriptions)
+    yield index.base.BACKENDS
+    index.base.BACKENDS.entries, index.base.BACKENDS.descriptions = before
+
+
+def test_a_back_end_of_ones_own_is_made_saved_and_loaded_by_its_name(tmp_path, registry):
+    @index.register("mine")
+    class Mine(BruteForceIndex):
+        """A back end of my own."""
+
+    assert index.backends()["mine"] == "A back end of my own."
+    made = filled("mine")
+    assert (type(made), made.backend) == (Mine, "mine")
+    made.save(tmp_path)
+    assert type(index.load(tmp_path)) is Mine
+    with pytest.raises(ValueError, match="a back end 'mine' is registered already"):
+        index.register("mine", FlatIndex)
+    registry.entries.pop("mine")
+    with pytest.raises(ValueError, match=r"'mine', which is not known here: call hashgym\.index\.register before"):
+        index.load(tmp_path)
+    with pytest.raises(ValueError, match="Mine is not registered, and no module holds it"):
+        made.save(tmp_path)
+
+
+class FlatIndex(BruteForceIndex):
+    """A back end of a module."""
+
+
+def test_a_back_end_that_is_not_registered_is_known_by_its_module(tmp_path):
+    place = f"{__name__}:FlatIndex"
+    filled(place).save(tmp_path)
+    assert type(index.load(tmp_path)) is FlatIndex
+    reseal(tmp_path, lambda meta: meta.update(backend="antigravity:FlatIndex"))
+    with pytest.raises(ValueError, match="not known here: import antigravity before loading it"):
+        index.load(tmp_path)
+    assert "antigravity" not in sys.modules
+    with pytest.raises(ValueError, match=r"must be a subclass of hashgym\.index\.Index"):
+        index.make("pathlib:Path", 8)
+    with pytest.raises(ValueError, match=r"must be a subclass of hashgym\.index\.Index"):
+        index.register("list", list)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +270,7 @@ def test_a_missing_package_is_named_with_its_extra(backend, package, monkeypatch
 
 def test_searching_needs_no_torch():
     script = (
-        "import sys, numpy as np; from hashgym.codes import CodeSets; from hashgym.retrieval import index\n"
+        "import sys, numpy as np; from hashgym.codes import CodeSets; from hashgym import index\n"
         f"for backend in {LOCAL!r}:\n"
         "    made = index.make(backend, 2); made.add([3], CodeSets.of(np.eye(2, dtype=bool)[:1]))\n"
         "    made.search(np.eye(2, dtype=bool), 1)\n"
@@ -301,14 +348,14 @@ def reseal(folder, change):
     meta = json.loads((folder / "index.json").read_text())
     change(meta)
     meta.pop("digest")
-    (folder / "index.json").write_text(json.dumps(meta | {"digest": index._digest(meta)}))
+    (folder / "index.json").write_text(json.dumps(meta | {"digest": sealed.digest(meta)}))
 
 
 def another_words(folder):
     """Files whose checksums fit, of arrays that do not fit each other."""
     np.save(folder / "words-0000000000000000.npy", np.zeros((5, 1), np.uint64))
     file = folder / "words-0000000000000000.npy"
-    entry = {"file": file.name, "bytes": file.stat().st_size, "sha256": index.sha256(file)}
+    entry = {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256(file)}
     reseal(folder, lambda meta: meta["files"].update({"words.npy": entry}))
 
 
@@ -328,7 +375,10 @@ def another_words(folder):
         (lambda f: reseal(f, lambda meta: meta.update(version=9)), "version 9, this hashgym reads version 1"),
         (lambda f: reseal(f, lambda meta: meta.update(bits=2)), "no codes of 2 bits"),
         (lambda f: reseal(f, lambda meta: meta.update(images=9)), "holds 2 of 9 images"),
-        (lambda f: reseal(f, lambda meta: meta.update(backend="flann")), "no back end 'flann'"),
+        (
+            lambda f: reseal(f, lambda meta: meta.update(backend="flann")),
+            "back end 'flann', which is not known here: call hashgym.index.register",
+        ),
         (another_words, "no codes of 3 bits"),
         (lambda f: reseal(f, lambda meta: meta["files"]["ids.npy"].update(file="../ids.npy")), "does not describe"),
         (lambda f: reseal(f, lambda meta: meta.update(files=[])), "does not describe an index"),
@@ -351,5 +401,5 @@ def test_a_foreign_folder_is_not_written_to(tmp_path):
 
 def test_options_are_checked_when_an_index_is_opened(tmp_path):
     filled().save(tmp_path)
-    with pytest.raises(ValueError, match="takes no uri"):
+    with pytest.raises(ValueError, match="takes no options; not uri"):
         index.load(tmp_path, uri="http://localhost:19530")

@@ -1,4 +1,4 @@
-"""The Milvus back end, embedded and at an address: the same engine, started here, stands for a cluster."""
+"""The Milvus back end, embedded and at an address: the embedded server, started on a port, stands for a cluster."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from hypothesis import Phase, given, settings
 if not (find_spec("pymilvus") and find_spec("milvus_lite")):
     pytest.skip("pymilvus or milvus-lite is not installed", allow_module_level=True)
 
-from tests.retrieval.test_index import BITS, Naive, assert_same, exercise, filled, make_sets, shapes
-
 from hashgym import index
 from hashgym.codes import CodeSets
 from hashgym.index import milvus
 from hashgym.storage import owned
+from tests.index.test_index import BITS, Naive, assert_same, exercise, filled, make_sets, shapes
 
 
 def free_port():
@@ -35,7 +34,7 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """Starts a server on a port; what it has started is stopped at the end."""
+    """Start a server on a port; servers are stopped at the end of the module."""
     started = []
 
     def start():
@@ -63,14 +62,14 @@ def address(start):
 
 @settings(max_examples=2, phases=[Phase.generate])
 @given(**shapes)
-def test_embedded_milvus_gives_the_answer_of_a_loop(tmp_path_factory, seed, n, bits, most, spread):
+def test_embedded_milvus_equals_a_loop(tmp_path_factory, seed, n, bits, most, spread):
     with index.make("milvus", bits) as found:
         exercise(found, seed, n, bits, most, spread, tmp_path_factory.mktemp("index") / "made")
 
 
 @settings(max_examples=4, phases=[Phase.generate])
 @given(**shapes)
-def test_milvus_at_an_address_gives_the_answer_of_a_loop(address, tmp_path_factory, seed, n, bits, most, spread):
+def test_milvus_at_an_address_equals_a_loop(address, tmp_path_factory, seed, n, bits, most, spread):
     folder = tmp_path_factory.mktemp("index")
     with index.make("milvus", bits, uri=address, collection=f"c{folder.name.replace('-', '_')}") as found:
         exercise(found, seed, n, bits, most, spread, folder / "made")
@@ -78,7 +77,7 @@ def test_milvus_at_an_address_gives_the_answer_of_a_loop(address, tmp_path_facto
 
 
 @pytest.mark.parametrize(("limit", "spread"), [(16, 0.02), (16, 0.5), (7, 0.0)])
-def test_more_ties_than_an_answer_holds_are_all_looked_at(address, monkeypatch, limit, spread):
+def test_more_ties_than_an_answer_holds_are_all_found(address, monkeypatch, limit, spread):
     """With limits this low every search needs several answers; at Milvus' own limit as at these."""
     monkeypatch.setattr(milvus, "_LIMIT", limit)
     rng, naive = np.random.default_rng(limit), Naive()
@@ -113,7 +112,7 @@ def test_images_are_never_split_between_two_messages(address, monkeypatch):
         call("drop_collection")
 
 
-def test_empty_and_refused_like_every_index(tmp_path):
+def test_empty_index_and_invalid_arguments_as_in_every_index(tmp_path):
     made = index.make("milvus", 3)
     try:
         assert [x.shape for x in made.search(BITS, 5)] == [(1, 0), (1, 0)]
@@ -153,7 +152,7 @@ def test_a_saved_index_is_opened_twice_and_changed_only_by_saving(tmp_path):
         index.load(tmp_path)
 
 
-def test_nothing_runs_or_lies_about_after_close():
+def test_no_process_or_file_is_left_after_close():
     made = filled("milvus")
     process, folder = made._server._process._p, made._server._file.parent
     assert made._server.running
@@ -166,9 +165,9 @@ def test_nothing_runs_or_lies_about_after_close():
         made.search(BITS, 1)
 
 
-def test_nothing_runs_after_a_process_was_killed_and_the_next_takes_its_files_away():
+def test_the_server_of_a_killed_process_stops_and_the_next_one_removes_its_files():
     script = (
-        "import os; from hashgym.retrieval import index; made = index.make('milvus', 3);"
+        "import os; from hashgym import index; made = index.make('milvus', 3);"
         "print(made._server._process._p.pid, made._server._file.parent, flush=True); os.kill(os.getpid(), 9)"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
@@ -216,8 +215,8 @@ def test_a_collection_is_shared_by_name_and_checked(address, tmp_path):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"collection": "a b"}, "named by letters, digits and _"),
-        ({"uri": "index.db"}, "uri is a server's address"),
+        ({"collection": "a b"}, "at most 254 letters, digits and _, got 'a b'"),
+        ({"uri": "index.db"}, "uri must be a server's address like"),
         ({"uri": "http://me:secret@localhost:19530"}, "token='USER:PASSWORD'"),
         ({"uri": "milvus://me:secret@localhost"}, "token='USER:PASSWORD'"),
         ({"uri": "http://localhost:19530/?token=secret"}, "token='USER:PASSWORD'"),
@@ -225,7 +224,7 @@ def test_a_collection_is_shared_by_name_and_checked(address, tmp_path):
         ({"url": "x"}, "takes uri=, token=, collection=, timeout=; not url"),
     ],
 )
-def test_wrong_options_are_refused(options, reason):
+def test_wrong_options_are_rejected(options, reason):
     for use in (lambda: index.make("milvus", 3, **options), lambda: index.check_options("milvus", options)):
         with pytest.raises(ValueError, match=reason) as error:
             use()
@@ -250,7 +249,7 @@ def test_a_server_that_is_not_there_or_stops_is_named(start, tmp_path):
         index.load(tmp_path, uri=nowhere, timeout=1)
 
 
-def test_the_embedded_engine_that_dies_is_named():
+def test_the_embedded_server_that_dies_is_named():
     made = filled("milvus")
     made._timeout = 1
     made._server._process._p.kill()

@@ -1,4 +1,4 @@
-"""Examples are not timed: the first of them may compile a kernel."""
+"""Hypothesis examples are not timed: the first of them may compile a kernel."""
 
 from hypothesis import settings
 

@@ -297,12 +297,12 @@ CODE, LABELS = np.zeros(8, bool), np.ones((5, 2), bool)
         (lambda: f1_bucket_curve(CODE[None], LABELS[:1], INDEX, LABELS, [0.5]), "ks must be a list"),
         (lambda: f1_bucket_curve(CODE[None], LABELS[:1], INDEX, LABELS, [1, 6]), "got 6"),
         (lambda: f1_bucket_curve(CODE[None], LABELS[:1], INDEX, LABELS, [3, 0]), "got 0"),
-        (lambda: f1_bucket_curve(CODE[None], LABELS, INDEX, LABELS, [1]), "1 queries and 5 images .* 5 and 5 rows"),
-        (lambda: f1_bucket_curve(CODE[None], LABELS[:1], INDEX, LABELS[:4], [1]), "1 and 4 rows"),
+        (lambda: f1_bucket_curve(CODE[None], LABELS, INDEX, LABELS, [1]), "1 query codes, but labels for 5"),
+        (lambda: f1_bucket_curve(CODE[None], LABELS[:1], INDEX, LABELS[:4], [1]), "5 database codes, but labels for 4"),
         (lambda: f1_bucket_curve(CODE[None], LABELS[:1, :1], INDEX, LABELS, [1]), "1 columns, database labels 2"),
         (lambda: f1_bucket_curve(CODE[None], LABELS[:1], INDEX, LABELS * 2, [1]), "database labels: .* 0 or 1"),
         (lambda: f1_bucket_curve(CODE[None], LABELS[0], INDEX, LABELS, [1]), "query labels must be a 0/1 table"),
-        (lambda: f1_bucket_curve(CODE[None], ~LABELS[:1], INDEX, LABELS, [1]), "no query has a relevant image"),
+        (lambda: f1_bucket_curve(CODE[None], ~LABELS[:1], INDEX, LABELS, [1]), "no query has a relevant item"),
     ],
 )
 def test_wrong_arguments_are_named(call, reason):

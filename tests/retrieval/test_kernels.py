@@ -250,7 +250,7 @@ def test_a_large_cut_through_ties_stays_exact():
         ({"total": np.array([1, 2])}, "one shape"),
     ],
 )
-def test_average_precision_refuses(arguments, reason):
+def test_average_precision_rejects(arguments, reason):
     with pytest.raises(ValueError, match=reason):
         average_precision(**{"relevant": np.array([1, 0, 1]), "total": np.array([1, 2, 3])} | arguments)
 

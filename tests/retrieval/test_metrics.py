@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -340,8 +341,10 @@ def test_labels_of_one_class_measure_nothing():
     queries, database = rng.random((3, 8)) < 0.5, rng.random((20, 8)) < 0.5
     one, one_of_two = np.ones((20, 1), np.uint8), np.tile(np.array([[0, 1]], np.uint8), (20, 1))
     for labels in (one, one_of_two):
-        with pytest.warns(UserWarning, match="at least two classes"):
-            assert mean_average_precision(queries, labels[:3], database, labels) == 1
+        for measure in (mean_average_precision, partial(precision_within, radius=8)):
+            with pytest.warns(UserWarning, match="at least two classes") as caught:
+                assert measure(queries, labels[:3], database, labels) == 1
+            assert caught[0].filename == __file__
         with pytest.raises(ValueError, match="at least two classes"):
             metrics.check_labels(labels[:3], labels)
     nobody = np.zeros((20, 2), np.uint8)
