@@ -17,17 +17,17 @@ from numpy.typing import ArrayLike, NDArray
 from hashgym import codes, rewards
 from hashgym.checks import check_integer, check_number
 from hashgym.data import HashingDataset
-from hashgym.envs.base import Info, Lanes, LockstepVectorEnv, Observation, ScalarEnv, Skin, setting
+from hashgym.envs.base import BatchedCore, EnvMixin, Info, LockstepVectorEnv, Observation, ScalarEnv, task_property
 from hashgym.envs.rendering import CodeScene
 from hashgym.registry import named_settings_of
 from hashgym.rewards import Codebook, RewardLike, RewardView, Weighted
 
 __all__ = [
+    "BitGroupHashingCore",
     "BitGroupHashingEnv",
+    "BitGroupHashingMixin",
     "BitGroupHashingVectorEnv",
-    "HashingGame",
     "HashingTask",
-    "OverHashingGame",
     "action_bits",
     "make_vector_env",
     "observation",
@@ -140,14 +140,14 @@ def observation(image: NDArray[np.float32], bits: NDArray[np.bool_], emitted: in
     return {"image": image, "code": code, "group": np.full(len(image), group, np.int64)}
 
 
-def action_bits(action: ArrayLike, task: HashingTask, lanes: int) -> NDArray[np.float32]:
+def action_bits(action: ArrayLike, task: HashingTask, num_envs: int) -> NDArray[np.float32]:
     """Read a batch of actions as relaxed bits, float32 (lanes, group_bits) in [0, 1].
 
     Raises:
         ValueError: for another shape, or values outside the action space.
     """
     array = np.asarray(action)
-    wanted = (lanes,) if task.action == "index" else (lanes, task.group_bits)
+    wanted = (num_envs,) if task.action == "index" else (num_envs, task.group_bits)
     if array.shape != wanted:
         raise ValueError(f"actions must have shape {wanted} for action={task.action!r}, got {array.shape}")
     if task.action == "index":
@@ -162,7 +162,7 @@ def action_bits(action: ArrayLike, task: HashingTask, lanes: int) -> NDArray[np.
     return relaxed
 
 
-class SharedWords:
+class CodebookWords:
     """The words of a codebook: of one environment, or of all that share it.
 
     Attributes:
@@ -170,7 +170,7 @@ class SharedWords:
         task, dataset: of the environments, held so that no other object takes their ids while this is shared.
     """
 
-    shared: ClassVar[WeakValueDictionary[tuple[Any, ...], SharedWords]] = WeakValueDictionary()
+    shared: ClassVar[WeakValueDictionary[tuple[Any, ...], CodebookWords]] = WeakValueDictionary()
 
     def __init__(self, task: HashingTask, dataset: HashingDataset) -> None:
         self.task, self.dataset = task, dataset
@@ -178,7 +178,7 @@ class SharedWords:
         self._planes: NDArray[np.float32] | None = None
 
     @classmethod
-    def of(cls, task: HashingTask, dataset: HashingDataset, arrays: str) -> SharedWords:
+    def of(cls, task: HashingTask, dataset: HashingDataset, arrays: str) -> CodebookWords:
         """Words of its own, or those of all environments with the same dataset, arguments and kind of arrays."""
         if task.codebook in (None, "own"):
             return cls(task, dataset)
@@ -211,7 +211,7 @@ class SharedWords:
         self._words, self._planes = words, None
 
 
-class HashingGame(Lanes):
+class BitGroupHashingCore(BatchedCore):
     """n images emitted in lockstep over one codebook.
 
     The course of a step is told here once. What it is made of (``host`` and below) a subclass can keep as other arrays.
@@ -222,11 +222,11 @@ class HashingGame(Lanes):
     positive_rows: Any  # int64 (n, P); there where the reward reads partners
     negative_rows: Any
 
-    def __init__(self, lanes: int, dataset: str | Path | HashingDataset, task: HashingTask) -> None:
-        super().__init__(lanes, dataset)
+    def __init__(self, num_envs: int, dataset: str | Path | HashingDataset, task: HashingTask) -> None:
+        super().__init__(num_envs, dataset)
         self.task = task
-        self._words = SharedWords.of(task, self.dataset, self.arrays)
-        self.label_words, self.sampler = self.tables.label_words, self.tables.sampler
+        self._words = CodebookWords.of(task, self.dataset, self.arrays)
+        self.label_words, self.sampler = self.dataset_index.label_words, self.dataset_index.sampler
         self.eligible = self.sampler.eligible
         reward = rewards.make(task.reward)
         self.terms = reward.terms if isinstance(reward, Weighted) else [(1.0, reward)]
@@ -238,13 +238,15 @@ class HashingGame(Lanes):
         return self.task.observation_space(self.dataset.dim), self.task.action_space()
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the state."""
-        task, lanes = self.task, self.lanes
+        task, n = self.task, self.num_envs
         names = ("positive_rows", "negative_rows") if self.reads_partners else ()
-        partners = dict.fromkeys(names, (lanes, task.partners))
-        rest = {"code": (lanes, task.bits), "emitted": (), "group": ()}
-        return super().shapes | partners | rest | {"codebook": (len(self.label_words), codes.word_count(task.bits))}
+        partners = dict.fromkeys(names, (n, task.partners))
+        rest = {"code": (n, task.bits), "emitted": (), "group": ()}
+        return (
+            super().state_shapes | partners | rest | {"codebook": (len(self.label_words), codes.word_count(task.bits))}
+        )
 
     @property
     def codebook(self) -> Any:
@@ -260,26 +262,26 @@ class HashingGame(Lanes):
         """The codebook."""
         return Codebook(self.codebook, self.label_words, self.task.bits)
 
-    def start(self, rng: np.random.Generator) -> None:
+    def reset_run(self, rng: np.random.Generator) -> None:
         """Begin anew: a codebook of signed random projections, and a new order of the images."""
         self._words.restart(rng.standard_normal((self.dataset.dim, self.task.bits), np.float32))
-        super().start(rng)
+        super().reset_run(rng)
 
-    def begin(self, rng: np.random.Generator, options: dict[str, Any]) -> None:
+    def reset_episode(self, rng: np.random.Generator, options: dict[str, Any]) -> None:
         """Begin an episode in every lane: its image, and the image's partners."""
-        super().begin(rng, options)
+        super().reset_episode(rng, options)
         if self.reads_partners:
             self.positive_rows, self.negative_rows = self.sampler.draw(self.rows, self.task.partners, rng)
         else:
-            self.sampler.skip(self.lanes, self.task.partners, rng)
+            self.sampler.skip(self.num_envs, self.task.partners, rng)
         self.code = self.zeros(self.task.bits, dtype="float32")
         self.emitted = self.group = 0
 
-    def act(self, action: ArrayLike) -> tuple[NDArray[np.float64], dict[str, Any]]:
+    def step(self, action: ArrayLike) -> tuple[NDArray[np.float64], dict[str, Any]]:
         """Emit a group in every lane: write all of them into the codebook, then score them. Returns reward, info."""
         task, (start, stop) = self.task, self.task.span(self.group)
         last = self.group == task.groups - 1
-        self.code[:, start:stop] = self.read(action)[:, : stop - start]
+        self.code[:, start:stop] = self.read_action(action)[:, : stop - start]
         self.book.write(self.rows, self.code[:, start:stop] > 0.5, start)
         info: dict[str, Any] = self.info()
         self.reward_parts, credit = self._score("group", start, stop, last)
@@ -304,9 +306,9 @@ class HashingGame(Lanes):
         """Whether all bits are emitted."""
         return self.emitted == self.task.bits
 
-    def scene(self, lane: int) -> CodeScene:
+    def scene(self, index: int) -> CodeScene:
         """What a rendering shows of one lane."""
-        nearest, distance, row = np.array([], int), np.array([], int), int(self.rows[lane])
+        nearest, distance, row = np.array([], int), np.array([], int), int(self.rows[index])
         if self.emitted:
             emitted = self.host(self.book.read(np.arange(len(self.book))))[:, : self.emitted]
             distances = (emitted != emitted[row]).sum(1)
@@ -317,10 +319,10 @@ class HashingGame(Lanes):
         return CodeScene(
             dataset=self.dataset,
             index=int(image),
-            bits=self.host(self.code[lane, : self.emitted] > 0.5),
+            bits=self.host(self.code[index, : self.emitted] > 0.5),
             task_bits=self.task.bits,
             group_bits=self.task.group_bits,
-            rewards={name: float(part[lane]) for name, part in self.reward_parts.items()},
+            rewards={name: float(part[index]) for name, part in self.reward_parts.items()},
             nearest=[
                 (int(i), int(d), bool(s))
                 for i, d, s in zip(others, distance, self.dataset.similar(others, image), strict=True)
@@ -334,11 +336,11 @@ class HashingGame(Lanes):
 
     def zeros(self, *shape: int, dtype: str = "float64") -> Any:
         """Zeros, (n, *shape)."""
-        return np.zeros((self.lanes, *shape), dtype)
+        return np.zeros((self.num_envs, *shape), dtype)
 
-    def read(self, action: Any) -> Any:
+    def read_action(self, action: Any) -> Any:
         """Actions of all lanes as relaxed bits, float32 (n, group_bits)."""
-        return action_bits(action, self.task, self.lanes)
+        return action_bits(action, self.task, self.num_envs)
 
     def partner_rows(self) -> tuple[Any, Any]:
         """Rows of the positive and of the negative partners, (n, P) each; (n, 0) where the reward reads none."""
@@ -381,23 +383,23 @@ class HashingGame(Lanes):
         return parts, total_credit
 
 
-class OverHashingGame(Skin):
+class BitGroupHashingMixin(EnvMixin):
     """What the environments show of their game."""
 
-    _lanes: HashingGame
-    group_weight = setting("group_weight", "Weight of the groups' rewards")
-    global_weight = setting("global_weight", "Weight of the whole code's reward")
+    _core: BitGroupHashingCore
+    group_weight = task_property("group_weight", "Weight of the groups' rewards")
+    global_weight = task_property("global_weight", "Weight of the whole code's reward")
 
     @property
     def task(self) -> HashingTask:
         """The arguments of the environment."""
-        return self._lanes.task
+        return self._core.task
 
     @property
     def codebook(self) -> Codebook:
         """The freshest code of every training image, in the order of ``dataset.train``; there after a reset."""
-        self._need_reset()
-        return self._lanes.book
+        self._require_reset()
+        return self._core.book
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Which actions count now, bool (num_envs, m).
@@ -408,11 +410,11 @@ class OverHashingGame(Skin):
         Raises:
             ValueError: for ``action="probability"``.
         """
-        mask = self.task.action_mask(self._lanes.group if self._lanes.started else 0)
-        return np.tile(mask, (self._lanes.lanes, 1))
+        mask = self.task.action_mask(self._core.group if self._core.started else 0)
+        return np.tile(mask, (self._core.num_envs, 1))
 
 
-class BitGroupHashingEnv(OverHashingGame, ScalarEnv):
+class BitGroupHashingEnv(BitGroupHashingMixin, ScalarEnv):
     """Emit the binary code of one image, a group of bits at a time.
 
     ## Description
@@ -533,11 +535,11 @@ class BitGroupHashingEnv(OverHashingGame, ScalarEnv):
         info: Info = "nested",
         **task: Any,
     ) -> None:
-        super().__init__(HashingGame(1, dataset, HashingTask(**task)), render_mode, flat, info)
+        super().__init__(BitGroupHashingCore(1, dataset, HashingTask(**task)), render_mode, flat, info)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Act, as every scalar environment; warns once where environments step in turn and share no codebook."""
-        _Turns.watch(self._lanes)
+        _InterleavedSteps.check(self._core)
         return super().step(action)
 
     def action_masks(self) -> NDArray[np.bool_]:
@@ -545,7 +547,7 @@ class BitGroupHashingEnv(OverHashingGame, ScalarEnv):
         return super().action_masks()[0]
 
 
-class BitGroupHashingVectorEnv(OverHashingGame, LockstepVectorEnv):
+class BitGroupHashingVectorEnv(BitGroupHashingMixin, LockstepVectorEnv):
     """``num_envs`` images in lockstep over one codebook; arguments as for :class:`BitGroupHashingEnv`.
 
     A step writes the emitted groups of all images into the codebook before it scores any, so that partners in the same
@@ -569,10 +571,12 @@ class BitGroupHashingVectorEnv(OverHashingGame, LockstepVectorEnv):
         autoreset_mode: str | AutoresetMode = AutoresetMode.SAME_STEP,
         **task: Any,
     ) -> None:
-        super().__init__(HashingGame(num_envs, dataset, HashingTask(**task)), render_mode, flat, info, autoreset_mode)
+        super().__init__(
+            BitGroupHashingCore(num_envs, dataset, HashingTask(**task)), render_mode, flat, info, autoreset_mode
+        )
 
 
-class _Turns:
+class _InterleavedSteps:
     """Which codebook the last step of a scalar environment wrote, and how many steps in a row wrote another."""
 
     ENOUGH = 3  # A, B, A, B: an environment for evaluation steps several times in a row
@@ -582,9 +586,9 @@ class _Turns:
     warned: ClassVar[bool] = False
 
     @classmethod
-    def watch(cls, game: HashingGame) -> None:
+    def check(cls, core: BitGroupHashingCore) -> None:
         """Warn once a process where environments step in turn and each writes a codebook that no other reads."""
-        task, dataset, words = game.task, game.dataset, id(game._words)
+        task, dataset, words = core.task, core.dataset, id(core._words)
         if cls.warned or task.codebook == "own":
             return
         kind = (dataset.name, len(dataset), task.bits, task.group_bits, task.codebook)

@@ -17,7 +17,16 @@ from hashgym import codes, hashers
 from hashgym.checks import check_integer, check_number, closest
 from hashgym.codes import Words
 from hashgym.data import HashingDataset
-from hashgym.envs.base import Info, Lanes, LockstepVectorEnv, Observation, ScalarEnv, Skin, Tables, setting
+from hashgym.envs.base import (
+    BatchedCore,
+    DatasetIndex,
+    EnvMixin,
+    Info,
+    LockstepVectorEnv,
+    Observation,
+    ScalarEnv,
+    task_property,
+)
 from hashgym.envs.rendering import RegionScene
 from hashgym.hashers import Hasher
 from hashgym.hashers.fit_once import fit_once
@@ -101,7 +110,7 @@ def observation(
     return {"image": image, "region": region, **signs}
 
 
-class _Coded:
+class _TrainingCodes:
     """The training images and their regions as codes of a base hasher. Environments with the same two share one.
 
     Attributes:
@@ -109,7 +118,7 @@ class _Coded:
         regions: uint64 (N, M, W).
     """
 
-    shared: ClassVar[WeakValueDictionary[tuple[int, ...], _Coded]] = WeakValueDictionary()
+    shared: ClassVar[WeakValueDictionary[tuple[int, ...], _TrainingCodes]] = WeakValueDictionary()
 
     def __init__(self, dataset: HashingDataset, base: Hasher) -> None:
         self.held = dataset, list(vars(base).values())  # so that no other object takes their ids while this is shared
@@ -121,8 +130,8 @@ class _Coded:
         for start in range(0, len(train), _ROWS):
             block = dataset.train_regions[train[start : start + _ROWS]].reshape(-1, dataset.dim)
             self.regions[start : start + _ROWS] = codes.pack(base.encode(block)).reshape(-1, *self.regions.shape[1:])
-        self._bits, self._database = bits, _twice(self.images, bits)
-        self._label_words = Tables.of(dataset).label_words
+        self._bits, self._database = bits, _doubled(self.images, bits)
+        self._label_words = DatasetIndex.of(dataset).label_words
         self._own, self._known = np.zeros((len(train), 2, bits + 1), np.int64), np.zeros(len(train), np.bool_)
 
     def count(self, kept: Words, rows: NDArray[np.int64], offered: Words | None = None) -> NDArray[np.int64]:
@@ -138,9 +147,9 @@ class _Coded:
             [..., 1] counts images nearer to the code offered than to any kept, [..., 0] others.
         """
         # With all codes written twice distances are even, but to the code offered, which has one bit more.
-        sets = _twice(kept, self._bits)
+        sets = _doubled(kept, self._bits)
         if offered is not None:
-            sets = np.concatenate([sets, _twice(offered[:, None], self._bits, odd=True)], axis=1)
+            sets = np.concatenate([sets, _doubled(offered[:, None], self._bits, odd=True)], axis=1)
         relevant, total = distance_histograms(
             sets, self._label_words[rows], self._database, self._label_words, 2 * self._bits + 1
         )
@@ -155,7 +164,7 @@ class _Coded:
         return self._own[rows]
 
     @classmethod
-    def of(cls, dataset: HashingDataset, base: Hasher) -> _Coded:
+    def of(cls, dataset: HashingDataset, base: Hasher) -> _TrainingCodes:
         """The codes, from another environment where one has them."""
         key = (id(dataset), id(type(base)), *map(id, vars(base).values()))  # a base fitted again is another
         if (coded := cls.shared.get(key)) is None:
@@ -163,7 +172,7 @@ class _Coded:
         return coded
 
 
-class _Game(Lanes):
+class RegionKeepCore(BatchedCore):
     """n images in lockstep, each with m of its regions offered in turn.
 
     Attributes:
@@ -181,8 +190,8 @@ class _Game(Lanes):
     OPTIONS = ("index", "regions")
     ENCODER = "hashgym.encode_regions"
 
-    def __init__(self, lanes: int, dataset: str | Path | HashingDataset, task: RegionKeepTask) -> None:
-        super().__init__(lanes, dataset)
+    def __init__(self, num_envs: int, dataset: str | Path | HashingDataset, task: RegionKeepTask) -> None:
+        super().__init__(num_envs, dataset)
         self.dataset.require("train_regions")
         regions = self.dataset.train_regions
         assert regions is not None
@@ -191,12 +200,12 @@ class _Game(Lanes):
                 f"regions_per_episode={task.regions_per_episode} is more than the {regions.shape[1]} regions of an "
                 "image: choose fewer, or extract more with --train-regions"
             )
-        _ = self.tables.sampler  # refuses labels that teach nothing
+        _ = self.dataset_index.sampler  # refuses labels that teach nothing
         self.task, self.available = task, regions.shape[1]
-        self.base = _base(self.tables, task)
+        self.base = _base(self.dataset_index, task)
         self.bits = self.base.bits
         self.table = _table(self.base, task)
-        self.coded = _Coded.of(self.dataset, self.base)
+        self.training_codes = _TrainingCodes.of(self.dataset, self.base)
         self.eligible = np.arange(len(self.dataset.train))
 
     def spaces(self) -> tuple[spaces.Dict, spaces.Space[Any]]:
@@ -204,36 +213,36 @@ class _Game(Lanes):
         return self.task.observation_space(self.dataset.dim, self.bits), spaces.Discrete(2)
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the state."""
-        turns = (self.lanes, self.task.regions_per_episode)
-        kept = (self.lanes, 1 + turns[1], codes.word_count(self.bits))
-        return super().shapes | {"regions": turns, "offered": (), "decisions": turns, "kept": kept}
+        turns = (self.num_envs, self.task.regions_per_episode)
+        kept = (self.num_envs, 1 + turns[1], codes.word_count(self.bits))
+        return super().state_shapes | {"regions": turns, "offered": (), "decisions": turns, "kept": kept}
 
-    def begin(self, rng: np.random.Generator, options: dict[str, Any]) -> None:
+    def reset_episode(self, rng: np.random.Generator, options: dict[str, Any]) -> None:
         """Begin an episode in every lane: an image, and some of its regions."""
         turns = self.task.regions_per_episode
         wanted = options.get("regions")
-        chosen = None if wanted is None else self._chosen(wanted)
-        super().begin(rng, options)
-        drawn = rng.random((self.lanes, self.available)).argsort(axis=1)[:, :turns]
+        chosen = None if wanted is None else self._requested_regions(wanted)
+        super().reset_episode(rng, options)
+        drawn = rng.random((self.num_envs, self.available)).argsort(axis=1)[:, :turns]
         self.regions = drawn if chosen is None else chosen
-        self.kept = self.coded.images[self.rows][:, None].repeat(1 + turns, axis=1)
-        self.decisions, self.offered = np.full((self.lanes, turns), -1, np.int8), 0
-        self.counts = self.coded.own(self.rows)
-        self._weigh()
+        self.kept = self.training_codes.images[self.rows][:, None].repeat(1 + turns, axis=1)
+        self.decisions, self.offered = np.full((self.num_envs, turns), -1, np.int8), 0
+        self.counts = self.training_codes.own(self.rows)
+        self._evaluate_offer()
 
-    def change(self, **arguments: Any) -> None:
+    def update_task(self, **arguments: Any) -> None:
         """Go on with other arguments of the task, from the next step."""
-        super().change(**arguments)
+        super().update_task(**arguments)
         if self.started:
-            self._charge()
+            self._set_price()
 
-    def act(self, action: ArrayLike) -> tuple[NDArray[np.float64], dict[str, Any]]:
+    def step(self, action: ArrayLike) -> tuple[NDArray[np.float64], dict[str, Any]]:
         """Keep or discard the offered region's code in every lane, and offer the next. Returns reward, info."""
         array = np.asarray(action)
-        if array.shape != (self.lanes,) or array.dtype.kind not in "iub" or not ((array == 0) | (array == 1)).all():
-            raise ValueError(f"actions must be integers, 1 to keep or 0 to discard, of shape ({self.lanes},)")
+        if array.shape != (self.num_envs,) or array.dtype.kind not in "iub" or not ((array == 0) | (array == 1)).all():
+            raise ValueError(f"actions must be integers, 1 to keep or 0 to discard, of shape ({self.num_envs},)")
         keep = array == 1
         added = keep & self.new
         self.kept[added, self.offered + 1] = self.region_code[added]
@@ -242,19 +251,19 @@ class _Game(Lanes):
         self.offered += 1
         if not self.done:
             self.counts = np.where(added[:, None, None], self.counts_if_kept, self.counts)
-            self._weigh()
+            self._evaluate_offer()
         return np.sum(list(self.reward_parts.values()), axis=0), self.info() | {"rewards": self.reward_parts}
 
     def observe(self) -> Observation:
         """Observations of all lanes."""
         assert self.dataset.train_regions is not None
-        region = self.dataset.train_regions[self.dataset.train[self.rows], self.regions[:, self.turn]]
+        region = self.dataset.train_regions[self.dataset.train[self.rows], self.regions[:, self.position]]
         sequential = self.task.regions_per_episode > 1
         return observation(self.image, region, self.kept, self.region_code, self.bits, sequential=sequential)
 
     def info(self) -> dict[str, Any]:
         """Image and region of every lane and, while one is offered, what keeping its code does."""
-        info = super().info() | {"region": self.regions[:, self.turn]}
+        info = super().info() | {"region": self.regions[:, self.position]}
         if self.done:
             return info
         nearer = {"similar": self.nearer[:, 1], "dissimilar": self.nearer[:, 0]}
@@ -263,8 +272,8 @@ class _Game(Lanes):
     def set_state(self, state: dict[str, Any], rng: np.random.Generator) -> None:
         """Take up where :meth:`get_state` was called."""
         super().set_state(state, rng)
-        self.counts = self.coded.count(self.kept[:, : self.turn + 1], self.rows)[..., 0]
-        self._weigh()
+        self.counts = self.training_codes.count(self.kept[:, : self.position + 1], self.rows)[..., 0]
+        self._evaluate_offer()
 
     @property
     def done(self) -> bool:
@@ -272,52 +281,52 @@ class _Game(Lanes):
         return self.offered == self.task.regions_per_episode
 
     @property
-    def turn(self) -> int:
+    def position(self) -> int:
         """Whose turn it is; at the end whose it was."""
         return min(self.offered, self.task.regions_per_episode - 1)
 
-    def scene(self, lane: int) -> RegionScene:
+    def scene(self, index: int) -> RegionScene:
         """What a rendering shows of one lane."""
-        image, region = int(self.dataset.train[self.rows[lane]]), int(self.regions[lane, self.turn])
-        image_bits, region_bits = codes.unpack(np.stack([self.kept[lane, 0], self.region_code[lane]]), self.bits)
+        image, region = int(self.dataset.train[self.rows[index]]), int(self.regions[index, self.position])
+        image_bits, region_bits = codes.unpack(np.stack([self.kept[index, 0], self.region_code[index]]), self.bits)
         boxes = self.dataset.train_boxes
         return RegionScene(
             dataset=self.dataset,
             index=image,
-            rewards={name: float(part[lane]) for name, part in self.reward_parts.items()},
+            rewards={name: float(part[index]) for name, part in self.reward_parts.items()},
             region=region,
             box=None if boxes is None else boxes[image, region],
             image_bits=image_bits,
             region_bits=region_bits,
-            decisions=self.decisions[lane].tolist(),
-            keep_reward=float(sum(part[lane] for part in self.keep_parts.values())),
-            similar_nearer=int(self.nearer[lane, 1]),
-            dissimilar_nearer=int(self.nearer[lane, 0]),
+            decisions=self.decisions[index].tolist(),
+            keep_reward=float(sum(part[index] for part in self.keep_parts.values())),
+            similar_nearer=int(self.nearer[index, 1]),
+            dissimilar_nearer=int(self.nearer[index, 0]),
         )
 
-    def _weigh(self) -> None:
+    def _evaluate_offer(self) -> None:
         """Set what goes with the regions whose turn it is, from ``region_code`` to ``nearer`` (eq. 5 and 6)."""
-        self.region_code = code = self.coded.regions[self.rows, self.regions[:, self.turn]]
-        kept = self.kept[:, : self.turn + 1]
+        self.region_code = code = self.training_codes.regions[self.rows, self.regions[:, self.position]]
+        kept = self.kept[:, : self.position + 1]
         self.new = (kept != code[:, None]).any(axis=2).all(axis=1)
-        others, nearer = np.moveaxis(self.coded.count(kept, self.rows, code), -1, 0)
+        others, nearer = np.moveaxis(self.training_codes.count(kept, self.rows, code), -1, 0)
         self.counts_if_kept, self.nearer = others + nearer, nearer.sum(axis=-1)
         value = ((self.counts - self.counts_if_kept) * self.table).sum(axis=-1)
         if self.task.reduction == "mean":
-            value /= len(self.coded.images)
+            value /= len(self.training_codes.images)
         self.keep_parts = {"similar": value[:, 1], "dissimilar": value[:, 0]}
-        self._charge()
+        self._set_price()
 
-    def _charge(self) -> None:
+    def _set_price(self) -> None:
         """Set what keeping the region's code costs."""
         self.keep_parts["price"] = np.where(self.new, 0.0 - self.task.price, 0.0)
 
-    def _chosen(self, regions: ArrayLike) -> NDArray[np.int64]:
+    def _requested_regions(self, regions: ArrayLike) -> NDArray[np.int64]:
         turns = self.task.regions_per_episode
         array = np.asarray(regions)
-        if self.lanes == 1 and array.ndim == 1:
+        if self.num_envs == 1 and array.ndim == 1:
             array = array[None]
-        if array.shape != (self.lanes, turns) or array.dtype.kind not in "iu":
+        if array.shape != (self.num_envs, turns) or array.dtype.kind not in "iu":
             raise ValueError(f"options['regions'] must name {turns} region(s) an image by integers, got {regions!r}")
         if array.min() < 0 or array.max() >= self.available:
             raise ValueError(f"options['regions'] must be from 0 to {self.available - 1}, got {regions!r}")
@@ -326,29 +335,29 @@ class _Game(Lanes):
         return array.astype(np.int64)
 
 
-class _OverGame(Skin):
+class RegionKeepMixin(EnvMixin):
     """What both environments show of their game."""
 
-    _lanes: _Game
-    price = setting("price", "What a code that is kept takes off the reward")
+    _core: RegionKeepCore
+    price = task_property("price", "What a code that is kept takes off the reward")
 
     @property
     def task(self) -> RegionKeepTask:
         """The arguments of the environment."""
-        return self._lanes.task
+        return self._core.task
 
     @property
     def base(self) -> Hasher:
         """The fitted base hasher, which makes the codes."""
-        return self._lanes.base
+        return self._core.base
 
     @property
     def loss_table(self) -> NDArray[np.float64]:
         """L(d, s) at every distance, float64 (2, q + 1), row 1 for similar pairs: what the reward is made of."""
-        return self._lanes.table
+        return self._core.table
 
 
-class RegionKeepEnv(_OverGame, ScalarEnv):
+class RegionKeepEnv(RegionKeepMixin, ScalarEnv):
     """Keep or discard the hash codes of regions of one image.
 
     ## Description
@@ -443,10 +452,10 @@ class RegionKeepEnv(_OverGame, ScalarEnv):
         info: Info = "nested",
         **task: Any,
     ) -> None:
-        super().__init__(_Game(1, dataset, RegionKeepTask(**task)), render_mode, flat, info)
+        super().__init__(RegionKeepCore(1, dataset, RegionKeepTask(**task)), render_mode, flat, info)
 
 
-class RegionKeepVectorEnv(_OverGame, LockstepVectorEnv):
+class RegionKeepVectorEnv(RegionKeepMixin, LockstepVectorEnv):
     """``num_envs`` images in lockstep; arguments as for :class:`RegionKeepEnv`.
 
     Episodes end together. With ``autoreset_mode="SameStep"``, the default, the returned observation and the info's
@@ -470,19 +479,23 @@ class RegionKeepVectorEnv(_OverGame, LockstepVectorEnv):
         autoreset_mode: str | AutoresetMode = AutoresetMode.SAME_STEP,
         **task: Any,
     ) -> None:
-        super().__init__(_Game(num_envs, dataset, RegionKeepTask(**task)), render_mode, flat, info, autoreset_mode)
+        super().__init__(
+            RegionKeepCore(num_envs, dataset, RegionKeepTask(**task)), render_mode, flat, info, autoreset_mode
+        )
 
 
-def _base(tables: Tables, task: RegionKeepTask) -> Hasher:
+def _base(dataset_index: DatasetIndex, task: RegionKeepTask) -> Hasher:
     """The fitted base hasher of a task."""
-    dataset = tables.dataset
+    dataset = dataset_index.dataset
     if isinstance(task.base, str) and task.base in hashers.HASHERS:
         unfitted = hashers.make(task.base, bits=task.bits or DEFAULT_BITS, seed=0)
         _table(unfitted, task, fitted=False)
         key = task.base, unfitted.bits
-        if key not in tables.bases:
-            tables.bases[key] = fit_once(unfitted, dataset.features[dataset.train], dataset.labels[dataset.train])
-        return tables.bases[key]
+        if key not in dataset_index.bases:
+            dataset_index.bases[key] = fit_once(
+                unfitted, dataset.features[dataset.train], dataset.labels[dataset.train]
+            )
+        return dataset_index.bases[key]
     if isinstance(task.base, str | Path):
         if not Path(task.base).is_file():
             names, close = ", ".join(hashers.available()), closest(task.base, hashers.available())
@@ -525,7 +538,7 @@ def _loaded(path: Path, changed: int) -> Hasher:
     return hashers.load(path)
 
 
-def _twice(words: Words, bits: int, *, odd: bool = False) -> Words:
+def _doubled(words: Words, bits: int, *, odd: bool = False) -> Words:
     """Packed codes (..., W) written twice, and one bit more: distances double, and to ``odd`` ones are one more."""
     once = codes.unpack(words, bits)
     return codes.pack(np.concatenate([once, once, np.full((*once.shape[:-1], 1), odd)], axis=-1))

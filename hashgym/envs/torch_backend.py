@@ -26,7 +26,7 @@ from hashgym import codes
 from hashgym.data import HashingDataset
 from hashgym.device import resolve_device
 from hashgym.envs.base import Info, LockstepVectorEnv, Observation
-from hashgym.envs.bit_group_hashing import BINARY, HashingGame, HashingTask, OverHashingGame
+from hashgym.envs.bit_group_hashing import BINARY, BitGroupHashingCore, BitGroupHashingMixin, HashingTask
 from hashgym.envs.partners import PartnerSampler
 from hashgym.rewards.view import described, drawn
 
@@ -44,7 +44,7 @@ def _plainly(method: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-class BitGroupHashingTorchVectorEnv(OverHashingGame, LockstepVectorEnv):
+class BitGroupHashingTorchVectorEnv(BitGroupHashingMixin, LockstepVectorEnv):
     """``BitGroupHashingVectorEnv`` with tensors on a device in place of arrays: the same episodes, equal numbers.
 
     Observations are ``image`` (n, D) float32, ``code`` (n, q) float32 and ``group`` (n,) int64; rewards are float64
@@ -68,7 +68,7 @@ class BitGroupHashingTorchVectorEnv(OverHashingGame, LockstepVectorEnv):
         ValueError: for wrong arguments, or a device that is not there.
     """
 
-    _lanes: _TensorGame
+    _core: TorchBitGroupHashingCore
 
     def __init__(
         self,
@@ -83,13 +83,13 @@ class BitGroupHashingTorchVectorEnv(OverHashingGame, LockstepVectorEnv):
         **task: Any,
     ) -> None:
         place = resolve_device(device, ("cpu", "cuda"))  # rewards and partners need float64
-        lanes = _TensorGame(num_envs, dataset, HashingTask(**task), place)
-        super().__init__(lanes, render_mode, flat, info, autoreset_mode)
+        core = TorchBitGroupHashingCore(num_envs, dataset, HashingTask(**task), place)
+        super().__init__(core, render_mode, flat, info, autoreset_mode)
 
     @property
     def device(self) -> torch.device:
         """Where the tensors are."""
-        return self._lanes.device
+        return self._core.device
 
     reset = _plainly(LockstepVectorEnv.reset)
     set_state = _plainly(LockstepVectorEnv.set_state)
@@ -101,20 +101,20 @@ class BitGroupHashingTorchVectorEnv(OverHashingGame, LockstepVectorEnv):
         return torch.from_numpy(super().action_masks()).to(self.device)
 
     def _check_mask(self, mask: Any) -> None:
-        super()._check_mask(self._lanes.host(mask))
+        super()._check_mask(self._core.host(mask))
 
     def _full(self, value: float | bool) -> Any:
         dtype = torch.bool if isinstance(value, bool) else torch.float64
         return torch.full((self.num_envs,), value, dtype=dtype, device=self.device)
 
-    def _apart(self, observation: Any) -> Any:
+    def _split(self, observation: Any) -> Any:
         """As they are: episodes end together, so that nothing need be done for each environment."""
         return observation
 
-    def _masked(self, info: dict[str, Any]) -> dict[str, Any]:
+    def _with_masks(self, info: dict[str, Any]) -> dict[str, Any]:
         mask, masked = torch.ones(self.num_envs, dtype=torch.bool, device=self.device), {}
         for key, part in info.items():
-            masked[key] = self._masked(part) if isinstance(part, dict) and key != "final_obs" else part
+            masked[key] = self._with_masks(part) if isinstance(part, dict) and key != "final_obs" else part
             masked[f"_{key}"] = mask
         return masked
 
@@ -251,7 +251,7 @@ class TensorView:
         return (partners @ (1 - 2 * x)[..., None])[..., 0] + (x * x).sum(-1, keepdim=True)
 
 
-class _TensorGame(HashingGame):
+class TorchBitGroupHashingCore(BitGroupHashingCore):
     """The game with tensors. What the generator draws, and the order it is drawn in, is the NumPy game's."""
 
     rows: Any
@@ -260,26 +260,26 @@ class _TensorGame(HashingGame):
     sampler: Any
 
     def __init__(
-        self, lanes: int, dataset: str | Path | HashingDataset, task: HashingTask, device: torch.device
+        self, num_envs: int, dataset: str | Path | HashingDataset, task: HashingTask, device: torch.device
     ) -> None:
         self.arrays = f"torch {device}"
-        super().__init__(lanes, dataset, task)
+        super().__init__(num_envs, dataset, task)
         self.device, train = device, self.dataset.train
         self.features, self.labels = (self.tensor(x[train]) for x in (self.dataset.features, self.dataset.labels))
         self.images = self.tensor(train)
-        self.sampler = _TensorSampler(self.sampler, self.labels)
+        self.sampler = TorchPartnerSampler(self.sampler, self.labels)
 
     @property
     def book(self) -> Any:
         """The codebook, a :class:`TensorCodebook`."""
         return TensorCodebook(self.codebook, self.labels, self.label_words)
 
-    def start(self, rng: np.random.Generator) -> None:
+    def reset_run(self, rng: np.random.Generator) -> None:
         """Begin anew, with the codebook that NumPy computes: on a device other bits may come of rounding."""
-        super().start(rng)
+        super().reset_run(rng)
         self.codebook = self.tensor(codes.unpack(self.codebook, self.task.bits)).float()
 
-    def show(self, rows: NDArray[np.int64]) -> None:
+    def set_images(self, rows: NDArray[np.int64]) -> None:
         """Give the lanes these images."""
         self.rows = self.tensor(rows)
         self.image = self.features[self.rows]
@@ -313,7 +313,7 @@ class _TensorGame(HashingGame):
         """Take up where either game's :meth:`get_state` was called."""
         super().set_state(state, rng)
         self.codebook = codes.unpack(self.codebook, self.task.bits).astype(np.float32)
-        for key in {"codebook", "positive_rows", "negative_rows", "code"} & self.shapes.keys():
+        for key in {"codebook", "positive_rows", "negative_rows", "code"} & self.state_shapes.keys():
             setattr(self, key, self.tensor(getattr(self, key)))
         self.reward_parts = {name: self.tensor(part) for name, part in self.reward_parts.items()}
 
@@ -328,11 +328,11 @@ class _TensorGame(HashingGame):
 
     def zeros(self, *shape: int, dtype: str = "float64") -> Tensor:
         """Zeros, (n, *shape)."""
-        return torch.zeros((self.lanes, *shape), dtype=getattr(torch, dtype), device=self.device)
+        return torch.zeros((self.num_envs, *shape), dtype=getattr(torch, dtype), device=self.device)
 
-    def read(self, action: Any) -> Tensor:
+    def read_action(self, action: Any) -> Tensor:
         """Actions of all lanes as relaxed bits, float32 (n, group_bits)."""
-        return action_bits(torch.as_tensor(action, device=self.device).detach(), self.task, self.lanes)
+        return action_bits(torch.as_tensor(action, device=self.device).detach(), self.task, self.num_envs)
 
     def view(self, start: int, stop: int, scope: Literal["group", "global"], last: bool) -> TensorView:
         """What a reward sees of a span of bits."""
@@ -350,7 +350,7 @@ class _TensorGame(HashingGame):
         )
 
 
-class _TensorSampler(PartnerSampler):
+class TorchPartnerSampler(PartnerSampler):
     """Draws the partners that a NumPy sampler draws from the same generator, on the device of ``labels``."""
 
     _counts: Any
@@ -383,9 +383,9 @@ class _TensorSampler(PartnerSampler):
         return self._members[self._starts[pattern] + rank - before]
 
 
-def action_bits(action: Tensor, task: HashingTask, lanes: int) -> Tensor:
+def action_bits(action: Tensor, task: HashingTask, num_envs: int) -> Tensor:
     """What :func:`hashgym.envs.bit_group_hashing.action_bits` does, for tensors."""
-    wanted = (lanes,) if task.action == "index" else (lanes, task.group_bits)
+    wanted = (num_envs,) if task.action == "index" else (num_envs, task.group_bits)
     if action.shape != wanted:
         raise ValueError(f"actions must have shape {wanted} for action={task.action!r}, got {(*action.shape,)}")
     if task.action == "index":

@@ -401,7 +401,7 @@ def test_many_label_patterns_and_images_without_partners(multi_label: HashingDat
     torched.reset(seed=0)
     for _ in range(10):
         for key in ("rows", "positive_rows", "negative_rows"):
-            np.testing.assert_array_equal(getattr(native._lanes, key), getattr(torched._lanes, key))
+            np.testing.assert_array_equal(getattr(native._core, key), getattr(torched._core, key))
         native.reset()
         torched.reset()
 
@@ -428,8 +428,8 @@ def test_action_masks_and_renderings(multi_label: HashingDataset) -> None:
     [
         ({"backend": "jax"}, "backend must be 'numpy' or 'torch', got 'jax'"),
         ({"device": "cpu"}, "add backend='torch', or leave device out"),
-        ({"backend": "torch", "device": "gpu"}, "device must be 'auto', 'cpu', 'cuda'"),
-        ({"backend": "torch", "device": "meta"}, "device must be 'auto', 'cpu', 'cuda'"),
+        ({"backend": "torch", "device": "gpu"}, "device must be 'auto' or cpu or cuda, got 'gpu'"),
+        ({"backend": "torch", "device": "meta"}, "device must be 'auto' or cpu or cuda, got 'gpu'"),
         ({"backend": "torch", "device": "cuda:99"}, "use device='auto' or 'cpu'"),
         ({"backend": "torch", "bits": 0}, "bits must be at least 1, got 0"),
         ({"backend": "torch", "render_mode": "human"}, "render_mode"),
