@@ -346,7 +346,7 @@ def test_wrong_autoreset_modes_and_masks(build: Callable[..., Any]) -> None:
         envs.reset(seed=0)
         state = envs.get_state()
         for mask in (np.array([True, False]), np.array([False, False])):
-            with pytest.raises(ValueError, match=r"lockstep.*True for all 2 of them"):
+            with pytest.raises(ValueError, match=r"end together.*True for all 2 of them"):
                 envs.reset(seed=1, options={"reset_mask": mask})
         for mask in ([True, True], np.ones(2), np.ones(3, bool)):
             with pytest.raises(ValueError, match=r"bool array of shape \(2,\)"):

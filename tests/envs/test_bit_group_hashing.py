@@ -243,7 +243,7 @@ def test_a_state_of_another_environment_is_refused_and_changes_nothing(multi_lab
     others = [make_vec(multi_label, 4), make_vec(multi_label, 3, bits=23), make_vec(multi_label, 3, partners=7)]
     for other in others:
         other.reset(seed=1)
-        with pytest.raises(ValueError, match="other arguments, another dataset or other lanes"):
+        with pytest.raises(ValueError, match="other arguments, another dataset or another num_envs"):
             env.set_state(other.get_state())
     with pytest.raises(ValueError, match="no state of this environment: generator missing"):
         env.set_state({key: part for key, part in before.items() if key != "generator"})
@@ -696,7 +696,7 @@ def test_steps_outside_an_episode(multi_label: HashingDataset) -> None:
 def test_wrong_options(multi_label: HashingDataset) -> None:
     env = BitGroupHashingEnv(multi_label)
     for options, message in (
-        ({"indx": 1}, "there is 'index'"),
+        ({"indx": 1}, "the options are 'index'"),
         ({"index": 60}, "from 0 to 59"),
         ({"index": int(multi_label.query[0])}, "training images"),
         ({"index": [1, 2]}, r"1 image\(s\)"),

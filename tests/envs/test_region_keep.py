@@ -551,7 +551,7 @@ def test_wrong_actions_and_options(make: Callable[..., Any], dataset: HashingDat
             vector.step(action)
     query = int(dataset.query[0])
     for options, message in (
-        ({"region": 1}, "there is 'index' and 'regions'"),
+        ({"region": 1}, "the options are 'index' and 'regions'"),
         ({"index": query}, r"training images.* use hashgym\.encode_regions"),
         ({"regions": 1}, r"2 region\(s\)"),
         ({"regions": [1, 2, 3]}, r"2 region\(s\)"),
