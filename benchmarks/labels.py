@@ -73,7 +73,7 @@ def step_seconds(dataset: HashingDataset, args: Args, *, partners: bool) -> floa
     envs: Any = gym.make_vec(
         "BitGroupHashing-v0", num_envs=args.num_envs, dataset=dataset, reward="average_precision", group_weight=0.0
     ).unwrapped
-    envs._lanes.reads_partners = partners
+    envs._core.reads_partners = partners
     envs.action_space.seed(0)
     envs.reset(seed=0)
     action = envs.action_space.sample()

@@ -52,6 +52,8 @@ MODULES: dict[str, str | tuple[str, ...]] = {  # old path -> new path, or those 
 # Module that calls keep_old_names -> {name that it had: where it is now, "module" or, renamed, "module:name"}.
 NAMES: dict[str, dict[str, str]] = {
     "data.dataset": {"described": "storage.errors:describe"},
+    "envs.bit_group_hashing": {"make_vector_env": "envs.vector"},
+    "envs.torch_backend": {"TensorCodebook": "rewards.torch_view", "TensorView": "rewards.torch_view"},
     "storage.pipeline": {"versions": "versions"},
     "terminal": {"quote": "text"},
 }

@@ -16,7 +16,7 @@ def test_every_kind_is_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
     def watched(envs: Any, dataset: Any, bits: int, steps: int, seed: int) -> float:
         made = [envs.envs] if isinstance(envs, HashVecEnv) else envs.envs
-        given.append((envs, len({env.unwrapped._lanes._words for env in made})))
+        given.append((envs, len({env.unwrapped._core._words for env in made})))
         return measure(envs, dataset, bits, steps, seed)
 
     monkeypatch.setattr(codebook, "mean_average_precision", watched)

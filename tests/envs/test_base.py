@@ -23,30 +23,30 @@ from stable_baselines3.common.env_checker import check_env as check_sb3
 
 from hashgym import codes, hashers
 from hashgym.data import HashingDataset
-from hashgym.envs.base import Tables
+from hashgym.envs.base import DatasetIndex
 
 
 def test_environments_of_one_dataset_share_its_tables(multi_label: HashingDataset) -> None:
     first, second = (gym.make("BitGroupHashing-v0", dataset=multi_label).unwrapped for _ in range(2))
     vector = gym.make_vec("BitGroupHashing-v0", num_envs=3, dataset=multi_label)
     other = gym.make("BitGroupHashing-v0", dataset=dataclasses.replace(multi_label)).unwrapped
-    tables = first._lanes.tables
-    assert second._lanes.tables is vector._lanes.tables is tables
-    assert other._lanes.tables is not tables
-    assert Tables.of(multi_label) is tables
-    forgotten = weakref.ref(tables)
-    del first, second, vector, tables
+    dataset_index = first._core.dataset_index
+    assert second._core.dataset_index is vector._core.dataset_index is dataset_index
+    assert other._core.dataset_index is not dataset_index
+    assert DatasetIndex.of(multi_label) is dataset_index
+    forgotten = weakref.ref(dataset_index)
+    del first, second, vector, dataset_index
     gc.collect()
     assert forgotten() is None  # and the dataset with it
 
 
 def test_tables_are_those_of_the_training_images(multi_label: HashingDataset) -> None:
-    tables = Tables.of(multi_label)
+    dataset_index = DatasetIndex.of(multi_label)
     for image in range(len(multi_label)):
         rows = np.flatnonzero(multi_label.train == image)
-        assert tables.row_of[image] == (rows[0] if rows.size else -1)
-    np.testing.assert_array_equal(codes.unpack(tables.label_words, 5), multi_label.labels[multi_label.train])
-    assert tables.sampler is tables.sampler
+        assert dataset_index.row_of[image] == (rows[0] if rows.size else -1)
+    np.testing.assert_array_equal(codes.unpack(dataset_index.label_words, 5), multi_label.labels[multi_label.train])
+    assert dataset_index.sampler is dataset_index.sampler
 
 
 def test_final_observations_are_the_last_ones_lane_by_lane(multi_label: HashingDataset) -> None:
@@ -177,7 +177,7 @@ def test_a_state_goes_through_one_file_of_arrays(
         np.testing.assert_array_equal(
             np.asarray(observation["image"]).reshape(1, -1), multi_label.features[info["index"]].reshape(1, -1)
         )
-        if env._lanes.done:
+        if env._core.done:
             assert data_equivalence(env.reset(), again.reset(), exact=True)
         action = rng.integers(0, 2, 2) if name == BITS[0] else np.int64(1)
         action = action if kind == "scalar" else action[None]
@@ -346,7 +346,7 @@ def test_wrong_autoreset_modes_and_masks(build: Callable[..., Any]) -> None:
         envs.reset(seed=0)
         state = envs.get_state()
         for mask in (np.array([True, False]), np.array([False, False])):
-            with pytest.raises(ValueError, match=r"lockstep.*True for all 2 of them"):
+            with pytest.raises(ValueError, match=r"end together.*True for all 2 of them"):
                 envs.reset(seed=1, options={"reset_mask": mask})
         for mask in ([True, True], np.ones(2), np.ones(3, bool)):
             with pytest.raises(ValueError, match=r"bool array of shape \(2,\)"):

@@ -26,9 +26,9 @@ from hashgym.data import DataError, HashingDataset
 from hashgym.envs.bit_group_hashing import (
     BitGroupHashingEnv,
     BitGroupHashingVectorEnv,
+    CodebookWords,
     HashingTask,
-    SharedWords,
-    _Turns,
+    _InterleavedSteps,
 )
 from hashgym.rewards import RewardError
 
@@ -222,10 +222,10 @@ def test_a_state_can_be_taken_at_any_moment(multi_label: HashingDataset, vector:
     for moment in range(9):
         again.reset(seed=99)  # whatever it did before
         observation, info = again.set_state(env.get_state())
-        assert_same(observation, env._lanes.observe() if vector else {k: v[0] for k, v in env._lanes.observe().items()})
-        assert_same(info["index"], env._lanes.info()["index"] if vector else env._lanes.info()["index"][0])
+        assert_same(observation, env._core.observe() if vector else {k: v[0] for k, v in env._core.observe().items()})
+        assert_same(info["index"], env._core.info()["index"] if vector else env._core.info()["index"][0])
         assert_same(env.get_state(), again.get_state())
-        if env._lanes.done:
+        if env._core.done:
             for one in (env, again):
                 with pytest.raises(gym.error.ResetNeeded, match="has ended"):
                     one.step(one.action_space.sample())
@@ -243,7 +243,7 @@ def test_a_state_of_another_environment_is_refused_and_changes_nothing(multi_lab
     others = [make_vec(multi_label, 4), make_vec(multi_label, 3, bits=23), make_vec(multi_label, 3, partners=7)]
     for other in others:
         other.reset(seed=1)
-        with pytest.raises(ValueError, match="other arguments, another dataset or other lanes"):
+        with pytest.raises(ValueError, match="other arguments, another dataset or another num_envs"):
             env.set_state(other.get_state())
     with pytest.raises(ValueError, match="no state of this environment: generator missing"):
         env.set_state({key: part for key, part in before.items() if key != "generator"})
@@ -359,7 +359,7 @@ def test_many_lanes_equal_a_naive_recomputation(multi_label: HashingDataset, bit
     seen_batch_partner = False
     for _ in range(4):
         images = info["index"].tolist()
-        game = env._lanes  # partners are hidden from agents; the test looks them up
+        game = env._core  # partners are hidden from agents; the test looks them up
         positives, negatives = train[game.positive_rows].tolist(), train[game.negative_rows].tolist()
         for lane, image in enumerate(images):
             assert all(multi_label.similar(image, p) and p != image for p in positives[lane])
@@ -453,10 +453,10 @@ def test_nothing_but_the_image_is_seen(multi_label: HashingDataset) -> None:
             steps = [env.step(action) for env in envs]
             observations = [step[0] for step in steps]
             rewards_differ |= bool((steps[0][1] != steps[1][1]).any())
-            negative_rows = [env._lanes.partner_rows()[1] for env in envs]
+            negative_rows = [env._core.partner_rows()[1] for env in envs]
             partners_differ |= bool((negative_rows[0] != negative_rows[1]).any())
         assert rewards_differ
-        assert partners_differ == envs[0]._lanes.reads_partners
+        assert partners_differ == envs[0]._core.reads_partners
 
 
 @pytest.mark.parametrize(
@@ -470,8 +470,8 @@ def test_nothing_but_the_image_is_seen(multi_label: HashingDataset) -> None:
 )
 def test_rewards_that_read_no_partners_are_the_same_without_them(multi_label: HashingDataset, reward: Any) -> None:
     without, with_partners = (make_vec(multi_label, 5, bits=8, group_bits=4, reward=reward) for _ in range(2))
-    assert not without._lanes.reads_partners
-    with_partners._lanes.reads_partners = True
+    assert not without._core.reads_partners
+    with_partners._core.reads_partners = True
     without.action_space.seed(1)
     assert_same(without.reset(seed=4)[0], with_partners.reset(seed=4)[0])
     for _ in range(6):
@@ -489,7 +489,7 @@ def test_partners_are_drawn_for_any_reward_that_may_read_them(multi_label: Hashi
     for reward in ("triplet", lambda view: view.positive_distances.mean(-1), {"name": "weighted", "terms": terms}):
         env = make_vec(multi_label, 5, bits=8, group_bits=4, reward=reward)
         env.reset(seed=0)
-        assert env._lanes.partner_rows()[0].shape == (5, 8)
+        assert env._core.partner_rows()[0].shape == (5, 8)
 
 
 def test_gymnasiums_vector_wrappers_fit(multi_label: HashingDataset) -> None:
@@ -499,7 +499,7 @@ def test_gymnasiums_vector_wrappers_fit(multi_label: HashingDataset) -> None:
     wrapped = DictInfoToList(RecordEpisodeStatistics(make_vec(multi_label, 3, bits=8, group_bits=4)))
     plain.reset(seed=0)
     _, infos = wrapped.reset(seed=0)
-    assert [int(info["index"]) for info in infos] == plain._lanes.dataset.train[plain._lanes.rows].tolist()
+    assert [int(info["index"]) for info in infos] == plain._core.dataset.train[plain._core.rows].tolist()
     plain.action_space.seed(0)
     returns = np.zeros(3)
     for _ in range(2):
@@ -592,7 +592,7 @@ def test_rendering_names_the_nearest_codes(multi_label: HashingDataset) -> None:
     env = make(multi_label, bits=8, group_bits=8, render_mode="ansi")
     env.reset(seed=0)
     env.step(np.zeros(8, np.int8))
-    scene = env._lanes.scene(0)
+    scene = env._core.scene(0)
     book = env.codebook.read(np.arange(len(multi_label.train)))
     distances = {int(i): int(code.sum()) for i, code in zip(multi_label.train, book, strict=True) if i != scene.index}
     assert [d for _, d, _ in scene.nearest] == sorted(distances.values())[:6]
@@ -696,7 +696,7 @@ def test_steps_outside_an_episode(multi_label: HashingDataset) -> None:
 def test_wrong_options(multi_label: HashingDataset) -> None:
     env = BitGroupHashingEnv(multi_label)
     for options, message in (
-        ({"indx": 1}, "there is 'index'"),
+        ({"indx": 1}, "the options are 'index'"),
         ({"index": 60}, "from 0 to 59"),
         ({"index": int(multi_label.query[0])}, "training images"),
         ({"index": [1, 2]}, r"1 image\(s\)"),
@@ -815,7 +815,7 @@ def test_ordinary_vectorisation_updates_one_codebook(multi_label: HashingDataset
         info = sync.step(actions)[4]
         for env in envs:
             np.testing.assert_array_equal(env.codebook.read(np.arange(40)), book)
-    assert len({env.unwrapped._lanes._words for env in envs}) == 1  # type: ignore[attr-defined]
+    assert len({env.unwrapped._core._words for env in envs}) == 1  # type: ignore[attr-defined]
 
 
 def test_one_environment_with_a_shared_codebook_equals_one_with_its_own(multi_label: HashingDataset) -> None:
@@ -831,8 +831,8 @@ def test_one_environment_with_a_shared_codebook_equals_one_with_its_own(multi_la
 
 
 def test_who_shares_a_codebook(multi_label: HashingDataset) -> None:
-    def words(env: Any) -> SharedWords:
-        return env.unwrapped._lanes._words
+    def words(env: Any) -> CodebookWords:
+        return env.unwrapped._core._words
 
     def reward(view: Any) -> np.ndarray:
         return np.zeros(len(view.code))
@@ -884,7 +884,7 @@ def test_a_shared_codebook_starts_anew_with_a_seed_and_with_each_first_reset(mul
     assert_same(first, rollout(shared(multi_label, 3)))
     trained = envs[0].codebook.words.copy()
     (late,) = shared(multi_label, 1)
-    assert late._lanes._words is envs[0]._lanes._words
+    assert late._core._words is envs[0]._core._words
     late.reset()
     assert (late.codebook.words != trained).any()
     started = late.codebook.words.copy()
@@ -894,15 +894,15 @@ def test_a_shared_codebook_starts_anew_with_a_seed_and_with_each_first_reset(mul
 
 def test_a_shared_codebook_is_freed_with_its_last_environment(multi_label: HashingDataset) -> None:
     envs = shared(multi_label, 2)
-    forgotten = weakref.ref(envs[0]._lanes._words)
-    before = len(SharedWords.shared)
+    forgotten = weakref.ref(envs[0]._core._words)
+    before = len(CodebookWords.shared)
     del envs[0]
     gc.collect()
     assert forgotten() is not None
     envs.clear()
     gc.collect()
     assert forgotten() is None
-    assert len(SharedWords.shared) == before - 1
+    assert len(CodebookWords.shared) == before - 1
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda envs: pickle.loads(pickle.dumps(envs))])
@@ -911,8 +911,8 @@ def test_copies_of_environments_that_share_a_codebook_share_a_copy(multi_label: 
     for i, env in enumerate(envs):
         env.reset(seed=i)
     twins = copied(envs)
-    assert twins[0]._lanes._words is twins[1]._lanes._words
-    assert twins[0]._lanes._words is not envs[0]._lanes._words
+    assert twins[0]._core._words is twins[1]._core._words
+    assert twins[0]._core._words is not envs[0]._core._words
     for action in np.random.default_rng(0).integers(0, 2, (2, 4)):
         for env, twin in zip(envs, twins, strict=True):
             assert_same(env.step(action), twin.step(action))
@@ -941,7 +941,7 @@ def test_a_state_restores_the_codebook_of_all_that_share_it(multi_label: Hashing
 def unwarned(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that was not warned yet."""
     for key, value in {"words": 0, "kind": (), "switches": 0, "warned": False}.items():
-        monkeypatch.setattr(_Turns, key, value)
+        monkeypatch.setattr(_InterleavedSteps, key, value)
 
 
 @pytest.mark.usefixtures("unwarned")

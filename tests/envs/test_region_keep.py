@@ -388,13 +388,13 @@ def test_spec_round_trip(dataset: HashingDataset, tmp_path: Path) -> None:
 def test_bases_and_codes_are_shared(make: Callable[..., Any], dataset: HashingDataset, base: Hasher) -> None:
     named = [RegionKeepEnv(base="lsh", bits=16, loss=table(16)) for _ in range(2)]
     assert named[0].base is named[1].base
-    assert named[0]._lanes.coded is named[1]._lanes.coded
+    assert named[0]._core.training_codes is named[1]._core.training_codes
     before = make()
-    assert before._lanes.coded is make(5)._lanes.coded
+    assert before._core.training_codes is make(5)._core.training_codes
     base.fit(dataset.features[dataset.query], dataset.labels[dataset.query])
     after = make()
     np.testing.assert_array_equal(
-        after._lanes.coded.images, codes.pack(base.encode(dataset.features[dataset.train]))
+        after._core.training_codes.images, codes.pack(base.encode(dataset.features[dataset.train]))
     )  # a base that was fitted again is not taken for what it was
 
 
@@ -551,7 +551,7 @@ def test_wrong_actions_and_options(make: Callable[..., Any], dataset: HashingDat
             vector.step(action)
     query = int(dataset.query[0])
     for options, message in (
-        ({"region": 1}, "there is 'index' and 'regions'"),
+        ({"region": 1}, "the options are 'index' and 'regions'"),
         ({"index": query}, r"training images.* use hashgym\.encode_regions"),
         ({"regions": 1}, r"2 region\(s\)"),
         ({"regions": [1, 2, 3]}, r"2 region\(s\)"),

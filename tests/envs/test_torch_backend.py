@@ -18,9 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hashgym import rewards
 from hashgym.data import HashingDataset
 from hashgym.envs.bit_group_hashing import BitGroupHashingVectorEnv
-from hashgym.envs.torch_backend import BitGroupHashingTorchVectorEnv, TensorView
+from hashgym.envs.torch_backend import BitGroupHashingTorchVectorEnv
 from hashgym.retrieval import torch_kernels
 from hashgym.rewards import RewardError, RewardView
+from hashgym.rewards.torch_view import TensorView
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=CUDA)]
@@ -306,7 +307,7 @@ def test_steps_outside_an_episode(multi_label: HashingDataset) -> None:
         (lambda view: view.code, r"shape \(3,\) on cpu, got torch.float32 \(3, 12\)"),
         (lambda view: view.bits[:, 0], "real numbers .* got torch.bool"),
         (lambda view: None, "is a return missing"),
-        (lambda view: view.code[:, 0] / 0, "must be finite, got nan in lane 0"),
+        (lambda view: view.code[:, 0] / 0, "must be finite, got nan in environment 0"),
         (lambda view: view.words, "no attribute 'words'"),
     ],
 )
@@ -333,7 +334,7 @@ def test_a_buggy_credit_says_what_was_wanted(multi_label: HashingDataset) -> Non
 
     for result, message in (
         (lambda view: (view.code[:, 0], view.code[:, 0]), r"its credit must be .* shape \(3, 12\)"),
-        (lambda view: (view.code[:, 0], view.code / (view.code - 1)), "finite, got -?inf in lane 1 bit 2"),
+        (lambda view: (view.code[:, 0], view.code / (view.code - 1)), "finite, got -?inf in environment 1 bit 2"),
         (lambda view: view.code, "a tuple"),
     ):
         Buggy.result = staticmethod(result)
@@ -401,7 +402,7 @@ def test_many_label_patterns_and_images_without_partners(multi_label: HashingDat
     torched.reset(seed=0)
     for _ in range(10):
         for key in ("rows", "positive_rows", "negative_rows"):
-            np.testing.assert_array_equal(getattr(native._lanes, key), getattr(torched._lanes, key))
+            np.testing.assert_array_equal(getattr(native._core, key), getattr(torched._core, key))
         native.reset()
         torched.reset()
 
@@ -428,9 +429,9 @@ def test_action_masks_and_renderings(multi_label: HashingDataset) -> None:
     [
         ({"backend": "jax"}, "backend must be 'numpy' or 'torch', got 'jax'"),
         ({"device": "cpu"}, "add backend='torch', or leave device out"),
-        ({"backend": "torch", "device": "gpu"}, "device must be 'auto', 'cpu', 'cuda'"),
-        ({"backend": "torch", "device": "meta"}, "device must be 'auto', 'cpu', 'cuda'"),
-        ({"backend": "torch", "device": "cuda:99"}, "use device='auto' or 'cpu'"),
+        ({"backend": "torch", "device": "gpu"}, "device must be 'auto' or cpu or cuda, got 'gpu'"),
+        ({"backend": "torch", "device": "meta"}, "device must be 'auto' or cpu or cuda, got 'gpu'"),
+        ({"backend": "torch", "device": "cuda:99"}, "use 'auto' or 'cpu'"),
         ({"backend": "torch", "bits": 0}, "bits must be at least 1, got 0"),
         ({"backend": "torch", "render_mode": "human"}, "render_mode"),
     ],
