@@ -92,7 +92,7 @@ def info(folder: tyro.conf.Positional[str], /) -> None:
     from hashgym.data import cache
     from hashgym.data.files import is_own
     from hashgym.gallery.encode import CODES
-    from hashgym.gallery.gallery import INDEX
+    from hashgym.gallery.search import INDEX
     from hashgym.storage.errors import DataError
 
     kinds = ((INDEX, _index_facts), (CODES, _codes_facts), (cache.CACHE, _features_facts))
@@ -176,14 +176,14 @@ def _index_facts(folder: str) -> tuple[dict[str, str], dict[str, Any]]:
     """The same of an index and its back end's files; a server is not asked."""
     from pathlib import Path
 
-    from hashgym import index as engines
-    from hashgym.gallery.gallery import ENGINE, verify
+    from hashgym import index as backends
+    from hashgym.gallery.search import BACKEND, verify
     from hashgym.storage.addresses import without_password
 
     meta = verify(folder)
-    place = Path(folder, meta["content"], ENGINE)
-    saved = engines.read_meta(place)
-    files = {f"{meta['content']}/{ENGINE}/{entry['file']}": entry for entry in saved["files"].values()}
+    place = Path(folder, meta["content"], BACKEND)
+    saved = backends.read_meta(place)
+    files = {f"{meta['content']}/{BACKEND}/{entry['file']}": entry for entry in saved["files"].values()}
     uri = str(saved["options"].get("uri", ""))
     return {
         "index": f"of {counted(meta['images'], 'picture')}, codes of {meta['bits']} bits",
@@ -387,7 +387,7 @@ def export(
     """
     from hashgym.encoders import build
 
-    written = build.export(
+    written = build.build_encoder(
         source,
         out,
         features=features,
@@ -563,7 +563,7 @@ def search(
 
     from hashgym.data.files import open_image
     from hashgym.gallery import open_gallery, page
-    from hashgym.gallery.gallery import REGIONS
+    from hashgym.gallery.search import REGIONS
 
     if html is not None:
         page.require_writable(html)

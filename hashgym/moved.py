@@ -1,15 +1,16 @@
-"""Old import paths of modules that have moved: they keep working in this version, with a DeprecationWarning."""
+"""Old import paths and names: they keep working in this version, with a DeprecationWarning."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
-__all__ = ["MOVED", "install"]
+__all__ = ["MOVED", "install", "renamed"]
 
 MOVED = {  # old path -> new path, both below hashgym
     "data.addresses": "storage.addresses",
@@ -36,6 +37,7 @@ MOVED = {  # old path -> new path, both below hashgym
     "features.pipeline": "storage.pipeline",
     "features.store": "storage.job_store",
     "gallery.codes": "gallery.encode",
+    "gallery.gallery": "gallery",
     "retrieval.brute_force": "index.brute_force",
     "retrieval.bucket_table": "index.buckets",
     "retrieval.compiled": "retrieval.numba_kernels",
@@ -85,3 +87,24 @@ def install() -> None:
     """Let old paths be imported; calling it again does nothing."""
     if not any(finder is _MovedFinder for finder in sys.meta_path):
         sys.meta_path.append(_MovedFinder)
+
+
+def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+    """The ``__getattr__`` of a module whose names have changed.
+
+    Args:
+        module: its ``__name__``.
+        names: old name -> new name.
+    """
+
+    def find(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        warnings.warn(
+            f"{module}.{name} is now {names[name]}: use that; the old name goes with the next version",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return getattr(sys.modules[module], names[name])
+
+    return find

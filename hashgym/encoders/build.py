@@ -18,6 +18,7 @@ from hashgym.checks import check_integer, closest
 from hashgym.data import load
 from hashgym.data.dataset import HashingDataset
 from hashgym.encoders.encoder import Encoder, load_encoder
+from hashgym.moved import renamed
 from hashgym.storage.atomic import atomic_write
 from hashgym.storage.errors import DataError
 
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from hashgym.encoders.write import Agreement
     from hashgym.features import Backbone
 
-__all__ = ["Exported", "Train", "backbone_of", "export"]
+__all__ = ["BuiltEncoder", "Train", "backbone_of", "build_encoder"]
+
+__getattr__ = renamed(__name__, {"Exported": "BuiltEncoder", "export": "build_encoder"})
 
 Train = Literal["split", "all"]
 
@@ -34,8 +37,8 @@ POLICY = "policy.onnx"
 
 
 @dataclass(frozen=True)
-class Exported:
-    """What was written.
+class BuiltEncoder:
+    """An encoder that was written.
 
     Attributes:
         encoder: the file, opened.
@@ -47,7 +50,7 @@ class Exported:
     agreement: Agreement | None
 
 
-def export(
+def build_encoder(
     source: str | Path,
     out: str | Path,
     *,
@@ -60,7 +63,7 @@ def export(
     train: Train = "split",
     threads: int | None = None,
     progress: bool = False,
-) -> Exported:
+) -> BuiltEncoder:
     """Write an encoder.
 
     Args:
@@ -128,7 +131,7 @@ def export(
             raise ValueError(f"{run} takes pictures already: copy it")
         with final.open("rb") as finished:
             shutil.copyfileobj(finished, file)
-    return Exported(load_encoder(target), agreement)
+    return BuiltEncoder(load_encoder(target), agreement)
 
 
 def backbone_of(encoder: Encoder, weights: str | None = None) -> Backbone:

@@ -48,6 +48,7 @@ from hashgym.data.files import (
     stamp,
 )
 from hashgym.features.runtime import thread_count
+from hashgym.moved import renamed
 from hashgym.storage import owned
 from hashgym.storage.atomic import hold
 from hashgym.storage.errors import DataError
@@ -60,7 +61,9 @@ from hashgym.versions import versions
 if TYPE_CHECKING:
     from hashgym.encoders import Encoder
 
-__all__ = ["Codes", "Encoded", "encode_images", "find_images", "open_codes", "update_codes"]
+__all__ = ["EncodedImages", "EncodingReport", "encode_images", "find_images", "open_codes", "update_codes"]
+
+__getattr__ = renamed(__name__, {"Codes": "EncodedImages", "Encoded": "EncodingReport"})
 
 CODES = Kind(
     "hashgym-codes",
@@ -80,7 +83,7 @@ RECORDED = ("hashgym", "numpy", "pillow", "onnxruntime")
 
 
 @dataclass(frozen=True)
-class Codes:
+class EncodedImages:
     """An open folder of codes; arrays are mapped.
 
     Attributes:
@@ -122,7 +125,7 @@ class Codes:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodingReport:
     """What a run of :func:`update_codes` did.
 
     Attributes:
@@ -208,7 +211,7 @@ def update_codes(
     follow_links: bool = False,
     exclude: Sequence[str] = (),
     checksum: bool = False,
-) -> Encoded:
+) -> EncodingReport:
     """As :func:`encode_images`; returns what was done."""
     from hashgym.encoders import load_encoder
 
@@ -224,16 +227,16 @@ def update_codes(
         )
     root, names, passed = _found(images, follow_links, exclude)
 
-    def update(some: list[str]) -> Encoded:
+    def update(some: list[str]) -> EncodingReport:
         settings = skip_bad, batch_size, threads, progress, checksum
         with ExitStack() as held:
             return _update(held, encoder, encoder_path, target, root, *settings, some, set(names))
 
-    done = Encoded(target)
+    done = EncodingReport(target)
     if begun := _begun(_unfinished(target), root, names):
         done = update(begun)
     more = update(names)
-    return Encoded(
+    return EncodingReport(
         target,
         *(done.new + more.new, done.changed + more.changed, done.removed + more.removed),
         *(done.unchanged if begun else more.unchanged, passed.words(), more.note),
@@ -253,7 +256,7 @@ def _update(
     checksum: bool,
     names: list[str],
     there: set[str],
-) -> Encoded:
+) -> EncodingReport:
     """Give the pictures ``names`` their codes; those that are not ``there`` any more are left out.
 
     A finished folder is locked until ``held`` is left.
@@ -272,12 +275,12 @@ def _update(
     if os.path.lexists(target):
         old = _finished(target, job, held)
         if old.stamps is None:
-            return Encoded(target, unchanged=len(old), note=_cannot_tell(old, names))
+            return EncodingReport(target, unchanged=len(old), note=_cannot_tell(old, names))
         rows, wanted = _compared(old, root, names, stamps, checksum, threads, progress)
         removed = len(old) - int((rows >= 0).sum())
         again = [stamps[i].tolist() != old.left_out_stamps.get(names[i]) for i in np.flatnonzero(rows < 0)]
         if not (removed or any(again) or (wanted & (rows >= 0)).any() or set(old.left_out) - set(names)):
-            return Encoded(target, unchanged=len(old))
+            return EncodingReport(target, unchanged=len(old))
         job["updates"] = old.digest
 
     views = 1 + encoder.regions
@@ -353,7 +356,7 @@ def _update(
             _replace(target, old, store, seal, facts)
     encoded = np.setdiff1d(np.flatnonzero(wanted), list(left_out))
     new = int((rows[encoded] < 0).sum())
-    return Encoded(target, new, len(encoded) - new, removed, len(kept) - len(encoded))
+    return EncodingReport(target, new, len(encoded) - new, removed, len(kept) - len(encoded))
 
 
 def _unfinished(target: Path) -> Path:
@@ -373,7 +376,7 @@ def _begun(folder: Path, root: Path, names: Sequence[str]) -> list[str] | None:
     return None
 
 
-def open_codes(folder: str | Path, *, verify: Thorough = "once") -> Codes:
+def open_codes(folder: str | Path, *, verify: Thorough = "once") -> EncodedImages:
     """Open a folder of codes.
 
     Args:
@@ -396,7 +399,7 @@ def open_codes(folder: str | Path, *, verify: Thorough = "once") -> Codes:
                 raise
 
 
-def _opened(path: Path, meta: dict[str, Any], verify: Thorough) -> Codes:
+def _opened(path: Path, meta: dict[str, Any], verify: Thorough) -> EncodedImages:
     CODES.check(path, meta, thorough=verify)
     content = meta.get("content", "")
     if content and not (isinstance(content, str) and content.isdecimal()):
@@ -417,7 +420,7 @@ def _opened(path: Path, meta: dict[str, Any], verify: Thorough) -> Codes:
         or not isinstance(left_out_stamps, dict)
     ):
         raise DataError(f"{path} is damaged: its arrays and names do not belong together; {CODES.remedy}")
-    return Codes(
+    return EncodedImages(
         *(path, Path(meta["root"]), names, words, kept, sizes, bits, meta["encoder"], meta["digest"]),
         *(meta["left_out"], stamps, digests, left_out_stamps),
     )
@@ -575,7 +578,7 @@ def _digest(path: Path) -> bytes:
     return digest.digest()
 
 
-def _finished(target: Path, job: dict[str, Any], held: ExitStack) -> Codes:
+def _finished(target: Path, job: dict[str, Any], held: ExitStack) -> EncodedImages:
     """The codes in ``target``, if this job may update them; nobody else may until ``held`` is left."""
     if not CODES.is_one(target):
         raise DataError(f"{target} exists already and is no folder of codes: choose another --out")
@@ -595,7 +598,7 @@ def _finished(target: Path, job: dict[str, Any], held: ExitStack) -> Codes:
     return old
 
 
-def _cannot_tell(old: Codes, names: Sequence[str]) -> str:
+def _cannot_tell(old: EncodedImages, names: Sequence[str]) -> str:
     """Why codes of an older version are left as they are, where they are of the same pictures."""
     why = (
         "was written by a hashgym that did not record sizes and times of the pictures, so those that have changed "
@@ -610,7 +613,7 @@ def _cannot_tell(old: Codes, names: Sequence[str]) -> str:
 
 
 def _compared(
-    old: Codes,
+    old: EncodedImages,
     root: Path,
     names: Sequence[str],
     stamps: NDArray[np.int64],
@@ -652,7 +655,9 @@ def _compared(
     return rows, changed | (rows < 0)
 
 
-def _replace(target: Path, old: Codes, store: Store, seal: Callable[[Path], None], facts: dict[str, Any]) -> None:
+def _replace(
+    target: Path, old: EncodedImages, store: Store, seal: Callable[[Path], None], facts: dict[str, Any]
+) -> None:
     """Put the new content beside the old, and let ``meta.json`` name it."""
     meta = CODES.read(target)
     if meta["digest"] != old.digest:

@@ -29,8 +29,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from hashgym.console import say
 from hashgym.gallery.decoding import Decoded, Decoders
-from hashgym.gallery.gallery import REGIONS, Gallery, open_gallery, read_meta
 from hashgym.gallery.page import jpeg
+from hashgym.gallery.search import REGIONS, Gallery, open_gallery, read_meta
 from hashgym.storage.errors import DataError
 from hashgym.storage.sealed import META
 

@@ -24,8 +24,8 @@ import grpc
 from hashgym import cli, index
 from hashgym.codes import CodeSets
 from hashgym.gallery import build, encode_images, open_gallery, read_meta, remove
-from hashgym.gallery.gallery import _collection, _former_collection
-from hashgym.index import milvus
+from hashgym.gallery.index import _collection, _former_collection
+from hashgym.index import base, milvus
 from hashgym.storage import owned, sealed
 from tests.gallery.small import content, picture, write_encoder, write_pictures
 
@@ -110,7 +110,7 @@ def moved(folder: Path, uri: str) -> Path:
     reseal(folder, "meta.json", sealed.digest, options={"uri": uri})
     engine = folder / read_meta(folder)["content"] / "engine"
     options = json.loads((engine / "index.json").read_text())["options"]
-    reseal(engine, "index.json", index._digest, options={**options, "uri": uri})
+    reseal(engine, "index.json", base._digest, options={**options, "uri": uri})
     return folder
 
 
@@ -169,7 +169,7 @@ def test_an_index_on_no_server_takes_no_address(inputs: Path, tmp_path: Path, mo
     with pytest.raises(ValueError, match="on no server: leave out --uri"):
         open_gallery(made, uri="http://127.0.0.1:1")
     engine = made / "1" / "engine"
-    reseal(engine, "index.json", index._digest, backend="milvus", options={"uri": "http://x", "collection": "c"})
+    reseal(engine, "index.json", base._digest, backend="milvus", options={"uri": "http://x", "collection": "c"})
     with pytest.raises(ValueError, match="do not belong together"):
         open_gallery(made)
 
