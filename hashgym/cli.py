@@ -91,7 +91,7 @@ def info(folder: tyro.conf.Positional[str], /) -> None:
 
     from hashgym.data import cache
     from hashgym.data.files import is_own
-    from hashgym.gallery.encode import CODES
+    from hashgym.gallery.encoded_images import CODES
     from hashgym.gallery.search import INDEX
     from hashgym.storage.errors import DataError
 
@@ -158,7 +158,7 @@ def _features_facts(folder: str) -> tuple[dict[str, str], dict[str, Any]]:
 
 def _codes_facts(folder: str) -> tuple[dict[str, str], dict[str, Any]]:
     """The same of a folder of codes."""
-    from hashgym.gallery.encode import CODES, open_codes
+    from hashgym.gallery.encoded_images import CODES, open_codes
 
     codes = open_codes(folder, verify=True)
     left_out = [f"{name}: {reason}" for name, reason in codes.left_out.items()]
@@ -447,21 +447,19 @@ def encode(
     from pathlib import Path
 
     from hashgym.gallery import open_codes
-    from hashgym.gallery.encode import update_codes
+    from hashgym.gallery.encode import EncodingSettings, update_codes
 
+    settings = EncodingSettings(
+        skip_bad=skip_bad,
+        batch_size=batch_size,
+        workers=workers,
+        follow_links=follow_links,
+        exclude=exclude,
+        checksum=checksum,
+    )
     finished = Path(out).exists()
     try:
-        done = update_codes(
-            encoder,
-            images,
-            out,
-            skip_bad=skip_bad,
-            batch_size=batch_size,
-            workers=workers,
-            follow_links=follow_links,
-            exclude=exclude,
-            checksum=checksum,
-        )
+        done = update_codes(encoder, images, out, settings)
     except KeyboardInterrupt:
         _stopped(out)
     codes = open_codes(out)

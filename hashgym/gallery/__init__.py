@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from hashgym.gallery.encode import EncodedImages, encode_images, find_images, open_codes
+from hashgym.gallery.encode import encode_images
+from hashgym.gallery.encoded_images import EncodedImages, open_codes
+from hashgym.gallery.find_images import find_images
 from hashgym.gallery.index import build, remove
 from hashgym.gallery.search import REGIONS, Gallery, Match, Names, open_gallery, read_meta, verify
 from hashgym.moved import renamed

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from hashgym import index as backends
 from hashgym.codes import CodeSets, Words
-from hashgym.gallery.encode import ENCODER, EncodedImages, open_codes
+from hashgym.gallery.encoded_images import ENCODER, EncodedImages, open_codes
 from hashgym.gallery.search import ARRAYS, BACKEND, INDEX, Names, content_arrays, read_meta, server_options
 from hashgym.storage import owned
 from hashgym.storage.atomic import clean

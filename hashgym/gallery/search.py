@@ -26,7 +26,7 @@ from hashgym.codes import CodeSets, Words, hamming
 from hashgym.data.files import open_image, resolved
 from hashgym.encoders import Encoder, load_encoder
 from hashgym.features.regions import Box
-from hashgym.gallery.encode import ENCODER
+from hashgym.gallery.encoded_images import ENCODER
 from hashgym.index import Index
 from hashgym.storage.errors import DataError
 from hashgym.storage.sealed import Kind

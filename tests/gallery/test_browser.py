@@ -300,7 +300,7 @@ def test_another_site_cannot_post_here(page: Any, browser: Any, address: str) ->
         address,
     )
     other.wait_for_url(f"{address}/")
-    assert other.text_content("body").strip() == "Another site's requests are refused."
+    assert other.text_content("body").strip() == "Requests of other sites are rejected."
     context.close()
 
 

@@ -23,7 +23,7 @@ from hashgym.data import DataError
 from hashgym.data.files import open_image
 from hashgym.gallery import encode as encode_module
 from hashgym.gallery import encode_images, find_images, open_codes
-from hashgym.gallery.encode import EncodingReport, update_codes
+from hashgym.gallery.encode import EncodingReport, EncodingSettings, update_codes
 from hashgym.storage import owned, sealed
 from hashgym.storage.job_store import Store
 from tests.gallery.small import content, picture, write_encoder, write_pictures
@@ -198,7 +198,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(several, tmp_path):
 
 
 def update(encoder: Path, images: list[Path | str], out: Path, **options: Any) -> EncodingReport:
-    return update_codes(encoder, images, out, progress=False, **options)
+    return update_codes(encoder, images, out, EncodingSettings(progress=False, **options))
 
 
 def paint(photos: Path, name: str, seed: int) -> None:
@@ -417,7 +417,7 @@ def test_links_are_counted_or_followed_to_where_they_lead(encoder, tmp_path):
 def test_a_link_put_in_place_of_a_listed_picture_is_not_followed_out(encoder, tmp_path, monkeypatch):
     photos = write_pictures(tmp_path / "photos", NAMES)
     picture(0).save(tmp_path / "secret.png")
-    real = encode_module._found
+    real = encode_module.list_places
 
     def late(*args):
         found = real(*args)
@@ -425,7 +425,7 @@ def test_a_link_put_in_place_of_a_listed_picture_is_not_followed_out(encoder, tm
         (photos / "a.png").symlink_to(tmp_path / "secret.png")
         return found
 
-    monkeypatch.setattr(encode_module, "_found", late)
+    monkeypatch.setattr(encode_module, "list_places", late)
     with pytest.raises(DataError, match=r"image a\.png lies outside"):
         encode(encoder, [photos], tmp_path / "out")
 
