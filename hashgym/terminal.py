@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from typing import Any, TypeVar
 
+from hashgym.startup import handle_interrupts
 from hashgym.text import printable
 
 __all__ = ["arguments", "command_line", "parse", "wants_version"]
@@ -43,6 +44,7 @@ def command_line(stopped: str = "stopped") -> Iterator[None]:
     for stream in streams:
         stream.reconfigure(errors="backslashreplace")
     try:
+        handle_interrupts()
         try:
             yield
         finally:
