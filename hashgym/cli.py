@@ -217,7 +217,7 @@ def features(
     workers: int = 2,
     executor: Literal["local", "ray"] = "local",
     device: str = "auto",
-    engine: str = "auto",
+    runtime: Annotated[str, tyro.conf.arg(aliases=["--engine"])] = "auto",
 ) -> None:
     """Extract features of a dataset's images into a folder. Stopped at any moment, it resumes where it was.
 
@@ -245,7 +245,7 @@ def features(
         workers: threads that read images, of the executor local.
         executor: ray hands the batches to the CPUs of a Ray cluster, the one at RAY_ADDRESS or else one started here.
         device: a torch device; a GPU where there is one by default.
-        engine: onnx or torch; by default the one that suits the network and the device.
+        runtime: onnx or torch; by default the one that suits the network and the device. --engine is its old name.
     """
     from hashgym.data import cache, read_images
     from hashgym.features import extract, make
@@ -255,7 +255,7 @@ def features(
         remedy = "remove it, or choose" if cache.is_cache(out) else "choose"
         raise DataError(f"{out} exists already: {remedy} another --out")
     collection = read_images(dataset, root, allow_missing=allow_missing, follow_links=follow_links, exclude=exclude)
-    network = make(backbone, size=size, weights=weights, device=device, engine=engine)
+    network = make(backbone, size=size, weights=weights, device=device, engine=runtime)
     try:
         extract(
             collection,
@@ -565,11 +565,7 @@ def search(
 
     if html is not None:
         page.require_writable(html)
-    if Path(index).is_file() and Path(photo).is_dir():
-        raise ValueError(
-            f"the arguments are in the wrong order: {index} is a file and {photo} a folder: "
-            f"`hashgym search {quote(photo)} {quote(index)}`"
-        )
+    _check_search(Path(index), Path(photo))
     picture = open_image(Path(photo))
     with open_gallery(index, root, uri) as found:
         matches = found.search(picture, k, radius)
@@ -604,6 +600,20 @@ def search(
         _print(table)
     if html is not None:
         _say(_styled(html, "green"), " shows them.")
+
+
+def _check_search(index: Path, photo: Path) -> None:
+    """Say which argument of `hashgym search` is not there, or that the two are in the wrong order."""
+    if photo.is_dir() and not index.is_dir():
+        missing = "" if index.exists() else f", and there is no file {index}"
+        raise ValueError(
+            f"the arguments are in the wrong order: {photo} is a folder{missing}; the index comes first, then the "
+            f"picture: `hashgym search {quote(photo)} {quote(index)}`"
+        )
+    if not index.exists():
+        raise ValueError(f"the index {index} does not exist: name the folder that `hashgym index` wrote, then a picture")
+    if not photo.exists():
+        raise ValueError(f"the picture {photo} does not exist: name the index, then the file of a picture")
 
 
 def serve(
