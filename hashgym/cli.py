@@ -10,7 +10,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import tyro
 
@@ -19,6 +19,9 @@ from hashgym.terminal import arguments, command_line, wants_version
 from hashgym.text import printable, quote
 
 __all__ = ["main"]
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 Patterns = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATTERN")]
@@ -91,8 +94,8 @@ def info(folder: tyro.conf.Positional[str], /) -> None:
 
     from hashgym.data import cache
     from hashgym.data.image_files import is_own
-    from hashgym.gallery.encode import CODES
-    from hashgym.gallery.gallery import INDEX
+    from hashgym.gallery.encoded_images import CODES
+    from hashgym.gallery.search import INDEX
     from hashgym.storage.errors import DataError
 
     kinds = ((INDEX, _index_facts), (CODES, _codes_facts), (cache.CACHE, _features_facts))
@@ -158,7 +161,7 @@ def _features_facts(folder: str) -> tuple[dict[str, str], dict[str, Any]]:
 
 def _codes_facts(folder: str) -> tuple[dict[str, str], dict[str, Any]]:
     """The same of a folder of codes."""
-    from hashgym.gallery.encode import CODES, open_codes
+    from hashgym.gallery.encoded_images import CODES, open_codes
 
     codes = open_codes(folder, verify=True)
     left_out = [f"{name}: {reason}" for name, reason in codes.left_out.items()]
@@ -176,14 +179,14 @@ def _index_facts(folder: str) -> tuple[dict[str, str], dict[str, Any]]:
     """The same of an index and its back end's files; a server is not asked."""
     from pathlib import Path
 
-    from hashgym import index as engines
-    from hashgym.gallery.gallery import ENGINE, verify
+    from hashgym import index as backends
+    from hashgym.gallery.search import BACKEND, verify
     from hashgym.storage.addresses import without_password
 
     meta = verify(folder)
-    place = Path(folder, meta["content"], ENGINE)
-    saved = engines.read_meta(place)
-    files = {f"{meta['content']}/{ENGINE}/{entry['file']}": entry for entry in saved["files"].values()}
+    place = Path(folder, meta["content"], BACKEND)
+    saved = backends.read_meta(place)
+    files = {f"{meta['content']}/{BACKEND}/{entry['file']}": entry for entry in saved["files"].values()}
     uri = str(saved["options"].get("uri", ""))
     return {
         "index": f"of {counted(meta['images'], 'picture')}, codes of {meta['bits']} bits",
@@ -217,7 +220,7 @@ def features(
     workers: int = 2,
     executor: Literal["local", "ray"] = "local",
     device: str = "auto",
-    engine: str = "auto",
+    runtime: Annotated[str, tyro.conf.arg(aliases=["--engine"])] = "auto",
 ) -> None:
     """Extract features of a dataset's images into a folder. Stopped at any moment, it resumes where it was.
 
@@ -245,7 +248,7 @@ def features(
         workers: threads that read images, of the executor local.
         executor: ray hands the batches to the CPUs of a Ray cluster, the one at RAY_ADDRESS or else one started here.
         device: a torch device; a GPU where there is one by default.
-        engine: onnx or torch; by default the one that suits the network and the device.
+        runtime: onnx or torch; by default the one that suits the network and the device. --engine is its old name.
     """
     from hashgym.data import cache, read_images
     from hashgym.features import extract, make
@@ -255,7 +258,7 @@ def features(
         remedy = "remove it, or choose" if cache.is_cache(out) else "choose"
         raise DataError(f"{out} exists already: {remedy} another --out")
     collection = read_images(dataset, root, allow_missing=allow_missing, follow_links=follow_links, exclude=exclude)
-    network = make(backbone, size=size, weights=weights, device=device, engine=engine)
+    network = make(backbone, size=size, weights=weights, device=device, engine=runtime)
     try:
         extract(
             collection,
@@ -387,7 +390,7 @@ def export(
     """
     from hashgym.encoders import build
 
-    written = build.export(
+    written = build.build_encoder(
         source,
         out,
         features=features,
@@ -447,21 +450,19 @@ def encode(
     from pathlib import Path
 
     from hashgym.gallery import open_codes
-    from hashgym.gallery.encode import update_codes
+    from hashgym.gallery.encode import EncodingSettings, update_codes
 
+    settings = EncodingSettings(
+        skip_bad=skip_bad,
+        batch_size=batch_size,
+        workers=workers,
+        follow_links=follow_links,
+        exclude=exclude,
+        checksum=checksum,
+    )
     finished = Path(out).exists()
     try:
-        done = update_codes(
-            encoder,
-            images,
-            out,
-            skip_bad=skip_bad,
-            batch_size=batch_size,
-            workers=workers,
-            follow_links=follow_links,
-            exclude=exclude,
-            checksum=checksum,
-        )
+        done = update_codes(encoder, images, out, settings)
     except KeyboardInterrupt:
         _stopped(out)
     codes = open_codes(out)
@@ -563,15 +564,11 @@ def search(
 
     from hashgym.data.pictures import open_image
     from hashgym.gallery import open_gallery, page
-    from hashgym.gallery.gallery import REGIONS
+    from hashgym.gallery.search import REGIONS
 
     if html is not None:
         page.require_writable(html)
-    if Path(index).is_file() and Path(photo).is_dir():
-        raise ValueError(
-            f"the arguments are in the wrong order: {index} is a file and {photo} a folder: "
-            f"`hashgym search {quote(photo)} {quote(index)}`"
-        )
+    _check_search(Path(index), Path(photo))
     picture = open_image(Path(photo))
     with open_gallery(index, root, uri) as found:
         matches = found.search(picture, k, radius)
@@ -606,6 +603,20 @@ def search(
         _print(table)
     if html is not None:
         _say(_styled(html, "green"), " shows them.")
+
+
+def _check_search(index: Path, photo: Path) -> None:
+    """Say which argument of `hashgym search` is not there, or that the two are in the wrong order."""
+    if photo.is_dir() and not index.is_dir():
+        missing = "" if index.exists() else f", and there is no file {index}"
+        raise ValueError(
+            f"the arguments are in the wrong order: {photo} is a folder{missing}; the index comes first, then the "
+            f"picture: `hashgym search {quote(photo)} {quote(index)}`"
+        )
+    if not index.exists():
+        raise ValueError(f"the index {index} does not exist: name what `hashgym index` wrote, then a picture")
+    if not photo.exists():
+        raise ValueError(f"the picture {photo} does not exist: name the index, then the file of a picture")
 
 
 def serve(

@@ -40,7 +40,8 @@ MODULES: dict[str, str | tuple[str, ...]] = {  # old path -> new path, or those 
     "features.cluster": "storage.ray_cluster",
     "features.pipeline": "storage.pipeline",
     "features.store": "storage.job_store",
-    "gallery.codes": "gallery.encode",
+    "gallery.codes": "gallery",
+    "gallery.gallery": "gallery",
     "retrieval.brute_force": "index.brute_force",
     "retrieval.bucket_table": "index.buckets",
     "retrieval.compiled": "retrieval.numba_kernels",
@@ -52,8 +53,10 @@ MODULES: dict[str, str | tuple[str, ...]] = {  # old path -> new path, or those 
 # Module that calls keep_old_names -> {name that it had: where it is now, "module" or, renamed, "module:name"}.
 NAMES: dict[str, dict[str, str]] = {
     "data.dataset": {"described": "storage.errors:describe"},
+    "encoders.build": {"Exported": "encoders.build:BuiltEncoder", "export": "encoders.build:build_encoder"},
     "envs.bit_group_hashing": {"make_vector_env": "envs.vector"},
     "envs.torch_backend": {"TensorCodebook": "rewards.torch_view", "TensorView": "rewards.torch_view"},
+    "gallery": {"Codes": "gallery:EncodedImages"},
     "storage.pipeline": {"versions": "versions"},
     "terminal": {"quote": "text"},
 }

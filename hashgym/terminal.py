@@ -15,6 +15,7 @@ from contextlib import contextmanager, redirect_stderr, suppress
 from typing import Any, TypeVar
 
 from hashgym.moved import keep_old_names
+from hashgym.startup import handle_interrupts
 from hashgym.text import printable
 
 __all__ = ["arguments", "command_line", "parse", "wants_version"]
@@ -44,6 +45,7 @@ def command_line(stopped: str = "stopped") -> Iterator[None]:
     for stream in streams:
         stream.reconfigure(errors="backslashreplace")
     try:
+        handle_interrupts()
         try:
             yield
         finally:

@@ -217,7 +217,7 @@ def test_module_and_ctrl_c(photos, tmp_path):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=600)
     assert process.returncode == 130
     assert f"the same command goes on from {tmp_path / 'out.partial'}" in flat(error).replace("- ", "-")
     assert "Traceback" not in error

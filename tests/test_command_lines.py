@@ -111,7 +111,7 @@ def test_ctrl_c_says_how_to_resume(tmp_path):
         assert slow.poll() is None
         time.sleep(0.05)
     os.killpg(slow.pid, signal.SIGINT)
-    _, error = slow.communicate(timeout=60)
+    _, error = slow.communicate(timeout=600)
     assert slow.returncode == 130
     assert error == f"stopped; the same command with --resume continues from the checkpoint in {out}\n"
 
@@ -147,7 +147,7 @@ def test_a_benchmark_is_interrupted_quietly(tmp_path):
     assert program.stdout is not None
     assert program.stdout.readline() == "at work\n"
     os.killpg(program.pid, signal.SIGINT)
-    _, error = program.communicate(timeout=60)
+    _, error = program.communicate(timeout=600)
     assert program.returncode == 130
     assert error == "stopped; the same command continues with the runs that are not finished\n"
 

@@ -73,7 +73,9 @@ def test_encode_index_search_and_serve(light: Path, tmp_path: Path) -> None:
     found = run(light, "search", tmp_path / "index", photos / "3.png", "--k", 1)
     assert "3.png" in found
     args, env = command(light, "serve", tmp_path / "index", "--port", 0)
-    with subprocess.Popen(args, env=env | {"HASHGYM_TOKEN": "a-secret-of-the-tests"}, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        args, env=env | {"HASHGYM_TOKEN": "a-secret-of-the-tests"}, stdout=subprocess.PIPE, text=True
+    ) as server:
         try:
             assert server.stdout is not None
             address = re.search(r"http://\S+", server.stdout.readline())

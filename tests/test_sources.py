@@ -15,8 +15,10 @@ SOURCES = [path for part in ("hashgym", "agents", "benchmarks") for path in sort
 ORDER = [  # what comes later may import what comes earlier
     [
         f"hashgym.{name}"
-        for name in ("checks", "device", "moved", "optional", "registry", "text", "terminal", "console", "versions")
+        for name in ("checks", "device", "moved", "optional", "registry", "startup", "text", "versions")
     ],
+    ["hashgym.console"],
+    ["hashgym.terminal"],
     ["hashgym.codes"],
     ["hashgym.storage"],
     ["hashgym.data"],

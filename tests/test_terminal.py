@@ -1,8 +1,9 @@
-"""Which characters reach a terminal, how paths are quoted, and how a command line ends."""
+"""How a command line begins and ends: interrupts, errors, exit codes, streams."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,54 +11,31 @@ from pathlib import Path
 import pytest
 
 from hashgym.terminal import command_line
-from hashgym.text import printable, quote
 
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("a b.png", "a b.png"),
-        ("größe 日本 e\u0301 \u202fPM.png", "größe 日本 e\u0301 \u202fPM.png"),  # macOS writes U+202F into screenshots
-        ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"),
-        ("\x1b[31mred\x1b]0;title\x07", "\ufffd[31mred\ufffd]0;title\ufffd"),
-        ("\x9b31m\x85\x7f\x00", "\ufffd31m\ufffd\ufffd\ufffd"),
-        ("photo\u202egpj.exe \u2066x\u2069 \u200f", "photo\ufffdgpj.exe \ufffdx\ufffd \ufffd"),
-        ("\udcff\udcfe.png", "\ufffd\ufffd.png"),
-        ("a\nb\r\tc\u2028d", "a\ufffdb\ufffd\ufffdc\ufffdd"),
-        ("", ""),
-    ],
-)
-def test_what_steers_a_terminal_is_replaced(text, shown):
-    assert printable(text) == shown
-    assert printable(text, lines=True).replace("\n", "\ufffd") == shown
+@pytest.mark.parametrize("package", ["gymnasium", "tyro"])
+@pytest.mark.parametrize("how", ["module", "script"])
+def test_ctrl_c_while_packages_are_imported(tmp_path, package, how):
+    """The package interrupts the program that imports it, as the user may."""
+    (tmp_path / f"{package}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nsignal.pause()\n")
+    script = tmp_path / "bin" / "hashgym"
+    script.parent.mkdir()
+    script.write_text("from hashgym.cli import main\nmain()\n")
+    done = subprocess.run(
+        [sys.executable, *(["-m", "hashgym"] if how == "module" else [script])],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # background jobs ignore it
+        capture_output=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "plain",
-        "a b",
-        "it's",
-        "[b] :dog: $HOME `x` \\",
-        "-dash",
-        "\x1b[31m\n",
-        "größe",
-        os.fsdecode(b"\xff 'q' \\\x01"),
-    ],
-)
-def test_a_quoted_path_is_one_word_of_a_shell(name, tmp_path):
-    word = quote(name)
-    assert word == printable(word)
-    (tmp_path / name).write_text("right")
-    script = f"cat {word}\n".encode("utf-8", "surrogateescape")
-    assert subprocess.run(["bash"], input=script, cwd=tmp_path, capture_output=True, check=True).stdout == b"right"
-
-
-def test_paths_are_quoted_as_they_are():
-    assert quote(Path("runs/a b")) == "'runs/a b'"
-    assert quote("runs/drlih") == "runs/drlih"
+def test_other_programs_keep_their_handler_of_ctrl_c():
+    code = "import signal; before = signal.getsignal(signal.SIGINT); import hashgym.cli; "
+    code += "print(before is signal.getsignal(signal.SIGINT))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True).stdout == b"True\n"
 
 
 def ends(body: str, **options) -> subprocess.CompletedProcess:

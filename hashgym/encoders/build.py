@@ -18,6 +18,7 @@ from hashgym.checks import check_integer, closest
 from hashgym.data import load
 from hashgym.data.dataset import HashingDataset
 from hashgym.encoders.encoder import Encoder, load_encoder
+from hashgym.moved import keep_old_names
 from hashgym.storage.atomic import atomic_write
 from hashgym.storage.errors import DataError
 
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from hashgym.encoders.write import Agreement
     from hashgym.features import Backbone
 
-__all__ = ["Exported", "Train", "backbone_of", "export"]
+__all__ = ["BuiltEncoder", "Train", "backbone_of", "build_encoder"]
+
+keep_old_names(__name__)
 
 Train = Literal["split", "all"]
 
@@ -34,8 +37,8 @@ POLICY = "policy.onnx"
 
 
 @dataclass(frozen=True)
-class Exported:
-    """What was written.
+class BuiltEncoder:
+    """An encoder that was written.
 
     Attributes:
         encoder: the file, opened.
@@ -47,7 +50,7 @@ class Exported:
     agreement: Agreement | None
 
 
-def export(
+def build_encoder(
     source: str | Path,
     out: str | Path,
     *,
@@ -60,7 +63,7 @@ def export(
     train: Train = "split",
     threads: int | None = None,
     progress: bool = False,
-) -> Exported:
+) -> BuiltEncoder:
     """Write an encoder.
 
     Args:
@@ -83,7 +86,7 @@ def export(
             weights, an encoder whose bits are others than the hasher's, a file that exists already, or one that another
             process is writing.
     """
-    from hashgym.encoders.write import add_backbone, compare
+    from hashgym.encoders.write import add_backbone
 
     if train not in get_args(Train):
         raise ValueError(f"train must be one of {', '.join(get_args(Train))}, got {train!r}")
@@ -94,15 +97,7 @@ def export(
     with atomic_write(target, new=True) as file, tempfile.TemporaryDirectory() as work:
         head, agreement = Path(work) / "head.onnx", None
         if run is not None:
-            if bits is not None:
-                raise ValueError("--bits belongs to a hasher that is fitted here: a run has its length already")
-            if train != "split":
-                raise ValueError("--train belongs to a hasher that is fitted here: a run is trained already")
-            if not run.is_file():
-                raise DataError(
-                    f"{place} has no {POLICY}, which a finished training run writes where onnx is installed "
-                    "(pip install 'hashgym[onnx]'): finish it with --resume"
-                )
+            _check_run(run, place, bits, train)
             head = run
         else:
             with _at_most(threads):
@@ -110,14 +105,7 @@ def export(
                     place, str(source), features, bits, seed, standardized, train, progress
                 )
                 _write(head, hasher, dataset, str(source), train)
-                rows = np.unique(np.linspace(0, len(dataset) - 1, COMPARED).astype(np.int64))
-                agreement = compare(head, hasher.encode(dataset.features[rows]), extracted.features[rows], threads)
-            if not agreement.exact:
-                raise ValueError(
-                    f"ONNX Runtime gives {agreement.different - agreement.different_ties:,} of "
-                    f"{agreement.bits:,} bits otherwise than {source}, beyond rounding: nothing was written; "
-                    "another version of onnxruntime may fix it"
-                )
+                agreement = _compare(head, hasher, extracted, dataset, str(source), threads)
         encoder, final = load_encoder(head), head
         if features is not None and run is not None:
             _check_features(encoder, features)
@@ -128,7 +116,7 @@ def export(
             raise ValueError(f"{run} takes pictures already: copy it")
         with final.open("rb") as finished:
             shutil.copyfileobj(finished, file)
-    return Exported(load_encoder(target), agreement)
+    return BuiltEncoder(load_encoder(target), agreement)
 
 
 def backbone_of(encoder: Encoder, weights: str | None = None) -> Backbone:
@@ -171,6 +159,19 @@ def _at_most(threads: int | None) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
+
+
+def _check_run(run: Path, place: Path, bits: int | None, train: Train) -> None:
+    """Reject a run without a policy, and options of hashers."""
+    if bits is not None:
+        raise ValueError("--bits is for a hasher that is fitted here: a run has its length already")
+    if train != "split":
+        raise ValueError("--train is for a hasher that is fitted here: a run is trained already")
+    if not run.is_file():
+        raise DataError(
+            f"{place} has no {POLICY}, which a finished training run writes where onnx is installed "
+            "(pip install 'hashgym[onnx]'): finish it with --resume"
+        )
 
 
 def _hasher(
@@ -243,6 +244,31 @@ def _write(path: Path, hasher: hashers.Hasher, dataset: HashingDataset, source: 
         scale=dataset.scale,
         backbone=dataset.provenance.get("backbone"),
     )
+
+
+def _compare(
+    head: Path,
+    hasher: hashers.Hasher,
+    extracted: HashingDataset,
+    dataset: HashingDataset,
+    source: str,
+    threads: int | None,
+) -> Agreement:
+    """Compare the codes of an encoder of features with those of its hasher, on up to COMPARED images.
+
+    Raises:
+        ValueError: if they differ beyond rounding.
+    """
+    from hashgym.encoders.write import compare
+
+    rows = np.unique(np.linspace(0, len(dataset) - 1, COMPARED).astype(np.int64))
+    agreement = compare(head, hasher.encode(dataset.features[rows]), extracted.features[rows], threads)
+    if not agreement.exact:
+        raise ValueError(
+            f"{agreement.different - agreement.different_ties:,} of {agreement.bits:,} bits from ONNX Runtime differ "
+            f"from those of {source}, beyond rounding: nothing was written; another version of onnxruntime may fix it"
+        )
+    return agreement
 
 
 def _check_features(encoder: Encoder, features: str | Path) -> None:

@@ -1,14 +1,20 @@
-"""One's own pictures: encoded, indexed, searched, on a page of results or served to a browser on this machine."""
+"""Encode one's own pictures, index their codes, search them, and show what was found on a page or in a browser."""
 
 from __future__ import annotations
 
-from hashgym.gallery.encode import Codes, encode_images, find_images, open_codes
-from hashgym.gallery.gallery import Gallery, Match, build, open_gallery, read_meta, remove, verify
+from hashgym.gallery.encode import encode_images
+from hashgym.gallery.encoded_images import EncodedImages, open_codes
+from hashgym.gallery.find_images import find_images
+from hashgym.gallery.index import build, remove
+from hashgym.gallery.search import REGIONS, Gallery, Match, Names, open_gallery, read_meta, verify
+from hashgym.moved import keep_old_names
 
 __all__ = [
-    "Codes",
+    "REGIONS",
+    "EncodedImages",
     "Gallery",
     "Match",
+    "Names",
     "build",
     "encode_images",
     "find_images",
@@ -18,3 +24,5 @@ __all__ = [
     "remove",
     "verify",
 ]
+
+keep_old_names(__name__)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hashgym.data.pictures import open_image
-from hashgym.gallery.gallery import REGIONS, Gallery, Match
+from hashgym.gallery.search import REGIONS, Gallery, Match
 from hashgym.storage import owned
 from hashgym.storage.atomic import write_text
 from hashgym.storage.errors import DataError

@@ -22,15 +22,14 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from hashgym.console import say
 from hashgym.gallery.decoding import Decoded, Decoders
-from hashgym.gallery.gallery import REGIONS, Gallery, open_gallery, read_meta
 from hashgym.gallery.page import jpeg
+from hashgym.gallery.search import REGIONS, Gallery, open_gallery, read_meta
 from hashgym.storage.errors import DataError
 from hashgym.storage.sealed import META
 
@@ -91,7 +90,7 @@ def create_app(
     ``id``), at most ``k``; ``POST /search`` takes the same and answers in JSON; ``GET /thumbnail?id=`` is an image of
     the gallery, small, with the ``region`` that matched framed.
 
-    When the index changes on the disk it is opened again, and the gallery before is closed after its last request.
+    When the index changes on the disk it is opened again, and the previous gallery is closed after its last request.
     ``app.extensions["hashgym"].close()`` closes the gallery and ends the decoders.
 
     Args:
@@ -106,182 +105,21 @@ def create_app(
     app = flask.Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max_bytes + 2**16  # the form around the picture
     app.jinja_env.filters["text"] = _text
-    live = _LiveGallery(gallery, reopen)
-    decode = Decoders(max_bytes=max_bytes, max_pixels=max_pixels, seconds=seconds)
-    searching = threading.Lock()  # back ends need not be safe for threads
-    working = threading.BoundedSemaphore(WORKING)
-    app.extensions["hashgym"] = _Resources(live, decode)
+    decoders = Decoders(max_bytes=max_bytes, max_pixels=max_pixels, seconds=seconds)
+    site = app.extensions["hashgym"] = _Site(_LiveGallery(gallery, reopen), decoders, token)
 
-    @app.before_request
-    def guard() -> Any:
-        request = flask.request
-        host = request.headers.get("Host", "")
-        if not re.fullmatch(r"(127\.0\.0\.1|localhost)(:[0-9]{1,5})?", host, re.IGNORECASE):
-            return _plain("This page answers to 127.0.0.1 and localhost alone.", 403)
-        own = f"http://{host}".lower()
-        site = request.headers.get("Sec-Fetch-Site")
-        if request.method == "POST" and (
-            request.headers.get("Origin", own).lower() != own or site in ("cross-site", "same-site")
-        ):
-            return _plain("Another site's requests are refused.", 403)
-        if token:
-            cookie, value = _cookie(token, host)
-            if _same(request.args.get("token", ""), token):
-                if request.method == "GET" and request.path == "/":  # the token leaves the address bar
-                    kept: dict[str, Any] = {key: request.args[key] for key in ("id", "k") if key in request.args}
-                    answer = flask.redirect(flask.url_for("home", **kept), 303)
-                    answer.set_cookie(cookie, value, httponly=True, samesite="Strict")
-                    return answer
-            elif not (
-                _same(request.headers.get("Authorization", ""), f"Bearer {token}")
-                or _same(request.cookies.get(cookie, ""), value)
-            ):
-                return _plain(
-                    "This page needs its token: open the address that `hashgym serve` printed, with ?token= in it.", 403
-                )
-        flask.g.using = ExitStack()
-        flask.g.gallery = flask.g.using.enter_context(live.use())
+    for check in (site.check_origin, site.check_token, site.open_gallery):
+        app.before_request(check)
+    app.after_request(_secure)
+    app.teardown_request(site.release_gallery)
+    app.register_error_handler(HTTPException, site.failed)
+    app.register_error_handler(MemoryError, lambda _: site.failed(_InsufficientMemory()))
 
-    @app.teardown_request
-    def done(_: BaseException | None) -> None:
-        if using := flask.g.pop("using", None):
-            using.close()
-
-    @app.after_request
-    def secure(response: flask.Response) -> flask.Response:
-        for name, value in HEADERS.items():
-            response.headers[name] = value
-        return response
-
-    @app.errorhandler(HTTPException)
-    def failed(error: HTTPException) -> Any:
-        code, message = error.code or 500, error.description or error.name
-        if code == 413:
-            message = f"The picture is too large: {max_bytes / 2**20:.3g} MB at most."
-        if code == 500:
-            message = "The search failed; the terminal where hashgym serve runs says why."
-        if flask.request.path == "/search":
-            return {"error": _text(message)}, code
-        if flask.request.path == "/thumbnail" or "gallery" not in flask.g:
-            return _plain(_text(message), code)
-        return page(error=message), code
-
-    @app.errorhandler(MemoryError)
-    def memory_ended(_: MemoryError) -> Any:
-        return failed(_InsufficientMemory())
-
-    @app.get("/")
-    def home() -> Any:
-        return page(**search()) if "id" in flask.request.args else page()
-
-    @app.post("/")
-    def home_with_results() -> Any:
-        return page(**search())
-
-    @app.post("/search")
-    def answer() -> Any:
-        found = search()
-        return {
-            "bits": flask.g.gallery.encoder.bits,
-            "images": len(flask.g.gallery.names),
-            "matches": [
-                {
-                    "id": int(match.id),
-                    "name": match.name,
-                    "distance": int(match.distance),
-                    "region": int(match.region),
-                    "box": None if match.box is None else [int(side) for side in match.box],
-                    "thumbnail": flask.url_for("thumbnail", id=match.id, region=match.region),
-                }
-                for match in found["matches"]
-            ],
-        }
-
-    @app.get("/thumbnail")
-    def thumbnail() -> Any:
-        request, gallery = flask.request, flask.g.gallery
-        path = image_path(_number("id", 0, 2**62))
-        region = _number("region", 0, len(REGIONS) - 1, 0)
-        if region > gallery.encoder.regions:
-            raise NotFound("The images of this index have no regions.")
-        try:
-            state = path.stat()
-        except OSError:
-            raise NotFound("The image is no longer there.") from None
-        identity = f"{path}\0{state.st_mtime_ns}\0{state.st_size}\0{region}\0{gallery.encoder.sigma}"
-        tag = hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:32]
-        response = flask.Response(status=304) if tag in request.if_none_match else flask.Response()
-        response.set_etag(tag)
-        if response.status_code == 200:
-            with work():
-                try:
-                    picture = decoded(path, gallery.names[_number("id", 0, 2**62)]).thumbnail
-                except UnprocessableEntity:
-                    raise NotFound("The image is damaged, or beyond the limits of this server.") from None
-            response.mimetype = "image/jpeg"
-            response.data = jpeg(_framed(picture, gallery.encoder.boxes(*picture.size)[region]) if region else picture)
-        return response
-
-    @app.get("/<any('serve.css', 'serve.js'):name>")
-    def static(name: str) -> Any:
-        return flask.send_from_directory(Path(__file__).parent / "templates", name)
-
-    def image_path(identifier: int) -> Path:
-        try:
-            path: Path = flask.g.gallery.path(identifier)
-        except (LookupError, ValueError, OSError):
-            raise NotFound("There is no such image in this index.") from None
-        return path
-
-    @contextmanager
-    def work() -> Iterator[None]:
-        """A turn at what takes time; there are fewer turns than threads, so that plain requests are always answered."""
-        if not working.acquire(blocking=False):
-            raise ServiceUnavailable("The server is busy: try again in a moment.")
-        try:
-            yield
-        finally:
-            working.release()
-
-    def decoded(source: Any, name: str, **options: Any) -> Decoded:
-        try:
-            return decode(source, name, longer=THUMBNAIL, **options)
-        except DataError as error:
-            raise UnprocessableEntity(f"{_text(str(error))[:500]}.") from None
-        except TimeoutError:
-            raise ServiceUnavailable("The server is busy: try again in a moment.") from None
-
-    def search() -> dict[str, Any]:
-        request, began, gallery = flask.request, time.perf_counter(), flask.g.gallery
-        k = _number("k", 1, MAX_RESULTS, RESULTS)
-        upload, identifier = request.files.get("picture"), None
-        source: Path | IO[bytes]
-        if upload and upload.filename:
-            source, name = upload.stream, upload.filename
-        elif request.values.get("id"):
-            identifier = _number("id", 0, 2**62)
-            source, name = image_path(identifier), gallery.names[identifier]
-        else:
-            raise BadRequest("No picture came with this request: choose one first.")
-        with work():
-            picture = decoded(source, name, preprocess=gallery.encoder.metadata.get("preprocess"))
-            if picture.view is None:
-                raise ServiceUnavailable("The encoder of this index takes features, not pictures.")
-            try:
-                with searching:
-                    query = gallery.encoder.encode_pictures(picture.view[None]).words[0, 0]
-                    matches = gallery.search_code(query, k)
-            except (ValueError, OSError) as error:  # a back end that is a server of its own may be gone
-                raise ServiceUnavailable(f"The index cannot be searched: {_text(str(error))[:500]}.") from error
-        preview = "data:image/jpeg;base64," + base64.b64encode(jpeg(picture.thumbnail)).decode()
-        seconds = time.perf_counter() - began
-        return {"k": k, "id": identifier, "name": name, "preview": preview, "matches": matches, "seconds": seconds}
-
-    def page(**values: Any) -> str:
-        limits = {"max_bytes": max_bytes, "max_results": MAX_RESULTS, "regions": REGIONS}
-        defaults = {"k": RESULTS, "id": None, "matches": None, "error": None}
-        return flask.render_template("serve.html", gallery=flask.g.gallery, **limits, **{**defaults, **values})
-
+    app.get("/")(site.home)
+    app.post("/")(site.results)
+    app.post("/search")(site.search)
+    app.get("/thumbnail")(site.thumbnail)
+    app.get("/<any('serve.css', 'serve.js'):name>")(site.static)
     return app
 
 
@@ -346,6 +184,193 @@ def serve(
             server.close()
 
 
+class _Site:
+    """The requests of an application, in the order in which :func:`create_app` lets them pass: checks, then answers.
+
+    Args:
+        live: the gallery.
+        decoders: of uploaded pictures and of thumbnails.
+        token: required in every request; empty for none.
+    """
+
+    def __init__(self, live: _LiveGallery, decoders: Decoders, token: str) -> None:
+        self.decoders = decoders
+        self._live, self._token = live, token
+        self._searching = threading.Lock()  # back ends need not be safe for threads
+        self._working = threading.BoundedSemaphore(WORKING)
+
+    def check_origin(self) -> flask.Response | None:
+        """Reject requests that name another host, and posts of other sites."""
+        request, host = flask.request, flask.request.headers.get("Host", "")
+        if not re.fullmatch(r"(127\.0\.0\.1|localhost)(:[0-9]{1,5})?", host, re.IGNORECASE):
+            return _plain("This page answers to 127.0.0.1 and localhost alone.", 403)
+        own, site = f"http://{host}".lower(), request.headers.get("Sec-Fetch-Site")
+        foreign = request.headers.get("Origin", own).lower() != own or site in ("cross-site", "same-site")
+        return _plain("Requests of other sites are rejected.", 403) if request.method == "POST" and foreign else None
+
+    def check_token(self) -> Any:
+        """Reject requests without the token; one for the page with the token in its address gets a cookie instead."""
+        if not self._token:
+            return None
+        request = flask.request
+        cookie, value = _cookie(self._token, request.headers.get("Host", ""))
+        if _same(request.args.get("token", ""), self._token):
+            if request.method != "GET" or request.path != "/":
+                return None
+            kept: dict[str, Any] = {key: request.args[key] for key in ("id", "k") if key in request.args}
+            answer = flask.redirect(flask.url_for("home", **kept), 303)  # the token leaves the address bar
+            answer.set_cookie(cookie, value, httponly=True, samesite="Strict")
+            return answer
+        if _same(request.headers.get("Authorization", ""), f"Bearer {self._token}"):
+            return None
+        if _same(request.cookies.get(cookie, ""), value):
+            return None
+        return _plain(
+            "This page needs its token: open the address that `hashgym serve` printed, with ?token= in it.", 403
+        )
+
+    def open_gallery(self) -> None:
+        """Open the gallery as it is now, for this request."""
+        flask.g.using = ExitStack()
+        flask.g.gallery = flask.g.using.enter_context(self._live.use())
+
+    def release_gallery(self, _: BaseException | None) -> None:
+        """Release the gallery after the request."""
+        if using := flask.g.pop("using", None):
+            using.close()
+
+    def failed(self, error: HTTPException) -> Any:
+        """The answer to a request that failed: JSON, plain text or the page, as it was asked for."""
+        code, message = error.code or 500, error.description or error.name
+        if code == 413:
+            message = f"The picture is too large: {self.decoders.max_bytes / 2**20:.3g} MB at most."
+        if code == 500:
+            message = "The search failed; the terminal where hashgym serve runs shows the error."
+        if flask.request.path == "/search":
+            return {"error": _text(message)}, code
+        if flask.request.path == "/thumbnail" or "gallery" not in flask.g:
+            return _plain(_text(message), code)
+        return self._page(error=message), code
+
+    def home(self) -> str:
+        """The page, with the images nearest to one of the gallery where the address has its id."""
+        return self._page(**self._found()) if "id" in flask.request.args else self._page()
+
+    def results(self) -> str:
+        """The page with the images nearest to the picture that was sent."""
+        return self._page(**self._found())
+
+    def search(self) -> dict[str, Any]:
+        """The nearest images, for JSON."""
+        return {
+            "bits": flask.g.gallery.encoder.bits,
+            "images": len(flask.g.gallery.names),
+            "matches": [
+                {
+                    "id": int(match.id),
+                    "name": match.name,
+                    "distance": int(match.distance),
+                    "region": int(match.region),
+                    "box": None if match.box is None else [int(side) for side in match.box],
+                    "thumbnail": flask.url_for("thumbnail", id=match.id, region=match.region),
+                }
+                for match in self._found()["matches"]
+            ],
+        }
+
+    def thumbnail(self) -> flask.Response:
+        """A small JPEG of an image of the gallery."""
+        request, gallery = flask.request, flask.g.gallery
+        identifier, path = self._requested_image()
+        region = _number("region", 0, len(REGIONS) - 1, 0)
+        if region > gallery.encoder.regions:
+            raise NotFound("The images of this index have no regions.")
+        try:
+            state = path.stat()
+        except OSError:
+            raise NotFound("The image is no longer there.") from None
+        identity = f"{path}\0{state.st_mtime_ns}\0{state.st_size}\0{region}\0{gallery.encoder.sigma}"
+        tag = hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:32]
+        response = flask.Response(status=304) if tag in request.if_none_match else flask.Response()
+        response.set_etag(tag)
+        if response.status_code == 200:
+            with self._turn():
+                try:
+                    picture = self._decoded(path, gallery.names[identifier]).thumbnail
+                except UnprocessableEntity:
+                    raise NotFound("The image is damaged, or beyond the limits of this server.") from None
+            response.mimetype = "image/jpeg"
+            response.data = jpeg(_framed(picture, gallery.encoder.boxes(*picture.size)[region]) if region else picture)
+        return response
+
+    def static(self, name: str) -> flask.Response:
+        """The style or the script of the page."""
+        return flask.send_from_directory(Path(__file__).parent / "templates", name)
+
+    def close(self) -> None:
+        """End the decoders and close the gallery."""
+        self.decoders.close()
+        self._live.close()
+
+    def _found(self) -> dict[str, Any]:
+        """The images nearest to the picture that was sent, or to the image whose id was, as the page shows them."""
+        request, began, gallery = flask.request, time.perf_counter(), flask.g.gallery
+        k = _number("k", 1, MAX_RESULTS, RESULTS)
+        upload, identifier = request.files.get("picture"), None
+        source: Path | IO[bytes]
+        if upload and upload.filename:
+            source, name = upload.stream, upload.filename
+        elif request.values.get("id"):
+            identifier, source = self._requested_image()
+            name = gallery.names[identifier]
+        else:
+            raise BadRequest("No picture came with this request: choose one first.")
+        with self._turn():
+            picture = self._decoded(source, name, preprocess=gallery.encoder.metadata.get("preprocess"))
+            if picture.view is None:
+                raise ServiceUnavailable("The encoder of this index takes features, not pictures.")
+            try:
+                with self._searching:
+                    query = gallery.encoder.encode_pictures(picture.view[None]).words[0, 0]
+                    matches = gallery.search_code(query, k)
+            except (ValueError, OSError) as error:  # a back end that is a server of its own may be gone
+                raise ServiceUnavailable(f"The index cannot be searched: {_text(str(error))[:500]}.") from error
+        preview = "data:image/jpeg;base64," + base64.b64encode(jpeg(picture.thumbnail)).decode()
+        seconds = time.perf_counter() - began
+        return {"k": k, "id": identifier, "name": name, "preview": preview, "matches": matches, "seconds": seconds}
+
+    def _page(self, **values: Any) -> str:
+        limits = {"max_bytes": self.decoders.max_bytes, "max_results": MAX_RESULTS, "regions": REGIONS}
+        defaults = {"k": RESULTS, "id": None, "matches": None, "error": None}
+        return flask.render_template("serve.html", gallery=flask.g.gallery, **limits, **{**defaults, **values})
+
+    def _requested_image(self) -> tuple[int, Path]:
+        """Id and file of the image of the gallery that the request names."""
+        identifier = _number("id", 0, 2**62)
+        try:
+            return identifier, flask.g.gallery.path(identifier)
+        except (LookupError, ValueError, OSError):
+            raise NotFound("There is no such image in this index.") from None
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """A turn at slow work; there are fewer turns than threads, so that plain requests are always answered."""
+        if not self._working.acquire(blocking=False):
+            raise ServiceUnavailable("The server is busy: try again in a moment.")
+        try:
+            yield
+        finally:
+            self._working.release()
+
+    def _decoded(self, source: Path | IO[bytes], name: str, **options: Any) -> Decoded:
+        try:
+            return self.decoders(source, name, longer=THUMBNAIL, **options)
+        except DataError as error:
+            raise UnprocessableEntity(f"{_text(str(error))[:500]}.") from None
+        except TimeoutError:
+            raise ServiceUnavailable("The server is busy: try again in a moment.") from None
+
+
 class _LiveGallery:
     """The gallery of an index, opened again when the index has changed on the disk.
 
@@ -405,18 +430,6 @@ class _LiveGallery:
         return found.st_mtime_ns, found.st_ino, found.st_size
 
 
-@dataclass(frozen=True)
-class _Resources:
-    """What an application holds until it is closed."""
-
-    gallery: _LiveGallery
-    decoders: Decoders
-
-    def close(self) -> None:
-        self.decoders.close()
-        self.gallery.close()
-
-
 class _Server(TcpWSGIServer):
     """waitress, which reads all requests in one thread, with limits that keep slow connections from blocking others."""
 
@@ -463,6 +476,12 @@ class _Server(TcpWSGIServer):
 class _InsufficientMemory(HTTPException):
     code = 507
     description = "There is not enough memory for this picture: choose a smaller one."
+
+
+def _secure(response: flask.Response) -> flask.Response:
+    """Add the security headers to an answer."""
+    response.headers.update(HEADERS)
+    return response
 
 
 def _cookie(token: str, host: str) -> tuple[str, str]:

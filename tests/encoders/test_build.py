@@ -28,10 +28,10 @@ def test_all_images_or_all_with_a_label(name, count, tmp_path, monkeypatch):
     monkeypatch.setattr(Hasher, "fit", lambda self, x, y=None: seen.append(len(x)) or fit(self, x, y))
     for train, wanted in (("split", len(dataset.train)), ("all", count)):
         out = tmp_path / f"{train}.onnx"
-        build.export(name, out, features=dataset, bits=4, features_only=True, train=train)
+        build.build_encoder(name, out, features=dataset, bits=4, features_only=True, train=train)
         assert seen.pop() == wanted
     with pytest.raises(ValueError, match="train must be one of split, all, got 'every'"):
-        build.export(name, tmp_path / "o.onnx", features=dataset, bits=4, features_only=True, train="every")
+        build.build_encoder(name, tmp_path / "o.onnx", features=dataset, bits=4, features_only=True, train="every")
 
 
 def test_threads_are_limited_and_given_back():

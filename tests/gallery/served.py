@@ -86,9 +86,9 @@ def serving(index: Path, **options: int) -> Iterator[tuple[str, subprocess.Popen
         assert process.stdout is not None
         said = process.stdout.readline()
         address = re.search(rf"(http://127\.0\.0\.1:\d+)/\?token={TOKEN} ", said)
-        assert address, said + process.communicate(timeout=20)[1]
+        assert address, said + process.communicate(timeout=300)[1]
         yield address[1], process
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=20)
+        process.communicate(timeout=300)

@@ -40,7 +40,7 @@ def address(index: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    sync_api.expect.set_options(timeout=30_000)
+    sync_api.expect.set_options(timeout=120_000)
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield browser
@@ -300,7 +300,7 @@ def test_another_site_cannot_post_here(page: Any, browser: Any, address: str) ->
         address,
     )
     other.wait_for_url(f"{address}/")
-    assert other.text_content("body").strip() == "Another site's requests are refused."
+    assert other.text_content("body").strip() == "Requests of other sites are rejected."
     context.close()
 
 
@@ -310,7 +310,7 @@ def test_a_server_that_is_gone_is_told(browser: Any, index: Path) -> None:
     with serving(index) as (address, process):
         page.goto(f"{address}/?token={TOKEN}")
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=300) == 0
         pick(page, png(picture(3)))
         sync_api.expect(page.get_by_role("alert")).to_contain_text("is hashgym serve still running?")
     context.close()

@@ -23,7 +23,7 @@ from hashgym.data import DataError
 from hashgym.data.pictures import open_image
 from hashgym.gallery import encode as encode_module
 from hashgym.gallery import encode_images, find_images, open_codes
-from hashgym.gallery.encode import Encoded, update_codes
+from hashgym.gallery.encode import EncodingReport, EncodingSettings, update_codes
 from hashgym.storage import owned, sealed
 from hashgym.storage.job_store import Store
 from tests.gallery.small import content, picture, write_encoder, write_pictures
@@ -197,8 +197,8 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(several, tmp_path):
     assert content(tmp_path / "out") == wanted
 
 
-def update(encoder: Path, images: list[Path | str], out: Path, **options: Any) -> Encoded:
-    return update_codes(encoder, images, out, progress=False, **options)
+def update(encoder: Path, images: list[Path | str], out: Path, **options: Any) -> EncodingReport:
+    return update_codes(encoder, images, out, EncodingSettings(progress=False, **options))
 
 
 def paint(photos: Path, name: str, seed: int) -> None:
@@ -221,12 +221,12 @@ def entries(folder: Path) -> list[str]:
 def test_what_changed_is_encoded_again_and_nothing_else(encoder, tmp_path, monkeypatch):
     photos, out = write_pictures(tmp_path / "photos", NAMES), tmp_path / "out"
     (photos / "bad.png").write_text("no picture")
-    assert update(encoder, [photos], out, skip_bad=True) == Encoded(out, new=5)
+    assert update(encoder, [photos], out, skip_bad=True) == EncodingReport(out, new=5)
     first = open_codes(out)
     read = []
     real = encode_module.open_image
     monkeypatch.setattr(encode_module, "open_image", lambda path, name: read.append(name) or real(path, name))
-    assert update(encoder, [photos], out) == Encoded(out, unchanged=5)
+    assert update(encoder, [photos], out) == EncodingReport(out, unchanged=5)
     assert read == []
 
     paint(photos, "b/9.png", 99)  # changed
@@ -234,23 +234,23 @@ def test_what_changed_is_encoded_again_and_nothing_else(encoder, tmp_path, monke
     write_pictures(photos, ["b/new.png"], first=50)  # new
     paint(photos, "bad.png", 77)  # can be read now
     os.utime(photos / "b/10.png", ns=(1, 1))  # another time, the same picture
-    assert update(encoder, [photos], out) == Encoded(out, new=2, changed=1, removed=1, unchanged=3)
+    assert update(encoder, [photos], out) == EncodingReport(out, new=2, changed=1, removed=1, unchanged=3)
     assert sorted(read) == ["b/9.png", "b/new.png", "bad.png"]
     same(out, encode(encoder, [photos], tmp_path / "again"))
     assert entries(out) == ["2", "encoder.onnx", "meta.json"]
     assert (first.words.shape, first.names[0]) == ((5, 1, 1), "a.png")  # what was open stays open
 
     paint(photos, "b/9.png", 100)
-    assert update(encoder, [photos], out, batch_size=2) == Encoded(out, changed=1, unchanged=5)
+    assert update(encoder, [photos], out, batch_size=2) == EncodingReport(out, changed=1, unchanged=5)
     same(out, encode(encoder, [photos], tmp_path / "third"))
     assert entries(out) == ["3", "encoder.onnx", "meta.json"]
     os.truncate(photos / "b/9.png", 20)
     with pytest.raises(DataError, match=r"b/9\.png.*--skip-bad"):
         update(encoder, [photos], out)
     same(out, tmp_path / "third")
-    assert update(encoder, [photos], out, skip_bad=True) == Encoded(out, unchanged=5)
+    assert update(encoder, [photos], out, skip_bad=True) == EncodingReport(out, unchanged=5)
     assert list(open_codes(out, verify=True).left_out) == ["b/9.png"]
-    assert update(encoder, [photos], out) == Encoded(out, unchanged=5)
+    assert update(encoder, [photos], out) == EncodingReport(out, unchanged=5)
 
 
 def test_an_index_takes_the_new_codes_under_the_same_ids(encoder, tmp_path):
@@ -274,10 +274,10 @@ def test_the_same_size_and_time_need_a_checksum(encoder, tmp_path):
     picture(2).save(photos / "a.png", "BMP")
     os.utime(photos / "a.png", ns=(before.st_atime_ns, before.st_mtime_ns))
     assert (photos / "a.png").stat().st_size == before.st_size
-    assert update(encoder, [photos], out) == Encoded(out, unchanged=5)
-    assert update(encoder, [photos], out, checksum=True) == Encoded(out, changed=1, unchanged=4)
+    assert update(encoder, [photos], out) == EncodingReport(out, unchanged=5)
+    assert update(encoder, [photos], out, checksum=True) == EncodingReport(out, changed=1, unchanged=4)
     same(out, encode(encoder, [photos], tmp_path / "again"))
-    assert update(encoder, [photos], out, checksum=True) == Encoded(out, unchanged=5)
+    assert update(encoder, [photos], out, checksum=True) == EncodingReport(out, unchanged=5)
 
 
 def test_pictures_that_are_there_and_not_named_stay(encoder, tmp_path):
@@ -417,7 +417,7 @@ def test_links_are_counted_or_followed_to_where_they_lead(encoder, tmp_path):
 def test_a_link_put_in_place_of_a_listed_picture_is_not_followed_out(encoder, tmp_path, monkeypatch):
     photos = write_pictures(tmp_path / "photos", NAMES)
     picture(0).save(tmp_path / "secret.png")
-    real = encode_module._found
+    real = encode_module.list_places
 
     def late(*args):
         found = real(*args)
@@ -425,7 +425,7 @@ def test_a_link_put_in_place_of_a_listed_picture_is_not_followed_out(encoder, tm
         (photos / "a.png").symlink_to(tmp_path / "secret.png")
         return found
 
-    monkeypatch.setattr(encode_module, "_found", late)
+    monkeypatch.setattr(encode_module, "list_places", late)
     with pytest.raises(DataError, match=r"image a\.png lies outside"):
         encode(encoder, [photos], tmp_path / "out")
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from hashgym.data import DataError
 from hashgym.gallery import build, encode_images, open_gallery, page
-from hashgym.gallery.gallery import Gallery
+from hashgym.gallery.search import Gallery
 from tests.gallery.small import picture, write_encoder, write_pictures
 
 HOSTILE = ["<script>alert(1)<!--.png", '"><img src=x onerror=alert(1)>.png', "{{ 7*7 }}.png", "\x1b[2J\n\u202e.png"]

@@ -35,7 +35,7 @@ def make_inputs(folder: Path, large: bool = False) -> None:
     data = load(cache).standardized()
     hashers.make("ksh", bits=12).fit(data.features[data.train], data.labels[data.train]).save(folder / "base.npz")
     encoder = folder / "encoder.onnx"
-    build.export("itq", encoder, features=cache, bits=12)
+    build.build_encoder("itq", encoder, features=cache, bits=12)
     gallery.encode_images(encoder, [folder / "pictures" / "red"], folder / "red", progress=False)
     gallery.encode_images(encoder, [folder / "pictures"], folder / "all", progress=False)
     changing = folder / "changing"

@@ -1,9 +1,4 @@
-"""An index of pictures in one folder: built from codes, added to, removed from, and searched.
-
-``INDEX/meta.json`` says what the index is and which numbered folder beside it has its content: ``ids.npy`` (int64 (n,),
-ascending, never given twice), ``words.npy``, ``kept.npy``, ``sizes.npy`` as in a folder of codes, names in ``text.npy``
-and ``ends.npy``, ``encoder.onnx``, and ``engine``, the back end's own. Every change makes a new numbered folder, and
-``meta.json`` is replaced when that is on the disk: at any moment there is the old index or the new one.
+"""Build an index of pictures from their codes, add to it and remove from it; for its format see ``gallery/search.py``.
 
 The index and each content carry the marker of :mod:`hashgym.storage.owned`; a content without it, or with files of
 somebody else in it, is never deleted. On a Milvus server a content is a collection of its own, whose name is derived
@@ -22,283 +17,26 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import count
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hashgym.codes import CodeSets, Words, hamming
-from hashgym.data.pictures import open_image
-from hashgym.features.regions import Box
-from hashgym.gallery.encode import ENCODER, Codes, open_codes, resolved
+from hashgym import index as backends
+from hashgym.codes import CodeSets, Words
+from hashgym.gallery.encoded_images import ENCODER, EncodedImages, open_codes
+from hashgym.gallery.search import ARRAYS, BACKEND, INDEX, Names, content_arrays, read_meta, server_options
 from hashgym.storage import owned
 from hashgym.storage.atomic import clean
 from hashgym.storage.errors import DataError
 from hashgym.storage.pipeline import progress_bar
-from hashgym.storage.sealed import META, Kind, sync
+from hashgym.storage.sealed import META, sync
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+__all__ = ["build", "remove"]
 
-    from hashgym.encoders import Encoder
-    from hashgym.index.base import Index
-
-__all__ = ["REGIONS", "Gallery", "Match", "Names", "build", "open_gallery", "read_meta", "remove", "verify"]
-
-INDEX = Kind(
-    "hashgym-gallery",
-    1,
-    what="index",
-    command="hashgym index",
-    remedy="remove it and build it again",
-    facts={
-        **dict.fromkeys(("images", "bits", "next_id"), int),
-        **dict.fromkeys(("root", "content", "backend", "encoder"), str),
-        **{"codes": list, "options": dict},
-    },
-)
-ENGINE = "engine"
-ARRAYS = ("ids", "words", "kept", "sizes", "text", "ends")
 AT_ONCE = 1 << 16  # images that are given to a back end together
-REGIONS = ("whole", "top left", "top right", "bottom left", "bottom right", "centre")
-
-
-@dataclass(frozen=True)
-class Match:
-    """A picture that was found.
-
-    Attributes:
-        id: its number in the index.
-        name: relative to the root.
-        path: where it is, links followed; None where that is outside the root.
-        distance: Hamming distance of the query's code to the nearest of its codes.
-        region: which of its codes that is: 0 for the whole picture, else the number of a region (:data:`REGIONS`).
-        box: the region in pixels of the upright picture; None for the whole.
-    """
-
-    id: int
-    name: str
-    path: Path | None
-    distance: int
-    region: int
-    box: Box | None
-
-
-class Names(Mapping[int, str]):
-    """Names by id, read from mapped arrays as they are asked for."""
-
-    def __init__(self, ids: NDArray[np.int64], text: NDArray[np.uint8], ends: NDArray[np.int64]) -> None:
-        self._ids, self._text, self._ends = ids, text, ends
-
-    def __getitem__(self, id: int) -> str:
-        row = int(np.searchsorted(self._ids, id))
-        if row == len(self._ids) or self._ids[row] != id:
-            raise KeyError(f"there is no image {id} in this index")
-        return self.at(row)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._ids.tolist())
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def at(self, row: int) -> str:
-        """The name in a row of the arrays."""
-        start = int(self._ends[row - 1]) if row else 0
-        return self._text[start : int(self._ends[row])].tobytes().decode("utf-8", "surrogateescape")
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """An open index: see :func:`open_gallery`.
-
-    Attributes:
-        folder: of the index.
-        root: the folder that names are relative to.
-        encoder: what makes a query's code.
-        index: the back end.
-        names: id -> name.
-        ids: int64 (n,), ascending.
-        words: uint64 (n, V, W), mapped.
-        kept: bool (n, V), mapped.
-        sizes: int32 (n, 2), width and height of the pictures, mapped.
-        meta: what the index says of itself.
-    """
-
-    folder: Path
-    root: Path
-    encoder: Encoder
-    index: Index
-    names: Names
-    ids: NDArray[np.int64]
-    words: Words
-    kept: NDArray[np.bool_]
-    sizes: NDArray[np.int32]
-    meta: Mapping[str, Any]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @cached_property
-    def codes(self) -> CodeSets:
-        """The code sets of all images, in the order of ``ids``, in memory."""
-        return CodeSets(np.array(self.words), np.array(self.kept), self.encoder.bits)
-
-    def size(self, id: int) -> tuple[int, int]:
-        """Width and height in pixels that an image had when it was encoded."""
-        width, height = self.sizes[np.searchsorted(self.ids, id)].tolist()
-        return width, height
-
-    def path(self, id: int) -> Path:
-        """The file of an image, links followed.
-
-        Raises:
-            KeyError: for an id that is not in the index.
-            DataError: if the file lies outside the root.
-        """
-        return resolved(self.root, self.names[id])
-
-    def search(self, image: Image | str | Path, k: int | None = 10, radius: int | None = None) -> list[Match]:
-        """The images nearest to a picture, by the least distance of its code to any of theirs; ties by id.
-
-        Args:
-            image: a picture or its file.
-            k: at most so many; None for all within the radius.
-            radius: none further than this; None for any distance.
-
-        Raises:
-            ValueError: for k below 1, a negative radius, or neither of them.
-            DataError: for a file that cannot be read.
-        """
-        picture = open_image(Path(image)) if isinstance(image, (str, Path)) else image
-        query = self.encoder.encode_pictures(self.encoder.prepare(picture, regions=False)).words[:, 0]
-        return self.search_code(query[0], k, radius)
-
-    def search_code(self, query: Words, k: int | None = 10, radius: int | None = None) -> list[Match]:
-        """The same for a code, packed, uint64 (W,)."""
-        if k is not None and k < 1:
-            raise ValueError(f"k is the number of images to find, at least 1, got {k}")
-        if radius is not None and radius < 0:
-            raise ValueError(f"radius is a number of bits, at least 0, got {radius}")
-        if radius is not None:
-            _, ids, distances = self.index.within(query[None], radius)
-            ids, distances = ids[:k], distances[:k]
-        elif k is not None:
-            ids, distances = (part[0] for part in self.index.search(query[None], k))
-        else:
-            raise ValueError("give k, a radius, or both")
-        rows = np.searchsorted(self.ids, ids)
-        if not np.array_equal(self.ids[np.minimum(rows, len(self) - 1)], ids):
-            raise DataError(f"the back end of {self.folder} finds images that the index does not have; {INDEX.remedy}")
-        gaps = np.where(self.kept[rows], hamming(self.words[rows], query), np.iinfo(np.int64).max)
-        if not np.array_equal(gaps.min(axis=1, initial=np.iinfo(np.int64).max), distances):
-            raise DataError(f"the back end of {self.folder} has other codes than the index; {INDEX.remedy}")
-        return [
-            self._match(int(id), int(row), int(distance), region)
-            for id, row, distance, region in zip(ids, rows, distances, gaps.argmin(axis=1).tolist(), strict=True)
-        ]
-
-    def _match(self, id: int, row: int, distance: int, region: int) -> Match:
-        path = None
-        with suppress(DataError, OSError):
-            path = self.path(id)
-        box = self.encoder.boxes(*self.size(id))[region] if region else None
-        return Match(id, self.names.at(row), path, distance, region, box)
-
-    def close(self) -> None:
-        """Let go of the back end; leaving a ``with`` block does."""
-        self.index.close()
-
-    def __enter__(self) -> Gallery:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-def open_gallery(folder: str | Path, root: str | Path | None = None, uri: str | None = None) -> Gallery:
-    """Open an index, after comparing all its files with their checksums; arrays are mapped.
-
-    Args:
-        folder: what :func:`build` wrote.
-        root: the folder where the pictures are now, if they were moved.
-        uri: of the Milvus server that the index is on; by default the environment variable ``MILVUS_URI``, else what
-            the index says. The token in ``MILVUS_TOKEN`` is sent only to the first two.
-
-    Raises:
-        DataError: if it is none or damaged, or the pictures are not where they were.
-        ValueError: where a back end's package is missing, or the index is on a server whose address the user must give.
-        ConnectionError: where the server does not answer.
-    """
-    from hashgym import index as engines
-    from hashgym.encoders import load_encoder
-
-    path = Path(folder)
-    while True:
-        meta = read_meta(path)
-        try:
-            arrays = _arrays(path, meta)
-            encoder = load_encoder(path / meta["content"] / ENCODER)
-            place = _root(path, Path(meta["root"]) if root is None else Path(root), root is not None)
-            saved = engines.read_meta(path / meta["content"] / ENGINE)
-            if saved["backend"] != meta["backend"]:
-                raise DataError(f"{path} is damaged: its parts do not belong together; {INDEX.remedy}")
-            recorded = str(saved["options"].get("uri", ""))
-            if uri and not recorded:
-                raise ValueError(f"{path} is on no server: leave out --uri")
-            options = _server(path, meta["backend"], recorded, uri) if recorded else {}
-            engine = engines.load(path / meta["content"] / ENGINE, **options)
-            break
-        except (OSError, ValueError):
-            if INDEX.read(path) == meta:  # else it was replaced meanwhile
-                raise
-    names = Names(arrays["ids"], arrays.pop("text"), arrays.pop("ends"))
-    gallery = Gallery(path, place, encoder, engine, names, **arrays, meta=meta)
-    if encoder.digest != meta["encoder"] or len(engine) != len(gallery) or engine.bits != encoder.bits:
-        raise DataError(f"{path} is damaged: its parts do not belong together; {INDEX.remedy}")
-    if len(gallery) and not any(_there(gallery, row) for row in np.linspace(0, len(gallery) - 1, 8).astype(int)):
-        raise DataError(
-            f"the pictures of {path} are not in {place}, {names.at(0)} for one: say with --root which folder they are "
-            "in now"
-        )
-    return gallery
-
-
-def read_meta(folder: str | Path) -> dict[str, Any]:
-    """What an index says of itself: its images, bits, back end, root, and the digest of its encoder.
-
-    Raises:
-        DataError: if it is none, or damaged.
-    """
-    meta = INDEX.read(folder)
-    if not re.fullmatch("[1-9][0-9]*", meta["content"]):
-        raise DataError(f"{folder} is damaged: its content is not named by a number; {INDEX.remedy}")
-    return meta
-
-
-def verify(folder: str | Path) -> dict[str, Any]:
-    """What an index says of itself, after comparing all its files with their checksums. No server is asked.
-
-    Raises:
-        DataError: if it is none, or damaged.
-    """
-    from hashgym import index as engines
-
-    path, meta = Path(folder), read_meta(folder)
-    _arrays(path, meta)
-    try:
-        saved = engines.verify(path / meta["content"] / ENGINE)
-    except ValueError as error:
-        raise DataError(f"{path} is damaged: {error}") from error
-    if (saved["backend"], saved["bits"], saved["images"]) != (meta["backend"], meta["bits"], meta["images"]):
-        raise DataError(f"{path} is damaged: its parts do not belong together; {INDEX.remedy}")
-    return meta
 
 
 def build(
@@ -421,7 +159,7 @@ class _Content:
     def of(cls, folder: Path) -> _Content:
         """The content of an index."""
         meta = read_meta(folder)
-        arrays = _arrays(folder, meta)
+        arrays = content_arrays(folder, meta)
         names = Names(arrays["ids"], arrays.pop("text"), arrays.pop("ends"))
         listed = [names.at(row) for row in range(len(names))]
         return cls(Path(meta["root"]), listed, **arrays, bits=meta["bits"], next_id=meta["next_id"], meta=meta)
@@ -432,9 +170,9 @@ class _Content:
         return replace(self, names=[self.names[row] for row in rows], **arrays)
 
 
-def _merged(old: _Content | None, given: Sequence[Codes]) -> _Content:
+def _merged(old: _Content | None, given: Sequence[EncodedImages]) -> _Content:
     """All images once, by their paths: those that were there keep their ids, and the last codes of each count."""
-    parts: list[_Content | Codes] = [*([old] if old else []), *given]
+    parts: list[_Content | EncodedImages] = [*([old] if old else []), *given]
     root = Path(os.path.commonpath([part.root for part in parts]))
     slots: dict[str, int] = {}  # name -> its row in what comes out
     source: list[int] = []  # row -> where its codes are, counted over all parts
@@ -460,21 +198,19 @@ def _replace(
     progress: bool,
 ) -> None:
     """Write the new content beside the old, and let ``meta.json`` name it."""
-    from hashgym import index as engines
-
     number = _free_number(folder, int(old.meta["content"]) if old else 0, options)
     if old is not None:
         _adopt(folder, old.meta)
     work = owned.create(folder / number)
     try:
         own = {"collection": _collection(folder, number)} if options.get("uri") else {}
-        with engines.make(meta["backend"], new.bits, **{**options, **own}) as engine:
+        with backends.make(meta["backend"], new.bits, **{**options, **own}) as backend:
             with progress_bar(len(new.ids), 0, progress, "indexing") as tick:
                 for start in range(0, len(new.ids), AT_ONCE):
                     rows = slice(start, start + AT_ONCE)
-                    engine.add(new.ids[rows], CodeSets(new.words[rows], new.kept[rows], new.bits))
+                    backend.add(new.ids[rows], CodeSets(new.words[rows], new.kept[rows], new.bits))
                     tick(len(new.ids[rows]))
-            engine.save(work / ENGINE)
+            backend.save(work / BACKEND)
         encoded = [name.encode("utf-8", "surrogateescape") for name in new.names]
         arrays = {
             **{key: getattr(new, key) for key in ARRAYS[:4]},
@@ -507,44 +243,13 @@ def _options(
     folder: Path, backend: str, old: Mapping[str, Any] | None, given: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """The options of a back end: those given now and those that the index was built with, checked."""
-    from hashgym import index as engines
-
     recorded = {key: value for key, value in (old["options"] if old else {}).items() if key in ("uri", "timeout")}
     options = {**recorded, **(given or {})}
     if backend == "milvus" and not (old and "uri" not in options):  # one that is embedded stays so
         given_uri, token = (given or {}).get("uri"), options.get("token")
-        options |= _server(folder, backend, str(recorded.get("uri", "")), given_uri, token)
-    engines.check_options(backend, options)
+        options |= server_options(folder, backend, str(recorded.get("uri", "")), given_uri, token)
+    backends.check_options(backend, options)
     return options
-
-
-def _server(folder: Path, backend: str, recorded: str, uri: str | None, token: str | None = None) -> dict[str, str]:
-    """The address of a back end's server, and the token if the user gave that address; nothing if it is embedded.
-
-    Args:
-        folder: of the index.
-        backend: its name.
-        recorded: the address that the index was built with.
-        uri: what the user gave, instead of ``MILVUS_URI``.
-        token: likewise, instead of ``MILVUS_TOKEN``.
-
-    Raises:
-        ValueError: if there is a token and the address is only the index's own: others may have written that.
-    """
-    from hashgym import index as engines
-
-    given = os.environ.get("MILVUS_URI", "") if uri is None else uri
-    token = os.environ.get("MILVUS_TOKEN", "") if token is None else token
-    if not (address := given or recorded):
-        return {}
-    engines.check_options(backend, {"uri": address})
-    if token and not given:
-        raise ValueError(
-            f"{folder} says that it is on the server {address}, and a token is set (MILVUS_TOKEN), which is sent only "
-            f"to a server that you name: give --uri {address} or set MILVUS_URI to it if that is your server, or unset "
-            "MILVUS_TOKEN"
-        )
-    return {"uri": address, **({"token": token} if token else {})}
 
 
 def _collection(folder: Path, number: str) -> str:
@@ -579,24 +284,20 @@ def _connection(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _adopt(folder: Path, meta: Mapping[str, Any]) -> None:
     """Mark the content of an index that was written before there were markers, if all in it is the index's own."""
-    from hashgym import index as engines
-
     content = folder / meta["content"]
     if not owned.is_owned(content) and not _foreign(content):
-        engines.verify(content / ENGINE)  # the other files were compared with their checksums when they were read
+        backends.verify(content / BACKEND)  # the other files were compared with their checksums when they were read
         owned.mark(content)
 
 
 def _foreign(content: Path) -> list[str]:
     """Names of what lies in the folder of a content and is not part of it."""
-    from hashgym import index as engines
-
-    known = {owned.MARKER, ENCODER, ENGINE, *(f"{key}.npy" for key in ARRAYS)}
+    known = {owned.MARKER, ENCODER, BACKEND, *(f"{key}.npy" for key in ARRAYS)}
     found = sorted(path.name for path in content.iterdir() if path.name not in known)
-    engine = content / ENGINE
-    if engine.is_symlink() or (engine.exists() and not engine.is_dir()):
-        return [*found, ENGINE]
-    return [*found, *(f"{ENGINE}/{name}" for name in (engines.foreign(engine) if engine.exists() else ()))]
+    backend = content / BACKEND
+    if backend.is_symlink() or (backend.exists() and not backend.is_dir()):
+        return [*found, BACKEND]
+    return [*found, *(f"{BACKEND}/{name}" for name in (backends.foreign(backend) if backend.exists() else ()))]
 
 
 def _delete(content: Path, options: Mapping[str, Any]) -> None:
@@ -604,8 +305,6 @@ def _delete(content: Path, options: Mapping[str, Any]) -> None:
 
     It stays if files of somebody else are in it, or until the next change if the server does not answer.
     """
-    from hashgym import index as engines
-
     with suppress(OSError):
         if foreign := _foreign(content):
             warnings.warn(
@@ -617,8 +316,8 @@ def _delete(content: Path, options: Mapping[str, Any]) -> None:
             from hashgym.index import milvus
 
             own = _collection(content.parent, content.name)
-            with suppress(ValueError):  # without a saved engine it has the name that is derived now
-                saved = engines.read_meta(content / ENGINE)
+            with suppress(ValueError):  # without a saved backend it has the name that is derived now
+                saved = backends.read_meta(content / BACKEND)
                 former = _former_collection(content.parent, saved["bits"], content.name)
                 if saved["options"].get("collection") == former:
                     own = former
@@ -721,7 +420,9 @@ def _shown(folder: Path, most: int = 3) -> list[str]:
     return names[:most] + (["..."] if len(names) > most else [])
 
 
-def _check_same_encoder(given: Sequence[Codes], folder: Path | None = None, old: _Content | None = None) -> None:
+def _check_same_encoder(
+    given: Sequence[EncodedImages], folder: Path | None = None, old: _Content | None = None
+) -> None:
     wanted, bits, whose = given[0].encoder, given[0].bits, str(given[0].folder)
     if old is not None:
         wanted, bits, whose = old.meta["encoder"], old.bits, str(folder)
@@ -732,33 +433,3 @@ def _check_same_encoder(given: Sequence[Codes], folder: Path | None = None, old:
                 f"({wanted[:12]}, {bits} bits), and those cannot be compared: encode its pictures with "
                 f"{Path(whose) / ENCODER}, or build another index"
             )
-
-
-def _arrays(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays of an index's content, compared with their checksums and checked against each other."""
-    INDEX.check(folder, meta, thorough=True)
-    arrays = {key: INDEX.array(folder, meta, f"{meta['content']}/{key}.npy") for key in ARRAYS}
-    rows = {len(arrays[key]) for key in ARRAYS if key != "text"}
-    ends = arrays["ends"]
-    ids, after = arrays["ids"], meta["next_id"]
-    if (
-        rows != {meta["images"]}
-        or (len(ends) and int(ends[-1]) != len(arrays["text"]))
-        or not (np.diff(ids) > 0).all()
-        or not (int(ids.max(initial=-1)) < after < 2**62)
-    ):
-        raise DataError(f"{folder} is damaged: its arrays do not belong together; {INDEX.remedy}")
-    return arrays
-
-
-def _root(folder: Path, root: Path, given: bool) -> Path:
-    if not root.is_dir():
-        said = (
-            f"--root {root} is no folder" if given else f"the pictures of {folder} were in {root}, which is not there"
-        )
-        raise DataError(f"{said}: say with --root which folder they are in now")
-    return Path(os.path.realpath(root))
-
-
-def _there(gallery: Gallery, row: int) -> bool:
-    return os.path.lexists(gallery.root / gallery.names.at(row))

@@ -22,7 +22,8 @@ from hashgym import load_encoder
 from hashgym.codes import hamming
 from hashgym.data import DataError
 from hashgym.gallery import build, encode_images, open_codes, open_gallery, read_meta, remove, verify
-from hashgym.gallery.gallery import REGIONS, Gallery, _Content, _replace
+from hashgym.gallery.index import _Content, _replace
+from hashgym.gallery.search import REGIONS, Gallery
 from hashgym.storage import owned, sealed
 from tests.gallery.small import content, picture, write_encoder, write_pictures
 

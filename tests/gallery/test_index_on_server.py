@@ -24,7 +24,7 @@ import grpc
 from hashgym import cli, index
 from hashgym.codes import CodeSets
 from hashgym.gallery import build, encode_images, open_gallery, read_meta, remove
-from hashgym.gallery.gallery import _collection, _former_collection
+from hashgym.gallery.index import _collection, _former_collection
 from hashgym.index import milvus
 from hashgym.storage import owned, sealed
 from tests.gallery.small import content, picture, write_encoder, write_pictures

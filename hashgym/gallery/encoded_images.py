@@ -1,0 +1,136 @@
+"""A folder of codes: what it holds, and how it is opened; :mod:`hashgym.gallery.encode` writes it.
+
+It has ``words.npy`` (uint64 (n, V, W), packed codes of an image and its V - 1 regions), ``kept.npy`` (bool (n, V),
+which of them it has), ``sizes.npy`` (int32 (n, 2), width and height of the upright picture), ``stamps.npy`` (int64
+(n, 2), the file's size in bytes and its time of change in ns), ``digests.npy`` (uint8 (n, 16), BLAKE2b of the file),
+``names.json`` (n names relative to the root, with forward slashes), ``encoder.onnx`` and ``meta.json``. After an update
+the arrays and names lie in a numbered folder, which ``meta.json`` names. Folders of older versions have no stamps and
+digests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashgym.codes import CodeSets, Words, word_count
+from hashgym.storage.errors import DataError
+from hashgym.storage.sealed import Kind, Thorough, read_json
+
+__all__ = ["ARRAYS", "CODES", "ENCODER", "NAMES", "RECORD", "EncodedImages", "content_files", "open_codes"]
+
+CODES = Kind(
+    "hashgym-codes",
+    1,
+    what="folder of codes",
+    command="hashgym encode",
+    remedy="encode the pictures again to another --out",
+    facts={
+        **dict.fromkeys(("images", "bits", "views"), int),
+        **{"root": str, "encoder": str, "job": dict, "left_out": dict},
+    },
+)
+ENCODER, NAMES = "encoder.onnx", "names.json"
+ARRAYS, RECORD = ("words", "kept", "sizes"), ("stamps", "digests")
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """An open folder of codes; arrays are mapped.
+
+    Attributes:
+        folder: where it is.
+        root: the folder that the names are relative to.
+        names: n names.
+        words: uint64 (n, V, W).
+        kept: bool (n, V).
+        sizes: int32 (n, 2), width and height in pixels.
+        bits: q.
+        encoder: digest of the encoder.
+        digest: of all this.
+        left_out: names of images that could not be read -> why.
+        stamps: int64 (n, 2), size in bytes and time of change in ns of the files; None in a folder of an older version.
+        digests: uint8 (n, 16), of the files; None as well.
+        left_out_stamps: stamps of the images that could not be read.
+    """
+
+    folder: Path
+    root: Path
+    names: list[str]
+    words: Words
+    kept: NDArray[np.bool_]
+    sizes: NDArray[np.int32]
+    bits: int
+    encoder: str
+    digest: str
+    left_out: dict[str, str]
+    stamps: NDArray[np.int64] | None = None
+    digests: NDArray[np.uint8] | None = None
+    left_out_stamps: dict[str, list[int]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def sets(self, rows: slice = slice(None)) -> CodeSets:
+        """The code sets of some images."""
+        return CodeSets(np.array(self.words[rows]), np.array(self.kept[rows]), self.bits)
+
+
+def open_codes(folder: str | Path, *, verify: Thorough = "once") -> EncodedImages:
+    """Open a folder of codes.
+
+    Args:
+        folder: what :func:`encode_images` wrote.
+        verify: whether files of more than 16 MB are compared with their checksums too: ``"once"`` on this machine, and
+            again when a file has changed; True each time; False never.
+
+    Raises:
+        DataError: if it is none, or damaged.
+    """
+    path = Path(folder)
+    if not path.exists() and path.with_name(path.name + ".partial").exists():
+        raise DataError(f"{folder} is not finished: run its `hashgym encode` again, it goes on from {folder}.partial")
+    while True:
+        meta = CODES.read(path)
+        try:
+            return _opened(path, meta, verify)
+        except DataError:
+            if CODES.read(path) == meta:  # else it was replaced meanwhile
+                raise
+
+
+def _opened(path: Path, meta: dict[str, Any], verify: Thorough) -> EncodedImages:
+    CODES.check(path, meta, thorough=verify)
+    content = meta.get("content", "")
+    if content and not (isinstance(content, str) and content.isdecimal()):
+        raise DataError(f"{path} is damaged: its content is {content!r}; {CODES.remedy}")
+    below = f"{content}/" if content else ""
+    words, kept, sizes = (CODES.array(path, meta, f"{below}{key}.npy") for key in ARRAYS)
+    stamps = digests = None
+    if all(f"{below}{key}.npy" in meta["files"] for key in RECORD):
+        stamps, digests = (CODES.array(path, meta, f"{below}{key}.npy") for key in RECORD)
+    names = read_json(path / below / NAMES, CODES.remedy)
+    left_out_stamps = meta.get("left_out_stamps", {})
+    n, views, bits = meta["images"], meta["views"], meta["bits"]
+    shapes = [array.shape for array in (words, kept, sizes, stamps, digests) if array is not None]
+    if (
+        shapes != [(n, views, word_count(bits)), (n, views), (n, 2), (n, 2), (n, 16)][: len(shapes)]
+        or not isinstance(names, list)
+        or len(names) != n
+        or not isinstance(left_out_stamps, dict)
+    ):
+        raise DataError(f"{path} is damaged: its arrays and names do not belong together; {CODES.remedy}")
+    return EncodedImages(
+        *(path, Path(meta["root"]), names, words, kept, sizes, bits, meta["encoder"], meta["digest"]),
+        *(meta["left_out"], stamps, digests, left_out_stamps),
+    )
+
+
+def content_files(content: str = "") -> list[str]:
+    """The files of a folder of codes that change with its pictures."""
+    below = f"{content}/" if content else ""
+    return [*(f"{below}{key}.npy" for key in (*ARRAYS, *RECORD)), f"{below}{NAMES}"]

@@ -1,0 +1,104 @@
+"""The images that a user names: in files, folders and patterns."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from itertools import takewhile
+from pathlib import Path
+
+from hashgym.data.image_files import Listing, is_excluded, is_own, is_system, list_images, looks_like_image, natural
+from hashgym.storage.errors import DataError
+
+__all__ = ["find_images", "list_places"]
+
+
+def find_images(
+    places: Sequence[str | Path], *, follow_links: bool = False, exclude: Sequence[str] = ()
+) -> tuple[Path, list[str]]:
+    """The images in files, folders and patterns, each once; arguments as of :func:`hashgym.gallery.encode_images`.
+
+    Returns:
+        root: the common parent of the folders, and of the folders that the files lie in; links in it are resolved.
+        names: relative to it, with forward slashes, in natural order.
+
+    Raises:
+        DataError: for a place that does not exist, or holds no image.
+    """
+    return list_places(places, follow_links, exclude)[:2]
+
+
+def list_places(
+    places: Sequence[str | Path], follow_links: bool, exclude: Sequence[str]
+) -> tuple[Path, list[str], Listing]:
+    """Root and names of the images, and what was passed over."""
+    folders: set[str] = set()
+    files: set[str] = set()
+    passed = Listing()
+    for place in map(str, places):
+        for path in _expanded(place):
+            named = path == place
+            if not named and not _taken(place, path, follow_links, exclude, passed):
+                continue
+            if os.path.isdir(path):
+                base = os.path.realpath(path)
+                found = list_images(Path(base), follow_links=follow_links, exclude=exclude)
+                if not found.names and named:
+                    over = f" (passed over: {found.words()})" if found.words() else ""
+                    raise DataError(f"{path} holds no images{over}; wanted: files that end in .jpg, .png, .webp, ...")
+                passed.add(found)
+                inside = [os.path.join(base, name) for name in found.names]
+                folders.add(base)
+            elif os.path.islink(path) and not follow_links:
+                passed.links += 1
+                continue
+            else:
+                file = os.path.join(os.path.realpath(os.path.dirname(path) or "."), os.path.basename(path))
+                inside = [os.path.realpath(file) if follow_links else file]
+                folders.add(os.path.dirname(inside[0]))
+            if follow_links:
+                inside = [os.path.realpath(file) for file in inside]
+                folders.update(map(os.path.dirname, inside))
+            files.update(inside)
+    if not files:
+        over = f" (passed over: {passed.words()})" if passed.words() else ""
+        raise DataError(f"there is no image to encode{over}: name files, folders, or patterns in quotes")
+    try:
+        root = os.path.commonpath(folders)
+    except ValueError:
+        raise DataError("the images lie on different drives: encode those of each drive to their own folder") from None
+    names = sorted((Path(os.path.relpath(file, root)).as_posix() for file in files), key=natural)
+    return Path(root), names, passed
+
+
+def _expanded(place: str) -> list[str]:
+    """A place itself where it exists, else the files and folders that match it as a pattern."""
+    if os.path.lexists(place):
+        return [place]
+    if not glob.has_magic(place):
+        raise DataError(f"{place} does not exist")
+    found = sorted(glob.glob(place, recursive=True))
+    if not any(os.path.isdir(path) or looks_like_image(Path(path)) for path in found):
+        raise DataError(f"no image or folder matches {place}")
+    return found
+
+
+def _taken(place: str, path: str, follow_links: bool, exclude: Sequence[str], passed: Listing) -> bool:
+    """Whether a match of a pattern is taken, as if its folder had been listed; else it is counted."""
+    parts = Path(path).parts
+    fixed = sum(1 for _ in takewhile(lambda part: not glob.has_magic(part), Path(place).parts))
+    for end in range(fixed + 1, len(parts) + 1):
+        upper = Path(*parts[:end])
+        if is_system(parts[end - 1]) or (upper.is_dir() and is_own(upper)):
+            return False
+        if is_excluded("/".join(parts[fixed:end]), exclude):
+            passed.excluded += 1
+            return False
+        if upper.is_symlink() and not follow_links:
+            passed.links += 1
+            return False
+    if not os.path.isdir(path) and not looks_like_image(Path(path)):
+        passed.ignored[os.path.splitext(path)[1].lower()] += 1
+        return False
+    return True

@@ -1,0 +1,355 @@
+"""Open an index of pictures and search it; :mod:`hashgym.gallery.index` builds and changes one.
+
+``INDEX/meta.json`` says what the index is and which numbered folder beside it has its content: ``ids.npy`` (int64 (n,),
+ascending, never given twice), ``words.npy``, ``kept.npy``, ``sizes.npy`` as in a folder of codes, names in ``text.npy``
+and ``ends.npy``, ``encoder.onnx``, and ``engine``, the back end's folder. Every change makes a new numbered folder, and
+``meta.json`` is replaced when that is on the disk: at any moment there is the old index or the new one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashgym import index as backends
+from hashgym.codes import CodeSets, Words, hamming
+from hashgym.data.image_files import resolved
+from hashgym.data.pictures import open_image
+from hashgym.encoders import Encoder, load_encoder
+from hashgym.features.regions import Box
+from hashgym.gallery.encoded_images import ENCODER
+from hashgym.index import Index
+from hashgym.storage.errors import DataError
+from hashgym.storage.sealed import Kind
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = [
+    "ARRAYS",
+    "BACKEND",
+    "INDEX",
+    "REGIONS",
+    "Gallery",
+    "Match",
+    "Names",
+    "content_arrays",
+    "open_gallery",
+    "read_meta",
+    "server_options",
+    "verify",
+]
+
+INDEX = Kind(
+    "hashgym-gallery",
+    1,
+    what="index",
+    command="hashgym index",
+    remedy="remove it and build it again",
+    facts={
+        **dict.fromkeys(("images", "bits", "next_id"), int),
+        **dict.fromkeys(("root", "content", "backend", "encoder"), str),
+        **{"codes": list, "options": dict},
+    },
+)
+BACKEND = "engine"  # folder of the back end in a content
+ARRAYS = ("ids", "words", "kept", "sizes", "text", "ends")
+REGIONS = ("whole", "top left", "top right", "bottom left", "bottom right", "centre")
+
+
+@dataclass(frozen=True)
+class Match:
+    """A picture that was found.
+
+    Attributes:
+        id: its number in the index.
+        name: relative to the root.
+        path: where it is, links followed; None where that is outside the root.
+        distance: Hamming distance of the query's code to the nearest of its codes.
+        region: which of its codes that is: 0 for the whole picture, else the number of a region (:data:`REGIONS`).
+        box: the region in pixels of the upright picture; None for the whole.
+    """
+
+    id: int
+    name: str
+    path: Path | None
+    distance: int
+    region: int
+    box: Box | None
+
+
+class Names(Mapping[int, str]):
+    """Names by id, read from mapped arrays as they are asked for."""
+
+    def __init__(self, ids: NDArray[np.int64], text: NDArray[np.uint8], ends: NDArray[np.int64]) -> None:
+        self._ids, self._text, self._ends = ids, text, ends
+
+    def __getitem__(self, id: int) -> str:
+        row = int(np.searchsorted(self._ids, id))
+        if row == len(self._ids) or self._ids[row] != id:
+            raise KeyError(f"there is no image {id} in this index")
+        return self.at(row)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._ids.tolist())
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def at(self, row: int) -> str:
+        """The name in a row of the arrays."""
+        start = int(self._ends[row - 1]) if row else 0
+        return self._text[start : int(self._ends[row])].tobytes().decode("utf-8", "surrogateescape")
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """An open index: see :func:`open_gallery`.
+
+    Attributes:
+        folder: of the index.
+        root: the folder that names are relative to.
+        encoder: what makes a query's code.
+        index: the back end.
+        names: id -> name.
+        ids: int64 (n,), ascending.
+        words: uint64 (n, V, W), mapped.
+        kept: bool (n, V), mapped.
+        sizes: int32 (n, 2), width and height of the pictures, mapped.
+        meta: what the index says of itself.
+    """
+
+    folder: Path
+    root: Path
+    encoder: Encoder
+    index: Index
+    names: Names
+    ids: NDArray[np.int64]
+    words: Words
+    kept: NDArray[np.bool_]
+    sizes: NDArray[np.int32]
+    meta: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def codes(self) -> CodeSets:
+        """The code sets of all images, in the order of ``ids``, in memory."""
+        return CodeSets(np.array(self.words), np.array(self.kept), self.encoder.bits)
+
+    def size(self, id: int) -> tuple[int, int]:
+        """Width and height in pixels that an image had when it was encoded."""
+        width, height = self.sizes[np.searchsorted(self.ids, id)].tolist()
+        return width, height
+
+    def path(self, id: int) -> Path:
+        """The file of an image, links followed.
+
+        Raises:
+            KeyError: for an id that is not in the index.
+            DataError: if the file lies outside the root.
+        """
+        return resolved(self.root, self.names[id])
+
+    def search(self, image: Image | str | Path, k: int | None = 10, radius: int | None = None) -> list[Match]:
+        """The images nearest to a picture, by the least distance of its code to any of theirs; ties by id.
+
+        Args:
+            image: a picture or its file.
+            k: at most so many; None for all within the radius.
+            radius: none further than this; None for any distance.
+
+        Raises:
+            ValueError: for k below 1, a negative radius, or neither of them.
+            DataError: for a file that cannot be read.
+        """
+        picture = open_image(Path(image)) if isinstance(image, (str, Path)) else image
+        query = self.encoder.encode_pictures(self.encoder.prepare(picture, regions=False)).words[:, 0]
+        return self.search_code(query[0], k, radius)
+
+    def search_code(self, query: Words, k: int | None = 10, radius: int | None = None) -> list[Match]:
+        """The same for a code, packed, uint64 (W,)."""
+        if k is not None and k < 1:
+            raise ValueError(f"k is the number of images to find, at least 1, got {k}")
+        if radius is not None and radius < 0:
+            raise ValueError(f"radius is a number of bits, at least 0, got {radius}")
+        if radius is not None:
+            _, ids, distances = self.index.within(query[None], radius)
+            ids, distances = ids[:k], distances[:k]
+        elif k is not None:
+            ids, distances = (part[0] for part in self.index.search(query[None], k))
+        else:
+            raise ValueError("give k, a radius, or both")
+        rows = np.searchsorted(self.ids, ids)
+        if not np.array_equal(self.ids[np.minimum(rows, len(self) - 1)], ids):
+            raise DataError(f"the back end of {self.folder} finds images that the index does not have; {INDEX.remedy}")
+        gaps = np.where(self.kept[rows], hamming(self.words[rows], query), np.iinfo(np.int64).max)
+        if not np.array_equal(gaps.min(axis=1, initial=np.iinfo(np.int64).max), distances):
+            raise DataError(f"the back end of {self.folder} has other codes than the index; {INDEX.remedy}")
+        return [
+            self._match(int(id), int(row), int(distance), region)
+            for id, row, distance, region in zip(ids, rows, distances, gaps.argmin(axis=1).tolist(), strict=True)
+        ]
+
+    def _match(self, id: int, row: int, distance: int, region: int) -> Match:
+        path = None
+        with suppress(DataError, OSError):
+            path = self.path(id)
+        box = self.encoder.boxes(*self.size(id))[region] if region else None
+        return Match(id, self.names.at(row), path, distance, region, box)
+
+    def close(self) -> None:
+        """Let go of the back end; leaving a ``with`` block does."""
+        self.index.close()
+
+    def __enter__(self) -> Gallery:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_gallery(folder: str | Path, root: str | Path | None = None, uri: str | None = None) -> Gallery:
+    """Open an index, after comparing all its files with their checksums; arrays are mapped.
+
+    Args:
+        folder: what :func:`build` wrote.
+        root: the folder where the pictures are now, if they were moved.
+        uri: of the Milvus server that the index is on; by default the environment variable ``MILVUS_URI``, else what
+            the index says. The token in ``MILVUS_TOKEN`` is sent only to the first two.
+
+    Raises:
+        DataError: if it is none or damaged, or the pictures are not where they were.
+        ValueError: where a back end's package is missing, or the index is on a server whose address the user must give.
+        ConnectionError: where the server does not answer.
+    """
+    path = Path(folder)
+    while True:
+        meta = read_meta(path)
+        try:
+            arrays = content_arrays(path, meta)
+            encoder = load_encoder(path / meta["content"] / ENCODER)
+            place = _root(path, Path(meta["root"]) if root is None else Path(root), root is not None)
+            saved = backends.read_meta(path / meta["content"] / BACKEND)
+            if saved["backend"] != meta["backend"]:
+                raise DataError(f"{path} is damaged: its parts do not belong together; {INDEX.remedy}")
+            recorded = str(saved["options"].get("uri", ""))
+            if uri and not recorded:
+                raise ValueError(f"{path} is on no server: leave out --uri")
+            options = server_options(path, meta["backend"], recorded, uri) if recorded else {}
+            backend = backends.load(path / meta["content"] / BACKEND, **options)
+            break
+        except (OSError, ValueError):
+            if INDEX.read(path) == meta:  # else it was replaced meanwhile
+                raise
+    names = Names(arrays["ids"], arrays.pop("text"), arrays.pop("ends"))
+    gallery = Gallery(path, place, encoder, backend, names, **arrays, meta=meta)
+    if encoder.digest != meta["encoder"] or len(backend) != len(gallery) or backend.bits != encoder.bits:
+        raise DataError(f"{path} is damaged: its parts do not belong together; {INDEX.remedy}")
+    if len(gallery) and not any(_there(gallery, row) for row in np.linspace(0, len(gallery) - 1, 8).astype(int)):
+        raise DataError(
+            f"the pictures of {path} are not in {place}, {names.at(0)} for one: say with --root which folder they are "
+            "in now"
+        )
+    return gallery
+
+
+def read_meta(folder: str | Path) -> dict[str, Any]:
+    """What an index says of itself: its images, bits, back end, root, and the digest of its encoder.
+
+    Raises:
+        DataError: if it is none, or damaged.
+    """
+    meta = INDEX.read(folder)
+    if not re.fullmatch("[1-9][0-9]*", meta["content"]):
+        raise DataError(f"{folder} is damaged: its content is not named by a number; {INDEX.remedy}")
+    return meta
+
+
+def verify(folder: str | Path) -> dict[str, Any]:
+    """What an index says of itself, after comparing all its files with their checksums. No server is asked.
+
+    Raises:
+        DataError: if it is none, or damaged.
+    """
+    path, meta = Path(folder), read_meta(folder)
+    content_arrays(path, meta)
+    try:
+        saved = backends.verify(path / meta["content"] / BACKEND)
+    except ValueError as error:
+        raise DataError(f"{path} is damaged: {error}") from error
+    if (saved["backend"], saved["bits"], saved["images"]) != (meta["backend"], meta["bits"], meta["images"]):
+        raise DataError(f"{path} is damaged: its parts do not belong together; {INDEX.remedy}")
+    return meta
+
+
+def server_options(
+    folder: Path, backend: str, recorded: str, uri: str | None, token: str | None = None
+) -> dict[str, str]:
+    """The address of a back end's server, and the token if the user gave that address; nothing if it is embedded.
+
+    Args:
+        folder: of the index.
+        backend: its name.
+        recorded: the address that the index was built with.
+        uri: what the user gave, instead of ``MILVUS_URI``.
+        token: likewise, instead of ``MILVUS_TOKEN``.
+
+    Raises:
+        ValueError: if there is a token and the address is only the index's own: others may have written that.
+    """
+    given = os.environ.get("MILVUS_URI", "") if uri is None else uri
+    token = os.environ.get("MILVUS_TOKEN", "") if token is None else token
+    if not (address := given or recorded):
+        return {}
+    backends.check_options(backend, {"uri": address})
+    if token and not given:
+        raise ValueError(
+            f"{folder} says that it is on the server {address}, and a token is set (MILVUS_TOKEN), which is sent only "
+            f"to a server that you name: give --uri {address} or set MILVUS_URI to it if that is your server, or unset "
+            "MILVUS_TOKEN"
+        )
+    return {"uri": address, **({"token": token} if token else {})}
+
+
+def content_arrays(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays of an index's content, compared with their checksums and checked against each other."""
+    INDEX.check(folder, meta, thorough=True)
+    arrays = {key: INDEX.array(folder, meta, f"{meta['content']}/{key}.npy") for key in ARRAYS}
+    rows = {len(arrays[key]) for key in ARRAYS if key != "text"}
+    ends = arrays["ends"]
+    ids, after = arrays["ids"], meta["next_id"]
+    if (
+        rows != {meta["images"]}
+        or (len(ends) and int(ends[-1]) != len(arrays["text"]))
+        or not (np.diff(ids) > 0).all()
+        or not (int(ids.max(initial=-1)) < after < 2**62)
+    ):
+        raise DataError(f"{folder} is damaged: its arrays do not belong together; {INDEX.remedy}")
+    return arrays
+
+
+def _root(folder: Path, root: Path, given: bool) -> Path:
+    if not root.is_dir():
+        said = (
+            f"--root {root} is no folder" if given else f"the pictures of {folder} were in {root}, which is not there"
+        )
+        raise DataError(f"{said}: say with --root which folder they are in now")
+    return Path(os.path.realpath(root))
+
+
+def _there(gallery: Gallery, row: int) -> bool:
+    return os.path.lexists(gallery.root / gallery.names.at(row))
