@@ -36,6 +36,8 @@ From images to features to hash codes:
 extracts features once, `hashgym info FEATURES` says what a folder of features holds.
 The dataset `digits` is embedded and needs no extraction.
 
+`hashgym train drlih --dataset FEATURES --out RUN` trains an agent on them; so do mch, sb3 and any hasher by its name.
+
 From your own pictures to a search, with what was learnt from those features:
 `hashgym export itq --bits 64 --features FEATURES --out encoder.onnx` makes one file of a hasher or a trained run,
 `hashgym encode encoder.onnx PHOTOS --out CODES` gives each of your pictures its code,
@@ -352,6 +354,25 @@ def words(
     )
 
 
+def train(
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")],
+    /,
+    *options: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OPTIONS")],
+) -> None:
+    """Train an agent or fit a hasher, and measure its codes.
+
+    NAME is an agent, drlih, mch or sb3, or a name that `hashgym hashers` lists. `hashgym train NAME --help` shows its
+    options. Example: `hashgym train drlih --dataset FEATURES --bits 32 --out runs/photos`.
+
+    Args:
+        name: the agent or hasher.
+        options: its options.
+    """
+    from hashgym.train import read
+
+    read([name, *options])()
+
+
 def export(
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")],
     /,
@@ -657,6 +678,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "features": features,
     "words": words,
     "info": info,
+    "train": train,
     "backbones": backbones,
     "hashers": hashers,
     "export": export,
@@ -686,6 +708,9 @@ def main(args: Sequence[str] | None = None) -> None:
             raise ValueError(
                 f"there is no command {words[0]!r}{closest(words[0], COMMANDS)}: choose one of {', '.join(COMMANDS)}"
             )
+        if words[:1] == ["train"] and len(words) > 1 and words[1] not in ("-h", "--help"):
+            COMMANDS["train"](*words[1:])  # which has options of its own for each agent and hasher
+            return
         with arguments(words):
             run = tyro.extras.subcommand_cli_from_dict(
                 {name: _later(command) for name, command in COMMANDS.items()},

@@ -104,7 +104,7 @@ def build_encoder(
                 extracted, dataset, hasher = _hasher(
                     place, str(source), features, bits, seed, standardized, train, progress
                 )
-                _write(head, hasher, dataset, str(source), train)
+                write_hasher(head, hasher, dataset, str(source), train)
                 agreement = _compare(head, hasher, extracted, dataset, str(source), threads)
         encoder, final = load_encoder(head), head
         if features is not None and run is not None:
@@ -225,7 +225,21 @@ def _learning_from_all(dataset: HashingDataset, labelled: bool) -> HashingDatase
     return dataclasses.replace(dataset, query=rows[:0], database=rows, train=train)
 
 
-def _write(path: Path, hasher: hashers.Hasher, dataset: HashingDataset, source: str, train: Train) -> None:
+def write_hasher(
+    path: Path, hasher: hashers.Hasher, dataset: HashingDataset, source: str = "the hasher", train: Train = "split"
+) -> None:
+    """Write an encoder of features that gives a fitted hasher's codes.
+
+    Args:
+        path: the file to write.
+        hasher: the hasher, fitted to the dataset's features.
+        dataset: with ``center`` and ``scale`` where it is standardised; the encoder takes features as extracted.
+        source: name of the hasher in error messages.
+        train: the images it has learnt from, recorded where that is not the training split.
+
+    Raises:
+        ValueError: if the hasher was fitted to another number of features.
+    """
     from hashgym.encoders.heads import hasher_head
     from hashgym.encoders.write import write
 

@@ -1,0 +1,126 @@
+"""The command ``hashgym train``: train an agent, or fit a hasher, and measure its codes.
+
+Agents are in the folder ``agents`` of a checkout, which an installed package has as ``hashgym.agents``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Generic, TypeVar
+
+import tyro
+
+from hashgym.checks import closest
+from hashgym.terminal import arguments
+
+__all__ = ["AGENTS", "HASHER", "Fitting", "fit", "read"]
+
+AGENTS = {
+    "drlih": "emits codes group by group, learning from BitGroupHashing-v0",
+    "mch": "keeps codes of an image's regions, learning from RegionKeep-v0",
+    "sb3": "any of eleven algorithms of Stable-Baselines3, on either environment",
+}
+H = TypeVar("H")
+
+HASHER = "hasher.npz"  # of the folder that a fitted hasher is written to
+
+
+@dataclass(frozen=True)
+class Fitting(Generic[H]):
+    """Fit a hasher to the training images of a dataset and measure its codes."""
+
+    hasher: tyro.conf.OmitArgPrefixes[H]
+    dataset: str = "digits"
+    """name of an embedded dataset, or a folder made by `hashgym features`"""
+    out: Path | None = None
+    """folder for the hasher and its encoder"""
+
+
+def read(words: Sequence[str]) -> Callable[[], Any]:
+    """Read the words after ``hashgym train``, or print help and exit.
+
+    Returns:
+        The job: call it to train and measure.
+
+    Raises:
+        ValueError: for a name that is neither an agent nor a hasher, or an argument that the agent rejects.
+        SystemExit: with 2 for arguments that cannot be read, 0 after help.
+    """
+    from hashgym.hashers import available
+    from hashgym.hashers.registry import HASHERS
+
+    name, *rest = words
+    if name in AGENTS:
+        agent = _agent(name)
+        return functools.partial(agent.main, agent.command(rest, prog=f"hashgym train {name}"))
+    if name not in HASHERS:
+        known = [*AGENTS, *available()]
+        raise ValueError(f"nothing to train is called {name!r}{closest(name, known)}; there are {', '.join(known)}")
+    job: Any = Fitting[HASHERS.find(name)]  # type: ignore[misc]  # hashers are dataclasses: their settings are options
+    with arguments(rest):
+        return functools.partial(fit, tyro.cli(job, prog=f"hashgym train {name}", args=rest))
+
+
+def fit(job: Fitting[Any]) -> Any:
+    """Fit a hasher, write it and an encoder of its features, and print the retrieval metrics.
+
+    Returns:
+        The :class:`hashgym.retrieval.RetrievalResult`.
+
+    Raises:
+        ValueError: for a dataset without what the hasher learns from, and a folder that holds something else.
+    """
+    from hashgym import console, data
+    from hashgym.encoders.build import write_hasher
+    from hashgym.retrieval import check_labels, evaluate
+    from hashgym.storage import owned
+
+    hasher, dataset = job.hasher, data.load(job.dataset).standardized()
+    dataset.require("labels")
+    check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
+    if job.out is None:
+        console.warn("there is no --out: the hasher is not saved; only its measures are printed")
+    else:
+        if (job.out / HASHER).exists():
+            raise ValueError(f"{job.out} holds a hasher already: choose another --out")
+        owned.create(job.out)
+    start_time = time.perf_counter()
+    hasher.fit(dataset.features[dataset.train], dataset.labels[dataset.train])
+    seconds = time.perf_counter() - start_time
+    if job.out is not None:
+        try:
+            write_hasher(job.out / "policy.onnx", hasher, dataset)
+        except ImportError as error:  # the hasher itself needs no ONNX
+            console.warn(f"no {job.out / 'policy.onnx'}: {error}")
+        hasher.save(job.out / HASHER)
+    codes = {rows: hasher.encode(dataset.features[getattr(dataset, rows)]) for rows in ("query", "database")}
+    labels = {rows: dataset.labels[getattr(dataset, rows)] for rows in codes}
+    result = evaluate(codes["query"], labels["query"], codes["database"], labels["database"])
+    console.say(
+        f"{hasher.bits} bits on {dataset.name}: mAP {result.map:.4f} (ties {result.map_pessimistic:.4f} to "
+        f"{result.map_optimistic:.4f}), precision within radius 2 {result.precision_within:.4f}, fitted in "
+        f"{seconds:.1f} s"
+    )
+    return result
+
+
+def _agent(name: str) -> ModuleType:
+    """Import an agent: from the installed package, or from the checkout that this package lies in.
+
+    Raises:
+        ImportError: if neither has it.
+    """
+    if importlib.util.find_spec("hashgym.agents") is not None:
+        return importlib.import_module(f"hashgym.agents.{name}")
+    checkout = Path(__file__).resolve().parents[1]
+    found = importlib.util.find_spec("agents")
+    if found is None or checkout / "agents" not in map(Path, found.submodule_search_locations or ()):
+        raise ImportError("hashgym was installed without its agents: `pip install .` in a checkout brings them")
+    return importlib.import_module(f"agents.{name}")
