@@ -18,6 +18,7 @@ import pytest
 import tyro
 
 import hashgym.cli
+import hashgym.train
 from hashgym import features
 
 ROOT = Path(__file__).parents[1]
@@ -139,6 +140,9 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch, *, whole: bool = Tr
         case ["make", *targets]:
             makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
             assert all(f"\n{target}:" in makefile for target in targets), words
+        case ["hashgym", "train", *job] if job:
+            if whole:
+                hashgym.train.read(job)
         case ["hashgym", command, *options]:
             assert command in hashgym.cli.COMMANDS, words
             if whole:

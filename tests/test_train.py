@@ -1,0 +1,83 @@
+"""``hashgym train``: agents and hashers by name, in a checkout and from a wheel."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import hashgym.data
+from hashgym import cli, hashers, load_encoder
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_a_hasher_is_fitted_saved_and_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime")
+    cli.main(["train", "itq", "--dataset", "digits", "--bits", "12", "--iterations", "3", "--out", f"{tmp_path}/itq"])
+    assert "12 bits on digits: mAP 0." in capsys.readouterr().out
+    digits = hashgym.data.load("digits")
+    hasher = hashers.load(tmp_path / "itq" / "hasher.npz")
+    expected = hasher.encode(digits.standardized().features)
+    assert hasher.get_params()["iterations"] == 3
+    codes = load_encoder(tmp_path / "itq" / "policy.onnx").encode(digits.features)
+    assert np.mean(hashgym.codes.unpack(codes.words[:, 0], 12) != expected) < 1e-3
+    cli.main(["export", f"{tmp_path}/itq", "--features-only", "--out", f"{tmp_path}/encoder.onnx"])
+
+
+def test_an_agent_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--bits", "8", "--updates", "3", "--num-envs", "16"]
+    cli.main(["train", "drlih", "norec", *options, "--out", f"{tmp_path}/run"])
+    assert "norec, 8 bits on digits: mAP" in capsys.readouterr().out
+    assert (tmp_path / "run" / "policy.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ict"], "nothing to train is called 'ict' (did you mean 'itq'?)"),
+        (["itq", "--dataset", "nowhere"], "nowhere"),
+        (["itq", "--out", "HERE"], "HERE"),
+        (["drlih", "--variant", "lstn"], "did you mean 'lstm'"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_is_written(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photo.jpg").write_text("somebody's")
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["train", *(word.replace("HERE", str(tmp_path)) for word in words)])
+    assert stopped.value.code == 2
+    assert message.replace("HERE", str(tmp_path)) in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
+
+
+def test_a_fitted_hasher_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "lsh", "--bits", "8", "--out", f"{tmp_path}/lsh"]
+    cli.main(words)
+    before = (tmp_path / "lsh" / "hasher.npz").read_bytes()
+    with pytest.raises(SystemExit):
+        cli.main([*words, "--seed", "1"])
+    assert "holds a hasher already" in capsys.readouterr().err
+    assert (tmp_path / "lsh" / "hasher.npz").read_bytes() == before
+
+
+def test_the_wheel_brings_the_agents(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(tmp_path / "site")
+        assert not [name for name in file.namelist() if name.startswith(("agents/", "benchmarks/", "tests/"))]
+    code = "import hashgym, hashgym.train as t; print(t._agent('drlih').__name__, hashgym.__file__)"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["hashgym.agents.drlih", str(tmp_path / "site" / "hashgym" / "__init__.py")]
