@@ -15,6 +15,7 @@ from contextlib import contextmanager, redirect_stderr, suppress
 from typing import Any, TypeVar
 
 from hashgym.moved import keep_old_names
+from hashgym.optional import install_command
 from hashgym.startup import handle_interrupts
 from hashgym.text import printable
 
@@ -56,7 +57,7 @@ def command_line(stopped: str = "stopped") -> Iterator[None]:
     except (ValueError, OSError, ImportError) as error:  # DataError is a ValueError
         if isinstance(error, BrokenPipeError) and _pipe_closed():
             raise SystemExit(PIPE_CLOSED) from None
-        _end(str(error), 2)
+        _end(_with_remedy(error), 2)
     finally:
         for stream, errors in zip(streams, before, strict=True):
             with suppress(OSError, ValueError):  # closed meanwhile
@@ -104,6 +105,13 @@ def wants_version(args: Sequence[str]) -> None:
 
         console.say(f"hashgym {__version__}")
         raise SystemExit(0)
+
+
+def _with_remedy(error: Exception) -> str:
+    """An error's message; that of a package which is missing names the command that installs it."""
+    if not isinstance(error, ModuleNotFoundError) or error.name is None or "pip install" in str(error):
+        return str(error)
+    return f"this needs {error.name}, which is not installed: `{install_command(error.name)}`"
 
 
 def _end(message: str, code: int) -> None:
