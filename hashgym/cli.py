@@ -611,7 +611,9 @@ def _check_search(index: Path, photo: Path) -> None:
             f"picture: `hashgym search {quote(photo)} {quote(index)}`"
         )
     if not index.exists():
-        raise ValueError(f"the index {index} does not exist: name the folder that `hashgym index` wrote, then a picture")
+        raise ValueError(
+            f"the index {index} does not exist: name the folder that `hashgym index` wrote, then a picture"
+        )
     if not photo.exists():
         raise ValueError(f"the picture {photo} does not exist: name the index, then the file of a picture")
 

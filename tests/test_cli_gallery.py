@@ -289,7 +289,10 @@ def test_search_refuses(place, tmp_path, capsys):
     for args, message in [
         ([place / "index", tmp_path / "none.jpg"], "none.jpg does not exist: name the index, then the file of a pict"),
         ([tmp_path / "none", photo], "none does not exist: name the folder that `hashgym index` wrote, then a picture"),
-        ([tmp_path / "none.jpg", place / "index"], f"is a folder, and there is no file {tmp_path / 'none.jpg'}; the in"),
+        (
+            [tmp_path / "none.jpg", place / "index"],
+            f"is a folder, and there is no file {tmp_path / 'none.jpg'}; the in",
+        ),
         ([place / "index", tmp_path / "letter.jpg"], "letter.jpg is damaged or no picture"),
         ([place / "photos", photo], "is no index"),
         ([place / "codes", photo], "is no index"),

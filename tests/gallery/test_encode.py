@@ -144,7 +144,7 @@ def test_unreadable_files_stop_or_are_left_out(encoder, tmp_path):
     codes = open_codes(encode(encoder, [photos], tmp_path / "out", batch_size=2, skip_bad=True))
     assert codes.names == ["0.png", "1.png", "2.png", "4.png", "5.png", "7.png", "8.png"]
     assert list(codes.left_out) == ["3.png", "5.jpg", "6.png", "7.webp"]
-    assert "is no file" in codes.left_out["7.webp"]
+    assert "is not a file" in codes.left_out["7.webp"]
     alone = open_codes(encode(encoder, [photos / name for name in codes.names], tmp_path / "alone"))
     for key in ("words", "kept", "sizes"):
         np.testing.assert_array_equal(getattr(codes, key), getattr(alone, key))
@@ -536,7 +536,7 @@ def test_only_what_an_update_left_is_deleted(encoder, tmp_path):
     before = content(other)
     for seed in (98, 99):
         paint(photos, "b/9.png", seed)
-        with pytest.warns(UserWarning, match="is not needed here, but is kept"):
+        with pytest.warns(UserWarning, match="is no longer needed, but is kept"):
             assert update(encoder, [photos], out).changed == 1
         (out / json.loads((out / "meta.json").read_text())["content"] / "mine.png").write_bytes(b"mine")
     assert content(other) == before

@@ -273,7 +273,7 @@ def test_damaged_indices(codes, tmp_path):
         shutil.rmtree(copy / "1" / "engine")
         shutil.copytree(other / "1" / "engine", copy / "1" / "engine")
 
-    assert "do not belong together" in broken(swapped)
+    assert "do not fit together" in broken(swapped)
 
 
 def test_moved_pictures_are_found_by_root(encoder, photos, tmp_path):
@@ -481,7 +481,7 @@ def test_files_of_others_in_an_index_are_left_alone(codes, tmp_path, names):
 def test_files_of_others_in_a_content_of_an_index_are_left_alone(codes, tmp_path):
     index = make([codes / "a"], tmp_path / "index")
     foreign(index, ["1/photo.jpg", "1/engine/notes.txt"])
-    with pytest.warns(UserWarning, match=r"hashgym did not write photo\.jpg, engine/notes\.txt"):
+    with pytest.warns(UserWarning, match=r"holds photo\.jpg, engine/notes\.txt, which hashgym did not write"):
         make([codes / "b"], index, add=True)
     assert (index / "1" / "photo.jpg").read_bytes() == b"mine: 1/photo.jpg"
     assert (index / "1" / "engine" / "notes.txt").exists()
@@ -606,6 +606,6 @@ def test_an_index_that_would_give_an_id_twice_is_damaged(codes, tmp_path, next_i
     (out / "meta.json").write_text(json.dumps(meta | {"digest": sealed.digest(meta)}))
     before = content(out)
     for change in (lambda: open_gallery(out), lambda: build([codes / "b"], out, add=True, progress=False)):
-        with pytest.raises(DataError, match="do not belong together"):
+        with pytest.raises(DataError, match="do not fit together"):
             change()
     assert content(out) == before

@@ -303,7 +303,7 @@ def test_limits_are_what_is_allowed(client: Any, gallery: Gallery) -> None:
 def test_a_request_without_picture_is_told(client: Any, values: dict[str, str]) -> None:
     answer = client.post("/", data=values)
     assert answer.status_code == 400
-    assert message(answer) == "No picture came with this request: choose one first."
+    assert message(answer) == "This request has no picture: choose one first."
 
 
 @pytest.mark.parametrize("k", ["0", str(MAX_RESULTS + 1), "-1", "ten", "1.5", "9" * 5000, "٣", " 3", "<b>"])
@@ -623,7 +623,7 @@ def test_the_command_prints_a_new_token_each_time_unless_one_is_given(index: Pat
         cli.main(["serve", str(index), "--port", "0", *options])
     monkeypatch.setenv("HASHGYM_TOKEN", SECRET[::-1])
     cli.main(["serve", str(index), "--port", "0"])
-    pattern = r"22 images at http://127\.0\.0\.1:\d+/(?:\?token=(\S+))? - Ctrl-C ends it"
+    pattern = r"22 images at http://127\.0\.0\.1:\d+/(?:\?token=(\S+))? - press Ctrl-C to end"
     tokens = [re.fullmatch(pattern, text)[1] for text in printed]  # type: ignore[index]
     assert tokens[0] != tokens[1]
     assert min(map(len, tokens[:2])) >= 32
