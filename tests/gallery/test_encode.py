@@ -451,7 +451,7 @@ def test_what_is_passed_over_is_counted(encoder, tmp_path, monkeypatch):
 
 def test_what_is_no_folder_of_codes_or_damaged(encoder, tmp_path, monkeypatch):
     out = encode(encoder, [write_pictures(tmp_path / "photos", NAMES)], tmp_path / "out")
-    with pytest.raises(DataError, match=r"no folder of codes.*hashgym encode"):
+    with pytest.raises(DataError, match=r"not a folder of codes.*hashgym encode"):
         open_codes(tmp_path / "photos")
     words, meta = (out / "words.npy").read_bytes(), (out / "meta.json").read_text()
     (out / "words.npy").write_bytes(words[:-8] + b"\0" * 8)
