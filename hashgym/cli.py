@@ -90,29 +90,29 @@ def info(folder: tyro.conf.Positional[str], /) -> None:
     from pathlib import Path
 
     from hashgym.data import cache
-    from hashgym.data.files import is_own
+    from hashgym.data.image_files import is_own
     from hashgym.gallery.encoded_images import CODES
     from hashgym.gallery.search import INDEX
     from hashgym.storage.errors import DataError
 
     kinds = ((INDEX, _index_facts), (CODES, _codes_facts), (cache.CACHE, _features_facts))
-    known = [facts for kind, facts in kinds if kind.is_one(folder)]
+    known = [facts for kind, facts in kinds if kind.matches(folder)]
     if not known and not cache.is_cache(folder):
         if is_own(Path(folder)) and Path(folder).suffix == ".partial":
             raise DataError(f"{folder} is not finished: run its command again, which goes on with it")
         partial = Path(f"{folder}.partial")
         hint = f"; {partial} is not finished: run its command again" if partial.is_dir() else ""
         raise DataError(
-            f"{folder} is no folder of features, folder of codes or index: it has no {cache.META}; `hashgym features`, "
-            f"`hashgym encode` and `hashgym index` write one{hint}"
+            f"{folder} is no folder of features, folder of codes or index: it has no {cache.CACHE.manifest}; "
+            f"`hashgym features`, `hashgym encode` and `hashgym index` write one{hint}"
         )
     while True:
-        before = _state_of(os.path.join(folder, cache.META))
+        before = _state_of(os.path.join(folder, cache.CACHE.manifest))
         try:
             rows, files = (known[0] if known else _features_facts)(folder)
             break
         except (OSError, ValueError) as error:
-            if _state_of(os.path.join(folder, cache.META)) != before:
+            if _state_of(os.path.join(folder, cache.CACHE.manifest)) != before:
                 continue  # it was replaced meanwhile
             if not isinstance(error, DataError):
                 raise
@@ -559,13 +559,13 @@ def search(
     """
     from pathlib import Path
 
-    from hashgym.data.files import open_image
+    from hashgym.data.pictures import open_image
     from hashgym.gallery import open_gallery, page
     from hashgym.gallery.search import REGIONS
 
     if html is not None:
         page.require_writable(html)
-    _check_search(Path(index), Path(photo))
+    _check_search(index, photo)
     picture = open_image(Path(photo))
     with open_gallery(index, root, uri) as found:
         matches = found.search(picture, k, radius)
@@ -602,20 +602,18 @@ def search(
         _say(_styled(html, "green"), " shows them.")
 
 
-def _check_search(index: Path, photo: Path) -> None:
-    """Say which argument of `hashgym search` is not there, or that the two are in the wrong order."""
-    if photo.is_dir() and not index.is_dir():
-        missing = "" if index.exists() else f", and there is no file {index}"
+def _check_search(index: str, photo: str) -> None:
+    """Say which argument of `hashgym search` does not exist, or that the two are in the wrong order."""
+    if os.path.isdir(photo) and not os.path.isdir(index):
+        missing = "" if os.path.exists(index) else f", and there is no file {index}"
         raise ValueError(
             f"the arguments are in the wrong order: {photo} is a folder{missing}; the index comes first, then the "
-            f"picture: `hashgym search {quote(photo)} {quote(index)}`"
+            f"photo: `hashgym search {quote(photo)} {quote(index)}`"
         )
-    if not index.exists():
-        raise ValueError(
-            f"the index {index} does not exist: name the folder that `hashgym index` wrote, then a picture"
-        )
-    if not photo.exists():
-        raise ValueError(f"the picture {photo} does not exist: name the index, then the file of a picture")
+    if not os.path.exists(index):
+        raise ValueError(f"the index {index} does not exist: name the folder that `hashgym index` wrote, then a photo")
+    if not os.path.exists(photo):
+        raise ValueError(f"the photo {photo} does not exist: name the index, then the file of a photo")
 
 
 def serve(

@@ -17,7 +17,7 @@ from PIL import Image
 
 from hashgym import cli, hashers, load_encoder
 from hashgym.data import DataError, cache
-from hashgym.data.files import open_image
+from hashgym.data.pictures import open_image
 from hashgym.gallery import open_codes, open_gallery
 from hashgym.storage import owned
 from hashgym.storage.atomic import atomic_write
@@ -287,19 +287,19 @@ def test_search_refuses(place, tmp_path, capsys):
     photo = place / "photos" / "dog" / "5.png"
     (tmp_path / "letter.jpg").write_text("no picture")
     for args, message in [
-        ([place / "index", tmp_path / "none.jpg"], "none.jpg does not exist: name the index, then the file of a pict"),
-        ([tmp_path / "none", photo], "none does not exist: name the folder that `hashgym index` wrote, then a picture"),
+        ([place / "index", tmp_path / "none.jpg"], "none.jpg does not exist: name the index, then the file"),
+        ([tmp_path / "none", photo], "none does not exist: name the folder that `hashgym index` wrote"),
         (
             [tmp_path / "none.jpg", place / "index"],
-            f"is a folder, and there is no file {tmp_path / 'none.jpg'}; the in",
+            f"is a folder, and there is no file {tmp_path / 'none.jpg'};",
         ),
         ([place / "index", tmp_path / "letter.jpg"], "letter.jpg is damaged or no picture"),
-        ([place / "photos", photo], "is no index"),
-        ([place / "codes", photo], "is no index"),
+        ([place / "photos", photo], "is not an index"),
+        ([place / "codes", photo], "is not an index"),
         ([place / "index", photo, "--k", 0], "at least 1"),
         ([place / "index", photo, "--radius", -1], "at least 0"),
-        ([place / "index", photo, "--root", tmp_path / "none"], "say with --root"),
-        ([place / "index", photo, "--root", tmp_path], "say with --root"),
+        ([place / "index", photo, "--root", tmp_path / "none"], "with --root"),
+        ([place / "index", photo, "--root", tmp_path], "with --root"),
     ]:
         assert message in fails(["search", *args], capsys)
 

@@ -18,7 +18,7 @@ from hashgym.checks import check_integer, closest
 from hashgym.data import load
 from hashgym.data.dataset import HashingDataset
 from hashgym.encoders.encoder import Encoder, load_encoder
-from hashgym.moved import renamed
+from hashgym.moved import keep_old_names
 from hashgym.storage.atomic import atomic_write
 from hashgym.storage.errors import DataError
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BuiltEncoder", "Train", "backbone_of", "build_encoder"]
 
-__getattr__ = renamed(__name__, {"Exported": "BuiltEncoder", "export": "build_encoder"})
+keep_old_names(__name__)
 
 Train = Literal["split", "all"]
 

@@ -7,7 +7,7 @@ from hashgym.gallery.encoded_images import EncodedImages, open_codes
 from hashgym.gallery.find_images import find_images
 from hashgym.gallery.index import build, remove
 from hashgym.gallery.search import REGIONS, Gallery, Match, Names, open_gallery, read_meta, verify
-from hashgym.moved import renamed
+from hashgym.moved import keep_old_names
 
 __all__ = [
     "REGIONS",
@@ -25,4 +25,4 @@ __all__ = [
     "verify",
 ]
 
-__getattr__ = renamed(__name__, {"Codes": "EncodedImages"})
+keep_old_names(__name__)

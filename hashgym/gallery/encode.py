@@ -27,21 +27,25 @@ from numpy.typing import NDArray
 
 from hashgym.checks import check_integer
 from hashgym.codes import word_count
-from hashgym.data.files import BACKGROUND, open_image, resolved, stamp
+from hashgym.data.image_files import resolved, stamp
+from hashgym.data.pictures import BACKGROUND, open_image
 from hashgym.encoders import Encoder, load_encoder
 from hashgym.features.runtime import thread_count
 from hashgym.gallery.encoded_images import ARRAYS, CODES, ENCODER, NAMES, EncodedImages, content_files, open_codes
 from hashgym.gallery.find_images import list_places
+from hashgym.moved import keep_old_names
 from hashgym.storage import owned
-from hashgym.storage.atomic import hold
 from hashgym.storage.errors import DataError
 from hashgym.storage.job_store import JOURNAL, Store, tidy
+from hashgym.storage.locks import lock_folder
 from hashgym.storage.pipeline import Bad, ahead, progress_bar
 from hashgym.storage.reading import map_array
 from hashgym.storage.sealed import read_json, write_json
 from hashgym.versions import versions
 
 __all__ = ["EncodingReport", "EncodingSettings", "encode_images", "update_codes"]
+
+keep_old_names(__name__)
 
 LISTED = "listed.json"  # the names that a job began with, while it is unfinished
 RECORDED = ("hashgym", "numpy", "pillow", "onnxruntime")
@@ -108,7 +112,7 @@ def encode_images(
 
     Args:
         encoder_path: an encoder that takes pictures, as ``hashgym export`` writes.
-        images: files, folders (with all below them, except what ``hashgym.data.files.list_images`` passes over),
+        images: files, folders (with all below them, except what ``hashgym.data.image_files.list_images`` passes over),
             and patterns such as ``photos/*.jpg``; an image that is named twice counts once.
         out: the folder to write; the job resumes from ``out.partial``.
         skip_bad: leave out and list images that cannot be read, instead of stopping at the first one.
@@ -471,13 +475,9 @@ def _digest(path: Path) -> bytes:
 
 def _finished(target: Path, job: dict[str, Any], held: ExitStack) -> EncodedImages:
     """The codes in ``target``, if this job may update them; locked until ``held`` is left."""
-    if not CODES.is_one(target):
+    if not CODES.matches(target):
         raise DataError(f"{target} exists already and is not a folder of codes: choose another --out")
-    if os.name != "nt":  # which opens no folders
-        descriptor = os.open(target, os.O_RDONLY)
-        held.callback(os.close, descriptor)
-        if hold(descriptor) is False:
-            raise DataError(f"another process is at work in {target}: wait for it, or stop it")
+    held.enter_context(lock_folder(target, f"another process is writing to {target}: wait for it, or stop it"))
     old = open_codes(target)
     if (old.encoder, str(old.root)) != (job["encoder"], job["root"]):
         of = f"pictures in another folder, {old.root}" if old.encoder == job["encoder"] else "another encoder"

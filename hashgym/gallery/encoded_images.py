@@ -19,17 +19,17 @@ from numpy.typing import NDArray
 
 from hashgym.codes import CodeSets, Words, word_count
 from hashgym.storage.errors import DataError
-from hashgym.storage.sealed import Kind, Thorough, read_json
+from hashgym.storage.sealed import FolderFormat, Verify, read_json
 
 __all__ = ["ARRAYS", "CODES", "ENCODER", "NAMES", "RECORD", "EncodedImages", "content_files", "open_codes"]
 
-CODES = Kind(
+CODES = FolderFormat(
     "hashgym-codes",
     1,
-    what="folder of codes",
+    description="a folder of codes",
     command="hashgym encode",
     remedy="encode the pictures again to another --out",
-    facts={
+    fields={
         **dict.fromkeys(("images", "bits", "views"), int),
         **{"root": str, "encoder": str, "job": dict, "left_out": dict},
     },
@@ -80,7 +80,7 @@ class EncodedImages:
         return CodeSets(np.array(self.words[rows]), np.array(self.kept[rows]), self.bits)
 
 
-def open_codes(folder: str | Path, *, verify: Thorough = "once") -> EncodedImages:
+def open_codes(folder: str | Path, *, verify: Verify = "once") -> EncodedImages:
     """Open a folder of codes.
 
     Args:
@@ -105,16 +105,16 @@ def open_codes(folder: str | Path, *, verify: Thorough = "once") -> EncodedImage
                 raise
 
 
-def _opened(path: Path, meta: dict[str, Any], verify: Thorough) -> EncodedImages:
-    CODES.check(path, meta, thorough=verify)
+def _opened(path: Path, meta: dict[str, Any], verify: Verify) -> EncodedImages:
+    CODES.verify(path, meta, large_files=verify)
     content = meta.get("content", "")
     if content and not (isinstance(content, str) and content.isdecimal()):
         raise DataError(f"{path} is damaged: its content is {content!r}; {CODES.remedy}")
     below = f"{content}/" if content else ""
-    words, kept, sizes = (CODES.array(path, meta, f"{below}{key}.npy") for key in ARRAYS)
+    words, kept, sizes = (CODES.open_array(path, meta, f"{below}{key}.npy") for key in ARRAYS)
     stamps = digests = None
     if all(f"{below}{key}.npy" in meta["files"] for key in RECORD):
-        stamps, digests = (CODES.array(path, meta, f"{below}{key}.npy") for key in RECORD)
+        stamps, digests = (CODES.open_array(path, meta, f"{below}{key}.npy") for key in RECORD)
     names = read_json(path / below / NAMES, CODES.remedy)
     left_out_stamps = meta.get("left_out_stamps", {})
     n, views, bits = meta["images"], meta["views"], meta["bits"]

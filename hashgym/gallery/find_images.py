@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 
-from hashgym.data.files import Listing, is_excluded, is_own, is_system, list_images, looks_like_image, natural
+from hashgym.data.image_files import Listing, is_excluded, is_own, is_system, list_images, looks_like_image, natural
 from hashgym.storage.errors import DataError
 
 __all__ = ["find_images", "list_places"]

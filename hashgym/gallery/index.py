@@ -14,7 +14,7 @@ import platform
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import count
@@ -29,10 +29,10 @@ from hashgym.codes import CodeSets, Words
 from hashgym.gallery.encoded_images import ENCODER, EncodedImages, open_codes
 from hashgym.gallery.search import ARRAYS, BACKEND, INDEX, Names, content_arrays, read_meta, server_options
 from hashgym.storage import owned
-from hashgym.storage.atomic import clean
+from hashgym.storage.atomic import clean, sync
 from hashgym.storage.errors import DataError
+from hashgym.storage.locks import lock_folder
 from hashgym.storage.pipeline import progress_bar
-from hashgym.storage.sealed import META, sync
 
 __all__ = ["build", "remove"]
 
@@ -233,7 +233,7 @@ def _replace(
             **meta,
         )
     except BaseException:
-        if not INDEX.is_one(folder) or read_meta(folder)["content"] != number:  # else it is the index now
+        if not INDEX.matches(folder) or read_meta(folder)["content"] != number:  # else it is the index now
             _delete(work, options)
         raise
     _tidy(folder, options)
@@ -329,12 +329,12 @@ def _delete(content: Path, options: Mapping[str, Any]) -> None:
 
 def _tidy(folder: Path, options: Mapping[str, Any]) -> None:
     """Delete marked contents that are not current: old ones, and those that killed runs left."""
-    current = read_meta(folder)["content"] if INDEX.is_one(folder) else ""
-    clean(folder / META)
+    current = read_meta(folder)["content"] if INDEX.matches(folder) else ""
+    clean(folder / INDEX.manifest)
     for path in _numbered(folder):
         if path.name != current and owned.is_owned(path):
             _delete(path, options)
-    if _is_leftover(former := folder / f"{META}.new"):
+    if _is_leftover(former := folder / f"{INDEX.manifest}.new"):
         former.unlink()
 
 
@@ -344,10 +344,10 @@ def _numbered(folder: Path) -> list[Path]:
 
 def _is_leftover(path: Path) -> bool:
     """Whether this is an unfinished ``meta.json`` that a killed run of this or an older version left."""
-    if re.fullmatch(rf"\.{re.escape(META)}\.[0-9a-f.]+\.hashgym-tmp", path.name):
+    if re.fullmatch(rf"\.{re.escape(INDEX.manifest)}\.[0-9a-f.]+\.hashgym-tmp", path.name):
         return True
-    start = f'{{\n "format": "{INDEX.format}"'.encode()
-    ours = path.name == f"{META}.new" and path.is_file() and not path.is_symlink()
+    start = f'{{\n "format": "{INDEX.name}"'.encode()
+    ours = path.name == f"{INDEX.manifest}.new" and path.is_file() and not path.is_symlink()
     if not ours:
         return False
     with path.open("rb") as file:
@@ -360,31 +360,19 @@ def _locked(folder: Path, options: Mapping[str, Any]) -> Iterator[None]:
 
     If the work fails, a folder that was created here is deleted, and one that was empty before is empty again.
     """
-    there = folder.exists()
-    if not INDEX.is_one(folder):
+    existed = folder.exists()
+    if not INDEX.matches(folder):
         owned.create(folder)
-    release: Callable[[], None] = lambda: None  # noqa: E731
-    with suppress(ImportError):
-        import fcntl
-
-        descriptor = os.open(folder, os.O_RDONLY)
-        release = lambda: os.close(descriptor)  # noqa: E731
+    with lock_folder(folder, f"another process is changing {folder}: wait for it, or stop it"):
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            release()
-            raise DataError(f"another process is changing {folder}: wait for it, or stop it") from None
-    try:
-        _tidy(folder, options)
-        yield
-    except BaseException:
-        if [path.name for path in folder.iterdir()] == [owned.MARKER]:
-            (folder / owned.MARKER).unlink()
-            if not there:
-                folder.rmdir()
-        raise
-    finally:
-        release()
+            _tidy(folder, options)
+            yield
+        except BaseException:
+            if [path.name for path in folder.iterdir()] == [owned.MARKER]:
+                (folder / owned.MARKER).unlink()
+                if not existed:
+                    folder.rmdir()
+            raise
 
 
 def _existing(folder: Path, add: bool) -> dict[str, Any] | None:
@@ -394,7 +382,7 @@ def _existing(folder: Path, add: bool) -> dict[str, Any] | None:
         DataError: if there is no index to add to; or if the folder holds something that is neither an index nor an
             unfinished one that a killed run left.
     """
-    if INDEX.is_one(folder):
+    if INDEX.matches(folder):
         return read_meta(folder)
     if add and not folder.exists():
         raise DataError(f"{folder} does not exist: leave out --add to build it")

@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 
 from hashgym import index as backends
 from hashgym.codes import CodeSets, Words, hamming
-from hashgym.data.files import open_image, resolved
+from hashgym.data.image_files import resolved
+from hashgym.data.pictures import open_image
 from hashgym.encoders import Encoder, load_encoder
 from hashgym.features.regions import Box
 from hashgym.gallery.encoded_images import ENCODER
 from hashgym.index import Index
 from hashgym.storage.errors import DataError
-from hashgym.storage.sealed import Kind
+from hashgym.storage.sealed import FolderFormat
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,13 +50,13 @@ __all__ = [
     "verify",
 ]
 
-INDEX = Kind(
+INDEX = FolderFormat(
     "hashgym-gallery",
     1,
-    what="index",
+    description="an index",
     command="hashgym index",
     remedy="remove it and build it again",
-    facts={
+    fields={
         **dict.fromkeys(("images", "bits", "next_id"), int),
         **dict.fromkeys(("root", "content", "backend", "encoder"), str),
         **{"codes": list, "options": dict},
@@ -192,9 +193,7 @@ class Gallery:
             raise ValueError("give k, a radius, or both")
         rows = np.searchsorted(self.ids, ids)
         if not np.array_equal(self.ids[np.minimum(rows, len(self) - 1)], ids):
-            raise DataError(
-                f"the back end of {self.folder} returned images that the index does not have; {INDEX.remedy}"
-            )
+            raise DataError(f"the back end of {self.folder} found images that the index does not have; {INDEX.remedy}")
         gaps = np.where(self.kept[rows], hamming(self.words[rows], query), np.iinfo(np.int64).max)
         if not np.array_equal(gaps.min(axis=1, initial=np.iinfo(np.int64).max), distances):
             raise DataError(f"the back end of {self.folder} has other codes than the index; {INDEX.remedy}")
@@ -327,8 +326,8 @@ def server_options(
 
 def content_arrays(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
     """The arrays of an index's content, compared with their checksums and checked against each other."""
-    INDEX.check(folder, meta, thorough=True)
-    arrays = {key: INDEX.array(folder, meta, f"{meta['content']}/{key}.npy") for key in ARRAYS}
+    INDEX.verify(folder, meta, large_files=True)
+    arrays = {key: INDEX.open_array(folder, meta, f"{meta['content']}/{key}.npy") for key in ARRAYS}
     rows = {len(arrays[key]) for key in ARRAYS if key != "text"}
     ends = arrays["ends"]
     ids, next_id = arrays["ids"], meta["next_id"]

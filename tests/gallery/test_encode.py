@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from hashgym import gallery, load_encoder
 from hashgym.data import DataError
-from hashgym.data.files import open_image
+from hashgym.data.pictures import open_image
 from hashgym.gallery import encode as encode_module
 from hashgym.gallery import encode_images, find_images, open_codes
 from hashgym.gallery.encode import EncodingReport, EncodingSettings, update_codes
@@ -108,7 +108,7 @@ def test_places_without_pictures(encoder, tmp_path):
     ]:
         with pytest.raises(DataError, match=message):
             encode(encoder, [tmp_path / place], tmp_path / "out")
-    with pytest.raises(DataError, match="there is no image"):
+    with pytest.raises(DataError, match="there are no images"):
         encode(encoder, [], tmp_path / "out")
     with pytest.raises(ValueError, match="at least 1"):
         encode(encoder, [tmp_path], tmp_path / "out", workers=0)
@@ -303,7 +303,7 @@ def test_codes_of_an_older_version(encoder, tmp_path):
     before = content(out)
     done = update(encoder, [photos], out)
     assert (done.unchanged, len(open_codes(out))) == (5, 5)
-    assert "did not record sizes and times" in done.note
+    assert "did not record sizes and modification times" in done.note
     write_pictures(photos, ["new.png"])
     with pytest.raises(DataError, match=r"codes of other pictures, and .*did not record.*encode to another --out"):
         update(encoder, [photos], out)
@@ -405,7 +405,7 @@ def test_links_are_counted_or_followed_to_where_they_lead(encoder, tmp_path):
     codes = open_codes(everything)
     assert codes.root == tmp_path / "album"
     assert codes.names == ["other/3.png", "other/deep/4.png", "photos/1.png", "photos/sub/2.png"]
-    with pytest.raises(DataError, match=r"no image to encode \(passed over: 1 link \(--follow-links"):
+    with pytest.raises(DataError, match=r"no images to encode \(passed over: 1 link \(--follow-links"):
         encode(encoder, [photos / "5.png"], tmp_path / "one")
     assert find_images([photos / "5.png"], follow_links=True) == (other, ["3.png"])
     (tmp_path / "links").mkdir()
@@ -451,7 +451,7 @@ def test_what_is_passed_over_is_counted(encoder, tmp_path, monkeypatch):
 
 def test_what_is_no_folder_of_codes_or_damaged(encoder, tmp_path, monkeypatch):
     out = encode(encoder, [write_pictures(tmp_path / "photos", NAMES)], tmp_path / "out")
-    with pytest.raises(DataError, match=r"no folder of codes.*hashgym encode"):
+    with pytest.raises(DataError, match=r"not a folder of codes.*hashgym encode"):
         open_codes(tmp_path / "photos")
     words, meta = (out / "words.npy").read_bytes(), (out / "meta.json").read_text()
     (out / "words.npy").write_bytes(words[:-8] + b"\0" * 8)
@@ -514,7 +514,7 @@ def test_two_updates_at_once(encoder, tmp_path, monkeypatch):
 
     def published(self: Store, *args: Any) -> None:
         publish(self, *args)
-        with pytest.raises(DataError, match=r"another process is at work in .*out: wait for it") as error:
+        with pytest.raises(DataError, match=r"another process is writing to .*out: wait for it") as error:
             update(encoder, [photos], out)
         refused.append(error)
 
