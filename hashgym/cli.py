@@ -217,7 +217,7 @@ def features(
     workers: int = 2,
     executor: Literal["local", "ray"] = "local",
     device: str = "auto",
-    engine: str = "auto",
+    runtime: Annotated[str, tyro.conf.arg(aliases=["--engine"])] = "auto",
 ) -> None:
     """Extract features of a dataset's images into a folder. Stopped at any moment, it resumes where it was.
 
@@ -245,7 +245,7 @@ def features(
         workers: threads that read images, of the executor local.
         executor: ray hands the batches to the CPUs of a Ray cluster, the one at RAY_ADDRESS or else one started here.
         device: a torch device; a GPU where there is one by default.
-        engine: onnx or torch; by default the one that suits the network and the device.
+        runtime: onnx or torch; by default the one that suits the network and the device.
     """
     from hashgym.data import cache, read_images
     from hashgym.features import extract, make
@@ -255,7 +255,7 @@ def features(
         remedy = "remove it, or choose" if cache.is_cache(out) else "choose"
         raise DataError(f"{out} exists already: {remedy} another --out")
     collection = read_images(dataset, root, allow_missing=allow_missing, follow_links=follow_links, exclude=exclude)
-    network = make(backbone, size=size, weights=weights, device=device, engine=engine)
+    network = make(backbone, size=size, weights=weights, device=device, runtime=runtime)
     try:
         extract(
             collection,

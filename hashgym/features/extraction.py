@@ -104,8 +104,8 @@ def extract(
         raise ValueError(f"unknown executor {executor!r}{close}: choose one of {', '.join(EXECUTORS)}")
     if executor == "ray":
         import_ray()
-        if backbone.engine.startswith("torch:") and backbone.engine != "torch:cpu":
-            raise ValueError(f"the executor ray uses CPUs, and {backbone.name} is on {backbone.engine}: device='cpu'")
+        if backbone.runtime.startswith("torch:") and backbone.runtime != "torch:cpu":
+            raise ValueError(f"the executor ray uses CPUs, and {backbone.name} is on {backbone.runtime}: device='cpu'")
     recipe = _Recipe(backbone, regions, sigma, train_regions, seed, thumbnail)
     target = Path(out)
     if os.path.lexists(target):
@@ -349,8 +349,8 @@ def _on_ray(
             job = ray.put((recipe, collection, os.getcwd(), versions(RECORDED)))
         except TypeError as error:
             raise ValueError(
-                f"{recipe.backbone.name} (engine {recipe.backbone.engine}), or what reads {collection.name}, cannot be "
-                "sent to Ray's workers: use the executor local, or another engine"
+                f"{recipe.backbone.name} (runtime {recipe.backbone.runtime}), or the reader of {collection.name}, "
+                "cannot be sent to Ray's workers: use the executor local, or another runtime"
             ) from error
         task = ray.remote(num_cpus=1, max_retries=3)(_work)
         waiting = iter(batches.items())

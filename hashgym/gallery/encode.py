@@ -47,7 +47,7 @@ from hashgym.data.files import (
     resolved,
     stamp,
 )
-from hashgym.features.runtime import thread_count
+from hashgym.features.onnx_runtime import thread_count
 from hashgym.storage import owned
 from hashgym.storage.atomic import hold
 from hashgym.storage.errors import DataError

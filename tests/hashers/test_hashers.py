@@ -109,7 +109,7 @@ def test_bad_input_is_refused_by_name(name, data, tmp_path):
         make(name).save(tmp_path / "never")
     assert not list(tmp_path.iterdir())
     hasher = fitted(name, data)
-    with pytest.raises(ValueError, match="X has 63 features, but .* is expecting 64 features"):
+    with pytest.raises(ValueError, match=r"X has 63 features, but .* is expecting 64 features"):
         hasher.transform(X[:, 1:])
     with pytest.raises(ValueError, match="single image is X"):
         hasher.encode(X[0])
