@@ -255,7 +255,7 @@ def features(
         remedy = "remove it, or choose" if cache.is_cache(out) else "choose"
         raise DataError(f"{out} exists already: {remedy} another --out")
     collection = read_images(dataset, root, allow_missing=allow_missing, follow_links=follow_links, exclude=exclude)
-    network = make(backbone, size=size, weights=weights, device=device, engine=runtime)
+    network = make(backbone, size=size, weights=weights, device=device, runtime=runtime)
     try:
         extract(
             collection,

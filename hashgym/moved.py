@@ -1,16 +1,19 @@
-"""Old import paths of what has moved: they keep working in this version, with a DeprecationWarning."""
+"""Old import paths, and old names of arguments: they keep working in this version, with a DeprecationWarning."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["MODULES", "NAMES", "install", "keep_old_names"]
+__all__ = ["MODULES", "NAMES", "install", "keep_old_names", "renamed"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 MODULES: dict[str, str | tuple[str, ...]] = {  # old path -> new path, or those it was split into; all below hashgym
     "data.addresses": "storage.addresses",
@@ -35,7 +38,9 @@ MODULES: dict[str, str | tuple[str, ...]] = {  # old path -> new path, or those 
     "encoding": "policies",
     "envs.lockstep": "envs.base",
     "features.cluster": "storage.ray_cluster",
+    "features.engines": "features.runtimes",
     "features.pipeline": "storage.pipeline",
+    "features.runtime": "features.onnx_runtime",
     "features.store": "storage.job_store",
     "gallery.codes": "gallery.encode",
     "gallery.gallery": ("gallery.search", "gallery.index"),
@@ -128,6 +133,29 @@ def install() -> None:
     """Let old paths be imported; calling it again does nothing."""
     if not any(finder is _MovedFinder for finder in sys.meta_path):
         sys.meta_path.append(_MovedFinder)
+
+
+def renamed(**names: str) -> Callable[[Function], Function]:
+    """Let a function take keyword arguments under their old names too, ``renamed(old="new")``, with a warning.
+
+    Raises:
+        TypeError: when the function is called with both.
+    """
+
+    def decorate(function: Function) -> Function:
+        @wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            for old in names.keys() & kwargs.keys():
+                new = names[old]
+                if new in kwargs:
+                    raise TypeError(f"{old}= is the old name of {new}=: give only {new}=")
+                warnings.warn(f"{old}= is called {new}= now", DeprecationWarning, stacklevel=2)
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return wrapper  # type: ignore[return-value]
+
+    return decorate
 
 
 def _warn(old: str, new: str) -> None:

@@ -312,3 +312,9 @@ def test_a_closed_pipe_ends_it_quietly(photos, tmp_path):
         os.close(write)
         assert done.stderr == b""
         assert done.returncode in ((141,) if args == ["hashers"] else (0, 141))  # older tyro: nothing is left to write
+
+
+@pytest.mark.parametrize("option", ["--runtime", "--engine"])
+def test_the_runtime_has_its_old_name_too(photos, tmp_path, capsys, option):
+    said = flat(fails(words(photos, tmp_path / "out", option, "onnx"), 2, capsys))
+    assert "neither weights nor a device nor a runtime" in said

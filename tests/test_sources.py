@@ -15,7 +15,10 @@ SOURCES = [path for part in ("hashgym", "agents", "benchmarks") for path in sort
 ORDER = [  # what comes later may import what comes earlier
     [
         f"hashgym.{name}"
-        for name in ("checks", "device", "moved", "registry", "startup", "text", "terminal", "console", "versions")
+        for name in (
+            *("checks", "console", "device", "moved", "optional", "registry", "startup", "terminal", "text"),
+            "versions",
+        )
     ],
     ["hashgym.codes"],
     ["hashgym.storage"],

@@ -104,7 +104,7 @@ def build_encoder(
                 extracted, dataset, hasher = _hasher(
                     place, str(source), features, bits, seed, standardized, train, progress
                 )
-                _write(head, hasher, dataset, str(source), train)
+                _write(head, hasher, dataset, train)
                 agreement = _compare(head, hasher, extracted, dataset, str(source), threads)
         encoder, final = load_encoder(head), head
         if features is not None and run is not None:
@@ -191,6 +191,8 @@ def _hasher(
             f"{name} is neither the folder of a training run, nor a saved hasher (.npz), nor the name of a hasher: "
             f"{', '.join(hashers.available())}{closest(name, hashers.available())}, or package.module:Class"
         )
+    if saved and not place.is_file():
+        raise DataError(f"the saved hasher {place} does not exist: `Hasher.save` writes one")
     if features is None:
         raise ValueError(f"{name} is a hasher: give --features, the folder of features that it is or was fitted to")
     if saved == (bits is not None):
@@ -208,14 +210,7 @@ def _hasher(
     if train == "all":
         extracted = _learning_from_all(extracted, labelled=hashers.make(name).supervised)
     dataset = extracted.standardized() if standardized else extracted
-    if saved:
-        try:
-            hasher = hashers.load(place)
-        except FileNotFoundError:
-            raise DataError(f"{place} does not exist: `hasher.save` writes it") from None
-    else:
-        hasher = hashers.make(name, **own).fit(dataset.features[dataset.train], dataset.labels[dataset.train])
-    return extracted, dataset, hasher
+    return extracted, dataset, hashers.fitted(place if saved else name, dataset, **own)
 
 
 def _learning_from_all(dataset: HashingDataset, labelled: bool) -> HashingDataset:
@@ -225,12 +220,10 @@ def _learning_from_all(dataset: HashingDataset, labelled: bool) -> HashingDatase
     return dataclasses.replace(dataset, query=rows[:0], database=rows, train=train)
 
 
-def _write(path: Path, hasher: hashers.Hasher, dataset: HashingDataset, source: str, train: Train) -> None:
+def _write(path: Path, hasher: hashers.Hasher, dataset: HashingDataset, train: Train) -> None:
     from hashgym.encoders.heads import hasher_head
     from hashgym.encoders.write import write
 
-    if hasher.n_features_in_ != dataset.dim:
-        raise ValueError(f"{source} was fitted to {hasher.n_features_in_} features, --features has {dataset.dim}")
     made: dict[str, Any] = {"hasher": type(hasher).__name__, "dataset": dataset.name, "settings": hasher.get_params()}
     if train != "split":
         made["train"] = train

@@ -27,8 +27,8 @@ from hashgym.codes import CodeSets
 from hashgym.data.pictures import to_rgb
 from hashgym.encoders.onnx_file import check_self_contained
 from hashgym.features.backbone import Preprocess, preprocess_of
+from hashgym.features.onnx_runtime import PICTURES_AT_ONCE, open_session, require_runtime, thread_count
 from hashgym.features.regions import Box, corner_and_centre
-from hashgym.features.runtime import PICTURES_AT_ONCE, open_session, require_runtime, thread_count
 from hashgym.storage.errors import DataError
 from hashgym.storage.reading import read_bounded
 

@@ -16,7 +16,7 @@ from hashgym.codes import CodeSets, unpack
 from hashgym.data.pictures import BACKGROUND
 from hashgym.encoders.encoder import FORMAT, KEY, Encoder, is_sealed, load_encoder, seal
 from hashgym.features.backbone import Backbone, describe_preprocess
-from hashgym.features.runtime import TOLERANCE, open_session, require_runtime, thread_count
+from hashgym.features.onnx_runtime import TOLERANCE, open_session, require_runtime, thread_count
 from hashgym.storage import owned
 from hashgym.storage.atomic import atomic_write
 from hashgym.versions import versions
@@ -129,7 +129,7 @@ def add_backbone(source: str | Path, out: str | Path, backbone: Backbone) -> Non
     expected = backbone(pictures)
     found = open_session(network, thread_count()).run(["features"], {"pictures": pictures})[0]
     if not np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max():
-        raise ValueError(f"ONNX Runtime gives other features than {backbone.name} ({backbone.engine}) itself")
+        raise ValueError(f"ONNX Runtime gives other features than {backbone.name} ({backbone.runtime}) itself")
     model = _join(onnx.load_from_string(network), onnx.load(source), backbone, views=encoder.regions > 0)
     added = {"takes": "pictures", "backbone": backbone.provenance, "preprocess": preprocess, "background": BACKGROUND}
     added |= {"versions": versions(_PACKAGES)}
@@ -255,7 +255,7 @@ def _head_model(
     import onnx
     import torch
 
-    from hashgym.features.engines import to_onnx
+    from hashgym.features.runtimes import to_onnx
 
     if (center is None) != (scale is None):
         raise ValueError("center and scale belong together: give both or neither")

