@@ -57,7 +57,14 @@ def test_features_then_info(photos, tmp_path, capsys):
     assert data.train_regions.shape == (40, 2, 48)
     cli.main(["info", str(tmp_path / "out")])
     said = flat(capsys.readouterr().out)
-    for wanted in ("40, 48 features each", "2: cat, dog", "4 queries", "bicubic to 4 x 4", "40 x 5 x 48", "are right"):
+    for wanted in (
+        "40, 48 features each",
+        "2: cat, dog",
+        "4 queries",
+        "bicubic to 4 x 4",
+        "40 x 5 x 48",
+        "checksums match",
+    ):
         assert wanted in said
 
 
@@ -124,7 +131,7 @@ def test_info_of_a_damaged_folder(photos, tmp_path, capsys):
     assert "features.npy has changed" in fails(["info", str(tmp_path / "out")], 1, capsys)
     (tmp_path / "out" / "meta.json").write_text("{")
     assert "meta.json is damaged" in fails(["info", str(tmp_path / "out")], 1, capsys)
-    assert "is no folder of features" in fails(["info", str(tmp_path)], 2, capsys)
+    assert "is not a folder of features" in fails(["info", str(tmp_path)], 2, capsys)
 
 
 def test_a_bad_image(photos, tmp_path, capsys):
@@ -219,7 +226,7 @@ def test_module_and_ctrl_c(photos, tmp_path):
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=600)
     assert process.returncode == 130
-    assert f"the same command goes on from {tmp_path / 'out.partial'}" in flat(error).replace("- ", "-")
+    assert f"the same command resumes from {tmp_path / 'out.partial'}" in flat(error).replace("- ", "-")
     assert "Traceback" not in error
     subprocess.run([sys.executable, "-m", "hashgym", *args], check=True, capture_output=True)
     cache.verify(tmp_path / "out")
@@ -288,7 +295,7 @@ def test_info_is_whole_when_piped(photos, tmp_path):
     said = subprocess.run(args, capture_output=True, text=True, check=True, env=environment).stdout
     lines = said.splitlines()
     assert f"402: {', '.join(data.label_names)}" in next(line for line in lines if line.startswith("labels"))
-    assert lines[-1].endswith("checksums are right")
+    assert lines[-1].endswith("checksums match")
     assert all(line == line.rstrip() for line in lines)
 
 

@@ -184,7 +184,7 @@ def test_backbones_that_do_not_fit(tmp_path):
     source, out = tmp_path / "policy.onnx", tmp_path / "encoder.onnx"
     pixels = features.make("pixels", size=4)
     write.write(source, Linear(48, 8), dim=48, bits=8, source={}, backbone=pixels.provenance)
-    with pytest.raises(ValueError, match="48 features, pixels gives 75"):
+    with pytest.raises(ValueError, match="48 features, pixels extracts 75"):
         write.add_backbone(source, out, features.make("pixels", size=5))
     other = {key: getattr(pixels, key) for key in Backbone.__dataclass_fields__} | {"name": "mine"}
     with pytest.raises(ValueError, match="name 'pixels', not 'mine'"):
@@ -205,7 +205,7 @@ def test_backbones_that_do_not_fit(tmp_path):
     write.add_backbone(source, out, pixels)
     with pytest.raises(ValueError, match="has its backbone already"):
         write.add_backbone(out, source, pixels)
-    with pytest.raises(DataError, match=r"no encoder can be read"):
+    with pytest.raises(DataError, match=r"the encoder .* cannot be read"):
         write.add_backbone(tmp_path / "absent.onnx", out, pixels)
 
 
