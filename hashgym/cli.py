@@ -769,11 +769,8 @@ def _print_json(content: Any) -> None:
 def _stopped(out: str) -> NoReturn:
     """Print after Ctrl-C how to resume, and exit."""
     partial = f"{out}.partial"
-    _error(
-        f"stopped; the same command resumes from {partial}"
-        if os.path.isdir(partial)
-        else "stopped; nothing was written"
-    )
+    begun = os.path.isdir(partial)
+    _error(f"stopped; the same command resumes from {partial}" if begun else "stopped; nothing was written")
     raise SystemExit(130) from None
 
 

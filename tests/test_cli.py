@@ -1,4 +1,4 @@
-"""The command line, by its words."""
+"""The commands of `hashgym` for datasets and features."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def words(photos: Path, out: Path, *more: object) -> list[str]:
 
 
 def fails(args: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> str:
-    """What the command says on its way out."""
+    """The message of a command that fails."""
     with pytest.raises(SystemExit) as stopped:
         cli.main(args)
     assert stopped.value.code == code
@@ -170,7 +170,7 @@ def test_errors_are_one_line_and_code_2(photos, tmp_path, capsys):
     "args",
     [[], ["nonsense"], ["features"], ["features", "--size", "big"], ["words"]],
 )
-def test_wrong_words_exit_with_2(args, capsys):
+def test_wrong_arguments_exit_with_2(args, capsys):
     fails(args, 2, capsys)
 
 
@@ -189,7 +189,7 @@ def test_lists(capsys):
         assert re.search(rf"^{name}\b", said, re.MULTILINE)
 
 
-def test_help_teaches_and_is_light():
+def test_help_lists_the_commands_and_is_light():
     code = (
         "import sys\nfrom hashgym.cli import main\n"
         "try: main(['--help'])\nexcept SystemExit as e: assert not e.code\n"
@@ -209,10 +209,10 @@ def test_features_without_ray(photos, tmp_path, monkeypatch, capsys):
 
 
 def test_module_and_ctrl_c(photos, tmp_path):
-    """Ctrl-C while the job runs: how to go on, code 130; the same words finish it."""
+    """Ctrl-C during a job: a message on how to resume, code 130; the same command finishes it."""
     slow = (
         "import signal, sys, time\nfrom hashgym.data import pictures\nfrom hashgym import cli\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a shell's background jobs ignore
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # as background jobs of a shell ignore it
         "real = pictures.OpenImage.__call__\n"
         "def call(self, index):\n    time.sleep(0.1)\n    return real(self, index)\n"
         "pictures.OpenImage.__call__ = call\ncli.main(sys.argv[1:])"
@@ -263,7 +263,7 @@ ODD = "F/a [/b] c [old] a:dog:b"
 
 
 def test_odd_names_are_shown_as_they_are_and_quoted_in_commands(photos, tmp_path, monkeypatch, capsys):
-    """What looks like markup or an emoji is neither, in results, left-out lists and `info`."""
+    """Markup and emoji codes are shown literally in results, left-out lists and `info`."""
     monkeypatch.chdir(tmp_path)
     (photos / "cat" / "0.png").rename(photos / "cat" / "[b]x[old] :dog:\x1b[31m\u202e.png")
     bad = photos / "cat" / "[b]x[old] :dog:\x1b[31m\u202e.png"

@@ -1,4 +1,4 @@
-"""The way from features to a search of one's own pictures, by the words of the command line."""
+"""The commands of `hashgym` from features to a search in one's own pictures."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fails(args: list[object], capsys: pytest.CaptureFixture[str], code: int = 2) -> str:
-    """What the command says on its way out, in one line."""
+    """The message of a command that fails, one line."""
     with pytest.raises(SystemExit) as stopped:
         cli.main([str(arg) for arg in args])
     assert stopped.value.code == code
@@ -119,7 +119,7 @@ def test_export_of_saved_hashers_and_runs(place, tmp_path, capsys):
     assert (whole.encode_pictures(pictures).words == run.encode(np.array(data.features[:9])).words).all()
 
 
-def test_export_refuses(place, tmp_path, capsys, monkeypatch):
+def test_export_rejects(place, tmp_path, capsys, monkeypatch):
     features = ["--features", place / "features"]
     (tmp_path / "run").mkdir()
     (tmp_path / "there.onnx").write_text("mine")
@@ -156,7 +156,7 @@ def test_export_refuses(place, tmp_path, capsys, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == names
 
 
-def test_export_refuses_other_weights(place, tmp_path, capsys, monkeypatch):
+def test_export_rejects_other_weights(place, tmp_path, capsys, monkeypatch):
     from dataclasses import replace
 
     from hashgym import features
@@ -186,7 +186,7 @@ def test_encode_says_what_it_did(place, tmp_path, capsys):
     assert "bad\ufffd[31m.png" in said
     assert "codes of 1 picture," in said
     for args, message in [
-        ([place / "photos" / "cat" / "1.png", place / "photos"], "no encoder of hashgym"),
+        ([place / "photos" / "cat" / "1.png", place / "photos"], "not an encoder of hashgym"),
         ([place / "encoder.onnx"], "there are no images"),
         ([place / "encoder.onnx", tmp_path / "none"], "does not exist"),
     ]:
@@ -194,7 +194,7 @@ def test_encode_says_what_it_did(place, tmp_path, capsys):
 
 
 def test_a_sound_picture_with_damaged_exif_gives_no_warning(place, tmp_path, capsys):
-    """Pillow warns of it; a line about its source file among the results helps nobody."""
+    """Pillow warns of it, with a line about its own source file."""
     Image.new("RGB", (8, 8), "red").save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -283,7 +283,7 @@ def test_info_of_codes_and_indices(place, tmp_path, capsys):
         assert f"{tmp_path / 'begun.partial'} is not finished" in fails(["info", tmp_path / name], capsys)
 
 
-def test_search_refuses(place, tmp_path, capsys):
+def test_search_rejects(place, tmp_path, capsys):
     photo = place / "photos" / "dog" / "5.png"
     (tmp_path / "letter.jpg").write_text("no picture")
     for args, message in [
@@ -345,7 +345,7 @@ def test_help_shows_an_example(command, capsys):
     assert f"`hashgym {command} " in " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
-def test_help_tells_the_whole_way(capsys):
+def test_help_shows_all_steps(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     said = capsys.readouterr().out
@@ -478,7 +478,7 @@ def test_export_shows_its_progress_unless_quiet(place, tmp_path, capsys, monkeyp
 
 
 def test_names_of_files_are_shown_where_there_are_too_many(place, tmp_path, monkeypatch, capsys):
-    """`hashgym search INDEX *` in a folder with names that would steer the terminal."""
+    """`hashgym search INDEX *` in a folder with names that would control the terminal."""
     error = flat_error(["search", place / "index", place, "\x1b]0;title\x07.png", "\u202egpj"], capsys)
     assert re.search(r"Unrecognized (options|arguments): \ufffd\]0;title\ufffd?\.png,? \ufffdgpj", error)
     assert not set("\x1b\x07\u202e") & set(error)

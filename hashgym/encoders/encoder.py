@@ -120,12 +120,12 @@ def _check(metadata: Mapping[str, Any], session: InferenceSession) -> None:
     def number(key: str, low: int, high: int) -> int:
         value = metadata[key]
         if type(value) is not int or not low <= value <= high:
-            raise ValueError(f"says {key} is {_short(value)}, not an integer from {low:,} to {high:,}")
+            raise ValueError(f"has {key} = {_short(value)}, not an integer from {low:,} to {high:,}")
         return value
 
     bits, dim, regions = number("bits", 1, 1 << 20), number("dim", 1, 1 << 31), number("regions", 0, 5)
     if regions not in (0, 5):
-        raise ValueError(f"says regions is {regions}, not 0 or 5")
+        raise ValueError(f"has regions = {regions}, not 0 or 5")
     if metadata["group_bits"] is not None:
         number("group_bits", 1, 1 << 20)
     for key, least in ("sigma", "above 0"), ("threshold", "0"):
@@ -135,16 +135,16 @@ def _check(metadata: Mapping[str, Any], session: InferenceSession) -> None:
         sound = type(value) in (int, float) and 0 <= value <= 1 and math.isfinite(value)
         if not regions or not sound or (key == "sigma" and value == 0):
             wanted = f"a number from {least} to 1" if regions else "null, as there are no regions"
-            raise ValueError(f"says {key} is {_short(value)}, not {wanted}")
+            raise ValueError(f"has {key} = {_short(value)}, not {wanted}")
     if not isinstance(metadata["backbone"], dict | None):
-        raise ValueError(f"says backbone is {_short(metadata['backbone'])}, not an object or null")
+        raise ValueError(f"has backbone = {_short(metadata['backbone'])}, not an object or null")
     takes = metadata["takes"]
     view: list[int | None] = [dim]
     if takes not in ("features", "pictures"):
-        raise ValueError(f"says that it takes {_short(takes)}, not features or pictures")
+        raise ValueError(f"has takes = {_short(takes)}, not features or pictures")
     if takes == "pictures":
         if not isinstance(metadata["preprocess"], dict):
-            raise ValueError(f"says preprocess is {_short(metadata['preprocess'])}, not an object")
+            raise ValueError(f"has preprocess = {_short(metadata['preprocess'])}, not an object")
         preprocess_of(metadata["preprocess"])
         view = [metadata["preprocess"]["size"]] * 2 + [3]
     lead: list[int | None] = [None, None] if regions else [None]
@@ -155,7 +155,7 @@ def _check(metadata: Mapping[str, Any], session: InferenceSession) -> None:
     for expected, values in (inputs, session.get_inputs()), (outputs, session.get_outputs()):
         found: _Values = {value.name: (value.type, value.shape) for value in values}
         if found.keys() != expected.keys() or not all(_fits(*found[name], *expected[name]) for name in expected):
-            raise ValueError(f"says {_shapes(expected)}, but its network has {_shapes(found)}")
+            raise ValueError(f"describes {_shapes(expected)}, but its network has {_shapes(found)}")
 
 
 _Values = dict[str, tuple[str, Sequence[Any]]]  # name -> type and shape

@@ -1,7 +1,7 @@
 """Build an index of pictures from their codes, add to it and remove from it; for its format see ``gallery/search.py``.
 
-The index and each content carry the marker of :mod:`hashgym.storage.owned`; a content without it, or with files of
-somebody else in it, is never deleted. On a Milvus server a content is a collection of its own, whose name is derived
+The index and each content carry the marker of :mod:`hashgym.storage.owned`; a content without it, or with other files
+in it, is never deleted. On a Milvus server a content is a collection of its own, whose name is derived
 from this computer, the folder and the number: no other collection is emptied or dropped. The server's token goes only
 to an address that the user gave.
 """

@@ -1,4 +1,4 @@
-"""Encoders against the heads and backbones they are made of."""
+"""Encoders compared with the heads and backbones they are made of."""
 
 import json
 
@@ -98,7 +98,7 @@ def test_a_head_with_one_code_or_several(tmp_path, regions):
         assert np.array_equal(encoder.encode(x[:, 0]).words, encoder.encode(x[:, :1]).words)
 
 
-def test_the_file_says_what_it_is_and_is_the_same_each_time(tmp_path):
+def test_the_file_describes_itself_and_is_the_same_each_time(tmp_path):
     path, again = tmp_path / "a.onnx", tmp_path / "deep" / "b.onnx"
     head = Linear(4, 8).train()
     for target in (path, again):
@@ -191,7 +191,7 @@ def test_backbones_that_do_not_fit(tmp_path):
         write.add_backbone(source, out, Backbone(**other))
     for change, message in [
         ({"network": lambda batch: pixels(batch)}, "pixels has no ONNX form"),
-        ({"network": Halved(pixels)}, "other features than pixels"),
+        ({"network": Halved(pixels)}, "features from ONNX Runtime differ from those of pixels"),
         ({"preprocess": lambda image: pixels.preprocess(image)}, "Stretch or Fit"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -210,7 +210,7 @@ def test_backbones_that_do_not_fit(tmp_path):
 
 
 class Halved:
-    """A network that is not what its ONNX form says."""
+    """A network whose ONNX form differs from it."""
 
     def __init__(self, backbone):
         self.to_onnx, self.backbone = backbone.to_onnx, backbone
@@ -232,7 +232,7 @@ def test_preprocessing_is_rebuilt_from_its_description(preprocess):
 
 
 class Wrong(torch.nn.Module):
-    """A head of any outputs."""
+    """A head with given outputs."""
 
     def __init__(self, forward):
         super().__init__()
@@ -305,7 +305,7 @@ def test_differences_and_ties_are_counted(tmp_path):
 
 
 def test_groups_that_come_after_a_tie_may_differ(tmp_path):
-    """A policy that sees the bits before emits others after another one."""
+    """A policy that sees earlier bits emits others after one that differs."""
     x = np.array([[1, 1e-7, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]], np.float32)
     for group_bits, excused in ((2, 3), (3, 2), (None, 1)):
         path = tmp_path / f"{group_bits}.onnx"

@@ -1,4 +1,4 @@
-"""Pictures to codes: which pictures, what codes, and what happens to a job that is stopped."""
+"""Encoding of pictures: which ones, their codes, and stopped jobs."""
 
 from __future__ import annotations
 
@@ -290,7 +290,7 @@ def test_pictures_that_are_there_and_not_named_stay(encoder, tmp_path):
 
 
 def test_codes_of_an_older_version(encoder, tmp_path):
-    """They open; what changed since they were made cannot be told, and that is said."""
+    """They open; a note says that changes since then cannot be recognised."""
     photos, out = write_pictures(tmp_path / "photos", NAMES), tmp_path / "out"
     encode(encoder, [photos], out)
     meta = json.loads((out / "meta.json").read_text())
@@ -312,7 +312,7 @@ def test_codes_of_an_older_version(encoder, tmp_path):
 
 @pytest.mark.parametrize("after", range(0, 48, 4))
 def test_an_update_that_is_stopped_leaves_the_old_codes_or_the_new(encoder, tmp_path, monkeypatch, after):
-    """Every sync to disk is a place where the power may fail: fail at the ``after``-th, look, then go on."""
+    """The power may fail at every sync to disk: fail at the ``after``-th, check, then resume."""
     photos, out = write_pictures(tmp_path / "photos", NAMES), tmp_path / "out"
     encode(encoder, [photos], out, batch_size=2)
     encode(encoder, [photos], tmp_path / "old")
@@ -449,7 +449,7 @@ def test_what_is_passed_over_is_counted(encoder, tmp_path, monkeypatch):
     assert len(find_images(["."], exclude=["raw"])[1]) == 7
 
 
-def test_what_is_no_folder_of_codes_or_damaged(encoder, tmp_path, monkeypatch):
+def test_other_folders_and_damaged_ones_are_rejected(encoder, tmp_path, monkeypatch):
     out = encode(encoder, [write_pictures(tmp_path / "photos", NAMES)], tmp_path / "out")
     with pytest.raises(DataError, match=r"not a folder of codes.*hashgym encode"):
         open_codes(tmp_path / "photos")
@@ -478,7 +478,7 @@ def test_what_is_no_folder_of_codes_or_damaged(encoder, tmp_path, monkeypatch):
         open_codes(out)
 
 
-def test_encoders_of_features_are_refused(encoder, tmp_path):
+def test_encoders_of_features_are_rejected(encoder, tmp_path):
     torch = pytest.importorskip("torch")
     from hashgym.encoders import write
 
@@ -506,7 +506,7 @@ def test_links_as_output(encoder, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(os.name == "nt", reason="folders cannot be locked")
 def test_two_updates_at_once(encoder, tmp_path, monkeypatch):
-    """The second must not take what the first has published, and has not named yet, for what a killed run left."""
+    """The second must not delete what the first has published and not named yet as left by a killed run."""
     photos, out = write_pictures(tmp_path / "photos", NAMES), tmp_path / "out"
     encode(encoder, [photos], out)
     paint(photos, "b/9.png", 99)
@@ -550,7 +550,7 @@ def test_only_what_an_update_left_is_deleted(encoder, tmp_path):
 
 @pytest.mark.parametrize("name", ["../out/pipe", "/dev/zero", "pipe"])
 def test_no_file_elsewhere_and_no_device_is_read(encoder, tmp_path, name):
-    """Their size is 0, and reading may never end."""
+    """Their size is 0, and reading may not end."""
     out = encode(encoder, [write_pictures(tmp_path / "photos", NAMES)], tmp_path / "out")
     os.mkfifo(out / "pipe")
     meta = json.loads((out / "meta.json").read_text())

@@ -1,4 +1,4 @@
-"""An index of pictures against brute force over their codes, through every change and every kind of death."""
+"""An index of pictures compared with brute force over their codes, after changes and kills."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_a_changed_picture_gets_new_codes_under_its_id(encoder, codes, photos, t
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sampled_from(["a", "b", "c", "all"]), min_size=1, max_size=4), st.integers(0, 1 << 30))
 def test_any_order_of_changes(codes, photos, tmp_path_factory, order, seed):
-    """The index has what was added and not removed, and nobody's id changes."""
+    """The index has the images that were added and not removed, and no id changes."""
     index = tmp_path_factory.mktemp("index") / "index"
     rng, ids, there = np.random.default_rng(seed), {}, set()
     for step, name in enumerate(order):
@@ -204,7 +204,7 @@ def test_any_order_of_changes(codes, photos, tmp_path_factory, order, seed):
         ids = found
 
 
-def test_what_is_refused_before_work(encoder, codes, photos, tmp_path):
+def test_what_is_rejected_before_work(encoder, codes, photos, tmp_path):
     other = write_encoder(tmp_path / "other.onnx", bits=40)
     encode_images(other, [photos / "a"], tmp_path / "other", progress=False)
     index = make([codes / "a"], tmp_path / "index")
@@ -232,7 +232,7 @@ def test_what_is_refused_before_work(encoder, codes, photos, tmp_path):
         remove(photos, ["a/0.png"])
 
 
-def test_the_same_again_is_done_already(codes, tmp_path):
+def test_building_again_does_nothing(codes, tmp_path):
     index = make([codes / "a"], tmp_path / "index")
     before = content(index)
     owned.create(index / "2")  # of a run that was killed
@@ -338,7 +338,7 @@ def killed(left: int, change) -> bool:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_at_any_moment_there_is_the_old_index_or_the_new(codes, tmp_path, monkeypatch):
+def test_killed_at_any_moment_it_leaves_the_old_index_or_the_new(codes, tmp_path, monkeypatch):
     """At every write to the disk of a build, and at every other one of adding and of removing."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # slow, and no power is lost here
 
@@ -383,7 +383,7 @@ def test_killed_at_any_moment_there_is_the_old_index_or_the_new(codes, tmp_path,
 
 
 def _written(index: Path) -> None:
-    """What the next writer does first, whatever it wants."""
+    """The first step of every writer."""
     with pytest.raises(DataError, match="no image moon"):
         remove(index, ["moon.png"])
 
@@ -448,7 +448,7 @@ def test_folders_of_others_are_neither_taken_nor_deleted(codes, tmp_path, names,
 
 
 def test_other_folders_of_ours_are_no_place_for_an_index(encoder, codes, photos, tmp_path):
-    """Each carries the marker, yet is not what an index begins as."""
+    """Each carries the marker, but is not an unfinished index."""
     places = [shutil.copytree(codes / "a", tmp_path / "codes"), tmp_path / "codes.partial", tmp_path / "begun"]
     owned.mark(places[0])
     (owned.create(places[1]) / "journal.jsonl").write_text("{}")
@@ -560,7 +560,7 @@ def test_files_of_others_in_an_index_of_an_older_version_are_left_alone(codes, t
 
 
 @pytest.mark.parametrize("number", ["../codes", "1/../1", "", "x", "0", "-1", "²"])
-def test_a_content_elsewhere_is_refused(codes, tmp_path, number):
+def test_a_content_elsewhere_is_rejected(codes, tmp_path, number):
     index = make([codes / "a"], tmp_path / "index")
     meta = json.loads((index / "meta.json").read_text())
     said = {key: value for key, value in meta.items() if key != "digest"} | {"content": number}
