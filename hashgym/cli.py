@@ -127,7 +127,7 @@ def info(folder: tyro.conf.Positional[str], /) -> None:
     facts.show_header = False
     for key, value in rows.items():  # a terminal is not flooded by thousands of labels; a file gets them all
         facts.add_row(key, f"{value[:2_000]} ..." if len(value) > 2_000 and sys.stdout.isatty() else value)
-    _print(facts, table, _styled(f"all {len(files)} checksums match", "green"))
+    _print(facts, table, _styled(f"all {len(files)} checksums are right", "green"))
 
 
 def _state_of(file: str) -> tuple[int, int] | None:
@@ -478,7 +478,7 @@ def encode(
             if done.removed:
                 use += " The index keeps removed pictures until `--remove` names them."
     elif finished:
-        has = " is already finished:" if done.note else " is already finished and no picture has changed: it has"
+        has = " is finished already:" if done.note else " is finished already and no picture has changed: it has"
     _say(
         _styled(out, "green"),
         f"{has} codes of {counted(len(codes), 'picture')}, {counted(codes.bits, 'bit')} each. {use}",

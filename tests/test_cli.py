@@ -63,7 +63,7 @@ def test_features_then_info(photos, tmp_path, capsys):
         "4 queries",
         "bicubic to 4 x 4",
         "40 x 5 x 48",
-        "checksums match",
+        "checksums are right",
     ):
         assert wanted in said
 
@@ -295,7 +295,7 @@ def test_info_is_whole_when_piped(photos, tmp_path):
     said = subprocess.run(args, capture_output=True, text=True, check=True, env=environment).stdout
     lines = said.splitlines()
     assert f"402: {', '.join(data.label_names)}" in next(line for line in lines if line.startswith("labels"))
-    assert lines[-1].endswith("checksums match")
+    assert lines[-1].endswith("checksums are right")
     assert all(line == line.rstrip() for line in lines)
 
 

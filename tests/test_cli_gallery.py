@@ -175,7 +175,7 @@ def test_encode_says_what_it_did(place, tmp_path, capsys):
     assert "images/s" in said
     assert "codes of 40 pictures, 12 bits each. Make them searchable with `hashgym index" in said
     before = content(tmp_path / "codes")
-    assert "is already finished" in says([*words, "--out", tmp_path / "codes"], capsys)
+    assert "is finished already" in says([*words, "--out", tmp_path / "codes"], capsys)
     assert content(tmp_path / "codes") == before
     bad = tmp_path / "bad\x1b[31m.png"
     bad.write_text("no picture")
@@ -255,7 +255,7 @@ def test_info_of_codes_and_indices(place, tmp_path, capsys):
         "of 40 pictures, 12 bits each",
         f"below {place / 'photos'}",
         "words.npy",
-        "all 7 checksums match",
+        "all 7 checksums are right",
     ):
         assert wanted in said
     said = says(["info", place / "index"], capsys)
@@ -264,7 +264,7 @@ def test_info_of_codes_and_indices(place, tmp_path, capsys):
         "back end buckets",
         "1/text.npy",
         "1/engine/words-",
-        "checksums match",
+        "checksums are right",
     ):
         assert wanted in said
     shutil.copytree(place / "index", tmp_path / "index")
@@ -365,7 +365,7 @@ def test_encode_again_encodes_what_changed(place, tmp_path, capsys):
     assert "passed over: 1 file that is not read: 1 .txt; 1 link (--follow-links follows them); 1 by --exclude" in said
     assert "codes of 3 pictures, 12 bits each" in said
     said = says([*args, "--exclude", "3.png"], capsys)
-    assert "is already finished and no picture has changed: it has codes of 3 pictures" in said
+    assert "is finished already and no picture has changed: it has codes of 3 pictures" in said
     (photos / "sub" / "1.png").write_bytes((place / "photos" / "dog" / "7.png").read_bytes())
     (photos / "sub" / "0.png").unlink()
     said = says(args, capsys)
@@ -374,7 +374,7 @@ def test_encode_again_encodes_what_changed(place, tmp_path, capsys):
     assert "The index keeps removed pictures until `--remove` names them." in said
     assert "updating" in said
     assert "resuming" not in said
-    assert "already finished" in says([*args, "--checksum"], capsys)
+    assert "finished already" in says([*args, "--checksum"], capsys)
 
 
 def test_search_takes_a_short_k_and_names_swapped_arguments(place, capsys):
@@ -497,7 +497,7 @@ def test_info_looks_again_where_the_folder_was_replaced_meanwhile(place, tmp_pat
         return real(folder)
 
     monkeypatch.setattr(cli, "_index_facts", replaced)
-    assert "checksums match" in says(["info", index], capsys)
+    assert "checksums are right" in says(["info", index], capsys)
     assert len(calls) == 2
 
 
