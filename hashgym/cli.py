@@ -1,6 +1,6 @@
-"""The command line: from images to features (``hashgym features``), and from one's own pictures to a search.
+"""The command line: features of datasets (``hashgym features``), and encoding and searching one's own pictures.
 
-Everything heavy is imported inside the commands, so that help is quick.
+Heavy packages are imported inside the commands, so that help is quick.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hashgym.text import printable, quote
 __all__ = ["main"]
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    pass
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 Patterns = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATTERN")]
@@ -30,17 +30,17 @@ SHOWN = 24  # labels of a split that are shown
 
 DESCRIPTION = """Learning to hash as reinforcement learning.
 
-From images to features to hash codes:
-`hashgym datasets` says what can be read and where it is looked for,
+From images to features:
+`hashgym datasets` lists the datasets and where they are read from,
 `hashgym features --dataset cifar10 --root DIR --backbone efficientnet_lite0 --size 160 --out FEATURES`
-extracts features once, `hashgym info FEATURES` says what a folder of features holds.
+extracts features once, `hashgym info FEATURES` shows what a folder of features contains.
 The dataset `digits` is embedded and needs no extraction.
 
-`hashgym train drlih --dataset FEATURES --out RUN` trains an agent on them; so do mch, sb3 and any hasher by its name.
+`hashgym train drlih --dataset FEATURES --out RUN` trains an agent on them, `hashgym train itq` fits a hasher.
 
-From your own pictures to a search, with what was learnt from those features:
-`hashgym export itq --bits 64 --features FEATURES --out encoder.onnx` makes one file of a hasher or a trained run,
-`hashgym encode encoder.onnx PHOTOS --out CODES` gives each of your pictures its code,
+Search your own pictures, with a hasher or a run that was trained on such features:
+`hashgym export itq --bits 64 --features FEATURES --out encoder.onnx` writes it as one file, an encoder,
+`hashgym encode encoder.onnx PHOTOS --out CODES` computes a code for each of your pictures,
 `hashgym index CODES --out INDEX` makes them searchable,
 `hashgym search INDEX photo.jpg --html out.html` finds the nearest, `hashgym serve INDEX` does so in a browser.
 
@@ -48,11 +48,11 @@ From your own pictures to a search, with what was learnt from those features:
 
 
 def datasets() -> None:
-    """List the datasets that can be read, from where, and their splits."""
+    """List the datasets, where they are read from, and their splits."""
     from hashgym.console import Text
     from hashgym.data import datasets
 
-    table = _table("dataset", "what it shows and where it is read from", "splits, the default first", padding_below=1)
+    table = _table("dataset", "description and where it is read from", "splits, the default first", padding_below=1)
     for info in datasets():
         name = Text(info.name)
         if info.embedded:
@@ -64,21 +64,21 @@ def datasets() -> None:
 
 
 def backbones() -> None:
-    """List the backbones that make features of images."""
+    """List the backbones that extract features of images."""
     from hashgym.features import backbones
 
     table = _table("backbone", "features")
     for name, description in backbones().items():
         table.add_row(name, description)
-    table.add_row(_styled("any other", "dim"), "classifier of torchvision.models by its name, such as resnet50")
+    table.add_row(_styled("any other", "dim"), "a classifier of torchvision.models by name, such as resnet50")
     _print(table)
 
 
 def hashers() -> None:
-    """List the hash functions that learn without reinforcement."""
+    """List the hash functions that learn without reinforcement learning."""
     from hashgym.hashers import available
 
-    table = _table("hasher", "what it does")
+    table = _table("hasher", "method")
     for name, description in dict(available()).items():
         table.add_row(name, description)
     _print(table)
@@ -90,7 +90,7 @@ def info(folder: tyro.conf.Positional[str], /) -> None:
     The exit code is 1 if it is damaged.
 
     Args:
-        folder: what `hashgym features`, `hashgym encode` or `hashgym index` wrote.
+        folder: a folder that `hashgym features`, `hashgym encode` or `hashgym index` wrote.
     """
     from pathlib import Path
 
@@ -101,23 +101,23 @@ def info(folder: tyro.conf.Positional[str], /) -> None:
     from hashgym.storage.errors import DataError
 
     kinds = ((INDEX, _index_facts), (CODES, _codes_facts), (cache.CACHE, _features_facts))
-    known = [facts for kind, facts in kinds if kind.is_one(folder)]
+    known = [facts for kind, facts in kinds if kind.matches(folder)]
     if not known and not cache.is_cache(folder):
         if is_own(Path(folder)) and Path(folder).suffix == ".partial":
-            raise DataError(f"{folder} is not finished: run its command again, which goes on with it")
+            raise DataError(f"{folder} is not finished: run its command again, which resumes it")
         partial = Path(f"{folder}.partial")
         hint = f"; {partial} is not finished: run its command again" if partial.is_dir() else ""
         raise DataError(
-            f"{folder} is no folder of features, folder of codes or index: it has no {cache.META}; `hashgym features`, "
-            f"`hashgym encode` and `hashgym index` write one{hint}"
+            f"{folder} is not a folder of features, a folder of codes or an index: it has no {cache.CACHE.manifest}; "
+            f"`hashgym features`, `hashgym encode` and `hashgym index` write such folders{hint}"
         )
     while True:
-        before = _state_of(os.path.join(folder, cache.META))
+        before = _state_of(os.path.join(folder, cache.CACHE.manifest))
         try:
             rows, files = (known[0] if known else _features_facts)(folder)
             break
         except (OSError, ValueError) as error:
-            if _state_of(os.path.join(folder, cache.META)) != before:
+            if _state_of(os.path.join(folder, cache.CACHE.manifest)) != before:
                 continue  # it was replaced meanwhile
             if not isinstance(error, DataError):
                 raise
@@ -136,7 +136,7 @@ def info(folder: tyro.conf.Positional[str], /) -> None:
 
 
 def _state_of(file: str) -> tuple[int, int] | None:
-    """What differs once a file was replaced; None where there is none."""
+    """A value that changes when a file is replaced; None if there is none."""
     try:
         found = os.stat(file)
     except OSError:
@@ -145,7 +145,7 @@ def _state_of(file: str) -> tuple[int, int] | None:
 
 
 def _features_facts(folder: str) -> tuple[dict[str, str], dict[str, Any]]:
-    """What a folder of features says of itself, and its files, which were compared with their checksums."""
+    """The description of a folder of features, and its files, after comparing them with their checksums."""
     from hashgym.data import cache
 
     meta = cache.read_meta(folder)
@@ -162,7 +162,7 @@ def _features_facts(folder: str) -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def _codes_facts(folder: str) -> tuple[dict[str, str], dict[str, Any]]:
-    """The same of a folder of codes."""
+    """The description of a folder of codes, and its files, after comparing them with their checksums."""
     from hashgym.gallery.encoded_images import CODES, open_codes
 
     codes = open_codes(folder, verify=True)
@@ -178,7 +178,7 @@ def _codes_facts(folder: str) -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def _index_facts(folder: str) -> tuple[dict[str, str], dict[str, Any]]:
-    """The same of an index and its back end's files; a server is not asked."""
+    """The description of an index, and its files with those of its back end; no server is asked."""
     from pathlib import Path
 
     from hashgym import index as backends
@@ -224,32 +224,32 @@ def features(
     device: str = "auto",
     runtime: Annotated[str, tyro.conf.arg(aliases=["--engine"])] = "auto",
 ) -> None:
-    """Extract features of a dataset's images into a folder. Stopped at any moment, it resumes where it was.
+    """Extract features of a dataset's images into a folder. An interrupted run resumes where it stopped.
 
     Args:
         dataset: a name that `hashgym datasets` lists, such as cifar10, folder:PATH or list:FILE.
         backbone: a name that `hashgym backbones` lists, or any torchvision classifier.
-        out: the folder to write; while the work lasts it is called OUT.partial.
-        root: the folder that the dataset lies in.
-        size: side in pixels of the picture that the network sees; what its weights were trained on by default.
+        out: the folder to write; until it is finished it is called OUT.partial.
+        root: the folder of the dataset.
+        size: side in pixels of the network's input; by default that of its training.
         weights: a file of weights, instead of the backbone's own.
-        split: which images search, are searched and are learnt from; the dataset's first split by default.
+        split: the query / database / train split; the dataset's first split by default.
         seed: of the split and of the random regions.
         queries: number of queries, instead of the split's own.
         train: number of training images, instead of the split's own.
         regions: 5 to extract the four corners and the centre of every image too, for RegionKeep.
         sigma: ratio of a region's sides to the image's.
-        train_regions: how many random regions of every image to extract, for RegionKeep to learn from.
-        thumbnail: side in pixels of the pictures kept for renderings; 0 for none.
-        skip_bad: leave out images that cannot be read, and list them, instead of stopping at the first.
-        allow_missing: leave out images that are listed but not there (NUS-WIDE, COCO, lists).
-        follow_links: of folder:PATH and list:FILE, also read what links, or `..` in a list, lead to; by default links
-            are passed over.
-        exclude: of folder:PATH and list:FILE, a pattern of names or relative paths to leave out; may be repeated.
-        batch_size: images that are read, and noted as finished, together.
+        train_regions: number of random regions of every image to extract, for training on RegionKeep.
+        thumbnail: side in pixels of the thumbnails kept for rendering; 0 for none.
+        skip_bad: leave out and list images that cannot be read, instead of stopping at the first one.
+        allow_missing: leave out images that are listed but missing (NUS-WIDE, COCO, lists).
+        follow_links: for folder:PATH and list:FILE, also read the targets of links, or of `..` in a list; by default
+            links are passed over.
+        exclude: for folder:PATH and list:FILE, a pattern of names or relative paths to leave out; may be repeated.
+        batch_size: images that are read, and recorded as finished, together.
         workers: threads that read images, of the executor local.
-        executor: ray hands the batches to the CPUs of a Ray cluster, the one at RAY_ADDRESS or else one started here.
-        device: a torch device; a GPU where there is one by default.
+        executor: ray distributes the batches over a Ray cluster, the one at RAY_ADDRESS or else one started here.
+        device: a torch device; by default a GPU if there is one.
         runtime: onnx or torch; by default the one that suits the network and the device. --engine is its old name.
     """
     from hashgym.data import cache, read_images
@@ -260,7 +260,7 @@ def features(
         remedy = "remove it, or choose" if cache.is_cache(out) else "choose"
         raise DataError(f"{out} exists already: {remedy} another --out")
     collection = read_images(dataset, root, allow_missing=allow_missing, follow_links=follow_links, exclude=exclude)
-    network = make(backbone, size=size, weights=weights, device=device, engine=runtime)
+    network = make(backbone, size=size, weights=weights, device=device, runtime=runtime)
     try:
         extract(
             collection,
@@ -314,24 +314,24 @@ def words(
     follow_links: Flag = False,
     exclude: Patterns = (),
 ) -> None:
-    """Learn the visual words that the backbone `bow` counts, from the training images of the split alone.
+    """Learn the visual words of the backbone `bow` from the training images of the split.
 
     Args:
         dataset: a name that `hashgym datasets` lists, such as cifar10, folder:PATH or list:FILE.
         out: the file to write, such as words.npy.
-        root: the folder that the dataset lies in.
-        words: how many words to learn: the number of features.
-        images: how many training images to look at.
+        root: the folder of the dataset.
+        words: number of words to learn, which is the number of features.
+        images: number of training images to learn from.
         size: side of the pictures in pixels, as for the features; 128 by default.
-        split: which images search, are searched and are learnt from; the dataset's first split by default.
-        seed: of the split, of the draw of images and patches, and of the clustering.
+        split: the query / database / train split; the dataset's first split by default.
+        seed: of the split, of the sampling of images and patches, and of the clustering.
         queries: number of queries, instead of the split's own.
         train: number of training images, instead of the split's own.
-        skip_bad: leave out images that cannot be read, instead of stopping at the first.
-        allow_missing: leave out images that are listed but not there (NUS-WIDE, COCO, lists).
-        follow_links: of folder:PATH and list:FILE, also read what links, or `..` in a list, lead to; by default links
-            are passed over.
-        exclude: of folder:PATH and list:FILE, a pattern of names or relative paths to leave out; may be repeated.
+        skip_bad: leave out images that cannot be read, instead of stopping at the first one.
+        allow_missing: leave out images that are listed but missing (NUS-WIDE, COCO, lists).
+        follow_links: for folder:PATH and list:FILE, also read the targets of links, or of `..` in a list; by default
+            links are passed over.
+        exclude: for folder:PATH and list:FILE, a pattern of names or relative paths to leave out; may be repeated.
     """
     from hashgym.data import read_images
     from hashgym.features.bow import learn_words
@@ -350,7 +350,7 @@ def words(
     )
     _say(
         _styled(out, "green"),
-        f": {words:,} words. Count them with `hashgym features --backbone bow --weights {quote(out)}`.",
+        f": {words:,} words. Extract features with `hashgym features --backbone bow --weights {quote(out)}`.",
     )
 
 
@@ -388,25 +388,25 @@ def export(
     threads: int | None = None,
     quiet: Flag = False,
 ) -> None:
-    """Make one ONNX file, an encoder, of what was learnt. It needs no torch, and gives pictures their codes.
+    """Write a trained run or a hasher as an encoder: one ONNX file that encodes pictures without torch.
 
     Examples: `hashgym export runs/drlih --out encoder.onnx` from a training run;
     `hashgym export itq --bits 64 --features FEATURES --out encoder.onnx` from a hasher fitted here.
 
     Args:
         source: the folder of a training run; a saved hasher, such as itq.npz; or a name that `hashgym hashers` lists,
-            to be fitted to the training images of --features.
+            which is fitted here to the training images of --features.
         out: the file to write.
-        features: the folder of features that was learnt from. On up to 10,000 of its images a hasher's codes are
-            compared with the encoder's.
-        bits: length of the codes, of a hasher that is fitted here.
+        features: the folder of features that the source was trained on. A hasher's codes are compared with the
+            encoder's on up to 10,000 of its images.
+        bits: code length of a hasher that is fitted here.
         seed: of a hasher that is fitted here.
         features_only: leave out the backbone: the encoder takes features instead of pictures.
         unstandardized: the saved hasher was fitted to features as extracted, not to standardised ones.
-        weights: the file of the backbone's weights, where they are not its own.
-        train: what a hasher that is fitted here learns from: the training images of the split, so that measures on its
-            queries are fair, or all images of --features (with a label, where it needs labels), for use.
-        threads: for fitting, at most; as many as the libraries find useful by default.
+        weights: the file of the backbone's weights, if they are not its own.
+        train: the images that a hasher is fitted to here: the training images of the split, so that its queries measure
+            it fairly, or all images of --features (with a label, if it needs labels), for use.
+        threads: for fitting, at most; the libraries' own choice by default.
         quiet: show no progress bar.
     """
     from hashgym.encoders import build
@@ -433,7 +433,7 @@ def export(
     regions = f", with {encoder.regions} regions" if encoder.regions else ""
     use = "`hashgym.load_encoder` opens it."
     if encoder.takes == "pictures":
-        use = f"Give pictures their codes with `hashgym encode {quote(out)} PHOTOS --out CODES`."
+        use = f"Encode pictures with `hashgym encode {quote(out)} PHOTOS --out CODES`."
     _say(_styled(out, "green"), f": {encoder.bits} bits from {encoder.takes}{regions}. {use}")
 
 
@@ -450,23 +450,23 @@ def encode(
     batch_size: int = 64,
     workers: int = 2,
 ) -> None:
-    """Give pictures their codes. Stopped at any moment, it resumes where it was.
+    """Compute the codes of pictures. An interrupted run resumes where it stopped.
 
-    Given again when it is finished, it encodes pictures that are new or have changed, and drops those that are gone.
+    Run again after it has finished, it encodes new and changed pictures, and drops those that no longer exist.
 
     Example: `hashgym encode encoder.onnx ~/Pictures 'scans/*.tif' --out CODES`.
 
     Args:
-        encoder: what `hashgym export` wrote.
-        images: files, folders with all that is below them (but hidden files and links), and patterns in quotes; a
+        encoder: a file that `hashgym export` wrote.
+        images: files, folders with all pictures below them (except hidden files and links), and patterns in quotes; a
             picture that is named twice counts once.
-        out: the folder to write; while the work lasts it is called OUT.partial.
-        skip_bad: leave out pictures that cannot be read, and list them, instead of stopping at the first.
-        follow_links: also take the pictures that links lead to, from where they lie.
+        out: the folder to write; until it is finished it is called OUT.partial.
+        skip_bad: leave out and list pictures that cannot be read, instead of stopping at the first one.
+        follow_links: also encode the pictures that links lead to, under the paths of the targets.
         exclude: a pattern of names, or of paths relative to a folder, to leave out; may be repeated.
-        checksum: tell changed pictures by their content, instead of size and time of change.
-        batch_size: pictures that are read, and noted as finished, together.
-        workers: batches at work at a time, each in a thread of its own; cores are shared out among them.
+        checksum: recognise changed pictures by their content, instead of their size and modification time.
+        batch_size: pictures that are read, and recorded as finished, together.
+        workers: batches processed at a time, each in its own thread; the cores are divided among them.
     """
     from pathlib import Path
 
@@ -497,12 +497,12 @@ def encode(
     has, use = ":", f"Make them searchable with `hashgym index {quote(out)} --out INDEX`."
     if done.new or done.changed or done.removed:
         if finished:
-            has = f": {done.new:,} new, {done.changed:,} changed, {done.removed:,} gone, the others as before;"
-            use = f"Bring an index up to date with `hashgym index {quote(out)} --out INDEX --add`."
+            has = f": {done.new:,} new, {done.changed:,} changed, {done.removed:,} removed, the others unchanged;"
+            use = f"Update an index with `hashgym index {quote(out)} --out INDEX --add`."
             if done.removed:
-                use += " It keeps pictures that are gone until `--remove` names them."
+                use += " The index keeps removed pictures until `--remove` names them."
     elif finished:
-        has = " is finished already:" if done.note else " is finished already, and no picture has changed: it has"
+        has = " is finished already:" if done.note else " is finished already and no picture has changed: it has"
     _say(
         _styled(out, "green"),
         f"{has} codes of {counted(len(codes), 'picture')}, {counted(codes.bits, 'bit')} each. {use}",
@@ -519,7 +519,7 @@ def index(
     add: Flag = False,
     remove: tuple[str, ...] = (),
 ) -> None:
-    """Make codes searchable, add to an index, or take pictures out of it. At every moment it is the old or the new one.
+    """Build an index of codes, add to it, or remove pictures from it. If interrupted, it is the old or the new index.
 
     Examples: `hashgym index CODES --out INDEX`; `hashgym index MORE --out INDEX --add`;
     `hashgym index --out INDEX --remove cats/tom.jpg`.
@@ -527,13 +527,12 @@ def index(
     Args:
         codes: folders that `hashgym encode` wrote, all with the same encoder.
         out: the folder of the index.
-        backend: what searches: faiss (the default), faiss-hash, buckets, brute-force or milvus. All give the same
-            answers.
-        uri: the server that Milvus is on, such as http://localhost:19530; by default the environment variable
-            MILVUS_URI, else where the index is already, else it is embedded. The token in MILVUS_TOKEN is sent only to
-            an address that is given in one of the first two ways.
-        add: to the index that is there. Pictures that it has get their new codes and keep their ids.
-        remove: names of pictures to take out, as `hashgym search` shows them; one that begins with a dash is written
+        backend: faiss (the default), faiss-hash, buckets, brute-force or milvus. All return the same results.
+        uri: the address of the Milvus server, such as http://localhost:19530; by default the environment variable
+            MILVUS_URI, else the server that the index is on already, else Milvus is embedded. The token in MILVUS_TOKEN
+            is sent only to an address that is given in one of the first two ways.
+        add: add to the existing index. Pictures that it has already get their new codes and keep their ids.
+        remove: names of pictures to remove, as `hashgym search` shows them; one that begins with a dash is written
             `--remove=-name.jpg`.
     """
     from hashgym import gallery
@@ -541,7 +540,7 @@ def index(
     options = {} if uri is None else {"uri": uri}
     if remove:
         if codes or add or backend:
-            raise ValueError("--remove goes with --out and --uri alone: add codes before or after")
+            raise ValueError("--remove goes with --out and --uri only: add codes in a command of its own")
         gallery.remove(out, remove, options=options)
     else:
         gallery.build(codes, out, backend, add, options=options)
@@ -570,16 +569,16 @@ def search(
     Example: `hashgym search INDEX photo.jpg -k 10 --html out.html`.
 
     Args:
-        index: what `hashgym index` wrote.
-        photo: the picture to search with; it need not be in the index.
-        k: at most so many are found.
-        radius: none further than so many bits.
+        index: a folder that `hashgym index` wrote.
+        photo: the picture to search for; it need not be in the index.
+        k: number of pictures to find, at most.
+        radius: largest Hamming distance, in bits.
         json: write JSON and nothing else to the standard output.
-        html: also write a page with thumbnails and the regions that matched, all in one file. Only such a page is
-            overwritten.
+        html: also write a page, one file with thumbnails and the regions that matched. Only such a page is overwritten.
         root: the folder where the pictures are now, if they were moved.
-        uri: the Milvus server that the index is on; by default the environment variable MILVUS_URI, else what the
-            index says. The token in MILVUS_TOKEN is sent only to an address that is given in one of the first two ways.
+        uri: the Milvus server that the index is on; by default the environment variable MILVUS_URI, else the address
+            in the index. The token in MILVUS_TOKEN is sent only to an address that is given in one of the first two
+            ways.
     """
     from pathlib import Path
 
@@ -589,7 +588,7 @@ def search(
 
     if html is not None:
         page.require_writable(html)
-    _check_search(Path(index), Path(photo))
+    _check_search(index, photo)
     picture = open_image(Path(photo))
     with open_gallery(index, root, uri) as found:
         matches = found.search(picture, k, radius)
@@ -616,28 +615,28 @@ def search(
         )
         return
     if not matches:
-        _print(f"no picture within {radius} bits among {len(found):,}; try a larger --radius, or none")
+        _print(f"none of {len(found):,} pictures is within {radius} bits; try a larger --radius, or leave it out")
     else:
         table = _table("rank", "distance", "picture", "region that matched")
         for rank, match in enumerate(matches, 1):
             table.add_row(str(rank), str(match.distance), printable(match.name), REGIONS[match.region])
         _print(table)
     if html is not None:
-        _say(_styled(html, "green"), " shows them.")
+        _say(_styled(html, "green"), " shows these pictures.")
 
 
-def _check_search(index: Path, photo: Path) -> None:
-    """Say which argument of `hashgym search` is not there, or that the two are in the wrong order."""
-    if photo.is_dir() and not index.is_dir():
-        missing = "" if index.exists() else f", and there is no file {index}"
+def _check_search(index: str, photo: str) -> None:
+    """Say which argument of `hashgym search` does not exist, or that the two are in the wrong order."""
+    if os.path.isdir(photo) and not os.path.isdir(index):
+        missing = "" if os.path.exists(index) else f", and there is no file {index}"
         raise ValueError(
             f"the arguments are in the wrong order: {photo} is a folder{missing}; the index comes first, then the "
-            f"picture: `hashgym search {quote(photo)} {quote(index)}`"
+            f"photo: `hashgym search {quote(photo)} {quote(index)}`"
         )
-    if not index.exists():
-        raise ValueError(f"the index {index} does not exist: name what `hashgym index` wrote, then a picture")
-    if not photo.exists():
-        raise ValueError(f"the picture {photo} does not exist: name the index, then the file of a picture")
+    if not os.path.exists(index):
+        raise ValueError(f"the index {index} does not exist: name the folder that `hashgym index` wrote, then a photo")
+    if not os.path.exists(photo):
+        raise ValueError(f"the photo {photo} does not exist: name the index, then the file of a photo")
 
 
 def serve(
@@ -652,20 +651,20 @@ def serve(
     max_seconds: float = 20,
     token: str | None = None,
 ) -> None:
-    """Search in a browser: a page on this machine, for whoever has its address, until Ctrl-C.
+    """Search in a browser: serve a page on this machine, to users who have its address, until Ctrl-C.
 
     Example: `hashgym serve INDEX`, then open the address that it prints.
 
     Args:
-        index: what `hashgym index` wrote.
+        index: a folder that `hashgym index` wrote.
         port: a free port; 0 for any.
         root: the folder where the pictures are now, if they were moved.
         uri: the Milvus server that the index is on, as for `hashgym search`.
-        max_megabytes: size limit of a picture's file that is dropped on the page.
-        max_megapixels: size limit of such a picture, and of one of the index.
+        max_megabytes: size limit of an uploaded file.
+        max_megapixels: size limit of an uploaded picture, and of pictures in the index.
         max_seconds: time limit for decoding one picture.
-        token: the secret in the address; random by default. Other users can list the arguments of a command: the
-            environment variable HASHGYM_TOKEN sets it unseen. With `--token ""` every user of this machine is answered.
+        token: the secret in the address; random by default. Other users can see the arguments of a command, but not the
+            environment variable HASHGYM_TOKEN. With `--token ""` every user of this machine is answered.
     """
     from hashgym.gallery.server import serve as run
 
@@ -696,8 +695,8 @@ def main(args: Sequence[str] | None = None) -> None:
         args: the words after ``hashgym``; those of this process by default.
 
     Raises:
-        SystemExit: with 2 for wrong arguments or data, 1 for a damaged folder of features, 130 for Ctrl-C, 141 where
-            the output has no reader any more.
+        SystemExit: with 2 for wrong arguments or data, 1 for a damaged folder, 130 for Ctrl-C, 141 if the reader of the
+            output is gone.
     """
     from hashgym.storage.atomic import explain_full_disk
 
@@ -723,7 +722,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _later(command: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
-    """The command with its arguments, to be run when they are all read."""
+    """The command as a function that reads its arguments and returns it ready to run."""
 
     @functools.wraps(command)
     def ready(*args: Any, **options: Any) -> Callable[[], Any]:
@@ -733,7 +732,7 @@ def _later(command: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
 
 
 def _files_with_dashes(words: list[str]) -> list[str]:
-    """The words of a command, with ``-dash.jpg`` as ``./-dash.jpg`` where such a file is there: it is no option."""
+    """The words of a command, with ``-dash.jpg`` as ``./-dash.jpg`` if such a file exists, as it is not an option."""
     if not words or words[0] not in COMMANDS:
         return words
     names = inspect.signature(COMMANDS[words[0]]).parameters
@@ -745,20 +744,20 @@ def _files_with_dashes(words: list[str]) -> list[str]:
 
 
 def _lines(value: Any) -> str:
-    """A piece of provenance in words, a dictionary with a line for each of its keys."""
+    """An entry of the provenance as text, a dictionary with one line for each key."""
     if isinstance(value, dict):
         return "\n".join(f"{key}: {entry}" for key, entry in value.items()) or "none"
     return str(value)
 
 
 def _print_split(counts: Mapping[str, str]) -> None:
-    """What a split has of every label, or of the first ones where there are many."""
+    """Print the counts of every label in a split, or of the first ones if there are many."""
     lines = [f"  {printable(label)}: {count}" for label, count in counts.items()]
     more = [f"  ... and {len(lines) - SHOWN:,} more, which `hashgym info` shows"] if len(lines) > SHOWN else []
     _print(*lines[:SHOWN], *more)
 
 
-# Short names of what hashgym.console prints, which is imported at first use so that help is quick.
+# Short names for hashgym.console, which is imported at first use so that help is quick.
 
 
 def _table(*columns: str, padding_below: int = 0) -> Any:
@@ -796,11 +795,10 @@ def _print_json(content: Any) -> None:
 
 
 def _stopped(out: str) -> NoReturn:
-    """Say after Ctrl-C where the same command goes on, and exit."""
+    """Print after Ctrl-C how to resume, and exit."""
     partial = f"{out}.partial"
-    _error(
-        f"stopped; the same command goes on from {partial}" if os.path.isdir(partial) else "stopped; nothing was begun"
-    )
+    begun = os.path.isdir(partial)
+    _error(f"stopped; the same command resumes from {partial}" if begun else "stopped; nothing was written")
     raise SystemExit(130) from None
 
 

@@ -1,8 +1,8 @@
-"""All printing to terminals: the command line, agents, benchmarks and progress bars print with this module alone.
+"""Print to terminals: the command line, agents, benchmarks and progress bars print only with this module.
 
-Text is shown as it is. Brackets are never read as markup and ``:dog:`` is no emoji, because names of files, labels and
-messages may hold any of them; colour is asked for with :func:`styled`. Characters that steer a terminal are replaced,
-see :func:`hashgym.text.printable`. Where the output is no terminal, lines are neither broken nor cut off.
+Text is shown literally. Brackets are never read as markup and ``:dog:`` is not an emoji, because names of files, labels
+and messages may contain them; :func:`styled` gives text a colour. Characters that control a terminal are replaced, see
+:func:`hashgym.text.printable`. If the output is not a terminal, lines are neither wrapped nor truncated.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-_WIDE = 100_000  # columns of an output that is no terminal
+_WIDE = 100_000  # columns of an output that is not a terminal
 
 
 def styled(text: object, style: str) -> Text:
@@ -46,23 +46,23 @@ def styled(text: object, style: str) -> Text:
 
 
 class Console(rich.console.Console):
-    """A console of rich that shows text as it is.
+    """A console of rich that shows text literally.
 
     Args:
         stderr: write to the standard error.
         file: write there instead.
-        options: others of ``rich.console.Console``.
+        options: further ones of ``rich.console.Console``.
     """
 
     def __init__(self, *, stderr: bool = False, file: IO[str] | None = None, **options: Any) -> None:
         super().__init__(stderr=stderr, file=file, markup=False, emoji=False, highlight=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Every string that is printed, also as the title of a table, comes by here."""
+        """Convert a string to text; rich calls this for every string that is printed, also for titles of tables."""
         return super().render_str(printable(text, lines=True), **options | {"markup": False, "emoji": False})
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print text without breaking its lines, so that paths can be copied, and tables in full width to a file."""
+        """Print text without wrapping its lines, so that paths can be copied; tables go to files in full width."""
         if len(objects) == 1 and isinstance(objects[0], rich.table.Table) and not (self.is_terminal or self.record):
             wide = Console(file=self.file, width=_WIDE)
             with wide.capture() as captured:
@@ -75,14 +75,14 @@ class Console(rich.console.Console):
             super().print(*objects, **options)
 
     def on_broken_pipe(self) -> None:
-        """Leave the end to :func:`hashgym.terminal.command_line`; rich would exit with 1."""
-        if threading.current_thread() is not threading.main_thread():  # one that refreshes a progress bar ends alone
+        """Let :func:`hashgym.terminal.command_line` end the program; rich would exit with 1."""
+        if threading.current_thread() is not threading.main_thread():  # a thread that refreshes a progress bar
             raise SystemExit
         raise
 
 
 class Table(rich.table.Table):
-    """A table of rich whose cells are shown as they are."""
+    """A table of rich whose cells are shown literally."""
 
     def add_row(self, *cells: Any, **options: Any) -> None:
         """Add a row of strings or :class:`Text`."""
@@ -90,7 +90,7 @@ class Table(rich.table.Table):
 
 
 def plain_table(*columns: str, padding_below: int = 0) -> Table:
-    """A table without lines, under headings."""
+    """A table with headings and without rules."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, padding_below, 0))
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -103,24 +103,24 @@ def say(*parts: str | Text, stderr: bool = False) -> None:
 
 
 def say_json(content: Any) -> None:
-    """Print JSON in ASCII, which every encoding has; bytes of names that are not UTF-8 are lone surrogates in it."""
+    """Print JSON in ASCII, which every encoding has; bytes of names that are not UTF-8 become lone surrogates."""
     import json
 
     print(json.dumps(content, indent=1))
 
 
 def warn(message: object) -> None:
-    """Print a warning in one line on the standard error."""
+    """Print a warning as one line on the standard error."""
     _notice(message, "yellow")
 
 
 def error(message: object) -> None:
-    """Print what went wrong in one line on the standard error."""
+    """Print an error as one line on the standard error."""
     _notice(message, "red")
 
 
 def bar(*columns: Any, console: rich.console.Console | None = None, show: bool = True) -> Progress:
-    """A progress bar: what is done, a bar, the count, further ``columns`` and the time left.
+    """A progress bar: a description, a bar, the count and further ``columns``.
 
     Args:
         columns: of rich, beside the count.
@@ -132,13 +132,13 @@ def bar(*columns: Any, console: rich.console.Console | None = None, show: bool =
 
 
 def track(items: Iterable[T], doing: str, *, total: int, show: bool = True) -> Iterator[T]:
-    """Give the items one by one beside a progress bar."""
+    """Yield the items one by one while a progress bar is shown."""
     with bar(progress.TimeRemainingColumn(), show=show) as drawn:
         yield from drawn.track(items, total=total, description=doing)
 
 
 class Field(progress.ProgressColumn):
-    """A column of a progress bar: a field of its task, as it is; "description" is what the bar stands for."""
+    """A column of a progress bar that shows a field of its task literally, such as "description"."""
 
     def __init__(self, name: str) -> None:
         super().__init__()

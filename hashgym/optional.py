@@ -40,7 +40,7 @@ def install_command(module: str) -> str:
 
 
 def require(module: str, user: str) -> ModuleType:
-    """Import a module.
+    """Return a module, imported.
 
     Args:
         module: its name.

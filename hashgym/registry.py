@@ -96,7 +96,7 @@ class Registry(Generic[T]):
 
     def __contains__(self, name: str) -> bool:
         """Whether a name is registered, or has the form "package.module:Name"."""
-        return name in self.entries or re.fullmatch(r"\w+(\.\w+)*:\w+", name) is not None
+        return isinstance(name, str) and (name in self.entries or re.fullmatch(r"\w+(\.\w+)*:\w+", name) is not None)
 
     def find(self, name: str) -> T:
         """The object of that name, or the one that "package.module:Name" says.

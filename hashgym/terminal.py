@@ -1,4 +1,4 @@
-"""How a command line begins and ends: its arguments, its version, its errors, its exit code.
+"""Begin and end a command line: arguments, version, errors, exit codes.
 
 This module imports no heavy package, so that ``--help`` stays quick; :mod:`hashgym.console` does the printing.
 """
@@ -23,24 +23,24 @@ __all__ = ["arguments", "command_line", "parse", "wants_version"]
 
 T = TypeVar("T")
 
-STOPPED = 130  # exit codes of shells, for Ctrl-C and for a pipe whose reader is gone
+STOPPED = 130  # exit codes of shells: after Ctrl-C, and for a pipe without a reader
 PIPE_CLOSED = 141
 
 
 @contextmanager
 def command_line(stopped: str = "stopped") -> Iterator[None]:
-    """Run the body of a command line: output in any encoding, errors in one line, and an end without a traceback.
+    """Run the body of a command line: output in any encoding, errors as one line, and no traceback at the end.
 
-    Characters that the output's encoding lacks are written as escapes. A reader that leaves early, such as ``head``,
-    ends the command without a message.
+    Characters that the output's encoding lacks are written as escapes. If its reader ends early, such as ``head``, the
+    command ends without a message.
 
     Args:
-        stopped: the message after Ctrl-C: what was kept, and how to continue.
+        stopped: the message after Ctrl-C, such as how to continue.
 
     Raises:
-        SystemExit: with 2 for wrong arguments, data or files, 130 for Ctrl-C, 141 where nobody reads the output.
+        SystemExit: with 2 for wrong arguments, data or files, 130 for Ctrl-C, 141 if nobody reads the output.
     """
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # of sound pictures, such as EXIF that cannot be read
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # about valid pictures, such as unreadable EXIF
     streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
     before = [stream.errors for stream in streams]
     for stream in streams:
@@ -64,11 +64,11 @@ def command_line(stopped: str = "stopped") -> Iterator[None]:
                 stream.reconfigure(errors=errors)
 
 
-def parse(what: Callable[..., T], module: str, args: Sequence[str] | None = None, **options: Any) -> T:
+def parse(target: Callable[..., T], module: str, args: Sequence[str] | None = None, **options: Any) -> T:
     """Read the command line of ``python -m MODULE``, or print its help or version and exit.
 
     Args:
-        what: a dataclass of settings, or a function, which is called.
+        target: a dataclass of settings, or a function, which is called.
         module: its name, such as "agents.drlih".
         args: the arguments; those of this process by default.
         options: of ``tyro.cli``.
@@ -78,28 +78,28 @@ def parse(what: Callable[..., T], module: str, args: Sequence[str] | None = None
     words = sys.argv[1:] if args is None else args
     wants_version(words)
     with arguments(words):
-        return tyro.cli(what, prog=f"python -m {module}", args=words, **options)
+        return tyro.cli(target, prog=f"python -m {module}", args=words, **options)
 
 
 @contextmanager
 def arguments(words: Sequence[str]) -> Iterator[None]:
-    """Parse these words here: the parser repeats what it does not know, which may be a file's name as `*` gave it."""
+    """Make the parser's messages about these arguments printable: it repeats unknown ones, such as names of files."""
     if all(word == printable(word) for word in words):
         yield
         return
-    said = io.StringIO()
+    errors = io.StringIO()
     try:
-        with redirect_stderr(said):
+        with redirect_stderr(errors):
             yield
     finally:
-        if said.getvalue():
+        if errors.getvalue():
             from hashgym import console
 
-            console.say(said.getvalue().rstrip("\n"), stderr=True)
+            console.say(errors.getvalue().rstrip("\n"), stderr=True)
 
 
 def wants_version(args: Sequence[str]) -> None:
-    """Print the version and exit if that is all that was asked for."""
+    """Print the version and exit if ``--version`` is the only argument."""
     if list(args) == ["--version"]:
         from hashgym import __version__, console
 
@@ -123,14 +123,14 @@ def _end(message: str, code: int) -> None:
 
 
 def _pipe_closed() -> bool:
-    """Whether the reader of the standard output is gone; if so, what is still to be written goes nowhere.
+    """Whether the reader of the standard output is gone; if so, further output is discarded.
 
-    A broken pipe may also be a connection's, such as that to Milvus, which is an error like any other.
+    A broken pipe may also be a network connection, such as that to Milvus, which is an error like any other.
     """
     try:
         descriptor = sys.stdout.fileno()
         poll = select.poll()
-    except (AttributeError, OSError, ValueError):  # no file, or a system without poll
+    except (AttributeError, OSError, ValueError):  # not a file, or a system without poll
         return False
     poll.register(descriptor, 0)  # errors are always reported
     if not poll.poll(0):

@@ -8,18 +8,18 @@ import unicodedata
 
 __all__ = ["printable", "quote"]
 
-# Control characters, marks that reverse the direction of text or show nothing, surrogates (bytes of a file name that
-# are not UTF-8), private and unassigned characters, and separators of lines.
+# Control characters, invisible marks and those that reverse the direction of text, surrogates (bytes of a file name
+# that are not UTF-8), private and unassigned characters, and separators of lines.
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 _JOINERS = "\u200c\u200d"  # Persian, Hindi and emoji are spelled with them
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    """Replace every character that cannot be shown, or that steers the terminal, by U+FFFD; the length stays the same.
+    """Replace characters that cannot be shown or that control the terminal by U+FFFD; the length stays the same.
 
     Args:
         text: such as the name of a file, which may hold any byte.
-        lines: keep the ends of lines, for text of several.
+        lines: keep line breaks.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -31,7 +31,7 @@ def _shown(character: str) -> bool:
 
 
 def quote(path: object) -> str:
-    """A path as a word of a command that can be pasted into a POSIX shell, whatever characters it has."""
+    """A path as an argument that can be pasted into a POSIX shell, whatever characters it has."""
     text = os.fspath(path) if isinstance(path, os.PathLike) else str(path)
     if text.startswith("-"):
         text = f"./{text}"

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from hashgym.data import HashingDataset
+from hashgym.features import BACKBONES
 from hashgym.hashers import HASHERS
 from hashgym.rewards.registry import REWARDS
 
@@ -25,9 +26,9 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyt
 
 
 @pytest.fixture(autouse=True)
-def _rewards_and_hashers_are_forgotten() -> Iterator[None]:
+def _registered_names_are_forgotten() -> Iterator[None]:
     """What a test registers is unknown to the next."""
-    known = [names for registry in (REWARDS, HASHERS) for names in (registry.entries, registry.descriptions)]
+    known = [names for registry in (REWARDS, HASHERS, BACKBONES) for names in (registry.entries, registry.descriptions)]
     before = [dict(names) for names in known]
     yield
     for names, earlier in zip(known, before, strict=True):

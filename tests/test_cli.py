@@ -1,4 +1,4 @@
-"""The command line, by its words."""
+"""The commands of `hashgym` for datasets and features."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def words(photos: Path, out: Path, *more: object) -> list[str]:
 
 
 def fails(args: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> str:
-    """What the command says on its way out."""
+    """The message of a command that fails."""
     with pytest.raises(SystemExit) as stopped:
         cli.main(args)
     assert stopped.value.code == code
@@ -57,7 +57,14 @@ def test_features_then_info(photos, tmp_path, capsys):
     assert data.train_regions.shape == (40, 2, 48)
     cli.main(["info", str(tmp_path / "out")])
     said = flat(capsys.readouterr().out)
-    for wanted in ("40, 48 features each", "2: cat, dog", "4 queries", "bicubic to 4 x 4", "40 x 5 x 48", "are right"):
+    for wanted in (
+        "40, 48 features each",
+        "2: cat, dog",
+        "4 queries",
+        "bicubic to 4 x 4",
+        "40 x 5 x 48",
+        "checksums are right",
+    ):
         assert wanted in said
 
 
@@ -124,7 +131,7 @@ def test_info_of_a_damaged_folder(photos, tmp_path, capsys):
     assert "features.npy has changed" in fails(["info", str(tmp_path / "out")], 1, capsys)
     (tmp_path / "out" / "meta.json").write_text("{")
     assert "meta.json is damaged" in fails(["info", str(tmp_path / "out")], 1, capsys)
-    assert "is no folder of features" in fails(["info", str(tmp_path)], 2, capsys)
+    assert "is not a folder of features" in fails(["info", str(tmp_path)], 2, capsys)
 
 
 def test_a_bad_image(photos, tmp_path, capsys):
@@ -163,7 +170,7 @@ def test_errors_are_one_line_and_code_2(photos, tmp_path, capsys):
     "args",
     [[], ["nonsense"], ["features"], ["features", "--size", "big"], ["words"]],
 )
-def test_wrong_words_exit_with_2(args, capsys):
+def test_wrong_arguments_exit_with_2(args, capsys):
     fails(args, 2, capsys)
 
 
@@ -182,7 +189,7 @@ def test_lists(capsys):
         assert re.search(rf"^{name}\b", said, re.MULTILINE)
 
 
-def test_help_teaches_and_is_light():
+def test_help_lists_the_commands_and_is_light():
     code = (
         "import sys\nfrom hashgym.cli import main\n"
         "try: main(['--help'])\nexcept SystemExit as e: assert not e.code\n"
@@ -202,10 +209,10 @@ def test_features_without_ray(photos, tmp_path, monkeypatch, capsys):
 
 
 def test_module_and_ctrl_c(photos, tmp_path):
-    """Ctrl-C while the job runs: how to go on, code 130; the same words finish it."""
+    """Ctrl-C during a job: a message on how to resume, code 130; the same command finishes it."""
     slow = (
         "import signal, sys, time\nfrom hashgym.data import pictures\nfrom hashgym import cli\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a shell's background jobs ignore
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # as background jobs of a shell ignore it
         "real = pictures.OpenImage.__call__\n"
         "def call(self, index):\n    time.sleep(0.1)\n    return real(self, index)\n"
         "pictures.OpenImage.__call__ = call\ncli.main(sys.argv[1:])"
@@ -219,7 +226,7 @@ def test_module_and_ctrl_c(photos, tmp_path):
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=600)
     assert process.returncode == 130
-    assert f"the same command goes on from {tmp_path / 'out.partial'}" in flat(error).replace("- ", "-")
+    assert f"the same command resumes from {tmp_path / 'out.partial'}" in flat(error).replace("- ", "-")
     assert "Traceback" not in error
     subprocess.run([sys.executable, "-m", "hashgym", *args], check=True, capture_output=True)
     cache.verify(tmp_path / "out")
@@ -256,7 +263,7 @@ ODD = "F/a [/b] c [old] a:dog:b"
 
 
 def test_odd_names_are_shown_as_they_are_and_quoted_in_commands(photos, tmp_path, monkeypatch, capsys):
-    """What looks like markup or an emoji is neither, in results, left-out lists and `info`."""
+    """Markup and emoji codes are shown literally in results, left-out lists and `info`."""
     monkeypatch.chdir(tmp_path)
     (photos / "cat" / "0.png").rename(photos / "cat" / "[b]x[old] :dog:\x1b[31m\u202e.png")
     bad = photos / "cat" / "[b]x[old] :dog:\x1b[31m\u202e.png"
@@ -312,3 +319,9 @@ def test_a_closed_pipe_ends_it_quietly(photos, tmp_path):
         os.close(write)
         assert done.stderr == b""
         assert done.returncode in ((141,) if args == ["hashers"] else (0, 141))  # older tyro: nothing is left to write
+
+
+@pytest.mark.parametrize("option", ["--runtime", "--engine"])
+def test_the_runtime_has_its_old_name_too(photos, tmp_path, capsys, option):
+    said = flat(fails(words(photos, tmp_path / "out", option, "onnx"), 2, capsys))
+    assert "neither weights nor a device nor a runtime" in said

@@ -1,4 +1,4 @@
-"""The way from features to a search of one's own pictures, by the words of the command line."""
+"""The commands of `hashgym` from features to a search in one's own pictures."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fails(args: list[object], capsys: pytest.CaptureFixture[str], code: int = 2) -> str:
-    """What the command says on its way out, in one line."""
+    """The message of a command that fails, one line."""
     with pytest.raises(SystemExit) as stopped:
         cli.main([str(arg) for arg in args])
     assert stopped.value.code == code
@@ -119,7 +119,7 @@ def test_export_of_saved_hashers_and_runs(place, tmp_path, capsys):
     assert (whole.encode_pictures(pictures).words == run.encode(np.array(data.features[:9])).words).all()
 
 
-def test_export_refuses(place, tmp_path, capsys, monkeypatch):
+def test_export_rejects(place, tmp_path, capsys, monkeypatch):
     features = ["--features", place / "features"]
     (tmp_path / "run").mkdir()
     (tmp_path / "there.onnx").write_text("mine")
@@ -131,12 +131,12 @@ def test_export_refuses(place, tmp_path, capsys, monkeypatch):
         (["itq", *features], "needs its length"),
         (["itq", *features, "--bits", 800], "principal component"),
         ([tmp_path / "small.npz", *features, "--bits", 9], "leave out --bits"),
-        ([tmp_path / "small.npz", *features], "fitted to 5 features, --features has 48"),
+        ([tmp_path / "small.npz", *features], "fitted on 5 features, images of"),
         ([tmp_path / "bad.npz", *features], "not a saved hasher"),
         ([tmp_path / "none.npz", *features], "none.npz does not exist"),
         ([tmp_path / "run"], "has no policy.onnx"),
         ([place / "encoder.onnx"], "takes pictures already"),
-        (["lsh", "--bits", 8, "--features", "digits"], "do not say which backbone"),
+        (["lsh", "--bits", 8, "--features", "digits"], "do not name the backbone"),
         (["itq", "--bits", 8, *features, "--weights", "w"], "neither weights"),
     ]:
         assert message in fails(["export", *args, "--out", tmp_path / "new.onnx"], capsys)
@@ -156,7 +156,7 @@ def test_export_refuses(place, tmp_path, capsys, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == names
 
 
-def test_export_refuses_other_weights(place, tmp_path, capsys, monkeypatch):
+def test_export_rejects_other_weights(place, tmp_path, capsys, monkeypatch):
     from dataclasses import replace
 
     from hashgym import features
@@ -164,7 +164,7 @@ def test_export_refuses_other_weights(place, tmp_path, capsys, monkeypatch):
     real = features.make
     monkeypatch.setattr(features, "make", lambda *args, **kwargs: replace(real(args[0], size=4), digest="f00"))
     args = ["export", "lsh", "--bits", 8, "--features", place / "features", "--out", tmp_path / "new.onnx"]
-    assert "say with --weights where those are" in fails(args, capsys)
+    assert "give their file with --weights" in fails(args, capsys)
     assert not list(tmp_path.iterdir())
 
 
@@ -186,15 +186,15 @@ def test_encode_says_what_it_did(place, tmp_path, capsys):
     assert "bad\ufffd[31m.png" in said
     assert "codes of 1 picture," in said
     for args, message in [
-        ([place / "photos" / "cat" / "1.png", place / "photos"], "no encoder of hashgym"),
-        ([place / "encoder.onnx"], "there is no image"),
+        ([place / "photos" / "cat" / "1.png", place / "photos"], "not an encoder of hashgym"),
+        ([place / "encoder.onnx"], "there are no images"),
         ([place / "encoder.onnx", tmp_path / "none"], "does not exist"),
     ]:
         assert message in fails(["encode", *args, "--out", tmp_path / "new"], capsys)
 
 
 def test_a_sound_picture_with_damaged_exif_gives_no_warning(place, tmp_path, capsys):
-    """Pillow warns of it; a line about its source file among the results helps nobody."""
+    """Pillow warns of it, with a line about its own source file."""
     Image.new("RGB", (8, 8), "red").save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -213,7 +213,7 @@ def test_index_adds_and_removes(place, tmp_path, capsys):
     names = set(open_gallery(tmp_path / "index").names.values())
     assert {"cat/3.png", "dog/7.png"} & names == set()
     assert "has no image cat/3.png" in fails([*index, "--remove", "cat/3.png"], capsys)
-    assert "goes with --out and --uri alone" in fails([*index, tmp_path / "dog", "--remove", "cat/1.png"], capsys)
+    assert "goes with --out and --uri only" in fails([*index, tmp_path / "dog", "--remove", "cat/1.png"], capsys)
     assert "exists already" in fails([*index, tmp_path / "dog"], capsys)
     assert "nothing to index" in fails(index, capsys)
     assert "takes no options" in fails(
@@ -225,7 +225,7 @@ def test_search_in_a_table_json_and_html(place, tmp_path, capsys):
     photo = place / "photos" / "dog" / "5.png"
     said = says(["search", place / "index", photo, "--k", 3, "--html", tmp_path / "out.html"], capsys)
     assert "rank distance picture region that matched 1 0 dog/5.png whole 2" in said
-    assert "out.html shows them." in said
+    assert "out.html shows these pictures." in said
     assert (tmp_path / "out.html").read_text().count("<figure>") == 3
     cli.main(["search", str(place / "index"), str(photo), "--k", "4", "--json", "--html", str(tmp_path / "out.html")])
     answer = json.loads(capsys.readouterr().out)
@@ -239,7 +239,7 @@ def test_search_in_a_table_json_and_html(place, tmp_path, capsys):
     blank = tmp_path / "blank.png"
     Image.new("RGB", (5, 5)).save(blank)
     said = says(["search", place / "index", blank, "--radius", 0], capsys)
-    assert "no picture within 0 bits" in said or "1 0" in said
+    assert "pictures is within 0 bits" in said or "1 0" in said
 
 
 def test_search_overwrites_no_page_of_others(place, tmp_path, capsys):
@@ -264,7 +264,7 @@ def test_info_of_codes_and_indices(place, tmp_path, capsys):
         "back end buckets",
         "1/text.npy",
         "1/engine/words-",
-        "are right",
+        "checksums are right",
     ):
         assert wanted in said
     shutil.copytree(place / "index", tmp_path / "index")
@@ -283,23 +283,23 @@ def test_info_of_codes_and_indices(place, tmp_path, capsys):
         assert f"{tmp_path / 'begun.partial'} is not finished" in fails(["info", tmp_path / name], capsys)
 
 
-def test_search_refuses(place, tmp_path, capsys):
+def test_search_rejects(place, tmp_path, capsys):
     photo = place / "photos" / "dog" / "5.png"
     (tmp_path / "letter.jpg").write_text("no picture")
     for args, message in [
-        ([place / "index", tmp_path / "none.jpg"], "none.jpg does not exist: name the index, then the file of a pict"),
-        ([tmp_path / "none", photo], "none does not exist: name the folder that `hashgym index` wrote, then a picture"),
+        ([place / "index", tmp_path / "none.jpg"], "none.jpg does not exist: name the index, then the file"),
+        ([tmp_path / "none", photo], "none does not exist: name the folder that `hashgym index` wrote"),
         (
             [tmp_path / "none.jpg", place / "index"],
-            f"is a folder, and there is no file {tmp_path / 'none.jpg'}; the",
+            f"is a folder, and there is no file {tmp_path / 'none.jpg'};",
         ),
         ([place / "index", tmp_path / "letter.jpg"], "letter.jpg is damaged or no picture"),
-        ([place / "photos", photo], "is no index"),
-        ([place / "codes", photo], "is no index"),
+        ([place / "photos", photo], "is not an index"),
+        ([place / "codes", photo], "is not an index"),
         ([place / "index", photo, "--k", 0], "at least 1"),
         ([place / "index", photo, "--radius", -1], "at least 0"),
-        ([place / "index", photo, "--root", tmp_path / "none"], "say with --root"),
-        ([place / "index", photo, "--root", tmp_path], "say with --root"),
+        ([place / "index", photo, "--root", tmp_path / "none"], "with --root"),
+        ([place / "index", photo, "--root", tmp_path], "with --root"),
     ]:
         assert message in fails(["search", *args], capsys)
 
@@ -345,7 +345,7 @@ def test_help_shows_an_example(command, capsys):
     assert f"`hashgym {command} " in " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
-def test_help_tells_the_whole_way(capsys):
+def test_help_shows_all_steps(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     said = capsys.readouterr().out
@@ -365,13 +365,13 @@ def test_encode_again_encodes_what_changed(place, tmp_path, capsys):
     assert "passed over: 1 file that is not read: 1 .txt; 1 link (--follow-links follows them); 1 by --exclude" in said
     assert "codes of 3 pictures, 12 bits each" in said
     said = says([*args, "--exclude", "3.png"], capsys)
-    assert "is finished already, and no picture has changed: it has codes of 3 pictures" in said
+    assert "is finished already and no picture has changed: it has codes of 3 pictures" in said
     (photos / "sub" / "1.png").write_bytes((place / "photos" / "dog" / "7.png").read_bytes())
     (photos / "sub" / "0.png").unlink()
     said = says(args, capsys)
-    assert "1 new, 1 changed, 1 gone, the others as before; codes of 3 pictures" in said
-    assert f"Bring an index up to date with `hashgym index {photos}/codes --out INDEX --add`" in said
-    assert "It keeps pictures that are gone until `--remove` names them." in said
+    assert "1 new, 1 changed, 1 removed, the others unchanged; codes of 3 pictures" in said
+    assert f"Update an index with `hashgym index {photos}/codes --out INDEX --add`" in said
+    assert "The index keeps removed pictures until `--remove` names them." in said
     assert "updating" in said
     assert "resuming" not in said
     assert "finished already" in says([*args, "--checksum"], capsys)
@@ -478,7 +478,7 @@ def test_export_shows_its_progress_unless_quiet(place, tmp_path, capsys, monkeyp
 
 
 def test_names_of_files_are_shown_where_there_are_too_many(place, tmp_path, monkeypatch, capsys):
-    """`hashgym search INDEX *` in a folder with names that would steer the terminal."""
+    """`hashgym search INDEX *` in a folder with names that would control the terminal."""
     error = flat_error(["search", place / "index", place, "\x1b]0;title\x07.png", "\u202egpj"], capsys)
     assert re.search(r"Unrecognized (options|arguments): \ufffd\]0;title\ufffd?\.png,? \ufffdgpj", error)
     assert not set("\x1b\x07\u202e") & set(error)

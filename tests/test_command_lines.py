@@ -1,4 +1,4 @@
-"""What the command lines of agents and benchmarks share: name, version, errors, and an end without a traceback."""
+"""Command lines of agents and benchmarks: name, version, errors, and no traceback."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def started(command: list[str], folder: Path) -> subprocess.Popen[str]:
 
 
 def test_ctrl_c_says_how_to_resume(tmp_path):
-    """Sent to the program and all that it started, as a terminal does."""
+    """The signal goes to the program and its children, as from a terminal."""
     out = tmp_path / "a [/b] :dog:"
     command = [sys.executable, "-m", "agents.drlih", "--bits", "12", "--num-envs", "16", "--updates", "1000000"]
     command += ["--checkpoint-every", "5", "--out", str(out)]
@@ -134,7 +134,7 @@ def test_ctrl_c_and_no_folder(tmp_path, capsys):
 
 
 def test_a_benchmark_is_interrupted_quietly(tmp_path):
-    """Its workers get the signal too, and none is waited for."""
+    """Its workers get the signal too and are not waited for."""
     (tmp_path / "program.py").write_text(
         "import os, sys, time\n"
         "from hashgym.console import Console\nfrom hashgym.terminal import command_line\n"
@@ -152,7 +152,7 @@ def test_a_benchmark_is_interrupted_quietly(tmp_path):
     assert error == "stopped; the same command continues with the runs that are not finished\n"
 
 
-def test_labels_of_one_class_are_refused_before_any_work(tmp_path):
+def test_labels_of_one_class_are_rejected_before_any_work(tmp_path):
     from agents import drlih, mch, sb3
     from benchmarks import methods
 

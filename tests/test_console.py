@@ -1,4 +1,4 @@
-"""What is printed is shown as it is, by one module alone."""
+"""Text is printed literally, and by one module only."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def parsed(path: Path) -> ast.Module:
 
 @pytest.mark.parametrize("path", PROGRAM, ids=lambda path: str(path.relative_to(ROOT)))
 def test_all_printing_goes_through_the_console(path):
-    """No module prints, makes a console or reads markup by itself, so that no name can be taken for either."""
+    """Other modules do not print, make a console or read markup, so that names are never read as markup."""
     if path.relative_to(ROOT).as_posix() == "hashgym/console.py":
         return
     for node in ast.walk(parsed(path)):

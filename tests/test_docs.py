@@ -10,7 +10,7 @@ import runpy
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ import tyro
 
 import hashgym.cli
 import hashgym.train
-from hashgym import features
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -36,13 +35,9 @@ pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relativ
 
 
 @pytest.fixture
-def as_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty folder to work in; what is registered there is forgotten afterwards."""
+def as_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder to work in."""
     monkeypatch.chdir(tmp_path)
-    before = dict(features._registered)
-    yield
-    features._registered.clear()
-    features._registered.update(before)
 
 
 @pytest.mark.usefixtures("as_reader")

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.parametrize("package", ["gymnasium", "tyro"])
 @pytest.mark.parametrize("how", ["module", "script"])
 def test_ctrl_c_while_packages_are_imported(tmp_path, package, how):
-    """The package interrupts the program that imports it, as the user may."""
+    """The package interrupts the program that imports it, like a user."""
     (tmp_path / f"{package}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nsignal.pause()\n")
     script = tmp_path / "bin" / "hashgym"
     script.parent.mkdir()

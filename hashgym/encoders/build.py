@@ -1,4 +1,4 @@
-"""From what was learnt to an encoder: what ``hashgym export`` does."""
+"""Build an encoder from a training run or a hasher, as ``hashgym export`` does."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class BuiltEncoder:
 
     Attributes:
         encoder: the file, opened.
-        agreement: of its codes with those of the hasher it was made of; None where no features were given, or of a run,
-            which was compared with its policy when it wrote its own file.
+        agreement: of its codes with those of its hasher; None for a run, whose encoder was compared with its policy
+            when the run wrote it.
     """
 
     encoder: Encoder
@@ -64,26 +64,27 @@ def build_encoder(
     threads: int | None = None,
     progress: bool = False,
 ) -> BuiltEncoder:
-    """Write an encoder.
+    """Build an encoder and write it to a file.
 
     Args:
         source: the folder of a training run or its ``policy.onnx``; a file that :meth:`hashgym.hashers.Hasher.save`
-            wrote; or the name of a hasher, which is fitted to the training images of ``features`` here and now.
+            wrote; or the name of a hasher, which is fitted here to the training images of ``features``.
         out: the file to write.
-        features: the features that were learnt from; a hasher needs them. Its codes are compared on up to 10,000.
+        features: the features that the source was trained on; a hasher needs them. Its codes are compared with the
+            encoder's on up to 10,000 of them.
         bits: q, of a hasher that is fitted here.
         seed: of a hasher that is fitted here.
-        standardized: whether a saved hasher was fitted to ``dataset.standardized()``, as all of ours are.
+        standardized: whether a saved hasher was fitted to ``dataset.standardized()``, as those of hashgym are.
         features_only: leave out the backbone, so that the encoder takes features.
-        weights: the file of the backbone's weights, where they are not its own.
-        train: what a hasher that is fitted here learns from: the training images of the ``split``, or ``all`` images
-            of ``features`` (with a label, where the hasher needs labels). Measures on the split mean nothing then.
-        threads: for fitting and comparing, at most; None for what the libraries take.
-        progress: whether to show a progress bar, where the hasher that is fitted has one.
+        weights: the file of the backbone's weights, if they are not its own.
+        train: the images that a hasher is fitted to here: the training images of the ``split``, or ``all`` images of
+            ``features`` (with a label, if the hasher needs labels); measurements on the split are then meaningless.
+        threads: for fitting and comparing, at most; None for the libraries' own choice.
+        progress: whether to show a progress bar, if the hasher that is fitted has one.
 
     Raises:
-        ValueError: for a source that is none, options that it does not take, a backbone that cannot be had or has other
-            weights, an encoder whose bits are others than the hasher's, a file that exists already, or one that another
+        ValueError: for an unknown source, options that it does not take, a backbone that is not available or has other
+            weights, an encoder whose bits differ from the hasher's, a file that exists already, or one that another
             process is writing.
     """
     from hashgym.encoders.write import add_backbone
@@ -104,7 +105,7 @@ def build_encoder(
                 extracted, dataset, hasher = _hasher(
                     place, str(source), features, bits, seed, standardized, train, progress
                 )
-                write_hasher(head, hasher, dataset, str(source), train)
+                write_hasher(head, hasher, dataset, train)
                 agreement = _compare(head, hasher, extracted, dataset, str(source), threads)
         encoder, final = load_encoder(head), head
         if features is not None and run is not None:
@@ -120,32 +121,32 @@ def build_encoder(
 
 
 def backbone_of(encoder: Encoder, weights: str | None = None) -> Backbone:
-    """The backbone that made the features that an encoder takes, built again.
+    """Rebuild the backbone that extracted the features that an encoder takes.
 
     Raises:
-        ValueError: if the encoder does not know it, or it cannot be had.
-        DataError: if it has other weights than it had.
+        ValueError: if the encoder does not name it, or it is not available.
+        DataError: if its weights have changed.
     """
     from hashgym.features import make
 
     made: Mapping[str, Any] | None = encoder.metadata["backbone"]
     if not made:
         raise ValueError(
-            "the features that this was learnt from do not say which backbone made them, so it cannot be included: "
+            "the features of this source do not name the backbone that extracted them, so it cannot be included: "
             "--features-only writes an encoder of features"
         )
     backbone = make(made["name"], size=made["size"], weights=weights, device="cpu")
     if backbone.digest != made["digest"]:
         raise DataError(
             f"{made['name']} has other weights here ({backbone.weights}, SHA-256 {backbone.digest[:12]}) than those "
-            f"that made the features ({made['weights']}, {made['digest'][:12]}): say with --weights where those are"
+            f"that extracted the features ({made['weights']}, {made['digest'][:12]}): give their file with --weights"
         )
     return backbone
 
 
 @contextmanager
 def _at_most(threads: int | None) -> Iterator[None]:
-    """Let NumPy and torch use so many threads at most."""
+    """Limit the threads of NumPy and torch."""
     if threads is None:
         yield
         return
@@ -184,22 +185,24 @@ def _hasher(
     train: Train,
     progress: bool,
 ) -> tuple[HashingDataset, HashingDataset, hashers.Hasher]:
-    """The features as they were extracted, on the scale of a hasher, and that hasher, fitted."""
+    """The features as extracted, the features on the hasher's scale, and the fitted hasher."""
     saved = place.suffix == ".npz"
     if not saved and name not in hashers.HASHERS:
         raise ValueError(
             f"{name} is neither the folder of a training run, nor a saved hasher (.npz), nor the name of a hasher: "
             f"{', '.join(hashers.available())}{closest(name, hashers.available())}, or package.module:Class"
         )
+    if saved and not place.is_file():
+        raise DataError(f"the saved hasher {place} does not exist: `Hasher.save` writes one")
     if features is None:
-        raise ValueError(f"{name} is a hasher: give --features, the folder of features that it is or was fitted to")
+        raise ValueError(f"{name} is a hasher: give --features, the folder of features that it is fitted to")
     if saved == (bits is not None):
         given = "is fitted already and has its length: leave out --bits" if saved else "needs its length: --bits 64"
         raise ValueError(f"the hasher {name} {given}")
     if not saved and not standardized:
-        raise ValueError("--unstandardized belongs to a saved hasher: one that is fitted here standardises")
+        raise ValueError("--unstandardized is for a saved hasher: one that is fitted here gets standardised features")
     if saved and train != "split":
-        raise ValueError("--train belongs to a hasher that is fitted here: a saved one is fitted already")
+        raise ValueError("--train is for a hasher that is fitted here: a saved one is fitted already")
     extracted = load(features)
     extracted = dataclasses.replace(extracted, regions=None, train_regions=None, boxes=None, train_boxes=None)
     own = {} if saved else {"bits": bits, "seed": seed}
@@ -208,43 +211,28 @@ def _hasher(
     if train == "all":
         extracted = _learning_from_all(extracted, labelled=hashers.make(name).supervised)
     dataset = extracted.standardized() if standardized else extracted
-    if saved:
-        try:
-            hasher = hashers.load(place)
-        except FileNotFoundError:
-            raise DataError(f"{place} does not exist: `hasher.save` writes it") from None
-    else:
-        hasher = hashers.make(name, **own).fit(dataset.features[dataset.train], dataset.labels[dataset.train])
-    return extracted, dataset, hasher
+    return extracted, dataset, hashers.fitted(place if saved else name, dataset, **own)
 
 
 def _learning_from_all(dataset: HashingDataset, labelled: bool) -> HashingDataset:
-    """The dataset with all images to learn from, or all that have a label; none is a query."""
+    """The dataset with all images, or all that have a label, as its training images; none is a query."""
     rows = np.arange(len(dataset))
     train = rows[dataset.labels.any(axis=1)] if labelled else rows
     return dataclasses.replace(dataset, query=rows[:0], database=rows, train=train)
 
 
-def write_hasher(
-    path: Path, hasher: hashers.Hasher, dataset: HashingDataset, source: str = "the hasher", train: Train = "split"
-) -> None:
+def write_hasher(path: Path, hasher: hashers.Hasher, dataset: HashingDataset, train: Train = "split") -> None:
     """Write an encoder of features that gives a fitted hasher's codes.
 
     Args:
         path: the file to write.
         hasher: the hasher, fitted to the dataset's features.
         dataset: with ``center`` and ``scale`` where it is standardised; the encoder takes features as extracted.
-        source: name of the hasher in error messages.
         train: the images it has learnt from, recorded where that is not the training split.
-
-    Raises:
-        ValueError: if the hasher was fitted to another number of features.
     """
     from hashgym.encoders.heads import hasher_head
     from hashgym.encoders.write import write
 
-    if hasher.n_features_in_ != dataset.dim:
-        raise ValueError(f"{source} was fitted to {hasher.n_features_in_} features, --features has {dataset.dim}")
     made: dict[str, Any] = {"hasher": type(hasher).__name__, "dataset": dataset.name, "settings": hasher.get_params()}
     if train != "split":
         made["train"] = train
@@ -286,7 +274,7 @@ def _compare(
 
 
 def _check_features(encoder: Encoder, features: str | Path) -> None:
-    """Refuse features of another backbone than the run's."""
+    """Raise for features of another backbone than the run's."""
     dataset = load(features)
     if dataset.dim != encoder.dim or dataset.provenance.get("backbone") != encoder.metadata["backbone"]:
-        raise ValueError(f"{features} is of another backbone than the one that the run was trained with")
+        raise ValueError(f"{features} were extracted with another backbone than the run was trained on")

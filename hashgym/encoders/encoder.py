@@ -1,14 +1,14 @@
-"""Encoder: a hash function in one file, from features or pictures to codes, run by ONNX Runtime.
+"""Encoder: a hash function from features or pictures to codes in one file, run by ONNX Runtime.
 
 The file is an ONNX model. Its input is ``features``, float32 (n, D) as a backbone gives them, or where the backbone is
 included ``pictures``, uint8 (n, size, size, 3); encoders of images with regions read V views of each, (n, V, ...), of
-which number 0 is the whole image. Outputs: ``bits``, bool (n[, V], q); ``margin``, float32 of the same shape, above 0
+which view 0 is the whole image. Outputs: ``bits``, bool (n[, V], q); ``margin``, float32 of the same shape, above 0
 where the bit is 1; with regions ``keep``, float32 (n, V), the probability that a view's code is kept.
 
-Metadata: ``hashgym.encoder``, in JSON what else belongs to the hash function, and last of all ``hashgym.sha256``, the
+Metadata: ``hashgym.encoder``, a JSON description of the hash function, and as the last entry ``hashgym.sha256``, the
 digest of the file with the digest's own 64 digits set to 0, so that no damaged file is ever parsed. A digest does not
-show who wrote a file: so before ONNX Runtime parses it, ``hashgym.encoders.onnx_file`` refuses all that could read
-other files, and what the metadata says is compared with the network's inputs and outputs.
+show who wrote a file: before ONNX Runtime parses it, ``hashgym.encoders.onnx_file`` rejects everything that could read
+other files, and the metadata is compared with the network's inputs and outputs.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from hashgym.codes import CodeSets
 from hashgym.data.pictures import to_rgb
 from hashgym.encoders.onnx_file import check_self_contained
 from hashgym.features.backbone import Preprocess, preprocess_of
+from hashgym.features.onnx_runtime import PICTURES_AT_ONCE, open_session, require_runtime, thread_count
 from hashgym.features.regions import Box, corner_and_centre
-from hashgym.features.runtime import PICTURES_AT_ONCE, open_session, require_runtime, thread_count
 from hashgym.storage.errors import DataError
 from hashgym.storage.reading import read_bounded
 
@@ -48,12 +48,12 @@ _EMPTY = b"0" * 64
 
 
 def seal(model: bytes) -> bytes:
-    """An ONNX model with its digest appended, as :func:`load_encoder` wants it."""
+    """An ONNX model with its digest appended, as :func:`load_encoder` requires."""
     return model + _SEAL + hashlib.sha256(model + _SEAL + _EMPTY).hexdigest().encode()
 
 
 def is_sealed(path: str | Path) -> bool:
-    """Whether a file ends as encoders do; whether it is whole is not checked."""
+    """Whether a file ends like an encoder; the digest is not checked."""
     with open(path, "rb") as file:
         file.seek(max(0, file.seek(0, 2) - len(_SEAL) - 64))
         return file.read(len(_SEAL)) == _SEAL
@@ -67,65 +67,65 @@ def load_encoder(path: str | Path, threads: int | None = None) -> Encoder:
         threads: of one call; ``OMP_NUM_THREADS`` by default, or all cores. Calls from several threads are safe.
 
     Raises:
-        DataError: where the file is missing, damaged, of 2 GB or more, or no encoder; was written in a later format;
+        DataError: if the file is missing, damaged, of 2 GB or more, or not an encoder; was written in a later format;
             needs other files or operators that are not ONNX's own; or has metadata that do not fit its network.
-        ValueError: where ONNX Runtime is not installed.
+        ValueError: if ONNX Runtime is not installed.
     """
     file = Path(path)
     try:
         model = read_bounded(file, MAX_BYTES)
     except OSError as error:
-        raise DataError(f"no encoder can be read at {file} ({error.strerror}): `hashgym export` writes one") from error
+        raise DataError(f"the encoder {file} cannot be read ({error.strerror}): `hashgym export` writes one") from error
     body, found = memoryview(model)[:-64], model[-64:]
     if body[-len(_SEAL) :] != _SEAL:
-        state = "is damaged" if _SEAL in model else "is no encoder of hashgym, or cut short"
+        state = "is damaged" if _SEAL in model else "is not an encoder of hashgym, or was cut off"
         raise DataError(f"{file} {state}: copy it again, or write it with `hashgym export`")
     sha256 = hashlib.sha256(body)
     sha256.update(_EMPTY)
     digest = sha256.hexdigest()
     if digest.encode() != found:
-        raise DataError(f"{file} has changed since it was written: copy it again, or export it again")
+        raise DataError(f"{file} is damaged (its SHA-256 does not match): copy it again, or export it again")
     require_runtime()
     try:
         check_self_contained(model)
     except ValueError as error:
-        raise DataError(f"{file} cannot be run: it {error}; export it again, or ask who gave it to you") from error
+        raise DataError(f"{file} cannot be run: it {error}; export it again, or ask its author") from error
     try:
         session = open_session(model, threads or thread_count())
         metadata = json.loads(session.get_modelmeta().custom_metadata_map[KEY])
         written = metadata["format"]
-    except Exception as error:  # ONNX Runtime raises all sorts
+    except Exception as error:  # ONNX Runtime raises many types
         reason = str(error).partition("\n")[0]
         raise DataError(f"{file} cannot be run ({reason}): upgrade onnxruntime, or export it again") from error
     if written != FORMAT:
         raise DataError(
-            f"{file} is an encoder of format {written}, this hashgym reads format {FORMAT}: upgrade hashgym, or export "
-            "it again"
+            f"{file} is an encoder of format {written}, and this hashgym reads format {FORMAT}: upgrade hashgym, or "
+            "export it again"
         )
     try:
         _check(metadata, session)
         return Encoder(session, metadata, digest)
     except (ValueError, TypeError, KeyError) as error:
-        what = f"lacks {error}" if isinstance(error, KeyError) else error
-        raise DataError(f"{file} is no sound encoder: its metadata {what}; export it again") from error
+        problem = f"lacks {error}" if isinstance(error, KeyError) else error
+        raise DataError(f"{file} is not a valid encoder: its metadata {problem}; export it again") from error
 
 
 def _check(metadata: Mapping[str, Any], session: InferenceSession) -> None:
-    """Refuse metadata that are not of the types written, or do not fit the network's inputs and outputs.
+    """Validate the types of the metadata, and compare them with the network's inputs and outputs.
 
     Raises:
-        ValueError: with what they say, to follow the words "its metadata".
+        ValueError: with the problem, to follow the words "its metadata".
     """
 
     def number(key: str, low: int, high: int) -> int:
         value = metadata[key]
         if type(value) is not int or not low <= value <= high:
-            raise ValueError(f"says {key} is {_short(value)}, not a whole number from {low:,} to {high:,}")
+            raise ValueError(f"has {key} = {_short(value)}, not an integer from {low:,} to {high:,}")
         return value
 
     bits, dim, regions = number("bits", 1, 1 << 20), number("dim", 1, 1 << 31), number("regions", 0, 5)
     if regions not in (0, 5):
-        raise ValueError(f"says regions is {regions}, not 0 or 5")
+        raise ValueError(f"has regions = {regions}, not 0 or 5")
     if metadata["group_bits"] is not None:
         number("group_bits", 1, 1 << 20)
     for key, least in ("sigma", "above 0"), ("threshold", "0"):
@@ -135,16 +135,16 @@ def _check(metadata: Mapping[str, Any], session: InferenceSession) -> None:
         sound = type(value) in (int, float) and 0 <= value <= 1 and math.isfinite(value)
         if not regions or not sound or (key == "sigma" and value == 0):
             wanted = f"a number from {least} to 1" if regions else "null, as there are no regions"
-            raise ValueError(f"says {key} is {_short(value)}, not {wanted}")
+            raise ValueError(f"has {key} = {_short(value)}, not {wanted}")
     if not isinstance(metadata["backbone"], dict | None):
-        raise ValueError(f"says backbone is {_short(metadata['backbone'])}, not an object or null")
+        raise ValueError(f"has backbone = {_short(metadata['backbone'])}, not an object or null")
     takes = metadata["takes"]
     view: list[int | None] = [dim]
     if takes not in ("features", "pictures"):
-        raise ValueError(f"says that it takes {_short(takes)}, not features or pictures")
+        raise ValueError(f"has takes = {_short(takes)}, not features or pictures")
     if takes == "pictures":
         if not isinstance(metadata["preprocess"], dict):
-            raise ValueError(f"says preprocess is {_short(metadata['preprocess'])}, not an object")
+            raise ValueError(f"has preprocess = {_short(metadata['preprocess'])}, not an object")
         preprocess_of(metadata["preprocess"])
         view = [metadata["preprocess"]["size"]] * 2 + [3]
     lead: list[int | None] = [None, None] if regions else [None]
@@ -155,14 +155,14 @@ def _check(metadata: Mapping[str, Any], session: InferenceSession) -> None:
     for expected, values in (inputs, session.get_inputs()), (outputs, session.get_outputs()):
         found: _Values = {value.name: (value.type, value.shape) for value in values}
         if found.keys() != expected.keys() or not all(_fits(*found[name], *expected[name]) for name in expected):
-            raise ValueError(f"says {_shapes(expected)}, but its network has {_shapes(found)}")
+            raise ValueError(f"describes {_shapes(expected)}, but its network has {_shapes(found)}")
 
 
 _Values = dict[str, tuple[str, Sequence[Any]]]  # name -> type and shape
 
 
 def _fits(kind: str, shape: Sequence[Any], wanted_kind: str, wanted: Sequence[int | None]) -> bool:
-    """Whether the type is the wanted one, and the shape as far as both are known."""
+    """Whether the types are equal, and the shapes as far as both are known."""
     pairs = zip(shape, wanted, strict=False)
     known = all(x == y for x, y in pairs if isinstance(x, int) and y is not None)
     return kind == wanted_kind and len(shape) == len(wanted) and known
@@ -188,12 +188,12 @@ class Encoder:
         bits: q, the length of a code.
         dim: D, the number of features of a view.
         takes: ``features`` or ``pictures``.
-        regions: number of regions that it gives codes to besides the whole image: 0 or 5.
+        regions: number of regions with a code, besides the whole image: 0 or 5.
         sigma: ratio of a region's side to the image's; None without regions.
-        threshold: xi, from which probability on a region's code is kept; None without regions.
-        size: side in pixels of the pictures; None where it takes features.
+        threshold: xi, the least probability at which a region's code is kept; None without regions.
+        size: side in pixels of the pictures; None if it takes features.
         digest: SHA-256 of the file with the digest's own digits set to 0, hexadecimal.
-        metadata: all that the file says of itself: also method, backbone, preprocessing, and settings.
+        metadata: of the file, including method, backbone, preprocessing and settings.
     """
 
     def __init__(self, session: InferenceSession, metadata: dict[str, Any], digest: str) -> None:
@@ -226,7 +226,7 @@ class Encoder:
             n code sets of up to V codes.
 
         Raises:
-            ValueError: for features of another shape or type or not finite, or where the encoder takes pictures.
+            ValueError: for features of another shape or type or not finite, or if the encoder takes pictures.
         """
         return self._encode(self._features(features))
 
@@ -241,15 +241,15 @@ class Encoder:
             n code sets of up to V codes.
 
         Raises:
-            ValueError: for pictures of another shape or type, or where the encoder takes features.
+            ValueError: for pictures of another shape or type, or if the encoder takes features.
         """
         return self._encode(self._pictures(pictures))
 
     def margins(self, x: NDArray[Any]) -> NDArray[np.float32]:
-        """How far the bits are from changing, float32 (n, V, q): a bit is 1 where its margin is above 0.
+        """The margins of the bits, float32 (n, V, q): a bit is 1 where its margin is above 0.
 
         Args:
-            x: features or pictures, whatever the encoder takes.
+            x: features or pictures, as the encoder takes them.
 
         Raises:
             ValueError: as :meth:`encode` and :meth:`encode_pictures`.
@@ -258,10 +258,10 @@ class Encoder:
         return margin if self.regions else margin[:, None]
 
     def outputs(self, x: NDArray[Any], *names: str) -> list[NDArray[Any]]:
-        """What the network gives under these names: ``bits``, ``margin`` and with regions ``keep``.
+        """Outputs of the network by name: ``bits``, ``margin`` and with regions ``keep``.
 
         Args:
-            x: features or pictures, whatever the encoder takes.
+            x: features or pictures, as the encoder takes them.
             names: of the outputs.
 
         Raises:
@@ -270,7 +270,7 @@ class Encoder:
         return self._run(self._features(x) if self.takes == "features" else self._pictures(x), names)
 
     def boxes(self, width: int, height: int) -> list[Box]:
-        """Where the V views of an image lie in it, in pixels: the whole image first.
+        """The boxes of an image's V views, in pixels: the whole image first.
 
         Raises:
             ValueError: for an image without pixels.
@@ -281,16 +281,16 @@ class Encoder:
         return [whole] if self.sigma is None else [whole, *corner_and_centre(width, height, self.sigma)]
 
     def prepare(self, image: Image, regions: bool = True) -> NDArray[np.uint8]:
-        """An image's V views as the network sees them, uint8 (V, size, size, 3): the whole image first.
+        """An image's V views as inputs of the network, uint8 (V, size, size, 3): the whole image first.
 
         Args:
-            image: a picture, as :func:`hashgym.data.pictures.open_image` or ``PIL.Image.open`` gives it; it is turned
-                upright as its EXIF orientation says, and its transparent pixels are laid on white.
-            regions: also cut out the regions, where the encoder has them; False gives V = 1.
+            image: a picture from :func:`hashgym.data.pictures.open_image` or ``PIL.Image.open``; it is turned upright
+                by its EXIF orientation, and its transparent pixels are put on white.
+            regions: also cut out the regions, if the encoder has them; False gives V = 1.
 
         Raises:
-            ValueError: where the encoder takes features.
-            DataError: where the picture has more than 8 bits a channel.
+            ValueError: if the encoder takes features.
+            DataError: if the picture has more than 8 bits a channel.
         """
         if self._preprocess is None:
             raise ValueError(_NO_BACKBONE)
@@ -319,7 +319,7 @@ class Encoder:
         return self._shaped("pictures", pictures, (self.size, self.size, 3))
 
     def _shaped(self, name: str, x: NDArray[Any], view: tuple[int, ...]) -> NDArray[Any]:
-        """``x`` as the network reads it: with regions n times V views, else n views."""
+        """``x`` in the shape that the network takes: n times V views with regions, else n views."""
         several = self.regions > 0 and x.ndim == len(view) + 2
         if x.shape[1 + several :] != view or not x.size or (several and x.shape[1] > 1 + self.regions):
             size = ", ".join(map(str, view))
@@ -342,7 +342,7 @@ class Encoder:
         ]
         outputs = [np.concatenate(part) for part in zip(*parts, strict=True)]
         lead = views.shape[: 2 if self.regions else 1]
-        for name, output in zip(names, outputs, strict=True):  # a file may say other shapes than it gives
+        for name, output in zip(names, outputs, strict=True):  # a file may declare other shapes than it has
             if output.shape != (wanted := lead if name == "keep" else (*lead, self.bits)):
                 raise DataError(
                     f"the encoder gives {name} of shape {output.shape} instead of {wanted}: export it again"

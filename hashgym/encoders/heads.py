@@ -1,8 +1,8 @@
-"""What makes codes of features, as torch modules: the heads that :func:`hashgym.encoders.write.write` writes.
+"""Heads: torch modules from features to codes, which :func:`hashgym.encoders.write.write` writes.
 
-A head takes features on the scale that was learnt on, float32 (n, D), and gives real values (n, q); a bit is 1 where
-its value is above 0. Where images have several codes it takes views (n, V, D), the whole image first and then its
-regions, and gives values (n, V, q) and with which probability each code is kept, (n, V).
+A head maps features on the scale of training, float32 (n, D), to real values (n, q); a bit is 1 where its value is
+above 0. If images have several codes it takes views (n, V, D), the whole image first and then its regions, and returns
+values (n, V, q) and the probabilities that the codes are kept, (n, V).
 """
 
 from __future__ import annotations
@@ -21,47 +21,48 @@ _TOLERANCE = 1e-3  # of a head's values, relative to the largest: NumPy and torc
 
 
 class Actor(Protocol):
-    """A torch module that emits codes group by group, as an agent on BitGroupHashing-v0."""
+    """A torch module that emits codes group by group, like an agent on BitGroupHashing-v0."""
 
     def act(self, image: Tensor, code: Tensor, group: int, state: Any) -> tuple[Tensor, Any]:
-        """Real values (n, k) of a group's bits, of a shorter last one perhaps more than it has; and the next state.
+        """Real values (n, k) of a group's bits, of which a shorter last group uses the first; and the next state.
 
         Args:
             image: float32 (n, D).
             code: float32 (n, q), -1 and +1, and 0 for bits not emitted.
-            group: which comes next.
-            state: what the last call returned, None at first.
+            group: index of the group to emit.
+            state: from the previous call; None at first.
         """
 
 
 class Keeper(Protocol):
-    """A torch module that keeps codes of regions, as an agent on RegionKeep-v0."""
+    """A torch module that keeps codes of regions, like an agent on RegionKeep-v0."""
 
     def keep(self, observation: dict[str, Tensor]) -> Tensor:
-        """P(keep), (n,), of observations as the environment shows them."""
+        """P(keep), (n,), of observations of the environment."""
 
 
 def hasher_head(hasher: Hasher) -> nn.Module:
-    """A fitted hasher as a torch module, of the same arithmetic in the same precision: :meth:`Hasher.head`, tried out.
+    """A fitted hasher as a torch module with the same arithmetic: :meth:`Hasher.head`, compared with ``transform``.
 
     Raises:
         NotFittedError: before ``fit``.
-        ValueError: for a hasher of one's own that runs in NumPy alone, or whose ``head`` gives other values.
+        ValueError: for a user's hasher that runs in NumPy only, or whose ``head`` returns other values.
     """
     head = hasher.head().eval()
     rows = np.random.default_rng(0).standard_normal((16, hasher.n_features_in_), np.float32)
     expected, name = hasher.transform(rows), type(hasher).__name__
     try:
-        # NumPy refuses tensors that want a gradient. It takes others, and what it makes of them is no part of a graph.
+        # NumPy rejects tensors that require a gradient. It accepts others, but its results are not part of a graph.
         values = head(torch.from_numpy(rows).requires_grad_()).detach().numpy()
     except (AttributeError, RuntimeError, TypeError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"{name} cannot be exported, for torch cannot run its _transform ({reason}): write that in what NumPy and "
-            "torch share (see hashgym.hashers.base.namespace), or give it a method head() that returns a torch module"
+            f"{name} cannot be exported, because torch cannot run its _transform ({reason}): write it with operations "
+            "that NumPy and torch share (see hashgym.hashers.base.namespace), or add a method head() that returns a "
+            "torch module"
         ) from error
     if values.shape != expected.shape or np.abs(values - expected).max() > _TOLERANCE * np.abs(expected).max():
-        raise ValueError(f"the head of {name} gives other values than its transform: correct its head()")
+        raise ValueError(f"the head of {name} returns other values than its transform: fix its head()")
     return head
 
 
@@ -71,10 +72,10 @@ def signs(values: Tensor) -> Tensor:
 
 
 class GroupsHead(nn.Module):
-    """Groups of bits one after the other, each emitted in view of those before: :func:`hashgym.encode`, unrolled.
+    """Groups of bits, each emitted from the image and the groups before it: :func:`hashgym.encode`, unrolled.
 
     Args:
-        actor: what emits a group.
+        actor: emits one group.
         bits: q, length of the code.
         group_bits: k, length of a group; the last may be shorter.
     """
@@ -100,10 +101,10 @@ class RegionsHead(nn.Module):
 
     Args:
         base: of the base hasher, see :func:`hasher_head`.
-        keeper: what decides.
-        threshold: xi, where regions are offered in turn and each sees which code it would improve on, as with
-            ``regions_per_episode`` above 1; None where each is offered for itself.
-        regions: R, the most regions that are offered in turn.
+        keeper: decides which regions are kept.
+        threshold: xi, if regions are offered in turn and each sees the code that it would improve on, as with
+            ``regions_per_episode`` above 1; None if each is offered independently.
+        regions: R, the largest number of regions that are offered in turn.
     """
 
     def __init__(self, base: nn.Module, keeper: Keeper, *, threshold: float | None = None, regions: int = 5) -> None:
@@ -121,13 +122,13 @@ class RegionsHead(nn.Module):
     def _each(self, views: Tensor, codes: Tensor) -> Tensor:
         image, own = views[:, :1].expand_as(views), codes[:, :1].expand_as(codes)
         shown = {"image": image, "region": views, "image_code": own, "region_code": codes}
-        # The image is offered as well, so that nothing is of length 0 where there are no regions.
+        # The image is offered as well, so that no tensor is empty if there are no regions.
         p = self.keeper.keep({key: part.flatten(0, 1) for key, part in shown.items()}).reshape(views.shape[:2])
         return torch.cat([torch.ones_like(p[:, :1]), p[:, 1:]], dim=1)
 
     def _in_turn(self, views: Tensor, codes: Tensor, threshold: float) -> Tensor:
         count, bits = codes.shape[1:]
-        missing = (0, 0, 0, self.regions + 1 - count)  # regions that are not there come last, and change nothing
+        missing = (0, 0, 0, self.regions + 1 - count)  # padding for missing regions comes last and has no effect
         views, codes = nn.functional.pad(views, missing), nn.functional.pad(codes, missing)
         p = torch.ones_like(codes[:, :1, 0])
         for r in range(1, self.regions + 1):

@@ -1,9 +1,9 @@
-"""What an encoder's ONNX file must not contain, checked before ONNX Runtime parses it and without the package onnx.
+"""Check an encoder's ONNX file for forbidden content before ONNX Runtime parses it, without the package onnx.
 
-An encoder is one file, and its digest stands for all that decides its codes. ONNX however lets a tensor name another
+An encoder is one file, and its digest covers everything that determines its codes. But ONNX lets a tensor name another
 file, in many places, and ONNX Runtime reads it, below the working directory even for a model that is given as bytes. So
-the file is walked through as Protocol Buffers, and every place that can name a file is refused; so are forms of tensors
-and nodes that hashgym never writes, which leaves fewer places. Field numbers are those of onnx.proto, which never
+the file is parsed as Protocol Buffers, and every field that can name a file is rejected; so are kinds of tensors and
+nodes that hashgym never writes. Field numbers are those of onnx.proto, which never
 change their meaning.
 """
 
@@ -20,8 +20,8 @@ _INSIDE = {
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph"},
     "tensor": {},
 }
-# Message -> number of a field -> what it would bring.
-_REFUSED = {
+# Message -> number of a field -> its forbidden content.
+_FORBIDDEN = {
     "model": {20: "training information", 25: "functions"},
     "graph": {15: "sparse tensors"},
     "attribute": {22: "sparse tensors", 23: "sparse tensors"},
@@ -32,7 +32,7 @@ _DOMAIN = ("node", 7)  # of a node's operator
 
 
 def check_self_contained(model: bytes) -> None:
-    """Refuse an ONNX model that needs other files, or what hashgym does not write.
+    """Raise for an ONNX model that needs other files, or has content that hashgym does not write.
 
     Raises:
         ValueError: if a tensor, anywhere in the model, has its data outside the file; if a node is not one of ONNX's
@@ -57,10 +57,10 @@ def check_self_contained(model: bytes) -> None:
                 start = at
                 at += 8 if kind == 1 else 4
             else:
-                raise ValueError("is no ONNX model")
+                raise ValueError("is not an ONNX model")
             if at > end or not number or key >> 32:
-                raise ValueError("is no ONNX model")
-            if what := _REFUSED.get(message, {}).get(number):
+                raise ValueError("is not an ONNX model")
+            if what := _FORBIDDEN.get(message, {}).get(number):
                 raise ValueError(f"has {what}, which encoders never have")
             if (message, number) == _DATA_LOCATION and (kind != 0 or value):
                 raise ValueError("has data outside the file, which encoders never have")
@@ -71,10 +71,10 @@ def check_self_contained(model: bytes) -> None:
 
 
 def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
-    """A number of up to ten bytes of seven bits, and where it ends."""
+    """A number of up to ten bytes of seven bits each, and the position after it."""
     value = 0
     for i, byte in enumerate(data[at : min(at + 10, end)]):
         value |= (byte & 127) << (7 * i)
         if byte < 128:
             return value, at + i + 1
-    raise ValueError("is no ONNX model")
+    raise ValueError("is not an ONNX model")

@@ -1,4 +1,4 @@
-"""Writing encoders: a trained head becomes an ONNX file, to which its backbone can be added."""
+"""Write encoders: a trained head as an ONNX file, to which its backbone can be added."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hashgym.codes import CodeSets, unpack
 from hashgym.data.pictures import BACKGROUND
 from hashgym.encoders.encoder import FORMAT, KEY, Encoder, is_sealed, load_encoder, seal
 from hashgym.features.backbone import Backbone, describe_preprocess
-from hashgym.features.runtime import TOLERANCE, open_session, require_runtime, thread_count
+from hashgym.features.onnx_runtime import TOLERANCE, open_session, require_runtime, thread_count
 from hashgym.storage import owned
 from hashgym.storage.atomic import atomic_write
 from hashgym.versions import versions
@@ -27,9 +27,14 @@ if TYPE_CHECKING:
 
 __all__ = ["TIE", "Agreement", "add_backbone", "compare", "write"]
 
-TIE = 1e-5  # of the mean size of a bit's margins: below it float32 sums in another order may change the bit
+TIE = 1e-5  # relative to the mean size of a bit's margins: below, the order of float32 sums may decide the bit
 _GREATEST = (1 << 31) - (1 << 20)  # bytes of a file: Protocol Buffers' own bound, with room for metadata
-_DECIDING = ("name", "size", "preprocessing", "digest")  # of a backbone's provenance: what makes its features
+_DECIDING = (
+    "name",
+    "size",
+    "preprocessing",
+    "digest",
+)  # in a backbone's provenance: what determines its features
 _PACKAGES = ("hashgym", "numpy", "onnx", "onnxruntime", "torch")
 
 
@@ -60,20 +65,20 @@ def write(
         group_bits: k, the group length of a policy that acts on groups.
         regions: number of an image's regions besides the whole: 0 or 5.
         sigma: ratio of a region's side to the image's, in (0, 1], with regions.
-        threshold: xi, in [0, 1]: from which probability on a code is kept, with regions.
-        source: where the head comes from (method, settings, data), as JSON knows it.
-        center: float32 (D,), subtracted from the features; None where the head takes them as extracted.
-        scale: float32 (D,), divided by, above 0.
-        backbone: the provenance of the backbone that made the features, where it is known.
+        threshold: xi, in [0, 1]: the least probability at which a code is kept, with regions.
+        source: origin of the head (method, settings, data), as plain JSON.
+        center: float32 (D,), subtracted from the features; None if the head takes them as extracted.
+        scale: float32 (D,), divisor of the features, above 0.
+        backbone: the provenance of the backbone that extracted the features, if it is known.
 
     Raises:
-        ValueError: for arguments that contradict each other or the head, or where onnx is not installed.
-        DataError: if the file exists and is no encoder.
+        ValueError: for arguments that contradict each other or the head, or if onnx is not installed.
+        DataError: if the file exists and is not an encoder.
     """
     require_runtime("onnx")
     owned.require_replaceable(path, "an encoder", is_sealed)
     if dim < 1 or bits < 1:
-        raise ValueError(f"bits and dim are at least 1, got {bits} and {dim}")
+        raise ValueError(f"bits and dim must be at least 1, got {bits} and {dim}")
     if regions not in (0, 5):
         raise ValueError(f"regions must be 5 (corners and centre) or 0, got {regions}")
     if (regions > 0) != (sigma is not None) or (regions > 0) != (threshold is not None):
@@ -105,14 +110,14 @@ def add_backbone(source: str | Path, out: str | Path, backbone: Backbone) -> Non
     """Write an encoder of pictures: a backbone in front of an encoder of its features, in one file.
 
     Args:
-        source: an encoder of features, which stays as it is.
-        out: the file to write, atomically; one that exists is replaced.
-        backbone: what made the features that the encoder was trained on.
+        source: an encoder of features, which is not changed.
+        out: the file to write, atomically; an existing encoder is replaced.
+        backbone: extracted the features that the encoder was trained on.
 
     Raises:
-        ValueError: for a backbone that has no ONNX form or made other features than the encoder was trained on, an
-            encoder that takes pictures already, or where onnx is not installed.
-        DataError: where ``source`` is missing, damaged or no encoder, or ``out`` exists and is none.
+        ValueError: for a backbone that has no ONNX form or extracts other features than the encoder was trained on, an
+            encoder that takes pictures already, or if onnx is not installed.
+        DataError: if ``source`` is missing, damaged or not an encoder, or ``out`` exists and is something else.
     """
     require_runtime("onnx")
     owned.require_replaceable(out, "an encoder", is_sealed)
@@ -120,7 +125,7 @@ def add_backbone(source: str | Path, out: str | Path, backbone: Backbone) -> Non
 
     encoder = load_encoder(source)
     if encoder.takes != "features":
-        raise ValueError(f"{source} has its backbone already: give the encoder of features that it was made of")
+        raise ValueError(f"{source} has its backbone already: give the encoder of features that it was made from")
     _check_backbone(encoder, backbone)
     preprocess, network = describe_preprocess(backbone.preprocess), backbone.to_onnx()
     if len(network) + Path(source).stat().st_size > _GREATEST:
@@ -129,7 +134,7 @@ def add_backbone(source: str | Path, out: str | Path, backbone: Backbone) -> Non
     expected = backbone(pictures)
     found = open_session(network, thread_count()).run(["features"], {"pictures": pictures})[0]
     if not np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max():
-        raise ValueError(f"ONNX Runtime gives other features than {backbone.name} ({backbone.engine}) itself")
+        raise ValueError(f"the features from ONNX Runtime differ from those of {backbone.name} ({backbone.runtime})")
     model = _join(onnx.load_from_string(network), onnx.load(source), backbone, views=encoder.regions > 0)
     added = {"takes": "pictures", "backbone": backbone.provenance, "preprocess": preprocess, "background": BACKGROUND}
     added |= {"versions": versions(_PACKAGES)}
@@ -138,17 +143,17 @@ def add_backbone(source: str | Path, out: str | Path, backbone: Backbone) -> Non
 
 @dataclass(frozen=True)
 class Agreement:
-    """How an encoder's codes compare with those that are expected.
+    """Comparison of an encoder's codes with the expected ones.
 
     Attributes:
         images: number of images.
-        bits: number of bits that were compared, those of all codes of an image.
+        bits: number of bits that were compared, over all codes of all images.
         different: number of bits that differ.
-        ties: number of bits that float32 rounding may decide either way: their margin's size is at most TIE of the mean
-            size of that bit's margins.
-        different_ties: number of bits that differ and are ties, or come after one that differs: a policy that acts on
-            groups of bits sees those before.
-        different_keeps: number of codes that one keeps and the other does not, in images whose codes are equal.
+        ties: number of bits that float32 rounding may decide either way: the size of their margin is at most TIE times
+            the mean size of that bit's margins.
+        different_ties: number of bits that differ and are ties, or follow one that differs, since a policy that acts on
+            groups of bits sees the groups before.
+        different_keeps: number of codes that only one of the two keeps, in images whose codes are equal.
     """
 
     images: int
@@ -160,23 +165,23 @@ class Agreement:
 
     @property
     def exact(self) -> bool:
-        """Whether nothing differs but ties."""
+        """Whether only ties differ."""
         return self.different == self.different_ties and not self.different_keeps
 
 
 def compare(
     path: str | Path, expected: NDArray[np.bool_] | CodeSets, x: NDArray[Any], threads: int | None = None
 ) -> Agreement:
-    """Compare an encoder's codes with those that what it was made of gives.
+    """Compare an encoder's codes with those of its source.
 
     Args:
         path: the encoder.
         expected: bool (n, q), or with regions n code sets of V codes.
-        x: features or pictures of the n images, whatever the encoder takes.
+        x: features or pictures of the n images, as the encoder takes them.
         threads: see :func:`load_encoder`.
 
     Raises:
-        ValueError: for codes of another length or number than the encoder gives.
+        ValueError: for codes of another length or number than the encoder's.
         DataError: as :func:`load_encoder`.
     """
     encoder = load_encoder(path, threads)
@@ -184,7 +189,7 @@ def compare(
     margin = encoder.margins(x)
     if (wanted.bits, wanted.kept.shape) != (encoder.bits, margin.shape[:2]):
         raise ValueError(
-            f"expected are {len(wanted)} images with {wanted.kept.shape[1]} codes of {wanted.bits} bits, but the "
+            f"expected has {len(wanted)} images with {wanted.kept.shape[1]} codes of {wanted.bits} bits, but the "
             f"encoder gives {len(margin)} images with {margin.shape[1]} codes of {encoder.bits} bits"
         )
     different = unpack(wanted.words, wanted.bits) != (margin > 0)
@@ -203,9 +208,9 @@ def compare(
 
 
 def _check_backbone(encoder: Encoder, backbone: Backbone) -> None:
-    """Refuse a backbone that made other features than the encoder was trained on."""
+    """Raise for a backbone that extracts other features than the encoder was trained on."""
     if encoder.dim != backbone.dim:
-        raise ValueError(f"the encoder takes {encoder.dim} features, {backbone.name} gives {backbone.dim}")
+        raise ValueError(f"the encoder takes {encoder.dim} features, {backbone.name} extracts {backbone.dim}")
     trained, given = encoder.metadata["backbone"] or {}, backbone.provenance
     if other := [key for key in _DECIDING if trained.get(key, given[key]) != given[key]]:
         wanted = ", ".join(f"{key} {trained[key]!r}, not {given[key]!r}" for key in other)
@@ -213,7 +218,7 @@ def _check_backbone(encoder: Encoder, backbone: Backbone) -> None:
 
 
 def _join(network: ModelProto, head: ModelProto, backbone: Backbone, *, views: bool) -> ModelProto:
-    """One model of two; with views, pictures (n, V, size, size, 3) go through the network as (n V, size, size, 3)."""
+    """Join two models; with views, pictures (n, V, size, size, 3) go through the network as (n V, size, size, 3)."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -255,7 +260,7 @@ def _head_model(
     import onnx
     import torch
 
-    from hashgym.features.engines import to_onnx
+    from hashgym.features.runtimes import to_onnx
 
     if (center is None) != (scale is None):
         raise ValueError("center and scale belong together: give both or neither")
@@ -296,7 +301,7 @@ def _head_model(
                 expected = [y.numpy() for y in whole(example)]
             found = session.run(None, {"features": example.numpy()})
             _compare_outputs(expected[1:], found[1:], tuple(example.shape[:-1]), bits)
-    except Exception as error:  # exporters and runtimes raise all sorts
+    except Exception as error:  # exporters and runtimes raise many types
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{type(head).__name__} cannot be exported: {reason}") from error
     return onnx.load_from_string(model)
@@ -305,10 +310,10 @@ def _head_model(
 def _compare_outputs(
     expected: Sequence[NDArray[np.float32]], found: Sequence[NDArray[np.float32]], shape: tuple[int, ...], bits: int
 ) -> None:
-    """Refuse a head of other outputs than it must have, or one that ONNX Runtime understands otherwise."""
+    """Validate the outputs of a head, and compare torch's with ONNX Runtime's."""
     for name, wanted, x, y in zip(("margin", "keep"), ((*shape, bits), shape), expected, found, strict=False):
         if x.shape != wanted:
-            raise ValueError(f"its {name} has shape {x.shape} for features {(*shape, 'D')}, {wanted} is wanted")
+            raise ValueError(f"its {name} has shape {x.shape} for features {(*shape, 'D')}, expected {wanted}")
         if not np.isfinite(x).all():
             raise ValueError(f"its {name} is NaN or infinite")
         if y.shape != wanted or np.abs(x - y).max() > TOLERANCE * max(np.abs(x).max(), 1e-6):
@@ -321,11 +326,11 @@ def _text(described: Mapping[str, Any]) -> str:
     try:
         return json.dumps(described, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"what describes an encoder must be plain JSON: {error}") from error
+        raise ValueError(f"the description of an encoder must be plain JSON: {error}") from error
 
 
 def _save(path: str | Path, model: ModelProto, described: str) -> None:
-    """Tidy a model, seal it with its description, and put it in place at once."""
+    """Clean up a model, seal it with its description, and write it atomically."""
     import onnx
 
     _tidy(model.graph)
@@ -338,7 +343,7 @@ def _save(path: str | Path, model: ModelProto, described: str) -> None:
 
 
 def _tidy(graph: GraphProto) -> None:
-    """Single slashes in names; no shapes of values inside, which ONNX Runtime finds by itself."""
+    """Use single slashes in names, and drop the shapes of inner values, which ONNX Runtime infers."""
     del graph.value_info[:]
     for named in (*graph.input, *graph.initializer, *graph.node, *graph.output):
         named.name = named.name.replace("//", "/")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym.data.pictures import to_rgb
+from hashgym.moved import renamed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,7 +36,7 @@ class Backbone:
         preprocessing: what happens to a picture on its way to the network, in words.
         weights: the weights' name; empty where there are none.
         digest: sha256 of the weights' file; empty where there are none.
-        engine: what runs the network: ``numpy``, ``onnx`` or ``torch:DEVICE``.
+        runtime: what the network runs in: ``numpy``, ``onnx`` or ``torch:DEVICE``.
         preprocess: picture -> uint8 (size, size, 3); what is not RGB goes through
             ``hashgym.data.pictures.to_rgb``.
         network: uint8 (n, size, size, 3) -> float32 (n, D). Where it has a method ``to_onnx()``, this gives the ONNX
@@ -47,7 +49,7 @@ class Backbone:
     preprocessing: str
     weights: str
     digest: str
-    engine: str
+    runtime: str
     preprocess: Preprocess
     network: Network
 
@@ -80,14 +82,23 @@ class Backbone:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Everything that decides the features' values, ready for JSON."""
-        return {key: getattr(self, key) for key in _DESCRIBED}
+        """Everything that decides the features' values, ready for JSON, where the runtime is called ``engine``."""
+        return {**{key: getattr(self, key) for key in _DESCRIBED}, "engine": self.runtime}
+
+    @property
+    def engine(self) -> str:
+        """The old name of ``runtime``."""
+        warnings.warn("Backbone.engine is called Backbone.runtime now", DeprecationWarning, stacklevel=2)
+        return self.runtime
+
+
+Backbone.__init__ = renamed(engine="runtime")(Backbone.__init__)  # type: ignore[method-assign]
 
 
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 MAX_SIDE = 8192  # of the network's picture, in pixels: 200 MB each
 _LONGEST = 32  # times the shorter side
-_DESCRIBED = ("name", "dim", "size", "preprocessing", "weights", "digest", "engine")
+_DESCRIBED = ("name", "dim", "size", "preprocessing", "weights", "digest")
 
 
 def check_size(size: int | None, default: int) -> int:

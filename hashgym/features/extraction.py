@@ -99,20 +99,10 @@ def extract(
     """
     check_integer("batch_size", batch_size)
     check_integer("workers", workers)
-    if executor not in EXECUTORS:
-        close = closest(executor, EXECUTORS)
-        raise ValueError(f"unknown executor {executor!r}{close}: choose one of {', '.join(EXECUTORS)}")
-    if executor == "ray":
-        import_ray()
-        if backbone.engine.startswith("torch:") and backbone.engine != "torch:cpu":
-            raise ValueError(f"the executor ray uses CPUs, and {backbone.name} is on {backbone.engine}: device='cpu'")
+    _check_executor(executor, backbone)
     recipe = _Recipe(backbone, regions, sigma, train_regions, seed, thumbnail)
     target = Path(out)
-    if os.path.lexists(target):
-        if cache.is_cache(target):
-            _tidy(target)
-            raise DataError(f"{target} exists already: remove it, or choose another --out")
-        raise DataError(f"{target} exists already: choose another --out")
+    _check_free(target)
     n = len(collection)
     draw = partial(_draw, collection, split, seed=seed, queries=queries, train=train)
     drawn = draw(np.arange(n))
@@ -122,57 +112,102 @@ def extract(
     arrays = recipe.arrays | ({} if stamps is None else {STAMPS: ((2,), "int64")})
     store = Store(target.with_name(target.name + ".partial"), n, arrays, job | recipe.description)
 
-    batches = [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
     with store:
-        left = {b: batch for b, batch in enumerate(batches) if b not in store.finished}
-        if stamps is not None and not store.closed:  # images may have changed since a batch was finished
-            read = map_array(store.files[STAMPS])
-            changed = (read != stamps).any(axis=1)
-            left = {b: batch for b, batch in enumerate(batches) if b in left or changed[batch.start : batch.stop].any()}
+        left = _unfinished(store, stamps, batch_size)
         done = n - sum(map(len, left.values()))
         with (
             progress_bar(n, done, progress, "resuming" if done else "extracting") as tick,
             closing(EXECUTORS[executor](recipe, collection, left, workers)) as made,
         ):
             for b, rows in made:
-                if rows.bad and not skip_bad:
-                    raise DataError(
-                        f"{rows.bad[0].reason}. Fix it and run the same command again: it goes on from here; "
-                        "--skip-bad leaves such images out"
-                    )
-                for key, values in rows.values.items():
-                    store.write(key, rows.good, values)
-                if stamps is not None and len(rows.good):
-                    store.write(STAMPS, rows.good, stamps[rows.good])
-                store.finish(b, [[bad.index, bad.reason] for bad in rows.bad])
-                tick(len(batches[b]))
+                _write(store, b, rows, stamps, skip_bad)
+                tick(len(left[b]))
         left_out = {index: reason for bad_images in store.finished.values() for index, reason in bad_images}
         kept = np.setdiff1d(np.arange(n), list(left_out))
         if not len(kept):
             raise DataError(f"none of the {n:,} images can be read, the first: {left_out[0]}")
-        if left_out:
-            drawn = draw(kept)
-        store.keep(kept)
-        store.publish(
-            target,
-            {"labels": collection.labels[kept], "query": drawn.query, "database": drawn.database, "train": drawn.train},
-            partial(
-                cache.seal,
-                name=collection.name,
-                names=[collection.names[i] for i in kept],
-                label_names=collection.label_names,
-                columns=drawn.labels.tolist(),
-                provenance={
-                    **collection.provenance,
-                    **drawn.provenance,
-                    "split_counts": drawn.described_counts,
-                    **recipe.description,
-                    "left_out": {collection.names[index]: reason for index, reason in sorted(left_out.items())},
-                },
-            ),
-        )
+        _publish(store, target, collection, draw(kept) if left_out else drawn, recipe, kept, left_out)
     _tidy(target)
     return target
+
+
+def _check_executor(executor: str, backbone: Backbone) -> None:
+    """Raise ValueError for an unknown executor, or one that cannot run the backbone here."""
+    if executor not in EXECUTORS:
+        close = closest(executor, EXECUTORS)
+        raise ValueError(f"unknown executor {executor!r}{close}: choose one of {', '.join(EXECUTORS)}")
+    if executor == "ray":
+        import_ray()
+        if backbone.runtime.startswith("torch:") and backbone.runtime != "torch:cpu":
+            raise ValueError(f"the executor ray uses CPUs, and {backbone.name} is on {backbone.runtime}: device='cpu'")
+
+
+def _check_free(target: Path) -> None:
+    """Raise DataError where something is at ``target`` already."""
+    if os.path.lexists(target):
+        if cache.is_cache(target):
+            _tidy(target)
+            raise DataError(f"{target} exists already: remove it, or choose another --out")
+        raise DataError(f"{target} exists already: choose another --out")
+
+
+def _unfinished(store: Store, stamps: NDArray[np.int64] | None, batch_size: int) -> dict[int, range]:
+    """The batches that are not finished, and those with an image whose file has changed since, by number."""
+    n = store.images
+    batches = dict(enumerate(range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)))
+    changed = np.zeros(n, np.bool_)
+    if stamps is not None and not store.closed:
+        changed = (map_array(store.files[STAMPS]) != stamps).any(axis=1)
+    return {b: rows for b, rows in batches.items() if b not in store.finished or changed[rows.start : rows.stop].any()}
+
+
+def _write(store: Store, batch: int, rows: _Rows, stamps: NDArray[np.int64] | None, skip_bad: bool) -> None:
+    """Write the rows of a batch and note it as finished.
+
+    Raises:
+        DataError: for an image that cannot be read, unless ``skip_bad``.
+    """
+    if rows.bad and not skip_bad:
+        raise DataError(
+            f"{rows.bad[0].reason}. Fix it and run the same command again: it goes on from here; "
+            "--skip-bad leaves such images out"
+        )
+    for key, values in rows.values.items():
+        store.write(key, rows.good, values)
+    if stamps is not None and len(rows.good):
+        store.write(STAMPS, rows.good, stamps[rows.good])
+    store.finish(batch, [[bad.index, bad.reason] for bad in rows.bad])
+
+
+def _publish(
+    store: Store,
+    target: Path,
+    collection: ImageCollection,
+    drawn: splits.Split,
+    recipe: _Recipe,
+    kept: NDArray[np.int64],
+    left_out: Mapping[int, str],
+) -> None:
+    """Turn the finished job into the cache ``target`` of the images ``kept``."""
+    store.keep(kept)
+    store.publish(
+        target,
+        {"labels": collection.labels[kept], "query": drawn.query, "database": drawn.database, "train": drawn.train},
+        partial(
+            cache.seal,
+            name=collection.name,
+            names=[collection.names[i] for i in kept],
+            label_names=collection.label_names,
+            columns=drawn.labels.tolist(),
+            provenance={
+                **collection.provenance,
+                **drawn.provenance,
+                "split_counts": drawn.described_counts,
+                **recipe.description,
+                "left_out": {collection.names[index]: reason for index, reason in sorted(left_out.items())},
+            },
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -349,8 +384,8 @@ def _on_ray(
             job = ray.put((recipe, collection, os.getcwd(), versions(RECORDED)))
         except TypeError as error:
             raise ValueError(
-                f"{recipe.backbone.name} (engine {recipe.backbone.engine}), or what reads {collection.name}, cannot be "
-                "sent to Ray's workers: use the executor local, or another engine"
+                f"{recipe.backbone.name} (runtime {recipe.backbone.runtime}), or the reader of {collection.name}, "
+                "cannot be sent to Ray's workers: use the executor local, or another runtime"
             ) from error
         task = ray.remote(num_cpus=1, max_retries=3)(_work)
         waiting = iter(batches.items())

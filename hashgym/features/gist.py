@@ -22,7 +22,7 @@ CUTOFF = 4  # cycles a picture below which light and contrast are evened out
 
 
 def make(
-    *, size: int | None = None, weights: str | None = None, device: str = "auto", engine: str = "auto"
+    *, size: int | None = None, weights: str | None = None, device: str = "auto", runtime: str = "auto"
 ) -> Backbone:
     """GIST of the grey picture at size x size (64): 4 scales x 8 orientations x 4 x 4 cells = 512 features.
 
@@ -31,10 +31,10 @@ def make(
     row by row.
 
     Raises:
-        ValueError: for a size that is no multiple of 4 or below 16, for weights, a device or an engine.
+        ValueError: for a size that is no multiple of 4 or below 16, for weights, a device or a runtime.
     """
-    if weights is not None or device not in ("auto", "cpu") or engine != "auto":
-        raise ValueError("the backbone `gist` takes neither weights nor a device nor an engine")
+    if weights is not None or device not in ("auto", "cpu") or runtime != "auto":
+        raise ValueError("the backbone `gist` takes neither weights nor a device nor a runtime")
     side = check_size(size, 64)
     if side < 16 or side % CELLS:
         raise ValueError(f"the size of `gist` must be a multiple of {CELLS}, at least 16, got {side}")
@@ -50,7 +50,7 @@ def make(
         preprocessing=f"bicubic to {side} x {side}, mean of R, G and B from 0 to 255, local contrast",
         weights="",
         digest="",
-        engine="scipy",
+        runtime="scipy",
         preprocess=Stretch(side),
         network=network,
     )

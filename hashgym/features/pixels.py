@@ -8,19 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym.features.backbone import Backbone, Stretch, check_size
-from hashgym.features.runtime import IR_VERSION, OPSET, require_runtime
+from hashgym.features.onnx_runtime import IR_VERSION, OPSET, require_runtime
 
 
 def make(
-    *, size: int | None = None, weights: str | None = None, device: str = "auto", engine: str = "auto"
+    *, size: int | None = None, weights: str | None = None, device: str = "auto", runtime: str = "auto"
 ) -> Backbone:
     """RGB values in [0, 1] of the picture at size x size (32), row by row: 3 x size x size features.
 
     Raises:
-        ValueError: for weights, a device or an engine: pixels use none.
+        ValueError: for weights, a device or a runtime: pixels use none.
     """
-    if weights is not None or device not in ("auto", "cpu") or engine != "auto":
-        raise ValueError("the backbone `pixels` takes neither weights nor a device nor an engine")
+    if weights is not None or device not in ("auto", "cpu") or runtime != "auto":
+        raise ValueError("the backbone `pixels` takes neither weights nor a device nor a runtime")
     side = check_size(size, 32)
     return Backbone(
         name="pixels",
@@ -29,7 +29,7 @@ def make(
         preprocessing=f"RGB, bicubic to {side} x {side}, / 255",
         weights="",
         digest="",
-        engine="numpy",
+        runtime="numpy",
         preprocess=Stretch(side),
         network=_Rows(side),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def names() -> list[str]:
 
 
 def make(
-    name: str, *, size: int | None = None, weights: str | None = None, device: str = "auto", engine: str = "auto"
+    name: str, *, size: int | None = None, weights: str | None = None, device: str = "auto", runtime: str = "auto"
 ) -> Backbone:
     """What the last linear layer of a classifier reads: for ``alexnet`` and ``vgg19`` 4,096 features, fc7 after ReLU.
 
@@ -31,7 +32,7 @@ def make(
         size: side of the picture in pixels; that of torchvision's preset where None.
         weights: a file of the network's state_dict; torchvision's default weights, downloaded once, where None.
         device: ``auto``, or a torch device.
-        engine: ``auto``, ``onnx`` or ``torch``.
+        runtime: ``auto``, ``onnx`` or ``torch``.
 
     Raises:
         ValueError: for an unknown classifier, one that does not end in a linear layer, or a size it cannot read.
@@ -47,17 +48,17 @@ def make(
     interpolation = preset.interpolation.value
     path = Path(weights) if weights is not None else _download(default.url, name)
 
-    from hashgym.features.engines import compile_network
+    from hashgym.features.runtimes import compile_network
     from hashgym.features.weights import read
 
     network, dim = _headless(name, read(path), path)
-    run, engine = compile_network(
+    run, runtime = compile_network(
         network,
         mean=[255 * x for x in preset.mean],
         std=[255 * x for x in preset.std],
         size=side,
         device=device,
-        engine=engine,
+        runtime=runtime,
     )
     return Backbone(
         name=name,
@@ -67,10 +68,13 @@ def make(
         f"mean {preset.mean} and deviation {preset.std} of values in [0, 1]",
         weights=path.name,
         digest=sha256(path),
-        engine=engine,
+        runtime=runtime,
         preprocess=Fit(side, short_side, interpolation),
         network=run,
     )
+
+
+alexnet, vgg19 = partial(make, "alexnet"), partial(make, "vgg19")
 
 
 def head(network: Any, name: str) -> str:

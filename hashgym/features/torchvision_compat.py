@@ -12,6 +12,8 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from hashgym.optional import require
+
 __all__ = ["import_torchvision"]
 
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
@@ -19,15 +21,13 @@ _keep: list[Any] = []  # a torch library is undone when it is collected
 
 
 def import_torchvision() -> ModuleType:
-    """The torchvision package; only where its own import fails for want of an operator is it mended.
+    """Return the torchvision package; where its import fails for lack of an operator, declare the operators first.
 
     Raises:
         ValueError: where torchvision is not installed.
     """
     try:
-        return importlib.import_module("torchvision")
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{error}: this backbone needs torchvision (pip install torchvision)") from error
+        return require("torchvision", "this backbone")
     except RuntimeError as error:
         if "torchvision::nms does not exist" not in str(error):
             raise

@@ -1,8 +1,8 @@
-"""Decoding in worker processes: bounded in memory, time and number, whatever the file is.
+"""Decode pictures in worker processes, with limits on memory, time and their number, whatever the file is.
 
-A worker decodes one picture at a time and returns pixels only: a thumbnail, and for a query what the encoder reads. Its
-address space is limited, it is killed when a picture takes too long, and all its memory ends with it; a decoder that
-crashes takes no server with it. The messages are JSON and raw bytes, so that nothing from a worker is unpickled.
+A worker decodes one picture at a time and returns pixels only: a thumbnail, and for a query the encoder's input. Its
+address space is limited, it is killed when a picture takes too long, and its memory is freed with it; a decoder that
+crashes does not end the server. Messages are JSON and raw bytes, so that nothing from a worker is unpickled.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = ["Decoded", "Decoders"]
 BASE_BYTES = 512 * 2**20  # address space of the interpreter and its libraries, with room to spare
 BYTES_PER_PIXEL = 16  # a picture with an alpha channel, a copy of it turned upright, and one as RGB take 12
 ENVIRONMENT = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**20),  # glibc then returns the memory of a picture to the system at once
+    "MALLOC_MMAP_THRESHOLD_": str(2**20),  # glibc then returns a picture's memory at once
     "MALLOC_TRIM_THRESHOLD_": str(2**20),
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -49,7 +49,7 @@ class Decoded:
     """A decoded picture.
 
     Attributes:
-        thumbnail: RGB, its longer side at most what was asked for; without any metadata of the file.
+        thumbnail: RGB, its longer side at most as long as requested; without any metadata of the file.
         view: uint8 (size, size, 3), the picture as an encoder reads it; None if no preprocessing was given.
     """
 
@@ -58,15 +58,15 @@ class Decoded:
 
 
 class Decoders:
-    """A few worker processes, started as they are needed. Calls from several threads are safe.
+    """A few worker processes, started when they are first needed. Calls from several threads are safe.
 
     Args:
-        max_bytes: of the file of an uploaded picture.
-        max_pixels: of any picture.
-        seconds: that one picture may take.
+        max_bytes: size limit of an uploaded file.
+        max_pixels: size limit of any picture.
+        seconds: time limit of one picture.
         processes: number of pictures that are decoded at the same time.
-        memory: address space of a worker in bytes; by default what ``max_pixels`` and ``max_bytes`` need. It is
-            enforced where the system can (Linux).
+        memory: address space of a worker in bytes; by default enough for ``max_pixels`` and ``max_bytes``. It is
+            enforced where the system can do so (Linux).
     """
 
     def __init__(
@@ -92,14 +92,14 @@ class Decoders:
 
         Args:
             source: a file, or the stream of an upload.
-            name: what error messages call it.
-            longer: side of the thumbnail, in pixels.
-            preprocess: also return the picture as this preprocessing leaves it, as an encoder's metadata describes it.
+            name: of the picture, for error messages.
+            longer: longer side of the thumbnail, in pixels.
+            preprocess: an encoder's preprocessing, from its metadata; its result is returned too.
 
         Raises:
             DataError: for a file that :func:`hashgym.data.pictures.open_image` does not open, or that takes too long.
             MemoryError: if the picture needs more memory than a worker may use, or than there is.
-            TimeoutError: if all workers stay busy, or after :meth:`close`.
+            TimeoutError: if all workers remain busy, or after :meth:`close`.
         """
         request = {
             "path": str(source) if isinstance(source, Path) else None,
@@ -138,21 +138,21 @@ class Decoders:
         return Decoded(thumbnail, view)
 
     def close(self) -> None:
-        """End the workers, also those at work."""
+        """End the workers, including busy ones."""
         self._closed = True
         for worker in self._workers:
             worker.close()
 
 
 class _Worker:
-    """One worker process; started with the first request, and anew after it has died."""
+    """One worker process; started with the first request, and again after it has died."""
 
     def __init__(self, memory: int) -> None:
         self._memory = memory
         self._process: subprocess.Popen[bytes] | None = None
 
     def ask(self, request: Mapping[str, Any], data: IO[bytes] | None, seconds: float) -> tuple[dict[str, Any], bytes]:
-        """The answer of the process, and the bytes that belong to it."""
+        """The answer of the process, and the bytes that follow it."""
         process, late = self._process or self._start(), threading.Event()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -175,7 +175,7 @@ class _Worker:
             body = process.stdout.read(answer.get("length", 0))
             if len(body) == answer.get("length", 0):
                 return answer, body
-        except (OSError, ValueError):  # a pipe without a process at its other end
+        except (OSError, ValueError):  # the process at the other end of the pipe has ended
             pass
         finally:
             timer.cancel()
@@ -187,14 +187,14 @@ class _Worker:
         if late.is_set():
             return {"error": "slow"}, b""
         code = process.wait()
-        if code == -9:  # killed, as Linux does with the process that uses most when memory runs out
+        if code == -9:  # killed, as Linux does when memory runs out
             return {"error": "memory"}, b""
         if code < 0:
             return {"error": "data", "message": f"image {request['name']} is damaged: its decoder crashed"}, b""
         return {"error": "failed", "message": f"a decoding process ended with status {code}"}, b""
 
     def _start(self) -> subprocess.Popen[bytes]:
-        # The same modules as here, whatever folder this is.
+        # The same modules as in this process, whatever the current folder is.
         program = f"import sys; sys.path[:] = {sys.path!r}; from hashgym.gallery.decoding import _work; _work()"
         process = subprocess.Popen(
             [sys.executable, "-c", program, str(self._memory)],
@@ -213,7 +213,7 @@ class _Worker:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()  # first, so that no thread still waits for it
+    process.kill()  # before the pipes are closed, so that no thread waits for it
     process.wait()
     for pipe in (process.stdin, process.stdout):
         with suppress(OSError, AttributeError):
@@ -221,13 +221,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _work() -> None:
-    """Answer requests from standard input until it ends: all that a worker process does."""
+    """Answer requests from standard input until it ends: the main function of a worker."""
     with suppress(ImportError, OSError, ValueError):
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]), int(sys.argv[1])))
     with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")  # where memory ends, this process ends before others
+        Path("/proc/self/oom_score_adj").write_text("1000")  # when memory runs out, Linux ends this process first
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     silence = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):  # C libraries print warnings about pictures
@@ -250,6 +250,7 @@ def _work() -> None:
 
 
 def _answer(request: Mapping[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
+    """Decode one picture."""
     preprocess = None if request["preprocess"] is None else preprocess_of(request["preprocess"])
     picture = open_image(
         BytesIO(data) if request["path"] is None else Path(request["path"]),

@@ -30,19 +30,22 @@ from hashgym.codes import word_count
 from hashgym.data.image_files import resolved, stamp
 from hashgym.data.pictures import BACKGROUND, open_image
 from hashgym.encoders import Encoder, load_encoder
-from hashgym.features.runtime import thread_count
+from hashgym.features.onnx_runtime import thread_count
 from hashgym.gallery.encoded_images import ARRAYS, CODES, ENCODER, NAMES, EncodedImages, content_files, open_codes
 from hashgym.gallery.find_images import list_places
+from hashgym.moved import keep_old_names
 from hashgym.storage import owned
-from hashgym.storage.atomic import hold
 from hashgym.storage.errors import DataError
 from hashgym.storage.job_store import JOURNAL, Store, tidy
+from hashgym.storage.locks import lock_folder
 from hashgym.storage.pipeline import Bad, ahead, progress_bar
 from hashgym.storage.reading import map_array
 from hashgym.storage.sealed import read_json, write_json
 from hashgym.versions import versions
 
 __all__ = ["EncodingReport", "EncodingSettings", "encode_images", "update_codes"]
+
+keep_old_names(__name__)
 
 LISTED = "listed.json"  # the names that a job began with, while it is unfinished
 RECORDED = ("hashgym", "numpy", "pillow", "onnxruntime")
@@ -71,16 +74,16 @@ class EncodingSettings:
 
 @dataclass(frozen=True)
 class EncodingReport:
-    """What a run of :func:`update_codes` did.
+    """Counts of what a run of :func:`update_codes` did.
 
     Attributes:
         folder: the folder of codes.
         new: pictures that got codes for the first time.
         changed: pictures that were encoded again.
-        removed: pictures that were there before, and are not any more.
+        removed: pictures that no longer exist.
         unchanged: pictures whose codes are those of an earlier run.
-        passed_over: files and links that were not taken for pictures to encode, in words.
-        note: what could not be found out, in words.
+        passed_over: a description of the files and links that were skipped; empty for none.
+        note: why changed pictures could not be recognised; empty where they could.
     """
 
     folder: Path
@@ -109,26 +112,26 @@ def encode_images(
 
     Args:
         encoder_path: an encoder that takes pictures, as ``hashgym export`` writes.
-        images: files, folders (with all below them, but for what ``hashgym.data.image_files.list_images`` passes over),
+        images: files, folders (with all below them, except what ``hashgym.data.image_files.list_images`` passes over),
             and patterns such as ``photos/*.jpg``; an image that is named twice counts once.
         out: the folder to write; the job resumes from ``out.partial``.
-        skip_bad: leave out and list images that cannot be read, instead of stopping at the first.
-        batch_size: images that are read, and noted as finished, together.
-        workers: batches at work at a time, each in a thread of its own; cores are shared out among them.
+        skip_bad: leave out and list images that cannot be read, instead of stopping at the first one.
+        batch_size: images that are read, and recorded as finished, together.
+        workers: batches processed at a time, each in its own thread; the cores are divided among them.
         progress: show a progress bar.
         follow_links: also take the pictures that links below the folders lead to, under the paths where they lie. A
             folder that is named itself is followed anyway.
         exclude: patterns of names, or of paths relative to a folder, that are left out.
-        checksum: tell changed pictures by their content, instead of size and time of change.
+        checksum: recognise changed pictures by their content, instead of their size and modification time.
 
     Returns:
         ``out``, for :func:`open_codes`.
 
     Raises:
-        ValueError: for impossible arguments, or an encoder that takes features.
-        DataError: for places without images, if ``out`` is something else or has codes of other pictures or of another
-            encoder, or if ``out.partial`` is another job's; during work for an image that cannot be read, unless
-            ``skip_bad``. What was finished by then is kept.
+        ValueError: for invalid arguments, or an encoder that takes features.
+        DataError: for places without images; if ``out`` is something else or has codes of other pictures or of another
+            encoder; if ``out.partial`` belongs to another job; and, unless ``skip_bad``, for an image that cannot be
+            read. Batches that were finished by then are kept.
     """
     settings = EncodingSettings(
         skip_bad=skip_bad,
@@ -150,7 +153,8 @@ def update_codes(
 ) -> EncodingReport:
     """Encode pictures as :func:`encode_images` does, and return what was done."""
     settings = settings or EncodingSettings()
-    # A thread reads and encodes batches of its own: threads of one network would wait for each other, and for readers.
+    # Each thread reads and encodes its own batches: threads within one network would wait for each other and for
+    # readers.
     threads = min(settings.workers, thread_count())
     encoder, target = load_encoder(encoder_path, thread_count() // threads), Path(out)
     if encoder.takes != "pictures":
@@ -213,9 +217,9 @@ class _Job:
         encoder_path: its file.
         target: the folder to write or to update.
         root: the folder that names are relative to.
-        there: names of all pictures that are there now.
-        threads: batches at work at a time.
-        settings: of the user.
+        there: names of all pictures that exist now.
+        threads: batches processed at a time.
+        settings: as the user gave them.
     """
 
     encoder: Encoder
@@ -255,7 +259,7 @@ class _Job:
         return EncodingReport(self.target, new, len(encoded) - new, found.removed, len(kept) - len(encoded))
 
     def _description(self, names: list[str]) -> dict[str, Any]:
-        """What only a job that is the same may resume."""
+        """The settings that must be equal for a job to be resumed."""
         return {
             "encoder": self.encoder.digest,
             "root": str(self.root),
@@ -278,7 +282,7 @@ class _Job:
         }
 
     def _encode(self, store: Store, found: _Comparison) -> None:
-        """Put the codes of all pictures into the store: those of ``old`` that are still right, and new ones."""
+        """Put the codes of all pictures into the store: those of ``old`` that are still valid, and new ones."""
         n, size, wanted = len(found.names), self.settings.batch_size, found.wanted
         batches = [start + np.flatnonzero(wanted[start : start + size]) for start in range(0, n, size)]
         left = {}
@@ -395,14 +399,14 @@ class _Job:
 
 
 def _unfinished(target: Path) -> Path:
-    """The folder of the work; beside what a link leads to, so that it can be renamed into it."""
+    """The folder of the unfinished job; where OUT is a link, beside its target, so that it can be renamed."""
     if target.is_symlink() or not target.name:  # as . has none
         target = Path(os.path.realpath(target))
     return target.with_name(target.name + ".partial")
 
 
 def _begun(folder: Path, root: Path, names: Sequence[str]) -> list[str] | None:
-    """The pictures of an unfinished job, if others have come since and those that are missing are gone."""
+    """The pictures of an unfinished job, if there are new ones now and those not named any more are gone."""
     here = set(names)
     with suppress(DataError):
         begun = read_json(folder / LISTED, CODES.remedy)
@@ -422,13 +426,13 @@ class _Picture:
 
 
 def _prepare(encoder: Encoder, root: Path, names: Sequence[str], index: int) -> tuple[tuple[int, int], _Picture | Bad]:
-    """A picture, or why it cannot be read; and the stamp that its file had then."""
+    """A picture, or the reason why it cannot be read; and the stamp of its file at that time."""
     before = (-1, -1)
     try:
         path = resolved(root, names[index])
         before = stamp(path)
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would let us wait for ever
-            raise DataError(f"image {names[index]} is no file")
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe may never end
+            raise DataError(f"image {names[index]} is not a file")
         image = open_image(path, names[index])
         picture = _Picture(index, encoder.prepare(image), image.size, _digest(path))
         if stamp(path) != before:
@@ -443,7 +447,7 @@ def _prepare(encoder: Encoder, root: Path, names: Sequence[str], index: int) -> 
 def _encoded(
     encoder: Encoder, root: Path, names: Sequence[str], batches: Sequence[NDArray[np.int64]], batch: int
 ) -> tuple[dict[str, tuple[NDArray[np.int64], NDArray[Any]]], list[tuple[int, tuple[str, int, int]]]]:
-    """Rows and values of every array for a batch; of images that cannot be read, why, and the stamps of their files."""
+    """Rows and values of every array for a batch; for images that cannot be read, the reason and their stamps."""
     read = [_prepare(encoder, root, names, index) for index in batches[batch].tolist()]
     bad = [(image.index, (image.reason, *at)) for at, image in read if isinstance(image, Bad)]
     pictures = [(at, image) for at, image in read if isinstance(image, _Picture)]
@@ -470,14 +474,10 @@ def _digest(path: Path) -> bytes:
 
 
 def _finished(target: Path, job: dict[str, Any], held: ExitStack) -> EncodedImages:
-    """The codes in ``target``, if this job may update them; nobody else may until ``held`` is left."""
-    if not CODES.is_one(target):
-        raise DataError(f"{target} exists already and is no folder of codes: choose another --out")
-    if os.name != "nt":  # which opens no folders
-        descriptor = os.open(target, os.O_RDONLY)
-        held.callback(os.close, descriptor)
-        if hold(descriptor) is False:
-            raise DataError(f"another process is at work in {target}: wait for it, or stop it")
+    """The codes in ``target``, if this job may update them; locked until ``held`` is left."""
+    if not CODES.matches(target):
+        raise DataError(f"{target} exists already and is not a folder of codes: choose another --out")
+    held.enter_context(lock_folder(target, f"another process is writing to {target}: wait for it, or stop it"))
     old = open_codes(target)
     if (old.encoder, str(old.root)) != (job["encoder"], job["root"]):
         of = f"pictures in another folder, {old.root}" if old.encoder == job["encoder"] else "another encoder"
@@ -490,21 +490,21 @@ def _finished(target: Path, job: dict[str, Any], held: ExitStack) -> EncodedImag
 
 
 def _cannot_tell(old: EncodedImages, names: Sequence[str]) -> str:
-    """Why codes of an older version are left as they are, where they are of the same pictures."""
+    """The reason why codes of an older version are left unchanged, if they are those of the same pictures."""
     why = (
-        "was written by a hashgym that did not record sizes and times of the pictures, so those that have changed "
-        "cannot be told from the others"
+        "was written by a version of hashgym that did not record sizes and modification times of the pictures, so "
+        "changed pictures cannot be recognised"
     )
     if sorted([*old.names, *old.left_out]) != sorted(names):
         raise DataError(
             f"{old.folder} holds codes of other pictures, and {why}: encode to another --out; `hashgym index --add` "
             "adds the codes of new pictures to an index"
         )
-    return f"{old.folder} {why}: encode to another --out, to be sure"
+    return f"{old.folder} {why}: encode to another --out to be sure"
 
 
 def _tidy(target: Path, meta: dict[str, Any]) -> None:
-    """Remove what killed runs have left in a finished folder: what only the job needed, and content that is not its."""
+    """Remove files that killed runs left in a finished folder: those of the job, and content that is not current."""
     tidy(target)
     (target / LISTED).unlink(missing_ok=True)
     for path in target.iterdir():
@@ -513,8 +513,8 @@ def _tidy(target: Path, meta: dict[str, Any]) -> None:
             names = {entry.name for entry in path.iterdir() if not entry.name.endswith(".hashgym-tmp")}
             if foreign := sorted(names - known):
                 warnings.warn(
-                    f"{path} is not needed here, but is kept: it is not content of {target} alone, with "
-                    f"{', '.join(foreign[:3])} in it",
+                    f"{path} is no longer needed, but is kept: it holds {', '.join(foreign[:3])}, which hashgym did "
+                    "not write",
                     stacklevel=2,
                 )
             else:

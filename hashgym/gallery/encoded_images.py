@@ -1,4 +1,4 @@
-"""A folder of codes: what it holds, and how it is opened; :mod:`hashgym.gallery.encode` writes it.
+"""The folder of codes: its contents, and opening it; :mod:`hashgym.gallery.encode` writes it.
 
 It has ``words.npy`` (uint64 (n, V, W), packed codes of an image and its V - 1 regions), ``kept.npy`` (bool (n, V),
 which of them it has), ``sizes.npy`` (int32 (n, 2), width and height of the upright picture), ``stamps.npy`` (int64
@@ -19,17 +19,17 @@ from numpy.typing import NDArray
 
 from hashgym.codes import CodeSets, Words, word_count
 from hashgym.storage.errors import DataError
-from hashgym.storage.sealed import Kind, Thorough, read_json
+from hashgym.storage.sealed import FolderFormat, Verify, read_json
 
 __all__ = ["ARRAYS", "CODES", "ENCODER", "NAMES", "RECORD", "EncodedImages", "content_files", "open_codes"]
 
-CODES = Kind(
+CODES = FolderFormat(
     "hashgym-codes",
     1,
-    what="folder of codes",
+    description="a folder of codes",
     command="hashgym encode",
     remedy="encode the pictures again to another --out",
-    facts={
+    fields={
         **dict.fromkeys(("images", "bits", "views"), int),
         **{"root": str, "encoder": str, "job": dict, "left_out": dict},
     },
@@ -51,10 +51,10 @@ class EncodedImages:
         sizes: int32 (n, 2), width and height in pixels.
         bits: q.
         encoder: digest of the encoder.
-        digest: of all this.
-        left_out: names of images that could not be read -> why.
+        digest: of the whole folder.
+        left_out: names of images that could not be read -> reason.
         stamps: int64 (n, 2), size in bytes and time of change in ns of the files; None in a folder of an older version.
-        digests: uint8 (n, 16), of the files; None as well.
+        digests: uint8 (n, 16), BLAKE2b of the files; None in a folder of an older version.
         left_out_stamps: stamps of the images that could not be read.
     """
 
@@ -80,20 +80,22 @@ class EncodedImages:
         return CodeSets(np.array(self.words[rows]), np.array(self.kept[rows]), self.bits)
 
 
-def open_codes(folder: str | Path, *, verify: Thorough = "once") -> EncodedImages:
+def open_codes(folder: str | Path, *, verify: Verify = "once") -> EncodedImages:
     """Open a folder of codes.
 
     Args:
-        folder: what :func:`encode_images` wrote.
+        folder: a folder that :func:`hashgym.gallery.encode_images` wrote.
         verify: whether files of more than 16 MB are compared with their checksums too: ``"once"`` on this machine, and
             again when a file has changed; True each time; False never.
 
     Raises:
-        DataError: if it is none, or damaged.
+        DataError: if it is not a folder of codes, or damaged.
     """
     path = Path(folder)
     if not path.exists() and path.with_name(path.name + ".partial").exists():
-        raise DataError(f"{folder} is not finished: run its `hashgym encode` again, it goes on from {folder}.partial")
+        raise DataError(
+            f"{folder} is not finished: run its `hashgym encode` again, which continues from {folder}.partial"
+        )
     while True:
         meta = CODES.read(path)
         try:
@@ -103,16 +105,16 @@ def open_codes(folder: str | Path, *, verify: Thorough = "once") -> EncodedImage
                 raise
 
 
-def _opened(path: Path, meta: dict[str, Any], verify: Thorough) -> EncodedImages:
-    CODES.check(path, meta, thorough=verify)
+def _opened(path: Path, meta: dict[str, Any], verify: Verify) -> EncodedImages:
+    CODES.verify(path, meta, large_files=verify)
     content = meta.get("content", "")
     if content and not (isinstance(content, str) and content.isdecimal()):
         raise DataError(f"{path} is damaged: its content is {content!r}; {CODES.remedy}")
     below = f"{content}/" if content else ""
-    words, kept, sizes = (CODES.array(path, meta, f"{below}{key}.npy") for key in ARRAYS)
+    words, kept, sizes = (CODES.open_array(path, meta, f"{below}{key}.npy") for key in ARRAYS)
     stamps = digests = None
     if all(f"{below}{key}.npy" in meta["files"] for key in RECORD):
-        stamps, digests = (CODES.array(path, meta, f"{below}{key}.npy") for key in RECORD)
+        stamps, digests = (CODES.open_array(path, meta, f"{below}{key}.npy") for key in RECORD)
     names = read_json(path / below / NAMES, CODES.remedy)
     left_out_stamps = meta.get("left_out_stamps", {})
     n, views, bits = meta["images"], meta["views"], meta["bits"]
@@ -123,7 +125,7 @@ def _opened(path: Path, meta: dict[str, Any], verify: Thorough) -> EncodedImages
         or len(names) != n
         or not isinstance(left_out_stamps, dict)
     ):
-        raise DataError(f"{path} is damaged: its arrays and names do not belong together; {CODES.remedy}")
+        raise DataError(f"{path} is damaged: its arrays and names do not fit together; {CODES.remedy}")
     return EncodedImages(
         *(path, Path(meta["root"]), names, words, kept, sizes, bits, meta["encoder"], meta["digest"]),
         *(meta["left_out"], stamps, digests, left_out_stamps),

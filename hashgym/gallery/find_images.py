@@ -1,4 +1,4 @@
-"""The images that a user names: in files, folders and patterns."""
+"""Find the images in the files, folders and patterns that a user names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def find_images(
         names: relative to it, with forward slashes, in natural order.
 
     Raises:
-        DataError: for a place that does not exist, or holds no image.
+        DataError: for a place that does not exist or holds no images.
     """
     return list_places(places, follow_links, exclude)[:2]
 
@@ -32,7 +32,7 @@ def find_images(
 def list_places(
     places: Sequence[str | Path], follow_links: bool, exclude: Sequence[str]
 ) -> tuple[Path, list[str], Listing]:
-    """Root and names of the images, and what was passed over."""
+    """Root and names of the images, and the files and links that were passed over."""
     folders: set[str] = set()
     files: set[str] = set()
     passed = Listing()
@@ -63,7 +63,7 @@ def list_places(
             files.update(inside)
     if not files:
         over = f" (passed over: {passed.words()})" if passed.words() else ""
-        raise DataError(f"there is no image to encode{over}: name files, folders, or patterns in quotes")
+        raise DataError(f"there are no images to encode{over}: name files, folders, or patterns in quotes")
     try:
         root = os.path.commonpath(folders)
     except ValueError:
@@ -73,7 +73,7 @@ def list_places(
 
 
 def _expanded(place: str) -> list[str]:
-    """A place itself where it exists, else the files and folders that match it as a pattern."""
+    """The place itself if it exists, else the files and folders that match it as a pattern."""
     if os.path.lexists(place):
         return [place]
     if not glob.has_magic(place):
@@ -85,7 +85,7 @@ def _expanded(place: str) -> list[str]:
 
 
 def _taken(place: str, path: str, follow_links: bool, exclude: Sequence[str], passed: Listing) -> bool:
-    """Whether a match of a pattern is taken, as if its folder had been listed; else it is counted."""
+    """Whether a match of a pattern is used, by the rules for listed folders; if not, it is counted in ``passed``."""
     parts = Path(path).parts
     fixed = sum(1 for _ in takewhile(lambda part: not glob.has_magic(part), Path(place).parts))
     for end in range(fixed + 1, len(parts) + 1):

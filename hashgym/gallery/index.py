@@ -1,7 +1,7 @@
 """Build an index of pictures from their codes, add to it and remove from it; for its format see ``gallery/search.py``.
 
-The index and each content carry the marker of :mod:`hashgym.storage.owned`; a content without it, or with files of
-somebody else in it, is never deleted. On a Milvus server a content is a collection of its own, whose name is derived
+The index and each content carry the marker of :mod:`hashgym.storage.owned`; a content without it, or with other files
+in it, is never deleted. On a Milvus server a content is a collection of its own, whose name is derived
 from this computer, the folder and the number: no other collection is emptied or dropped. The server's token goes only
 to an address that the user gave.
 """
@@ -14,7 +14,7 @@ import platform
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import count
@@ -29,10 +29,10 @@ from hashgym.codes import CodeSets, Words
 from hashgym.gallery.encoded_images import ENCODER, EncodedImages, open_codes
 from hashgym.gallery.search import ARRAYS, BACKEND, INDEX, Names, content_arrays, read_meta, server_options
 from hashgym.storage import owned
-from hashgym.storage.atomic import clean
+from hashgym.storage.atomic import clean, sync
 from hashgym.storage.errors import DataError
+from hashgym.storage.locks import lock_folder
 from hashgym.storage.pipeline import progress_bar
-from hashgym.storage.sealed import META, sync
 
 __all__ = ["build", "remove"]
 
@@ -47,17 +47,17 @@ def build(
     progress: bool = True,
     options: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Make an index of codes, or add codes to one.
+    """Build an index of codes, or add codes to one.
 
-    An image that is there already, by its path, gets its new codes under its old id. What was done before, with the
-    same codes, is not done again.
+    An image that is in the index already, by its path, gets its new codes under its old id. Codes that the index has
+    already are not added again.
 
     Args:
         codes: folders of codes, all of the same encoder.
         out: the folder of the index.
-        backend: a name that :func:`hashgym.index.base.backends` lists; ``faiss`` by default, of an index that is
-            added to its own.
-        add: to the index in ``out``.
+        backend: a name that :func:`hashgym.index.backends` lists; by default ``faiss``, or that of the index that is
+            added to.
+        add: add to the index in ``out``.
         progress: show a progress bar.
         options: of the back end, such as ``uri``; by default of Milvus the environment variable ``MILVUS_URI``.
 
@@ -65,10 +65,10 @@ def build(
         ``out``, for :func:`open_gallery`.
 
     Raises:
-        DataError: for codes that are damaged or of different encoders, if ``out`` is there without ``add``, or not
-            there with it, and if something else than an index is there. Nothing was written or deleted then.
-        ValueError: for a back end or an option that is not known or cannot be had.
-        ConnectionError: where the server does not answer.
+        DataError: for codes that are damaged or of different encoders; if ``out`` exists without ``add``, does not
+            exist with it, or is something else than an index. Nothing was written or deleted then.
+        ValueError: for an unknown back end or option, or a back end whose package is not installed.
+        ConnectionError: if the server does not answer.
     """
     folder = Path(out)
     given = [open_codes(place, verify=True) for place in codes]
@@ -78,7 +78,7 @@ def build(
     digests = [part.digest for part in given]
 
     def checked() -> tuple[str, dict[str, Any], dict[str, Any] | None]:
-        """The back end, its options, and what ``meta.json`` of the index says that is there."""
+        """The back end, its options, and ``meta.json`` of the index if it exists."""
         there = _existing(folder, add)
         other = there is not None and backend not in (None, there["backend"])
         if there is not None and add and other:
@@ -89,7 +89,7 @@ def build(
         return name, _options(folder, name, there, options), there
 
     _, own, _ = checked()
-    with _alone(folder, own):
+    with _locked(folder, own):
         name, own, there = checked()  # another process may have changed it meanwhile
         old = None if there is None else _Content.of(folder)
         if old is not None and (not add or set(digests) <= set(old.meta["codes"])):
@@ -105,24 +105,24 @@ def build(
 def remove(
     index: str | Path, names: Sequence[str], progress: bool = True, options: Mapping[str, Any] | None = None
 ) -> Path:
-    """Take images out of an index; the ids of the others stay.
+    """Remove images from an index; the others keep their ids.
 
-    The same removal again, after one that was killed at its very end, does nothing.
+    Repeating a removal that was killed at its very end does nothing.
 
     Args:
         index: the folder of the index.
-        names: as ``hashgym search`` shows them.
+        names: of the images, as ``hashgym search`` shows them.
         progress: show a progress bar.
         options: of the back end, as for :func:`build`.
 
     Raises:
         DataError: for a name that is not in the index, or if no image would be left.
-        ValueError: where the index is on a server whose address the user must give.
-        ConnectionError: where the server does not answer.
+        ValueError: if the index is on a server whose address the user must give.
+        ConnectionError: if the server does not answer.
     """
     folder = Path(index)
     meta = read_meta(folder)
-    with _alone(folder, _options(folder, meta["backend"], meta, options)):
+    with _locked(folder, _options(folder, meta["backend"], meta, options)):
         old = _Content.of(folder)
         own = _options(folder, old.meta["backend"], old.meta, options)
         rows = {name: row for row, name in enumerate(old.names)}
@@ -131,7 +131,7 @@ def remove(
             return folder
         if unknown:
             first = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
-            raise DataError(f"{folder} has no image {first}; names are relative to {old.root}, as a search shows them")
+            raise DataError(f"{folder} has no image {first}: give names relative to {old.root}, as a search shows them")
         kept = np.setdiff1d(np.arange(len(old.names)), [rows[name] for name in names])
         if not len(kept):
             raise DataError(f"no image would be left in {folder}: remove the folder instead")
@@ -143,7 +143,7 @@ def remove(
 
 @dataclass(frozen=True)
 class _Content:
-    """What an index has of its images: arrays as in a folder of codes, and ids; of an old one ``meta.json`` too."""
+    """The images of an index: arrays as in a folder of codes, ids, and for one on the disk ``meta.json``."""
 
     root: Path
     names: list[str]
@@ -171,11 +171,11 @@ class _Content:
 
 
 def _merged(old: _Content | None, given: Sequence[EncodedImages]) -> _Content:
-    """All images once, by their paths: those that were there keep their ids, and the last codes of each count."""
+    """Each image once, by its path: with its old id if it has one, and the last of its codes."""
     parts: list[_Content | EncodedImages] = [*([old] if old else []), *given]
     root = Path(os.path.commonpath([part.root for part in parts]))
-    slots: dict[str, int] = {}  # name -> its row in what comes out
-    source: list[int] = []  # row -> where its codes are, counted over all parts
+    slots: dict[str, int] = {}  # name -> its row in the result
+    source: list[int] = []  # row -> the place of its codes, counted over all parts
     places = count()
     for part in parts:
         below = part.root.relative_to(root).as_posix()
@@ -197,7 +197,7 @@ def _replace(
     options: Mapping[str, Any],
     progress: bool,
 ) -> None:
-    """Write the new content beside the old, and let ``meta.json`` name it."""
+    """Write the new content beside the old one, then make it current by writing ``meta.json``."""
     number = _free_number(folder, int(old.meta["content"]) if old else 0, options)
     if old is not None:
         _adopt(folder, old.meta)
@@ -233,7 +233,7 @@ def _replace(
             **meta,
         )
     except BaseException:
-        if not INDEX.is_one(folder) or read_meta(folder)["content"] != number:  # else it is the index now
+        if not INDEX.matches(folder) or read_meta(folder)["content"] != number:  # else it is the index now
             _delete(work, options)
         raise
     _tidy(folder, options)
@@ -242,7 +242,7 @@ def _replace(
 def _options(
     folder: Path, backend: str, old: Mapping[str, Any] | None, given: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """The options of a back end: those given now and those that the index was built with, checked."""
+    """The checked options of a back end: those given now, and those that the index was built with."""
     recorded = {key: value for key, value in (old["options"] if old else {}).items() if key in ("uri", "timeout")}
     options = {**recorded, **(given or {})}
     if backend == "milvus" and not (old and "uri" not in options):  # one that is embedded stays so
@@ -253,18 +253,18 @@ def _options(
 
 
 def _collection(folder: Path, number: str) -> str:
-    """The name of a content's collection on a server. No other computer or folder has the same."""
+    """The name of a content's collection on a server, unique to this computer and folder."""
     place = os.fsencode(f"{platform.node()}\0{os.path.realpath(folder)}")
     return f"hashgym_{hashlib.sha256(place).hexdigest()[:16]}_{number}"
 
 
 def _former_collection(folder: Path, bits: int, number: str) -> str:
-    """The same, as it was derived before the computer's name was part of it."""
+    """The name of a content's collection in older versions, without the computer's name."""
     return f"hashgym_{hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:16]}_{bits}_{number}"
 
 
 def _free_number(folder: Path, last: int, options: Mapping[str, Any]) -> str:
-    """The first number after ``last`` under which nothing is there, in the folder and on the server."""
+    """The first number after ``last`` that is unused in the folder and on the server."""
     for number in map(str, count(last + 1)):
         place = folder / number
         if os.path.lexists(place) and not owned.is_empty(place):
@@ -275,7 +275,7 @@ def _free_number(folder: Path, last: int, options: Mapping[str, Any]) -> str:
             if milvus.has(**_connection(options), collection=_collection(folder, number)):
                 continue  # of an index that was moved away from here
         return number
-    raise AssertionError  # there are enough numbers
+    raise AssertionError  # numbers do not run out
 
 
 def _connection(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -283,7 +283,7 @@ def _connection(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _adopt(folder: Path, meta: Mapping[str, Any]) -> None:
-    """Mark the content of an index that was written before there were markers, if all in it is the index's own."""
+    """Mark the content of an index of a version without markers, if all files in it are the index's own."""
     content = folder / meta["content"]
     if not owned.is_owned(content) and not _foreign(content):
         backends.verify(content / BACKEND)  # the other files were compared with their checksums when they were read
@@ -291,7 +291,7 @@ def _adopt(folder: Path, meta: Mapping[str, Any]) -> None:
 
 
 def _foreign(content: Path) -> list[str]:
-    """Names of what lies in the folder of a content and is not part of it."""
+    """The names of files in a content's folder that are not part of it."""
     known = {owned.MARKER, ENCODER, BACKEND, *(f"{key}.npy" for key in ARRAYS)}
     found = sorted(path.name for path in content.iterdir() if path.name not in known)
     backend = content / BACKEND
@@ -301,14 +301,15 @@ def _foreign(content: Path) -> list[str]:
 
 
 def _delete(content: Path, options: Mapping[str, Any]) -> None:
-    """Delete the folder of a content, which carries the marker, and its collection on the server.
+    """Delete the marked folder of a content and its collection on the server.
 
-    It stays if files of somebody else are in it, or until the next change if the server does not answer.
+    The folder stays if it holds other files, or until the next change if the server does not answer.
     """
     with suppress(OSError):
         if foreign := _foreign(content):
             warnings.warn(
-                f"{content} is not needed any more, but is kept: hashgym did not write {', '.join(foreign[:3])} in it",
+                f"{content} is no longer needed, but is kept: it holds {', '.join(foreign[:3])}, which hashgym did not "
+                "write",
                 stacklevel=2,
             )
             return
@@ -327,13 +328,13 @@ def _delete(content: Path, options: Mapping[str, Any]) -> None:
 
 
 def _tidy(folder: Path, options: Mapping[str, Any]) -> None:
-    """Delete contents that carry the marker and are not that of the index: old ones, and what a killed run left."""
-    current = read_meta(folder)["content"] if INDEX.is_one(folder) else ""
-    clean(folder / META)
+    """Delete marked contents that are not current: old ones, and those that killed runs left."""
+    current = read_meta(folder)["content"] if INDEX.matches(folder) else ""
+    clean(folder / INDEX.manifest)
     for path in _numbered(folder):
         if path.name != current and owned.is_owned(path):
             _delete(path, options)
-    if _is_leftover(former := folder / f"{META}.new"):
+    if _is_leftover(former := folder / f"{INDEX.manifest}.new"):
         former.unlink()
 
 
@@ -342,11 +343,11 @@ def _numbered(folder: Path) -> list[Path]:
 
 
 def _is_leftover(path: Path) -> bool:
-    """Whether this is a ``meta.json`` that a killed run, of this or an older version, has not finished."""
-    if re.fullmatch(rf"\.{re.escape(META)}\.[0-9a-f.]+\.hashgym-tmp", path.name):
+    """Whether this is an unfinished ``meta.json`` that a killed run of this or an older version left."""
+    if re.fullmatch(rf"\.{re.escape(INDEX.manifest)}\.[0-9a-f.]+\.hashgym-tmp", path.name):
         return True
-    start = f'{{\n "format": "{INDEX.format}"'.encode()
-    ours = path.name == f"{META}.new" and path.is_file() and not path.is_symlink()
+    start = f'{{\n "format": "{INDEX.name}"'.encode()
+    ours = path.name == f"{INDEX.manifest}.new" and path.is_file() and not path.is_symlink()
     if not ours:
         return False
     with path.open("rb") as file:
@@ -354,59 +355,47 @@ def _is_leftover(path: Path) -> bool:
 
 
 @contextmanager
-def _alone(folder: Path, options: Mapping[str, Any]) -> Iterator[None]:
-    """Create the folder where there is none, and keep other writers out of it, where the system can.
+def _locked(folder: Path, options: Mapping[str, Any]) -> Iterator[None]:
+    """Create the folder if it does not exist, and lock it, where the system has such locks.
 
     If the work fails, a folder that was created here is deleted, and one that was empty before is empty again.
     """
-    there = folder.exists()
-    if not INDEX.is_one(folder):
+    existed = folder.exists()
+    if not INDEX.matches(folder):
         owned.create(folder)
-    release: Callable[[], None] = lambda: None  # noqa: E731
-    with suppress(ImportError):
-        import fcntl
-
-        descriptor = os.open(folder, os.O_RDONLY)
-        release = lambda: os.close(descriptor)  # noqa: E731
+    with lock_folder(folder, f"another process is changing {folder}: wait for it, or stop it"):
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            release()
-            raise DataError(f"another process is changing {folder}: wait for it, or stop it") from None
-    try:
-        _tidy(folder, options)
-        yield
-    except BaseException:
-        if [path.name for path in folder.iterdir()] == [owned.MARKER]:
-            (folder / owned.MARKER).unlink()
-            if not there:
-                folder.rmdir()
-        raise
-    finally:
-        release()
+            _tidy(folder, options)
+            yield
+        except BaseException:
+            if [path.name for path in folder.iterdir()] == [owned.MARKER]:
+                (folder / owned.MARKER).unlink()
+                if not existed:
+                    folder.rmdir()
+            raise
 
 
 def _existing(folder: Path, add: bool) -> dict[str, Any] | None:
-    """What ``meta.json`` of the index in a folder says; None where there is none yet.
+    """The ``meta.json`` of the index in a folder; None if there is none yet.
 
     Raises:
-        DataError: if there is no index to add to; or if something is there that is neither an index nor what a killed
-            run leaves behind that was to build one.
+        DataError: if there is no index to add to; or if the folder holds something that is neither an index nor an
+            unfinished one that a killed run left.
     """
-    if INDEX.is_one(folder):
+    if INDEX.matches(folder):
         return read_meta(folder)
     if add and not folder.exists():
         raise DataError(f"{folder} does not exist: leave out --add to build it")
     if add:
-        raise DataError(f"{folder} is no index that could be added to: leave out --add and choose another --out")
-    if os.path.lexists(folder) and not owned.is_empty(folder) and not _begun(folder):
+        raise DataError(f"{folder} is not an index, so nothing can be added: leave out --add and choose another --out")
+    if os.path.lexists(folder) and not owned.is_empty(folder) and not _is_unfinished(folder):
         there = f"; it has {', '.join(_shown(folder))}" if folder.is_dir() else ""
-        raise DataError(f"{folder} exists already and is no index{there}: choose another --out")
+        raise DataError(f"{folder} exists already and is not an index{there}: choose another --out")
     return None
 
 
-def _begun(folder: Path) -> bool:
-    """Whether the folder has no more than a killed run leaves behind that was to build an index in it."""
+def _is_unfinished(folder: Path) -> bool:
+    """Whether the folder holds nothing but an unfinished index that a killed run left."""
     if not owned.is_owned(folder):
         return False
     contents = {path for path in _numbered(folder) if owned.is_owned(path) or owned.is_empty(path)}

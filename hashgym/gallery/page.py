@@ -1,4 +1,4 @@
-"""A page of search results in one file, pictures and style included."""
+"""Write a page of search results as one file, with its pictures and style."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def results(gallery: Gallery, query: Image, matches: Sequence[Match], name: str 
     """The page as HTML: the query, and every match with its thumbnail, distance, and the region that matched framed.
 
     Args:
-        gallery: what was searched.
-        query: the picture that was searched with.
-        matches: what was found.
+        gallery: the index that was searched.
+        query: the picture that was searched for.
+        matches: the result of the search.
         name: of the query.
     """
     return _template().render(
@@ -48,7 +48,7 @@ def require_writable(path: str | Path) -> None:
     """Check that a page can be written to a file without overwriting anything but such a page.
 
     Raises:
-        DataError: if something else is there.
+        DataError: if the file exists and is something else.
     """
 
     def is_page(file: Path) -> bool:
@@ -59,12 +59,12 @@ def require_writable(path: str | Path) -> None:
 
 
 def write(html: str, path: str | Path) -> None:
-    """Write a page, at once or not at all."""
+    """Write a page atomically."""
     write_text(path, html)
 
 
 def _shown(gallery: Gallery, match: Match) -> dict[str, Any]:
-    """What the page says of a match; lengths in per cent of the picture."""
+    """The values that the page shows of a match; lengths in per cent of the picture."""
     frame = ""
     if match.box is not None:
         left, top, right, bottom = match.box
@@ -83,7 +83,7 @@ def _shown(gallery: Gallery, match: Match) -> dict[str, Any]:
 def small(picture: Image, longer: int) -> Image:
     """A thumbnail of a picture, RGB, its longer side at most ``longer`` pixels.
 
-    It has the pixels only: comments, EXIF, XMP and the colour profile of the picture are left behind.
+    It has the pixels only, without the comments, EXIF, XMP and colour profile of the picture.
     """
     from PIL import Image
 
@@ -102,7 +102,7 @@ def jpeg(picture: Image) -> bytes:
 
 
 def _data(picture: Image) -> dict[str, Any]:
-    """A thumbnail as the address of an <img>, and its size."""
+    """A thumbnail as a data URL for an <img>, and its size."""
     thumbnail = small(picture, THUMBNAIL)
     return {
         "src": "data:image/jpeg;base64," + base64.b64encode(jpeg(thumbnail)).decode(),

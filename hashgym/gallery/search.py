@@ -30,7 +30,7 @@ from hashgym.features.regions import Box
 from hashgym.gallery.encoded_images import ENCODER
 from hashgym.index import Index
 from hashgym.storage.errors import DataError
-from hashgym.storage.sealed import Kind
+from hashgym.storage.sealed import FolderFormat
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -50,13 +50,13 @@ __all__ = [
     "verify",
 ]
 
-INDEX = Kind(
+INDEX = FolderFormat(
     "hashgym-gallery",
     1,
-    what="index",
+    description="an index",
     command="hashgym index",
     remedy="remove it and build it again",
-    facts={
+    fields={
         **dict.fromkeys(("images", "bits", "next_id"), int),
         **dict.fromkeys(("root", "content", "backend", "encoder"), str),
         **{"codes": list, "options": dict},
@@ -72,11 +72,11 @@ class Match:
     """A picture that was found.
 
     Attributes:
-        id: its number in the index.
+        id: of the picture in the index.
         name: relative to the root.
-        path: where it is, links followed; None where that is outside the root.
+        path: of the file, links followed; None if that is outside the root.
         distance: Hamming distance of the query's code to the nearest of its codes.
-        region: which of its codes that is: 0 for the whole picture, else the number of a region (:data:`REGIONS`).
+        region: which of its codes is nearest: 0 for the whole picture, else the number of a region (:data:`REGIONS`).
         box: the region in pixels of the upright picture; None for the whole.
     """
 
@@ -89,7 +89,7 @@ class Match:
 
 
 class Names(Mapping[int, str]):
-    """Names by id, read from mapped arrays as they are asked for."""
+    """Names by id, read from mapped arrays on access."""
 
     def __init__(self, ids: NDArray[np.int64], text: NDArray[np.uint8], ends: NDArray[np.int64]) -> None:
         self._ids, self._text, self._ends = ids, text, ends
@@ -119,14 +119,14 @@ class Gallery:
     Attributes:
         folder: of the index.
         root: the folder that names are relative to.
-        encoder: what makes a query's code.
+        encoder: encodes queries.
         index: the back end.
         names: id -> name.
         ids: int64 (n,), ascending.
         words: uint64 (n, V, W), mapped.
         kept: bool (n, V), mapped.
         sizes: int32 (n, 2), width and height of the pictures, mapped.
-        meta: what the index says of itself.
+        meta: the content of ``meta.json``.
     """
 
     folder: Path
@@ -163,15 +163,15 @@ class Gallery:
         return resolved(self.root, self.names[id])
 
     def search(self, image: Image | str | Path, k: int | None = 10, radius: int | None = None) -> list[Match]:
-        """The images nearest to a picture, by the least distance of its code to any of theirs; ties by id.
+        """The images nearest to a picture, by the least distance of its code to any of their codes; ties by id.
 
         Args:
             image: a picture or its file.
-            k: at most so many; None for all within the radius.
-            radius: none further than this; None for any distance.
+            k: number of images at most; None for all within the radius.
+            radius: largest distance; None for any distance.
 
         Raises:
-            ValueError: for k below 1, a negative radius, or neither of them.
+            ValueError: for k below 1, a negative radius, or if both are None.
             DataError: for a file that cannot be read.
         """
         picture = open_image(Path(image)) if isinstance(image, (str, Path)) else image
@@ -179,7 +179,7 @@ class Gallery:
         return self.search_code(query[0], k, radius)
 
     def search_code(self, query: Words, k: int | None = 10, radius: int | None = None) -> list[Match]:
-        """The same for a code, packed, uint64 (W,)."""
+        """The images nearest to a packed code, uint64 (W,), as :meth:`search`."""
         if k is not None and k < 1:
             raise ValueError(f"k is the number of images to find, at least 1, got {k}")
         if radius is not None and radius < 0:
@@ -193,7 +193,7 @@ class Gallery:
             raise ValueError("give k, a radius, or both")
         rows = np.searchsorted(self.ids, ids)
         if not np.array_equal(self.ids[np.minimum(rows, len(self) - 1)], ids):
-            raise DataError(f"the back end of {self.folder} finds images that the index does not have; {INDEX.remedy}")
+            raise DataError(f"the back end of {self.folder} found images that the index does not have; {INDEX.remedy}")
         gaps = np.where(self.kept[rows], hamming(self.words[rows], query), np.iinfo(np.int64).max)
         if not np.array_equal(gaps.min(axis=1, initial=np.iinfo(np.int64).max), distances):
             raise DataError(f"the back end of {self.folder} has other codes than the index; {INDEX.remedy}")
@@ -210,7 +210,7 @@ class Gallery:
         return Match(id, self.names.at(row), path, distance, region, box)
 
     def close(self) -> None:
-        """Let go of the back end; leaving a ``with`` block does."""
+        """Close the back end, as leaving a ``with`` block does."""
         self.index.close()
 
     def __enter__(self) -> Gallery:
@@ -226,13 +226,13 @@ def open_gallery(folder: str | Path, root: str | Path | None = None, uri: str | 
     """Open an index, after comparing all its files with their checksums; arrays are mapped.
 
     Args:
-        folder: what :func:`build` wrote.
+        folder: an index that :func:`hashgym.gallery.build` wrote.
         root: the folder where the pictures are now, if they were moved.
-        uri: of the Milvus server that the index is on; by default the environment variable ``MILVUS_URI``, else what
-            the index says. The token in ``MILVUS_TOKEN`` is sent only to the first two.
+        uri: of the Milvus server that the index is on; by default the environment variable ``MILVUS_URI``, else the
+            address in the index. The token in ``MILVUS_TOKEN`` is sent only to the first two.
 
     Raises:
-        DataError: if it is none or damaged, or the pictures are not where they were.
+        DataError: if it is not an index or damaged, or the pictures are not where they were.
         ValueError: where a back end's package is missing, or the index is on a server whose address the user must give.
         ConnectionError: where the server does not answer.
     """
@@ -245,10 +245,10 @@ def open_gallery(folder: str | Path, root: str | Path | None = None, uri: str | 
             place = _root(path, Path(meta["root"]) if root is None else Path(root), root is not None)
             saved = backends.read_meta(path / meta["content"] / BACKEND)
             if saved["backend"] != meta["backend"]:
-                raise DataError(f"{path} is damaged: its parts do not belong together; {INDEX.remedy}")
+                raise DataError(f"{path} is damaged: its parts do not fit together; {INDEX.remedy}")
             recorded = str(saved["options"].get("uri", ""))
             if uri and not recorded:
-                raise ValueError(f"{path} is on no server: leave out --uri")
+                raise ValueError(f"{path} is not on a server: leave out --uri")
             options = server_options(path, meta["backend"], recorded, uri) if recorded else {}
             backend = backends.load(path / meta["content"] / BACKEND, **options)
             break
@@ -258,20 +258,20 @@ def open_gallery(folder: str | Path, root: str | Path | None = None, uri: str | 
     names = Names(arrays["ids"], arrays.pop("text"), arrays.pop("ends"))
     gallery = Gallery(path, place, encoder, backend, names, **arrays, meta=meta)
     if encoder.digest != meta["encoder"] or len(backend) != len(gallery) or backend.bits != encoder.bits:
-        raise DataError(f"{path} is damaged: its parts do not belong together; {INDEX.remedy}")
-    if len(gallery) and not any(_there(gallery, row) for row in np.linspace(0, len(gallery) - 1, 8).astype(int)):
+        raise DataError(f"{path} is damaged: its parts do not fit together; {INDEX.remedy}")
+    if len(gallery) and not any(_exists(gallery, row) for row in np.linspace(0, len(gallery) - 1, 8).astype(int)):
         raise DataError(
-            f"the pictures of {path} are not in {place}, {names.at(0)} for one: say with --root which folder they are "
-            "in now"
+            f"the pictures of {path}, such as {names.at(0)}, are not in {place}: name the folder where they are now "
+            "with --root"
         )
     return gallery
 
 
 def read_meta(folder: str | Path) -> dict[str, Any]:
-    """What an index says of itself: its images, bits, back end, root, and the digest of its encoder.
+    """The ``meta.json`` of an index: its images, bits, back end, root, and the digest of its encoder.
 
     Raises:
-        DataError: if it is none, or damaged.
+        DataError: if it is not an index, or damaged.
     """
     meta = INDEX.read(folder)
     if not re.fullmatch("[1-9][0-9]*", meta["content"]):
@@ -280,10 +280,10 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
 
 
 def verify(folder: str | Path) -> dict[str, Any]:
-    """What an index says of itself, after comparing all its files with their checksums. No server is asked.
+    """The ``meta.json`` of an index, after comparing all its files with their checksums. No server is asked.
 
     Raises:
-        DataError: if it is none, or damaged.
+        DataError: if it is not an index, or damaged.
     """
     path, meta = Path(folder), read_meta(folder)
     content_arrays(path, meta)
@@ -292,24 +292,24 @@ def verify(folder: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(f"{path} is damaged: {error}") from error
     if (saved["backend"], saved["bits"], saved["images"]) != (meta["backend"], meta["bits"], meta["images"]):
-        raise DataError(f"{path} is damaged: its parts do not belong together; {INDEX.remedy}")
+        raise DataError(f"{path} is damaged: its parts do not fit together; {INDEX.remedy}")
     return meta
 
 
 def server_options(
     folder: Path, backend: str, recorded: str, uri: str | None, token: str | None = None
 ) -> dict[str, str]:
-    """The address of a back end's server, and the token if the user gave that address; nothing if it is embedded.
+    """The address of a back end's server, and the token if the user gave that address; empty if it is embedded.
 
     Args:
         folder: of the index.
         backend: its name.
         recorded: the address that the index was built with.
-        uri: what the user gave, instead of ``MILVUS_URI``.
-        token: likewise, instead of ``MILVUS_TOKEN``.
+        uri: the address that the user gave; by default ``MILVUS_URI``.
+        token: the token that the user gave; by default ``MILVUS_TOKEN``.
 
     Raises:
-        ValueError: if there is a token and the address is only the index's own: others may have written that.
+        ValueError: if there is a token and only the index names the address, which others may have written.
     """
     given = os.environ.get("MILVUS_URI", "") if uri is None else uri
     token = os.environ.get("MILVUS_TOKEN", "") if token is None else token
@@ -318,38 +318,39 @@ def server_options(
     backends.check_options(backend, {"uri": address})
     if token and not given:
         raise ValueError(
-            f"{folder} says that it is on the server {address}, and a token is set (MILVUS_TOKEN), which is sent only "
-            f"to a server that you name: give --uri {address} or set MILVUS_URI to it if that is your server, or unset "
-            "MILVUS_TOKEN"
+            f"{folder} names the server {address}, and a token is set (MILVUS_TOKEN), which is sent only to a server "
+            f"that you name: give --uri {address} or set MILVUS_URI to it if that is your server, or unset MILVUS_TOKEN"
         )
     return {"uri": address, **({"token": token} if token else {})}
 
 
 def content_arrays(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
     """The arrays of an index's content, compared with their checksums and checked against each other."""
-    INDEX.check(folder, meta, thorough=True)
-    arrays = {key: INDEX.array(folder, meta, f"{meta['content']}/{key}.npy") for key in ARRAYS}
+    INDEX.verify(folder, meta, large_files=True)
+    arrays = {key: INDEX.open_array(folder, meta, f"{meta['content']}/{key}.npy") for key in ARRAYS}
     rows = {len(arrays[key]) for key in ARRAYS if key != "text"}
     ends = arrays["ends"]
-    ids, after = arrays["ids"], meta["next_id"]
+    ids, next_id = arrays["ids"], meta["next_id"]
     if (
         rows != {meta["images"]}
         or (len(ends) and int(ends[-1]) != len(arrays["text"]))
         or not (np.diff(ids) > 0).all()
-        or not (int(ids.max(initial=-1)) < after < 2**62)
+        or not (int(ids.max(initial=-1)) < next_id < 2**62)
     ):
-        raise DataError(f"{folder} is damaged: its arrays do not belong together; {INDEX.remedy}")
+        raise DataError(f"{folder} is damaged: its arrays do not fit together; {INDEX.remedy}")
     return arrays
 
 
 def _root(folder: Path, root: Path, given: bool) -> Path:
+    """The folder of the pictures, links resolved."""
     if not root.is_dir():
-        said = (
-            f"--root {root} is no folder" if given else f"the pictures of {folder} were in {root}, which is not there"
+        problem = (
+            f"--root {root} is not a folder" if given else f"the pictures of {folder} were in {root}, which is missing"
         )
-        raise DataError(f"{said}: say with --root which folder they are in now")
+        raise DataError(f"{problem}: name the folder where they are now with --root")
     return Path(os.path.realpath(root))
 
 
-def _there(gallery: Gallery, row: int) -> bool:
+def _exists(gallery: Gallery, row: int) -> bool:
+    """Whether the file of the picture in a row exists."""
     return os.path.lexists(gallery.root / gallery.names.at(row))

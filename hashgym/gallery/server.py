@@ -1,8 +1,8 @@
-"""The web page of an image index, for one user of this machine: drop a picture, see the nearest.
+"""Serve the web page of an image index to one user of this machine: drop a picture, see the nearest ones.
 
 It needs ``pip install 'hashgym[serve]'``. All input is untrusted. A request needs the token of the printed address, or
-the cookie that the page sets for it; it must name this machine (a foreign name may be rebound to its address), and no
-other site may post. Uploads are bounded in bytes and in pixels and are decoded in worker processes
+the cookie that the page sets for it; it must name this machine (another name may be rebound to its address), and other
+sites may not post. Uploads are bounded in bytes and in pixels and are decoded in worker processes
 (``hashgym.gallery.decoding``); pictures are addressed by id and sent as JPEG thumbnails without their metadata.
 """
 
@@ -29,9 +29,8 @@ from typing import IO, TYPE_CHECKING, Any
 from hashgym.console import say
 from hashgym.gallery.decoding import Decoded, Decoders
 from hashgym.gallery.page import jpeg
-from hashgym.gallery.search import REGIONS, Gallery, open_gallery, read_meta
+from hashgym.gallery.search import INDEX, REGIONS, Gallery, open_gallery, read_meta
 from hashgym.storage.errors import DataError
-from hashgym.storage.sealed import META
 
 try:
     import flask
@@ -55,15 +54,15 @@ HOST = "127.0.0.1"
 MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 50_000_000
 MAX_RESULTS = 200
-SECONDS = 20.0  # that a picture may take to decode
+SECONDS = 20.0  # time limit for decoding a picture
 RESULTS = 12
-THUMBNAIL = 384  # longer side in pixels; shown at half of that, sharp on a dense screen too
+THUMBNAIL = 384  # longer side in pixels; shown at half that size, for screens of high density
 TOKEN = "HASHGYM_TOKEN"
 CONNECTIONS = 500  # open at once
 PATIENCE = 30.0  # seconds without a byte after which a connection is closed; a request may take four times as long
-CROWDED_PATIENCE = 5.0  # the same while more than half of the connections are open
+CROWDED_PATIENCE = 5.0  # the same while more than half of all connections are open
 THREADS = 32
-WORKING = 28  # requests at once that may wait for a decoder or the index; the other threads answer all the rest
+WORKING = 28  # requests at once that may wait for a decoder or the index; other threads answer the rest
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self' data:; style-src 'self'; script-src 'self'; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -94,13 +93,13 @@ def create_app(
     ``app.extensions["hashgym"].close()`` closes the gallery and ends the decoders.
 
     Args:
-        gallery: what is searched.
-        max_bytes: of an uploaded picture.
-        max_pixels: of any picture, uploaded or in the gallery.
-        seconds: that a picture may take to decode.
+        gallery: the index to search.
+        max_bytes: size limit of an uploaded picture.
+        max_pixels: size limit of any picture, uploaded or in the gallery.
+        seconds: time limit for decoding a picture.
         token: required in every request, as ``?token=``, as ``Authorization: Bearer``, or by the cookie that
             ``GET /?token=`` sets; empty: all requests are answered.
-        reopen: opens the gallery again after a change; by default :func:`hashgym.gallery.open_gallery` of its folder.
+        reopen: opens the gallery again after a change; by default :func:`hashgym.gallery.open_gallery` on its folder.
     """
     app = flask.Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max_bytes + 2**16  # the form around the picture
@@ -141,15 +140,16 @@ def serve(
         port: a free port; 0 for any that is free.
         root: the folder where the images are now, if they were moved.
         uri: of the Milvus server that the index is on, see :func:`hashgym.gallery.open_gallery`.
-        max_bytes: of an uploaded picture.
-        max_pixels: of any picture.
-        seconds: that a picture may take to decode.
-        token: required of every request, see :func:`create_app`. By default that of the environment variable
-            HASHGYM_TOKEN, or a random one; empty: every user of this machine is answered.
+        max_bytes: size limit of an uploaded picture.
+        max_pixels: size limit of any picture.
+        seconds: time limit for decoding a picture.
+        token: required in every request, see :func:`create_app`. By default the environment variable HASHGYM_TOKEN, or
+            a random one; empty: every user of this machine is answered.
 
     Raises:
-        ValueError: for a port that is taken or not allowed, limits below 1, a token that is short or has characters
-            with a meaning in addresses, or what is no index.
+        ValueError: for a port that is taken or not allowed, limits below 1, or a token that is short or has characters
+            with a meaning in addresses.
+        DataError: as :func:`hashgym.gallery.open_gallery`.
     """
     if not 0 <= port <= 65535:
         raise ValueError(f"--port must be from 0 to 65535, got {port}")
@@ -171,12 +171,12 @@ def serve(
         except OSError as error:
             reason = {
                 errno.EADDRINUSE: f"port {port} is in use by another program",
-                errno.EACCES: f"port {port} needs the rights of an administrator",
+                errno.EACCES: f"port {port} needs administrator rights",
             }.get(error.errno or 0, f"port {port} cannot be used ({error.strerror})")
             raise ValueError(f"{reason}: choose another with --port, or --port 0 for any free one") from None
         address = f"http://{HOST}:{server.effective_port}/" + (f"?token={token}" if token else "")
         try:
-            say(f"{len(gallery.names):,} images at {address} - Ctrl-C ends it")
+            say(f"{len(gallery.names):,} images at {address} - press Ctrl-C to end")
             server.run()
         finally:
             app.extensions["hashgym"].decoders.close()  # so that no request waits for a picture
@@ -203,7 +203,7 @@ class _Site:
         """Reject requests that name another host, and posts of other sites."""
         request, host = flask.request, flask.request.headers.get("Host", "")
         if not re.fullmatch(r"(127\.0\.0\.1|localhost)(:[0-9]{1,5})?", host, re.IGNORECASE):
-            return _plain("This page answers to 127.0.0.1 and localhost alone.", 403)
+            return _plain("This page is served at 127.0.0.1 and localhost only.", 403)
         own, site = f"http://{host}".lower(), request.headers.get("Sec-Fetch-Site")
         foreign = request.headers.get("Origin", own).lower() != own or site in ("cross-site", "same-site")
         return _plain("Requests of other sites are rejected.", 403) if request.method == "POST" and foreign else None
@@ -324,7 +324,7 @@ class _Site:
             identifier, source = self._requested_image()
             name = gallery.names[identifier]
         else:
-            raise BadRequest("No picture came with this request: choose one first.")
+            raise BadRequest("This request has no picture: choose one first.")
         with self._turn():
             picture = self._decoded(source, name, preprocess=gallery.encoder.metadata.get("preprocess"))
             if picture.view is None:
@@ -375,8 +375,8 @@ class _LiveGallery:
     """The gallery of an index, opened again when the index has changed on the disk.
 
     Args:
-        gallery: of the index, open; it is closed when another takes its place and no request uses it.
-        reopen: opens the index again; by default where its pictures are now.
+        gallery: open; it is closed once another has taken its place and no request uses it.
+        reopen: opens the index again; by default with its pictures where they are now.
     """
 
     def __init__(self, gallery: Gallery, reopen: Callable[[], Gallery] | None = None) -> None:
@@ -394,7 +394,7 @@ class _LiveGallery:
         """The gallery as the index is now.
 
         Raises:
-            ServiceUnavailable: if the index is damaged or gone: what was removed must not be shown.
+            ServiceUnavailable: if the index is damaged or missing, since removed pictures must not be shown.
         """
         with self._lock:
             state = self._stat()
@@ -424,14 +424,14 @@ class _LiveGallery:
 
     def _stat(self) -> tuple[int, ...] | None:
         try:
-            found = (self._folder / META).stat()
+            found = (self._folder / INDEX.manifest).stat()
         except OSError:
             return None
         return found.st_mtime_ns, found.st_ino, found.st_size
 
 
 class _Server(TcpWSGIServer):
-    """waitress, which reads all requests in one thread, with limits that keep slow connections from blocking others."""
+    """The server waitress, which reads all requests in one thread, with limits for slow connections."""
 
     def __init__(self, app: flask.Flask, port: int, max_bytes: int) -> None:
         limit = CONNECTIONS
@@ -450,12 +450,11 @@ class _Server(TcpWSGIServer):
             ident=None,
             connection_limit=limit,
             cleanup_interval=1,
-            log_socket_errors=False,  # a client that goes away is no news
+            log_socket_errors=False,  # clients may leave at any time
             asyncore_use_poll=hasattr(select, "poll"),
-            inbuf_overflow=2**16,  # what a connection may hold in memory; the rest is in a temporary file
+            inbuf_overflow=2**16,  # bytes of a request in memory; the rest goes to a temporary file
             max_request_header_size=2**15,
-            # Somewhat larger uploads than allowed are read, for a browser shows no answer that comes before it has
-            # sent all.
+            # Uploads somewhat above the limit are read, as a browser shows no answer before it has sent everything.
             max_request_body_size=2 * max_bytes + 2**20,
         )
 
@@ -465,7 +464,7 @@ class _Server(TcpWSGIServer):
             self.asyncore.loop(self.adj.asyncore_loop_timeout, self.adj.asyncore_use_poll, self._map)
 
     def maintenance(self, now: float) -> None:
-        """Close connections that are silent, or whose request does not come to an end."""
+        """Close connections that are silent or whose request does not end."""
         patience = CROWDED_PATIENCE if len(self.active_channels) > self._limit / 2 else PATIENCE
         for channel in self.active_channels.values():
             begun = now if channel.request is None else self._seen.setdefault(channel.request, now)
@@ -491,15 +490,15 @@ def _cookie(token: str, host: str) -> tuple[str, str]:
 
 
 def _same(given: str, wanted: str) -> bool:
-    """Whether two secrets are equal, in a time that says nothing about where they differ."""
+    """Compare two secrets in a time that does not depend on where they differ."""
     return hmac.compare_digest(given.encode(errors="replace"), wanted.encode())
 
 
 def _number(name: str, low: int, high: int, default: int | None = None) -> int:
-    """The whole number that the request gives under a name.
+    """An integer parameter of the request.
 
     Raises:
-        BadRequest: if there is none, or it is out of bounds.
+        BadRequest: if it is missing or out of bounds.
     """
     text = flask.request.values.get(name, "")
     if not text and default is not None:
@@ -510,7 +509,7 @@ def _number(name: str, low: int, high: int, default: int | None = None) -> int:
 
 
 def _framed(picture: Image, box: tuple[int, int, int, int]) -> Image:
-    """The picture with a frame around ``box``, all else darkened."""
+    """The picture with a frame around ``box`` and the rest darkened."""
     from PIL import Image, ImageDraw
 
     framed = Image.blend(picture, Image.new("RGB", picture.size), 0.5)
@@ -526,5 +525,5 @@ def _plain(message: str, code: int) -> flask.Response:
 
 
 def _text(text: str) -> str:
-    """The text with question marks for what UTF-8 cannot encode: bytes of a file name that are no UTF-8."""
+    """The text with question marks for bytes of a file name that are not UTF-8."""
     return text.encode(errors="replace").decode()

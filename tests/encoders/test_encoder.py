@@ -15,7 +15,7 @@ from hashgym.data import DataError
 from hashgym.data.pictures import open_image
 from hashgym.encoders import write
 from hashgym.encoders.encoder import seal
-from hashgym.features.runtime import thread_count
+from hashgym.features.onnx_runtime import thread_count
 from tests.reliability.damage import bounded
 
 torch = pytest.importorskip("torch")
@@ -133,16 +133,16 @@ def test_damage_anywhere_is_seen(files, tmp_path_factory, data):
 
 def test_files_that_are_no_encoders(files, tmp_path):
     path = tmp_path / "encoder.onnx"
-    with pytest.raises(DataError, match=r"no encoder can be read at .*No such file"):
+    with pytest.raises(DataError, match=r"the encoder .* cannot be read .No such file"):
         load_encoder(path)
-    with pytest.raises(DataError, match=r"no encoder can be read at .*directory"):
+    with pytest.raises(DataError, match=r"the encoder .* cannot be read .*directory"):
         load_encoder(tmp_path)
     model = onnx.load(files["features"])
     del model.metadata_props[:]
     foreign = model.SerializeToString()
     for content in (b"", b"text", foreign):
         path.write_bytes(content)
-        with pytest.raises(DataError, match="is no encoder of hashgym"):
+        with pytest.raises(DataError, match="is not an encoder of hashgym"):
             load_encoder(path)
     for content in (b"text", foreign, foreign[:-9]):  # sealed, but empty words
         path.write_bytes(seal(content))
@@ -150,14 +150,14 @@ def test_files_that_are_no_encoders(files, tmp_path):
             load_encoder(path)
 
 
-def test_a_later_format_is_refused(files, tmp_path):
+def test_a_later_format_is_rejected(files, tmp_path):
     path = tmp_path / "encoder.onnx"
     whole = files["features"].read_bytes()
     body = whole[: -len(seal(b""))]
     assert seal(body) == whole
     assert body.count(b'"format": 1') == 1
     path.write_bytes(seal(body.replace(b'"format": 1', b'"format": 2')))
-    with pytest.raises(DataError, match="format 2, this hashgym reads format 1: upgrade hashgym"):
+    with pytest.raises(DataError, match="format 2, and this hashgym reads format 1: upgrade hashgym"):
         load_encoder(path)
 
 
@@ -190,8 +190,8 @@ NONSENSE = {
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key in NONSENSE for value in NONSENSE[key]])
-def test_metadata_that_do_not_fit_the_network_are_refused(files, tmp_path, key, value):
-    with pytest.raises(DataError, match=r"bad\.onnx is no sound encoder: its metadata (says|lacks)"):
+def test_metadata_that_do_not_fit_the_network_are_rejected(files, tmp_path, key, value):
+    with pytest.raises(DataError, match=r"bad\.onnx is not a valid encoder: its metadata (has|describes|lacks)"):
         load_encoder(rewritten(files["features"], tmp_path / "bad.onnx", **{key: value}))
 
 
@@ -209,12 +209,12 @@ def test_metadata_that_do_not_fit_the_network_are_refused(files, tmp_path, key, 
         ("takes", "features"),
     ],
 )
-def test_metadata_of_pictures_and_regions_that_do_not_fit_are_refused(files, tmp_path, key, value):
-    with pytest.raises(DataError, match=r"bad\.onnx is no sound encoder: its metadata"):
+def test_metadata_of_pictures_and_regions_that_do_not_fit_are_rejected(files, tmp_path, key, value):
+    with pytest.raises(DataError, match=r"bad\.onnx is not a valid encoder: its metadata"):
         load_encoder(rewritten(files["pictures of views"], tmp_path / "bad.onnx", **{key: value}))
 
 
-def test_metadata_that_are_no_object_are_refused(files, tmp_path):
+def test_metadata_that_are_no_object_are_rejected(files, tmp_path):
     for said in ("null", "[]", "3", "", "{", "[" * 100_000, '{"format": 1}', '{"format": [1]}'):
         model = onnx.load(files["features"])
         del model.metadata_props[:]
@@ -235,7 +235,7 @@ def test_what_earlier_versions_did_not_say_is_no_fault(files, tmp_path):
     assert earlier.prepare(Image.new("RGBA", (4, 4))).min() == 255
 
 
-def test_a_network_that_gives_other_shapes_than_it_says_is_refused(files, tmp_path):
+def test_a_network_that_gives_other_shapes_than_it_says_is_rejected(files, tmp_path):
     model = onnx.load(files["features"])
     for output in model.graph.output:  # n x 8 is said; the same values are given as 2n x 4
         name, node = output.name, next(node for node in model.graph.node if output.name in node.output)

@@ -118,7 +118,7 @@ def test_a_hasher_of_ones_own_needs_a_head_where_torch_cannot_run_it() -> None:
     X = np.random.default_rng(0).standard_normal((8, 5), np.float32)
     with pytest.raises(ValueError, match=r"Corner cannot be exported.*namespace.*head\(\)"):
         hasher_head(Corner(bits=3).fit(X))
-    with pytest.raises(ValueError, match="WrongHead gives other values"):
+    with pytest.raises(ValueError, match="WrongHead returns other values"):
         hasher_head(WrongHead(bits=3).fit(X))
     own = OwnHead(bits=3).fit(X)
     values = hasher_head(own)(torch.from_numpy(2 * X)).numpy()

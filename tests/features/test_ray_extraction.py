@@ -123,11 +123,11 @@ def test_errors_of_workers_are_those_of_a_local_extraction(photos, tmp_path):
         job(photos, tmp_path / "out", Backbone(**{**vars(pixels), "network": broken}), executor="ray")
 
 
-@pytest.mark.parametrize("engine", ["torch", "onnx"])
-def test_networks_are_sent(photos, tmp_path, engine):
-    for package in ("efficientnet_lite_pytorch", *(["onnx", "onnxruntime"] if engine == "onnx" else [])):
+@pytest.mark.parametrize("runtime", ["torch", "onnx"])
+def test_networks_are_sent(photos, tmp_path, runtime):
+    for package in ("efficientnet_lite_pytorch", *(["onnx", "onnxruntime"] if runtime == "onnx" else [])):
         pytest.importorskip(package)
-    network = make("efficientnet_lite0", size=32, engine=engine)
+    network = make("efficientnet_lite0", size=32, runtime=runtime)
     options = {"regions": 0, "train_regions": 0, "batch_size": 16}
     local = job(photos, tmp_path / "local", network, **options)
     assert contents(job(photos, tmp_path / "ray", network, executor="ray", **options)) == contents(local)
@@ -153,7 +153,7 @@ def test_what_cannot_be_sent_says_so(photos, tmp_path):
     def network(batch):
         return pixels.network(batch[: len(file.name)])
 
-    with file, pytest.raises(ValueError, match=r"pixels \(engine numpy\).* cannot be sent to Ray's workers"):
+    with file, pytest.raises(ValueError, match=r"pixels \(runtime numpy\).* cannot be sent to Ray's workers"):
         job(photos, tmp_path / "out", Backbone(**{**vars(pixels), "network": network}), executor="ray")
 
 
@@ -161,7 +161,7 @@ def test_wrong_executors_are_refused_before_any_work(photos, tmp_path, monkeypat
     with pytest.raises(ValueError, match="unknown executor 'dask': choose one of local, ray"):
         job(photos, tmp_path / "out", executor="dask")
     with pytest.raises(ValueError, match=r"uses CPUs.*torch:cuda"):
-        job(photos, tmp_path / "out", dataclasses.replace(make("pixels", size=4), engine="torch:cuda"), executor="ray")
+        job(photos, tmp_path / "out", dataclasses.replace(make("pixels", size=4), runtime="torch:cuda"), executor="ray")
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"pip install 'hashgym\[ray\]'"):
         job(photos, tmp_path / "out", executor="ray")

@@ -75,7 +75,7 @@ def serving(index: Path, **options: int) -> Iterator[tuple[str, subprocess.Popen
     as_command = "from hashgym.cli import main; main(['serve', sys.argv[1], '--port', '0'])\n"
     program = (
         "import signal, sys\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a shell's background jobs ignore
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # as background jobs of a shell ignore it
         + (with_options if options else as_command)
         + "assert 'torch' not in sys.modules\n"
     )

@@ -49,7 +49,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def page(browser: Any, address: str) -> Iterator[Any]:
-    """The page, freshly opened; afterwards nothing was asked of another server and no script has failed."""
+    """The page, newly opened; at the end no other server was requested and no script has failed."""
     context = browser.new_context()
     page, faults = context.new_page(), []
     page.on("request", lambda r: None if r.url.startswith((address, "data:")) else faults.append(r.url))
@@ -77,7 +77,7 @@ def pick(page: Any, *args: Any) -> None:
 
 
 def transfer(page: Any, data: bytes, name: str = "dropped.png") -> Any:
-    """What a drop or a paste of a file carries."""
+    """The data of a dropped or pasted file."""
     program = """([data, name]) => {
         const carried = new DataTransfer();
         carried.items.add(new File([Uint8Array.from(atob(data), (c) => c.charCodeAt(0))], name, {type: "image/png"}));
@@ -138,7 +138,7 @@ def test_a_result_is_the_next_query(page: Any, address: str) -> None:
     sync_api.expect(heading(page)).to_have_text("12 nearest to 20.png")
 
 
-def test_the_number_of_results_is_the_readers(page: Any) -> None:
+def test_the_number_of_results_can_be_chosen(page: Any) -> None:
     pick(page, png(picture(3)))
     page.get_by_label("Results").fill("2")
     page.get_by_label("Results").press("Enter")
@@ -150,7 +150,7 @@ def test_the_number_of_results_is_the_readers(page: Any) -> None:
     assert page.locator("#results li").count() == 2
 
 
-def test_what_cannot_be_searched_with_is_told_and_the_page_goes_on(page: Any) -> None:
+def test_an_unsearchable_picture_gets_a_message_and_the_page_still_works(page: Any) -> None:
     alert = page.get_by_role("alert")
     pick(page, png(picture(3))[:150], "half.png")
     sync_api.expect(alert).to_contain_text("image half.png is damaged or no picture")
@@ -213,7 +213,7 @@ def test_without_scripts_the_form_works_by_itself(browser: Any, address: str) ->
     context.close()
 
 
-def test_the_keyboard_reaches_everything_and_sees_where_it_is(page: Any) -> None:
+def test_the_keyboard_reaches_everything_and_shows_the_focus(page: Any) -> None:
     pick(page, png(picture(3)))
     heading(page).wait_for()
     page.evaluate("document.activeElement.blur()")
@@ -304,7 +304,7 @@ def test_another_site_cannot_post_here(page: Any, browser: Any, address: str) ->
     context.close()
 
 
-def test_a_server_that_is_gone_is_told(browser: Any, index: Path) -> None:
+def test_a_server_that_is_gone_gets_a_message(browser: Any, index: Path) -> None:
     context = browser.new_context()
     page = context.new_page()
     with serving(index) as (address, process):

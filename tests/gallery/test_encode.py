@@ -1,4 +1,4 @@
-"""Pictures to codes: which pictures, what codes, and what happens to a job that is stopped."""
+"""Encoding of pictures: which ones, their codes, and stopped jobs."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_places_without_pictures(encoder, tmp_path):
     ]:
         with pytest.raises(DataError, match=message):
             encode(encoder, [tmp_path / place], tmp_path / "out")
-    with pytest.raises(DataError, match="there is no image"):
+    with pytest.raises(DataError, match="there are no images"):
         encode(encoder, [], tmp_path / "out")
     with pytest.raises(ValueError, match="at least 1"):
         encode(encoder, [tmp_path], tmp_path / "out", workers=0)
@@ -144,7 +144,7 @@ def test_unreadable_files_stop_or_are_left_out(encoder, tmp_path):
     codes = open_codes(encode(encoder, [photos], tmp_path / "out", batch_size=2, skip_bad=True))
     assert codes.names == ["0.png", "1.png", "2.png", "4.png", "5.png", "7.png", "8.png"]
     assert list(codes.left_out) == ["3.png", "5.jpg", "6.png", "7.webp"]
-    assert "is no file" in codes.left_out["7.webp"]
+    assert "is not a file" in codes.left_out["7.webp"]
     alone = open_codes(encode(encoder, [photos / name for name in codes.names], tmp_path / "alone"))
     for key in ("words", "kept", "sizes"):
         np.testing.assert_array_equal(getattr(codes, key), getattr(alone, key))
@@ -290,7 +290,7 @@ def test_pictures_that_are_there_and_not_named_stay(encoder, tmp_path):
 
 
 def test_codes_of_an_older_version(encoder, tmp_path):
-    """They open; what changed since they were made cannot be told, and that is said."""
+    """They open; a note says that changes since then cannot be recognised."""
     photos, out = write_pictures(tmp_path / "photos", NAMES), tmp_path / "out"
     encode(encoder, [photos], out)
     meta = json.loads((out / "meta.json").read_text())
@@ -303,7 +303,7 @@ def test_codes_of_an_older_version(encoder, tmp_path):
     before = content(out)
     done = update(encoder, [photos], out)
     assert (done.unchanged, len(open_codes(out))) == (5, 5)
-    assert "did not record sizes and times" in done.note
+    assert "did not record sizes and modification times" in done.note
     write_pictures(photos, ["new.png"])
     with pytest.raises(DataError, match=r"codes of other pictures, and .*did not record.*encode to another --out"):
         update(encoder, [photos], out)
@@ -312,7 +312,7 @@ def test_codes_of_an_older_version(encoder, tmp_path):
 
 @pytest.mark.parametrize("after", range(0, 48, 4))
 def test_an_update_that_is_stopped_leaves_the_old_codes_or_the_new(encoder, tmp_path, monkeypatch, after):
-    """Every sync to disk is a place where the power may fail: fail at the ``after``-th, look, then go on."""
+    """The power may fail at every sync to disk: fail at the ``after``-th, check, then resume."""
     photos, out = write_pictures(tmp_path / "photos", NAMES), tmp_path / "out"
     encode(encoder, [photos], out, batch_size=2)
     encode(encoder, [photos], tmp_path / "old")
@@ -405,7 +405,7 @@ def test_links_are_counted_or_followed_to_where_they_lead(encoder, tmp_path):
     codes = open_codes(everything)
     assert codes.root == tmp_path / "album"
     assert codes.names == ["other/3.png", "other/deep/4.png", "photos/1.png", "photos/sub/2.png"]
-    with pytest.raises(DataError, match=r"no image to encode \(passed over: 1 link \(--follow-links"):
+    with pytest.raises(DataError, match=r"no images to encode \(passed over: 1 link \(--follow-links"):
         encode(encoder, [photos / "5.png"], tmp_path / "one")
     assert find_images([photos / "5.png"], follow_links=True) == (other, ["3.png"])
     (tmp_path / "links").mkdir()
@@ -449,9 +449,9 @@ def test_what_is_passed_over_is_counted(encoder, tmp_path, monkeypatch):
     assert len(find_images(["."], exclude=["raw"])[1]) == 7
 
 
-def test_what_is_no_folder_of_codes_or_damaged(encoder, tmp_path, monkeypatch):
+def test_other_folders_and_damaged_ones_are_rejected(encoder, tmp_path, monkeypatch):
     out = encode(encoder, [write_pictures(tmp_path / "photos", NAMES)], tmp_path / "out")
-    with pytest.raises(DataError, match=r"no folder of codes.*hashgym encode"):
+    with pytest.raises(DataError, match=r"not a folder of codes.*hashgym encode"):
         open_codes(tmp_path / "photos")
     words, meta = (out / "words.npy").read_bytes(), (out / "meta.json").read_text()
     (out / "words.npy").write_bytes(words[:-8] + b"\0" * 8)
@@ -478,7 +478,7 @@ def test_what_is_no_folder_of_codes_or_damaged(encoder, tmp_path, monkeypatch):
         open_codes(out)
 
 
-def test_encoders_of_features_are_refused(encoder, tmp_path):
+def test_encoders_of_features_are_rejected(encoder, tmp_path):
     torch = pytest.importorskip("torch")
     from hashgym.encoders import write
 
@@ -506,7 +506,7 @@ def test_links_as_output(encoder, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(os.name == "nt", reason="folders cannot be locked")
 def test_two_updates_at_once(encoder, tmp_path, monkeypatch):
-    """The second must not take what the first has published, and has not named yet, for what a killed run left."""
+    """The second must not delete what the first has published and not named yet as left by a killed run."""
     photos, out = write_pictures(tmp_path / "photos", NAMES), tmp_path / "out"
     encode(encoder, [photos], out)
     paint(photos, "b/9.png", 99)
@@ -514,7 +514,7 @@ def test_two_updates_at_once(encoder, tmp_path, monkeypatch):
 
     def published(self: Store, *args: Any) -> None:
         publish(self, *args)
-        with pytest.raises(DataError, match=r"another process is at work in .*out: wait for it") as error:
+        with pytest.raises(DataError, match=r"another process is writing to .*out: wait for it") as error:
             update(encoder, [photos], out)
         refused.append(error)
 
@@ -536,7 +536,7 @@ def test_only_what_an_update_left_is_deleted(encoder, tmp_path):
     before = content(other)
     for seed in (98, 99):
         paint(photos, "b/9.png", seed)
-        with pytest.warns(UserWarning, match="is not needed here, but is kept"):
+        with pytest.warns(UserWarning, match="is no longer needed, but is kept"):
             assert update(encoder, [photos], out).changed == 1
         (out / json.loads((out / "meta.json").read_text())["content"] / "mine.png").write_bytes(b"mine")
     assert content(other) == before
@@ -550,7 +550,7 @@ def test_only_what_an_update_left_is_deleted(encoder, tmp_path):
 
 @pytest.mark.parametrize("name", ["../out/pipe", "/dev/zero", "pipe"])
 def test_no_file_elsewhere_and_no_device_is_read(encoder, tmp_path, name):
-    """Their size is 0, and reading may never end."""
+    """Their size is 0, and reading may not end."""
     out = encode(encoder, [write_pictures(tmp_path / "photos", NAMES)], tmp_path / "out")
     os.mkfifo(out / "pipe")
     meta = json.loads((out / "meta.json").read_text())

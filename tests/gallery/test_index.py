@@ -1,4 +1,4 @@
-"""An index of pictures against brute force over their codes, through every change and every kind of death."""
+"""An index of pictures compared with brute force over their codes, after changes and kills."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_a_changed_picture_gets_new_codes_under_its_id(encoder, codes, photos, t
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sampled_from(["a", "b", "c", "all"]), min_size=1, max_size=4), st.integers(0, 1 << 30))
 def test_any_order_of_changes(codes, photos, tmp_path_factory, order, seed):
-    """The index has what was added and not removed, and nobody's id changes."""
+    """The index has the images that were added and not removed, and no id changes."""
     index = tmp_path_factory.mktemp("index") / "index"
     rng, ids, there = np.random.default_rng(seed), {}, set()
     for step, name in enumerate(order):
@@ -204,7 +204,7 @@ def test_any_order_of_changes(codes, photos, tmp_path_factory, order, seed):
         ids = found
 
 
-def test_what_is_refused_before_work(encoder, codes, photos, tmp_path):
+def test_what_is_rejected_before_work(encoder, codes, photos, tmp_path):
     other = write_encoder(tmp_path / "other.onnx", bits=40)
     encode_images(other, [photos / "a"], tmp_path / "other", progress=False)
     index = make([codes / "a"], tmp_path / "index")
@@ -219,7 +219,7 @@ def test_what_is_refused_before_work(encoder, codes, photos, tmp_path):
         ([codes / "b"], tmp_path / "none", {"add": True}, "leave out --add"),
         ([codes / "b"], tmp_path / "full", {}, "is no index"),
         ([], tmp_path / "new", {}, "nothing to index"),
-        ([photos], tmp_path / "new", {}, "no folder of codes"),
+        ([photos], tmp_path / "new", {}, "not a folder of codes"),
         ([codes / "a"], tmp_path / "new", {"backend": "abacus"}, "abacus"),
         ([codes / "a"], tmp_path / "new", {"options": {"uri": "x"}}, "uri"),
     ]:
@@ -232,7 +232,7 @@ def test_what_is_refused_before_work(encoder, codes, photos, tmp_path):
         remove(photos, ["a/0.png"])
 
 
-def test_the_same_again_is_done_already(codes, tmp_path):
+def test_building_again_does_nothing(codes, tmp_path):
     index = make([codes / "a"], tmp_path / "index")
     before = content(index)
     owned.create(index / "2")  # of a run that was killed
@@ -251,7 +251,7 @@ def test_damaged_indices(codes, tmp_path):
     def broken(change) -> str:
         copy = shutil.copytree(index, tmp_path / "copy")
         change(copy)
-        with pytest.raises(ValueError, match=r"again|no index") as error:
+        with pytest.raises(ValueError, match=r"again|not an index") as error:
             open_gallery(copy)
         shutil.rmtree(copy)
         return str(error.value)
@@ -273,7 +273,7 @@ def test_damaged_indices(codes, tmp_path):
         shutil.rmtree(copy / "1" / "engine")
         shutil.copytree(other / "1" / "engine", copy / "1" / "engine")
 
-    assert "do not belong together" in broken(swapped)
+    assert "do not fit together" in broken(swapped)
 
 
 def test_moved_pictures_are_found_by_root(encoder, photos, tmp_path):
@@ -281,10 +281,10 @@ def test_moved_pictures_are_found_by_root(encoder, photos, tmp_path):
     encode_images(encoder, [tmp_path / "here"], tmp_path / "codes", progress=False)
     index = make([tmp_path / "codes"], tmp_path / "index")
     (tmp_path / "here").rename(tmp_path / "there")
-    with pytest.raises(DataError, match="say with --root"):
+    with pytest.raises(DataError, match="with --root"):
         open_gallery(index)
     (tmp_path / "here").mkdir()
-    with pytest.raises(DataError, match=r"a/0\.png for one: say with --root"):
+    with pytest.raises(DataError, match=r"such as a/0\.png, are not in .* with --root"):
         open_gallery(index)
     with pytest.raises(DataError, match="--root"):
         open_gallery(index, tmp_path / "nowhere")
@@ -338,7 +338,7 @@ def killed(left: int, change) -> bool:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_at_any_moment_there_is_the_old_index_or_the_new(codes, tmp_path, monkeypatch):
+def test_killed_at_any_moment_it_leaves_the_old_index_or_the_new(codes, tmp_path, monkeypatch):
     """At every write to the disk of a build, and at every other one of adding and of removing."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # slow, and no power is lost here
 
@@ -383,7 +383,7 @@ def test_killed_at_any_moment_there_is_the_old_index_or_the_new(codes, tmp_path,
 
 
 def _written(index: Path) -> None:
-    """What the next writer does first, whatever it wants."""
+    """The first step of every writer."""
     with pytest.raises(DataError, match="no image moon"):
         remove(index, ["moon.png"])
 
@@ -448,7 +448,7 @@ def test_folders_of_others_are_neither_taken_nor_deleted(codes, tmp_path, names,
 
 
 def test_other_folders_of_ours_are_no_place_for_an_index(encoder, codes, photos, tmp_path):
-    """Each carries the marker, yet is not what an index begins as."""
+    """Each carries the marker, but is not an unfinished index."""
     places = [shutil.copytree(codes / "a", tmp_path / "codes"), tmp_path / "codes.partial", tmp_path / "begun"]
     owned.mark(places[0])
     (owned.create(places[1]) / "journal.jsonl").write_text("{}")
@@ -481,7 +481,7 @@ def test_files_of_others_in_an_index_are_left_alone(codes, tmp_path, names):
 def test_files_of_others_in_a_content_of_an_index_are_left_alone(codes, tmp_path):
     index = make([codes / "a"], tmp_path / "index")
     foreign(index, ["1/photo.jpg", "1/engine/notes.txt"])
-    with pytest.warns(UserWarning, match=r"hashgym did not write photo\.jpg, engine/notes\.txt"):
+    with pytest.warns(UserWarning, match=r"holds photo\.jpg, engine/notes\.txt, which hashgym did not write"):
         make([codes / "b"], index, add=True)
     assert (index / "1" / "photo.jpg").read_bytes() == b"mine: 1/photo.jpg"
     assert (index / "1" / "engine" / "notes.txt").exists()
@@ -560,7 +560,7 @@ def test_files_of_others_in_an_index_of_an_older_version_are_left_alone(codes, t
 
 
 @pytest.mark.parametrize("number", ["../codes", "1/../1", "", "x", "0", "-1", "²"])
-def test_a_content_elsewhere_is_refused(codes, tmp_path, number):
+def test_a_content_elsewhere_is_rejected(codes, tmp_path, number):
     index = make([codes / "a"], tmp_path / "index")
     meta = json.loads((index / "meta.json").read_text())
     said = {key: value for key, value in meta.items() if key != "digest"} | {"content": number}
@@ -606,6 +606,6 @@ def test_an_index_that_would_give_an_id_twice_is_damaged(codes, tmp_path, next_i
     (out / "meta.json").write_text(json.dumps(meta | {"digest": sealed.digest(meta)}))
     before = content(out)
     for change in (lambda: open_gallery(out), lambda: build([codes / "b"], out, add=True, progress=False)):
-        with pytest.raises(DataError, match="do not belong together"):
+        with pytest.raises(DataError, match="do not fit together"):
             change()
     assert content(out) == before

@@ -170,7 +170,7 @@ def test_an_index_on_no_server_takes_no_address(inputs: Path, tmp_path: Path, mo
         open_gallery(made, uri="http://127.0.0.1:1")
     engine = made / "1" / "engine"
     reseal(engine, "index.json", sealed.digest, backend="milvus", options={"uri": "http://x", "collection": "c"})
-    with pytest.raises(ValueError, match="do not belong together"):
+    with pytest.raises(ValueError, match="do not fit together"):
         open_gallery(made)
 
 

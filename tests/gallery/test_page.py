@@ -92,16 +92,16 @@ def test_nothing_comes_from_elsewhere_and_names_are_text(gallery):
 
 
 def test_a_page_without_matches_or_with_pictures_that_are_gone(gallery, tmp_path):
-    assert "No image is that near." in page.results(gallery, picture(0), [])
+    assert "No image is within this distance." in page.results(gallery, picture(0), [])
     (match,) = gallery.search(picture(3), 1)
     path = gallery.path(match.id)
     content = path.read_bytes()
     path.write_text("no picture")
     try:
-        assert "not there, or damaged" in page.results(gallery, picture(0), [match])
+        assert "missing or damaged" in page.results(gallery, picture(0), [match])
         path.unlink()
         html = page.results(gallery, picture(0), [match])
-        assert "not there, or damaged" in html
+        assert "missing or damaged" in html
     finally:
         path.write_bytes(content)
     page.write(html, tmp_path / "new" / "page.html")

@@ -1,4 +1,4 @@
-"""The web page of an index: what it finds, and what it refuses."""
+"""The web page of an index: its results, and the requests that it rejects."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def post(client: Any, data: bytes, name: str = "a.png", to: str = "/", **values:
 
 
 def message(answer: Any) -> str:
-    """What a page says went wrong."""
+    """The error message on a page."""
     found = re.search(r'<p class="error" role="alert">(.*?)</p>', answer.text)
     assert found, answer.text
     return html.unescape(found[1])
@@ -96,7 +96,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png(width: int, height: int, data: bytes) -> bytes:
-    """A PNG whose header promises what its data need not hold."""
+    """A PNG whose data need not fit its header."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
@@ -182,7 +182,7 @@ def test_this_machines_own_names_are_answered(client: Any, host: str) -> None:
     ["evil.com", "evil.com:8000", "127.0.0.1.evil.com", "localhost.evil.com", "127.0.0.1@evil.com", "127.0.0.2", "",
      "[::1]", "[", "127.0.0.1:x", "localhost:8000\\@evil.com", "0.0.0.0"],
 )  # fmt: skip
-def test_foreign_host_names_are_refused_without_a_word_of_the_gallery(client: Any, host: str) -> None:
+def test_foreign_host_names_are_rejected_without_details_of_the_gallery(client: Any, host: str) -> None:
     for answer in (client.get("/?id=0", headers={"Host": host}), client.get("/thumbnail?id=0", headers={"Host": host})):
         assert answer.status_code == 403
         assert len(answer.data) < 100
@@ -203,7 +203,7 @@ def test_foreign_host_names_are_refused_without_a_word_of_the_gallery(client: An
         ({"Sec-Fetch-Site": "same-site"}, 403),
     ],
 )
-def test_what_other_sites_post_is_refused(client: Any, headers: dict[str, str], code: int) -> None:
+def test_what_other_sites_post_is_rejected(client: Any, headers: dict[str, str], code: int) -> None:
     for path in ("/", "/search"):
         data = {"picture": (io.BytesIO(encoded(picture(0))), "a.png")}
         assert client.post(path, data=data, headers=headers).status_code == code
@@ -276,7 +276,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize("name", GOOD, ids=lambda name: name[:20])
-def test_odd_pictures_are_searched_with(client: Any, name: str) -> None:
+def test_unusual_pictures_can_be_searched_for(client: Any, name: str) -> None:
     page = post(client, GOOD[name], name, k=3)
     assert page.status_code == 200
     assert len(names(page)) == 3
@@ -300,10 +300,10 @@ def test_limits_are_what_is_allowed(client: Any, gallery: Gallery) -> None:
 
 
 @pytest.mark.parametrize("values", [{}, {"picture": "text"}, {"id": ""}, {"other": "1"}])
-def test_a_request_without_picture_is_told(client: Any, values: dict[str, str]) -> None:
+def test_a_request_without_picture_gets_a_message(client: Any, values: dict[str, str]) -> None:
     answer = client.post("/", data=values)
     assert answer.status_code == 400
-    assert message(answer) == "No picture came with this request: choose one first."
+    assert message(answer) == "This request has no picture: choose one first."
 
 
 @pytest.mark.parametrize("k", ["0", str(MAX_RESULTS + 1), "-1", "ten", "1.5", "9" * 5000, "٣", " 3", "<b>"])
@@ -371,7 +371,7 @@ def test_an_index_without_regions_has_no_framed_thumbnails(tmp_path: Path) -> No
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @given(data=st.data())
-def test_mutated_pictures_are_searched_with_or_refused(client: Any, data: st.DataObject) -> None:
+def test_mutated_pictures_are_searched_for_or_rejected(client: Any, data: st.DataObject) -> None:
     whole = data.draw(
         st.sampled_from([*GOOD.values(), *(b for b, _ in BAD.values() if b)]).filter(lambda b: len(b) < 9_000)
     )
@@ -490,7 +490,7 @@ def test_what_is_sent_has_the_pixels_of_a_picture_and_none_of_its_metadata(
 ) -> None:
     secret = b"secret-place-59.91N-10.75E"
     data = commented(form, secret)
-    assert secret in data  # otherwise the test shows nothing
+    assert secret in data  # else the test proves nothing
     root = tmp_path / "pictures"
     shutil.copytree(index.parent / "pictures", root)
     (root / "5.png").write_bytes(data)
@@ -514,7 +514,7 @@ def test_what_is_sent_has_the_pixels_of_a_picture_and_none_of_its_metadata(
 @pytest.mark.parametrize(
     ("error", "code"), [(RuntimeError("secret"), 500), (MemoryError(), 507), (ValueError("Milvus is gone"), 503)]
 )
-def test_what_fails_inside_is_told_without_its_inside(
+def test_internal_errors_are_reported_without_details(
     client: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int
 ) -> None:
     def fail(*_: object) -> None:
@@ -568,7 +568,7 @@ def test_without_the_token_nothing_is_answered(locked: Any, given: str) -> None:
     [{"Authorization": "Bearer x"}, {"Authorization": SECRET}, {"Authorization": f"Basic {SECRET}"},
      {"Cookie": f"hashgym-80={SECRET}"}, {"Cookie": "hashgym-80="}, {"Cookie": "hashgym-80=\xff"}],
 )  # fmt: skip
-def test_wrong_credentials_are_refused(locked: Any, headers: dict[str, str]) -> None:
+def test_wrong_credentials_are_rejected(locked: Any, headers: dict[str, str]) -> None:
     assert locked.test_client().get("/", headers=headers).status_code == 403
 
 
@@ -608,7 +608,7 @@ def test_programs_give_the_token_with_each_request(locked: Any) -> None:
 
 
 @pytest.mark.parametrize("token", ["short", "x" * 201, "with a space in it", "percent%20percent", "a" * 15, "ü" * 20])
-def test_tokens_that_are_weak_or_have_no_place_in_an_address_are_told(index: Path, token: str) -> None:
+def test_tokens_that_are_weak_or_not_allowed_in_an_address_are_rejected(index: Path, token: str) -> None:
     with pytest.raises(ValueError, match="must be 16 to 200 letters, digits or") as told:
         serve(index, 0, token=token)
     assert token not in str(told.value)
@@ -623,7 +623,7 @@ def test_the_command_prints_a_new_token_each_time_unless_one_is_given(index: Pat
         cli.main(["serve", str(index), "--port", "0", *options])
     monkeypatch.setenv("HASHGYM_TOKEN", SECRET[::-1])
     cli.main(["serve", str(index), "--port", "0"])
-    pattern = r"22 images at http://127\.0\.0\.1:\d+/(?:\?token=(\S+))? - Ctrl-C ends it"
+    pattern = r"22 images at http://127\.0\.0\.1:\d+/(?:\?token=(\S+))? - press Ctrl-C to end"
     tokens = [re.fullmatch(pattern, text)[1] for text in printed]  # type: ignore[index]
     assert tokens[0] != tokens[1]
     assert min(map(len, tokens[:2])) >= 32
@@ -692,7 +692,7 @@ def test_a_gallery_is_closed_after_its_last_request(index: Path, tmp_path: Path,
         assert len(fourth) == 19
 
 
-def test_ports_that_cannot_be_had_are_told(index: Path) -> None:
+def test_ports_that_cannot_be_used_are_rejected(index: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -725,7 +725,7 @@ def form(data: bytes) -> tuple[bytes, str]:
     return head + data + b"\r\n--b--\r\n", "multipart/form-data; boundary=b"
 
 
-def test_a_real_server_serves_many_at_once_through_all_nonsense_until_ctrl_c(index: Path) -> None:
+def test_a_real_server_serves_many_at_once_and_survives_malformed_requests_until_ctrl_c(index: Path) -> None:
     with serving(index, max_bytes=MAX_BYTES, max_pixels=MAX_PIXELS) as (address, process):
         host, port = address.removeprefix("http://").split(":")
         sent = [encoded(picture(seed)) for seed in range(15)] + [data for data, _ in BAD.values()]
@@ -770,7 +770,7 @@ def test_slow_connections_do_not_keep_others_out(index: Path) -> None:
         assert fetch(f"{address}/search?token={TOKEN}", *form(encoded(picture(0))), timeout=20)[0] == 200
 
 
-def test_connections_are_closed_that_are_silent_or_never_end(client: Any) -> None:
+def test_silent_and_endless_connections_are_closed(client: Any) -> None:
     server = _Server(client.application, 0, MAX_BYTES)
     connections = [socket.create_connection(("127.0.0.1", server.effective_port)) for _ in range(3)]
     try:
@@ -801,7 +801,7 @@ def test_connections_are_closed_that_are_silent_or_never_end(client: Any) -> Non
         server.close()
 
 
-def test_a_picture_that_takes_long_holds_nobody_else_up(gallery: Gallery) -> None:
+def test_a_picture_that_takes_long_does_not_block_other_requests(gallery: Gallery) -> None:
     app = create_app(gallery, max_pixels=MAX_PIXELS, seconds=120)
     clients = [app.test_client() for _ in range(3)]
     decoders = app.extensions["hashgym"].decoders
@@ -815,7 +815,7 @@ def test_a_picture_that_takes_long_holds_nobody_else_up(gallery: Gallery) -> Non
         assert still_serves(clients[0])
         assert clients[2].get("/thumbnail?id=0").status_code == 200
         assert not stuck.done()
-        os.kill(warm._process.pid, signal.SIGKILL)  # as Linux does where memory ends
+        os.kill(warm._process.pid, signal.SIGKILL)  # as Linux does when memory runs out
         answer = stuck.result(timeout=600)
         assert answer.status_code == 507
         assert answer.json["error"] == "There is not enough memory for this picture: choose a smaller one."

@@ -1,4 +1,4 @@
-"""Damage that is done to files, and the bounds that reading them has to keep."""
+"""Random damage to files, and limits on reading them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Hangs(BaseException):
 
 @contextmanager
 def bounded(seconds: float = 20.0, octets: int = 3 << 29) -> Iterator[None]:
-    """Let nothing take more CPU time or ask for more memory than this.
+    """Limit CPU time and memory.
 
     Raises:
         Hangs: where it does. Too large an allocation raises MemoryError.

@@ -19,7 +19,7 @@ REMOVED = ("red/3.png", "blue/0.png", "green/19.png")
 
 
 def make_inputs(folder: Path, large: bool = False) -> None:
-    """What the jobs begin with: pictures, features of them, a hasher, an encoder, codes and indices."""
+    """Inputs of the jobs: pictures, features of them, a hasher, an encoder, codes and indices."""
     from hashgym import gallery, hashers
     from hashgym.data import load, read_images
     from hashgym.encoders import build

@@ -1,4 +1,4 @@
-"""kill -9 at random moments: nothing is lost, nothing half-written is read, and the last byte is as if undisturbed.
+"""kill -9 at random moments: nothing is lost, no unfinished file is read, and the result is that of an undisturbed run.
 
     python -m tests.reliability.kill --times 20                  # every job
     python -m tests.reliability.kill --times 3 --jobs features-pixels training-drlih
@@ -41,7 +41,7 @@ LAST = 12  # events of a run that count as its last writes
 
 @dataclass(frozen=True)
 class Job:
-    """A command, and how to tell what it leaves.
+    """A command, and how to check its results.
 
     Attributes:
         module: ``python -m module``.
@@ -86,7 +86,7 @@ class Moment:
 
 @dataclass
 class Report:
-    """What a job went through."""
+    """The kills and results of a job."""
 
     job: str
     compared: str
@@ -190,7 +190,7 @@ class Runner:
 
 
 def differences(job: Job, whole: Path, folder: Path) -> list[str]:
-    """What differs between two folders, a line each."""
+    """Differences between two folders, one line each."""
 
     def files(root: Path) -> dict[str, Path]:
         found = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
@@ -208,7 +208,7 @@ def differences(job: Job, whole: Path, folder: Path) -> list[str]:
 
 
 def _alike(job: Job, a: Path, b: Path) -> bool:
-    """Whether two files say the same in other bytes."""
+    """Whether two files with different bytes have equal content."""
     if a.suffix == ".pt":
         return _same(_torch(a), _torch(b))
     if a.suffix == ".csv" and job.volatile:
@@ -260,7 +260,7 @@ def _draw(rng: np.random.Generator, undisturbed: Ended) -> Moment:
 
 
 def _open(job: Job, folder: Path, where: str, report: Report) -> None:
-    """Open all that lies in the folder with our own readers."""
+    """Open every result in the folder with its reader."""
     for read, path, may_refuse in [
         *((read, path, False) for pattern, read in job.readers.items() for path in folder.glob(pattern)),
         *((read, path, True) for pattern, read in job.refused.items() for path in folder.glob(pattern)),
@@ -273,7 +273,7 @@ def _open(job: Job, folder: Path, where: str, report: Report) -> None:
 
 
 def _left_behind(session: int | None, patience: float = 20.0) -> list[str]:
-    """Processes of a session that do not end by themselves; they are ended."""
+    """Processes of a session that do not end by themselves; they are killed."""
     deadline = time.monotonic() + patience
     while left := list(_members(session)):
         if time.monotonic() > deadline:
@@ -295,7 +295,7 @@ def _members(session: int | None) -> Iterator[tuple[int, str]]:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Test the jobs and print a table; the number of jobs with faults."""
+    """Test the jobs and print a table; return the number of jobs with faults."""
     from rich.console import Console
     from rich.table import Table
 

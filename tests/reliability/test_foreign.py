@@ -1,4 +1,4 @@
-"""Whatever lies where a command writes: files that hashgym did not write are there afterwards, byte for byte."""
+"""Commands never change or delete files that hashgym did not write."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def prepare(inputs: Path, place: Path, state: str, names: list[str]) -> None:
-    """What is there before the commands: perhaps something of ours, and beside it files of somebody else."""
+    """The state before the commands: perhaps a folder of hashgym, and beside it files of other origin."""
     out = place / "out"
     if state in ("index", "codes", "features"):
         shutil.copytree(inputs / state, out)
@@ -112,13 +112,13 @@ def prepare(inputs: Path, place: Path, state: str, names: list[str]) -> None:
 
 
 def foreign(place: Path) -> dict[str, bytes]:
-    """All files below a folder that somebody else wrote."""
+    """All files below a folder that hashgym did not write."""
     files = {path.relative_to(place).as_posix(): path.read_bytes() for path in place.rglob("*") if path.is_file()}
     return {name: octets for name, octets in files.items() if octets.startswith(b"mine")}
 
 
 def run(words: tuple[str, ...], place: Path) -> None:
-    """A command, which may do what it is to do or refuse it in words."""
+    """Run a command, which may succeed or fail with a message."""
     with (
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),

@@ -1,4 +1,4 @@
-"""Every file that is read is damaged at random: what reads it refuses it in words, or gives sound data.
+"""Damage every kind of file at random: its reader raises an error with a message, or returns valid data.
 
 Never another exception than the documented ones, a crash, a hang or a huge allocation; and where the file has a digest,
 never other data than were written.
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="bo
 
 @dataclass(frozen=True)
 class Reader:
-    """Something that reads files.
+    """A function that reads files.
 
     Attributes:
         make: writes sound files into a folder.
@@ -50,7 +50,7 @@ class Reader:
 
 
 def plain(value: Any) -> Any:
-    """Nested contents as what can be compared by ``==``."""
+    """Nested contents in a form that ``==`` can compare."""
     if isinstance(value, np.ndarray):
         return str(value.dtype), value.shape, value.tobytes()
     if isinstance(value, dict):
@@ -431,7 +431,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_damaged_files_are_refused_or_sound(name: str, sound: Callable[[str], Path], tmp_path: Path) -> None:
+def test_damaged_files_are_rejected_or_sound(name: str, sound: Callable[[str], Path], tmp_path: Path) -> None:
     reader, folder = READERS[name], tmp_path / "damaged"
     shutil.copytree(sound(name), folder)
     before = reader.read(folder)

@@ -1,4 +1,4 @@
-"""Files made to do harm: to allocate, to take for ever, to run something. Each is refused in words, and at once."""
+"""Malicious files that would take memory or time, or run code: each is rejected at once with a message."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png(width: int, height: int, content: bytes = b"") -> bytes:
-    """A picture that says it has this size."""
+    """A picture whose header has this size."""
 
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(content)) + chunk(b"IEND", b"")
 
 
 def refused(read: Callable[[], Any], kind: type[Exception] = DataError, match: str | None = None) -> None:
-    """Reading must fail in words, within little time and memory."""
+    """Reading must fail with a message, within little time and memory."""
     with bounded(octets=1 << 29), pytest.raises(kind, match=match):
         read()
 
@@ -68,12 +68,12 @@ def test_a_name_in_a_list_that_no_file_has_is_missing(tmp_path: Path, name: byte
     listed(tmp_path, name + b" 0 1\n", "1 images are missing")
 
 
-def test_a_list_with_a_photo_under_two_names_is_refused(tmp_path: Path) -> None:
+def test_a_list_with_a_photo_under_two_names_is_rejected(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     listed(tmp_path, b"a.png 0 1\n/a.png 1 0\n", "twice")
 
 
-def test_a_batch_of_nested_tuples_as_a_key_is_refused(tmp_path: Path) -> None:
+def test_a_batch_of_nested_tuples_as_a_key_is_rejected(tmp_path: Path) -> None:
     """To hash it would take 2^60 steps: every tuple holds the one before twice, by reference."""
     nest = b"".join(b"h" + bytes([i]) + b"h" + bytes([i]) + b"\x86q" + bytes([i + 1]) + b"0" for i in range(60))
     program = b"\x80\x02)q\x000" + nest.replace(b"0h", b"h") + b"}h\x3cK\x01s."
@@ -97,7 +97,7 @@ def test_a_batch_of_nested_tuples_as_a_key_is_refused(tmp_path: Path) -> None:
         b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f.",
     ],
 )
-def test_a_batch_that_is_no_batch_is_refused(tmp_path: Path, program: bytes) -> None:
+def test_an_invalid_batch_is_rejected(tmp_path: Path, program: bytes) -> None:
     batch(tmp_path, program)
 
 
@@ -119,14 +119,14 @@ def batch(folder: Path, program: bytes) -> None:
         '{"images": [{"file_name": "a", "id": []}], "annotations": [], "categories": []}',
     ],
 )
-def test_annotations_that_are_none_are_refused(tmp_path: Path, content: str) -> None:
+def test_invalid_annotations_are_rejected(tmp_path: Path, content: str) -> None:
     for part in ("train2014", "val2014"):
         (tmp_path / part).mkdir()
         (tmp_path / f"instances_{part}.json").write_bytes(content.encode("utf-8", "surrogatepass"))
     refused(lambda: read_images("coco", tmp_path), match="instances_train2014.json is damaged")
 
 
-def test_an_array_that_says_it_is_giant_is_refused(tmp_path: Path) -> None:
+def test_an_array_with_a_giant_header_is_rejected(tmp_path: Path) -> None:
     from hashgym.features.bow import read_words
     from tests.data.test_cache import dataset
 
@@ -150,7 +150,7 @@ def test_an_array_that_says_it_is_giant_is_refused(tmp_path: Path) -> None:
         ("index.json", lambda folder: read_meta(folder)),
     ],
 )
-def test_giant_files_that_would_be_read_whole_are_refused_unread(
+def test_giant_files_that_would_be_read_whole_are_rejected_unread(
     tmp_path: Path, name: str, read: Callable[[Path], Any]
 ) -> None:
     for part in ("train2014", "val2014", "annotations", "images"):
@@ -164,7 +164,7 @@ def test_giant_files_that_would_be_read_whole_are_refused_unread(
     refused(lambda: read(tmp_path), ValueError, "more than 1,073,741,824 bytes")
 
 
-def test_too_many_words_are_refused_unread(tmp_path: Path) -> None:
+def test_too_many_words_are_rejected_unread(tmp_path: Path) -> None:
     from hashgym.features.bow import read_words
 
     with (tmp_path / "words.npy").open("wb") as file:
@@ -189,7 +189,7 @@ def hasher(folder: Path, compression: int = zipfile.ZIP_STORED, **arrays: bytes)
     return path
 
 
-def test_a_hasher_that_says_it_is_giant_is_refused(tmp_path: Path) -> None:
+def test_a_hasher_with_a_giant_header_is_rejected(tmp_path: Path) -> None:
     from hashgym import hashers
 
     hashers.load(hasher(tmp_path))
@@ -198,7 +198,7 @@ def test_a_hasher_that_says_it_is_giant_is_refused(tmp_path: Path) -> None:
         refused(lambda path=path: hashers.load(path), ValueError, "is damaged")
 
 
-def test_a_hasher_that_grows_when_unpacked_is_refused(tmp_path: Path) -> None:
+def test_a_hasher_that_grows_when_unpacked_is_rejected(tmp_path: Path) -> None:
     from hashgym import hashers
 
     path = hasher(tmp_path, zipfile.ZIP_DEFLATED, more_=header((1 << 28,)) + bytes(1 << 30))
@@ -206,7 +206,7 @@ def test_a_hasher_that_grows_when_unpacked_is_refused(tmp_path: Path) -> None:
     refused(lambda: hashers.load(path), ValueError, "is damaged")
 
 
-def test_results_with_a_field_without_end_are_refused(tmp_path: Path) -> None:
+def test_results_with_a_field_without_end_are_rejected(tmp_path: Path) -> None:
     from benchmarks.results import COLUMNS, Results
 
     for content in (b'"' + b"a" * 1_000_000, b"a" * 1_000_000, b"\0" * 100, b"1," * 500_000, b'1,"2"3,4', b"\xff\xfe"):
@@ -228,7 +228,7 @@ def test_results_with_a_field_without_end_are_refused(tmp_path: Path) -> None:
         ("folder.tif", b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", 65535) + b"\1\1\4\0\xff\xff\xff\xff" * 100),
     ],
 )
-def test_a_picture_that_is_none_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
+def test_a_file_that_is_not_a_picture_is_rejected(tmp_path: Path, name: str, content: bytes) -> None:
     from hashgym.data.pictures import open_image
 
     (tmp_path / name).write_bytes(content)
@@ -296,7 +296,7 @@ SLOW = {
 
 
 @pytest.mark.parametrize("name", SLOW)
-def test_pictures_that_take_long_for_their_size_are_refused(
+def test_pictures_that_take_long_for_their_size_are_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Each would take tens of seconds or gigabytes for every 30 MB; Pillow decodes them in Python."""
@@ -313,7 +313,7 @@ def test_pictures_that_take_long_for_their_size_are_refused(
 
 
 def test_formats_that_pillow_reads_whole_are_bounded_in_pixels(tmp_path: Path) -> None:
-    """WebP and AVIF that say they are giant are refused before there is memory for their pixels."""
+    """WebP and AVIF files with giant headers are rejected before their pixels take memory."""
     from hashgym.data.pictures import open_image
 
     frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
@@ -382,8 +382,8 @@ def test_a_picture_of_one_row_takes_no_more_memory_than_another(tmp_path: Path) 
             assert Fit(224, 256, "bilinear")(picture).shape == (224, 224, 3)
 
 
-def test_meta_with_its_own_digest_but_nonsense_in_it_is_refused(tmp_path: Path) -> None:
-    """A digest says that nobody changed a file by accident, not that it makes sense."""
+def test_meta_with_its_own_digest_but_nonsense_in_it_is_rejected(tmp_path: Path) -> None:
+    """A digest does not show that the content is valid."""
     from tests.data.test_cache import dataset
 
     cache.save(dataset(), tmp_path / "features")
@@ -406,7 +406,7 @@ def test_meta_with_its_own_digest_but_nonsense_in_it_is_refused(tmp_path: Path) 
             assert "features" in str(error)  # noqa: PT017
 
 
-def test_codes_and_indices_with_their_own_digest_but_nonsense_in_it_are_refused(tmp_path: Path) -> None:
+def test_codes_and_indices_with_their_own_digest_but_nonsense_in_it_are_rejected(tmp_path: Path) -> None:
     from hashgym.gallery import open_codes, open_gallery
     from tests.reliability.test_fuzz import make_gallery
 
@@ -425,6 +425,6 @@ def test_codes_and_indices_with_their_own_digest_but_nonsense_in_it_are_refused(
 
 
 def vouch(file: Path, meta: dict[str, Any]) -> None:
-    """Write ``meta.json`` with a digest of what it now says."""
+    """Write ``meta.json`` with a digest that fits."""
     said = {key: value for key, value in meta.items() if key != "digest"}
     file.write_text(json.dumps(said | {"digest": sealed.digest(said)}))

@@ -32,7 +32,7 @@ def test_a_killed_job_loses_nothing(runner: kill.Runner, base: Path, name: str) 
 
 
 def test_what_is_left_over_missing_or_different_is_found(tmp_path: Path) -> None:
-    """The comparison itself: it must see what a careless job would leave."""
+    """The comparison must find what a faulty job would leave."""
     job = kill.Job("none", (), {}, ignored=("*.log",), volatile=("seconds",))
     for name in ("whole", "other"):
         (tmp_path / name / "out").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Commands in processes of their own, which die at a chosen moment.
+"""Run commands in processes that are killed at a chosen moment.
 
 :func:`serve` imports modules, and then for every line of JSON on its standard input forks a process that runs a
 command; it says that process's number, and when it has ended its wait status.
@@ -26,10 +26,10 @@ MARKS = struct.Struct("qd")  # events so far, and when the first one was (time.m
 
 
 def serve(modules: Sequence[str]) -> None:
-    """Run commands, one after the other."""
+    """Run commands one after another."""
     for module in modules:
         import_module(module)
-    gc.freeze()  # what is shared with the forked processes need not be looked through by each
+    gc.freeze()  # so that forked processes do not scan what they share
     for line in sys.stdin:
         if (pid := os.fork()) == 0:
             run(**json.loads(line))
@@ -46,7 +46,7 @@ def run(module: str, words: Sequence[str], folder: str, at: int, delay: float) -
     opened, made, renamed or removed is an event: ``delay`` seconds after event ``at`` (0 for never) the process kills
     itself with SIGKILL.
     """
-    os.setsid()  # whoever it starts can be told by the session
+    os.setsid()  # its children are known by the session
     log = os.open(f"{folder}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for stream, descriptor in ((0, nothing), (1, log), (2, log)):
@@ -71,7 +71,7 @@ def run(module: str, words: Sequence[str], folder: str, at: int, delay: float) -
 
 
 def die(delay: float) -> None:
-    """Kill this process now, or in the middle of what it does next."""
+    """Kill this process now, or during its next write."""
     if delay:
         threading.Thread(target=lambda: (time.sleep(delay), die(0)), daemon=True).start()
     else:

@@ -1,4 +1,4 @@
-// Sends the form as soon as a picture is there, and puts the results in place. Without it the form works by itself.
+// Sends the form as soon as a picture is chosen, and replaces the results. The form also works without this script.
 "use strict";
 
 const form = document.querySelector("form");
@@ -49,7 +49,7 @@ async function search() {
 }
 
 function take(file) {
-  if (!file) return fail("That was no file: drop or paste a picture.");
+  if (!file) return fail("This is not a file: drop or paste a picture.");
   if (file.size > limit) return fail(`The picture is too large: ${Math.round(limit / 2 ** 20)} MB at most.`);
   picture = file;
   search();

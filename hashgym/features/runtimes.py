@@ -1,4 +1,4 @@
-"""What runs a network: ONNX Runtime or torch.
+"""The runtime of a network: ONNX Runtime or torch.
 
 On a CPU, ONNX Runtime is three times as fast for networks of many small layers such as EfficientNet-Lite0, so it is
 the choice of ``auto`` where it is installed. For a few large layers, as in VGG, the two are within a tenth, and handing
@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 from hashgym.checks import closest
 from hashgym.device import resolve_device
 from hashgym.features.backbone import Network
-from hashgym.features.runtime import OPSET, PICTURES_AT_ONCE, TOLERANCE, open_session
+from hashgym.features.onnx_runtime import OPSET, PICTURES_AT_ONCE, TOLERANCE, open_session
+from hashgym.optional import install_command
 
-__all__ = ["ENGINES", "compile_network", "to_onnx"]
+__all__ = ["RUNTIMES", "compile_network", "to_onnx"]
 
 Axes = Mapping[int, str]
 
-ENGINES = ("auto", "onnx", "torch")
+RUNTIMES = ("auto", "onnx", "torch")
 AT_ONCE = {"cpu": PICTURES_AT_ONCE, "cuda": 256}
 LARGE = 400_000_000  # bytes of weights that `auto` leaves to torch on a CPU too: more than AlexNet's, less than VGG's
 
@@ -58,7 +59,7 @@ def compile_network(
     std: Sequence[float],
     size: int,
     device: str = "auto",
-    engine: str = "auto",
+    runtime: str = "auto",
 ) -> tuple[Network, str]:
     """Make a network callable on arrays of bytes.
 
@@ -68,22 +69,24 @@ def compile_network(
         std: per channel, divided by.
         size: side of the pictures in pixels.
         device: ``auto`` (a GPU where there is one), or a torch device.
-        engine: ``auto``, ``onnx`` or ``torch``.
+        runtime: ``auto``, ``onnx`` or ``torch``.
 
     Returns:
-        The function from uint8 (n, size, size, 3) to float32 (n, D), and what runs it.
+        The function from uint8 (n, size, size, 3) to float32 (n, D), and the runtime: ``onnx`` or ``torch:DEVICE``.
 
     Raises:
-        ValueError: for an unknown or impossible engine, device or size.
+        ValueError: for an unknown or impossible runtime, device or size.
     """
-    if engine not in ENGINES:
-        raise ValueError(f"unknown engine {engine!r}{closest(engine, ENGINES)}: choose one of {', '.join(ENGINES)}")
+    if runtime not in RUNTIMES:
+        raise ValueError(
+            f"unknown runtime {runtime!r}{closest(runtime, RUNTIMES)}: choose one of {', '.join(RUNTIMES)}"
+        )
     place = resolve_device(device)
     installed = all(importlib.util.find_spec(module) is not None for module in ("onnx", "onnxruntime"))
-    if engine == "onnx" and not installed:
-        raise ValueError("the engine onnx needs onnx and onnxruntime: pip install 'hashgym[onnx]'")
-    if engine == "onnx" and place.type != "cpu":
-        raise ValueError(f"the engine onnx runs on the CPU; use device='cpu', or engine='torch' on {place}")
+    if runtime == "onnx" and not installed:
+        raise ValueError(f"the runtime onnx needs onnx and onnxruntime: {install_command('onnx')}")
+    if runtime == "onnx" and place.type != "cpu":
+        raise ValueError(f"the runtime onnx runs on the CPU; use device='cpu', or runtime='torch' on {place}")
     network = _FromBytes(body, mean, std).eval()
     example = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, size, size, 3), np.uint8))
     with torch.inference_mode():
@@ -93,7 +96,7 @@ def compile_network(
             reason = str(error).partition("\n")[0]
             raise ValueError(f"the network cannot look at pictures of {size} x {size} pixels: {reason}") from error
     large = sum(p.numel() * p.element_size() for p in network.parameters()) > LARGE
-    if engine == "onnx" or (engine == "auto" and installed and place.type == "cpu" and not large):
+    if runtime == "onnx" or (runtime == "auto" and installed and place.type == "cpu" and not large):
         try:
             run = _InPieces(_Session(_pictures_to_features(network, example)), AT_ONCE["cpu"])
             worst = float(np.abs(run(example.numpy()) - expected).max() / max(float(np.abs(expected).max()), 1e-12))
@@ -101,8 +104,8 @@ def compile_network(
                 raise ValueError(f"its features differ from torch's by {worst:.1e} of the largest")
             return run, "onnx"
         except Exception as error:  # exporters and runtimes raise all sorts; torch can always run it
-            if engine == "onnx":
-                raise ValueError(f"ONNX Runtime cannot run this network, use engine='torch': {error}") from error
+            if runtime == "onnx":
+                raise ValueError(f"ONNX Runtime cannot run this network, use runtime='torch': {error}") from error
     network = network.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return _InPieces(_Torch(network, place, size), AT_ONCE.get(place.type, AT_ONCE["cuda"])), f"torch:{place}"
 

@@ -1,10 +1,12 @@
-"""ONNX Runtime on the CPU, without torch."""
+"""Sessions of ONNX Runtime on the CPU, without torch."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 from typing import TYPE_CHECKING
+
+from hashgym.optional import install_command
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -13,21 +15,21 @@ __all__ = ["IR_VERSION", "OPSET", "PICTURES_AT_ONCE", "TOLERANCE", "open_session
 
 OPSET, IR_VERSION = 20, 9  # of every model that is written, so that models can be joined
 PICTURES_AT_ONCE = 16  # more is no faster on a CPU, and takes its memory
-TOLERANCE = 1e-3  # greatest difference between the engines, relative to the largest value
+TOLERANCE = 1e-3  # greatest difference between the runtimes, relative to the largest value
 
 
 def require_runtime(*modules: str) -> None:
-    """Refuse to go on where ONNX Runtime is not installed, or one of these modules.
+    """Raise where ONNX Runtime is not installed, or one of these modules.
 
     Raises:
         ValueError: naming what to install.
     """
     if absent := [name for name in (*modules, "onnxruntime") if importlib.util.find_spec(name) is None]:
-        raise ValueError(f"{' and '.join(absent)} cannot be found: ONNX models need pip install 'hashgym[onnx]'")
+        raise ValueError(f"ONNX models need {' and '.join(absent)}: {install_command('onnx')}")
 
 
 def open_session(model: bytes, threads: int) -> InferenceSession:
-    """A model, ready to run with that many threads."""
+    """Return a session of a model that uses so many threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -40,7 +42,7 @@ def open_session(model: bytes, threads: int) -> InferenceSession:
 
 def thread_count() -> int:
     """OMP_NUM_THREADS where it is set, else the cores that this process may use."""
-    wished = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    if wished.isdecimal() and int(wished):
-        return int(wished)
+    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if wanted.isdecimal() and int(wanted):
+        return int(wanted)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
