@@ -50,7 +50,7 @@ from hashgym.terminal import command_line
 
 from . import checkpoint as files
 from . import training
-from .arguments import RunArgs, read_command
+from .arguments import Name, RunArgs, read_command
 
 __all__ = [
     "PRESETS",
@@ -79,7 +79,7 @@ class Args(RunArgs):
 
     agent: ClassVar[str] = "drlih"
 
-    variant: tyro.conf.Positional[str] = "hashgym"
+    variant: Name = "hashgym"
     """objective and network: hashgym, norec, gru, lstm, paper or released; `--variant NAME` does the same"""
     bits: int = 24
     """q, length of the code"""

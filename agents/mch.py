@@ -42,7 +42,7 @@ from hashgym.terminal import command_line
 
 from . import checkpoint as files
 from . import training
-from .arguments import RunArgs, read_command
+from .arguments import Name, RunArgs, read_command
 
 __all__ = [
     "PAPER",
@@ -430,7 +430,7 @@ class Main:
     """folder for base, checkpoint, policy and TensorBoard files"""
     resume: bool = False
     """continue the run in `out`"""
-    preset: tyro.conf.Positional[str] = "hashgym"
+    preset: Name = "hashgym"
     """the arguments to start from: hashgym or paper; `--preset NAME` does the same"""
 
 

@@ -356,10 +356,8 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
 
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     """kill -9 in the middle, then resume: weights equal those of a run that was never stopped."""
-    updates, options = (
-        200,
-        {"hidden": "32", "num_envs": "16", "bits": "12", "group-bits": "8", "checkpoint-every": "10"},
-    )
+    updates = 200
+    options = {"hidden": "32", "num-envs": "16", "bits": "12", "group-bits": "8", "checkpoint-every": "10"}
     command = [sys.executable, "-m", "agents.drlih", "--updates", str(updates)]
     command += [word for name, value in options.items() for word in (f"--{name}", value)]
     environment = {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
@@ -367,12 +365,12 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     killed = subprocess.Popen(
         [*command, "--out", str(tmp_path / "a")], cwd=root, env=environment, stdout=subprocess.DEVNULL
     )
-    checkpoint = tmp_path / "a" / "checkpoint.pt"
-    while not checkpoint.exists() and killed.poll() is None:
+    path = tmp_path / "a" / "checkpoint.pt"
+    while not path.exists() and killed.poll() is None:
         time.sleep(0.005)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    assert 0 < checkpoint.load(checkpoint)["update"] < updates
+    assert 0 < checkpoint.load(path)["update"] < updates
     for arguments in ([*command, "--out", str(tmp_path / "a"), "--resume"], [*command, "--out", str(tmp_path / "b")]):
         subprocess.run(arguments, cwd=root, env=environment, check=True, stdout=subprocess.DEVNULL)
     resumed, undisturbed = (drlih.load(tmp_path / name / "policy.pt", "cpu") for name in "ab")
