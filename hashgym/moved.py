@@ -1,16 +1,19 @@
-"""Old import paths of what has moved: they keep working in this version, with a DeprecationWarning."""
+"""Old paths of what has moved, and old names of arguments: they work in this version, with a DeprecationWarning."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["MODULES", "NAMES", "install", "keep_old_names"]
+__all__ = ["MODULES", "NAMES", "install", "keep_old_names", "renamed"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 MODULES: dict[str, str | tuple[str, ...]] = {  # old path -> new path, or those it was split into; all below hashgym
     "data.addresses": "storage.addresses",
@@ -126,3 +129,26 @@ def _warn(old: str, new: str) -> None:
     """Warn the caller of the function that calls this."""
     message = f"{old} has moved to {new}: import it from there; the old path goes with the next version"
     warnings.warn(message, DeprecationWarning, stacklevel=3)
+
+
+def renamed(**names: str) -> Callable[[Function], Function]:
+    """Let a function take keyword arguments under their old names too, ``renamed(old="new")``, with a warning.
+
+    Raises:
+        TypeError: when the function is called with both.
+    """
+
+    def decorate(function: Function) -> Function:
+        @wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            for old in names.keys() & kwargs.keys():
+                new = names[old]
+                if new in kwargs:
+                    raise TypeError(f"{old}= is the old name of {new}=: give only {new}=")
+                warnings.warn(f"{old}= is called {new}= now", DeprecationWarning, stacklevel=2)
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return wrapper  # type: ignore[return-value]
+
+    return decorate

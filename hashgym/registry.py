@@ -1,39 +1,57 @@
-"""Things found by name, to which users add their own: rewards and hashers."""
+"""Objects found by name, to which users add their own: rewards, hashers, backbones, datasets, index back ends."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import wraps
 from importlib import import_module
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, overload
 
 from hashgym.checks import closest
+from hashgym.optional import install_command
 
 __all__ = ["Registry", "named_settings", "named_settings_of"]
 
 T = TypeVar("T")
+Object = TypeVar("Object")
 
 
 class Registry(Generic[T]):
     """Objects by name. One that is registered as "package.module:Name" is imported when it is first asked for.
 
+    >>> greetings = Registry("greeting", {"dump": ("json:dumps", "any object as JSON")})
+    >>> @greetings.register("hello")
+    ... def hello(name):
+    ...     "Greet by name."
+    >>> greetings.descriptions
+    {'dump': 'any object as JSON', 'hello': 'Greet by name.'}
+    >>> greetings.find("dump")([1])
+    '[1]'
+
     Args:
         kind: what the objects are, for error messages: "reward".
+        own: where the first objects are, as "package.module:Name", and one line on each.
 
     Attributes:
         entries: the registered objects, or where they are.
         descriptions: one line on each.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, own: Mapping[str, tuple[str, str]] | None = None) -> None:
         self.kind = kind
         self.entries: dict[str, T | str] = {}
         self.descriptions: dict[str, str] = {}
+        for name, (place, description) in (own or {}).items():
+            self.register(name, place, description)
 
-    def register(self, name: str, target: T | str, description: str = "") -> None:
-        """Add an object; registering the same one again does nothing.
+    @overload
+    def register(self, name: str, *, description: str = "") -> Callable[[Object], Object]: ...
+    @overload
+    def register(self, name: str, target: T | str, description: str = "") -> None: ...
+    def register(self, name: str, target: Any = None, description: str = "") -> Callable[[Object], Object] | None:
+        """Add an object; the same one again does nothing. Without a target it is a decorator.
 
         Args:
             name: what to call it.
@@ -44,6 +62,13 @@ class Registry(Generic[T]):
             ValueError: if the name is taken by another object, or is not a string, or a text does not say where the
                 object is.
         """
+        if target is None:
+
+            def decorate(target: Object) -> Object:
+                self.register(name, target, description)  # type: ignore[arg-type]
+                return target
+
+            return decorate
         if not isinstance(name, str) or not name:
             raise ValueError(f"the name of a {self.kind} must be a string that is not empty, got {name!r:.60}")
         if isinstance(target, str) and not all(target.partition(":")):
@@ -57,6 +82,7 @@ class Registry(Generic[T]):
             lines = "" if isinstance(target, str) else target.__doc__ or ""
             description = self.descriptions.get(name) or lines.partition("\n")[0]
         self.descriptions[name] = description
+        return None
 
     def __contains__(self, name: str) -> bool:
         """Whether a name is registered, or has the form "package.module:Name"."""
@@ -71,11 +97,15 @@ class Registry(Generic[T]):
         Raises:
             ValueError: for an unknown name, and a module that cannot be imported.
         """
-        if name not in self.entries:
-            return self._imported(name)
-        found = self.entries[name]
+        if not isinstance(name, str):
+            raise ValueError(
+                f"the name of a {self.kind} is a string, one of {', '.join(sorted(self.entries))}; got {name!r:.60}"
+            )
+        found = self.entries.get(name, name)
         if isinstance(found, str):
-            found = self.entries[name] = self._imported(found)
+            found = self._imported(found)
+            if name in self.entries:
+                self.entries[name] = found
         return found
 
     def name_of(self, target: T) -> str:
@@ -96,7 +126,8 @@ class Registry(Generic[T]):
             loaded = import_module(module)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{module}.".startswith(f"{error.name}."):  # another one, that it needs
-                raise ValueError(f"{self.kind} {target!r}: importing {module} failed: {error}") from error
+                hint = f": {install_command(error.name)}" if error.name and module.startswith("hashgym.") else ""
+                raise ValueError(f"{self.kind} {target!r}: importing {module} failed: {error}{hint}") from error
             raise ValueError(f"{unknown}; and there is no module {module} on the Python path") from None
         except Exception as error:
             raise ValueError(

@@ -9,41 +9,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar, overload
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from hashgym.checks import closest
 from hashgym.hashers.base import Hasher, NotFittedError, read
-from hashgym.registry import Registry, named_settings
+from hashgym.hashers.registry import HASHERS
+from hashgym.registry import named_settings
 
-__all__ = ["Hasher", "NotFittedError", "available", "load", "make", "register"]
+if TYPE_CHECKING:
+    from hashgym.data.dataset import HashingDataset
+
+__all__ = ["HASHERS", "Hasher", "NotFittedError", "available", "fitted", "load", "make", "register"]
 
 HasherClass = TypeVar("HasherClass", bound=type[Hasher])
-
-HASHERS: Registry[type[Hasher]] = Registry("hasher")
-
-# name: where its class is, and one line on what it does; modules are imported when asked for (some need torch)
-_OWN = {
-    "lsh": ("hashgym.hashers.lsh:LSH", "random hyperplanes (Charikar 2002); learns nothing"),
-    "itq": ("hashgym.hashers.itq:ITQ", "PCA and iterative quantisation (Gong and Lazebnik 2011, 2013); no labels"),
-    "sh": (
-        "hashgym.hashers.sh:SH",
-        "spectral hashing (Weiss 2008): eigenfunctions along principal directions; no labels",
-    ),
-    "sdh": ("hashgym.hashers.sdh:SDH", "codes that a linear classifier can read, bit by bit (Shen 2015)"),
-    "cnnh": ("hashgym.hashers.cnnh:CNNH", "codes that factorise the similarity matrix, then a network (Xia 2014)"),
-    "ninh": ("hashgym.hashers.ninh:NINH", "triplet ranking, each bit from its own slice of the layer (Lai 2015)"),
-    "dsh": ("hashgym.hashers.dsh:DSH", "contrastive loss of pairs, outputs drawn to -1 and 1 (Liu 2016)"),
-    "csq": ("hashgym.hashers.csq:CSQ", "one hidden layer, codes drawn to centres far from each other (Yuan 2020)"),
-    "orthohash": ("hashgym.hashers.orthohash:OrthoHash", "cosine softmax to orthogonal targets (Hoe 2021)"),
-    "noseq": ("hashgym.hashers.noseq:NoSeq", "one hidden layer, triplet ranking loss: DRLIH without its agent"),
-    "ksh": ("hashgym.hashers.ksh:KSH", "kernels, greedy bit by bit (Liu 2012); base of MCH"),
-    "ksh-relaxed": ("hashgym.hashers.ksh:RelaxedKSH", "one hidden layer, KSH's loss of pairs; base of MCH"),
-    "hashnet": ("hashgym.hashers.hashnet:HashNet", "one hidden layer, tanh that sharpens (Cao 2017); base of MCH"),
-    "adsh": ("hashgym.hashers.adsh:ADSH", "one hidden layer against learnt database codes (Jiang 2018); base of MCH"),
-    "dch": ("hashgym.hashers.dch:DCH", "one hidden layer, Cauchy loss of pairs (Cao 2018); base of MCH"),
-    "mmhh": ("hashgym.hashers.mmhh:MMHH", "one hidden layer, Hamming balls with a margin (Kang 2019); base of MCH"),
-}
-for _name, (_target, _description) in _OWN.items():
-    HASHERS.register(_name, _target, _description)
 
 
 def available() -> dict[str, str]:
@@ -52,12 +31,10 @@ def available() -> dict[str, str]:
 
 
 @overload
-def register(name: str) -> Callable[[HasherClass], HasherClass]: ...
+def register(name: str, *, description: str = "") -> Callable[[HasherClass], HasherClass]: ...
 @overload
 def register(name: str, target: type[Hasher] | str, description: str = "") -> None: ...
-def register(
-    name: str, target: type[Hasher] | str | None = None, description: str = ""
-) -> Callable[[HasherClass], HasherClass] | None:
+def register(name: str, target: Any = None, description: str = "") -> Callable[[HasherClass], HasherClass] | None:
     """Let :func:`make` and :func:`load` find a hasher of your own; a name can be registered once.
 
     ``@register("mine")`` before a class does the same. Other processes know what the modules register that they
@@ -90,8 +67,6 @@ def make(name: str, **kwargs: Any) -> Hasher:
     Raises:
         ValueError: for a name that is not in :func:`available`, a setting it does not have, or a bad value.
     """
-    if not isinstance(name, str):
-        raise ValueError(f"the name of a hasher is a string, one of {', '.join(available())}; got {name!r:.60}")
     cls = _checked(name, HASHERS.find(name))
     named_settings(name, kwargs, cls.parameters())
     return cls(**kwargs)
@@ -115,18 +90,42 @@ def load(path: Any) -> Hasher:
     return make(name, **meta["parameters"])._restore(state, path)
 
 
+def fitted(source: str | Path | Hasher, dataset: HashingDataset, **settings: Any) -> Hasher:
+    """A fitted hasher: read from a file, or made and fitted to the training images of a dataset.
+
+    Args:
+        source: a name, as for :func:`make`; the path of a saved hasher; or a hasher, which is fitted where it is not
+            yet. A text that is a registered name is never taken for a path.
+        dataset: what is hashed: a new hasher is fitted to ``features[train]``, with ``labels[train]``.
+        settings: of a new hasher made by name, as for :func:`make`; a saved hasher has its own.
+
+    Raises:
+        ValueError: for a source that is none of these, a bad setting, a hasher of another number of features, and as
+            :func:`load` and :meth:`Hasher.fit`.
+    """
+    if isinstance(source, str) and source in HASHERS:
+        hasher = make(source, **settings)
+    elif isinstance(source, Hasher):
+        hasher = source
+    elif isinstance(source, str | Path) and Path(source).is_file():
+        hasher = load(source)
+    else:
+        close = closest(source, available()) if isinstance(source, str) else ""
+        raise ValueError(
+            f"{str(source)!r:.200} is neither a hasher{close} nor the file of a saved one; hashers are "
+            f"{', '.join(available())}"
+        )
+    if not hasattr(hasher, "n_features_in_"):
+        return hasher.fit(dataset.features[dataset.train], dataset.labels[dataset.train])
+    if hasher.n_features_in_ != dataset.dim:
+        raise ValueError(
+            f"the hasher was fitted on {hasher.n_features_in_} features, images of {dataset.name!r} have "
+            f"{dataset.dim}: fit it on features of the same backbone"
+        )
+    return hasher
+
+
 def _checked(name: str, cls: Any) -> type[Hasher]:
     if not isinstance(cls, type) or not issubclass(cls, Hasher):
         raise ValueError(f"hasher {name!r} must be a subclass of hashgym.hashers.Hasher, got {cls!r:.80}")
     return cls
-
-
-def _name_of(cls: type[Hasher]) -> str:
-    """What a saved file says of a class: its registered name, or its module and name."""
-    name = HASHERS.name_of(cls)
-    if name.startswith("__main__:") or "<locals>" in name:
-        raise ValueError(
-            f"{cls.__qualname__} is not registered, and no module holds it: call hashgym.hashers.register(name, "
-            f"{cls.__name__}) before saving"
-        )
-    return name

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hashgym.checks import check_integer, is_integer
+from hashgym.hashers.registry import HASHERS
 from hashgym.storage import owned
 from hashgym.storage.atomic import atomic_write
 from hashgym.storage.reading import read_arrays
@@ -161,30 +162,37 @@ class Hasher(ABC):
             ValueError: if the class is not registered, so that ``load`` would not find it.
             OSError: if it cannot be written.
         """
-        from hashgym.hashers import _name_of
-
         self._check_fitted()
         owned.require_replaceable(path, "a saved hasher", _is_saved)
-        meta = {"format": _FORMAT, "hasher": _name_of(type(self)), "parameters": self.get_params()}
+        meta = {"format": _FORMAT, "hasher": self._registered_name(), "parameters": self.get_params()}
         with atomic_write(path) as file:
             np.savez(file, meta=np.array(json.dumps(meta)), **self._state())  # type: ignore[arg-type]
 
     def is_saved_in(self, path: str | Path) -> bool:
         """Whether a file holds this very hasher: its class, settings and fitted arrays, as :meth:`save` writes them."""
-        from hashgym.hashers import _name_of
-
         try:
             meta, state = read(path)
         except (OSError, ValueError):
             return False
         own, parameters = self._state(), json.loads(json.dumps(self.get_params()))
         return (
-            meta == {"hasher": _name_of(type(self)), "parameters": parameters}
+            meta == {"hasher": self._registered_name(), "parameters": parameters}
             and state.keys() == own.keys()
             and all(
                 state[name].dtype == value.dtype and np.array_equal(state[name], value) for name, value in own.items()
             )
         )
+
+    @classmethod
+    def _registered_name(cls) -> str:
+        """The class's name in a saved file: its registered name, or "module:Class"."""
+        name = HASHERS.name_of(cls)
+        if name.startswith("__main__:") or "<locals>" in name:
+            raise ValueError(
+                f"{cls.__qualname__} is not registered, and no module holds it: call hashgym.hashers.register(name, "
+                f"{cls.__name__}) before saving"
+            )
+        return name
 
     def _state(self) -> dict[str, NDArray[Any]]:
         """The fitted attributes, by name."""

@@ -42,7 +42,7 @@ def fit_once(hasher: Hasher, X: Features, y: Labels) -> Hasher:
 
     from hashgym.versions import versions
 
-    name = hashers._name_of(type(hasher))
+    name = hasher._registered_name()
     found = {"hashgym": hashgym.__version__, **versions(("numpy", "torch"))}
     digest = hashlib.sha256(json.dumps([name, hasher.get_params(), found, X.shape, y.shape]).encode())
     digest.update(np.ascontiguousarray(X).data)

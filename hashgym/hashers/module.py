@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from hashgym.hashers.base import Hasher
-
 __all__ = ["Transform"]
+
+
+class Transforms(Protocol):
+    """A hasher, for which base.py has the class: it makes this module of itself."""
+
+    def _transform(self, X: Any) -> Any: ...
 
 
 class Transform(nn.Module):
@@ -22,7 +25,7 @@ class Transform(nn.Module):
         hasher: fitted; it stays as it is.
     """
 
-    def __init__(self, hasher: Hasher) -> None:
+    def __init__(self, hasher: Transforms) -> None:
         super().__init__()
         self.hasher = copy.copy(hasher)
         for name, value in vars(hasher).items():
@@ -31,4 +34,5 @@ class Transform(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Real values (n, q) of features (n, D); a bit is 1 where they are above 0."""
-        return cast(Tensor, self.hasher._transform(cast(Any, features)))
+        values: Tensor = self.hasher._transform(features)
+        return values

@@ -1,0 +1,33 @@
+"""Errors of packages that are not installed name the command that installs them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+
+from hashgym import optional
+
+
+def test_a_missing_package_is_named_with_its_command(monkeypatch):
+    assert optional.require("json", "a test").__name__ == "json"
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(optional.MissingPackageError, match=r"^the test needs cv2: pip install 'hashgym\[sift\]'$"):
+        optional.require("cv2", "the test")
+    with pytest.raises(ValueError, match=r"^the test needs no_such_module: pip install hashgym$"):
+        optional.require("no_such_module", "the test")
+    with pytest.raises(ImportError):
+        optional.require("no_such_module", "the test")
+
+
+def test_every_extra_exists():
+    assert set(optional.EXTRAS.values()) <= set(metadata.metadata("hashgym").get_all("Provides-Extra"))
+
+
+def test_a_hasher_without_torch_says_how_to_get_it():
+    code = "import sys; sys.modules['torch'] = None; import hashgym.hashers as h; h.make('lsh'); h.make('dch')"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "importing hashgym.hashers.dch failed" in ended.stderr
+    assert ended.stderr.strip().endswith(": pip install hashgym")
