@@ -212,7 +212,7 @@ def hold_folder(out: Path | None) -> Iterator[None]:
     folder several times.
 
     Raises:
-        ValueError: if another run holds the folder, it cannot be made, or ``.lock`` in it is somebody else's file.
+        ValueError: if another run holds the folder, it cannot be made, or ``.lock`` in it is not a lock file.
         DiskFullError: if something cannot be written in the block because the disk is full.
     """
     if out is None:

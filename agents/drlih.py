@@ -59,7 +59,9 @@ __all__ = [
     "Main",
     "Policy",
     "Variant",
+    "any_reward",
     "baseline_loss",
+    "bit_credit",
     "command",
     "credit_loss",
     "load",
@@ -68,6 +70,7 @@ __all__ = [
     "released_loss",
     "reward_to_go",
     "train",
+    "triplet_reward",
 ]
 
 State: TypeAlias = tuple[Any, ...]  # tensors, or the state of a cell of torch's
