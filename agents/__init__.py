@@ -1,1 +1,4 @@
-"""Agents: one readable, importable file per algorithm; each runs as `python -m agents.NAME`."""
+"""Agents, each importable and run by ``python -m agents.NAME``: drlih, mch, and sb3 with its parts ``sb3_*``.
+
+They share ``training``, ``checkpoint`` and ``arguments``.
+"""

@@ -8,18 +8,20 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar
 
 import tyro
 
 from hashgym.checks import closest, is_integer
 from hashgym.terminal import arguments, wants_version
 
-__all__ = ["RENAMED", "CommonArgs", "RunArgs", "as_json", "current_names", "read_command"]
+__all__ = ["RENAMED", "CommonArgs", "Name", "RunArgs", "as_json", "current_names", "read_command"]
 
 RENAMED = {"lanes": "num_envs", "history": "rnn_hidden"}
 """Names that arguments had in earlier versions, also in checkpoints and policies of that time, and their names now."""
 
+Name: TypeAlias = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[NAME]")]
+"""A variant, preset or algorithm, the first word of a command line."""
 T = TypeVar("T")
 
 
@@ -126,6 +128,8 @@ def read_command(
         known, close = ", ".join(presets), closest(words[0], presets)
         raise ValueError(f"{option.lstrip('-')} must be one of {known}, got {words[0]!r}{close}")
     preset: dict[str, Any] = {} if presets is None else {"default": presets[words[0]]}
+    if {"-h", "--help"} & set(words):
+        words = words[1:]  # else the name is missing in the help, as it is given already
     with arguments(words):
         return tyro.cli(main, prog=prog or f"python -m {__package__}.{agent}", args=words, **preset)
 

@@ -16,13 +16,13 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from hashgym import console
 from hashgym.data import HashingDataset
 from hashgym.encoders.write import write
-from hashgym.storage.atomic import DiskFullError, atomic_write, explain_full_disk, is_full
+from hashgym.storage.atomic import DiskFullError, atomic_write, explain_full_disk, full_disk_error
+from hashgym.storage.locks import lock_folder
 from hashgym.storage.reading import check_stored
 
 from .arguments import CommonArgs, as_json, current_names
@@ -208,11 +208,11 @@ def write_encoder(
 def hold_folder(out: Path | None) -> Iterator[None]:
     """Keep other training runs out of the folder ``out``, and explain a full disk; does nothing for None.
 
-    The lock is the system's, on the file ``.lock`` in the folder: it ends with the process, even one that is killed.
-    A thread may hold a folder several times.
+    The lock, on the file ``.lock`` in the folder, ends with the process, even one that is killed. A thread may hold a
+    folder several times.
 
     Raises:
-        ValueError: if another run holds the folder, it cannot be made, or ``.lock`` in it is somebody else's file.
+        ValueError: if another run holds the folder, it cannot be made, or ``.lock`` in it is not a lock file.
         DiskFullError: if something cannot be written in the block because the disk is full.
     """
     if out is None:
@@ -223,31 +223,21 @@ def hold_folder(out: Path | None) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
         raise ValueError(f"{out} is a file or a broken link: name a folder with --out") from None
-    found = out / LOCK
-    if os.path.lexists(found) and (found.is_symlink() or not found.is_file() or found.stat().st_size):
-        # The lock would empty it.
-        raise ValueError(f"{found} was not written by hashgym: move it elsewhere, or choose another --out")
-    lock = FileLock(out / LOCK, is_singleton=True)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise ValueError(
-            f"another process is training into {out}: wait for it or stop it, or choose another --out"
-        ) from None
-    try:
-        with explain_full_disk(out), _quiet_curves():
-            yield
-    except DiskFullError as error:
-        if "--resume" not in str(error) and (out / "checkpoint.pt").exists():
-            hint = f"{error} with --resume: it continues from {out / 'checkpoint.pt'}, which is complete"
-            raise DiskFullError(error.errno, hint) from None
-        raise
-    finally:
-        with suppress(OSError):
-            if created and [path.name for path in out.iterdir()] == [LOCK]:  # nothing was written
-                (out / LOCK).unlink()
-                out.rmdir()
-        lock.release()
+    busy = f"another process is training into {out}: wait for it or stop it, or choose another --out"
+    with lock_folder(out, busy, file=LOCK):
+        try:
+            with explain_full_disk(out), _quiet_curves():
+                yield
+        except DiskFullError as error:
+            if "--resume" not in str(error) and (out / "checkpoint.pt").exists():
+                hint = f"{error} with --resume: it continues from {out / 'checkpoint.pt'}, which is complete"
+                raise DiskFullError(error.errno, hint) from None
+            raise
+        finally:
+            with suppress(OSError):
+                if created and [path.name for path in out.iterdir()] == [LOCK]:  # nothing was written
+                    (out / LOCK).unlink()
+                    out.rmdir()
 
 
 def exclusive(train: Callable[P, T]) -> Callable[P, T]:
@@ -266,7 +256,7 @@ def exclusive(train: Callable[P, T]) -> Callable[P, T]:
 def _quiet_curves() -> Iterator[None]:
     """Print no traceback where TensorBoard's thread cannot write: the same error is raised here at the next write."""
     before = threading.excepthook
-    threading.excepthook = lambda ended: None if is_full(ended.exc_value) else before(ended)
+    threading.excepthook = lambda ended: None if full_disk_error(ended.exc_value) else before(ended)
     try:
         yield
     finally:

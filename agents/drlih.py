@@ -50,7 +50,7 @@ from hashgym.terminal import command_line
 
 from . import checkpoint as files
 from . import training
-from .arguments import RunArgs, read_command
+from .arguments import Name, RunArgs, read_command
 
 __all__ = [
     "PRESETS",
@@ -59,7 +59,9 @@ __all__ = [
     "Main",
     "Policy",
     "Variant",
+    "any_reward",
     "baseline_loss",
+    "bit_credit",
     "command",
     "credit_loss",
     "load",
@@ -68,6 +70,7 @@ __all__ = [
     "released_loss",
     "reward_to_go",
     "train",
+    "triplet_reward",
 ]
 
 State: TypeAlias = tuple[Any, ...]  # tensors, or the state of a cell of torch's
@@ -79,7 +82,7 @@ class Args(RunArgs):
 
     agent: ClassVar[str] = "drlih"
 
-    variant: tyro.conf.Positional[str] = "hashgym"
+    variant: Name = "hashgym"
     """objective and network: hashgym, norec, gru, lstm, paper or released; `--variant NAME` does the same"""
     bits: int = 24
     """q, length of the code"""

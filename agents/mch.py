@@ -42,7 +42,7 @@ from hashgym.terminal import command_line
 
 from . import checkpoint as files
 from . import training
-from .arguments import RunArgs, read_command
+from .arguments import Name, RunArgs, read_command
 
 __all__ = [
     "PAPER",
@@ -234,12 +234,11 @@ def fitted_base(source: str | Path, bits: int, seed: int, dataset: HashingDatase
     """Return a fitted base hasher: read from a file, or made by name and fitted on the training images.
 
     Raises:
-        ValueError: as :func:`make_base`, and for a file that is not a saved hasher.
+        ValueError: as :func:`make_base` and :func:`hashgym.hashers.fitted`.
     """
-    if Path(source).is_file():
-        return hashgym.hashers.load(Path(source))
-    base = make_base(str(source), bits, seed)
-    return base.fit(dataset.features[dataset.train], dataset.labels[dataset.train])
+    if isinstance(source, str) and source in hashgym.hashers.HASHERS:
+        return hashgym.hashers.fitted(make_base(source, bits, seed), dataset)
+    return hashgym.hashers.fitted(source, dataset)
 
 
 def base_of_run(name: str, resume_from: Path | None, bits: int, seed: int, dataset: HashingDataset) -> Hasher:
@@ -430,7 +429,7 @@ class Main:
     """folder for base, checkpoint, policy and TensorBoard files"""
     resume: bool = False
     """continue the run in `out`"""
-    preset: tyro.conf.Positional[str] = "hashgym"
+    preset: Name = "hashgym"
     """the arguments to start from: hashgym or paper; `--preset NAME` does the same"""
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias
 
-import tyro
 from sb3_contrib import QRDQN, TQC, TRPO, CrossQ, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -14,7 +13,7 @@ from stable_baselines3.common.policies import BasePolicy
 
 from hashgym.checks import closest
 
-from .arguments import CommonArgs
+from .arguments import CommonArgs, Name
 from .sb3_policies import FlatCrossQPolicy, ImageAndCode, MultiBinaryLstmPolicy
 
 __all__ = ["PRESETS", "Args", "Preset"]
@@ -122,7 +121,7 @@ class Args(CommonArgs):
 
     agent: ClassVar[str] = "sb3"
 
-    algo: tyro.conf.Positional[str] = "ppo"
+    algo: Name = "ppo"
     """ppo, a2c, trpo, recurrent_ppo, maskable_ppo, dqn, qrdqn, sac, td3, tqc or crossq; `--algo NAME` does the same"""
     env: Env = "BitGroupHashing-v0"
     """BitGroupHashing-v0: any algorithm; RegionKeep-v0: ppo, a2c or dqn"""

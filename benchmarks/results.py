@@ -12,7 +12,6 @@ import csv
 import io
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,6 @@ from filelock import FileLock
 from numpy.typing import ArrayLike
 
 import hashgym
-from agents.arguments import current_names
 from benchmarks.statistics import Estimate, bootstrap, mean
 from hashgym.console import Table, say, styled
 from hashgym.storage.atomic import write_text
@@ -134,10 +132,9 @@ class Results:
         """
         for old in self.rows():
             if self._name(old) == self._name(row):
-                same = old["config"] == row["config"] or _configuration(old) == _configuration(row)
-                if not same and replace:
+                if old["config"] != row["config"] and replace:
                     return False
-                if not same:
+                if old["config"] != row["config"]:
                     name = " ".join(self._name(row))
                     raise ValueError(
                         f"{self.path} holds {name} run with another configuration ({_difference(old, row)}): "
@@ -173,13 +170,8 @@ def read_csv(path: Path) -> tuple[tuple[str, ...], list[dict[str, str]]]:
     return columns, rows
 
 
-def _configuration(row: Row) -> Any:
-    """The configuration of a row, with present names in place of former ones, and classes without their modules."""
-    return json.loads(re.sub(r"<class '[\w.]*\.(\w+)'>", r"\1", row["config"]), object_hook=current_names)
-
-
 def _difference(old: Row, new: Row) -> str:
-    before, after = _configuration(old), _configuration(new)
+    before, after = json.loads(old["config"]), json.loads(new["config"])
     if not isinstance(before, dict):
         return f"{before!r} is no configuration"
     changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]

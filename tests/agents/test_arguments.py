@@ -59,7 +59,9 @@ def test_help_names_the_command_that_was_run(capsys: pytest.CaptureFixture[str])
             drlih.command(["gru", "--help"], prog)
         printed = capsys.readouterr().out
         assert printed.startswith(f"usage: {wanted} ")
-        assert "(default: 512)" in printed  # of gru
+        assert "NAME" in printed
+        assert "(default: gru)" in printed
+        assert "(default: 512)" in printed  # its num_envs
 
 
 @pytest.mark.parametrize("resume", [False, True])

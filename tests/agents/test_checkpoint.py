@@ -99,7 +99,7 @@ def test_links_to_nothing_are_not_replaced(tmp_path: Path) -> None:
         pass
 
 
-def test_a_lock_file_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+def test_a_lock_file_of_a_user_is_left_alone(tmp_path: Path) -> None:
     """The library that locks empties the file."""
     (tmp_path / ".lock").write_text("mine")
     with pytest.raises(ValueError, match=r"\.lock was not written by hashgym"), checkpoint.hold_folder(tmp_path):

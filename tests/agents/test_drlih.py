@@ -156,7 +156,7 @@ def test_the_papers_cell_follows_equations_5_and_6(variant: Any) -> None:
     np.testing.assert_allclose(torch.cat(logits, 1).numpy(), expected, atol=1e-5)
 
 
-def test_the_recurrent_policy_begins_as_the_one_without_recurrence_and_reads_the_bits() -> None:
+def test_the_recurrent_policy_starts_as_the_one_without_recurrence_and_reads_the_bits() -> None:
     torch.manual_seed(0)
     policy = drlih.Recurrent(3, Args(**SMALL)).eval()
     image, code = torch.randn(2, 3), torch.ones(2, 10)
@@ -182,7 +182,7 @@ def test_one_call_of_the_cell_equals_step_by_step(variant: Any, bits: int, group
     code = (torch.rand(7, bits) < 0.5) * 2.0 - 1
     initial = state = policy.initial_state(torch.randn(7, 3))
     values, logits, emitted = [], [], torch.zeros(7, bits)
-    for g, (start, stop) in enumerate(policy.groups):  # what acting sees: 0 where nothing is emitted yet
+    for g, (start, stop) in enumerate(policy.groups):  # acting sees 0 where nothing is emitted yet
         logit, state = policy.step(state, emitted, g)
         hidden = state[1][0] if variant == "lstm" else state[1]
         values.append(policy.critic(torch.cat([initial[0], hidden[0]], dim=1))[:, 0])
@@ -257,7 +257,7 @@ def test_baseline_loss_is_the_exact_gradient_in_expectation(small_task: Any) -> 
     )
 
 
-def test_the_baseline_learns_by_its_error_alone() -> None:
+def test_the_baseline_learns_from_its_error_alone() -> None:
     torch.manual_seed(0)
     logits, bits = torch.randn(5, 10, requires_grad=True), (torch.rand(5, 10) < 0.5).float()
     reward, value = torch.rand(5, 3), torch.rand(5, 3, requires_grad=True)
@@ -267,7 +267,7 @@ def test_the_baseline_learns_by_its_error_alone() -> None:
         of_logits, of_value = torch.autograd.grad(
             drlih.baseline_loss(logits, bits, reward, value, args), (logits, value)
         )
-        expected = 2 * weight * (value - drlih.reward_to_go(reward)) / 5  # nothing of the policy's term
+        expected = 2 * weight * (value - drlih.reward_to_go(reward)) / 5  # without the policy's term
         torch.testing.assert_close(of_value, expected.detach())
         gradients.append(of_logits)
     assert torch.equal(*gradients)  # nor does the error reach the policy's logits
@@ -356,10 +356,8 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
 
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     """kill -9 in the middle, then resume: weights equal those of a run that was never stopped."""
-    updates, options = (
-        200,
-        {"hidden": "32", "num_envs": "16", "bits": "12", "group-bits": "8", "checkpoint-every": "10"},
-    )
+    updates = 200
+    options = {"hidden": "32", "num-envs": "16", "bits": "12", "group-bits": "8", "checkpoint-every": "10"}
     command = [sys.executable, "-m", "agents.drlih", "--updates", str(updates)]
     command += [word for name, value in options.items() for word in (f"--{name}", value)]
     environment = {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
@@ -367,12 +365,12 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     killed = subprocess.Popen(
         [*command, "--out", str(tmp_path / "a")], cwd=root, env=environment, stdout=subprocess.DEVNULL
     )
-    checkpoint = tmp_path / "a" / "checkpoint.pt"
-    while not checkpoint.exists() and killed.poll() is None:
+    path = tmp_path / "a" / "checkpoint.pt"
+    while not path.exists() and killed.poll() is None:
         time.sleep(0.005)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    assert 0 < checkpoint.load(checkpoint)["update"] < updates
+    assert 0 < checkpoint.load(path)["update"] < updates
     for arguments in ([*command, "--out", str(tmp_path / "a"), "--resume"], [*command, "--out", str(tmp_path / "b")]):
         subprocess.run(arguments, cwd=root, env=environment, check=True, stdout=subprocess.DEVNULL)
     resumed, undisturbed = (drlih.load(tmp_path / name / "policy.pt", "cpu") for name in "ab")
@@ -381,7 +379,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("variant", ["hashgym", *FUSED])
-def test_what_a_run_leaves(multi_label: HashingDataset, tmp_path: Path, variant: Any) -> None:
+def test_files_of_a_run(multi_label: HashingDataset, tmp_path: Path, variant: Any) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     args = Args(**SMALL, variant=variant, log_every=5, evaluate_every=8)

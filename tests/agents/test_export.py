@@ -54,8 +54,8 @@ def extracted(dataset: HashingDataset, shape: tuple[int, ...]) -> Any:
     return raw, (raw - dataset.center) / dataset.scale
 
 
-def lively(policy: Any, gain: float = 1.5) -> Any:
-    """The policy with random weights of some size, so that what it saw before matters to what it does."""
+def randomized(policy: Any, gain: float = 1.5) -> Any:
+    """The policy with random weights, large enough for its actions to depend on all that it observes."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, part in policy.state_dict().items():
@@ -95,7 +95,7 @@ def check_regions(encoder: Encoder, policy: Any, threshold: float, sequential: b
 @pytest.mark.parametrize("variant", drlih.VARIANTS)
 def test_drlih(variant: str, tmp_path: Path) -> None:
     args = drlih.Args(variant=variant, bits=17, group_bits=6, hidden=32, rnn_hidden=16)
-    policy = lively(drlih.VARIANTS[variant].network(digits().dim, args)).eval()
+    policy = randomized(drlih.VARIANTS[variant].network(digits().dim, args)).eval()
     path = tmp_path / "policy.onnx"
     checkpoint.write_encoder(lambda: GroupsHead(policy, 17, 6), digits(), args, path, bits=17, group_bits=6)
     check(load_encoder(path), policy, 17, 6)
@@ -109,7 +109,7 @@ def batch(env: str, algo: str) -> dict[str, int | float]:
 @pytest.mark.parametrize("algo", sb3.PRESETS["BitGroupHashing-v0"])
 def test_stable_baselines3(algo: str, tmp_path: Path) -> None:
     args = sb3.Args(algo=algo, bits=10, group_bits=4, num_envs=4, settings=batch("BitGroupHashing-v0", algo))
-    policy = lively(sb3.make_model(sb3.make_envs(digits(), args, None), args).policy)
+    policy = randomized(sb3.make_model(sb3.make_envs(digits(), args, None), args).policy)
     policy.set_training_mode(False)
     path = tmp_path / "policy.onnx"
     checkpoint.write_encoder(lambda: GroupsHead(Greedy(policy), 10, 4), digits(), args, path, bits=10, group_bits=4)
@@ -120,7 +120,7 @@ def test_stable_baselines3_with_a_gaussian(tmp_path: Path) -> None:
     envs = HashVecEnv(
         gym.make_vec("BitGroupHashing-v0", num_envs=2, dataset=digits(), bits=10, group_bits=4, action="probability")
     )
-    policy = lively(PPO("MultiInputPolicy", envs, n_steps=2, batch_size=4).policy)
+    policy = randomized(PPO("MultiInputPolicy", envs, n_steps=2, batch_size=4).policy)
     path = tmp_path / "policy.onnx"
     write(
         path,
@@ -137,7 +137,7 @@ def test_stable_baselines3_with_a_gaussian(tmp_path: Path) -> None:
 @pytest.mark.parametrize("algo", sb3.PRESETS["RegionKeep-v0"])
 def test_stable_baselines3_on_regions(algo: str, tmp_path: Path) -> None:
     args = sb3.Args(algo=algo, env="RegionKeep-v0", bits=16, num_envs=4, settings=batch("RegionKeep-v0", algo))
-    policy = lively(sb3.make_model(sb3.make_envs(scenes(), args, base()), args).policy)
+    policy = randomized(sb3.make_model(sb3.make_envs(scenes(), args, base()), args).policy)
     policy.set_training_mode(False)
     path = tmp_path / "policy.onnx"
     head = RegionsHead(hasher_head(base()), Greedy(policy))
@@ -158,7 +158,7 @@ def test_mch(regions: int, xi: float, tmp_path: Path) -> None:
     found = encoder.encode(np.concatenate([plain.features[:, None], plain.regions], axis=1))
     assert (found.words == expected.words).all()
     assert (found.kept == expected.kept).all()
-    head = RegionsHead(hasher_head(base()), lively(policy, 3.0), threshold=xi if regions > 1 else None)
+    head = RegionsHead(hasher_head(base()), randomized(policy, 3.0), threshold=xi if regions > 1 else None)
     checkpoint.write_encoder(lambda: head, scenes(), args, tmp_path / "other.onnx", bits=16, threshold=xi)
     check_regions(load_encoder(tmp_path / "other.onnx"), policy, xi, sequential=regions > 1)
 

@@ -1,4 +1,4 @@
-"""The MCH agent: its losses against enumeration, what a run leaves, and that it learns."""
+"""The MCH agent: its losses against enumeration, the files of a run, and that it learns."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(
         assert torch.equal(whole[key], resumed[key]), key
 
 
-def test_what_a_run_leaves(scenes: HashingDataset, base: PairwiseHasher, tmp_path: Path) -> None:
+def test_files_of_a_run(scenes: HashingDataset, base: PairwiseHasher, tmp_path: Path) -> None:
     policy = mch.train(scenes, base, Args(**SMALL), out=tmp_path / "run", progress=False)
     names = {path.name.split(".")[0] for path in (tmp_path / "run").iterdir() if path.name != ".lock"}
     assert names == {"base", "checkpoint", "events", "policy"}
@@ -251,7 +251,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert hashgym.hashers.load(tmp_path / "run" / "base.npz").bits == 8
 
 
-def test_the_base_of_a_resumed_run_may_be_a_hasher_of_ones_own(
+def test_the_base_of_a_resumed_run_may_be_a_users_own_class(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenes: HashingDataset
 ) -> None:
     """Another process has not imported its module yet."""
@@ -267,7 +267,7 @@ def test_the_base_of_a_resumed_run_may_be_a_hasher_of_ones_own(
     np.testing.assert_array_equal(again.encode(scenes.features), base.encode(scenes.features))
 
 
-def test_a_hasher_that_lies_in_the_folder_is_not_replaced(tmp_path: Path, base: PairwiseHasher) -> None:
+def test_a_hasher_in_the_folder_is_not_replaced(tmp_path: Path, base: PairwiseHasher) -> None:
     file = tmp_path / "base.npz"
     mch.save_base(base, tmp_path)
     before = file.read_bytes()
@@ -287,7 +287,7 @@ def test_a_hasher_that_lies_in_the_folder_is_not_replaced(tmp_path: Path, base: 
 
 
 @pytest.mark.parametrize("agent", ["mch", "sb3"])
-def test_every_agent_leaves_a_base_of_somebody_else(agent: str, tmp_path: Path, scenes: HashingDataset) -> None:
+def test_no_agent_overwrites_another_base(agent: str, tmp_path: Path, scenes: HashingDataset) -> None:
     (tmp_path / "base.npz").write_bytes(b"mine")
     small = hashers.make("ksh", bits=8).fit(scenes.features[scenes.train], scenes.labels[scenes.train])
 

@@ -237,7 +237,7 @@ def test_training_leaves_the_callers_generators_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         ({"algo": "reinforce"}, "algo for BitGroupHashing-v0 must be one of ppo, a2c"),
         ({"algo": "sac", "env": "RegionKeep-v0"}, "algo for RegionKeep-v0 must be one of ppo, a2c, dqn"),
@@ -246,8 +246,8 @@ def test_training_leaves_the_callers_generators_alone() -> None:
         ({"input_dropout": 1.0}, "input_dropout must be at least 0 and below 1"),
     ],
 )
-def test_wrong_arguments_are_rejected(arguments: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_wrong_arguments_are_rejected(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         sb3.Args(**arguments)
 
 
