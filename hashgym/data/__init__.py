@@ -172,7 +172,7 @@ def load(
         queries=queries,
         train=train,
     )
-    return splits.apply(dataset, drawn)
+    return dataset.with_split(drawn)
 
 
 def checked_source(source: Any) -> str:

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym.checks import closest, counted
-from hashgym.data.dataset import HashingDataset
+from hashgym.moved import keep_old_names
 from hashgym.storage.errors import DataError
 
-__all__ = ["PARTS", "RULES", "Rule", "Split", "apply", "default", "make", "rules"]
+__all__ = ["PARTS", "RULES", "Rule", "Split", "default", "make", "rules"]
 
 PARTS = {  # first folder of a name, in lower case -> what its images are for
     **dict.fromkeys(("train", "training"), "train"),
@@ -293,29 +293,6 @@ def make(
     return Split(split, query, database, learnt, kept, words, seed, (queries, train), counts)
 
 
-def apply(dataset: HashingDataset, split: Split) -> HashingDataset:
-    """The dataset with another split, and the labels that count in it.
-
-    Raises:
-        DataError: if it is standardised already, by the training images of the split it had.
-    """
-    if dataset.center is not None:
-        raise DataError(f"{dataset.name} is standardised by its training images: choose another split before that")
-    return dataclasses.replace(
-        dataset,
-        labels=dataset.labels if len(split.labels) == dataset.labels.shape[1] else dataset.labels[:, split.labels],
-        label_names=tuple(dataset.label_names[i] for i in split.labels),
-        query=split.query,
-        database=split.database,
-        train=split.train,
-        provenance={
-            **dataset.provenance,
-            **split.provenance,
-            **({"split_counts": split.described_counts} if "split_counts" in dataset.provenance else {}),
-        },
-    )
-
-
 def _order(names: Sequence[str], seed: int) -> NDArray[np.int64]:
     """Indices of the images in the order that seed and names give."""
     keys = [
@@ -391,3 +368,6 @@ def _covering(
             chosen[chosen.index(leaver)] = newcomer
             have += positive[newcomer].astype(np.int64) - positive[leaver]
     return np.array(chosen, np.int64)
+
+
+keep_old_names(__name__)

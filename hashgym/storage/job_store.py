@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hashgym.moved import keep_old_names
 from hashgym.storage import owned
 from hashgym.storage.atomic import DiskFullError, atomic_write, explain_full_disk, full_disk_error, sync
 from hashgym.storage.errors import DataError
@@ -24,7 +25,7 @@ from hashgym.storage.locks import lock_open_file
 from hashgym.storage.reading import MAX_WHOLE_BYTES, map_array
 from hashgym.storage.sealed import digest
 
-__all__ = ["Store", "tidy"]
+__all__ = ["JobStore", "remove_journal"]
 
 JOURNAL = "journal.jsonl"
 ROWS = 256  # read at once, so that memory stays flat
@@ -36,7 +37,7 @@ _NO_JOURNAL = "{} is damaged, or not of `{}`: choose another --out; or remove {}
 _log = logging.getLogger(__name__)  # what is no error goes to stderr, unless the program that uses us says otherwise
 
 
-class Store:
+class JobStore:
     """A folder of arrays of their full size, and a journal: a line for the job, then one for every finished batch.
 
     A batch's line is written when its rows are on the disk, so what the journal says is true whenever the process
@@ -71,7 +72,7 @@ class Store:
         self.closed = False
         self._blocks: list[Block] = []  # written since the last batch was finished
 
-    def __enter__(self) -> Store:
+    def __enter__(self) -> JobStore:
         try:
             if not os.path.lexists(self.folder):
                 with explain_full_disk(self.folder):
@@ -136,7 +137,7 @@ class Store:
             raise DataError(f"{target} appeared meanwhile; the finished work is in {self.folder}")
         self.folder.rename(target)
         sync(target.parent)
-        tidy(target)
+        remove_journal(target)
 
     def _create(self) -> None:
         rows = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in self.arrays.values())
@@ -248,7 +249,7 @@ class Store:
         os.fsync(self.journal.fileno())
 
 
-def tidy(target: Path) -> None:
+def remove_journal(target: Path) -> None:
     """Remove the journal from a finished folder: a run that is killed at its very end leaves it there."""
     if owned.is_owned(target):
         (target / JOURNAL).unlink(missing_ok=True)
@@ -292,3 +293,6 @@ def _compact(file: Path, kept: NDArray[np.int64]) -> None:
         for start in range(0, len(kept), ROWS):
             # Mapped anew for every block, so that its pages are given back.
             stream.write(map_array(file)[kept[start : start + ROWS]].tobytes())
+
+
+keep_old_names(__name__)

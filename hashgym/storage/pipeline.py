@@ -13,23 +13,23 @@ from typing import TypeVar
 
 from hashgym.moved import keep_old_names
 
-__all__ = ["Bad", "ahead", "progress_bar"]
+__all__ = ["UnreadableImage", "prefetch", "progress_bar"]
 
-AHEAD = 2  # batches that are read and preprocessed while the network works on another
+PREFETCH = 2  # batches that are read and preprocessed while the network works on another
 T = TypeVar("T")
 Tick = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Bad:
+class UnreadableImage:
     """An image that cannot be read, and why."""
 
     index: int
     reason: str
 
 
-def ahead(
-    prepare: Callable[[int], T], batches: Mapping[int, Sequence[int]], workers: int, depth: int = AHEAD
+def prefetch(
+    prepare: Callable[[int], T], batches: Mapping[int, Sequence[int]], workers: int, depth: int = PREFETCH
 ) -> Generator[tuple[int, list[T]]]:
     """Every batch with what ``prepare`` makes of its images, in threads and a few batches before they are asked for.
 

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from hashgym.moved import keep_old_names
 from hashgym.storage.addresses import without_password
 
-__all__ = ["cluster", "import_ray", "result"]
+__all__ = ["cluster", "import_ray", "task_result"]
 
 
 def import_ray() -> Any:
@@ -65,7 +66,7 @@ def cluster(cpus: int | None = None) -> Iterator[Any]:
         ray.shutdown()
 
 
-def result(ray: Any, reference: Any) -> Any:
+def task_result(ray: Any, reference: Any) -> Any:
     """What a task returned. What it raised is raised here too, instead of Ray's error around it.
 
     Raises:
@@ -77,3 +78,6 @@ def result(ray: Any, reference: Any) -> Any:
         raise (error.cause if isinstance(error.cause, Exception) else error) from error
     except ray.exceptions.RayError as error:
         raise ChildProcessError(f"Ray lost the process of a task: {error}") from error
+
+
+keep_old_names(__name__)
