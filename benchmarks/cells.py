@@ -21,7 +21,7 @@ from rich.progress import TimeElapsedColumn
 
 from hashgym.console import Console, Text, bar, styled
 from hashgym.data import HashingDataset
-from hashgym.storage.ray_cluster import cluster
+from hashgym.storage.ray_cluster import cluster, task_result
 
 __all__ = ["CONTINUES", "Executor", "data_digest", "features_name", "run_cells", "unfinished"]
 
