@@ -24,6 +24,7 @@ from hashgym.data.dataset import HashingDataset
 from hashgym.storage import owned
 from hashgym.storage.atomic import sync
 from hashgym.storage.errors import DataError
+from hashgym.storage.job_store import JOURNAL
 from hashgym.storage.reading import map_array
 from hashgym.storage.sealed import FolderFormat, Verify, read_json, write_json
 
@@ -38,7 +39,6 @@ CACHE = FolderFormat(
     fields={"name": str, "columns": list, "provenance": dict},
 )
 NAMES = "names.json"
-JOURNAL = "journal.jsonl"  # of the job that made it; one that was killed at its very end has left it
 REQUIRED = {"features": "float32", "labels": "uint8", "query": "int64", "database": "int64", "train": "int64"}
 OPTIONAL = {
     "regions": "float32",
@@ -105,6 +105,7 @@ def save(dataset: HashingDataset, path: str | Path, *, overwrite: bool = False) 
 
 def _foreign(folder: Path) -> list[str]:
     """Names of what lies in a cache and is not part of it."""
+    # A job that was killed at its very end leaves its journal.
     ours = {owned.MARKER, CACHE.manifest, NAMES, JOURNAL, *(f"{key}.npy" for key in ARRAYS)}
     return sorted(path.name for path in folder.iterdir() if path.name not in ours or not path.is_file())
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hashgym.checks import counted
 from hashgym.storage.errors import DataError
+from hashgym.storage.job_store import JOURNAL
 from hashgym.storage.owned import MARKER
 
 __all__ = [
@@ -263,7 +264,7 @@ def is_system(name: str) -> bool:
 
 def is_own(folder: Path) -> bool:
     """Whether hashgym wrote this folder: it has our marker or our ``meta.json``, or is that of an unfinished job."""
-    if (folder / MARKER).is_file() or (folder.suffix == ".partial" and (folder / "journal.jsonl").is_file()):
+    if (folder / MARKER).is_file() or (folder.suffix == ".partial" and (folder / JOURNAL).is_file()):
         return True
     try:
         with (folder / "meta.json").open("rb") as file:

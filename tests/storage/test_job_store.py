@@ -37,7 +37,7 @@ def make(folder: Path) -> JobStore:
 
 
 def work(job: JobStore, batches: int = len(BATCHES), bad: tuple[int, ...] = ()) -> list[int]:
-    """Do what is left of the first batches; gives what was done."""
+    """Do the unfinished ones of the first batches, and return them."""
     done = [b for b in range(batches) if b not in job.finished]
     for b in done:
         good = np.setdiff1d(BATCHES[b], bad)
@@ -249,7 +249,7 @@ def test_a_link_to_nothing_is_no_place_for_a_job(tmp_path: Path) -> None:
         pass
     with make(tmp_path / "out.partial") as job:
         work(job)
-        with pytest.raises(DataError, match="out appeared meanwhile"):
+        with pytest.raises(DataError, match="out was created meanwhile"):
             job.publish(tmp_path / "out", {}, lambda folder: None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.partial"]
 
