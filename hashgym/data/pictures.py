@@ -105,11 +105,11 @@ def open_image(
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # the warning where it is an error
         raise DataError(f"image {label} has too many pixels: {error}") from error
     except UnidentifiedImageError as error:  # Pillow's own words name a place in memory, new in every run
-        raise DataError(f"image {label} is damaged or no picture: none of {', '.join(_formats())}") from error
+        raise DataError(f"image {label} is damaged or not a picture: none of {', '.join(_formats())}") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
         if isinstance(error, OSError) and error.errno is not None:
             raise DataError(f"image {label} cannot be read: {error.strerror}") from error
-        raise DataError(f"image {label} is damaged or no picture: {error}") from error
+        raise DataError(f"image {label} is damaged or not a picture: {error}") from error
 
 
 def to_rgb(image: Image) -> Image:
