@@ -32,14 +32,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What can be read: a line of ``hashgym datasets``.
+    """A dataset that can be read: a line of ``hashgym datasets``.
 
     Attributes:
-        name: what ``--dataset`` and :func:`load` call it.
-        description: what it shows.
-        reads_from: the files and folders that are wanted.
+        name: for ``--dataset`` and :func:`load`.
+        description: one line.
+        reads_from: the files and folders that are read.
         splits: descriptions of its splits by name, the default first.
-        embedded: True if :func:`load` makes it without any file; False if it is images on disk, read by
+        embedded: True if :func:`load` creates it without any file; False if it is images on disk, read by
             :func:`read_images`.
     """
 
@@ -51,7 +51,7 @@ class DatasetInfo:
 
 
 def datasets() -> list[DatasetInfo]:
-    """Every dataset that can be read, embedded ones first."""
+    """List every dataset that can be read, embedded ones first."""
     listed = []
     for name, description in DATASETS.descriptions.items():
         reader = DATASETS.find(name)
@@ -88,15 +88,15 @@ def read_images(
 
     Args:
         dataset: a name out of :func:`datasets`, with ``folder:PATH`` and ``list:FILE`` filled in.
-        root: the folder that holds the dataset. For ``list:`` the folder that the paths in the list start from, the
-            list's own by default; for ``folder:`` it is not needed.
-        allow_missing: leave images out that are listed but not there (NUS-WIDE, COCO, lists), instead of an error.
-        follow_links: with ``folder:`` and ``list:``, follow links to files and folders, and read what lies outside the
-            folder; links are passed over otherwise. The other datasets are read as their folders are laid out.
-        exclude: with ``folder:`` and ``list:``, patterns of names or relative paths that are left out.
+        root: the folder of the dataset. For ``list:`` the folder that the paths in the list are relative to, by default
+            that of the list; not needed for ``folder:``.
+        allow_missing: leave out images that are listed but missing (NUS-WIDE, COCO, lists), instead of an error.
+        follow_links: with ``folder:`` and ``list:``, follow links to files and folders, also out of the folder; links
+            are skipped otherwise. Other datasets are always read with links.
+        exclude: with ``folder:`` and ``list:``, patterns of names or relative paths to leave out.
 
     Raises:
-        DataError: for an unknown name, a missing root, or files that are not as they should be.
+        DataError: for an unknown name, a missing root, or missing or invalid files.
     """
     found = find_reader(dataset)
     if found is None:
@@ -128,15 +128,15 @@ def load(
 
     Args:
         source: ``"digits"``, ``"digit-scenes"``, a folder that ``hashgym features`` wrote, or a dataset, which is
-            returned as it is unless another split is asked for.
+            returned unchanged unless another split is asked for.
         split: a split by name (see :func:`datasets`), instead of the stored one.
-        seed: what the split is drawn with, instead of the stored one; 0 by default.
+        seed: that the split is drawn with, instead of the stored one; 0 by default.
         queries: number of queries, instead of the split's own.
         train: number of training images, instead of the split's own.
 
     Raises:
         DataError: for an unknown name, a dataset whose features are not extracted yet, a damaged folder, or a split
-            that the data cannot give.
+            that the data do not allow.
     """
     again = any(option is not None for option in (split, seed, queries, train))
     if not isinstance(source, HashingDataset):
@@ -178,10 +178,10 @@ def load(
 
 
 def checked_source(source: Any) -> str:
-    """A dataset's name or folder as text.
+    """Return a dataset's name or folder as text.
 
     Raises:
-        DataError: for arrays, tables and whatever else is neither, and for a text that can be no path.
+        DataError: for arrays, tables and other types, and for a text that cannot be a path.
     """
     if not isinstance(source, (str, os.PathLike)) or isinstance(source, bytes):
         raise DataError(
