@@ -293,7 +293,7 @@ def test_search_rejects(place, tmp_path, capsys):
             [tmp_path / "none.jpg", place / "index"],
             f"is a folder, and there is no file {tmp_path / 'none.jpg'};",
         ),
-        ([place / "index", tmp_path / "letter.jpg"], "letter.jpg is damaged or no picture"),
+        ([place / "index", tmp_path / "letter.jpg"], "letter.jpg is damaged or not a picture"),
         ([place / "photos", photo], "is not an index"),
         ([place / "codes", photo], "is not an index"),
         ([place / "index", photo, "--k", 0], "at least 1"),

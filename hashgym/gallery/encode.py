@@ -36,9 +36,9 @@ from hashgym.gallery.find_images import list_places
 from hashgym.moved import keep_old_names
 from hashgym.storage import owned
 from hashgym.storage.errors import DataError
-from hashgym.storage.job_store import JOURNAL, Store, tidy
+from hashgym.storage.job_store import JOURNAL, JobStore, remove_journal
 from hashgym.storage.locks import lock_folder
-from hashgym.storage.pipeline import Bad, ahead, progress_bar
+from hashgym.storage.pipeline import UnreadableImage, prefetch, progress_bar
 from hashgym.storage.reading import map_array
 from hashgym.storage.sealed import read_json, write_json
 from hashgym.versions import versions
@@ -244,7 +244,7 @@ class _Job:
                 if found.is_unchanged():
                     return EncodingReport(self.target, unchanged=len(old))
                 description["updates"] = old.digest
-            with Store(_unfinished(self.target), n, self._arrays(), description, "hashgym encode") as store:
+            with JobStore(_unfinished(self.target), n, self._arrays(), description, "hashgym encode") as store:
                 if not (store.folder / LISTED).exists():
                     write_json(store.folder / LISTED, names)
                 self._encode(store, found)
@@ -281,7 +281,7 @@ class _Job:
             "digests": ((16,), "uint8"),
         }
 
-    def _encode(self, store: Store, found: _Comparison) -> None:
+    def _encode(self, store: JobStore, found: _Comparison) -> None:
         """Put the codes of all pictures into the store: those of ``old`` that are still valid, and new ones."""
         n, size, wanted = len(found.names), self.settings.batch_size, found.wanted
         batches = [start + np.flatnonzero(wanted[start : start + size]) for start in range(0, n, size)]
@@ -303,7 +303,7 @@ class _Job:
         work = partial(_encoded, self.encoder, self.root, found.names, batches)
         with (
             progress_bar(n, ready, self.settings.progress, doing) as tick,
-            closing(ahead(work, {b: [b] for b in left}, self.threads, 2 * self.threads)) as finished,
+            closing(prefetch(work, {b: [b] for b in left}, self.threads, 2 * self.threads)) as finished,
         ):
             for b, [(arrays_of, bad)] in finished:
                 if not self.settings.skip_bad:
@@ -319,7 +319,7 @@ class _Job:
 
     def _publish(
         self,
-        store: Store,
+        store: JobStore,
         found: _Comparison,
         kept: NDArray[np.int64],
         left_out: dict[int, Any],
@@ -425,7 +425,9 @@ class _Picture:
     digest: bytes
 
 
-def _prepare(encoder: Encoder, root: Path, names: Sequence[str], index: int) -> tuple[tuple[int, int], _Picture | Bad]:
+def _prepare(
+    encoder: Encoder, root: Path, names: Sequence[str], index: int
+) -> tuple[tuple[int, int], _Picture | UnreadableImage]:
     """A picture, or the reason why it cannot be read; and the stamp of its file at that time."""
     before = (-1, -1)
     try:
@@ -439,9 +441,9 @@ def _prepare(encoder: Encoder, root: Path, names: Sequence[str], index: int) -> 
             raise DataError(f"image {names[index]} changed while it was read")
         return before, picture
     except OSError as error:
-        return before, Bad(index, f"image {names[index]} cannot be read: {error.strerror or error}")
+        return before, UnreadableImage(index, f"image {names[index]} cannot be read: {error.strerror or error}")
     except DataError as error:
-        return before, Bad(index, str(error))
+        return before, UnreadableImage(index, str(error))
 
 
 def _encoded(
@@ -449,7 +451,7 @@ def _encoded(
 ) -> tuple[dict[str, tuple[NDArray[np.int64], NDArray[Any]]], list[tuple[int, tuple[str, int, int]]]]:
     """Rows and values of every array for a batch; for images that cannot be read, the reason and their stamps."""
     read = [_prepare(encoder, root, names, index) for index in batches[batch].tolist()]
-    bad = [(image.index, (image.reason, *at)) for at, image in read if isinstance(image, Bad)]
+    bad = [(image.index, (image.reason, *at)) for at, image in read if isinstance(image, UnreadableImage)]
     pictures = [(at, image) for at, image in read if isinstance(image, _Picture)]
     if not pictures:
         return {}, bad
@@ -505,7 +507,7 @@ def _cannot_tell(old: EncodedImages, names: Sequence[str]) -> str:
 
 def _tidy(target: Path, meta: dict[str, Any]) -> None:
     """Remove files that killed runs left in a finished folder: those of the job, and content that is not current."""
-    tidy(target)
+    remove_journal(target)
     (target / LISTED).unlink(missing_ok=True)
     for path in target.iterdir():
         if path.name.isdecimal() and path.name != meta.get("content") and owned.is_owned(path):
