@@ -57,7 +57,7 @@ class _MovedFinder:
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """The spec of a module that has moved; None for any other."""
+        """Return the spec of a module that has moved; None for any other."""
         if name.startswith("hashgym.") and name[len("hashgym.") :] in MOVED:
             return ModuleSpec(name, _MovedLoader)  # type: ignore[arg-type]  # its methods are static
         return None
@@ -68,10 +68,10 @@ class _MovedLoader:
 
     @staticmethod
     def create_module(spec: ModuleSpec) -> ModuleType:
-        """The module itself, so that its classes and state are the same under both paths."""
+        """Return the module itself, so that its classes and state are the same under both paths."""
         new = f"hashgym.{MOVED[spec.name[len('hashgym.') :]]}"
         warnings.warn(
-            f"{spec.name} has moved to {new}: import it from there; the old path goes with the next version",
+            f"{spec.name} has moved to {new}: import it from there; the old path is removed in the next version",
             DeprecationWarning,
             stacklevel=2,
         )
