@@ -213,6 +213,7 @@ def learn_words(
 
 
 def _cluster(descriptors: NDArray[np.float32], words: int, seed: int) -> NDArray[np.float32]:
+    require("sklearn", "learning visual words")
     from sklearn.cluster import MiniBatchKMeans
     from threadpoolctl import threadpool_limits
 

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hashgym.checks import check_integer, is_integer
 from hashgym.hashers.registry import HASHERS
+from hashgym.optional import require
 from hashgym.registry import named_settings
 from hashgym.storage import owned
 from hashgym.storage.atomic import atomic_write
@@ -134,9 +135,10 @@ class Hasher(ABC):
         Raises:
             NotFittedError: before ``fit``.
         """
+        self._check_fitted()
+        require("torch", "a hasher's module")
         from hashgym.hashers.module import Transform
 
-        self._check_fitted()
         return Transform(self)
 
     @abstractmethod
