@@ -20,7 +20,8 @@ def resolve_device(device: str | torch.device = "auto", kinds: tuple[str, ...] =
         kinds: the types of device that the caller can use; all where it is empty.
 
     Raises:
-        ValueError: if torch is not installed, for another name, a type that is not among ``kinds``, or a device that is not there.
+        ValueError: if torch is not installed, and for another name, a type that is not among ``kinds``, or a device
+            that is not there.
     """
     require("torch", "a device")
     import torch
