@@ -20,7 +20,7 @@ from hashgym.registry import named_settings
 if TYPE_CHECKING:
     from hashgym.data.dataset import HashingDataset
 
-__all__ = ["HASHERS", "Hasher", "NotFittedError", "available", "fitted", "load", "make", "register"]
+__all__ = ["Hasher", "NotFittedError", "available", "fitted", "load", "make", "register"]
 
 HasherClass = TypeVar("HasherClass", bound=type[Hasher])
 
