@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hashgym.optional import require
+
 if TYPE_CHECKING:
     import torch
 
@@ -18,8 +20,10 @@ def resolve_device(device: str | torch.device = "auto", kinds: tuple[str, ...] =
         kinds: the types of device that the caller can use; all where it is empty.
 
     Raises:
-        ValueError: for another name, a type that is not among ``kinds``, or a device that is not there.
+        ValueError: if torch is not installed, and for another name, a type that is not among ``kinds``, or a device
+            that is not there.
     """
+    require("torch", "a device")
     import torch
 
     if str(device) == "auto":

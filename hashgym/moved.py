@@ -103,7 +103,7 @@ class _MovedFinder:
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """The spec of a module that has moved; None for any other."""
+        """Return the spec of a module that has moved; None for any other."""
         if name.startswith("hashgym.") and name.removeprefix("hashgym.") in MODULES:
             return ModuleSpec(name, _MovedLoader)  # type: ignore[arg-type]  # its methods are static
         return None
@@ -114,8 +114,9 @@ class _MovedLoader:
 
     @staticmethod
     def create_module(spec: ModuleSpec) -> ModuleType:
-        """The module itself, so that its classes and state are the same under both paths; for a split one, a new one
-        with the names of its parts.
+        """Return the module itself, so that its classes and state are the same under both paths.
+
+        For a module that was split it is a new one, with the names of its parts.
         """
         new = MODULES[spec.name.removeprefix("hashgym.")]
         paths = [f"hashgym.{path}" for path in ([new] if isinstance(new, str) else new)]
@@ -170,5 +171,5 @@ def renamed(**names: str) -> Callable[[Function], Function]:
 
 def _warn(old: str, new: str) -> None:
     """Warn the caller of the function that calls this."""
-    message = f"{old} has moved to {new}: import it from there; the old path goes with the next version"
+    message = f"{old} has moved to {new}: import it from there; the old path is removed in the next version"
     warnings.warn(message, DeprecationWarning, stacklevel=3)

@@ -62,13 +62,13 @@ class Registry(Generic[T]):
         """Add an object; the same one again does nothing. Without a target it is a decorator.
 
         Args:
-            name: what to call it.
+            name: its name.
             target: the object, or where it is, as "package.module:Name".
             description: one line; by default the first line of the object's docstring.
 
         Raises:
-            ValueError: if the name is taken by another object, or is not a string, or a text does not say where the
-                object is.
+            ValueError: if the name is taken by another object or is not a string, or a text is not of the form
+                "package.module:Name".
         """
         if target is None:
 
@@ -87,7 +87,7 @@ class Registry(Generic[T]):
         if not _same(taken, target):
             raise ValueError(f"a {self.kind} {name!r} is registered already, {_where(taken)}: choose another name")
         if name not in self.entries or not isinstance(target, str):
-            self.entries[name] = target  # also where a notebook's cell defines it again
+            self.entries[name] = target  # also when a notebook cell defines the object again
         if not description:
             lines = "" if isinstance(target, str) else target.__doc__ or ""
             description = self.descriptions.get(name) or lines.partition("\n")[0]
@@ -95,13 +95,13 @@ class Registry(Generic[T]):
         return None
 
     def __contains__(self, name: str) -> bool:
-        """Whether a name is registered, or has the form "package.module:Name"."""
+        """Return whether a name is registered, or has the form "package.module:Name"."""
         return isinstance(name, str) and (name in self.entries or re.fullmatch(r"\w+(\.\w+)*:\w+", name) is not None)
 
     def find(self, name: str) -> T:
-        """The object of that name, or the one that "package.module:Name" says.
+        """Return the object of that name, or the object at "package.module:Name".
 
-        The second form works in every process, workers of vector environments and of clusters included: the module is
+        The second form works in every process, such as workers of vector environments and clusters: the module is
         imported, and Name is an attribute of it, or a name that it registers.
 
         Raises:
@@ -121,7 +121,7 @@ class Registry(Generic[T]):
         return found
 
     def name_of(self, target: T) -> str:
-        """The registered name of an object, or where it is, as "package.module:Name"."""
+        """Return the registered name of an object, or where it is, as "package.module:Name"."""
         return next((name for name, known in self.entries.items() if _same(known, target)), _where(target))
 
     def _imported(self, target: str) -> T:
@@ -129,7 +129,7 @@ class Registry(Generic[T]):
         alike = [name for name in self.entries if (":" in name) == (":" in target)]
         known = f"there are {', '.join(sorted(self.entries))}"
         close = closest(target, alike)
-        if re.fullmatch(r"\w+(\.\w+)+", target):  # as Python writes it
+        if re.fullmatch(r"\w+(\.\w+)+", target):  # written with dots only
             close = f" (did you mean {':'.join(target.rsplit('.', 1))!r}?)"
         unknown = f"unknown {self.kind} {target!r}{close}; {known}"
         if not module or not attribute:
@@ -137,7 +137,7 @@ class Registry(Generic[T]):
         try:
             loaded = import_module(module)
         except ModuleNotFoundError as error:
-            if error.name is None or not f"{module}.".startswith(f"{error.name}."):  # another one, that it needs
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):  # a package that the module imports
                 hint = f": {install_command(error.name)}" if error.name and module.startswith("hashgym.") else ""
                 raise ValueError(f"{self.kind} {target!r}: importing {module} failed: {error}{hint}") from error
             raise ValueError(f"{unknown}; and there is no module {module} on the Python path") from None
@@ -157,7 +157,7 @@ class Registry(Generic[T]):
 
 
 def named_settings(what: str, given: Any, known: Any) -> None:
-    """Raise ValueError, in one line that names the known settings, where one that is given is not among them.
+    """Raise ValueError for settings that are not known; the message, of one line, lists those that are.
 
     Args:
         what: whose settings they are.
@@ -170,7 +170,7 @@ def named_settings(what: str, given: Any, known: Any) -> None:
 
 
 def named_settings_of(what: str, *others: str) -> Callable[[type[T]], type[T]]:
-    """Give a dataclass the error of :func:`named_settings`; ``others`` are known settings that are not its own."""
+    """Decorate a dataclass to check its settings by :func:`named_settings`; ``others`` are known but not its own."""
 
     def decorate(cls: type[T]) -> type[T]:
         init: Any = cls.__init__
@@ -188,13 +188,13 @@ def named_settings_of(what: str, *others: str) -> Callable[[type[T]], type[T]]:
 
 
 def _where(target: Any) -> str:
-    """Where an object is, as "package.module:Name"."""
+    """Return where an object is, as "package.module:Name"."""
     if isinstance(target, str):
         return target
     return f"{target.__module__}:{target.__qualname__}" if hasattr(target, "__qualname__") else repr(target)
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two objects are one, or defined at the same place; functions within functions never are."""
+    """Return whether two objects are the same, or defined at the same place; local functions have no such place."""
     where = _where(one)
     return one is other or ("<" not in where and where == _where(other))

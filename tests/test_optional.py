@@ -27,7 +27,15 @@ def test_every_extra_exists():
 
 
 def test_a_hasher_without_torch_says_how_to_get_it():
-    code = "import sys; sys.modules['torch'] = None; import hashgym.hashers as h; h.make('lsh'); h.make('dch')"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "importing hashgym.hashers.dch failed" in ended.stderr
-    assert ended.stderr.strip().endswith(": pip install hashgym")
+    for use, message in (
+        ("h.make('dch')", "importing hashgym.hashers.dch failed: "),
+        ("h.make('lsh', bits=1).fit([[1.0], [2.0]]).head()", "a hasher's module needs torch: "),
+        ("resolve_device()", "a device needs torch: "),
+    ):
+        code = (
+            "import sys; sys.modules['torch'] = None; import hashgym.hashers as h\n"
+            f"from hashgym.device import resolve_device; {use}"
+        )
+        ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert message in ended.stderr
+        assert ended.stderr.strip().endswith(": pip install hashgym")

@@ -324,7 +324,7 @@ def test_a_model_that_learnt_from_flat_observations_keeps_codes(
         ({"features": np.zeros(6, np.float32)}, r"\(n, D\)"),
         (
             {"features": np.zeros((3, 5), np.float32), "regions": np.zeros((3, 2, 5), np.float32)},
-            "fitted on 6 features, got 5",
+            "X has 5 features, but DCH is expecting 6 features",
         ),
         ({"features": np.full((3, 6), np.nan, np.float32)}, "NaN"),
         ({"regions": np.full((3, 2, 6), np.inf, np.float32)}, "infinity"),

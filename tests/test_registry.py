@@ -1,4 +1,4 @@
-"""Names of one's own: registered, found in other processes, and found by the command line."""
+"""Users' own names: registered, found in other processes, and found by the command line."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_a_module_and_name_is_a_reward_everywhere(own: str) -> None:
 
 
 def first_reward(name: str) -> tuple[float, bool]:
-    """What an environment in a process of its own pays for ones."""
+    """Return the reward of ones in an environment of a process of its own, and whether the name is registered there."""
     env = gym.make("hashgym:BitGroupHashing-v0", reward=name, bits=8, group_bits=8)
     env.reset(seed=0)
     return float(env.step(np.ones(8, np.int8))[1]), name in rewards.available()

@@ -45,7 +45,7 @@ BACKBONES: Registry[Maker] = Registry(
 
 
 def backbones() -> dict[str, str]:
-    """Name and one-line description of every backbone that is listed; any torchvision classifier's name works too."""
+    """Return the name and a one-line description of every registered backbone; any torchvision classifier works too."""
     return dict(BACKBONES.descriptions)
 
 
@@ -53,7 +53,7 @@ def register(name: str, maker: Maker | str) -> None:
     """Add a backbone: ``maker(size=, weights=, device=, runtime=)`` returns a :class:`Backbone`.
 
     Args:
-        name: what to call it.
+        name: its name; it can be registered once.
         maker: the function, or where it is, as "package.module:make".
 
     Raises:

@@ -27,20 +27,19 @@ class Backbone:
     """A frozen image network with the preprocessing that its weights expect.
 
     Preprocessing is split in two: ``preprocess`` makes every picture one size, in bytes, so that threads can do it
-    ahead; the network itself scales the bytes to what the weights were trained on.
+    ahead; the network itself scales the bytes as in the training of its weights.
 
     Attributes:
-        name: the name :func:`hashgym.features.make` knows it by.
+        name: its name for :func:`hashgym.features.make`.
         dim: D, the number of features.
         size: side in pixels of the square the network sees.
-        preprocessing: what happens to a picture on its way to the network, in words.
+        preprocessing: a description in words, for the provenance.
         weights: the weights' name; empty where there are none.
         digest: sha256 of the weights' file; empty where there are none.
-        runtime: what the network runs in: ``numpy``, ``onnx`` or ``torch:DEVICE``.
-        preprocess: picture -> uint8 (size, size, 3); what is not RGB goes through
-            ``hashgym.data.pictures.to_rgb``.
-        network: uint8 (n, size, size, 3) -> float32 (n, D). Where it has a method ``to_onnx()``, this gives the ONNX
-            model of :meth:`to_onnx`.
+        runtime: that of the network: ``numpy``, ``onnx`` or ``torch:DEVICE``.
+        preprocess: picture -> uint8 (size, size, 3); pictures are converted to RGB first.
+        network: uint8 (n, size, size, 3) -> float32 (n, D). Its method ``to_onnx()``, if it has one, returns the
+            ONNX model of :meth:`to_onnx`.
     """
 
     name: str
@@ -54,7 +53,7 @@ class Backbone:
     network: Network
 
     def __call__(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Features, float32 (n, D), of preprocessed pictures, uint8 (n, size, size, 3).
+        """Return the features, float32 (n, D), of preprocessed pictures, uint8 (n, size, size, 3).
 
         Raises:
             ValueError: for a batch of another shape or type.
@@ -67,10 +66,10 @@ class Backbone:
         return self.network(batch)
 
     def to_onnx(self) -> bytes:
-        """The network as an ONNX model, from ``pictures``, uint8 (n, size, size, 3), to ``features``, float32 (n, D).
+        """Return the network as an ONNX model: ``pictures``, uint8 (n, size, size, 3), to ``features``, float32 (n, D).
 
         Raises:
-            ValueError: where it has no such form: then encoders take its features.
+            ValueError: if it has no such form; encoders then take its features.
         """
         convert = getattr(self.network, "to_onnx", None)
         if convert is None:
@@ -82,7 +81,7 @@ class Backbone:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Everything that decides the features' values, ready for JSON, where the runtime is called ``engine``."""
+        """All that determines the features' values, ready for JSON; the runtime has its old name ``engine`` there."""
         return {**{key: getattr(self, key) for key in _DESCRIBED}, "engine": self.runtime}
 
     @property
@@ -102,7 +101,7 @@ _DESCRIBED = ("name", "dim", "size", "preprocessing", "weights", "digest")
 
 
 def check_size(size: int | None, default: int) -> int:
-    """``size``, or the default where it is None.
+    """Return ``size``, or the default where it is None.
 
     Raises:
         ValueError: for a size below one pixel.
@@ -119,7 +118,7 @@ def _check_side(name: str, side: int) -> None:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Resize to size x size whatever the proportions, bicubic."""
+    """Resize to size x size, without keeping proportions, bicubic."""
 
     size: int
 
@@ -136,10 +135,10 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Fit:
-    """Resize the shorter side to ``short_side``, proportions kept, and cut out the centre size x size.
+    """Resize the shorter side to ``short_side``, keeping proportions, and crop the centre size x size.
 
-    Interpolation is one of INTERPOLATIONS. Of a picture more than 32 times as long as wide only the middle is resized:
-    the whole might not fit in memory.
+    Interpolation is one of INTERPOLATIONS. Of a picture more than 32 times as long as wide only the middle is resized,
+    since the whole might not fit in memory.
     """
 
     size: int
@@ -176,7 +175,7 @@ _PREPROCESS: dict[str, type[Stretch] | type[Fit]] = {"stretch": Stretch, "fit": 
 
 
 def describe_preprocess(preprocess: Preprocess) -> dict[str, Any]:
-    """A :class:`Stretch` or :class:`Fit` as data, ready for JSON; :func:`preprocess_of` makes it again.
+    """Return a :class:`Stretch` or :class:`Fit` as data, ready for JSON; :func:`preprocess_of` restores it.
 
     Raises:
         ValueError: for any other function.
@@ -184,17 +183,19 @@ def describe_preprocess(preprocess: Preprocess) -> dict[str, Any]:
     for kind, made in _PREPROCESS.items():
         if isinstance(preprocess, made):
             return {"kind": kind, **asdict(preprocess)}
-    raise ValueError("preprocessing can be described where it is hashgym.features.backbone.Stretch or Fit")
+    raise ValueError(
+        f"only preprocessing by hashgym.features.backbone.Stretch or Fit can be described, got {preprocess!r:.80}"
+    )
 
 
 def preprocess_of(description: Mapping[str, Any]) -> Preprocess:
-    """The preprocessing that :func:`describe_preprocess` described.
+    """Return the preprocessing that :func:`describe_preprocess` described.
 
     Raises:
-        ValueError: for anything else.
+        ValueError: for any other description.
     """
     arguments = dict(description)
     try:
         return _PREPROCESS[arguments.pop("kind")](**arguments)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"no preprocessing is described by {str(dict(description))[:200]} ({error})") from error
+        raise ValueError(f"not a description of preprocessing: {str(dict(description))[:200]} ({error})") from error

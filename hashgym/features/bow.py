@@ -79,7 +79,7 @@ def histogram(descriptors: NDArray[np.float32], words: NDArray[np.float32]) -> N
 
 
 class DenseSift:
-    """Describes a picture by float32 (512, 128): points row by row with cells of 4 pixels, then of 8.
+    """Descriptors of a picture, float32 (512, 128): points row by row with cells of 4 pixels, then of 8.
 
     Descriptors are upright, and square roots of SIFT divided by its sum (RootSIFT: Arandjelovic and Zisserman, CVPR
     2012), so that their lengths are 1; where there is no gradient, 0.
@@ -132,9 +132,9 @@ def read_words(path: str | Path) -> NDArray[np.float32]:
         )
     words = np.array(words)
     if len(words) < 2 or not np.isfinite(words).all():
-        raise DataError(f"{path} holds NaN, infinity or fewer than 2 words: {COMMAND} writes better ones")
+        raise DataError(f"{path} holds NaN, infinity or fewer than 2 words: write them again with {COMMAND}")
     if (longest := np.linalg.norm(words, axis=1).max()) > 1.001:
-        raise DataError(f"{path} holds a word of length {longest:.3g}, but means of RootSIFT have 1 at most: {COMMAND}")
+        raise DataError(f"{path} holds a word of length {longest:.3g}, above 1: write visual words with {COMMAND}")
     return words
 
 
@@ -155,13 +155,13 @@ def learn_words(
     """Learn visual words from training images and write them to the file ``out``, float32 (words, 128).
 
     The split is the one that :func:`hashgym.features.extract` draws with the same arguments, so that no query is
-    looked at.
+    used.
 
     Args:
         collection: the images.
         out: the file to write, ``.npy``; it must not exist.
         words: W, their number.
-        images: number of training images to look at, drawn by ``seed``; all where there are fewer.
+        images: number of training images to use, drawn by ``seed``; all where there are fewer.
         size: side of the pictures in pixels, as for :func:`make`.
         split: the split's name; None for the dataset's default.
         seed: of the split, the draw of images and patches, and the clustering.
@@ -176,8 +176,7 @@ def learn_words(
     Raises:
         ValueError: for impossible arguments, or without OpenCV.
         DataError: before any work if ``out`` exists, another process is writing it, or the split is impossible; for
-            an image that cannot be read
-            (unless ``skip_bad``), and where the images have fewer different patches than words.
+            an image that cannot be read (unless ``skip_bad``), and for fewer different patches than words.
     """
     if words < 2 or images < 1:
         raise ValueError(f"words must be at least 2 and images at least 1, got {words} and {images}")
@@ -199,7 +198,7 @@ def learn_words(
     chosen = rng.permutation(drawn.train)[:images]
     rows = rng.permuted(np.tile(np.arange(2 * GRID**2), (len(chosen), 1)), axis=1)[:, :PER_IMAGE]
 
-    def look(index: int, some: NDArray[np.int64]) -> NDArray[np.float32]:
+    def sampled(index: int, some: NDArray[np.int64]) -> NDArray[np.float32]:
         try:
             return describe(preprocess(collection.read(index)))[some]
         except (OSError, DataError) as error:
@@ -208,19 +207,20 @@ def learn_words(
             return np.zeros((0, LENGTH), np.float32)
 
     with atomic_write(path, new=True) as file:
-        sample = [look(index, some) for index, some in zip(_track(chosen.tolist(), progress), rows, strict=True)]
+        sample = [sampled(index, some) for index, some in zip(_track(chosen.tolist(), progress), rows, strict=True)]
         np.save(file, _cluster(np.concatenate(sample), words, seed), allow_pickle=False)
     return path
 
 
 def _cluster(descriptors: NDArray[np.float32], words: int, seed: int) -> NDArray[np.float32]:
+    require("sklearn", "learning visual words")
     from sklearn.cluster import MiniBatchKMeans
     from threadpoolctl import threadpool_limits
 
     different = len(np.unique(descriptors, axis=0))
     if different < words:
         raise DataError(f"the images have {different:,} different patches, too few for {words:,} words: ask for fewer")
-    with threadpool_limits(1):  # the order of sums, and with it the last digit, must not depend on the machine
+    with threadpool_limits(1):  # the order of sums, and so the last digit, must not depend on the machine
         means = MiniBatchKMeans(words, random_state=seed, batch_size=4096, n_init=3).fit(descriptors)
     return means.cluster_centers_.astype(np.float32)
 

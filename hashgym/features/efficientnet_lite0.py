@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with ImageNet weights that come as a Python package, so that it works offline."""
+"""EfficientNet-Lite0 with ImageNet weights from a Python package, so that it works offline."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from hashgym.storage.checksums import sha256
 def make(
     *, size: int | None = None, weights: str | None = None, device: str = "auto", runtime: str = "auto"
 ) -> Backbone:
-    """The average over the picture of the last feature map: 1,280 features. The weights were trained at 224 pixels.
+    """Return the backbone: the mean over the picture of the last feature map, 1,280 features; trained at 224 pixels.
 
     Raises:
-        ValueError: where the packages are missing, or for a wrong size, device or runtime.
+        ValueError: if the packages are missing, or for a wrong size, device or runtime.
         DataError: for weights that cannot be used.
     """
     side = check_size(size, 224)

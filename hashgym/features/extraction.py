@@ -1,9 +1,9 @@
-"""The extraction job: from a collection of images to a cache of features, safe to kill at any moment.
+"""The extraction job: from a collection of images to a cache of features; it can be killed and resumed at any moment.
 
-Work goes to ``OUT.partial``: arrays of their full size, and a journal with a line for every batch whose rows are on
-the disk. A later run of the same job takes up the batches without a line, and those with an image whose file has
-changed since. Batches always have the same images, so the bytes in the end depend neither on how often the job was
-stopped, nor on who did what. A finished job is renamed to ``OUT``.
+The job writes to ``OUT.partial``: arrays of their full size, and a journal with a line for every batch whose rows are
+on the disk. A later run of the same job computes the batches without a line, and those with an image whose file has
+changed since. Batches always have the same images, so the bytes written depend neither on how often the job was
+stopped, nor on the executor. A finished job is renamed to ``OUT``.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def extract(
 
     Args:
         collection: the images.
-        backbone: what makes features of them.
-        out: folder of the cache; it must not exist. The job resumes from ``out.partial`` where that is its own.
+        backbone: computes their features.
+        out: folder of the cache; it must not exist. The job resumes from ``out.partial`` if that is of the same job.
         split: the split's name; None for the dataset's default.
         seed: of the split, and, with the image's number, of its random regions.
         queries: number of queries; None for the split's own.
@@ -78,11 +78,11 @@ def extract(
         sigma: ratio of a region's sides to the image's.
         train_regions: number of random regions of each image.
         thumbnail: side in pixels of the small square pictures that are kept for renderings; 0 for none.
-        batch_size: images that are read, and noted as finished, together.
+        batch_size: images that are read and recorded as finished together.
         workers: threads that read and preprocess, of the executor ``local``.
         executor: ``local``; or ``ray``: a batch on every CPU of the cluster at ``RAY_ADDRESS``, or of this machine
-            where that is not set. This process alone writes what comes of them, and either executor may take up the
-            other's job. Machines of a cluster need the same packages, and the images under the same path.
+            where that is not set. This process alone writes the results, and either executor can resume the other's
+            job. Machines of a cluster need the same packages, and the images under the same path.
         skip_bad: leave images out that cannot be read, and list them in the provenance, instead of stopping.
         progress: show a progress bar.
 
@@ -91,11 +91,11 @@ def extract(
 
     Raises:
         ValueError: for impossible arguments, a Ray that is not installed or does not answer, a backbone that cannot be
-            sent to its workers, or workers with other versions of what computes features.
+            sent to its workers, or workers with other versions of the packages that compute features.
         DataError: before any work if ``out`` exists, ``out.partial`` belongs to another job, the split is impossible
             or the disk is too small; during work for an image that cannot be read (unless ``skip_bad``) or whose
-            features are not finite. What was finished by then is kept.
-        ChildProcessError: if Ray loses the processes of a batch again and again. What was finished by then is kept.
+            features are not finite. Finished batches are kept.
+        ChildProcessError: if Ray loses the processes of a batch again and again. Finished batches are kept.
     """
     check_integer("batch_size", batch_size)
     check_integer("workers", workers)
@@ -152,7 +152,7 @@ def _check_free(target: Path) -> None:
 
 
 def _unfinished(store: JobStore, stamps: NDArray[np.int64] | None, batch_size: int) -> dict[int, range]:
-    """The batches that are not finished, and those with an image whose file has changed since, by number."""
+    """Return the batches that are not finished, or have an image whose file has changed since, by number."""
     n = store.images
     batches = dict(enumerate(range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)))
     changed = np.zeros(n, np.bool_)
@@ -212,7 +212,7 @@ def _publish(
 
 @dataclass(frozen=True)
 class _Prepared:
-    """An image and all that is cut out of it: pictures uint8 (1 + R + M, size, size, 3), boxes, and a thumbnail."""
+    """An image with its regions: pictures uint8 (1 + R + M, size, size, 3), boxes, and a thumbnail."""
 
     index: int
     pictures: NDArray[np.uint8]
@@ -222,7 +222,7 @@ class _Prepared:
 
 @dataclass(frozen=True)
 class _Rows:
-    """What a batch gives: for the images ``good`` rows of every array, and the images that cannot be read."""
+    """The results of a batch: for the images ``good`` rows of every array, and the images that cannot be read."""
 
     good: NDArray[np.int64]
     values: dict[str, NDArray[Any]]
@@ -231,7 +231,7 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Recipe:
-    """What is made of an image."""
+    """Settings of the extraction: how the rows of an image are computed."""
 
     backbone: Backbone
     regions: int
@@ -251,7 +251,7 @@ class _Recipe:
 
     @property
     def description(self) -> dict[str, Any]:
-        """All that decides the values, for the provenance and to know the job again."""
+        """All that determines the values, for the provenance and to identify the job."""
         return {
             "backbone": self.backbone.provenance,
             "regions": self.regions,
@@ -265,7 +265,7 @@ class _Recipe:
 
     @property
     def arrays(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Shape and type of an image's row in every array that is made."""
+        """Shape and type of an image's row in every array."""
         dim, side = self.backbone.dim, self.thumbnail
         rows = {
             "features": ((dim,), "float32"),
@@ -278,7 +278,7 @@ class _Recipe:
         return {key: (shape, kind) for key, (shape, kind) in rows.items() if 0 not in shape}
 
     def prepare(self, collection: ImageCollection, index: int) -> _Prepared | UnreadableImage:
-        """Read image ``index``, cut out its regions, and preprocess them and the image."""
+        """Read image ``index``, crop its regions, and preprocess them and the image."""
         try:
             image = to_rgb(collection.read(index))
             boxes = corner_and_centre(*image.size, self.sigma) if self.regions else []
@@ -289,8 +289,8 @@ class _Recipe:
         except (OSError, DataError) as error:
             return UnreadableImage(index, str(error))
 
-    def cook(self, images: Sequence[_Prepared | UnreadableImage], names: Sequence[str]) -> _Rows:
-        """Rows of every array for a batch of images."""
+    def compute(self, images: Sequence[_Prepared | UnreadableImage], names: Sequence[str]) -> _Rows:
+        """Return the rows of every array for a batch of images."""
         bad = [image for image in images if isinstance(image, UnreadableImage)]
         batch = [image for image in images if isinstance(image, _Prepared)]
         good = np.array([prepared.index for prepared in batch], np.int64)
@@ -315,7 +315,7 @@ class _Recipe:
 
 
 def _draw(collection: ImageCollection, split: str | None, kept: NDArray[np.int64], **options: Any) -> splits.Split:
-    """The split of the images ``kept``."""
+    """Draw the split of the images ``kept``."""
     return splits.make(
         collection.name,
         split,
@@ -327,7 +327,7 @@ def _draw(collection: ImageCollection, split: str | None, kept: NDArray[np.int64
 
 
 def _check_dataset(collection: ImageCollection, drawn: splits.Split) -> None:
-    """Let the dataset's own rules judge labels, names and split before the features are there."""
+    """Validate labels, names and split, as HashingDataset does, before features are computed."""
     HashingDataset(
         name=collection.name,
         features=np.zeros((len(collection), 1), np.float32),
@@ -341,7 +341,7 @@ def _check_dataset(collection: ImageCollection, drawn: splits.Split) -> None:
 
 
 def _tidy(target: Path) -> None:
-    """Remove from a finished folder what only the job needed: a run that is killed at its very end leaves it there."""
+    """Remove the job's own files from a finished folder; a run that is killed at its very end leaves them there."""
     remove_journal(target)
     (target / f"{STAMPS}.npy").unlink(missing_ok=True)
 
@@ -369,16 +369,16 @@ def _digest(names: Any) -> str:
 def _in_threads(
     recipe: _Recipe, collection: ImageCollection, batches: Mapping[int, range], workers: int
 ) -> Generator[tuple[int, _Rows]]:
-    """What every batch gives: read and preprocessed in threads a few batches ahead, features here."""
+    """Yield the results of every batch: read and preprocessed in threads a few batches ahead, computed here."""
     with closing(prefetch(partial(recipe.prepare, collection), batches, workers)) as prepared:
         for b, images in prepared:
-            yield b, recipe.cook(images, collection.names)
+            yield b, recipe.compute(images, collection.names)
 
 
 def _on_ray(
     recipe: _Recipe, collection: ImageCollection, batches: Mapping[int, range], workers: int
 ) -> Generator[tuple[int, _Rows]]:
-    """The same from a Ray cluster, as batches end; the batch of a process that is lost is begun again."""
+    """Yield the same from a Ray cluster, as batches end; the batch of a lost process is computed again."""
     with cluster() as ray:
         try:
             job = ray.put((recipe, collection, os.getcwd(), versions(RECORDED)))
@@ -393,7 +393,7 @@ def _on_ray(
 
         def submit(count: int) -> None:
             for b, batch in islice(waiting, count):
-                running[task.remote([job], batch)] = b  # in a list, so that Ray leaves it to the process to get it once
+                running[task.remote([job], batch)] = b  # in a list, so that Ray does not fetch it for every batch
 
         try:
             submit(PREFETCH * max(1, int(ray.cluster_resources().get("CPU", 1))))
@@ -402,9 +402,9 @@ def _on_ray(
                 b = running.pop(ended)
                 submit(1)
                 rows = task_result(ray, ended)
-                for bad in rows.bad:  # left out only if they are bad, and not out of a worker's reach
+                for bad in rows.bad:  # not left out if only the worker cannot read them
                     if isinstance(recipe.prepare(collection, bad.index), _Prepared):
-                        raise DataError(f"{bad.reason}, says a Ray worker, but here it can be read: share the folder")
+                        raise DataError(f"{bad.reason} on a Ray worker, but it can be read here: share the folder")
                 yield b, rows
         finally:
             for reference in running:
@@ -412,16 +412,16 @@ def _on_ray(
 
 
 def _work(job: list[Any], batch: range) -> _Rows:
-    """A batch, in a process of the cluster."""
+    """Compute a batch in a process of the cluster."""
     recipe, collection = _received(*job)
-    return recipe.cook([recipe.prepare(collection, index) for index in batch], collection.names)
+    return recipe.compute([recipe.prepare(collection, index) for index in batch], collection.names)
 
 
 @lru_cache(maxsize=1)
 def _received(job: Any) -> tuple[_Recipe, ImageCollection]:
-    """Recipe and images as they were put into Ray, once in a process."""
+    """Return recipe and images from Ray's store, once a process."""
     recipe, collection, folder, wanted = import_ray().get(job)
-    os.chdir(folder)  # relative paths mean what they mean where the job was started
+    os.chdir(folder)  # relative paths start where they do in the process that started the job
     found = versions(RECORDED)
     if other := sorted(name for name in wanted | found if wanted.get(name) != found.get(name)):
         raise ValueError(f"a Ray worker has another version of {', '.join(other)}: install the same on every machine")

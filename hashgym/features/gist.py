@@ -17,16 +17,16 @@ from hashgym.features.backbone import Backbone, Stretch, check_size
 __all__ = ["CELLS", "ORIENTATIONS", "SCALES", "contrast", "describe", "make", "transfer_functions"]
 
 SCALES, ORIENTATIONS, CELLS = 4, 8, 4
-FINEST, RATIO = 0.3, 1.85  # centre frequency of the finest scale in cycles a pixel, and what divides it a scale
-CUTOFF = 4  # cycles a picture below which light and contrast are evened out
+FINEST, RATIO = 0.3, 1.85  # centre frequency of the finest scale, cycles a pixel; factor between scales
+CUTOFF = 4  # cycles a picture below which light and contrast are normalised
 
 
 def make(
     *, size: int | None = None, weights: str | None = None, device: str = "auto", runtime: str = "auto"
 ) -> Backbone:
-    """GIST of the grey picture at size x size (64): 4 scales x 8 orientations x 4 x 4 cells = 512 features.
+    """Return the backbone GIST: of the grey picture at size x size (64), 4 scales x 8 orientations x 4 x 4 cells = 512.
 
-    Numbers come in this order: scales from fine to coarse; in each the orientations, of which number j answers to
+    Features are in this order: scales from fine to coarse; in each the orientations, of which number j responds to
     gratings that vary along the direction j * 22.5 degrees counterclockwise from the horizontal; in each the cells,
     row by row.
 
@@ -70,7 +70,7 @@ def describe(picture: NDArray[np.uint8], bank: NDArray[np.float32]) -> NDArray[n
 
 
 def contrast(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The logarithm of the grey picture less its surroundings' mean, over their deviation: float32 (size, size)."""
+    """Return the logarithm of the grey picture, less its local mean, over its local deviation: float32 (size, size)."""
     side = len(picture)
     margin = side // 4
     grey = picture.sum(axis=2, dtype=np.int32)

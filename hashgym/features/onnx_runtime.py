@@ -22,7 +22,7 @@ def require_runtime(*modules: str) -> None:
     """Raise where ONNX Runtime is not installed, or one of these modules.
 
     Raises:
-        ValueError: naming what to install.
+        ValueError: with the command that installs them.
     """
     if absent := [name for name in (*modules, "onnxruntime") if importlib.util.find_spec(name) is None]:
         raise ValueError(f"ONNX models need {' and '.join(absent)}: {install_command('onnx')}")
@@ -34,14 +34,16 @@ def open_session(model: bytes, threads: int) -> InferenceSession:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.add_session_config_entry("session.load_model_format", "ONNX")  # not ORT's own, whatever the bytes look like
-    options.intra_op_num_threads = threads  # ONNX Runtime does not heed OMP_NUM_THREADS by itself
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # leaves the cores to the readers
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # never ORT's own format
+    options.intra_op_num_threads = threads  # ONNX Runtime does not read OMP_NUM_THREADS by itself
+    options.add_session_config_entry(
+        "session.intra_op.allow_spinning", "0"
+    )  # leaves the cores to the threads that read pictures
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def thread_count() -> int:
-    """OMP_NUM_THREADS where it is set, else the cores that this process may use."""
+    """Return OMP_NUM_THREADS where it is set, else the number of cores that this process may use."""
     wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     if wanted.isdecimal() and int(wanted):
         return int(wanted)

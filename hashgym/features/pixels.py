@@ -1,4 +1,4 @@
-"""The picture itself as features: the backbone that needs no weights."""
+"""The values of the picture itself as features: a backbone without weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hashgym.features.onnx_runtime import IR_VERSION, OPSET, require_runtime
 def make(
     *, size: int | None = None, weights: str | None = None, device: str = "auto", runtime: str = "auto"
 ) -> Backbone:
-    """RGB values in [0, 1] of the picture at size x size (32), row by row: 3 x size x size features.
+    """Return the backbone of RGB values in [0, 1], row by row, of the picture at size x size (32): 3 x size x size.
 
     Raises:
         ValueError: for weights, a device or a runtime: pixels use none.
@@ -37,7 +37,7 @@ def make(
 
 @dataclass(frozen=True)
 class _Rows:
-    """The values of pictures in a row, divided by 255."""
+    """The values of each picture, row by row, divided by 255."""
 
     side: int
 

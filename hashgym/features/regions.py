@@ -1,4 +1,4 @@
-"""Regions of an image, as MCH crops them: fixed ones to index an image by, random ones to learn from.
+"""Regions of an image, as MCH crops them: fixed ones for indexing, random ones for training.
 
 A box is (left, top, right, bottom) in pixels, right and bottom excluded, as PIL's ``Image.crop`` takes it.
 """
@@ -13,7 +13,7 @@ Box = tuple[int, int, int, int]
 
 
 def _side(length: int, sigma: float) -> int:
-    """Length of a region's side: ``sigma`` of the image's, rounded half up, one pixel at least."""
+    """Return the length of a region's side: ``sigma`` of the image's, rounded half up, one pixel at least."""
     return max(1, int(length * sigma + 0.5))
 
 
@@ -25,7 +25,7 @@ def _check(width: int, height: int, sigma: float) -> None:
 
 
 def corner_and_centre(width: int, height: int, sigma: float = 0.5) -> list[Box]:
-    """The five regions of MCH: top left, top right, bottom left, bottom right, centre.
+    """Return the five regions of MCH: top left, top right, bottom left, bottom right, centre.
 
     Args:
         width: of the image, in pixels.
@@ -43,7 +43,7 @@ def corner_and_centre(width: int, height: int, sigma: float = 0.5) -> list[Box]:
 
 
 def random_boxes(rng: np.random.Generator, width: int, height: int, sigma: float = 0.5, count: int = 1) -> list[Box]:
-    """``count`` regions of side ratio ``sigma`` at places drawn uniformly, the random crops MCH learns from.
+    """Return ``count`` regions of side ratio ``sigma`` at uniformly random places, as MCH crops them for training.
 
     Raises:
         ValueError: for a ratio outside (0, 1] and for an image without pixels.

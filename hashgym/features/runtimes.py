@@ -1,8 +1,8 @@
 """The runtime of a network: ONNX Runtime or torch.
 
-On a CPU, ONNX Runtime is three times as fast for networks of many small layers such as EfficientNet-Lite0, so it is
-the choice of ``auto`` where it is installed. For a few large layers, as in VGG, the two are within a tenth, and handing
-over hundreds of megabytes of weights takes several times their memory: there, and on a GPU, the choice is torch.
+On a CPU, ONNX Runtime is three times as fast for networks of many small layers such as EfficientNet-Lite0, so ``auto``
+chooses it where it is installed. For a few large layers, as in VGG, the two are within a tenth, and converting hundreds
+of megabytes of weights takes several times their memory: there, and on a GPU, ``auto`` chooses torch.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def compile_network(
     device: str = "auto",
     runtime: str = "auto",
 ) -> tuple[Network, str]:
-    """Make a network callable on arrays of bytes.
+    """Return a network as a function of arrays of bytes.
 
     Args:
         body: takes float32 (n, 3, size, size), scaled, and gives (n, D) or (n, D, 1, 1).
@@ -94,26 +94,26 @@ def compile_network(
             expected = network(example).numpy()
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
-            raise ValueError(f"the network cannot look at pictures of {size} x {size} pixels: {reason}") from error
+            raise ValueError(f"the network does not take pictures of {size} x {size} pixels: {reason}") from error
     large = sum(p.numel() * p.element_size() for p in network.parameters()) > LARGE
     if runtime == "onnx" or (runtime == "auto" and installed and place.type == "cpu" and not large):
         try:
-            run = _InPieces(_Session(_pictures_to_features(network, example)), AT_ONCE["cpu"])
+            run = _InBatches(_Session(_pictures_to_features(network, example)), AT_ONCE["cpu"])
             worst = float(np.abs(run(example.numpy()) - expected).max() / max(float(np.abs(expected).max()), 1e-12))
             if worst > TOLERANCE:
                 raise ValueError(f"its features differ from torch's by {worst:.1e} of the largest")
             return run, "onnx"
-        except Exception as error:  # exporters and runtimes raise all sorts; torch can always run it
+        except Exception as error:  # exporters and runtimes raise many types; torch can always run it
             if runtime == "onnx":
                 raise ValueError(f"ONNX Runtime cannot run this network, use runtime='torch': {error}") from error
     network = network.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return _InPieces(_Torch(network, place, size), AT_ONCE.get(place.type, AT_ONCE["cuda"])), f"torch:{place}"
+    return _InBatches(_Torch(network, place, size), AT_ONCE.get(place.type, AT_ONCE["cuda"])), f"torch:{place}"
 
 
 def to_onnx(
     module: torch.nn.Module, example: torch.Tensor, inputs: Mapping[str, Axes], outputs: Mapping[str, Axes]
 ) -> bytes:
-    """A module of one argument as an ONNX model: names of input and outputs, each with names of the axes that vary."""
+    """Return a module of one argument as an ONNX model; inputs and outputs map names to the names of variable axes."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = Path(folder) / "network.onnx"
@@ -156,11 +156,11 @@ class _Torch:
 
 
 class _Session:
-    """A network in ONNX Runtime. Sent to another process, it starts anew there, with that process's threads."""
+    """A network in ONNX Runtime. Unpickled in another process, it opens a session with that process's threads."""
 
     def __init__(self, model: bytes) -> None:
         self.model = model
-        self.session = open_session(model, torch.get_num_threads())  # heeds OMP_NUM_THREADS
+        self.session = open_session(model, torch.get_num_threads())  # which torch takes from OMP_NUM_THREADS
 
     def __reduce__(self) -> tuple[type[_Session], tuple[bytes]]:
         return _Session, (self.model,)
@@ -173,8 +173,8 @@ class _Session:
 
 
 @dataclass(frozen=True)
-class _InPieces:
-    """``run`` on ``count`` pictures at a time."""
+class _InBatches:
+    """Runs a network on ``count`` pictures at a time."""
 
     run: _Torch | _Session
     count: int

@@ -13,11 +13,11 @@ from hashgym.features.torchvision_compat import import_torchvision
 from hashgym.storage.checksums import sha256
 from hashgym.storage.errors import DataError
 
-_TRANSFORM_INPUT = ("googlenet", "inception_v3")  # their weights were trained on another scale, which they convert to
+_TRANSFORM_INPUT = ("googlenet", "inception_v3")  # whose weights were trained on another scale
 
 
 def names() -> list[str]:
-    """All classifiers that torchvision can build."""
+    """Return the names of all classifiers that torchvision can build."""
     models = import_torchvision().models
     return models.list_models(module=models)
 
@@ -25,7 +25,7 @@ def names() -> list[str]:
 def make(
     name: str, *, size: int | None = None, weights: str | None = None, device: str = "auto", runtime: str = "auto"
 ) -> Backbone:
-    """What the last linear layer of a classifier reads: for ``alexnet`` and ``vgg19`` 4,096 features, fc7 after ReLU.
+    """Return a classifier as a backbone: the input of its last linear layer; of ``alexnet`` and ``vgg19`` 4,096, fc7.
 
     Args:
         name: a classifier of ``torchvision.models``.
@@ -36,7 +36,7 @@ def make(
 
     Raises:
         ValueError: for an unknown classifier, one that does not end in a linear layer, or a size it cannot read.
-        DataError: for weights that cannot be had or used.
+        DataError: for weights that cannot be downloaded or used.
     """
     models = import_torchvision().models
     if name not in names():
@@ -78,10 +78,10 @@ alexnet, vgg19 = partial(make, "alexnet"), partial(make, "vgg19")
 
 
 def head(network: Any, name: str) -> str:
-    """Name of a classifier's last linear layer.
+    """Return the name of a classifier's last linear layer.
 
     Raises:
-        ValueError: where there is none.
+        ValueError: if there is none.
     """
     import torch
 
@@ -92,9 +92,9 @@ def head(network: Any, name: str) -> str:
 
 
 def _headless(name: str, state: dict[str, Any], path: Path) -> tuple[Any, int]:
-    """The classifier with an identity in place of its last linear layer, filled, and the width that layer read.
+    """Return the classifier with its weights and an identity for its last linear layer, and that layer's input width.
 
-    A head of any number of classes is dropped, so fine-tuned weights do as well.
+    A head of any number of classes is dropped, so fine-tuned weights work as well.
     """
     import torch
 
@@ -107,14 +107,14 @@ def _headless(name: str, state: dict[str, Any], path: Path) -> tuple[Any, int]:
     setattr(network.get_submodule(parent), leaf, torch.nn.Identity())
     for suffix in ("weight", "bias"):
         state.pop(f"{last}.{suffix}", None)
-    if name.startswith("densenet"):  # its published weights are named as module names once could be
+    if name.startswith("densenet"):  # its published weights have names with dots that modules may no longer have
         for key in [key for key in state if re.search(r"denselayer\d+\.(norm|conv)\.\d\.", key)]:
             state[re.sub(r"\.(norm|conv)\.(\d)\.", r".\1\2.", key)] = state.pop(key)
     return fill(network, state, path, name), dim
 
 
 def _build(name: str) -> Any:
-    """The classifier without values where possible: they come from the file, and drawing random ones takes long."""
+    """Build the classifier, on the meta device where possible: drawing random weights takes long, and none is used."""
     import torch
 
     models = import_torchvision().models
@@ -129,7 +129,7 @@ def _build(name: str) -> Any:
 
 
 def _download(url: str, name: str) -> Path:
-    """torchvision's weights, where torch keeps them; downloaded if they are not there yet."""
+    """Return the path of torchvision's weights in torch's cache, downloaded if they are not there yet."""
     import torch
 
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]

@@ -1,8 +1,8 @@
-"""Import torchvision, also beside a torch that was built without CUDA.
+"""Import torchvision, also with a torch that was built without CUDA.
 
-A torchvision wheel compiled against CUDA cannot load its library beside a CPU-only torch, so the operators it holds
-are never declared and the import stops with "operator torchvision::nms does not exist". Classifiers and transforms
-need none of those operators: declaring the two that torchvision refers to while it is imported is enough.
+A torchvision wheel compiled against CUDA cannot load its library with a CPU-only torch, so its operators are never
+declared and the import fails with "operator torchvision::nms does not exist". Classifiers and transforms
+need none of those operators: declaring the two that torchvision refers to during its import is enough.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Weights from a file: read without running what is in it, and named by their digest."""
+"""Weights from a file, read without executing anything in it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["fill", "read"]
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The state dictionary in a torch file, mapped from disk where its format allows.
+    """Read the state dictionary in a torch file, memory-mapped where its format allows.
 
     Raises:
-        DataError: where the file is missing, damaged, or holds anything but named tensors.
+        DataError: if the file is missing, damaged, or holds anything but named tensors.
     """
     import torch
 
@@ -29,7 +29,7 @@ def read(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch.load raises many types for damaged files
         reason = str(error).partition("\n")[0]
         raise DataError(
-            f"{path} is damaged, or no file of weights: save a state_dict with torch.save ({reason})"
+            f"{path} is damaged, or not a file of weights: save a state_dict with torch.save ({reason})"
         ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]  # a training checkpoint around the weights
@@ -39,10 +39,10 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def fill(network: torch.nn.Module, state: dict[str, Any], path: Path, name: str) -> torch.nn.Module:
-    """Put ``state`` into ``network``, in evaluation mode and float32, without copying.
+    """Load ``state`` into ``network``, in evaluation mode and float32, without copying.
 
     Raises:
-        DataError: where a tensor is missing, left over, or of another shape, or is not finite.
+        DataError: if a tensor is missing, left over, or of another shape, or is not finite.
     """
     import torch
 

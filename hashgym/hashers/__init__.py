@@ -1,4 +1,4 @@
-"""Hash functions without reinforcement learning, the baselines of the agents, in scikit-learn's style.
+"""Non-RL hashing baselines, as scikit-learn estimators.
 
 hasher = hashgym.hashers.make("itq", bits=32).fit(X)
 bits = hasher.encode(Z)                                # bool (n, 32)
@@ -20,13 +20,13 @@ from hashgym.registry import named_settings
 if TYPE_CHECKING:
     from hashgym.data.dataset import HashingDataset
 
-__all__ = ["HASHERS", "Hasher", "NotFittedError", "available", "fitted", "load", "make", "register"]
+__all__ = ["Hasher", "NotFittedError", "available", "fitted", "load", "make", "register"]
 
 HasherClass = TypeVar("HasherClass", bound=type[Hasher])
 
 
 def available() -> dict[str, str]:
-    """Every hasher's name with one line that describes it."""
+    """Return the name of every hasher, with a one-line description."""
     return dict(HASHERS.descriptions)
 
 
@@ -35,13 +35,13 @@ def register(name: str, *, description: str = "") -> Callable[[HasherClass], Has
 @overload
 def register(name: str, target: type[Hasher] | str, description: str = "") -> None: ...
 def register(name: str, target: Any = None, description: str = "") -> Callable[[HasherClass], HasherClass] | None:
-    """Let :func:`make` and :func:`load` find a hasher of your own; a name can be registered once.
+    """Register a hasher of your own for :func:`make` and :func:`load`.
 
-    ``@register("mine")`` before a class does the same. Other processes know what the modules register that they
-    import: name a hasher of your own ``"package.module:Class"`` where workers make it.
+    ``@register("mine")`` before a class does the same. Another process knows only the names that its imported modules
+    register: name a hasher of your own ``"package.module:Class"`` where workers make it.
 
     Args:
-        name: what to call it.
+        name: its name; it can be registered once.
         target: the class, or where it is, as "package.module:Class", which is imported at first use.
         description: one line for :func:`available`; by default the first line of the class's docstring.
 
@@ -60,7 +60,7 @@ def register(name: str, target: Any = None, description: str = "") -> Callable[[
 
 
 def make(name: str, **kwargs: Any) -> Hasher:
-    """A new hasher by name, not fitted yet; ``kwargs`` are its settings, at least ``bits`` and ``seed``.
+    """Return a new hasher, not fitted yet; ``kwargs`` are its settings, of which all have ``bits`` and ``seed``.
 
     A name is one of :func:`available`, or ``"package.module:Class"``.
 
@@ -73,30 +73,32 @@ def make(name: str, **kwargs: Any) -> Hasher:
 
 
 def load(path: Any) -> Hasher:
-    """The fitted hasher that :meth:`Hasher.save` wrote to ``path``; nothing in the file is executed or imported.
+    """Return the fitted hasher that :meth:`Hasher.save` wrote to ``path``; nothing in the file is executed or imported.
 
-    A class that was not registered when it was saved is known by its module, which must be imported before.
+    A class that was not registered when it was saved is found by its module, which must be imported before.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for a file that is no saved hasher, is damaged, or names a hasher that is not known here.
+        ValueError: for a file that is not a saved hasher, is damaged, or names a hasher that is not registered.
     """
     meta, state = read(path)
     name = str(meta["hasher"])
     module = name.partition(":")[0]
     if name not in HASHERS.entries and (module == name or module not in sys.modules):
-        remedy = f"import {module}" if module != name else "call hashgym.hashers.register, or import what calls it,"
+        remedy = (
+            f"import {module}" if module != name else "call hashgym.hashers.register, or import the module that does,"
+        )
         raise ValueError(f"{path} holds a hasher {name!r}, which is not known here: {remedy} before loading it")
     return make(name, **meta["parameters"])._restore(state, path)
 
 
 def fitted(source: str | Path | Hasher, dataset: HashingDataset, **settings: Any) -> Hasher:
-    """A fitted hasher: read from a file, or made and fitted to the training images of a dataset.
+    """Return a fitted hasher: read from a file, or made and fitted to the training images of a dataset.
 
     Args:
         source: a name, as for :func:`make`; the path of a saved hasher; or a hasher, which is fitted where it is not
             yet. A text that is a registered name is never taken for a path.
-        dataset: what is hashed: a new hasher is fitted to ``features[train]``, with ``labels[train]``.
+        dataset: the images: a new hasher is fitted to ``features[train]``, with ``labels[train]``.
         settings: of a new hasher made by name, as for :func:`make`; a saved hasher has its own.
 
     Raises:

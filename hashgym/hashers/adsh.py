@@ -12,7 +12,7 @@ from hashgym.hashers.pairwise import PairwiseHasher, dissimilar_value, pair_weig
 
 __all__ = ["ADSH", "asymmetric_loss", "discrete_coordinate_descent", "similarity_product"]
 
-_ROWS = 128  # images whose pairs with all others are looked at at once: few enough for the cache
+_ROWS = 128  # images whose pairs with all others are computed at once: few enough for the processor's cache
 
 
 def asymmetric_loss(distance: Tensor, similar: Tensor, bits: int) -> Tensor:
@@ -27,7 +27,7 @@ def asymmetric_loss(distance: Tensor, similar: Tensor, bits: int) -> Tensor:
 
 
 def discrete_coordinate_descent(codes: Tensor, gram: Tensor, target: Tensor) -> Tensor:
-    """One pass over the columns of V, each set to the exact minimiser of tr(V G V^T) - 2 tr(V T^T) given the others.
+    """Set each column of V in turn to the exact minimiser of tr(V G V^T) - 2 tr(V T^T) given the others.
 
     With G = U^T U and T = q S^T U that is ||U V^T - q S||^2 up to a constant, S any matrix (m, n).
 
@@ -37,7 +37,7 @@ def discrete_coordinate_descent(codes: Tensor, gram: Tensor, target: Tensor) -> 
         target: T (n, q).
 
     Returns:
-        The new V. A bit that makes no difference becomes -1.
+        The new V. A bit that does not change the objective becomes -1.
     """
     codes = codes.clone()
     for k in range(codes.shape[1]):
@@ -48,7 +48,7 @@ def discrete_coordinate_descent(codes: Tensor, gram: Tensor, target: Tensor) -> 
 
 
 def similarity_product(labels: Tensor, dissimilar: float, values: Tensor) -> Tensor:
-    """S values, (n, q), for S = 1 where two images share a label and -``dissimilar`` elsewhere; S is never whole.
+    """Return S values, (n, q), in blocks of rows; S is 1 where two images share a label, -``dissimilar`` elsewhere.
 
     Args:
         labels: float (n, L), multi-hot.
@@ -61,20 +61,20 @@ def similarity_product(labels: Tensor, dissimilar: float, values: Tensor) -> Ten
 
 @dataclass(kw_only=True, eq=False)
 class ADSH(DeepHasher, PairwiseHasher):
-    """A network with outputs u = tanh(logits), trained against codes v of all training images, learnt by turns.
+    """A network with outputs u = tanh(logits), and codes v of all training images, learnt in turn.
 
     Minimised is the mean over a batch's images i and all training images j of (u_i v_j - q S_ij)^2, plus ``gamma``
     times the mean of ||v_i - u_i||^2. After each pass over the images, their codes V are improved by
-    :func:`discrete_coordinate_descent` against the network's most recent outputs. V only trains: all codes that are
-    used later are the network's own, as MCH wants them for regions.
+    :func:`discrete_coordinate_descent` against the network's most recent outputs. V serves training alone: all images
+    are encoded by the network, since MCH encodes regions too.
 
     Attributes:
         gamma: weight of the squared distance of outputs to learnt codes, summed over bits.
         dissimilar: r, where S_ij = 1 for similar and -r for dissimilar pairs; ``pair_loss`` has r = 1, as Table 1. None
-            is the authors' habit, r = similar pairs / dissimilar pairs, so that S sums to 0: few similar pairs
-            would else be drowned by the many whose inner product cannot be -q all at once. Where similar pairs are
-            the more frequent r is 1, for an inner product below -q does not exist.
-        passes: of coordinate descent at a time.
+            is the authors' choice, r = similar pairs / dissimilar pairs, so that S sums to 0: otherwise the many
+            dissimilar pairs, whose inner products cannot all be -q, outweigh the few similar ones. Where similar pairs
+            are more frequent r is 1, since no inner product is below -q.
+        passes: of coordinate descent after each pass over the images.
     """
 
     gamma: float = 0.1
@@ -101,7 +101,7 @@ class ADSH(DeepHasher, PairwiseHasher):
         n, period = len(labels), -(-len(labels) // self.batch_size)
         similar = similarity_product(labels, 0, torch.ones_like(labels[:, :1]))[:, 0]
         constant = self.bits**2 * (similar + r**2 * (n - similar))  # sum over j of (q S_ij)^2
-        outputs = labels.new_zeros(n, self.bits)  # images not seen yet say nothing
+        outputs = labels.new_zeros(n, self.bits)  # 0 for images not seen yet
         codes = signs(torch.randn(n, self.bits).to(labels))
         gram, target = codes.T @ codes, self.bits * similarity_product(labels, r, codes)
 

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hashgym.checks import check_integer, is_integer
 from hashgym.hashers.registry import HASHERS
+from hashgym.optional import require
 from hashgym.registry import named_settings
 from hashgym.storage import owned
 from hashgym.storage.atomic import atomic_write
@@ -29,7 +30,7 @@ __all__ = ["Features", "Hasher", "Labels", "NotFittedError", "namespace"]
 Features = NDArray[np.float32]
 Labels = NDArray[np.uint8]
 
-_ROWS = 8192  # rows that are transformed at once: keeps memory flat, also for memory maps
+_ROWS = 8192  # rows that are transformed at once: keeps memory constant, also for memory maps
 _FORMAT = "hashgym.hasher/1"
 _MAX_DIM = 1 << 24  # features of a saved hasher; a picture of 224 x 224 has 150,528
 
@@ -38,23 +39,23 @@ ONE = "one sample is too few to learn from: give several training images that di
 
 
 class NotFittedError(ValueError, AttributeError):
-    """The hasher was used before ``fit``; both base classes, as scikit-learn's own."""
+    """The hasher was used before ``fit``; it has the base classes of scikit-learn's NotFittedError."""
 
 
 @dataclass(kw_only=True, eq=False)
 class Hasher(ABC):
     """A function from feature vectors to binary codes, learnt by :meth:`fit`.
 
-    A subclass is a dataclass whose fields are its settings. It writes ``_fit``, which sets attributes that end in
-    ``_`` (arrays or numbers: these are what is saved), and ``_transform``. That is written in what NumPy's arrays and
-    torch's tensors share (methods, operators, and functions of ``namespace``), so that it can be exported as well;
-    where it is not, :meth:`head` says how.
+    A subclass is a dataclass whose fields are its settings. It implements ``_fit``, which sets attributes that end in
+    ``_`` (arrays or numbers; they are saved), and ``_transform``. The latter uses only operations that NumPy arrays and
+    torch tensors share (methods, operators, and functions of ``namespace``), so that it can be exported as well;
+    otherwise the subclass overrides :meth:`head`.
 
     A hasher is an estimator of scikit-learn: it works in ``Pipeline``, ``clone`` and ``GridSearchCV``.
 
     Attributes:
         bits: the code length q.
-        seed: draws everything random; the same seed on the same data and machine gives the same codes.
+        seed: of all random draws; the same seed on the same data and machine gives the same codes.
         n_features_in_: D, set by ``fit``.
         feature_names_in_: names of the columns (D,), set by ``fit`` where it is given a data frame.
     """
@@ -72,7 +73,7 @@ class Hasher(ABC):
                 if not is_integer(value):
                     raise ValueError(f"{field.name} must be an integer, got {value!r}")
                 setattr(self, field.name, int(value))
-            elif isinstance(value, np.floating):  # a setting out of an array: JSON, which files hold, takes none
+            elif isinstance(value, np.floating):  # JSON, in which settings are saved, has no NumPy scalars
                 setattr(self, field.name, float(value))
         check_integer("bits", self.bits)
 
@@ -105,7 +106,7 @@ class Hasher(ABC):
         return self.fit(X, y).transform(X)
 
     def transform(self, X: ArrayLike) -> Features:
-        """The real values (n, q) in float32 whose signs are the code.
+        """Return the real values (n, q) in float32 whose signs are the code.
 
         Raises:
             NotFittedError: before ``fit``.
@@ -125,18 +126,19 @@ class Hasher(ABC):
         return values
 
     def encode(self, X: ArrayLike) -> NDArray[np.bool_]:
-        """The codes, bool (n, q): True where :meth:`transform` is above 0, so that 0 itself is a False bit."""
+        """Return the codes, bool (n, q): True where :meth:`transform` is above 0; 0 itself gives False."""
         return self.transform(X) > 0
 
     def head(self) -> nn.Module:
-        """:meth:`transform` as a torch module, float32 (n, D) -> (n, q), to be exported; this one runs ``_transform``.
+        """Return :meth:`transform` as a torch module, float32 (n, D) -> (n, q), for export; it runs ``_transform``.
 
         Raises:
             NotFittedError: before ``fit``.
         """
+        self._check_fitted()
+        require("torch", "a hasher's module")
         from hashgym.hashers.module import Transform
 
-        self._check_fitted()
         return Transform(self)
 
     @abstractmethod
@@ -145,7 +147,7 @@ class Hasher(ABC):
 
     @abstractmethod
     def _transform(self, X: Features) -> Features:
-        """Real values of checked features; tensors of tensors, where the fitted attributes are tensors too."""
+        """Return the real values of checked features; tensors, where these and the fitted attributes are tensors."""
 
     def _needed_labels(self, y: ArrayLike | None, n: int) -> Labels | None:
         """The labels of n images as ``_fit`` takes them: None unless supervised."""
@@ -178,15 +180,15 @@ class Hasher(ABC):
 
     @classmethod
     def parameters(cls) -> list[str]:
-        """Names of the settings."""
+        """Return the names of the settings."""
         return [field.name for field in dataclasses.fields(cls)]
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The settings by name; ``deep`` makes no difference."""
+        """Return the settings by name; ``deep`` makes no difference."""
         return {name: getattr(self, name) for name in self.parameters()}
 
     def set_params(self, **params: Any) -> Self:
-        """Change settings, which are checked as when a hasher is made; a bad one changes nothing.
+        """Change settings, validated like the constructor's; for a bad one nothing is changed.
 
         Raises:
             ValueError: for a setting that the hasher does not have, or a bad value.
@@ -212,9 +214,9 @@ class Hasher(ABC):
         return {"requires_y": self.supervised, "preserves_dtype": [np.float32]}
 
     def save(self, path: str | Path) -> None:
-        """Write the fitted hasher to one file (NumPy's npz, no pickle); whole or not at all.
+        """Write the fitted hasher to one file (NumPy's npz, no pickle), atomically.
 
-        It replaces no file but a saved hasher: DataError where there is another one.
+        A saved hasher at the path is replaced; any other file is kept, and DataError raised.
 
         Raises:
             NotFittedError: before ``fit``.
@@ -228,7 +230,7 @@ class Hasher(ABC):
             np.savez(file, meta=np.array(json.dumps(meta)), **self._state())  # type: ignore[arg-type]
 
     def is_saved_in(self, path: str | Path) -> bool:
-        """Whether a file holds this very hasher: its class, settings and fitted arrays, as :meth:`save` writes them."""
+        """Return whether a file holds this hasher: the same class, settings and fitted arrays."""
         try:
             meta, state = read(path)
         except (OSError, ValueError):
@@ -259,7 +261,7 @@ class Hasher(ABC):
         return {name: value.astype(str) if value.dtype == object else value for name, value in state.items()}
 
     def _restore(self, state: dict[str, NDArray[Any]], path: Any) -> Self:
-        """Take over fitted attributes, and check on one vector that they belong together."""
+        """Set fitted attributes, and check on one vector that they belong together."""
         for name, value in state.items():
             setattr(self, name, value if value.ndim else value.item())
         try:
@@ -267,15 +269,17 @@ class Hasher(ABC):
             if not is_integer(dim) or not 1 <= dim <= _MAX_DIM:
                 raise ValueError(f"n_features_in_ is {dim!r:.60}")
             values = self._transform(np.zeros((1, dim), np.float32))
-            if values.shape != (1, self.bits):  # one value would be taken for every bit
+            if values.shape != (1, self.bits):  # one value would be broadcast to every bit
                 raise ValueError(f"the values of a vector have the shape {values.shape}, not (1, {self.bits})")
-        except Exception as error:  # whatever a method of others raises for arrays that do not fit, MemoryError too
-            raise ValueError(f"{path} does not hold a whole {type(self).__name__}: save it again ({error})") from error
+        except Exception as error:  # users' classes raise any type for arrays that do not fit, MemoryError too
+            raise ValueError(
+                f"{path} does not hold a complete {type(self).__name__}: save it again ({error})"
+            ) from error
         return self
 
 
 def namespace(array: Any) -> Any:
-    """The functions for arrays of this kind: NumPy, or torch for tensors, which name most of them alike."""
+    """Return the module of functions for an array: numpy, or torch for tensors; most functions have the same names."""
     if isinstance(array, np.ndarray):
         return np
     import torch
@@ -292,14 +296,14 @@ def _is_saved(path: Path) -> bool:
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """What :meth:`Hasher.save` wrote: the description, and the fitted attributes by name."""
+    """Read a file of :meth:`Hasher.save`: the description, and the fitted attributes by name."""
     try:
         state = read_arrays(path)
         meta = json.loads(str(state.pop("meta")))
         if meta["format"] != _FORMAT:
             raise ValueError(f"format {meta['format']!r}")
         if not all(name.endswith("_") and name.isidentifier() and name[0] != "_" for name in state):
-            raise ValueError("names of attributes that no hasher has")
+            raise ValueError("names of attributes that are not a hasher's")
         return {"hasher": meta["hasher"], "parameters": dict(meta["parameters"])}, state
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a saved hasher of this version, or is damaged ({error})") from error
@@ -330,7 +334,7 @@ def _features(X: ArrayLike) -> Features:
 
 
 def _differ(X: Features) -> bool:
-    """Whether any two rows differ."""
+    """Return whether any two rows differ."""
     return any((X[start : start + _ROWS] != X[0]).any() for start in range(0, len(X), _ROWS))
 
 

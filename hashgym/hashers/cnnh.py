@@ -24,12 +24,12 @@ class CNNH(DeepHasher):
 
     First :func:`similarity_codes` finds codes whose inner products are the training images' similarities S, 1 and -1;
     then the network learns their bits from the features, each by the binary cross entropy of its logit. (The paper's
-    CNNH+, which has outputs for the labels as well, is not this.)
+    CNNH+ has outputs for the labels as well; it is not implemented.)
 
     Attributes:
         passes: of coordinate descent over all entries of the codes.
         dissimilar: r, where S = -r for dissimilar pairs: 1 in the paper; None for similar pairs / dissimilar pairs, at
-            most 1, so that S sums to 0 and few similar pairs are not drowned.
+            most 1, so that S sums to 0 and dissimilar pairs do not outweigh few similar ones.
         code_losses_: float64 (passes + 1,), ||S - H H^T / q||^2 / n^2 from the random start on; never increases.
     """
 
@@ -59,10 +59,10 @@ class CNNH(DeepHasher):
 def similarity_codes(
     labels: Labels, bits: int, dissimilar: float, passes: int, rng: np.random.Generator
 ) -> tuple[Matrix, NDArray[np.float64]]:
-    """Minimise ||S - H H^T / q||^2 over H in [-1, 1]^(n, q), one entry after the other, each at its exact best.
+    """Minimise ||S - H H^T / q||^2 over H in [-1, 1]^(n, q), one entry after the other, each exactly.
 
     For column h of H, with R = q S - (the other columns' h h^T), entry x = h_i costs x^4 + 2 (s - R_ii) x^2 - 4 c x,
-    where s = sum over l != i of h_l^2 and c = sum over l != i of R_il h_l. Neither S nor R is ever held: images of the
+    where s = sum over l != i of h_l^2 and c = sum over l != i of R_il h_l. Neither S nor R is stored: images of the
     same labels have the same row of S, so S h needs h only as a sum over each distinct set of labels.
 
     Args:
@@ -110,9 +110,9 @@ def similarity_codes(
 
 
 def best_entry(a: float, c: float) -> float:
-    """The x in [-1, 1] of least x^4 + 2 a x^2 - 4 c x.
+    """Return the x in [-1, 1] that minimises x^4 + 2 a x^2 - 4 c x.
 
-    It has the sign of c, and for c > 0 the derivative's x^3 + a x - c has one positive root: the best, or 1 beyond.
+    It has the sign of c; for c > 0 it is the one positive root of x^3 + a x - c, or 1 if that root is above 1.
     """
     size = abs(c)
     if 1 + a <= size:

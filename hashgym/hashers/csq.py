@@ -14,17 +14,16 @@ from hashgym.hashers.pairwise import pair_weights
 
 __all__ = ["CSQ", "central_loss", "majority", "targets"]
 
-_DRAWS = 1000  # codes that are drawn for each class, of which the farthest from the earlier classes' is taken
+_DRAWS = 1000  # random candidates for the code of each class
 
 
 def targets(classes: int, bits: int, seed: int) -> NDArray[np.float32]:
-    """A code for each class, far from all others: float32 (classes, bits) of -1 and +1.
+    """Return a code for each class, far from all others: float32 (classes, bits) of -1 and +1.
 
     Where bits are a power of two and classes at most twice as many, the codes are rows, and then negated rows, of a
     Hadamard matrix, in random order and with random signs: any two differ in half their bits, or in all. Elsewhere a
     class gets, of many random codes, the one whose nearest earlier code is farthest. Half of every code's bits are 1
-    (one more or less, if bits are odd), but for the one row of a Hadamard matrix that does not change sign: it comes
-    last.
+    (one more or less, if bits are odd), except for the constant row of a Hadamard matrix, which comes last.
     """
     from scipy.linalg import hadamard
 
@@ -41,7 +40,7 @@ def targets(classes: int, bits: int, seed: int) -> NDArray[np.float32]:
 
 
 def majority(labels: Tensor, codes: Tensor) -> Tensor:
-    """The code (n, q) that most of an image's labels vote for, bit by bit; a tie is drawn at random.
+    """Return the majority code (n, q) of each image's labels, bit by bit; ties are broken at random.
 
     Args:
         labels: (n, L), multi-hot, of the type of ``codes``.
@@ -66,12 +65,12 @@ def central_loss(u: Tensor, centres: Tensor, quantization: float) -> Tensor:
 
 @dataclass(kw_only=True, eq=False)
 class CSQ(DeepHasher):
-    """Outputs drawn to the hash centre of their image: its label's, or the majority of its labels'.
+    """Central similarity quantisation: outputs approach the hash centre of an image's label, or of most of its labels.
 
-    Images without a label have no centre: they are not learnt from.
+    Images without a label have no centre and are left out of the loss.
 
     Attributes:
-        quantization: weight of the loss that draws outputs to -1 and 1; see :func:`central_loss`.
+        quantization: weight of the loss that moves outputs to -1 and 1; see :func:`central_loss`.
     """
 
     quantization: float = 1e-4
@@ -83,7 +82,7 @@ class CSQ(DeepHasher):
 
     def objective(self, labels: Tensor) -> Objective:
         """Mean of :func:`central_loss` over the labelled images of a batch."""
-        pair_weights(labels.cpu().numpy())  # refuses labels that tell nothing apart
+        pair_weights(labels.cpu().numpy())  # raises if there is no similar or no dissimilar pair
         codes = torch.from_numpy(targets(labels.shape[1], self.bits, self.seed)).to(labels)
         centres, labelled = majority(labels, codes), labels.amax(1)
 

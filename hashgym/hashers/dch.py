@@ -27,7 +27,7 @@ def cauchy_loss(distance: Tensor, similar: Tensor, gamma: float, nearest: float)
 
 @dataclass(kw_only=True, eq=False)
 class DCH(DeepHasher, PairwiseHasher):
-    """The Cauchy loss of all pairs of a batch, and a Cauchy quantisation loss that draws outputs towards codes.
+    """The Cauchy loss of all pairs of a batch, and a Cauchy quantisation loss that moves outputs towards codes.
 
     Attributes:
         gamma: scale of the Cauchy distribution, in bits.

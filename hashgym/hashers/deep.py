@@ -1,4 +1,4 @@
-"""DeepHasher: a linear head or one with a hidden layer; subclasses bring the objective."""
+"""DeepHasher: a linear head or one with a hidden layer, trained by the objective of a subclass."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class DeepHasher(Hasher):
 
     With ``hidden=0`` there is no hidden layer: the logits are linear in the features.
 
-    Features are standardised by the training set's mean and deviation first; that is folded into the first layer,
-    so raw and standardised features do equally well. The weights are kept as arrays: encoding needs no accelerator.
+    Features are standardised by the training set's mean and deviation first, which is folded into the first layer, so
+    raw and standardised features give equal codes. The weights are NumPy arrays: encoding needs no accelerator.
 
     Attributes:
         hidden: width of the hidden layer; 0 for a linear head, which has no ``hidden_weight_`` and ``hidden_bias_``.
-        dropout: part of the hidden units left out at each update.
-        input_dropout: part of the features left out at each update.
+        dropout: share of the hidden units left out at each update.
+        input_dropout: share of the features left out at each update.
         updates: number of gradient steps.
         batch_size: images a step.
-        learning_rate: its start; it falls to 0 along a cosine.
+        learning_rate: at the start; it falls to 0 along a cosine.
         weight_decay: AdamW's.
         device: "cpu", "cuda", ..., or "auto": an accelerator where there is one.
         verbose: whether to show a progress bar.
@@ -71,14 +71,14 @@ class DeepHasher(Hasher):
 
     @abstractmethod
     def objective(self, labels: Tensor) -> Objective:
-        """What is minimised: a function of a batch's logits (b, q), its rows (b,) and the number of the update.
+        """Return the loss: a function of a batch's logits (b, q), its rows (b,) and the number of the update.
 
         Args:
             labels: float32 (n, L), multi-hot labels of all training images, on the device that trains.
         """
 
     def hash_layer(self, width: int) -> nn.Linear:
-        """What makes q logits of the ``width`` numbers before it: hidden units, or features where none are hidden.
+        """Return the output layer (width -> bits); ``width`` counts hidden units, or features where ``hidden`` is 0.
 
         Only its weight and bias are kept, so a subclass's own layer must be the linear function that they define.
         """
@@ -93,7 +93,7 @@ class DeepHasher(Hasher):
         x = torch.from_numpy(((X - center) / scale).astype(np.float32)).to(device)
         labels = torch.from_numpy(np.asarray(y, np.float32)).to(device)
 
-        # The global generators end as they were; dropout has no generator of its own.
+        # Restores the global generators, which dropout draws from.
         forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
         with forked, limit_threads(self.batch_size * x.shape[1] * (self.hidden or self.bits)):
             torch.manual_seed(self.seed)

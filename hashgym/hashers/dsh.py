@@ -26,10 +26,10 @@ def contrastive_loss(distance: Tensor, similar: Tensor, margin: float) -> Tensor
 
 @dataclass(kw_only=True, eq=False)
 class DSH(DeepHasher, PairwiseHasher):
-    """The contrastive loss of all pairs of a batch, on outputs that nothing squashes, and a pull to -1 and +1.
+    """The contrastive loss of all pairs of a batch, on unbounded outputs, and a regulariser towards -1 and +1.
 
-    Nothing balances bits: where nearly as many pairs are similar as not, part of the bits come out the same for all
-    images. A larger ``margin`` leaves fewer of those.
+    Bits are not balanced: where nearly as many pairs are similar as not, some bits become the same for all images; a
+    larger ``margin`` gives fewer of those.
 
     Attributes:
         margin: m, the squared distance that dissimilar images should keep, 4 for each bit; None for the authors' twice

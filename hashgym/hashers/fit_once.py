@@ -1,4 +1,4 @@
-"""Fit a hasher once for all processes: workers of a vector environment need the same base at the same time."""
+"""Fit a hasher once for all processes: the workers of a vector environment need the same base at the same time."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def fit_once(hasher: Hasher, X: Features, y: Labels) -> Hasher:
     """Return the hasher fitted to (X, y), read from the user's cache where a process has fitted it before.
 
     The cache is keyed by the hasher's name and settings, the bytes of X and y, and the versions of hashgym, NumPy and
-    torch, so that what is read is what fitting would give. One process fits while the others wait for it. Where there
-    is no cache folder, or the hasher's class is not one of hashgym's own, it is fitted here: the code of others may
-    change between two runs.
+    torch, so that a cached hasher equals a fitted one. One process fits while the others wait for it. Without a cache
+    folder, and for a class that is not hashgym's own, whose code may change between two runs, the hasher is fitted
+    here.
 
     Args:
         hasher: not fitted yet.
@@ -68,7 +68,7 @@ def fit_once(hasher: Hasher, X: Features, y: Labels) -> Hasher:
 
 
 def _is_fitted(known: Hasher, hasher: Hasher, dim: int) -> bool:
-    """Whether what was read is of the class and settings of ``hasher``, for features of this dimension."""
+    """Return whether a cached hasher has the class and settings of ``hasher``, and takes features of this dimension."""
     return (
         type(known) is type(hasher)
         and known.get_params() == hasher.get_params()

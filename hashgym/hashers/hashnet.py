@@ -31,8 +31,8 @@ class HashNet(DeepHasher, PairwiseHasher):
     """The weighted likelihood of all pairs of a batch, on outputs tanh(beta u) that approach signs as beta grows.
 
     Attributes:
-        alpha: slope of the sigmoid that makes probabilities of inner products; None for 10 / bits, the authors'.
-        beta: what the scale of the outputs grows to, from 1, as the square root of the time spent (the authors'
+        alpha: slope of the sigmoid from inner products to probabilities; None for 10 / bits, as the authors have it.
+        beta: final scale of the outputs; it grows from 1 as the square root of the share of updates done (the authors'
             schedule, which ends near 7).
         stages: in how many equal parts of the training it grows; it stays 1 with a single one.
     """

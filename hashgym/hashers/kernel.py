@@ -1,4 +1,4 @@
-"""The RBF kernel to anchors, which KSH and SDH learn on."""
+"""The RBF kernel to anchors, for KSH and SDH."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["rbf", "squared_distances"]
 
 def squared_distances(X: Features, anchors: Features) -> Features:
     """Squared Euclidean distances, float32 (n, m), of rows of X (n, D) to anchors (m, D)."""
-    center = anchors.mean(0)  # far from the origin, products would hide differences
+    center = anchors.mean(0)  # products of large numbers would lose the differences
     X, anchors = X - center, anchors - center
     norms, anchor_norms = (namespace(X).einsum("nd,nd->n", rows, rows) for rows in (X, anchors))
     return (norms[:, None] + anchor_norms - 2 * X @ anchors.T).clip(0)

@@ -32,10 +32,10 @@ def ksh_loss(distance: Tensor, similar: Tensor, bits: int) -> Tensor:
 class KSH(PairwiseHasher):
     """sign((k(x) - mean) a_k), k(x) an RBF kernel to anchors, learnt one bit after the other.
 
-    The codes H (l, q) of ``labelled`` images should give ||H H^T - q S||^2 = min, S = 1 and -1. The k-th bit h is left
-    to explain the residual R = q S - (earlier bits' h h^T): it maximises h^T R h. Its weights start at the leading
+    The codes H (l, q) of ``labelled`` images minimise ||H H^T - q S||^2, S = 1 and -1. The k-th bit h approximates the
+    residual R = q S - (earlier bits' h h^T): it maximises h^T R h. Its weights start at the leading
     solution of K^T R K a = lambda K^T K a, h being K a; from there the smooth h = 2 sigmoid(K a) - 1 is climbed by
-    L-BFGS. Of the two, the one whose signs do better is kept.
+    L-BFGS. Of the two, the one whose signs have the larger h^T R h is kept.
 
     Attributes:
         anchors: number of random training images that the kernel compares with; all, where there are fewer.
@@ -86,9 +86,9 @@ def greedy_weights(kernel: Features, residual: Features, bits: int, iterations: 
 
     Args:
         kernel: float32 (l, m), centred.
-        residual: float32 (l, l), q S; what the bits leave of it is subtracted in place.
+        residual: float32 (l, l), q S; changed in place: each bit's h h^T is subtracted.
         bits: how many bits to learn.
-        iterations: of L-BFGS for each.
+        iterations: of L-BFGS for each bit.
     """
     from scipy.linalg import eigh
     from scipy.optimize import minimize

@@ -18,7 +18,7 @@ __all__ = ["MMHH", "max_margin_loss"]
 def max_margin_loss(distance: Tensor, similar: Tensor, radius: float) -> Tensor:
     """s log(1 + max(0, d - H)) + (1 - s) log(1 + 1 / max(H, d)).
 
-    Similar pairs are content inside a ball of radius H; dissimilar ones are pushed away as long as they are outside.
+    Similar pairs inside a ball of radius H cost nothing; dissimilar ones have a gradient only outside it.
 
     Args:
         distance: real numbers in [0, q].
@@ -33,14 +33,14 @@ def max_margin_loss(distance: Tensor, similar: Tensor, radius: float) -> Tensor:
 class MMHH(DeepHasher, PairwiseHasher):
     """The max-margin loss of all pairs of a batch, and the squared distance of outputs u to their codes b = sign(u).
 
-    The loss is that of MCH's Table 1, its distances those of angles. The authors' released code is another: it
-    differs from this formula, so its numbers are not comparable.
+    The loss is that of MCH's Table 1, with cosine distances. The authors' released code differs from this formula, so
+    its numbers are not comparable.
 
     Attributes:
-        radius: H, in bits: of the Hamming ball that similar images are drawn into.
-        dissimilar: what w_ij of dissimilar pairs is multiplied by, in training and in ``pair_weights_``; 1 is Table 1
-            to the letter. There, one code for all images costs little, log(1 + 1 / H) a dissimilar pair, and where
-            labels overlap no codes that tell images apart cost less: training ends with that code.
+        radius: H, in bits, of the Hamming ball that holds similar images.
+        dissimilar: factor of w_ij of dissimilar pairs, in training and in ``pair_weights_``; 1 is Table 1 to the
+            letter. With 1, one code for all images costs little, log(1 + 1 / H) a dissimilar pair, and where labels
+            overlap no other codes cost less: training collapses to that code.
         quantization: weight of ||b - u||^2, summed over bits, mean over images.
     """
 

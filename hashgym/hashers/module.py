@@ -1,4 +1,4 @@
-"""A fitted hasher as a torch module, which can be exported."""
+"""A fitted hasher as a torch module, for export."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ __all__ = ["Transform"]
 
 
 class Transforms(Protocol):
-    """A hasher, for which base.py has the class: it makes this module of itself."""
+    """A hasher; its class in base.py uses this module, so it is not imported here."""
 
     def _transform(self, X: Any) -> Any: ...
 
 
 class Transform(nn.Module):
-    """A hasher's own ``_transform``, with its fitted arrays as tensors: no formula is written twice.
+    """The ``_transform`` of a hasher on tensors, with its fitted arrays as tensors.
 
     Args:
-        hasher: fitted; it stays as it is.
+        hasher: fitted; it is not changed.
     """
 
     def __init__(self, hasher: Transforms) -> None:

@@ -23,7 +23,7 @@ def cosine_softmax_loss(z: Tensor, codes: Tensor, labels: Tensor, scale: float, 
     Args:
         z: (b, q).
         codes: (L, q), a target for each label.
-        labels: (b, L), multi-hot; an image without labels costs nothing.
+        labels: (b, L), multi-hot; the loss of an image without labels is 0.
         scale: s.
         margin: m, by how much the cosines to an image's own targets are lowered.
     """
@@ -34,13 +34,13 @@ def cosine_softmax_loss(z: Tensor, codes: Tensor, labels: Tensor, scale: float, 
 
 @dataclass(kw_only=True, eq=False)
 class OrthoHash(DeepHasher):
-    """Codes by a linear layer and batch normalisation, drawn to the direction of their labels' targets.
+    """Codes by a linear layer and batch normalisation, trained towards the direction of their labels' targets.
 
-    The mean and deviation that normalise a code are those of the training images seen without dropout, in place of
-    averages kept while training, and become part of the layer. Batch normalisation has no scale and shift of its own.
+    After training, codes are normalised by their mean and deviation over the training images without dropout, not by
+    running averages; both become part of the layer. Batch normalisation has no scale and shift of its own.
 
     Attributes:
-        scale: s, what cosines are multiplied by before the softmax.
+        scale: s, factor of the cosines before the softmax.
         margin: m, by how much the cosines to an image's own targets are lowered while training.
     """
 
@@ -52,11 +52,11 @@ class OrthoHash(DeepHasher):
         if self.scale <= 0 or self.margin < 0:
             raise ValueError(f"scale must be above 0, margin at least 0; got {self.scale} and {self.margin}")
         if self.batch_size < 2:
-            raise ValueError(f"batch_size must be at least 2, for batches are normalised; got {self.batch_size}")
+            raise ValueError(f"batch_size must be at least 2, since batches are normalised; got {self.batch_size}")
 
     def objective(self, labels: Tensor) -> Objective:
         """Mean of :func:`cosine_softmax_loss` over the labelled images of a batch."""
-        pair_weights(labels.cpu().numpy())  # refuses labels that tell nothing apart
+        pair_weights(labels.cpu().numpy())  # raises if there is no similar or no dissimilar pair
         codes = torch.from_numpy(targets(labels.shape[1], self.bits, self.seed)).to(labels)
 
         def loss(u: Tensor, rows: Tensor, update: int) -> Tensor:

@@ -30,7 +30,7 @@ class PairwiseHasher(Hasher):
     """A hasher with a loss L(d, s) of a pair's Hamming distance d and similarity s (1 where a label is shared).
 
     A subclass sets ``pair_weights_`` while it is fitted. Being a function of an integer, L is a table of 2 (q + 1)
-    numbers once the hasher is fitted: what RegionKeep-v0 rewards by.
+    numbers once the hasher is fitted; RegionKeep-v0 computes its reward from it.
 
     Attributes:
         pair_weights_: float64 (2,), w_ij of dissimilar and of similar pairs; ones where Table 1 has no weights.
@@ -81,7 +81,7 @@ class PairwiseHasher(Hasher):
 
 
 def pair_weights(labels: Labels) -> NDArray[np.float64]:
-    """All pairs / dissimilar pairs and all pairs / similar pairs, counted over pairs of two different images.
+    """Return all pairs / dissimilar pairs and all pairs / similar pairs, counted over pairs of two different images.
 
     Args:
         labels: multi-hot (n, L).
@@ -98,14 +98,18 @@ def packed_pair_weights(label_words: codes.Words) -> NDArray[np.float64]:
     similar = int(count_similar(label_words).sum()) - int(label_words.any(axis=1).sum())  # not of an image with itself
     pairs = n * (n - 1)
     if similar == 0:
-        raise ValueError("no two training images share a label, so there is nothing to learn: check labels and split")
+        raise ValueError(
+            "no two training images share a label, so there is nothing to learn from: check labels and split"
+        )
     if similar == pairs:
-        raise ValueError("all training images share a label, so there is nothing to tell apart: leave that label out")
+        raise ValueError(
+            "all training images share a label, so there is no dissimilar pair to learn from: leave that label out"
+        )
     return np.array([pairs / (pairs - similar), pairs / similar])
 
 
 def dissimilar_value(weights: NDArray[np.float64], given: float | None) -> float:
-    """r, where S = -r for dissimilar pairs: as given, or None for similar pairs / dissimilar pairs, at most 1.
+    """Return r, where S = -r for dissimilar pairs: as given, or for None similar pairs / dissimilar pairs, at most 1.
 
     Args:
         weights: of :func:`pair_weights`.
@@ -125,7 +129,7 @@ def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 def unit(a: Tensor) -> Tensor:
-    """Rows of a (n, q) at length 1; next to 0 they are shorter, so that gradients stay finite there."""
+    """Return the rows of a (n, q) at length 1; rows near 0 stay shorter, so that gradients are finite."""
     return torch.nn.functional.normalize(a, dim=1, eps=1e-3)
 
 

@@ -27,18 +27,18 @@ class SDH(Hasher):
         ||Y - B W||^2 + lambda ||W||^2 + nu (||B - F(X)||^2 + ridge ||P||^2),
 
     Y (n, L) being the labels with rows of unit length, so that images of many labels do not outweigh the others;
-    in turn for B (coordinate descent, column by column, without relaxing the signs), for W and for P and c (both least
-    squares), from random codes on. k is an RBF kernel to anchors; new images are hashed by sign F(x). The ridge on P
-    keeps its least squares solvable, and stands inside the objective so that each step lowers one and the same.
+    in turn for B (coordinate descent, column by column, without relaxing the signs), for W, and for P and c (both least
+    squares), starting from random codes. k is an RBF kernel to anchors; new images are hashed by sign F(x). The ridge
+    on P keeps its least squares solvable, and is part of the objective so that no step raises it.
 
     Attributes:
         anchors: number of random training images that the kernel compares with; all, where there are fewer.
         width: of the kernel exp(-||x - anchor||^2 / (2 width_^2)), as a multiple of the root mean squared distance.
         lambda_w: lambda, of the classifier.
-        nu: price of codes that the hash function does not give.
+        nu: weight of the distance between the codes and the hash function.
         ridge: of the hash function.
         iterations: how often B, W and F are updated.
-        passes: over the columns of B in each, at most; fewer when nothing changes any more.
+        passes: over the columns of B in each iteration, at most; fewer once nothing changes.
         anchors_: float32 (anchors, D).
         width_: the kernel's, in the features' own units.
         means_: float32 (anchors,), of the kernel over all training images.
@@ -68,7 +68,7 @@ class SDH(Hasher):
 
     def _fit(self, X: Features, y: Labels | None) -> None:
         assert y is not None
-        pair_weights(y)  # labels that tell nothing apart are refused
+        pair_weights(y)  # raises if there is no similar or no dissimilar pair
         rng = np.random.default_rng(self.seed)
         self.anchors_ = X[rng.permutation(len(X))[: self.anchors]].copy()
         squares = squared_distances(X, self.anchors_)
@@ -97,16 +97,16 @@ class SDH(Hasher):
 
 
 def least_squares(gram: Matrix, product: Matrix, ridge: float) -> Matrix:
-    """The minimiser (m, q) of ||T - A x||^2 + ridge ||x||^2, from ``gram`` A^T A (m, m) and ``product`` A^T T."""
+    """Minimise ||T - A x||^2 + ridge ||x||^2 over x (m, q), given ``gram`` A^T A (m, m) and ``product`` A^T T."""
     return np.asarray(np.linalg.solve(gram + ridge * np.eye(len(gram)), product), np.float64)
 
 
 def codes_step(B: Matrix, W: Matrix, Y: Matrix, F: Matrix, nu: float, passes: int) -> Matrix:
-    """The codes (n, q) after coordinate descent on ||Y - B W||^2 + nu ||B - F||^2, which is, up to a constant,
+    """Return the codes (n, q) after coordinate descent on ||Y - B W||^2 + nu ||B - F||^2, which is, up to a constant,
     tr(B W W^T B^T) - 2 tr(B (Y W^T + nu F)^T).
 
     Args:
-        B: float64 (n, q) of -1 and +1, where it starts; is not changed.
+        B: float64 (n, q) of -1 and +1, the start; it is not changed.
         W: float64 (q, L).
         Y: float64 (n, L).
         F: float64 (n, q).

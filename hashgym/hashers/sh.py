@@ -15,15 +15,15 @@ __all__ = ["SH"]
 
 @dataclass(kw_only=True, eq=False)
 class SH(Hasher):
-    """Spectral hashing (Weiss, Torralba and Fergus, NIPS 2008). It draws nothing: ``seed`` makes no difference.
+    """Spectral hashing (Weiss, Torralba and Fergus, NIPS 2008). It is deterministic: ``seed`` makes no difference.
 
     Codes that are balanced, uncorrelated and alike for neighbours are thresholded eigenfunctions of the Laplacian. Were
     the data uniform on [a, b] along each principal direction, those would be, for modes k = 1, 2, ...,
 
         sin(pi / 2 + k pi (x - a) / (b - a)),   with eigenvalue 1 - exp(-(eps^2 / 2) (k pi / (b - a))^2),
 
-    and the q of smallest eigenvalue, that is of smallest k / (b - a), over directions and modes are the bits. A long
-    direction so gives several bits before a short one gives any; eps does not matter for the choice.
+    and the q of smallest eigenvalue, that is of smallest k / (b - a), over directions and modes are the bits. So a long
+    direction gives several bits before a short one gives any; eps does not change the choice.
 
     Attributes:
         components: number of leading principal directions that may give bits; None for ``bits``. Fewer are used where
@@ -53,7 +53,7 @@ class SH(Hasher):
         components = directions[:, : self.components or self.bits]
         V = (X - center) @ components
         low, high = np.quantile(V, [self.trim, 1 - self.trim], axis=0)
-        flat = high - low <= 1e-6 * np.ptp(V, axis=0)  # all but a few equal: only the whole range says anything
+        flat = high - low <= 1e-6 * np.ptp(V, axis=0)  # all but a few values are equal: use the whole range
         low, high = np.where(flat, V.min(0), low), np.where(flat, V.max(0), high)
 
         frequencies = np.arange(1, self.bits + 1) / (high - low)[:, None]  # (p, q), in half waves

@@ -1,4 +1,4 @@
-"""How many threads training uses: one for small networks, whose threads wait for each other longer than they help."""
+"""The number of threads in training: one for small networks, where several cost more time than they save."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import nn
 
 __all__ = ["largest_product", "limit_threads"]
 
-# Multiplications of the largest matrix product of an update. Below it a second thread gains little on idle cores, and
-# on busy ones it costs many times what it gains: `python -m benchmarks.threads` measures both.
+# Multiplications of the largest matrix product of an update. Below it a second thread saves little time on idle cores,
+# and costs much more on busy ones: `python -m benchmarks.threads` measures both.
 WORTH_THREADS = 1 << 29
 
 

@@ -179,7 +179,7 @@ def test_a_very_long_picture_is_cut_and_not_blown_up(size):
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 8), (2, 8, 9, 3), (2, 3, 8, 8), (0, 8, 8, 3)])
-def test_a_batch_of_another_shape_is_refused(shape):
+def test_a_batch_of_another_shape_is_rejected(shape):
     with pytest.raises(ValueError, match=r"uint8 \(n, 8, 8, 3\)"):
         features.make("pixels", size=8)(np.zeros(shape, np.uint8))
     with pytest.raises(ValueError, match="float32"):

@@ -117,7 +117,7 @@ def test_alone_as_in_a_batch_and_every_time(learnt):
 
 
 @pytest.mark.parametrize("shape", [(2, 64, 64), (0, 64, 64, 3), (1, 128, 128, 3)])
-def test_a_batch_of_another_shape_is_refused(learnt, shape):
+def test_a_batch_of_another_shape_is_rejected(learnt, shape):
     with pytest.raises(ValueError, match=r"bow takes preprocessed pictures, uint8 \(n, 64, 64, 3\)"):
         features.make("bow", weights=str(learnt), size=64)(np.zeros(shape, np.uint8))
 
@@ -199,7 +199,7 @@ def test_words_are_not_written_over(learnt):
         bow.learn_words(collection()[0], learnt, progress=False)
 
 
-def test_words_that_another_process_is_learning_are_refused_at_once(tmp_path):
+def test_words_that_another_process_is_learning_are_rejected_at_once(tmp_path):
     with atomic_write(tmp_path / "w.npy", new=True), pytest.raises(DataError, match="another process is writing"):
         bow.learn_words(collection()[0], tmp_path / "w.npy", size=32, progress=False)
 

@@ -170,7 +170,7 @@ def test_a_torn_last_line_of_the_journal_is_done_again(photos, tmp_path):
     assert contents(job(photos, tmp_path / "out")) == contents(whole)
 
 
-def test_a_bad_image_stops_the_job_with_its_name_and_mended_it_goes_on(photos, tmp_path):
+def test_a_bad_image_stops_the_job_with_its_name_and_goes_on_once_fixed(photos, tmp_path):
     whole = job(photos, tmp_path / "whole")
     victim = photos / "dog" / "5.png"
     sound = victim.read_bytes()
@@ -199,7 +199,7 @@ def test_skip_bad_leaves_out_and_lists(photos, tmp_path):
         np.testing.assert_array_equal(getattr(data, key), getattr(whole, key)[kept])
 
 
-def test_a_bad_image_can_be_left_out_on_resuming_and_a_mended_one_comes_back(photos, tmp_path):
+def test_a_bad_image_can_be_left_out_on_resuming_and_a_fixed_one_is_added(photos, tmp_path):
     sound = {name: (photos / name).read_bytes() for name in ("cat/4.png", "dog/5.png")}
     truncate(photos / "cat/4.png")
     truncate(photos / "dog/5.png")

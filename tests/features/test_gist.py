@@ -123,7 +123,7 @@ def test_small_and_oblong_pictures_are_stretched():
 
 
 @pytest.mark.parametrize("shape", [(2, 64, 64), (2, 64, 32, 3), (0, 64, 64, 3)])
-def test_a_batch_of_another_shape_is_refused(shape):
+def test_a_batch_of_another_shape_is_rejected(shape):
     with pytest.raises(ValueError, match=r"gist takes preprocessed pictures, uint8 \(n, 64, 64, 3\)"):
         features.make("gist")(np.zeros(shape, np.uint8))
 

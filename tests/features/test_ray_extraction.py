@@ -1,4 +1,4 @@
-"""Extraction on a Ray cluster: the bytes of a local one, whatever is lost on the way."""
+"""Extraction on a Ray cluster: the same bytes as a local one, also where processes are lost."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_networks_are_sent(photos, tmp_path, runtime):
 
 
 def test_rows_of_mapped_files_are_sent(tmp_path):
-    """CIFAR-10's official batches: what opens their images holds maps of files."""
+    """CIFAR-10's official batches: their reader holds memory maps."""
     (root := tmp_path / "cifar-10-batches-bin").mkdir()
     rng = np.random.default_rng(1)
     for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
@@ -157,7 +157,7 @@ def test_what_cannot_be_sent_says_so(photos, tmp_path):
         job(photos, tmp_path / "out", Backbone(**{**vars(pixels), "network": network}), executor="ray")
 
 
-def test_wrong_executors_are_refused_before_any_work(photos, tmp_path, monkeypatch):
+def test_wrong_executors_are_rejected_before_any_work(photos, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="unknown executor 'dask': choose one of local, ray"):
         job(photos, tmp_path / "out", executor="dask")
     with pytest.raises(ValueError, match=r"uses CPUs.*torch:cuda"):

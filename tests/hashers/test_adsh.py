@@ -1,4 +1,4 @@
-"""ADSH: coordinate descent against brute force, products without a matrix, and what the network minimises."""
+"""ADSH: coordinate descent against brute force, products without a matrix, and the loss of the network."""
 
 import itertools
 
@@ -76,7 +76,7 @@ def test_products_with_similarities_need_no_matrix(n, r, monkeypatch):
     assert np.allclose(product.numpy(), naive_similarity(labels, r) @ values)
 
 
-def test_what_is_minimised_is_the_double_loop_over_images_and_codes_learnt_from_recent_outputs():
+def test_the_loss_is_the_double_loop_over_images_and_codes_learnt_from_recent_outputs():
     rng = np.random.default_rng(0)
     n, q, gamma = 10, 4, 0.7
     labels = (rng.random((n, 3)) < 0.4).astype(np.uint8)
@@ -104,7 +104,7 @@ def test_what_is_minimised_is_the_double_loop_over_images_and_codes_learnt_from_
         assert value == pytest.approx(naive(outputs[rows], rows), rel=1e-4)
 
 
-def test_the_gradient_of_what_is_minimised():
+def test_the_gradient_of_the_loss():
     labels = torch.tensor([[1, 0], [1, 1], [0, 1], [0, 1]], dtype=torch.float64)
     loss = make("adsh", bits=3).objective(labels)
     logits = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
@@ -112,7 +112,7 @@ def test_the_gradient_of_what_is_minimised():
     assert torch.autograd.gradcheck(lambda x: loss(x, rows, 0), logits)
 
 
-def test_settings_that_cannot_work_are_refused():
+def test_settings_that_cannot_work_are_rejected():
     for bad in ({"gamma": -1.0}, {"dissimilar": -0.1}, {"passes": 0}):
         with pytest.raises(ValueError, match="must be at least 0"):
             make("adsh", **bad)

@@ -130,7 +130,7 @@ def test_rare_similar_pairs_may_be_weighed_up():
     assert cnnh.code_losses_ == pytest.approx(similarity_codes(y, 4, r, 2, np.random.default_rng(0))[1])
 
 
-def test_settings_and_labels_that_cannot_work_are_refused():
+def test_settings_and_labels_that_cannot_work_are_rejected():
     for bad in ({"passes": 0}, {"dissimilar": -0.1}):
         with pytest.raises(ValueError, match="passes must be at least 1"):
             make("cnnh", **bad)

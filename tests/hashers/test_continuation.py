@@ -73,6 +73,6 @@ def test_dissimilar_pairs_of_mmhh_can_weigh_more_and_then_codes_lie_farther_apar
         ("mmhh", {"dissimilar": 0.0}),
     ],
 )
-def test_settings_that_cannot_work_are_refused(name, bad):
+def test_settings_that_cannot_work_are_rejected(name, bad):
     with pytest.raises(ValueError, match="must be"):
         make(name, **bad)

@@ -1,4 +1,4 @@
-"""Hash centres and what they are known for, CSQ's loss against a loop, and what training reaches."""
+"""Properties of hash centres, CSQ's loss against a loop, and trained codes."""
 
 import math
 
@@ -133,7 +133,7 @@ def test_labels_that_few_or_no_images_have_and_images_without_any_do_no_harm(nam
     assert np.isfinite(hasher.transform(rng.standard_normal((9, 8)))).all()
 
 
-def test_settings_that_cannot_work_are_refused():
+def test_settings_that_cannot_work_are_rejected():
     with pytest.raises(ValueError, match="must be"):
         make("csq", quantization=-1.0)
     for same in (np.zeros((20, 2), np.uint8), np.ones((20, 1), np.uint8)):

@@ -1,4 +1,4 @@
-"""DSH's loss against a double loop, and what training reaches."""
+"""DSH's loss against a double loop, and trained codes."""
 
 import numpy as np
 import pytest
@@ -58,7 +58,7 @@ def test_it_learns_one_label_and_many(data, least):
     assert ((share > 0.05) & (share < 0.95)).mean() > 0.8  # most bits tell images apart
 
 
-def test_settings_that_cannot_work_are_refused():
+def test_settings_that_cannot_work_are_rejected():
     for bad in ({"margin": 0.0}, {"alpha": -1.0}):
         with pytest.raises(ValueError, match="must be"):
             make("dsh", **bad)

@@ -66,7 +66,7 @@ def test_no_cache_is_no_error(monkeypatch: pytest.MonkeyPatch, place: str) -> No
     assert fit_once(hashers.make("ksh", bits=6), X, y).encode(X).shape == (60, 6)
 
 
-def test_labels_that_teach_nothing_are_reported(cache: Path) -> None:
+def test_labels_without_a_pair_of_a_kind_are_reported(cache: Path) -> None:
     X, _ = data()
     with pytest.raises(ValueError, match="share a label"):
         fit_once(hashers.make("ksh", bits=6), X, np.ones((60, 1), np.uint8))

@@ -1,4 +1,4 @@
-"""What every hasher keeps: the contract of fit, transform, encode, save and load."""
+"""The contract of every hasher: fit, transform, encode, save and load."""
 
 import dataclasses
 import json
@@ -92,7 +92,7 @@ def test_scikit_learn_clones_the_settings_and_not_the_fit(name, data):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_refused_fit_keeps_the_old_one(name, data):
+def test_a_failed_fit_keeps_the_old_one(name, data):
     hasher = fitted(name, data)
     before = hasher.transform(data[0])
     with pytest.raises(ValueError, match="NaN"):
@@ -101,7 +101,7 @@ def test_a_refused_fit_keeps_the_old_one(name, data):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_bad_input_is_refused_by_name(name, data, tmp_path):
+def test_bad_input_is_rejected_by_name(name, data, tmp_path):
     X, y = data
     with pytest.raises(NotFittedError, match="call fit first"):
         make(name).transform(X)
@@ -125,7 +125,7 @@ def test_bad_input_is_refused_by_name(name, data, tmp_path):
             make(name, bits=bits)
 
 
-def test_bad_labels_are_refused_by_name(data):
+def test_bad_labels_are_rejected_by_name(data):
     X, y = data
     hasher = make("noseq", **QUICK["noseq"])
     with pytest.raises(ValueError, match="learns from labels"):
@@ -151,7 +151,7 @@ def test_unknown_names_and_settings_list_what_there_is():
     assert all(line for line in available().values())
 
 
-def test_the_registry_takes_users_hashers_and_refuses_a_taken_name(data, tmp_path, monkeypatch):
+def test_the_registry_takes_users_hashers_and_rejects_a_taken_name(data, tmp_path, monkeypatch):
     (tmp_path / "users_own.py").write_text(
         "from hashgym.hashers.lsh import LSH\nclass Own(LSH):\n    'A hyperplane hasher.'\n"
     )
@@ -167,24 +167,24 @@ def test_the_registry_takes_users_hashers_and_refuses_a_taken_name(data, tmp_pat
         register("new", "users_own.Own")
 
 
-def test_files_that_are_no_saved_hasher_are_refused(data, tmp_path):
+def test_files_that_are_no_saved_hasher_are_rejected(data, tmp_path):
     good, bad = tmp_path / "good.npz", tmp_path / "bad.npz"
     fitted("itq", data).save(good)
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "absent")
 
-    def refused(match="not a saved hasher|not hold a whole|not known here|no setting"):
+    def rejected(match="not a saved hasher|not hold a complete|not known here|no setting"):
         with pytest.raises(ValueError, match=match):
             load(bad)
 
     bad.write_bytes(good.read_bytes()[:-200])
-    refused()
+    rejected()
     bad.write_bytes(b"")
-    refused()
+    rejected()
     np.save(open(bad, "wb"), np.zeros(3))  # noqa: SIM115
-    refused()
+    rejected()
     np.savez(bad, meta=np.array([object()], dtype=object))  # would need pickle
-    refused()
+    rejected()
     meta = {"format": "hashgym.hasher/1", "hasher": "lsh", "parameters": {"bits": 2, "seed": 0}}
     state = {"center_": np.zeros(3), "planes_": np.zeros((3, 2)), "n_features_in_": np.array(3)}
     for change, arrays in [
@@ -196,7 +196,7 @@ def test_files_that_are_no_saved_hasher_are_refused(data, tmp_path):
         ({"format": "hashgym.hasher/99"}, state),
     ]:
         np.savez(bad, meta=np.array(json.dumps(meta | change)), **arrays)
-        refused()
+        rejected()
     np.savez(bad, meta=np.array(json.dumps(meta)), **state)
     assert load(bad).encode(np.ones((1, 3))).shape == (1, 2)
 
@@ -235,7 +235,7 @@ def test_importing_hashers_imports_neither_torch_nor_scikit_learn():
 
 
 @pytest.mark.parametrize("name", available())
-def test_images_that_are_all_alike_teach_nothing(name):
+def test_images_that_are_all_alike_are_rejected(name):
     """Also a single image; LSH learns nothing in any case."""
     alike, y = np.full((12, 6), 3, np.float32), np.eye(2, dtype=np.uint8)[np.arange(12) % 2]
     if name == "lsh":
@@ -248,7 +248,7 @@ def test_images_that_are_all_alike_teach_nothing(name):
 
 @pytest.mark.parametrize("name", available())
 def test_settings_that_count_are_integers(name):
-    """Floats and bools are refused by name; NumPy's integers are taken, and can be saved."""
+    """Floats and bools are rejected by name; NumPy's integers are taken, and can be saved."""
     hasher = make(name)
     counts = [field.name for field in dataclasses.fields(hasher) if field.type in ("int", "int | None")]
     assert {"bits", "seed"} <= set(counts)
@@ -261,14 +261,14 @@ def test_settings_that_count_are_integers(name):
 
 
 @pytest.mark.parametrize("changed", [{"planes_": (4, 1)}, {"n_features_in_": 10**9}, {"n_features_in_": -1}])
-def test_arrays_that_do_not_fit_are_refused(tmp_path, changed):
+def test_arrays_that_do_not_fit_are_rejected(tmp_path, changed):
     """One column would be taken for all bits, a giant dimension would take the memory."""
     X = np.random.default_rng(0).random((20, 4)).astype(np.float32)
     hasher = make("lsh", bits=8).fit(X)
     for name, value in changed.items():
         setattr(hasher, name, np.ones(value, np.float32) if isinstance(value, tuple) else value)
     hasher.save(tmp_path / "a.npz")
-    with pytest.raises(ValueError, match="does not hold a whole LSH"):
+    with pytest.raises(ValueError, match="does not hold a complete LSH"):
         load(tmp_path / "a.npz")
 
 

@@ -1,4 +1,4 @@
-"""KSH: the kernel, the greedy bits, and what is refused."""
+"""KSH: the kernel, the greedy bits, and settings that are rejected."""
 
 import itertools
 
@@ -98,7 +98,7 @@ def test_few_images_equal_images_and_dependent_anchors_do_no_harm():
     assert np.isfinite(make("ksh", bits=12).fit(twice, np.concatenate([y, y])).transform(twice)).all()
 
 
-def test_settings_that_cannot_work_are_refused():
+def test_settings_that_cannot_work_are_rejected():
     for bad in ({"anchors": 0}, {"labelled": 1}, {"iterations": -1}):
         with pytest.raises(ValueError, match="must be at least"):
             make("ksh", **bad)

@@ -1,4 +1,4 @@
-"""LSH and ITQ against what they promise."""
+"""Properties of LSH and ITQ."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""NINH's slices, threshold and loss, and what training reaches."""
+"""NINH's slices, threshold and loss, and trained codes."""
 
 import numpy as np
 import pytest
@@ -99,7 +99,7 @@ def test_it_learns_digits(dataset):
     assert mean_average_precision(found[0], dataset.labels[query], found[1], dataset.labels[database]) > 0.7
 
 
-def test_settings_that_cannot_work_are_refused(dataset):
+def test_settings_that_cannot_work_are_rejected(dataset):
     for bad in ({"margin": 0.0}, {"epsilon": 0.0}, {"hidden": -1}):
         with pytest.raises(ValueError, match="must be"):
             make("ninh", **bad)

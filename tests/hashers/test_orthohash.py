@@ -1,4 +1,4 @@
-"""OrthoHash's loss against a loop, its normalisation, and what it does with several labels."""
+"""OrthoHash's loss against a loop, its normalisation, and images with several labels."""
 
 import math
 
@@ -61,7 +61,7 @@ def test_codes_of_the_training_images_have_mean_0_and_deviation_1(hidden):
     assert (nearest == y.argmax(1)).mean() > 0.9  # images lie next to their own class's target
 
 
-def test_settings_that_cannot_work_are_refused():
+def test_settings_that_cannot_work_are_rejected():
     for bad in ({"scale": 0.0}, {"margin": -0.1}, {"batch_size": 1}):
         with pytest.raises(ValueError, match="must be"):
             make("orthohash", **bad)

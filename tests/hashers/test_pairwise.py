@@ -1,4 +1,4 @@
-"""The base hashers of MCH against its Table 1, number by number and pair by pair, and what training reaches."""
+"""The base hashers of MCH against its Table 1, number by number and pair by pair, and trained codes."""
 
 import math
 
@@ -65,7 +65,7 @@ def test_pair_weights_of_more_images_than_are_counted_at_once():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_labels_that_pairs_cannot_teach_are_refused(name):
+def test_labels_without_similar_or_dissimilar_pairs_are_rejected(name):
     X, kwargs = np.random.default_rng(0).standard_normal((20, 4)), {} if name == "ksh" else QUICK
     for labels, problem in [
         (np.eye(20, dtype=np.uint8), "no two training images share a label"),

@@ -1,4 +1,4 @@
-"""SDH: each step does what it says, and the whole never loses."""
+"""SDH: each step is a minimiser, and the objective never rises."""
 
 import itertools
 
@@ -55,7 +55,7 @@ def test_a_pass_over_the_bits_is_that_of_a_naive_loop(seed, bits, labels, nu):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_one_bit_is_the_best_of_all_and_several_are_not_mended_by_one_flip(seed):
+def test_one_bit_is_the_best_of_all_and_several_are_not_improved_by_one_flip(seed):
     B, W, Y, F = codes_problem(seed, 8, 1, 3)
     found = codes_step(B, W, Y, F, 0.3, 1)
     every = (np.array(signs)[:, None] for signs in itertools.product([-1.0, 1.0], repeat=8))
@@ -129,7 +129,7 @@ def test_few_images_equal_images_and_images_without_labels_do_no_harm():
     assert np.isfinite(make("sdh", bits=12).fit(X, y).losses_).all()
 
 
-def test_settings_and_labels_that_cannot_work_are_refused():
+def test_settings_and_labels_that_cannot_work_are_rejected():
     for bad in ({"anchors": 0}, {"iterations": 0}, {"passes": 0}):
         with pytest.raises(ValueError, match="must be at least 1"):
             make("sdh", **bad)

@@ -94,9 +94,12 @@ def test_components_limit_the_directions_and_trim_leaves_outliers_out():
     assert make("sh", bits=2, trim=0.1).fit(mostly_zero).encode(mostly_zero)[[0, 1], 0].sum() == 1
 
 
-def test_what_cannot_work_is_refused():
-    for same in (np.ones((5, 3)), np.ones((1, 3))):
-        with pytest.raises(ValueError, match="are the same, so there is nothing to learn"):
+def test_settings_and_features_that_cannot_work_are_rejected():
+    for same, message in (
+        (np.ones((5, 3)), "are the same, so there is nothing to learn"),
+        (np.ones((1, 3)), "one sample"),
+    ):
+        with pytest.raises(ValueError, match=message):
             make("sh").fit(same)
     with pytest.raises(ValueError, match="components must be at least 1"):
         make("sh", components=0)
