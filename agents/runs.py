@@ -31,7 +31,7 @@ from hashgym.data import HashingDataset
 from hashgym.encoders.write import write
 from hashgym.hashers.threads import largest_product, limit_threads
 from hashgym.retrieval import kernels
-from hashgym.storage.atomic import DiskFullError, atomic_write, explain_full_disk, is_full
+from hashgym.storage.atomic import DiskFullError, atomic_write, explain_full_disk, full_disk_error
 from hashgym.storage.reading import check_stored
 from hashgym.terminal import STOPPED
 
@@ -260,7 +260,7 @@ def exclusive(train: Callable[P, T]) -> Callable[P, T]:
 def _quiet_curves() -> Iterator[None]:
     """Print no traceback where TensorBoard's thread cannot write: the error is raised here at the next write too."""
     before = threading.excepthook
-    threading.excepthook = lambda ended: None if is_full(ended.exc_value) else before(ended)
+    threading.excepthook = lambda ended: None if full_disk_error(ended.exc_value) else before(ended)
     try:
         yield
     finally:

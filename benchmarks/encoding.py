@@ -24,7 +24,7 @@ from benchmarks.engines import package_versions
 from benchmarks.results import Results, describe, revision
 from hashgym import gallery, hashers
 from hashgym.console import Console
-from hashgym.data.files import open_image
+from hashgym.data.pictures import open_image
 from hashgym.encoders import load_encoder
 from hashgym.encoders.heads import hasher_head
 from hashgym.encoders.write import add_backbone, write

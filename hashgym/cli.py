@@ -90,29 +90,29 @@ def info(folder: tyro.conf.Positional[str], /) -> None:
     from pathlib import Path
 
     from hashgym.data import cache
-    from hashgym.data.files import is_own
+    from hashgym.data.image_files import is_own
     from hashgym.gallery.encode import CODES
     from hashgym.gallery.gallery import INDEX
     from hashgym.storage.errors import DataError
 
     kinds = ((INDEX, _index_facts), (CODES, _codes_facts), (cache.CACHE, _features_facts))
-    known = [facts for kind, facts in kinds if kind.is_one(folder)]
+    known = [facts for kind, facts in kinds if kind.matches(folder)]
     if not known and not cache.is_cache(folder):
         if is_own(Path(folder)) and Path(folder).suffix == ".partial":
             raise DataError(f"{folder} is not finished: run its command again, which goes on with it")
         partial = Path(f"{folder}.partial")
         hint = f"; {partial} is not finished: run its command again" if partial.is_dir() else ""
         raise DataError(
-            f"{folder} is no folder of features, folder of codes or index: it has no {cache.META}; `hashgym features`, "
-            f"`hashgym encode` and `hashgym index` write one{hint}"
+            f"{folder} is no folder of features, folder of codes or index: it has no {cache.CACHE.manifest}; "
+            f"`hashgym features`, `hashgym encode` and `hashgym index` write one{hint}"
         )
     while True:
-        before = _state_of(os.path.join(folder, cache.META))
+        before = _state_of(os.path.join(folder, cache.CACHE.manifest))
         try:
             rows, files = (known[0] if known else _features_facts)(folder)
             break
         except (OSError, ValueError) as error:
-            if _state_of(os.path.join(folder, cache.META)) != before:
+            if _state_of(os.path.join(folder, cache.CACHE.manifest)) != before:
                 continue  # it was replaced meanwhile
             if not isinstance(error, DataError):
                 raise
@@ -561,7 +561,7 @@ def search(
     """
     from pathlib import Path
 
-    from hashgym.data.files import open_image
+    from hashgym.data.pictures import open_image
     from hashgym.gallery import open_gallery, page
     from hashgym.gallery.gallery import REGIONS
 

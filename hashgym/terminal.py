@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from typing import Any, TypeVar
 
+from hashgym.moved import keep_old_names
 from hashgym.text import printable
 
 __all__ = ["arguments", "command_line", "parse", "wants_version"]
@@ -128,3 +129,6 @@ def _pipe_closed() -> bool:
     os.dup2(nowhere, descriptor)
     os.close(nowhere)
     return True
+
+
+keep_old_names(__name__)

@@ -204,11 +204,11 @@ def test_features_without_ray(photos, tmp_path, monkeypatch, capsys):
 def test_module_and_ctrl_c(photos, tmp_path):
     """Ctrl-C while the job runs: how to go on, code 130; the same words finish it."""
     slow = (
-        "import signal, sys, time\nfrom hashgym.data import files\nfrom hashgym import cli\n"
+        "import signal, sys, time\nfrom hashgym.data import pictures\nfrom hashgym import cli\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a shell's background jobs ignore
-        "real = files.OpenImage.__call__\n"
+        "real = pictures.OpenImage.__call__\n"
         "def call(self, index):\n    time.sleep(0.1)\n    return real(self, index)\n"
-        "files.OpenImage.__call__ = call\ncli.main(sys.argv[1:])"
+        "pictures.OpenImage.__call__ = call\ncli.main(sys.argv[1:])"
     )
     args = words(photos, tmp_path / "out", "--batch-size", 4)
     process = subprocess.Popen([sys.executable, "-c", slow, *args], stderr=subprocess.PIPE, text=True)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from hashgym import cli, hashers, load_encoder
 from hashgym.data import DataError, cache
-from hashgym.data.files import open_image
+from hashgym.data.pictures import open_image
 from hashgym.gallery import open_codes, open_gallery
 from hashgym.storage import owned
 from hashgym.storage.atomic import atomic_write
@@ -289,8 +289,8 @@ def test_search_refuses(place, tmp_path, capsys):
     for args, message in [
         ([place / "index", tmp_path / "none.jpg"], "none.jpg cannot be read"),
         ([place / "index", tmp_path / "letter.jpg"], "letter.jpg is damaged or no picture"),
-        ([place / "photos", photo], "is no index"),
-        ([place / "codes", photo], "is no index"),
+        ([place / "photos", photo], "is not an index"),
+        ([place / "codes", photo], "is not an index"),
         ([place / "index", photo, "--k", 0], "at least 1"),
         ([place / "index", photo, "--radius", -1], "at least 0"),
         ([place / "index", photo, "--root", tmp_path / "none"], "say with --root"),

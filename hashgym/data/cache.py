@@ -22,19 +22,20 @@ from numpy.typing import NDArray
 
 from hashgym.data.dataset import HashingDataset
 from hashgym.storage import owned
+from hashgym.storage.atomic import sync
 from hashgym.storage.errors import DataError
 from hashgym.storage.reading import map_array
-from hashgym.storage.sealed import META, Kind, Thorough, read_json, sync, write_json
+from hashgym.storage.sealed import FolderFormat, Verify, read_json, write_json
 
 __all__ = ["is_cache", "open_cache", "read_meta", "save", "seal", "verify"]
 
-CACHE = Kind(
+CACHE = FolderFormat(
     "hashgym-cache",
     1,
-    what="cache of features",
+    description="a cache of features",
     command="hashgym features",
     remedy="copy it again, or extract the features again",
-    facts={"name": str, "columns": list, "provenance": dict},
+    fields={"name": str, "columns": list, "provenance": dict},
 )
 NAMES = "names.json"
 JOURNAL = "journal.jsonl"  # of the job that made it; one that was killed at its very end has left it
@@ -53,7 +54,7 @@ ARRAYS = REQUIRED | OPTIONAL
 
 def is_cache(path: str | Path) -> bool:
     """Whether ``path`` is a folder that looks like a cache."""
-    return (Path(path) / META).is_file()
+    return (Path(path) / CACHE.manifest).is_file()
 
 
 def save(dataset: HashingDataset, path: str | Path, *, overwrite: bool = False) -> None:
@@ -69,7 +70,7 @@ def save(dataset: HashingDataset, path: str | Path, *, overwrite: bool = False) 
     """
     dataset.require("labels")
     target = Path(path)
-    if os.path.lexists(target) and not (overwrite and CACHE.is_one(target) and not target.is_symlink()):
+    if os.path.lexists(target) and not (overwrite and CACHE.matches(target) and not target.is_symlink()):
         raise DataError(f"{target} exists already: remove it, or choose another name")
     if target.exists() and (foreign := _foreign(target)):
         raise DataError(
@@ -104,7 +105,7 @@ def save(dataset: HashingDataset, path: str | Path, *, overwrite: bool = False) 
 
 def _foreign(folder: Path) -> list[str]:
     """Names of what lies in a cache and is not part of it."""
-    ours = {owned.MARKER, META, NAMES, JOURNAL, *(f"{key}.npy" for key in ARRAYS)}
+    ours = {owned.MARKER, CACHE.manifest, NAMES, JOURNAL, *(f"{key}.npy" for key in ARRAYS)}
     return sorted(path.name for path in folder.iterdir() if path.name not in ours or not path.is_file())
 
 
@@ -143,7 +144,7 @@ def read_meta(path: str | Path) -> dict[str, Any]:
     return CACHE.read(path)
 
 
-def open_cache(path: str | Path, verify: Thorough = "once", *, all_labels: bool = False) -> HashingDataset:
+def open_cache(path: str | Path, verify: Verify = "once", *, all_labels: bool = False) -> HashingDataset:
     """Open a cache, its arrays mapped read-only. Files of up to 16 MB are compared with their checksums each time.
 
     Args:
@@ -158,7 +159,7 @@ def open_cache(path: str | Path, verify: Thorough = "once", *, all_labels: bool 
     """
     folder = Path(path)
     meta = CACHE.read(folder)
-    CACHE.check(folder, meta, thorough=verify)
+    CACHE.verify(folder, meta, large_files=verify)
     if absent := [name for name in (*(f"{key}.npy" for key in REQUIRED), NAMES) if name not in meta["files"]]:
         raise DataError(f"{folder} holds no {', '.join(absent)}; {CACHE.remedy}")
     arrays = {key: _open_array(folder, meta, key) for key in ARRAYS if f"{key}.npy" in meta["files"]}
@@ -170,7 +171,7 @@ def open_cache(path: str | Path, verify: Thorough = "once", *, all_labels: bool 
         raise DataError(f"{folder / NAMES} is damaged; {CACHE.remedy}")
     label_names, columns = names["label_names"], meta["columns"]
     if not all(type(column) is int and 0 <= column < len(label_names) for column in columns):
-        raise DataError(f"{folder / META} names labels that are not there; {CACHE.remedy}")
+        raise DataError(f"{folder / CACHE.manifest} names labels that are not there; {CACHE.remedy}")
     if not all_labels and len(columns) < len(label_names):
         arrays["labels"] = np.ascontiguousarray(arrays["labels"][:, columns])
         label_names = [label_names[column] for column in columns]
@@ -189,11 +190,11 @@ def verify(path: str | Path) -> None:
     Raises:
         DataError: naming every file that is missing or damaged.
     """
-    CACHE.check(path, CACHE.read(path), thorough=True)
+    CACHE.verify(path, CACHE.read(path), large_files=True)
 
 
 def _open_array(folder: Path, meta: Mapping[str, Any], key: str) -> NDArray[Any]:
-    array = CACHE.array(folder, meta, f"{key}.npy")
+    array = CACHE.open_array(folder, meta, f"{key}.npy")
     if array.dtype != np.dtype(ARRAYS[key]):
         raise DataError(f"{key}.npy in {folder} is {array.dtype}, but must be {ARRAYS[key]}; {CACHE.remedy}")
     return array

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym import codes
+from hashgym.moved import keep_old_names
 from hashgym.storage.errors import DataError, describe
 
 __all__ = ["HashingDataset"]
@@ -332,3 +333,6 @@ def _blocks(array: NDArray[Any]) -> Iterator[slice]:
         yield slice(start, start + count)
         if isinstance(array.base, mmap.mmap) and not array.flags.writeable and hasattr(mmap, "MADV_DONTNEED"):
             array.base.madvise(mmap.MADV_DONTNEED)
+
+
+keep_old_names(__name__)

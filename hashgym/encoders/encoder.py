@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym.codes import CodeSets
-from hashgym.data.files import to_rgb
+from hashgym.data.pictures import to_rgb
 from hashgym.encoders.onnx_file import check_self_contained
 from hashgym.features.backbone import Preprocess, preprocess_of
 from hashgym.features.regions import Box, corner_and_centre
@@ -284,7 +284,7 @@ class Encoder:
         """An image's V views as the network sees them, uint8 (V, size, size, 3): the whole image first.
 
         Args:
-            image: a picture, as :func:`hashgym.data.files.open_image` or ``PIL.Image.open`` gives it; it is turned
+            image: a picture, as :func:`hashgym.data.pictures.open_image` or ``PIL.Image.open`` gives it; it is turned
                 upright as its EXIF orientation says, and its transparent pixels are laid on white.
             regions: also cut out the regions, where the encoder has them; False gives V = 1.
 

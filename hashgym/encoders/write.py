@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym.codes import CodeSets, unpack
-from hashgym.data.files import BACKGROUND
+from hashgym.data.pictures import BACKGROUND
 from hashgym.encoders.encoder import FORMAT, KEY, Encoder, is_sealed, load_encoder, seal
 from hashgym.features.backbone import Backbone, describe_preprocess
 from hashgym.features.runtime import TOLERANCE, open_session, require_runtime, thread_count

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashgym.data.files import to_rgb
+from hashgym.data.pictures import to_rgb
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,7 +36,7 @@ class Backbone:
         digest: sha256 of the weights' file; empty where there are none.
         engine: what runs the network: ``numpy``, ``onnx`` or ``torch:DEVICE``.
         preprocess: picture -> uint8 (size, size, 3); what is not RGB goes through
-            ``hashgym.data.files.to_rgb``.
+            ``hashgym.data.pictures.to_rgb``.
         network: uint8 (n, size, size, 3) -> float32 (n, D). Where it has a method ``to_onnx()``, this gives the ONNX
             model of :meth:`to_onnx`.
     """

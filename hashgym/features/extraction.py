@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from hashgym.checks import check_integer, closest
 from hashgym.data import cache, splits
 from hashgym.data.dataset import HashingDataset
-from hashgym.data.files import BACKGROUND, to_rgb
 from hashgym.data.images import ImageCollection
+from hashgym.data.pictures import BACKGROUND, to_rgb
 from hashgym.features.backbone import Backbone
 from hashgym.features.regions import Box, corner_and_centre, random_boxes
 from hashgym.storage.errors import DataError

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hashgym.data.files import open_image
+from hashgym.data.pictures import open_image
 from hashgym.features.backbone import preprocess_of
 from hashgym.gallery.page import small
 from hashgym.storage.errors import DataError
@@ -97,7 +97,7 @@ class Decoders:
             preprocess: also return the picture as this preprocessing leaves it, as an encoder's metadata describes it.
 
         Raises:
-            DataError: for a file that :func:`hashgym.data.files.open_image` does not open, or that takes too long.
+            DataError: for a file that :func:`hashgym.data.pictures.open_image` does not open, or that takes too long.
             MemoryError: if the picture needs more memory than a worker may use, or than there is.
             TimeoutError: if all workers stay busy, or after :meth:`close`.
         """

@@ -34,8 +34,7 @@ from numpy.typing import NDArray
 
 from hashgym.checks import check_integer
 from hashgym.codes import CodeSets, Words, word_count
-from hashgym.data.files import (
-    BACKGROUND,
+from hashgym.data.image_files import (
     Listing,
     is_excluded,
     is_own,
@@ -43,18 +42,18 @@ from hashgym.data.files import (
     list_images,
     looks_like_image,
     natural,
-    open_image,
     resolved,
     stamp,
 )
+from hashgym.data.pictures import BACKGROUND, open_image
 from hashgym.features.runtime import thread_count
 from hashgym.storage import owned
-from hashgym.storage.atomic import hold
 from hashgym.storage.errors import DataError
 from hashgym.storage.job_store import JOURNAL, Store, tidy
+from hashgym.storage.locks import lock_folder
 from hashgym.storage.pipeline import Bad, ahead, progress_bar
 from hashgym.storage.reading import map_array
-from hashgym.storage.sealed import Kind, Thorough, read_json, write_json
+from hashgym.storage.sealed import FolderFormat, Verify, read_json, write_json
 from hashgym.versions import versions
 
 if TYPE_CHECKING:
@@ -62,13 +61,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Codes", "Encoded", "encode_images", "find_images", "open_codes", "update_codes"]
 
-CODES = Kind(
+CODES = FolderFormat(
     "hashgym-codes",
     1,
-    what="folder of codes",
+    description="a folder of codes",
     command="hashgym encode",
     remedy="encode the pictures again to another --out",
-    facts={
+    fields={
         **dict.fromkeys(("images", "bits", "views"), int),
         **{"root": str, "encoder": str, "job": dict, "left_out": dict},
     },
@@ -161,7 +160,7 @@ def encode_images(
 
     Args:
         encoder_path: an encoder that takes pictures, as ``hashgym export`` writes.
-        images: files, folders (with all below them, but for what ``hashgym.data.files.list_images`` passes over),
+        images: files, folders (with all below them, but for what ``hashgym.data.image_files.list_images`` passes over),
             and patterns such as ``photos/*.jpg``; an image that is named twice counts once.
         out: the folder to write; the job resumes from ``out.partial``.
         skip_bad: leave out and list images that cannot be read, instead of stopping at the first.
@@ -373,7 +372,7 @@ def _begun(folder: Path, root: Path, names: Sequence[str]) -> list[str] | None:
     return None
 
 
-def open_codes(folder: str | Path, *, verify: Thorough = "once") -> Codes:
+def open_codes(folder: str | Path, *, verify: Verify = "once") -> Codes:
     """Open a folder of codes.
 
     Args:
@@ -396,16 +395,16 @@ def open_codes(folder: str | Path, *, verify: Thorough = "once") -> Codes:
                 raise
 
 
-def _opened(path: Path, meta: dict[str, Any], verify: Thorough) -> Codes:
-    CODES.check(path, meta, thorough=verify)
+def _opened(path: Path, meta: dict[str, Any], verify: Verify) -> Codes:
+    CODES.verify(path, meta, large_files=verify)
     content = meta.get("content", "")
     if content and not (isinstance(content, str) and content.isdecimal()):
         raise DataError(f"{path} is damaged: its content is {content!r}; {CODES.remedy}")
     below = f"{content}/" if content else ""
-    words, kept, sizes = (CODES.array(path, meta, f"{below}{key}.npy") for key in ARRAYS)
+    words, kept, sizes = (CODES.open_array(path, meta, f"{below}{key}.npy") for key in ARRAYS)
     stamps = digests = None
     if all(f"{below}{key}.npy" in meta["files"] for key in RECORD):
-        stamps, digests = (CODES.array(path, meta, f"{below}{key}.npy") for key in RECORD)
+        stamps, digests = (CODES.open_array(path, meta, f"{below}{key}.npy") for key in RECORD)
     names = read_json(path / below / NAMES, CODES.remedy)
     left_out_stamps = meta.get("left_out_stamps", {})
     n, views, bits = meta["images"], meta["views"], meta["bits"]
@@ -577,13 +576,9 @@ def _digest(path: Path) -> bytes:
 
 def _finished(target: Path, job: dict[str, Any], held: ExitStack) -> Codes:
     """The codes in ``target``, if this job may update them; nobody else may until ``held`` is left."""
-    if not CODES.is_one(target):
+    if not CODES.matches(target):
         raise DataError(f"{target} exists already and is no folder of codes: choose another --out")
-    if os.name != "nt":  # which opens no folders
-        descriptor = os.open(target, os.O_RDONLY)
-        held.callback(os.close, descriptor)
-        if hold(descriptor) is False:
-            raise DataError(f"another process is at work in {target}: wait for it, or stop it")
+    held.enter_context(lock_folder(target, f"another process is at work in {target}: wait for it, or stop it"))
     old = open_codes(target)
     if (old.encoder, str(old.root)) != (job["encoder"], job["root"]):
         of = f"pictures in another folder, {old.root}" if old.encoder == job["encoder"] else "another encoder"

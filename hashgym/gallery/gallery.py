@@ -32,14 +32,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym.codes import CodeSets, Words, hamming
-from hashgym.data.files import open_image
+from hashgym.data.pictures import open_image
 from hashgym.features.regions import Box
 from hashgym.gallery.encode import ENCODER, Codes, open_codes, resolved
 from hashgym.storage import owned
-from hashgym.storage.atomic import clean
+from hashgym.storage.atomic import clean, sync
 from hashgym.storage.errors import DataError
 from hashgym.storage.pipeline import progress_bar
-from hashgym.storage.sealed import META, Kind, sync
+from hashgym.storage.sealed import FolderFormat
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,13 +49,13 @@ if TYPE_CHECKING:
 
 __all__ = ["REGIONS", "Gallery", "Match", "Names", "build", "open_gallery", "read_meta", "remove", "verify"]
 
-INDEX = Kind(
+INDEX = FolderFormat(
     "hashgym-gallery",
     1,
-    what="index",
+    description="an index",
     command="hashgym index",
     remedy="remove it and build it again",
-    facts={
+    fields={
         **dict.fromkeys(("images", "bits", "next_id"), int),
         **dict.fromkeys(("root", "content", "backend", "encoder"), str),
         **{"codes": list, "options": dict},
@@ -497,7 +497,7 @@ def _replace(
             **meta,
         )
     except BaseException:
-        if not INDEX.is_one(folder) or read_meta(folder)["content"] != number:  # else it is the index now
+        if not INDEX.matches(folder) or read_meta(folder)["content"] != number:  # else it is the index now
             _delete(work, options)
         raise
     _tidy(folder, options)
@@ -629,12 +629,12 @@ def _delete(content: Path, options: Mapping[str, Any]) -> None:
 
 def _tidy(folder: Path, options: Mapping[str, Any]) -> None:
     """Delete contents that carry the marker and are not that of the index: old ones, and what a killed run left."""
-    current = read_meta(folder)["content"] if INDEX.is_one(folder) else ""
-    clean(folder / META)
+    current = read_meta(folder)["content"] if INDEX.matches(folder) else ""
+    clean(folder / INDEX.manifest)
     for path in _numbered(folder):
         if path.name != current and owned.is_owned(path):
             _delete(path, options)
-    if _is_leftover(former := folder / f"{META}.new"):
+    if _is_leftover(former := folder / f"{INDEX.manifest}.new"):
         former.unlink()
 
 
@@ -644,10 +644,10 @@ def _numbered(folder: Path) -> list[Path]:
 
 def _is_leftover(path: Path) -> bool:
     """Whether this is a ``meta.json`` that a killed run, of this or an older version, has not finished."""
-    if re.fullmatch(rf"\.{re.escape(META)}\.[0-9a-f.]+\.hashgym-tmp", path.name):
+    if re.fullmatch(rf"\.{re.escape(INDEX.manifest)}\.[0-9a-f.]+\.hashgym-tmp", path.name):
         return True
-    start = f'{{\n "format": "{INDEX.format}"'.encode()
-    ours = path.name == f"{META}.new" and path.is_file() and not path.is_symlink()
+    start = f'{{\n "format": "{INDEX.name}"'.encode()
+    ours = path.name == f"{INDEX.manifest}.new" and path.is_file() and not path.is_symlink()
     if not ours:
         return False
     with path.open("rb") as file:
@@ -661,7 +661,7 @@ def _alone(folder: Path, options: Mapping[str, Any]) -> Iterator[None]:
     If the work fails, a folder that was created here is deleted, and one that was empty before is empty again.
     """
     there = folder.exists()
-    if not INDEX.is_one(folder):
+    if not INDEX.matches(folder):
         owned.create(folder)
     release: Callable[[], None] = lambda: None  # noqa: E731
     with suppress(ImportError):
@@ -694,7 +694,7 @@ def _existing(folder: Path, add: bool) -> dict[str, Any] | None:
         DataError: if there is no index to add to; or if something is there that is neither an index nor what a killed
             run leaves behind that was to build one.
     """
-    if INDEX.is_one(folder):
+    if INDEX.matches(folder):
         return read_meta(folder)
     if add and not folder.exists():
         raise DataError(f"{folder} does not exist: leave out --add to build it")
@@ -736,8 +736,8 @@ def _check_same_encoder(given: Sequence[Codes], folder: Path | None = None, old:
 
 def _arrays(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
     """The arrays of an index's content, compared with their checksums and checked against each other."""
-    INDEX.check(folder, meta, thorough=True)
-    arrays = {key: INDEX.array(folder, meta, f"{meta['content']}/{key}.npy") for key in ARRAYS}
+    INDEX.verify(folder, meta, large_files=True)
+    arrays = {key: INDEX.open_array(folder, meta, f"{meta['content']}/{key}.npy") for key in ARRAYS}
     rows = {len(arrays[key]) for key in ARRAYS if key != "text"}
     ends = arrays["ends"]
     ids, after = arrays["ids"], meta["next_id"]

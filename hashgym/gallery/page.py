@@ -9,7 +9,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hashgym.data.files import open_image
+from hashgym.data.pictures import open_image
 from hashgym.gallery.gallery import REGIONS, Gallery, Match
 from hashgym.storage import owned
 from hashgym.storage.atomic import write_text

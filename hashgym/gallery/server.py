@@ -29,10 +29,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 from hashgym.console import say
 from hashgym.gallery.decoding import Decoded, Decoders
-from hashgym.gallery.gallery import REGIONS, Gallery, open_gallery, read_meta
+from hashgym.gallery.gallery import INDEX, REGIONS, Gallery, open_gallery, read_meta
 from hashgym.gallery.page import jpeg
 from hashgym.storage.errors import DataError
-from hashgym.storage.sealed import META
 
 try:
     import flask
@@ -399,7 +398,7 @@ class _LiveGallery:
 
     def _stat(self) -> tuple[int, ...] | None:
         try:
-            found = (self._folder / META).stat()
+            found = (self._folder / INDEX.manifest).stat()
         except OSError:
             return None
         return found.st_mtime_ns, found.st_ino, found.st_size

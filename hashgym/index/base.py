@@ -39,9 +39,9 @@ from hashgym.codes import CodeSets, Words
 from hashgym.registry import Registry
 from hashgym.retrieval.buckets import pack_queries
 from hashgym.storage import owned
+from hashgym.storage.atomic import sync
 from hashgym.storage.checksums import sha256
 from hashgym.storage.reading import read_bounded
-from hashgym.storage.sealed import sync
 
 __all__ = [
     "BACKENDS",

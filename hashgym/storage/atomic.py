@@ -10,17 +10,18 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import BinaryIO
 
+from hashgym.moved import keep_old_names
 from hashgym.storage.errors import DataError
+from hashgym.storage.locks import lock_open_file
 
 __all__ = [
     "DiskFullError",
     "atomic_write",
     "clean",
     "explain_full_disk",
-    "hold",
-    "is_full",
+    "full_disk_error",
     "sync",
     "temporaries",
     "write_text",
@@ -94,7 +95,7 @@ def clean(path: str | Path) -> bool:
     busy = False
     for temporary in temporaries(path):
         with suppress(OSError), temporary.open("r+b") as file:
-            held = hold(file)
+            held = lock_open_file(file)
             if held:
                 temporary.unlink()
             busy |= held is False
@@ -125,24 +126,6 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def hold(file: IO[Any] | int) -> bool | None:
-    """Lock an open file, or the descriptor of one or of a folder, until it is closed; by the system if this process is
-    killed.
-
-    Returns:
-        True if it is locked now, False if another one has locked it, None where the system has no such locks.
-    """
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except (ImportError, OSError):
-        return None
-    return True
-
-
 @contextmanager
 def explain_full_disk(path: str | Path) -> Iterator[None]:
     """Turn the errors of a full disk into one that names the file and says what to do.
@@ -153,7 +136,7 @@ def explain_full_disk(path: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if (cause := is_full(error)) is None:
+        if (cause := full_disk_error(error)) is None:
             raise
         if isinstance(cause, DiskFullError):
             raise cause from None
@@ -165,7 +148,7 @@ def explain_full_disk(path: str | Path) -> Iterator[None]:
         ) from error
 
 
-def is_full(error: BaseException | None) -> OSError | None:
+def full_disk_error(error: BaseException | None) -> OSError | None:
     """The error in a chain of causes that says that the disk is full; None if there is none.
 
     Libraries hide it: torch raises a RuntimeError while it handles it, NumPy and FAISS put it into words alone.
@@ -188,7 +171,7 @@ def _begin(target: Path) -> tuple[Path, BinaryIO]:
         temporary = target.with_name(f"{_prefix(target)}{secrets.token_hex(8)}.hashgym-tmp")
         file = temporary.open("xb")
         # Another writer may have taken it for abandoned before it was locked.
-        if hold(file) is not False and temporary.exists():
+        if lock_open_file(file) is not False and temporary.exists():
             return temporary, file
         file.close()
 
@@ -197,3 +180,6 @@ def _prefix(target: Path) -> str:
     """What the names of a file's temporary files begin with; a long name is cut, to stay within 255 bytes."""
     digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:8]
     return f".{target.name[:40]}.{digest}."
+
+
+keep_old_names(__name__)

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym.storage import owned
-from hashgym.storage.atomic import DiskFullError, atomic_write, explain_full_disk, hold, is_full, sync
+from hashgym.storage.atomic import DiskFullError, atomic_write, explain_full_disk, full_disk_error, sync
 from hashgym.storage.errors import DataError
+from hashgym.storage.locks import lock_open_file
 from hashgym.storage.reading import MAX_WHOLE_BYTES, map_array
 from hashgym.storage.sealed import digest
 
@@ -83,7 +84,7 @@ class Store:
         except OSError as error:
             raise DataError(f"{self.folder} cannot be used: {error}") from error
         try:
-            if hold(self.journal) is False:
+            if lock_open_file(self.journal) is False:
                 raise DataError(f"another process is at work in {self.folder}: wait for it, or stop it")
             self._resume()
         except BaseException:
@@ -97,7 +98,7 @@ class Store:
         try:
             self.journal.close()
         finally:
-            if error is not None and is_full(error):
+            if error is not None and full_disk_error(error):
                 with explain_full_disk(self.folder):
                     raise error
 
@@ -150,7 +151,7 @@ class Store:
         self._remove_abandoned()
         setup = owned.create(self.folder.with_name(f".{self.folder.name}.{secrets.token_hex(8)}.new"))
         with (setup / owned.MARKER).open("r+b") as marker:
-            hold(marker)
+            lock_open_file(marker)
             try:
                 self._fill(setup)
                 setup.rename(self.folder)
@@ -166,7 +167,7 @@ class Store:
         for path in [path for path in self.folder.parent.iterdir() if path.name.startswith(prefix)]:
             if path.suffix == ".new" and owned.is_owned(path):
                 with suppress(OSError), (path / owned.MARKER).open("r+b") as marker:
-                    if hold(marker):
+                    if lock_open_file(marker):
                         owned.remove(path)
 
     def _fill(self, setup: Path) -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
+from hashgym.moved import keep_old_names
+
 __all__ = ["Bad", "ahead", "progress_bar"]
 
 AHEAD = 2  # batches that are read and preprocessed while the network works on another
@@ -89,3 +91,6 @@ def progress_bar(
             bar.update(task, advance=count, rate=f"{rate:,.0f} {of}/s")
 
         yield tick
+
+
+keep_old_names(__name__)

@@ -1,6 +1,7 @@
-"""Sealed folders: files, and a ``meta.json`` that says what they are and has the size and SHA-256 of each.
+"""Sealed folders: files, and a manifest that lists them with their sizes and SHA-256.
 
-``meta.json`` is written last and atomically, and has a digest of itself: where it can be read, the folder is whole.
+The manifest (``meta.json``, unless the format names it otherwise) is written last and atomically, and has a digest of
+itself. So a folder whose manifest can be read is complete.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,44 +19,48 @@ from typing import Any, Literal, TypeAlias
 
 from numpy.typing import NDArray
 
+from hashgym.moved import keep_old_names
+from hashgym.storage import owned
 from hashgym.storage.atomic import sync, write_text
 from hashgym.storage.checksums import has_checksum, sha256
 from hashgym.storage.errors import DataError
 from hashgym.storage.reading import map_array, read_bounded
 
-__all__ = ["META", "Kind", "read_json", "sync", "write_json"]
+__all__ = ["FolderFormat", "Verify", "digest", "is_named_by_digest", "read_json", "write_json"]
 
-META = "meta.json"
-SMALL = 1 << 24  # bytes that are read so quickly that they are always compared with their checksum
-PATIENCE = 2.0  # seconds of comparing after which the user learns why it takes long
+SMALL = 1 << 24  # bytes; smaller files are read so quickly that their checksums are always compared
+PATIENCE = 2.0  # seconds of comparing checksums after which a message says why it takes long
+_STORED = re.compile(r"[a-z]+-([0-9a-f]{16})\.[a-z]+")  # NAME-DIGEST.SUFFIX, of FolderFormat.seal_version
 
-Thorough: TypeAlias = bool | Literal["once"]
+Verify: TypeAlias = bool | Literal["once"]
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A kind of sealed folder.
+class FolderFormat:
+    """A format of sealed folders.
 
     Attributes:
-        format: its name in ``meta.json``.
+        name: of the format, in the manifest.
         version: of the format.
-        what: what such a folder is, for messages.
-        command: what writes one.
-        remedy: what to do where one is damaged.
-        facts: what ``meta.json`` says besides, and of which type it is.
+        description: what such a folder is, with its article, for messages.
+        command: the command that writes one.
+        remedy: what to do about a damaged one, for messages.
+        fields: names of further fields of the manifest, and their types.
+        manifest: file name of the manifest.
     """
 
-    format: str
+    name: str
     version: int
-    what: str
+    description: str
     command: str
     remedy: str
-    facts: Mapping[str, type] = field(default_factory=dict)
+    fields: Mapping[str, type] = field(default_factory=dict)
+    manifest: str = "meta.json"
 
-    def seal(self, folder: Path, files: Iterable[str], **facts: Any) -> None:
-        """Sync the files, given relative to the folder, and write their ``meta.json`` with the facts."""
+    def seal(self, folder: Path, files: Iterable[str], **fields: Any) -> None:
+        """Sync the files, given relative to the folder, and write the manifest with them and the fields."""
         entries: dict[str, Any] = {}
         for name in files:
             file = folder / name
@@ -62,100 +69,128 @@ class Kind:
             if file.suffix == ".npy":
                 array = map_array(file)
                 entries[name] |= {"dtype": str(array.dtype), "shape": list(array.shape)}
-        meta = {"format": self.format, "version": self.version, **facts, "files": entries}
-        write_json(folder / META, meta | {"digest": digest(meta)}, indent=1)
+        self._write_manifest(folder, fields, entries)
 
-    def is_one(self, folder: str | Path) -> bool:
-        """Whether there is a ``meta.json`` of this format, damaged or not."""
+    def seal_version(self, folder: Path, work: Path, **fields: Any) -> None:
+        """Move all files of a work folder into the folder as its new version, and delete those of the version before.
+
+        ``words.npy`` becomes ``words-DIGEST.npy``, which stands beside the old version's until the manifest is
+        replaced. So a process that is killed leaves one of the two versions, complete. Other files are not touched.
+
+        Args:
+            folder: it may hold a version already.
+            work: a folder on the same disk, whose files have names of lower-case letters and a suffix; its marker of
+                :mod:`hashgym.storage.owned` stays.
+            **fields: of the manifest.
+        """
+        entries: dict[str, Any] = {}
+        for file in sorted(file for file in work.iterdir() if file.name != owned.MARKER):
+            sync(file)
+            checksum = sha256(file)
+            stored = f"{file.stem}-{checksum[:16]}{file.suffix}"
+            entries[file.name] = {"file": stored, "bytes": file.stat().st_size, "sha256": checksum}
+            os.replace(file, folder / stored)
+        sync(folder)
+        self._write_manifest(folder, fields, entries)
+        current = {entry["file"] for entry in entries.values()}
+        for file in folder.iterdir():
+            if file.name not in current and is_named_by_digest(file):
+                file.unlink()
+
+    def matches(self, folder: str | Path) -> bool:
+        """Whether there is a manifest of this format, damaged or not."""
         try:
-            with (Path(folder) / META).open("rb") as file:
-                return f'"{self.format}"'.encode() in file.read(200)
+            with (Path(folder) / self.manifest).open("rb") as file:
+                return f'"{self.name}"'.encode() in file.read(200)
         except OSError:
             return False
 
     def read(self, folder: str | Path) -> dict[str, Any]:
-        """What ``meta.json`` says, checked against its own digest.
+        """Return the manifest, checked against its own digest.
 
         Raises:
-            DataError: if there is none, it is of another kind or version, or damaged.
+            DataError: if there is none, it is of another format or version, or it is damaged.
         """
-        file = Path(folder) / META
+        file = Path(folder) / self.manifest
+        wanted = f"{folder} is not {self.description}"
         if not file.is_file():
-            raise DataError(f"{folder} is no {self.what}: it has no {META}; `{self.command}` writes one")
-        meta = read_json(file, self.remedy)
-        if not isinstance(meta, dict) or meta.get("format") != self.format:
-            raise DataError(f"{folder} is no {self.what}: its {META} is of another kind; `{self.command}` writes one")
-        if meta.get("version") != self.version:
+            raise DataError(f"{wanted}: it has no {self.manifest}; `{self.command}` writes one")
+        manifest = read_json(file, self.remedy)
+        if not isinstance(manifest, dict) or manifest.get("format") != self.name:
+            raise DataError(f"{wanted}: its {self.manifest} is of another format; `{self.command}` writes one")
+        if manifest.get("version") != self.version:
             raise DataError(
-                f"{folder} is of version {meta.get('version')!r}, this hashgym reads version {self.version}: "
+                f"{folder} is of version {manifest.get('version')!r}, this hashgym reads version {self.version}: "
                 f"{self.remedy}, or use the hashgym that wrote it"
             )
-        said = {key: value for key, value in meta.items() if key != "digest"}
-        if meta.get("digest") != digest(said) or not self._sensible(said):
+        content = {key: value for key, value in manifest.items() if key != "digest"}
+        if manifest.get("digest") != digest(content) or not self._is_valid(content):
             raise DataError(f"{file} is damaged or was edited; {self.remedy}")
-        return meta
+        return manifest
 
-    def _sensible(self, meta: Mapping[str, Any]) -> bool:
-        """Whether all is there that is looked for, and no file elsewhere: a digest does not say who wrote it."""
-        if not all(type(meta.get(key)) is kind for key, kind in {"files": dict, **self.facts}.items()):
-            return False
-        wanted = {"bytes": int, "sha256": str}
-        array = wanted | {"dtype": str, "shape": list}
-        return all(
-            isinstance(entry, dict)
-            and not (Path(name).is_absolute() or ".." in Path(name).parts)
-            and all(type(entry.get(key)) is kind for key, kind in (array if name.endswith(".npy") else wanted).items())
-            for name, entry in meta["files"].items()
-        )
-
-    def check(self, folder: str | Path, meta: Mapping[str, Any], *, thorough: Thorough = False) -> None:
+    def verify(self, folder: str | Path, manifest: Mapping[str, Any], *, large_files: Verify = False) -> None:
         """Compare the files' sizes, and the checksums of files of up to 16 MB.
 
         Args:
             folder: the folder.
-            meta: what :meth:`read` gave.
-            thorough: True to compare the checksums of larger files too; ``"once"`` to do so unless that was done on
+            manifest: as :meth:`read` returns it.
+            large_files: True to compare the checksums of larger files too; ``"once"`` to do so unless that was done on
                 this machine since they were written (see :func:`hashgym.storage.checksums.has_checksum`).
 
         Raises:
             DataError: naming every file that is missing or damaged.
         """
-        large = sum(entry["bytes"] for entry in meta["files"].values() if entry["bytes"] > SMALL)
-        began, said = time.monotonic(), False
+        large = sum(entry["bytes"] for entry in manifest["files"].values() if entry["bytes"] > SMALL)
+        started, reported = time.monotonic(), False
 
         def tick() -> None:
-            nonlocal said
-            if not said and time.monotonic() - began > PATIENCE:
-                said = True
-                once = ", once on this machine" if thorough == "once" else ""
+            nonlocal reported
+            if not reported and time.monotonic() - started > PATIENCE:
+                reported = True
+                once = ", once on this machine" if large_files == "once" else ""
                 _log.warning("comparing %s with its checksums: %.1f GB%s", folder, large / 1e9, once)
 
-        files = meta["files"].items()
-        states = {name: _state(Path(folder) / name, entry, thorough, tick) for name, entry in files}
-        if wrong := [f"{name} {state}" for name, state in states.items() if state]:
-            raise DataError(f"{folder} is damaged: {', '.join(wrong)}; {self.remedy}")
+        files = {name: (self.path(folder, manifest, name), entry) for name, entry in manifest["files"].items()}
+        problems = {name: _problem(file, entry, large_files, tick) for name, (file, entry) in files.items()}
+        if found := [f"{name} {problem}" for name, problem in problems.items() if problem]:
+            raise DataError(f"{folder} is damaged: {', '.join(found)}; {self.remedy}")
 
-    def array(self, folder: str | Path, meta: Mapping[str, Any], name: str) -> NDArray[Any]:
-        """An array of the folder, mapped.
+    def path(self, folder: str | Path, manifest: Mapping[str, Any], name: str) -> Path:
+        """The path of a file that the manifest lists."""
+        stored: str = manifest["files"][name].get("file", name)
+        return Path(folder) / stored
+
+    def open_array(self, folder: str | Path, manifest: Mapping[str, Any], name: str) -> NDArray[Any]:
+        """Map an array of the folder.
 
         Raises:
             DataError: if the file is missing, damaged, or of another type or shape than it was written with.
         """
-        file, entry = Path(folder) / name, meta["files"].get(name)
+        entry = manifest["files"].get(name)
         if entry is None:
             raise DataError(f"{folder} has no {name}; {self.remedy}")
         try:
-            array = map_array(file)
+            array = map_array(self.path(folder, manifest, name))
         except DataError as error:
             raise DataError(f"{error}; {self.remedy}") from error
-        if str(array.dtype) != entry["dtype"] or list(array.shape) != entry["shape"]:
-            found, written = f"{array.dtype} {list(array.shape)}", f"{entry['dtype']} {entry['shape']}"
-            raise DataError(f"{name} in {folder} is {found}, {written} was written; {self.remedy}")
+        found = {"dtype": str(array.dtype), "shape": list(array.shape)}
+        if any(value != entry.get(key, value) for key, value in found.items()):
+            is_, was = f"{array.dtype} {list(array.shape)}", f"{entry['dtype']} {entry['shape']}"
+            raise DataError(f"{name} in {folder} is {is_}, {was} was written; {self.remedy}")
         return array
+
+    def _write_manifest(self, folder: Path, fields: Mapping[str, Any], entries: Mapping[str, Any]) -> None:
+        content = {"format": self.name, "version": self.version, **fields, "files": entries}
+        write_json(folder / self.manifest, content | {"digest": digest(content)}, indent=1)
+
+    def _is_valid(self, manifest: Mapping[str, Any]) -> bool:
+        """Whether all fields are there and no file is outside the folder; anybody can write a digest that is right."""
+        types = {"files": dict, **self.fields}
+        return _has(manifest, types) and all(_is_valid_entry(*entry) for entry in manifest["files"].items())
 
 
 def read_json(file: Path, remedy: str) -> Any:
-    """What a JSON file says.
+    """Return the content of a JSON file.
 
     Raises:
         DataError: if it is missing or damaged; the message ends with ``remedy``.
@@ -169,21 +204,46 @@ def read_json(file: Path, remedy: str) -> Any:
 
 
 def write_json(file: Path, content: Any, indent: int | None = None) -> None:
-    """Write a JSON file that is whole at every moment."""
+    """Write a JSON file atomically."""
     write_text(file, json.dumps(content, indent=indent) + "\n")
 
 
-def _state(file: Path, entry: Mapping[str, Any], thorough: Thorough, tick: Callable[[], None]) -> str:
-    """What is wrong with a file, in words; empty where nothing is."""
+def digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of the content of a manifest, without its digest."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def is_named_by_digest(file: Path) -> bool:
+    """Whether :meth:`FolderFormat.seal_version` wrote a file: its name has the digest of its content."""
+    name = _STORED.fullmatch(file.name)
+    return bool(name and file.is_file() and not file.is_symlink() and sha256(file)[:16] == name[1])
+
+
+def _has(entry: Any, types: Mapping[str, type]) -> bool:
+    return isinstance(entry, Mapping) and all(type(entry.get(key)) is kind for key, kind in types.items())
+
+
+def _is_valid_entry(name: str, entry: Any) -> bool:
+    if not _has(entry, {"bytes": int, "sha256": str}):
+        return False
+    if "file" in entry:  # of seal_version
+        return isinstance(entry["file"], str) and _STORED.fullmatch(entry["file"]) is not None
+    inside = not (Path(name).is_absolute() or ".." in Path(name).parts)
+    return inside and (not name.endswith(".npy") or _has(entry, {"dtype": str, "shape": list}))
+
+
+def _problem(file: Path, entry: Mapping[str, Any], large_files: Verify, tick: Callable[[], None]) -> str:
+    """What is wrong with a file; empty if nothing is."""
     try:
         if (size := file.stat().st_size) != entry["bytes"]:
             return f"has {size} of {entry['bytes']} bytes"
-        if not file.is_file():  # a pipe or a device may be read for ever
-            return "is no regular file"
+        if not file.is_file():  # reading a pipe or a device may never end
+            return "is not a regular file"
         if size <= SMALL:
             right = sha256(file) == entry["sha256"]
         else:
-            right = not thorough or has_checksum(file, entry["sha256"], again=thorough is True, tick=tick)
+            right = not large_files or has_checksum(file, entry["sha256"], again=large_files is True, tick=tick)
         return "" if right else "has changed since it was written"
     except FileNotFoundError:
         return "is missing"
@@ -191,7 +251,4 @@ def _state(file: Path, entry: Mapping[str, Any], thorough: Thorough, tick: Calla
         return f"cannot be read ({error.strerror})"
 
 
-def digest(meta: Mapping[str, Any]) -> str:
-    """SHA-256 of what ``meta.json`` says besides its digest."""
-    canonical = json.dumps(meta, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+keep_old_names(__name__)

@@ -243,7 +243,7 @@ def test_a_broken_meta_is_refused(folder, content):
 
 def test_what_is_no_cache_says_so(tmp_path):
     for path in (tmp_path, tmp_path / "absent", Path(__file__)):
-        with pytest.raises(DataError, match="is no cache"):
+        with pytest.raises(DataError, match="is not a cache"):
             cache.open_cache(path)
 
 

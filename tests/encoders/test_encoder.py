@@ -12,7 +12,7 @@ from PIL import Image
 
 from hashgym import features, load_encoder
 from hashgym.data import DataError
-from hashgym.data.files import open_image
+from hashgym.data.pictures import open_image
 from hashgym.encoders import write
 from hashgym.encoders.encoder import seal
 from hashgym.features.runtime import thread_count

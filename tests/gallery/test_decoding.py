@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hashgym.data.files import open_image
+from hashgym.data.pictures import open_image
 from hashgym.features.backbone import Stretch, describe_preprocess
 from hashgym.gallery.decoding import Decoders
 from hashgym.gallery.page import small

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from hashgym import gallery, load_encoder
 from hashgym.data import DataError
-from hashgym.data.files import open_image
+from hashgym.data.pictures import open_image
 from hashgym.gallery import encode as encode_module
 from hashgym.gallery import encode_images, find_images, open_codes
 from hashgym.gallery.encode import Encoded, update_codes
@@ -451,7 +451,7 @@ def test_what_is_passed_over_is_counted(encoder, tmp_path, monkeypatch):
 
 def test_what_is_no_folder_of_codes_or_damaged(encoder, tmp_path, monkeypatch):
     out = encode(encoder, [write_pictures(tmp_path / "photos", NAMES)], tmp_path / "out")
-    with pytest.raises(DataError, match=r"no folder of codes.*hashgym encode"):
+    with pytest.raises(DataError, match=r"not a folder of codes.*hashgym encode"):
         open_codes(tmp_path / "photos")
     words, meta = (out / "words.npy").read_bytes(), (out / "meta.json").read_text()
     (out / "words.npy").write_bytes(words[:-8] + b"\0" * 8)

@@ -110,7 +110,7 @@ def test_search_is_brute_force(backend, encoder, photos, codes, tmp_path):
 
 
 def _opened(image):
-    from hashgym.data.files import open_image
+    from hashgym.data.pictures import open_image
 
     return open_image(image) if isinstance(image, Path) else image
 
@@ -218,7 +218,7 @@ def test_what_is_refused_before_work(encoder, codes, photos, tmp_path):
         ([codes / "b"], tmp_path / "none", {"add": True}, "leave out --add"),
         ([codes / "b"], tmp_path / "full", {}, "is no index"),
         ([], tmp_path / "new", {}, "nothing to index"),
-        ([photos], tmp_path / "new", {}, "no folder of codes"),
+        ([photos], tmp_path / "new", {}, "not a folder of codes"),
         ([codes / "a"], tmp_path / "new", {"backend": "abacus"}, "abacus"),
         ([codes / "a"], tmp_path / "new", {"options": {"uri": "x"}}, "uri"),
     ]:
@@ -250,7 +250,7 @@ def test_damaged_indices(codes, tmp_path):
     def broken(change) -> str:
         copy = shutil.copytree(index, tmp_path / "copy")
         change(copy)
-        with pytest.raises(ValueError, match=r"again|no index") as error:
+        with pytest.raises(ValueError, match=r"again|not an index") as error:
             open_gallery(copy)
         shutil.rmtree(copy)
         return str(error.value)

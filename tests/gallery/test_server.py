@@ -37,7 +37,7 @@ pytest.importorskip("flask")
 pytest.importorskip("waitress")
 
 from hashgym import cli
-from hashgym.data.files import open_image
+from hashgym.data.pictures import open_image
 from hashgym.gallery import build, encode_images, page, remove
 from hashgym.gallery.gallery import Gallery, open_gallery
 from hashgym.gallery.server import MAX_RESULTS, PATIENCE, THUMBNAIL, _LiveGallery, _Server, create_app, serve

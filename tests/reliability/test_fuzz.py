@@ -154,7 +154,7 @@ def make_images(folder: Path) -> None:
 
 
 def read_image(folder: Path) -> None:
-    from hashgym.data.files import open_image
+    from hashgym.data.pictures import open_image
 
     for path in sorted(folder.iterdir()):
         image = open_image(path)

@@ -229,7 +229,7 @@ def test_results_with_a_field_without_end_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_picture_that_is_none_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
-    from hashgym.data.files import open_image
+    from hashgym.data.pictures import open_image
 
     (tmp_path / name).write_bytes(content)
     refused(lambda: open_image(tmp_path / name), match=name)
@@ -300,12 +300,12 @@ def test_pictures_that_take_long_for_their_size_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Each would take tens of seconds or gigabytes for every 30 MB; Pillow decodes them in Python."""
-    from hashgym.data import files
-    from hashgym.data.files import open_image
+    from hashgym.data import pictures
+    from hashgym.data.pictures import open_image
 
     if name == "empty runs.bmp" and int(PIL.__version__.partition(".")[0]) < 12:
         pytest.skip("older versions of Pillow do not take empty runs for empty, and decode them quickly")
-    monkeypatch.setattr(files, "MAX_READS", 100_000)  # a tenth, for quick tests
+    monkeypatch.setattr(pictures, "MAX_READS", 100_000)  # a tenth, for quick tests
 
     (tmp_path / name).write_bytes(SLOW[name]())
     with bounded(seconds=5, octets=1 << 28), pytest.raises(DataError, match=f"{name} (consists of too many|is a )"):
@@ -314,7 +314,7 @@ def test_pictures_that_take_long_for_their_size_are_refused(
 
 def test_formats_that_pillow_reads_whole_are_bounded_in_pixels(tmp_path: Path) -> None:
     """WebP and AVIF that say they are giant are refused before there is memory for their pixels."""
-    from hashgym.data.files import open_image
+    from hashgym.data.pictures import open_image
 
     frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "bomb.webp", save_all=True, append_images=frames[1:])
@@ -358,7 +358,7 @@ def test_pictures_beyond_the_limits_are_bad_pictures_and_left_out(tmp_path: Path
 
 
 def test_pictures_of_the_same_kinds_but_ordinary_size_are_read() -> None:
-    from hashgym.data.files import open_image
+    from hashgym.data.pictures import open_image
 
     noise = np.random.default_rng(0).integers(0, 100, (90, 120), np.uint8)
     text = b"P2\n# made by hand\n120 90\n100\n" + b"\n".join(b" ".join(b"%d" % v for v in row) for row in noise)

@@ -1,4 +1,4 @@
-"""Files of arrays that would take more memory than they should."""
+"""Files that would take more memory than they should."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from hashgym.data import DataError
-from hashgym.storage.reading import read_arrays
+from hashgym.storage.reading import read_arrays, read_bounded
+from tests.reliability.damage import bounded
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
@@ -44,3 +45,17 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.npz")
     with pytest.raises(DataError, match="no regular file"):
         read_arrays(tmp_path / "a.npz")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes")
+def test_files_that_are_read_whole_are_bounded(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes(b"12345")
+    assert read_bounded(tmp_path / "list.txt", 5) == b"12345"
+    with pytest.raises(DataError, match=r"list\.txt has more than 4 bytes"):
+        read_bounded(tmp_path / "list.txt", 4)
+    os.truncate(tmp_path / "list.txt", 40_000_000_000)
+    with bounded(octets=1 << 26), pytest.raises(DataError, match=r"list\.txt has more than 1,073,741,824 bytes"):
+        read_bounded(tmp_path / "list.txt")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="regular"):
+        read_bounded(tmp_path / "pipe")

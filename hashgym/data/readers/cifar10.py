@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashgym.data.files import OpenImage, folder, list_images
+from hashgym.data.image_files import folder, list_images
 from hashgym.data.images import ImageCollection
+from hashgym.data.pictures import OpenImage
 from hashgym.storage.errors import DataError
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from hashgym.data.files import OpenImage, find, folder, require_all
+from hashgym.data.image_files import find, folder, require_all
 from hashgym.data.images import ImageCollection
+from hashgym.data.pictures import OpenImage
 from hashgym.storage.errors import DataError
 from hashgym.storage.reading import read_bounded
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from hashgym.data.files import Listing, OpenImage, folder, list_images, natural, subfolders
+from hashgym.data.image_files import Listing, folder, list_images, natural, subfolders
 from hashgym.data.images import ImageCollection
+from hashgym.data.pictures import OpenImage
 from hashgym.data.splits import PARTS
 from hashgym.storage.errors import DataError
 
@@ -24,8 +25,8 @@ def read(root: str | Path, *, follow_links: bool = False, exclude: Sequence[str]
 
     If the subfolders are called ``train``, ``test``, ``val``, ``query``, ``database`` or the like, in any case, and
     hold folders, the classes are the folders in these, and the split ``given`` keeps to them. Images may lie any number
-    of folders below their class. :func:`hashgym.data.files.list_images` says what is passed over; the provenance counts
-    it.
+    of folders below their class. What :func:`hashgym.data.image_files.list_images` passes over is counted in the
+    provenance.
 
     Args:
         root: the folder.

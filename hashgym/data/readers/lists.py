@@ -12,8 +12,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from hashgym.data.files import OpenImage, is_excluded, require_all, resolved
+from hashgym.data.image_files import is_excluded, require_all, resolved
 from hashgym.data.images import ImageCollection
+from hashgym.data.pictures import OpenImage
 from hashgym.storage.errors import DataError
 from hashgym.storage.reading import read_bounded
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hashgym.data.files import OpenImage, find, folder, natural
+from hashgym.data.image_files import find, folder, natural
 from hashgym.data.images import ImageCollection
+from hashgym.data.pictures import OpenImage
 from hashgym.storage.errors import DataError
 from hashgym.storage.reading import read_bounded
 
