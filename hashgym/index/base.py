@@ -247,7 +247,11 @@ class Index(ABC):
 
     @abstractmethod
     def _write(self, folder: Path) -> dict[str, Any]:
-        """Write the index to files in an empty folder; return the options that :meth:`_read` needs, ready for JSON."""
+        """Write the index to files in an empty folder, named like ``words.npy``, in lower-case letters.
+
+        Returns:
+            the options that :meth:`_read` needs besides, ready for JSON.
+        """
 
     @classmethod
     @abstractmethod

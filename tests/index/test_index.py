@@ -214,7 +214,7 @@ def test_back_ends_are_named():
     assert index.make("brute-force", np.int64(8)).bits == 8
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def registry():
     """The registry of back ends; names that a test adds are removed."""
     before = dict(index.base.BACKENDS.entries), dict(index.base.BACKENDS.descriptions)
@@ -410,6 +410,21 @@ def test_damage_is_found_before_anything_is_searched(tmp_path, harm, reason):
     harm(tmp_path / "index")
     with pytest.raises(ValueError, match=reason):
         index.Index.load(tmp_path / "index")
+
+
+def test_names_that_could_not_be_read_again_are_not_saved(tmp_path):
+    class Numbered(BruteForceIndex):
+        def _write(self, folder):
+            np.save(folder / "table-1.npy", self._words)
+            return {}
+
+    index.register("numbered", Numbered)
+    filled().save(tmp_path)
+    before = {file.name for file in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=r"sealed files have names like words\.npy, .*, got table-1\.npy"):
+        filled("numbered").save(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == before
+    assert index.load(tmp_path).ids.tolist() == [4, 7]
 
 
 def test_a_foreign_folder_is_not_written_to(tmp_path):
