@@ -154,8 +154,8 @@ class FolderFormat:
                 once = ", once on this machine" if large_files == "once" else ""
                 _log.warning("comparing %s with its checksums: %.1f GB%s", folder, large / 1e9, once)
 
-        files = {name: (self.path(folder, manifest, name), entry) for name, entry in manifest["files"].items()}
-        problems = {name: _problem(file, entry, large_files, tick) for name, (file, entry) in files.items()}
+        files = {entry.get("file", name): entry for name, entry in manifest["files"].items()}
+        problems = {name: _problem(Path(folder) / name, entry, large_files, tick) for name, entry in files.items()}
         if found := [f"{name} {problem}" for name, problem in problems.items() if problem]:
             raise DataError(f"{folder} is damaged: {', '.join(found)}; {self.remedy}")
 
