@@ -49,6 +49,8 @@ MODULES: dict[str, str | tuple[str, ...]] = {  # old path -> new path, or those 
 # Module that calls keep_old_names -> {name that it had: where it is now, "module" or, renamed, "module:name"}.
 NAMES: dict[str, dict[str, str]] = {
     "data.dataset": {"described": "storage.errors:describe"},
+    "retrieval": {"BucketIndex": "retrieval.buckets:BucketTable"},
+    "retrieval.buckets": {"BucketIndex": "retrieval.buckets:BucketTable"},
     "storage.atomic": {"hold": "storage.locks:lock_open_file", "is_full": "storage.atomic:full_disk_error"},
     "storage.pipeline": {"versions": "versions"},
     "storage.sealed": {"Kind": "storage.sealed:FolderFormat"},
