@@ -21,7 +21,7 @@ from rich.progress import TimeElapsedColumn
 
 from hashgym.console import Console, Text, bar, styled
 from hashgym.data import HashingDataset
-from hashgym.storage.ray_cluster import cluster, result
+from hashgym.storage.ray_cluster import cluster, task_result
 
 __all__ = ["CONTINUES", "Executor", "data_digest", "features_name", "run_cells", "unfinished"]
 
@@ -150,7 +150,7 @@ def _on_ray(
         try:
             while waiting:
                 (ended,), _ = ray.wait(list(waiting))
-                yield waiting.pop(ended), partial(result, ray, ended)
+                yield waiting.pop(ended), partial(task_result, ray, ended)
         finally:
             for reference in waiting:
                 ray.cancel(reference, force=True)

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.machinery import ModuleSpec
+from operator import attrgetter
 from types import ModuleType
 from typing import Any
 
@@ -49,10 +50,17 @@ MODULES: dict[str, str | tuple[str, ...]] = {  # old path -> new path, or those 
 # Module that calls keep_old_names -> {name that it had: where it is now, "module" or, renamed, "module:name"}.
 NAMES: dict[str, dict[str, str]] = {
     "data.dataset": {"described": "storage.errors:describe"},
+    "data.splits": {"apply": "data.dataset:HashingDataset.with_split"},
     "retrieval": {"BucketIndex": "retrieval.buckets:BucketTable"},
     "retrieval.buckets": {"BucketIndex": "retrieval.buckets:BucketTable"},
     "storage.atomic": {"hold": "storage.locks:lock_open_file", "is_full": "storage.atomic:full_disk_error"},
-    "storage.pipeline": {"versions": "versions"},
+    "storage.job_store": {"Store": "storage.job_store:JobStore", "tidy": "storage.job_store:remove_journal"},
+    "storage.pipeline": {
+        "Bad": "storage.pipeline:UnreadableImage",
+        "ahead": "storage.pipeline:prefetch",
+        "versions": "versions",
+    },
+    "storage.ray_cluster": {"result": "storage.ray_cluster:task_result"},
     "storage.sealed": {"Kind": "storage.sealed:FolderFormat"},
     "terminal": {"quote": "text"},
 }
@@ -71,7 +79,7 @@ def keep_old_names(module: str) -> None:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         place, _, new = moved[name].partition(":")
         _warn(f"{module}.{name}", f"hashgym.{place}.{new or name}")
-        return getattr(import_module(f"hashgym.{place}"), new or name)
+        return attrgetter(new or name)(import_module(f"hashgym.{place}"))
 
     # Set here rather than by an assignment in the module, which would let type checkers accept every name in it.
     vars(sys.modules[module])["__getattr__"] = find

@@ -288,7 +288,7 @@ def test_search_refuses(place, tmp_path, capsys):
     (tmp_path / "letter.jpg").write_text("no picture")
     for args, message in [
         ([place / "index", tmp_path / "none.jpg"], "none.jpg cannot be read"),
-        ([place / "index", tmp_path / "letter.jpg"], "letter.jpg is damaged or no picture"),
+        ([place / "index", tmp_path / "letter.jpg"], "letter.jpg is damaged or not a picture"),
         ([place / "photos", photo], "is not an index"),
         ([place / "codes", photo], "is not an index"),
         ([place / "index", photo, "--k", 0], "at least 1"),

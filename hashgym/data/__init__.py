@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,24 +10,36 @@ from typing import Any
 
 from hashgym.checks import closest
 from hashgym.data import splits
+from hashgym.data.cache import open_cache
 from hashgym.data.dataset import FROM_ARRAYS, HashingDataset
 from hashgym.data.images import ImageCollection
+from hashgym.data.readers import DATASETS, Reader, find_reader
 from hashgym.storage.errors import DataError, describe
 from hashgym.text import quote
 
-__all__ = ["DataError", "DatasetInfo", "HashingDataset", "ImageCollection", "datasets", "load", "read_images"]
+__all__ = [
+    "DataError",
+    "DatasetInfo",
+    "HashingDataset",
+    "ImageCollection",
+    "Reader",
+    "datasets",
+    "load",
+    "read_images",
+    "register",
+]
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What can be read: a line of ``hashgym datasets``.
+    """A dataset that can be read: a line of ``hashgym datasets``.
 
     Attributes:
-        name: what ``--dataset`` and :func:`load` call it.
-        description: what it shows.
-        reads_from: the files and folders that are wanted.
+        name: for ``--dataset`` and :func:`load`.
+        description: one line.
+        reads_from: the files and folders that are read.
         splits: descriptions of its splits by name, the default first.
-        embedded: True if :func:`load` makes it without any file; False if it is images on disk, read by
+        embedded: True if :func:`load` creates it without any file; False if it is images on disk, read by
             :func:`read_images`.
     """
 
@@ -39,36 +50,30 @@ class DatasetInfo:
     embedded: bool = False
 
 
-# name: module, description, where it is read from
-_EMBEDDED = {
-    "digits": ("digits", "1,797 handwritten digits of 8 x 8 pixels, 10 classes", "scikit-learn; nothing to download"),
-    "digit-scenes": (
-        *("digit_scenes", "boards of 1 to 4 handwritten digits, 10 labels, with regions"),
-        "composed from scikit-learn's digits; nothing to download",
-    ),
-}
-_ON_DISK = {
-    "cifar10": ("cifar10", "60,000 pictures of 32 x 32 pixels, 10 classes"),
-    "mirflickr25k": ("mirflickr25k", "25,000 Flickr photos, 38 labels"),
-    "nuswide21": ("nuswide21", "NUS-WIDE's photos with its 21 most frequent concepts"),
-    "coco": ("coco", "COCO 2014, 123,287 photos, 80 labels"),
-    "folder:PATH": ("folders", "any folder of class folders"),
-    "list:FILE": (
-        "lists",
-        "any list of `path 0 1 0 ...` or `path 7` lines, or a folder of train.txt, test.txt and database.txt",
-    ),
-}
-
-
 def datasets() -> list[DatasetInfo]:
-    """Every dataset that can be read, embedded ones first."""
+    """List every dataset that can be read, embedded ones first."""
+    listed = []
+    for name, description in DATASETS.descriptions.items():
+        reader = DATASETS.find(name)
+        described = {split: rule.description for split, rule in splits.rules(name).items()}
+        listed.append(DatasetInfo(name, description, reader.reads_from, described, reader.embedded))
+    return sorted(listed, key=lambda info: not info.embedded)
 
-    def described(name: str) -> dict[str, str]:
-        return {split: rule.description for split, rule in splits.rules(name).items()}
 
-    embedded = [DatasetInfo(n, what, where, described(n), True) for n, (_, what, where) in _EMBEDDED.items()]
-    on_disk = [DatasetInfo(n, what, _module(file).LAYOUT, described(n)) for n, (file, what) in _ON_DISK.items()]
-    return embedded + on_disk
+def register(name: str, reader: Reader | str, description: str) -> None:
+    """Add a dataset of your own, for :func:`read_images` or, embedded, for :func:`load`.
+
+    Args:
+        name: what to call it; ``"pets:PATH"`` is a dataset whose name carries a path, as ``folder:PATH`` does.
+        reader: how it is read, or where that is, as "package.module:READER", which is imported at first use.
+        description: one line for :func:`datasets`.
+
+    Raises:
+        ValueError: if the name is taken by another dataset, or the reader is neither a reader nor of that form.
+    """
+    if not isinstance(reader, (str, Reader)):
+        raise ValueError(f"reader must be a hashgym.data.Reader or 'package.module:READER', got {describe(reader)}")
+    DATASETS.register(name, reader, description)
 
 
 def read_images(
@@ -83,36 +88,32 @@ def read_images(
 
     Args:
         dataset: a name out of :func:`datasets`, with ``folder:PATH`` and ``list:FILE`` filled in.
-        root: the folder that holds the dataset. For ``list:`` the folder that the paths in the list start from, the
-            list's own by default; for ``folder:`` it is not needed.
-        allow_missing: leave images out that are listed but not there (NUS-WIDE, COCO, lists), instead of an error.
-        follow_links: with ``folder:`` and ``list:``, follow links to files and folders, and read what lies outside the
-            folder; links are passed over otherwise. The other datasets are read as their folders are laid out.
-        exclude: with ``folder:`` and ``list:``, patterns of names or relative paths that are left out.
+        root: the folder of the dataset. For ``list:`` the folder that the paths in the list are relative to, by default
+            that of the list; not needed for ``folder:``.
+        allow_missing: leave out images that are listed but missing (NUS-WIDE, COCO, lists), instead of an error.
+        follow_links: with ``folder:`` and ``list:``, follow links to files and folders, also out of the folder; links
+            are skipped otherwise. Other datasets are always read with links.
+        exclude: with ``folder:`` and ``list:``, patterns of names or relative paths to leave out.
 
     Raises:
-        DataError: for an unknown name, a missing root, or files that are not as they should be.
+        DataError: for an unknown name, a missing root, or missing or invalid files.
     """
-    kind, _, path = dataset.partition(":")
-    if kind == "folder" and path:
-        return _module("folders").read(path, follow_links=follow_links, exclude=exclude)
-    if kind == "list" and path:
-        return _module("lists").read(
-            path, root, allow_missing=allow_missing, follow_links=follow_links, exclude=exclude
-        )
-    if dataset in _EMBEDDED:
-        raise DataError(f"{dataset} is embedded and has features already: use hashgym.data.load({dataset!r})")
-    if dataset not in _ON_DISK or path or ":" in dataset:
+    found = find_reader(dataset)
+    if found is None:
+        names = _names(embedded=False)
         raise DataError(
-            f"there is no dataset {dataset!r}{closest(dataset, _ON_DISK)} of images; there are {', '.join(_ON_DISK)}"
+            f"there is no dataset {dataset!r}{closest(dataset, names)} of images; there are {', '.join(names)}"
         )
-    if exclude:
+    reader, path = found
+    if reader.embedded:
+        raise DataError(f"{dataset} is embedded and has features already: use hashgym.data.load({dataset!r})")
+    if exclude and "exclude" not in reader.options:
         raise DataError(f"{dataset} has a fixed set of images: --exclude is for folder:PATH and list:FILE")
-    reader = _module(_ON_DISK[dataset][0])
-    if root is None:
-        raise DataError(f"{dataset} needs the folder it lies in (--root); wanted: {reader.LAYOUT}")
-    options = {"allow_missing": allow_missing} if dataset in ("nuswide21", "coco") else {}
-    return reader.read(root, **options)
+    if root is None and not path:
+        raise DataError(f"{dataset} needs the folder it lies in (--root); wanted: {reader.reads_from}")
+    given = {"root": root, "allow_missing": allow_missing, "follow_links": follow_links, "exclude": exclude}
+    collection: ImageCollection = reader.read(path or root, **{name: given[name] for name in reader.options})
+    return collection
 
 
 def load(
@@ -127,34 +128,35 @@ def load(
 
     Args:
         source: ``"digits"``, ``"digit-scenes"``, a folder that ``hashgym features`` wrote, or a dataset, which is
-            returned as it is unless another split is asked for.
+            returned unchanged unless another split is asked for.
         split: a split by name (see :func:`datasets`), instead of the stored one.
-        seed: what the split is drawn with, instead of the stored one; 0 by default.
+        seed: that the split is drawn with, instead of the stored one; 0 by default.
         queries: number of queries, instead of the split's own.
         train: number of training images, instead of the split's own.
 
     Raises:
         DataError: for an unknown name, a dataset whose features are not extracted yet, a damaged folder, or a split
-            that the data cannot give.
+            that the data do not allow.
     """
     again = any(option is not None for option in (split, seed, queries, train))
     if not isinstance(source, HashingDataset):
         source = checked_source(source)
     if isinstance(source, HashingDataset):
         dataset = source
-    elif source in _EMBEDDED:
-        dataset = _module(_EMBEDDED[str(source)][0]).load(seed or 0)
-    elif str(source).partition(":")[0] in (name.partition(":")[0] for name in _ON_DISK) and not Path(source).exists():
-        root = "" if str(source).startswith("folder:") else " --root DIR"
+    elif (found := find_reader(source)) is not None and found[0].embedded:
+        dataset = found[0].read(seed or 0)
+    elif Path(source).exists():
+        dataset = open_cache(Path(source), all_labels=again)
+    elif found is not None:
+        root = "" if source.startswith("folder:") else " --root DIR"
         raise DataError(
             f"{source} is a set of images: extract features first, then load the folder they are written to: "
             f"hashgym features --dataset {quote(source)}{root} --backbone efficientnet_lite0 --out DIR"
         )
-    elif Path(source).exists():
-        dataset = importlib.import_module("hashgym.data.cache").open_cache(Path(source), all_labels=again)
     else:
-        close = closest(source, _EMBEDDED)
-        raise DataError(f"{source} is neither a folder of features nor one of {', '.join(_EMBEDDED)}{close}")
+        names = _names(embedded=True)
+        close = closest(source, names)
+        raise DataError(f"{source} is neither a folder of features nor one of {', '.join(names)}{close}")
     if not again:
         return dataset
     dataset.require("labels")
@@ -172,18 +174,18 @@ def load(
         queries=queries,
         train=train,
     )
-    return splits.apply(dataset, drawn)
+    return dataset.with_split(drawn)
 
 
 def checked_source(source: Any) -> str:
-    """A dataset's name or folder as text.
+    """Return a dataset's name or folder as text.
 
     Raises:
-        DataError: for arrays, tables and whatever else is neither, and for a text that can be no path.
+        DataError: for arrays, tables and other types, and for a text that cannot be a path.
     """
     if not isinstance(source, (str, os.PathLike)) or isinstance(source, bytes):
         raise DataError(
-            f"a dataset is a name ({', '.join(_EMBEDDED)}), a folder of features or a HashingDataset, got "
+            f"a dataset is a name ({', '.join(_names(embedded=True))}), a folder of features or a HashingDataset, got "
             f"{describe(source)}: {FROM_ARRAYS} makes a dataset of arrays"
         )
     try:
@@ -193,5 +195,5 @@ def checked_source(source: Any) -> str:
     return os.fspath(source)
 
 
-def _module(name: str) -> Any:
-    return importlib.import_module(f"hashgym.data.readers.{name}")
+def _names(*, embedded: bool) -> list[str]:
+    return [info.name for info in datasets() if info.embedded == embedded]

@@ -1,11 +1,10 @@
 """The on-disk cache: a dataset as a folder of ``.npy`` files and ``meta.json``.
 
-``features.npy``, ``labels.npy``, ``query.npy``, ``database.npy``, ``train.npy``, where there are such data also
+``features.npy``, ``labels.npy``, ``query.npy``, ``database.npy``, ``train.npy``, if the dataset has them also
 ``regions.npy``, ``train_regions.npy``, ``boxes.npy``, ``train_boxes.npy``, ``thumbnails.npy``, ``center.npy`` and
-``scale.npy``, and ``names.json`` (image
-names, label names). ``meta.json`` has the format's version, each file's size, shape, type and SHA-256, the provenance
-of the features, and a digest of itself. Arrays are mapped, so opening a cache of many gigabytes takes no memory;
-nothing is ever unpickled.
+``scale.npy``, and ``names.json`` (image names, label names). ``meta.json`` has the version of the format, the size,
+shape, type and SHA-256 of each file, the provenance of the features, and a digest of itself. Arrays are mapped, so
+opening a cache of many gigabytes takes no memory; nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from hashgym.data.dataset import HashingDataset
 from hashgym.storage import owned
 from hashgym.storage.atomic import sync
 from hashgym.storage.errors import DataError
+from hashgym.storage.job_store import JOURNAL
 from hashgym.storage.reading import map_array
 from hashgym.storage.sealed import FolderFormat, Verify, read_json, write_json
 
@@ -38,7 +38,6 @@ CACHE = FolderFormat(
     fields={"name": str, "columns": list, "provenance": dict},
 )
 NAMES = "names.json"
-JOURNAL = "journal.jsonl"  # of the job that made it; one that was killed at its very end has left it
 REQUIRED = {"features": "float32", "labels": "uint8", "query": "int64", "database": "int64", "train": "int64"}
 OPTIONAL = {
     "regions": "float32",
@@ -60,12 +59,12 @@ def is_cache(path: str | Path) -> bool:
 def save(dataset: HashingDataset, path: str | Path, *, overwrite: bool = False) -> None:
     """Write a dataset to the folder ``path``.
 
-    Everything is written and synced beside ``path`` and renamed at the end: at no moment is there half a cache under
-    that name, nor is an old one lost before the new one is complete.
+    The files are written and synced to a folder beside ``path`` that is renamed at the end: there is never an
+    incomplete cache under that name, and an old one is kept until the new one is complete.
 
     Raises:
-        DataError: if ``path`` exists, unless it is a cache with nothing else in it and ``overwrite`` is true; for a
-            dataset without labels.
+        DataError: if ``path`` exists, unless it is a cache without foreign files and ``overwrite`` is true; or if the
+            dataset has no labels.
         OSError: if it cannot be written.
     """
     dataset.require("labels")
@@ -74,7 +73,7 @@ def save(dataset: HashingDataset, path: str | Path, *, overwrite: bool = False) 
         raise DataError(f"{target} exists already: remove it, or choose another name")
     if target.exists() and (foreign := _foreign(target)):
         raise DataError(
-            f"{target} is not overwritten, for hashgym did not write {', '.join(foreign[:3])} in it: move that "
+            f"{target} is not overwritten, as hashgym did not write {', '.join(foreign[:3])} in it: move that "
             "elsewhere, or choose another name"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +92,7 @@ def save(dataset: HashingDataset, path: str | Path, *, overwrite: bool = False) 
             finally:
                 if not target.exists():
                     old.rename(target)
-            owned.mark(old)  # it has only files of ours
+            owned.mark(old)  # it has only files of hashgym, as checked above
             owned.remove(old)
         else:
             work.rename(target)
@@ -104,7 +103,8 @@ def save(dataset: HashingDataset, path: str | Path, *, overwrite: bool = False) 
 
 
 def _foreign(folder: Path) -> list[str]:
-    """Names of what lies in a cache and is not part of it."""
+    """Names of files in a cache that are not part of it."""
+    # A job that was killed at its very end leaves its journal.
     ours = {owned.MARKER, CACHE.manifest, NAMES, JOURNAL, *(f"{key}.npy" for key in ARRAYS)}
     return sorted(path.name for path in folder.iterdir() if path.name not in ours or not path.is_file())
 
@@ -119,7 +119,7 @@ def seal(
 ) -> None:
     """Turn a folder of arrays into a cache: add the names and, last and atomically, ``meta.json``; sync everything.
 
-    ``columns`` are the labels that count in the split; all where None.
+    ``columns`` are the labels that count in the split; None for all.
     """
     write_json(folder / NAMES, {"names": list(names), "label_names": list(label_names)})
     images, dim = map_array(folder / "features.npy").shape
@@ -136,32 +136,32 @@ def seal(
 
 
 def read_meta(path: str | Path) -> dict[str, Any]:
-    """What ``meta.json`` of a cache says, checked against its own digest.
+    """Return the ``meta.json`` of a cache, checked against its own digest.
 
     Raises:
-        DataError: if there is no cache at ``path``, it was written in another format, or ``meta.json`` is damaged.
+        DataError: if there is no cache at ``path``, it has another format, or ``meta.json`` is damaged.
     """
     return CACHE.read(path)
 
 
 def open_cache(path: str | Path, verify: Verify = "once", *, all_labels: bool = False) -> HashingDataset:
-    """Open a cache, its arrays mapped read-only. Files of up to 16 MB are compared with their checksums each time.
+    """Open a cache, with arrays mapped read-only. The checksums of files of up to 16 MB are verified each time.
 
     Args:
         path: the cache's folder.
-        verify: whether larger files are compared with their checksums too: ``"once"`` on this machine, and again when
-            a file has changed (see ``hashgym.storage.checksums.has_checksum``); True each time; False never.
-        all_labels: keep the labels that do not count in the stored split too, so that another one can be drawn.
+        verify: whether the checksums of larger files are verified: ``"once"`` on this machine, and again after a file
+            has changed (see ``hashgym.storage.checksums.has_checksum``); True each time; False never.
+        all_labels: also keep the labels that do not count in the stored split, so that another one can be drawn.
 
     Raises:
-        DataError: if a file is missing, truncated, of another shape or type than it was written with or no array of
-            numbers, if a checksum is wrong, and for all that :class:`HashingDataset` refuses.
+        DataError: if a file is missing, truncated, of another shape or type than it was written with or not an array of
+            numbers, if a checksum is wrong, or if the content is invalid for :class:`HashingDataset`.
     """
     folder = Path(path)
     meta = CACHE.read(folder)
     CACHE.verify(folder, meta, large_files=verify)
     if absent := [name for name in (*(f"{key}.npy" for key in REQUIRED), NAMES) if name not in meta["files"]]:
-        raise DataError(f"{folder} holds no {', '.join(absent)}; {CACHE.remedy}")
+        raise DataError(f"{folder} has no {', '.join(absent)}; {CACHE.remedy}")
     arrays = {key: _open_array(folder, meta, key) for key in ARRAYS if f"{key}.npy" in meta["files"]}
     names = read_json(folder / NAMES, CACHE.remedy)
     if not isinstance(names, dict) or not all(
@@ -171,7 +171,7 @@ def open_cache(path: str | Path, verify: Verify = "once", *, all_labels: bool = 
         raise DataError(f"{folder / NAMES} is damaged; {CACHE.remedy}")
     label_names, columns = names["label_names"], meta["columns"]
     if not all(type(column) is int and 0 <= column < len(label_names) for column in columns):
-        raise DataError(f"{folder / CACHE.manifest} names labels that are not there; {CACHE.remedy}")
+        raise DataError(f"{folder / CACHE.manifest} names labels that do not exist; {CACHE.remedy}")
     if not all_labels and len(columns) < len(label_names):
         arrays["labels"] = np.ascontiguousarray(arrays["labels"][:, columns])
         label_names = [label_names[column] for column in columns]
@@ -185,7 +185,7 @@ def open_cache(path: str | Path, verify: Verify = "once", *, all_labels: bool = 
 
 
 def verify(path: str | Path) -> None:
-    """Read every file of a cache and compare it with its checksum.
+    """Verify the checksums of all files of a cache.
 
     Raises:
         DataError: naming every file that is missing or damaged.

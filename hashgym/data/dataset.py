@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym import codes
+from hashgym.data import conversion
+from hashgym.data.splits import Split
 from hashgym.moved import keep_old_names
 from hashgym.storage.errors import DataError, describe
 
@@ -135,8 +137,6 @@ class HashingDataset:
             DataError: for features or labels of another form, masked values, lengths that disagree, labels that no two
                 images could share, more images than there are, and arrays that the class itself refuses.
         """
-        from hashgym.data import conversion
-
         if not isinstance(standardize, (bool, np.bool_)):
             raise DataError(f"standardize must be True or False, got {describe(standardize)}")
         fields = conversion.fields_of(
@@ -245,6 +245,26 @@ class HashingDataset:
             train_regions=move(self.train_regions),
             center=center,
             scale=scale,
+        )
+
+    def with_split(self, split: Split) -> HashingDataset:
+        """The dataset with another split, and only the labels that count in that.
+
+        Raises:
+            DataError: if it is standardised already, by the training images of the split it had.
+        """
+        if self.center is not None:
+            raise DataError(f"{self.name} is standardised by its training images: choose another split before that")
+        every = len(split.labels) == self.labels.shape[1]
+        counts = {"split_counts": split.described_counts} if "split_counts" in self.provenance else {}
+        return dataclasses.replace(
+            self,
+            labels=self.labels if every else self.labels[:, split.labels],
+            label_names=tuple(self.label_names[i] for i in split.labels),
+            query=split.query,
+            database=split.database,
+            train=split.train,
+            provenance={**self.provenance, **split.provenance, **counts},
         )
 
     def _validate(self) -> None:

@@ -1,4 +1,4 @@
-"""Image files: finding and listing them, in natural order."""
+"""Finding image files, and listing them in natural order."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hashgym.checks import counted
 from hashgym.storage.errors import DataError
+from hashgym.storage.job_store import JOURNAL
 from hashgym.storage.owned import MARKER
 
 __all__ = [
@@ -37,29 +38,29 @@ IMAGE_SUFFIXES = frozenset(
         *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
     }
 )
-UNREAD = frozenset(  # of pictures that are common, but of formats that are not read
+UNREAD = frozenset(  # common picture formats that are not read
     {".heic", ".heif", ".jp2", ".j2k", ".jxl", ".psd", ".svg", ".tga", ".ico"}
     | {".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"}
 )
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")  # WebP's is in two parts
-SYSTEM = frozenset(  # what systems, synchronisation and archives leave in folders of pictures
+SYSTEM = frozenset(  # files and folders that systems, synchronisation and archives leave among pictures
     {"@eadir", "__macosx", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
     | {"thumbs.db", "ehthumbs.db", "desktop.ini"}
 )
-KINDS = 8  # extensions that a listing names: those of pictures first, then the most frequent
+KINDS = 8  # extensions in a summary: those of pictures first, then the most frequent
 
 
 def natural(text: str) -> list[tuple[int, str]]:
-    """Sorting key that puts ``im2`` before ``im10``; equal numbers written differently stay apart."""
+    """Sorting key that puts ``im2`` before ``im10``; ``im02`` and ``im2`` stay different."""
     parts = re.split(r"([0-9]+)", text)
     return [(int(part), part) if i % 2 else (0, part) for i, part in enumerate(parts)]
 
 
 def folder(root: str | Path, wanted: str) -> Path:
-    """``root`` as a path.
+    """Return ``root`` as a path.
 
     Raises:
-        DataError: if it is no folder; ``wanted`` tells the reader what belongs there.
+        DataError: if it is not a folder; ``wanted`` describes what belongs there.
     """
     path = Path(root)
     if not path.is_dir():
@@ -68,10 +69,10 @@ def folder(root: str | Path, wanted: str) -> Path:
 
 
 def find(root: Path, *places: str, wanted: str) -> Path:
-    """The first of ``places`` that exists below ``root``.
+    """Return the first of ``places`` in ``root`` that exists.
 
     Raises:
-        DataError: if none does; the message lists them all and the layout that is wanted.
+        DataError: if none does; the message lists them and the layout that is ``wanted``.
     """
     for place in places:
         if (root / place).exists():
@@ -81,14 +82,14 @@ def find(root: Path, *places: str, wanted: str) -> Path:
 
 @dataclass
 class Listing:
-    """The images of a folder, and what was passed over.
+    """The images of a folder, and counts of what was skipped.
 
     Attributes:
         names: image files relative to the folder, with forward slashes, in natural order.
-        ignored: files that are no images, by extension; "" for none.
-        hidden: hidden files, and those that systems leave in folders of pictures, such as ``Thumbs.db``.
-        links: links, to files or folders, that were not followed.
-        excluded: files and folders that the patterns exclude.
+        ignored: number of files that are not images, by extension; "" for files without one.
+        hidden: number of hidden files and of files that systems add, such as ``Thumbs.db``.
+        links: number of links, to files or folders, that were not followed.
+        excluded: number of files and folders that match a pattern.
     """
 
     names: list[str] = field(default_factory=list)
@@ -98,14 +99,14 @@ class Listing:
     excluded: int = 0
 
     def add(self, other: Listing) -> None:
-        """Also count what another listing passed over."""
+        """Add the counts of another listing."""
         self.ignored += other.ignored
         self.hidden += other.hidden
         self.links += other.links
         self.excluded += other.excluded
 
     def words(self) -> str:
-        """What was passed over, in words; empty if nothing was."""
+        """Describe what was skipped; empty if nothing was."""
         parts = []
         if count := sum(self.ignored.values()):
             ranked = sorted(self.ignored.items(), key=lambda kind: (kind[0] not in UNREAD, -kind[1], kind[0]))
@@ -122,18 +123,18 @@ class Listing:
 
 
 def list_images(path: Path, below: str = "", *, follow_links: bool = False, exclude: Sequence[str] = ()) -> Listing:
-    """The image files below a folder, which may itself be a link.
+    """List the image files in a folder and its subfolders; the folder itself may be a link.
 
-    A file counts as an image by its extension; one without extension, by its first bytes. Hidden files and folders are
-    passed over, folders that systems add (``@eaDir``, ``__MACOSX``, ...), and those that hashgym wrote.
+    Images are recognised by extension, or by their first bytes if they have none. Hidden files and folders, folders
+    that systems add (``@eaDir``, ``__MACOSX``, ...) and those that hashgym wrote are skipped.
 
     Args:
         path: the folder.
-        below: list this folder in it alone; names are relative to ``path`` all the same.
+        below: list only this folder in it; names are still relative to ``path``.
         follow_links: also follow links to files and folders, wherever they lead. Every folder is listed once, under
-            its own path rather than a link's where it has both, so that loops do no harm.
-        exclude: patterns as in a shell (``*``, ``?``, ``[...]``) of names, or of paths relative to the folder; what
-            matches is left out, a folder with all that is in it.
+            its own path rather than that of a link, so loops are harmless.
+        exclude: shell patterns (``*``, ``?``, ``[...]``) of names, or of paths relative to the folder, that are left
+            out; a folder with everything in it.
 
     Raises:
         DataError: if a folder cannot be read.
@@ -156,7 +157,7 @@ def list_images(path: Path, below: str = "", *, follow_links: bool = False, excl
 def subfolders(
     path: Path, below: str = "", *, follow_links: bool = False, exclude: Sequence[str] = ()
 ) -> tuple[list[str], Listing]:
-    """Names of the folders directly in a folder, and a listing of the other entries; arguments as :func:`list_images`.
+    """List the folders directly in a folder, and its other entries; arguments as for :func:`list_images`.
 
     Raises:
         DataError: if the folder cannot be read.
@@ -167,12 +168,12 @@ def subfolders(
 
 
 def looks_like_image(path: Path) -> bool:
-    """Whether a file is an image by its extension or, where it has none, by its first bytes; hidden ones are none."""
+    """Whether a file is an image by its extension or, without one, by its first bytes; never for hidden files."""
     suffix = os.path.splitext(path.name)[1].lower()
     if path.name.startswith(".") or suffix:
         return not path.name.startswith(".") and suffix in IMAGE_SUFFIXES
     try:
-        if not path.is_file():  # opening a pipe would wait without end
+        if not path.is_file():  # opening a pipe may block forever
             return False
         with path.open("rb") as file:
             start = file.read(16)
@@ -190,11 +191,11 @@ def is_excluded(name: str, patterns: Sequence[str]) -> bool:
 def require_all(
     dataset: str, names: Iterable[str], present: Sequence[bool], allow_missing: bool, looked: str = ""
 ) -> list[str]:
-    """Names of the images that are not present.
+    """Return the names of the images that are not present.
 
     Raises:
-        DataError: if there are some and ``allow_missing`` is false, with their number, the first of them, and where
-            they were looked for.
+        DataError: if there are any and ``allow_missing`` is false; the message has their number and the first names,
+            and ends with ``looked``, where they were looked for.
     """
     missing = [name for name, there in zip(names, present, strict=True) if not there]
     if missing and not allow_missing:
@@ -207,10 +208,10 @@ def require_all(
 
 
 def resolved(root: Path, name: str) -> Path:
-    """The file of a name, links followed.
+    """Return the path of a name in a folder, with links resolved.
 
     Raises:
-        DataError: if it lies outside the root.
+        DataError: if it is outside the folder.
     """
     base, path = os.path.realpath(root), os.path.realpath(root / name)
     if path != base and not path.startswith(os.path.join(base, "")):
@@ -222,7 +223,7 @@ def resolved(root: Path, name: str) -> Path:
 
 
 def stamp(path: Path) -> tuple[int, int]:
-    """Size in bytes and time of change in ns of a file, links followed; -1, -1 where there is none to be read."""
+    """Size in bytes and modification time in ns of a file, links followed; -1, -1 if it cannot be read."""
     try:
         status = path.stat()
     except (OSError, ValueError):
@@ -233,7 +234,7 @@ def stamp(path: Path) -> tuple[int, int]:
 def _folders_in(
     root: Path, below: str, found: Listing, follow_links: bool, exclude: Sequence[str]
 ) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """The folders in a folder below the root, by their names relative to the root; all else goes into ``found``."""
+    """Yield the folders in a folder with their names relative to the root; add other entries to ``found``."""
     place = root / below
     try:
         with os.scandir(place) as opened:
@@ -257,13 +258,13 @@ def _folders_in(
 
 
 def is_system(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or one that systems add to folders of pictures."""
+    """Whether a file or folder of this name is hidden, or one that systems add."""
     return name.startswith(".") or name.lower() in SYSTEM
 
 
 def is_own(folder: Path) -> bool:
-    """Whether hashgym wrote this folder: it has our marker or our ``meta.json``, or is that of an unfinished job."""
-    if (folder / MARKER).is_file() or (folder.suffix == ".partial" and (folder / "journal.jsonl").is_file()):
+    """Whether hashgym wrote this folder: it has its marker or ``meta.json``, or is that of an unfinished job."""
+    if (folder / MARKER).is_file() or (folder.suffix == ".partial" and (folder / JOURNAL).is_file()):
         return True
     try:
         with (folder / "meta.json").open("rb") as file:
@@ -273,7 +274,7 @@ def is_own(folder: Path) -> bool:
 
 
 def _kind(suffix: str, count: int) -> str:
-    """Files of an extension, in words."""
+    """Describe a number of files of an extension."""
     if suffix in UNREAD - IMAGE_SUFFIXES:
         return f"{count:,} {suffix} (pictures of a format that is not read here: convert them to JPEG)"
     return f"{count:,} {suffix or 'without extension'}"

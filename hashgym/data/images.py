@@ -1,4 +1,4 @@
-"""ImageCollection: labelled images on disk, before they are features. What a dataset's reader returns."""
+"""ImageCollection: the labelled images on disk that a dataset's reader returns."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class ImageCollection:
     """Labelled images in a fixed order.
 
     Attributes:
-        name: the dataset's name, which also finds its splits.
+        name: the dataset's name, by which its splits are found.
         names: n different image names, stable across machines (a path relative to the root).
         labels: uint8 (n, L) of 0 and 1.
         label_names: L names.
-        read: opens image ``i`` as an RGB picture, fully decoded; raises :class:`DataError` with the image's name
-            when it is missing, truncated or no picture.
+        read: opens image ``i`` as an RGB picture, fully decoded; raises :class:`DataError` with the image's name if
+            it is missing, truncated or not a picture.
         provenance: where the images come from.
-        stamp: size in bytes and time of change in ns of image ``i``'s file, by which a job that is taken up again knows
-            the images that have changed meanwhile; None where images have no files of their own.
+        stamp: size in bytes and modification time in ns of the file of image ``i``, by which a resumed job detects
+            changed images; None if images have no files of their own.
     """
 
     name: str

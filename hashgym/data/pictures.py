@@ -1,4 +1,4 @@
-"""Opening pictures safely: any file or upload becomes RGB, or raises a DataError before it costs much."""
+"""Opening pictures safely: a file or upload becomes RGB, or raises a DataError before it takes long or much memory."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 __all__ = ["BACKGROUND", "OpenImage", "open_image", "to_rgb"]
 
-# For other formats Pillow starts programs, or is little tried. JPEG stands for MPO too, of which the first picture is
-# read. AVIF is read where Pillow was built with it, as its own wheels are since 11.3.
+# For other formats Pillow starts programs, or its decoders are little tested. JPEG includes MPO, of which the first
+# picture is read. AVIF is read if Pillow was built with it, as its wheels are since 11.3.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP", "AVIF")
-BACKGROUND = "white"  # what transparent pixels are laid on: pictures that look the same there get the same code
-MAX_BYTES = 512 * 2**20  # of a file: the largest sound pictures are uncompressed, and have about 5 bytes a pixel
-MAX_PIXELS = 80_000_000  # 320 MB decoded; a larger picture is taken for a decompression bomb
-MAX_SCANS = 64  # of a JPEG; encoders write about ten, and a hundred bytes of another cost a pass over the whole picture
+BACKGROUND = "white"  # below transparent pixels, so that pictures that look the same on white get the same code
+MAX_BYTES = 512 * 2**20  # of a file: the largest valid pictures are uncompressed, about 5 bytes per pixel
+MAX_PIXELS = 80_000_000  # 320 MB decoded; a larger picture counts as a decompression bomb
+MAX_SCANS = 64  # of a JPEG; encoders write about ten, and each, even of a hundred bytes, costs a pass over the picture
 MAX_READS = 1_000_000  # while a file is opened and decoded: about 1 s of Pillow's Python code
 MAX_TEXT_PIXELS = 1_000_000  # of a PPM written as text, which Pillow decodes in Python: about 1 s
-MAX_COMMENTS = 64  # in a PPM written as text: each costs Pillow a copy of up to a megabyte
-MAX_STRIPS = 200_000  # strips or tiles of a TIFF: Pillow makes Python objects of all before it decodes one
+MAX_COMMENTS = 64  # in a PPM written as text: for each, Pillow copies up to a megabyte
+MAX_STRIPS = 200_000  # strips or tiles of a TIFF: Pillow creates a Python object for each before it decodes
 _ORIENTATION = 0x0112  # EXIF tag
 _TURNS = {
     **{2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"},
@@ -49,11 +49,11 @@ def open_image(
     max_pixels: int | None = None,
     at_least: int | None = None,
 ) -> Image:
-    """Open an image as RGB, fully decoded, turned upright as its EXIF orientation says, transparent pixels on white.
+    """Open an image as RGB, fully decoded, upright by its EXIF orientation, transparent pixels on white.
 
-    The content counts, not the file's name. Of an animation or an MPO the first picture is read. The limits below are
-    checked before the pixels are decoded; all but those on bytes and pixels are far above what cameras and programs
-    write, and keep small files from taking minutes or gigabytes:
+    The format is detected by content, not by name. Of an animation or an MPO the first picture is read. The limits
+    below are checked before the pixels are decoded; those besides bytes and pixels are far above what cameras and
+    programs write, and keep small files from taking minutes or gigabytes:
 
     - a JPEG has at most 64 scans;
     - a file is opened and decoded in at most a million reads, so that it does not consist of millions of empty parts.
@@ -63,24 +63,22 @@ def open_image(
     - a TIFF has at most 200,000 strips or tiles.
 
     Args:
-        source: a file, the bytes of one, or a stream of them.
-        name: what error messages call it; the path by default.
-        max_bytes: of the file; 512 MB by default. A larger file is not read at all, a larger stream no further.
-        max_pixels: of the picture, known before it is decoded; 80 million by default.
-        at_least: where a smaller picture will do, its shorter side in pixels: a JPEG is then decoded at 1/2, 1/4 or
-            1/8 of its size, if that is no smaller, and so in less time.
+        source: a file, its bytes, or a stream of bytes.
+        name: for error messages; the path by default.
+        max_bytes: of the file; 512 MB by default. A larger file is not read, a larger stream not to its end.
+        max_pixels: of the picture, checked before it is decoded; 80 million by default.
+        at_least: the shorter side, in pixels, that is enough: a JPEG is then decoded at 1/2, 1/4 or 1/8 of its size,
+            whichever is the smallest that is large enough, which takes less time.
 
     Returns:
-        A picture without metadata. Decoding takes about 5 bytes of memory a pixel, 9 where the picture is turned or has
+        A picture without metadata. Decoding takes about 5 bytes of memory per pixel, 9 if the picture is turned or has
         transparent pixels, 16 for WebP.
 
     Raises:
-        DataError: if the file is missing, truncated, no picture of the formats BMP, GIF, JPEG, PNG, PPM, TIFF,
-            WebP and, where Pillow reads it, AVIF, is beyond a limit, has more than 8 bits a channel, which would be
-            clipped to white, or does not fit in memory.
+        DataError: if the file is missing, truncated, not a picture in BMP, GIF, JPEG, PNG, PPM, TIFF, WebP or, if
+            Pillow reads it, AVIF, is beyond a limit, has more than 8 bits per channel, which would be clipped to white,
+            or does not fit in memory.
     """
-    from PIL import Image, UnidentifiedImageError
-
     label = name or (str(source) if isinstance(source, Path) else "uploaded")
     limit = MAX_BYTES if max_bytes is None else max_bytes
     pixels = MAX_PIXELS if max_pixels is None else max_pixels
@@ -95,47 +93,54 @@ def open_image(
             return _without_warnings(lambda: _decoded(file, label, pixels, at_least))
     except DataError:
         raise
-    except MemoryError as error:
-        raise DataError(f"image {label} does not fit in memory: make it smaller, or free some memory") from error
-    except _TooManyReads as error:
-        raise DataError(
-            f"image {label} consists of too many small parts, or is stored in a way that takes too long to decode: "
-            "save it anew as PNG or JPEG"
-        ) from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # the warning where it is an error
-        raise DataError(f"image {label} has too many pixels: {error}") from error
-    except UnidentifiedImageError as error:  # Pillow's own words name a place in memory, new in every run
-        raise DataError(f"image {label} is damaged or no picture: none of {', '.join(_formats())}") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
-        if isinstance(error, OSError) and error.errno is not None:
-            raise DataError(f"image {label} cannot be read: {error.strerror}") from error
-        raise DataError(f"image {label} is damaged or no picture: {error}") from error
+        raise DataError(f"image {label} {_problem(error)}") from error
+
+
+def _problem(error: Exception) -> str:
+    """Describe why a picture could not be decoded."""
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(error, MemoryError):
+        return "does not fit in memory: make it smaller, or free some memory"
+    if isinstance(error, _TooManyReads):
+        return (
+            "consists of too many small parts, or is stored in a way that takes too long to decode: save it anew as "
+            "PNG or JPEG"
+        )
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):  # the warning as an error
+        return f"has too many pixels: {error}"
+    if isinstance(error, UnidentifiedImageError):  # Pillow's message has a memory address, which differs in every run
+        return f"is damaged or not a picture: none of {', '.join(_formats())}"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"cannot be read: {error.strerror}"
+    return f"is damaged or not a picture: {error}"
 
 
 def to_rgb(image: Image) -> Image:
-    """A picture upright as its EXIF orientation says, in RGB, with transparent pixels on white.
+    """Convert a picture to RGB, upright by its EXIF orientation, with transparent pixels on white.
 
-    Everything that takes a picture converts it by this function, so that ``Image.open(path)`` and ``path`` get the same
-    code. EXIF that cannot be read is ignored.
+    All functions that take pictures use this one, so that ``Image.open(path)`` and ``path`` get the same code. EXIF
+    that cannot be read is ignored.
 
     Returns:
-        The same object if it is that already; otherwise a new one without metadata.
+        The same object if nothing is to be done; otherwise a new one without metadata.
 
     Raises:
-        DataError: if it has more than 8 bits a channel.
-        OSError: and whatever else Pillow raises, if it is damaged.
+        DataError: if it has more than 8 bits per channel.
+        OSError: if it is damaged; Pillow raises other errors too.
     """
     return _without_warnings(lambda: _to_rgb(image))
 
 
 class _TooManyReads(Exception):
-    """A picture takes more reads than MAX_READS."""
+    """Raised if a picture takes more than MAX_READS reads."""
 
 
 class _Reads:
-    """A file for Pillow that allows so many reads: whoever parses small parts in Python reads each of them.
+    """A file for Pillow with a limited number of reads, which bounds the parsing of small parts in Python.
 
-    It has no file descriptor: libtiff would map the file, and a file that shrinks meanwhile would end the process.
+    It has no file descriptor: libtiff would map the file, and a file that shrinks meanwhile would crash the process.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -143,7 +148,7 @@ class _Reads:
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, size: int = -1) -> bytes:
-        """As of a file."""
+        """Read as from a file."""
         self._left -= 1
         if self._left < 0:
             raise _TooManyReads
@@ -151,7 +156,7 @@ class _Reads:
 
 
 def _stream(source: Path | bytes | BinaryIO, most: int) -> BinaryIO:
-    """The source as a stream with a position; of an uploaded one at most a byte more than ``most`` is read."""
+    """Open the source as a seekable stream; of a stream at most one byte more than ``most`` is read."""
     if isinstance(source, Path):
         return open_regular(source)
     if isinstance(source, bytes):
@@ -163,7 +168,7 @@ def _stream(source: Path | bytes | BinaryIO, most: int) -> BinaryIO:
 
 
 def _formats() -> tuple[str, ...]:
-    """Those of FORMATS that this Pillow reads."""
+    """The formats of FORMATS that this Pillow reads."""
     return tuple(name for name in FORMATS if name != "AVIF" or importlib.util.find_spec("PIL._avif"))
 
 
@@ -171,9 +176,9 @@ _warnings = threading.Lock()
 
 
 def _without_warnings(work: Callable[[], T]) -> T:
-    """What ``work`` gives, also where Pillow's warnings are errors, as under ``python -W error``.
+    """Call ``work``, also if Pillow's warnings are errors, as under ``python -W error``.
 
-    Filters are changed only then, as they belong to the whole process. A decompression bomb stays an error.
+    Warning filters are changed only then, as they are global. A decompression bomb remains an error.
     """
     from PIL import Image
 
@@ -223,7 +228,7 @@ def _to_rgb(image: Image) -> Image:
         turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     except Warning:
         raise
-    except Exception:  # Pillow raises SyntaxError, ValueError, struct.error, ...; MemoryError where it says it is huge
+    except Exception:  # Pillow raises SyntaxError, ValueError, struct.error, ...; MemoryError for a claimed huge size
         turn = None
     if turn is not None:
         picture = picture.transpose(Image.Transpose[turn])
@@ -233,15 +238,15 @@ def _to_rgb(image: Image) -> Image:
 
 
 def _check_depth(image: Image, what: str) -> None:
-    """Refuse what conversion to RGB would clip."""
+    """Raise DataError for a picture that conversion to RGB would clip."""
     if image.mode.startswith(("I", "F")):
         raise DataError(f"{what} has more than 8 bits a channel; convert it to 8 bits")
 
 
 def _scans(file: BinaryIO, most: int) -> int:
-    """Number of scans of a JPEG, exactly where it is above ``most``.
+    """Upper bound on the number of scans of a JPEG; exact if the bound is above ``most``.
 
-    What follows the end of the picture (a film, another picture) is not decoded, and not counted.
+    Data after the end of the picture (a film, another picture) is not decoded and does not count.
     """
     file.seek(0)
     found, last = 0, b""
@@ -259,14 +264,14 @@ def _scans(file: BinaryIO, most: int) -> int:
 
 
 def _strips(file: BinaryIO) -> int:
-    """Number of strips or tiles that a TIFF says it has; 0 of other files."""
+    """Number of strips or tiles in the directory of a TIFF; 0 for other files."""
     file.seek(0)
     head = file.read(16)
     order = {b"II": "<", b"MM": ">"}.get(head[:2])
     if order is None or len(head) < 16 or not {42, 43} & set(head[2:4]):
         return 0
     most = 0
-    layouts = ((4, "L", "H", "HHLL"), (8, "Q", "Q", "HHQQ"))  # TIFF and BigTIFF; Pillow takes some BigTIFF for TIFF
+    layouts = ((4, "L", "H", "HHLL"), (8, "Q", "Q", "HHQQ"))  # TIFF and BigTIFF; Pillow reads some BigTIFF as TIFF
     for start, offset, length, entry in layouts if 43 in head[2:4] else layouts[:1]:
         file.seek(min(*struct.unpack_from(order + offset, head, start), 1 << 62))
         size = struct.calcsize(order + length)
@@ -279,7 +284,7 @@ def _strips(file: BinaryIO) -> int:
 
 
 def _short_text(file: BinaryIO, pixels: int) -> bool:
-    """Whether a PPM that is written as text is within the bounds for those."""
+    """Whether a PPM written as text is within its limits."""
     if pixels > MAX_TEXT_PIXELS or file.seek(0, os.SEEK_END) > 16 * MAX_TEXT_PIXELS:
         return False
     file.seek(0)
@@ -287,22 +292,22 @@ def _short_text(file: BinaryIO, pixels: int) -> bool:
 
 
 class OpenImage:
-    """Opens image ``i`` of a list of names below a folder: the ``read`` of an :class:`ImageCollection`.
+    """Opens image ``i`` of a list of names in a folder; the ``read`` of an :class:`ImageCollection`.
 
     Args:
         root: the folder.
-        names: of the images, relative to it.
-        inside: raise :class:`DataError` for an image that lies outside the folder once links are resolved.
+        names: paths of the images, relative to it.
+        inside: raise :class:`DataError` for an image that is outside the folder once links are resolved.
     """
 
     def __init__(self, root: Path, names: Sequence[str], *, inside: bool = False) -> None:
         self.root, self.names, self.inside = root, names, inside
 
     def __call__(self, index: int) -> Image:
-        """Open image ``index``; errors as :func:`open_image`."""
+        """Open image ``index``; raises as :func:`open_image`."""
         name = self.names[index]
         return open_image(resolved(self.root, name) if self.inside else self.root / name, name)
 
     def stamp(self, index: int) -> tuple[int, int]:
-        """Size and time of change of the file of image ``index``, as :func:`stamp`."""
+        """Return the :func:`stamp` of the file of image ``index``."""
         return stamp(self.root / self.names[index])

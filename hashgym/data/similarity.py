@@ -1,4 +1,4 @@
-"""Counting similar items, those that share a label, without looking at every pair."""
+"""Counting similar items, those that share a label, without comparing every pair."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hashgym.codes import Words
 
 __all__ = ["count_similar", "label_patterns"]
 
-_BLOCK = 1 << 21  # words of item sets that are held at once
+_BLOCK = 1 << 21  # words of item sets in memory at once
 
 
 def label_patterns(label_words: Words) -> tuple[Words, NDArray[np.int64], NDArray[np.int64]]:

@@ -1,8 +1,8 @@
-"""Splits: which images search, which are searched, which are learnt from, and which labels count.
+"""Splits: the query, database and training images of a dataset, and the labels that count.
 
-A split is a function of image names, labels and a seed alone. Images are put in an order by a hash of seed and name,
-and counts are taken from its front, so that the split is the same on every machine and with every version of NumPy,
-and leaving a damaged image out moves hardly any other.
+A split depends only on image names, labels and a seed. Images are ordered by a hash of seed and name, and counts are
+taken from the front, so the split is the same on every machine and with every version of NumPy, and leaving out a
+damaged image changes the place of few others.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym.checks import closest, counted
-from hashgym.data.dataset import HashingDataset
+from hashgym.moved import keep_old_names
 from hashgym.storage.errors import DataError
 
-__all__ = ["PARTS", "RULES", "Rule", "Split", "apply", "default", "make", "rules"]
+__all__ = ["PARTS", "RULES", "Rule", "Split", "default", "make", "rules"]
 
-PARTS = {  # first folder of a name, in lower case -> what its images are for
+PARTS = {  # first folder of a name, in lower case -> part of the split
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("test", "testing", "query", "queries"), "query"),
     **dict.fromkeys(("val", "valid", "validation"), "validation"),
@@ -38,13 +38,13 @@ class Split:
 
     Attributes:
         name: the split's name.
-        query: int64 (Q,), ascending: images that search; in neither of the other two.
-        database: int64 (N,), ascending: images that are searched.
-        train: int64 (T,), ascending: images that methods learn from.
-        labels: int64 (L,), ascending: the label columns that say what is similar.
-        description: the split in words, with its counts.
-        seed: what it was drawn with.
-        asked: numbers of queries and training images that were asked for instead of the split's own.
+        query: int64 (Q,), ascending: query images, which are in neither of the other two.
+        database: int64 (N,), ascending: database images.
+        train: int64 (T,), ascending: training images.
+        labels: int64 (L,), ascending: columns of the labels that define similarity.
+        description: one line with the counts.
+        seed: that it was drawn with.
+        asked: numbers of queries and training images that the user asked for, instead of the split's own.
         counts: label -> its images among the queries, the training images and the database.
     """
 
@@ -60,7 +60,7 @@ class Split:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What a dataset's provenance says about its split, enough to draw it again."""
+        """The entries of a dataset's provenance about its split, enough to draw it again."""
         return {
             "split": self.name,
             "split_seed": self.seed,
@@ -71,7 +71,7 @@ class Split:
 
     @property
     def described_counts(self) -> dict[str, str]:
-        """The counts in words, label by label; none where labels are too many."""
+        """A description of the counts of every label; empty for more than 100 labels."""
         if len(self.counts) > COUNTED:
             return {}
         return {
@@ -85,14 +85,14 @@ class Rule:
     """How a named split is drawn.
 
     Attributes:
-        description: what it is, for lists of splits.
+        description: one line, for lists of splits.
         queries: number of queries; None takes every image of the query part.
         train: number of training images; None takes every image of the training part.
-        images: size of the whole dataset; where fewer are present, counts shrink in proportion. 0: never.
-        sample: "random", "label" (the same number for every label) or "part" (the name's first folder says what an
-            image is for, see :data:`PARTS`).
-        train_in_database: whether training images are searched too. With "part", whether those in ``train`` are; where
-            no image is in ``database``, they always are.
+        images: size of the complete dataset; if fewer are present, counts shrink in proportion. 0: never.
+        sample: "random", "label" (the same number for every label) or "part" (by the first folder of an image's name,
+            see :data:`PARTS`).
+        train_in_database: whether training images are in the database too. With "part", whether those in ``train`` are;
+            if no image is in ``database``, they always are.
         label_count: labels that the split needs; 0 for any number.
         keeps: whether a label of this name counts.
     """
@@ -155,12 +155,12 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
 
 
 def rules(dataset: str) -> Mapping[str, Rule]:
-    """The splits of a dataset by name, its default first; any other dataset has ``random`` and ``given``."""
+    """The splits of a dataset by name, its default first; a dataset without its own has ``random`` and ``given``."""
     return RULES.get(dataset, _GENERIC)
 
 
 def default(dataset: str, names: Sequence[str] = ()) -> str:
-    """Name of the split used when none is asked for: ``given`` where the images' names tell queries from others."""
+    """Name of the default split: ``given`` if the images' names tell queries from others."""
     if dataset not in RULES:
         parts = {_part(name) for name in names}
         if parts & {"query", "validation"} and parts & {"train", "database", "train+database"}:
@@ -179,12 +179,12 @@ def make(
     queries: int | None = None,
     train: int | None = None,
 ) -> Split:
-    """Draw a split. Images with none of the labels that count are in no part of it.
+    """Draw a split. Images without any of the labels that count are in no part of it.
 
-    Whatever is drawn leaves at least one image of every label to search, and one to learn from where the number of
-    training images allows; of a label with few images, no more than half are drawn as queries while others have some
-    left. By parts, queries are the images in ``test`` or ``query``; those in ``validation`` are queries where there are
-    none of these, and otherwise in no part of the split.
+    At least one image of every label is left to search, and one to learn from where the number of training images
+    allows it; of a label with few images, no more than half are drawn as queries while others have some left. By parts,
+    queries are the images in ``test`` or ``query``; those in ``validation`` are queries if there are none of these, and
+    otherwise in no part of the split.
 
     Args:
         dataset: the dataset's name.
@@ -197,10 +197,60 @@ def make(
         train: number of training images, instead of the split's own.
 
     Raises:
-        DataError: for an unknown split, labels that the split does not know, or more images asked for than can be had;
+        DataError: for an unknown split, labels that the split does not know, or more images asked for than there are;
             the message names the labels that are too few.
     """
     split = split or default(dataset, names)
+    rule, kept = _rule_and_labels(dataset, split, label_names)
+    for what, count in (("queries", queries), ("train", train)):
+        if count is not None and count < 1:
+            raise DataError(f"{what} must be at least 1, got {count}")
+
+    labels, kept_names = labels[:, kept], [label_names[i] for i in kept]
+    order = _order(names, seed)
+    order = order[labels[order].any(axis=1)]
+    if split == "random":
+        rule = _random_rule(labels[order])
+    share = len(names) / rule.images if len(names) < 0.99 * rule.images else 1.0
+    sampler = _Sampler(dataset, split, rule, labels, kept_names, share)
+    held_out = 0
+    if rule.sample == "part":
+        part = np.array([_part(name) for name in names])[order]
+        if (part == "query").any():
+            held_out = int((part == "validation").sum())
+        else:
+            part[part == "validation"] = "query"
+        query = sampler.draw("query", order[part == "query"], queries, rule.queries, spare=0)
+        learnt = sampler.draw("training", order[np.isin(part, ("train", "train+database"))], train, rule.train, spare=0)
+        searched = np.isin(part, ("database", "train+database"))
+        if rule.train_in_database or not searched.any():
+            searched |= part == "train"
+        database = np.sort(order[searched])
+    else:
+        # Of every label one image is left to search and one to learn from, which may be the same if both are allowed.
+        apart = not rule.train_in_database
+        query = sampler.draw("query", order, queries, rule.queries, spare=1 + apart)
+        rest = order[~np.isin(order, query)]
+        learnt = sampler.draw("training", rest, train, rule.train, spare=int(apart))
+        database = np.setdiff1d(rest, learnt) if apart else np.sort(rest)
+    if not len(database):
+        raise DataError(f"split {split!r} of {dataset} leaves no image for the database; ask for fewer")
+
+    counts = np.stack([labels[index].sum(axis=0, dtype=np.int64) for index in (query, learnt, database)], axis=1)
+    description = _description(query, learnt, database, len(kept))
+    if len(order) < len(names):
+        description += f"; {counted(len(names) - len(order), 'image')} without a label left out"
+    if share < 1:
+        description += f"; counts scaled down, as {len(names):,} of {rule.images:,} images are present"
+    if held_out:
+        description += f"; {counted(held_out, 'validation image')} held out: neither searched nor learnt from"
+    description += _absent_labels(kept_names, counts)
+    counts_of = {name: (int(q), int(t), int(d)) for name, (q, t, d) in zip(kept_names, counts, strict=True)}
+    return Split(split, query, database, learnt, kept, description, seed, (queries, train), counts_of)
+
+
+def _rule_and_labels(dataset: str, split: str, label_names: Sequence[str]) -> tuple[Rule, NDArray[np.int64]]:
+    """The rule of a split by name, and the columns of the labels that count in it."""
     known = rules(dataset)
     if split not in known:
         raise DataError(f"{dataset} has no split {split!r}{closest(split, known)}; it has {', '.join(known)}")
@@ -211,113 +261,89 @@ def make(
             f"split {split!r} of {dataset} needs {rule.label_count} labels and found {len(kept)}: load the dataset "
             "with this split, instead of splitting one that has lost labels to another split"
         )
-    for what, count in (("queries", queries), ("train", train)):
-        if count is not None and count < 1:
-            raise DataError(f"{what} must be at least 1, got {count}")
+    return rule, kept
 
-    labels = labels[:, kept]
-    order = _order(names, seed)
-    order = order[labels[order].any(axis=1)]
-    if split == "random":
-        rule = _random_rule(labels[order])
-    share = len(names) / rule.images if len(names) < 0.99 * rule.images else 1.0
-    part = np.array([_part(name) for name in names])[order] if rule.sample == "part" else None
-    held_out = 0
-    if part is not None and (part == "query").any():
-        held_out = int((part == "validation").sum())
-    elif part is not None:
-        part[part == "validation"] = "query"
 
-    def draw(role: str, pool: NDArray[np.int64], asked: int | None, own: int | None, spare: int) -> NDArray[np.int64]:
-        wanted = asked or (len(pool) if own is None else max(1, round(own * share)))
-        about = f"split {split!r} of {dataset}: {wanted:,} {role} images wanted"
+@dataclass(frozen=True)
+class _Sampler:
+    """Draws the queries and training images of a split.
+
+    Attributes:
+        dataset, split: names, for messages; splits of :data:`RULES` are published and keep to their rules exactly.
+        rule: of the split.
+        labels: uint8 (n, L), those that count.
+        label_names: L names.
+        share: part of the dataset that is present.
+    """
+
+    dataset: str
+    split: str
+    rule: Rule
+    labels: NDArray[np.uint8]
+    label_names: Sequence[str]
+    share: float
+
+    def draw(
+        self, role: str, pool: NDArray[np.int64], asked: int | None, own: int | None, *, spare: int
+    ) -> NDArray[np.int64]:
+        """Draw images from a pool, ascending.
+
+        Args:
+            role: "query" or "training".
+            pool: indices in the order of drawing.
+            asked: number of images that the user asked for.
+            own: number of images of the rule; None for the whole pool.
+            spare: images of every label that are left in the pool.
+        """
+        labels, by_part, published = self.labels, self.rule.sample == "part", self.dataset in RULES
+        wanted = asked or (len(pool) if own is None else max(1, round(own * self.share)))
+        about = f"split {self.split!r} of {self.dataset}: {wanted:,} {role} images wanted"
         if not 1 <= wanted <= len(pool):
-            where = "" if part is None else f" in folders or lists for {'train' if role == 'training' else 'test'}"
+            where = f" in folders or lists for {'train' if role == 'training' else 'test'}" if by_part else ""
             raise DataError(f"{about}, {len(pool):,} are there{where}")
-        drawn = _stratified(pool, labels, wanted, rule.sample == "label", spare)
+        drawn = _stratified(pool, labels, wanted, self.rule.sample == "label", spare)
         if not len(drawn) or (asked and len(drawn) < wanted):
             counts = labels[pool].sum(axis=0, dtype=np.int64)
-            few = [f"{label_names[kept[i]]} has {counts[i]:,}" for i in np.argsort(counts, kind="stable") if counts[i]]
+            few = [f"{self.label_names[i]} has {counts[i]:,}" for i in np.argsort(counts, kind="stable") if counts[i]]
             raise DataError(
                 f"{about}, and only {len(drawn):,} can be had with at least {spare} of every label left over "
                 f"({', '.join(few[:3])}{', ...' if few[3:] else ''}): ask for fewer, add images, or put images "
                 "without a class of their own into one class"
             )
-        if role == "training" or dataset not in RULES:  # published splits keep their queries
+        if role == "training" or not published:  # published splits keep their queries
             drawn = _covering(drawn, pool, labels, spare)
-        if dataset not in RULES and part is None and (labels.sum(axis=1, dtype=np.int64) <= 1).all():
+        if role == "training" and not published and not by_part and (labels.sum(axis=1, dtype=np.int64) <= 1).all():
             absent = np.flatnonzero(labels[pool].any(axis=0) & ~labels[drawn].any(axis=0))
-            if role == "training" and len(absent):
+            if len(absent):
                 raise DataError(
-                    f"{about}, which leaves none of class {label_names[kept[absent[0]]]}: ask for at least "
+                    f"{about}, which leaves none of class {self.label_names[absent[0]]}: ask for at least "
                     f"{int(labels[pool].any(axis=0).sum())}, one of each class"
                 )
         return np.sort(drawn)
 
-    # Of every label an image is left to learn from and one to search; training images that are searched are both.
-    drawn_apart = part is None and not rule.train_in_database
-    pool = order if part is None else order[part == "query"]
-    query = draw("query", pool, queries, rule.queries, 0 if part is not None else 1 + drawn_apart)
-    rest = order[~np.isin(order, query)] if part is None else order[np.isin(part, ("train", "train+database"))]
-    learnt = draw("training", rest, train, rule.train, int(drawn_apart))
-    if part is not None:
-        searched = np.isin(part, ("database", "train+database"))
-        if rule.train_in_database or not searched.any():
-            searched |= part == "train"
-        database = np.sort(order[searched])
-    else:
-        database = np.sort(rest) if rule.train_in_database else np.setdiff1d(rest, learnt)
-    if not len(database):
-        raise DataError(f"split {split!r} of {dataset} leaves no image for the database; ask for fewer")
-    both = np.isin(learnt, database).sum()
-    words = (
-        f"{counted(len(kept), 'label')}, {counted(len(query), 'query', 'queries')}, "
+
+def _description(query: NDArray[np.int64], learnt: NDArray[np.int64], database: NDArray[np.int64], labels: int) -> str:
+    """The number of labels, and of images in each part."""
+    both = int(np.isin(learnt, database).sum())
+    return (
+        f"{counted(labels, 'label')}, {counted(len(query), 'query', 'queries')}, "
         f"{counted(len(learnt), 'training image')}, database of {len(database):,} "
+        + (f"with {counted(both, 'training image')}" if both else "without training images")
     )
-    words += "without training images" if not both else f"with {counted(int(both), 'training image')}"
-    if len(order) < len(names):
-        words += f"; {counted(len(names) - len(order), 'image')} without a label left out"
-    if share < 1:
-        words += f"; counts scaled down, as {len(names):,} of {rule.images:,} images are present"
-    if held_out:
-        words += f"; {counted(int(held_out), 'validation image')} held out: neither searched nor learnt from"
-    roles = {"queries": query, "training images": learnt, "images in the database": database}
-    each = np.stack([labels[index].sum(axis=0, dtype=np.int64) for index in roles.values()], axis=1)
-    for what, column in zip(roles, each.T, strict=True):
-        without = [label_names[kept[i]] for i in np.flatnonzero((column == 0) & each.any(axis=1))]
-        if without:
-            words += f"; no {what} of {', '.join(without[:5])}" + (
-                f" and {len(without) - 5:,} more" if without[5:] else ""
-            )
-    counts = {label_names[i]: (int(q), int(t), int(d)) for i, (q, t, d) in zip(kept, each, strict=True)}
-    return Split(split, query, database, learnt, kept, words, seed, (queries, train), counts)
 
 
-def apply(dataset: HashingDataset, split: Split) -> HashingDataset:
-    """The dataset with another split, and the labels that count in it.
-
-    Raises:
-        DataError: if it is standardised already, by the training images of the split it had.
-    """
-    if dataset.center is not None:
-        raise DataError(f"{dataset.name} is standardised by its training images: choose another split before that")
-    return dataclasses.replace(
-        dataset,
-        labels=dataset.labels if len(split.labels) == dataset.labels.shape[1] else dataset.labels[:, split.labels],
-        label_names=tuple(dataset.label_names[i] for i in split.labels),
-        query=split.query,
-        database=split.database,
-        train=split.train,
-        provenance={
-            **dataset.provenance,
-            **split.provenance,
-            **({"split_counts": split.described_counts} if "split_counts" in dataset.provenance else {}),
-        },
-    )
+def _absent_labels(label_names: Sequence[str], counts: NDArray[np.int64]) -> str:
+    """The labels that a part of the split lacks, of those that another has; ``counts`` has a column for each part."""
+    text = ""
+    for what, column in zip(("queries", "training images", "images in the database"), counts.T, strict=True):
+        absent = [label_names[i] for i in np.flatnonzero((column == 0) & counts.any(axis=1))]
+        if absent:
+            text += f"; no {what} of {', '.join(absent[:5])}" + (f" and {len(absent) - 5:,} more" if absent[5:] else "")
+    return text
 
 
 def _order(names: Sequence[str], seed: int) -> NDArray[np.int64]:
-    """Indices of the images in the order that seed and names give."""
+    """Indices of the images in the order of the hashes of seed and name."""
     keys = [
         int.from_bytes(blake2b(f"{seed}/{name}".encode(errors="surrogateescape"), digest_size=8).digest(), "big")
         for name in names
@@ -326,12 +352,12 @@ def _order(names: Sequence[str], seed: int) -> NDArray[np.int64]:
 
 
 def _part(name: str) -> str:
-    """What an image is for, as the first folder of its name says: a value of :data:`PARTS`, or nothing."""
+    """The part of an image by the first folder of its name, a value of :data:`PARTS`; empty if there is none."""
     return PARTS.get(name.partition("/")[0].lower(), "") if "/" in name else ""
 
 
 def _random_rule(labels: NDArray[np.uint8]) -> Rule:
-    """The split of a dataset that has none of its own; balanced over classes if every image has one label."""
+    """The rule of ``random``; balanced over classes if every image has one label."""
     images = len(labels)
     queries, train = max(1, min(1_000, images // 10)), max(1, min(5_000, images // 4))
     if (labels.sum(axis=1, dtype=np.int64) > 1).any():
@@ -345,9 +371,9 @@ def _random_rule(labels: NDArray[np.uint8]) -> Rule:
 def _stratified(
     pool: NDArray[np.int64], labels: NDArray[np.uint8], count: int, by_label: bool, spare: int
 ) -> NDArray[np.int64]:
-    """Images out of ``pool``: its first or, by label, labels take turns, rarest first, each the first that holds it.
+    """Draw the first images of ``pool``; by label, labels take turns, rarest first, each with its first image.
 
-    Of every label ``spare`` images are left in the pool, and half of them while there are others to take. Where that
+    Of every label ``spare`` images are left in the pool, and half of its images while there are others to take. If that
     leaves too few, fewer than ``count`` are drawn.
     """
     if not by_label and not spare:
@@ -377,7 +403,7 @@ def _stratified(
 def _covering(
     drawn: NDArray[np.int64], pool: NDArray[np.int64], labels: NDArray[np.uint8], spare: int
 ) -> NDArray[np.int64]:
-    """``drawn``, with the last of those that can be spared exchanged for images of labels that it has none of."""
+    """Exchange the last of the ``drawn`` images that can be spared for images of labels that are missing."""
     positive = labels > 0
     totals, have = (positive[index].sum(axis=0, dtype=np.int64) for index in (pool, drawn))
     chosen = drawn.tolist()
@@ -385,9 +411,12 @@ def _covering(
         if have[column] or totals[column] <= spare:
             continue
         held = pool[positive[pool, column]].tolist()
-        newcomer = next((i for i in held if (totals - have > spare)[positive[i]].all()), None)
-        leaver = next((i for i in reversed(chosen) if (have > 1)[positive[i]].all()), None)
-        if newcomer is not None and leaver is not None:
-            chosen[chosen.index(leaver)] = newcomer
-            have += positive[newcomer].astype(np.int64) - positive[leaver]
+        added = next((i for i in held if (totals - have > spare)[positive[i]].all()), None)
+        removed = next((i for i in reversed(chosen) if (have > 1)[positive[i]].all()), None)
+        if added is not None and removed is not None:
+            chosen[chosen.index(removed)] = added
+            have += positive[added].astype(np.int64) - positive[removed]
     return np.array(chosen, np.int64)
+
+
+keep_old_names(__name__)

@@ -30,9 +30,9 @@ from hashgym.data.pictures import BACKGROUND, to_rgb
 from hashgym.features.backbone import Backbone
 from hashgym.features.regions import Box, corner_and_centre, random_boxes
 from hashgym.storage.errors import DataError
-from hashgym.storage.job_store import Store, tidy
-from hashgym.storage.pipeline import AHEAD, Bad, ahead, progress_bar
-from hashgym.storage.ray_cluster import cluster, import_ray, result
+from hashgym.storage.job_store import JobStore, remove_journal
+from hashgym.storage.pipeline import PREFETCH, UnreadableImage, prefetch, progress_bar
+from hashgym.storage.ray_cluster import cluster, import_ray, task_result
 from hashgym.storage.reading import map_array
 from hashgym.versions import versions
 
@@ -120,7 +120,7 @@ def extract(
     job = {"dataset": collection.name, "images": n, "names": _digest(collection.names), "batch_size": batch_size}
     stamps = None if collection.stamp is None else np.array([collection.stamp(i) for i in range(n)], np.int64)
     arrays = recipe.arrays | ({} if stamps is None else {STAMPS: ((2,), "int64")})
-    store = Store(target.with_name(target.name + ".partial"), n, arrays, job | recipe.description)
+    store = JobStore(target.with_name(target.name + ".partial"), n, arrays, job | recipe.description)
 
     batches = [range(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
     with store:
@@ -191,7 +191,7 @@ class _Rows:
 
     good: NDArray[np.int64]
     values: dict[str, NDArray[Any]]
-    bad: list[Bad]
+    bad: list[UnreadableImage]
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ class _Recipe:
         }
         return {key: (shape, kind) for key, (shape, kind) in rows.items() if 0 not in shape}
 
-    def prepare(self, collection: ImageCollection, index: int) -> _Prepared | Bad:
+    def prepare(self, collection: ImageCollection, index: int) -> _Prepared | UnreadableImage:
         """Read image ``index``, cut out its regions, and preprocess them and the image."""
         try:
             image = to_rgb(collection.read(index))
@@ -252,11 +252,11 @@ class _Recipe:
             pictures = np.stack([self.backbone.preprocess(x) for x in (image, *(image.crop(box) for box in boxes))])
             return _Prepared(index, pictures, _in_square(boxes, *image.size), _square(image, self.thumbnail))
         except (OSError, DataError) as error:
-            return Bad(index, str(error))
+            return UnreadableImage(index, str(error))
 
-    def cook(self, images: Sequence[_Prepared | Bad], names: Sequence[str]) -> _Rows:
+    def cook(self, images: Sequence[_Prepared | UnreadableImage], names: Sequence[str]) -> _Rows:
         """Rows of every array for a batch of images."""
-        bad = [image for image in images if isinstance(image, Bad)]
+        bad = [image for image in images if isinstance(image, UnreadableImage)]
         batch = [image for image in images if isinstance(image, _Prepared)]
         good = np.array([prepared.index for prepared in batch], np.int64)
         if not batch:
@@ -307,7 +307,7 @@ def _check_dataset(collection: ImageCollection, drawn: splits.Split) -> None:
 
 def _tidy(target: Path) -> None:
     """Remove from a finished folder what only the job needed: a run that is killed at its very end leaves it there."""
-    tidy(target)
+    remove_journal(target)
     (target / f"{STAMPS}.npy").unlink(missing_ok=True)
 
 
@@ -335,7 +335,7 @@ def _in_threads(
     recipe: _Recipe, collection: ImageCollection, batches: Mapping[int, range], workers: int
 ) -> Generator[tuple[int, _Rows]]:
     """What every batch gives: read and preprocessed in threads a few batches ahead, features here."""
-    with closing(ahead(partial(recipe.prepare, collection), batches, workers)) as prepared:
+    with closing(prefetch(partial(recipe.prepare, collection), batches, workers)) as prepared:
         for b, images in prepared:
             yield b, recipe.cook(images, collection.names)
 
@@ -361,12 +361,12 @@ def _on_ray(
                 running[task.remote([job], batch)] = b  # in a list, so that Ray leaves it to the process to get it once
 
         try:
-            submit(AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1))))
+            submit(PREFETCH * max(1, int(ray.cluster_resources().get("CPU", 1))))
             while running:
                 (ended,), _ = ray.wait(list(running))
                 b = running.pop(ended)
                 submit(1)
-                rows = result(ray, ended)
+                rows = task_result(ray, ended)
                 for bad in rows.bad:  # left out only if they are bad, and not out of a worker's reach
                     if isinstance(recipe.prepare(collection, bad.index), _Prepared):
                         raise DataError(f"{bad.reason}, says a Ray worker, but here it can be read: share the folder")

@@ -49,9 +49,9 @@ from hashgym.data.pictures import BACKGROUND, open_image
 from hashgym.features.runtime import thread_count
 from hashgym.storage import owned
 from hashgym.storage.errors import DataError
-from hashgym.storage.job_store import JOURNAL, Store, tidy
+from hashgym.storage.job_store import JOURNAL, JobStore, remove_journal
 from hashgym.storage.locks import lock_folder
-from hashgym.storage.pipeline import Bad, ahead, progress_bar
+from hashgym.storage.pipeline import UnreadableImage, prefetch, progress_bar
 from hashgym.storage.reading import map_array
 from hashgym.storage.sealed import FolderFormat, Verify, read_json, write_json
 from hashgym.versions import versions
@@ -289,7 +289,7 @@ def _update(
     }
     batches = [start + np.flatnonzero(wanted[start : start + batch_size]) for start in range(0, n, batch_size)]
     work = partial(_encoded, encoder, root, names, batches)
-    with Store(_unfinished(target), n, arrays, job, "hashgym encode") as store:
+    with JobStore(_unfinished(target), n, arrays, job, "hashgym encode") as store:
         if not (store.folder / LISTED).exists():
             write_json(store.folder / LISTED, names)
         left = {}
@@ -309,7 +309,7 @@ def _update(
         doing = "updating" if old is not None else "resuming" if ready else "encoding"
         with (
             progress_bar(n, ready, progress, doing) as tick,
-            closing(ahead(work, {b: [b] for b in left}, threads, 2 * threads)) as finished,
+            closing(prefetch(work, {b: [b] for b in left}, threads, 2 * threads)) as finished,
         ):
             for b, [(arrays_of, bad)] in finished:
                 if stopping := [reason for index, (reason, *_) in bad if names[index] in there and not skip_bad]:
@@ -520,7 +520,9 @@ class _Picture:
     digest: bytes
 
 
-def _prepare(encoder: Encoder, root: Path, names: Sequence[str], index: int) -> tuple[tuple[int, int], _Picture | Bad]:
+def _prepare(
+    encoder: Encoder, root: Path, names: Sequence[str], index: int
+) -> tuple[tuple[int, int], _Picture | UnreadableImage]:
     """A picture, or why it cannot be read; and the stamp that its file had then."""
     before = (-1, -1)
     try:
@@ -534,9 +536,9 @@ def _prepare(encoder: Encoder, root: Path, names: Sequence[str], index: int) -> 
             raise DataError(f"image {names[index]} changed while it was read")
         return before, picture
     except OSError as error:
-        return before, Bad(index, f"image {names[index]} cannot be read: {error.strerror or error}")
+        return before, UnreadableImage(index, f"image {names[index]} cannot be read: {error.strerror or error}")
     except DataError as error:
-        return before, Bad(index, str(error))
+        return before, UnreadableImage(index, str(error))
 
 
 def _encoded(
@@ -544,7 +546,7 @@ def _encoded(
 ) -> tuple[dict[str, tuple[NDArray[np.int64], NDArray[Any]]], list[tuple[int, tuple[str, int, int]]]]:
     """Rows and values of every array for a batch; of images that cannot be read, why, and the stamps of their files."""
     read = [_prepare(encoder, root, names, index) for index in batches[batch].tolist()]
-    bad = [(image.index, (image.reason, *at)) for at, image in read if isinstance(image, Bad)]
+    bad = [(image.index, (image.reason, *at)) for at, image in read if isinstance(image, UnreadableImage)]
     pictures = [(at, image) for at, image in read if isinstance(image, _Picture)]
     if not pictures:
         return {}, bad
@@ -647,7 +649,7 @@ def _compared(
     return rows, changed | (rows < 0)
 
 
-def _replace(target: Path, old: Codes, store: Store, seal: Callable[[Path], None], facts: dict[str, Any]) -> None:
+def _replace(target: Path, old: Codes, store: JobStore, seal: Callable[[Path], None], facts: dict[str, Any]) -> None:
     """Put the new content beside the old, and let ``meta.json`` name it."""
     meta = CODES.read(target)
     if meta["digest"] != old.digest:
@@ -663,7 +665,7 @@ def _replace(target: Path, old: Codes, store: Store, seal: Callable[[Path], None
 
 def _tidy(target: Path, meta: dict[str, Any]) -> None:
     """Remove what killed runs have left in a finished folder: what only the job needed, and content that is not its."""
-    tidy(target)
+    remove_journal(target)
     (target / LISTED).unlink(missing_ok=True)
     for path in target.iterdir():
         if path.name.isdecimal() and path.name != meta.get("content") and owned.is_owned(path):

@@ -1,1 +1,1 @@
-"""Safe files: errors, atomic writes, checked reading, sealed folders, resumable jobs, work on a cluster."""
+"""Safe files: errors, atomic writes, checked reading, locks, sealed folders, resumable jobs, work on a cluster."""

@@ -8,5 +8,5 @@ __all__ = ["without_password"]
 
 
 def without_password(text: str) -> str:
-    """A message with ``***`` in place of the user and password of every URL in it."""
+    """Replace the user and password of every URL in a message by ``***``."""
     return re.sub(r"(?<=://)[^\s'\"]*@", "***@", text)

@@ -1,4 +1,4 @@
-"""Files that are whole at every moment: written beside their place, synced, and renamed."""
+"""Atomic writing of files: under a temporary name beside the target, synced to the disk, and renamed."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ __all__ = [
     "write_text",
 ]
 
-_NAMES = ("ENOSPC", "EDQUOT", "EFBIG")
-_FULL = {os.strerror(number): number for number in (getattr(errno, name, 0) for name in _NAMES) if number}
-_SAID = re.compile("|".join([*map(re.escape, _FULL), r"\d+ requested and \d+ written"]))  # the last is NumPy's
+_ERRNOS = (getattr(errno, name, 0) for name in ("ENOSPC", "EDQUOT", "EFBIG"))
+_FULL = {os.strerror(number): number for number in _ERRNOS if number}  # message -> number
+_MESSAGE = re.compile("|".join([*map(re.escape, _FULL), r"\d+ requested and \d+ written"]))  # the last is NumPy's
 
 
 class DiskFullError(OSError):
@@ -42,21 +42,21 @@ class DiskFullError(OSError):
 
 @contextmanager
 def atomic_write(path: str | Path, *, new: bool = False) -> Iterator[BinaryIO]:
-    """Open a file for writing that takes its place when the block ends, and not at all if the block raises.
+    """Open a file for writing that replaces the target when the block ends, and is discarded if the block raises.
 
-    The content is written to ``.NAME.*.hashgym-tmp`` beside the file, synced to the disk, and renamed; then the folder
-    is synced. So the file is the old or the new one, whole, whenever the process is killed or the machine stops, and of
-    several writers the last one wins. A killed writer's temporary file is removed by the next writer of the same file:
-    a living one keeps its own locked.
+    The content is written to ``.NAME.*.hashgym-tmp`` beside the target, synced to the disk, and renamed; then the
+    folder is synced. So the target is either the complete old file or the complete new one, even if the process is
+    killed or the machine stops; of several writers the last one wins. A writer keeps its temporary file locked, and
+    removes those of killed writers of the same target.
 
     Args:
-        path: of the file; its folder is created.
-        new: the file must not exist, neither now nor when the block ends, and nobody else may be writing it with
-            ``new``. So the block may be all the work that leads to the file.
+        path: the target; its folder is created.
+        new: require that the target does not exist, neither now nor when the block ends, and that no other process is
+            writing it with ``new``. The block may then contain all the work that leads to the file.
 
     Raises:
-        DataError: with ``new``, if the file exists or another process is writing it.
-        DiskFullError: if it does not fit on the disk.
+        DataError: with ``new``, if the target exists or another process is writing it.
+        DiskFullError: if the content does not fit on the disk.
         OSError: if it cannot be written for another reason.
     """
     target = Path(path)
@@ -64,19 +64,19 @@ def atomic_write(path: str | Path, *, new: bool = False) -> Iterator[BinaryIO]:
         raise DataError(f"{target} exists already: remove it, or choose another --out")
     target.parent.mkdir(parents=True, exist_ok=True)
     if clean(target) and new:
-        raise DataError(f"another process is writing {target}: wait for it, or stop it, or choose another --out")
+        raise DataError(f"another process is writing {target}: wait for it, stop it, or choose another --out")
     with explain_full_disk(target):
-        temporary, file = _begin(target)
+        temporary, file = _open_temporary(target)
         try:
             with file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
                 if new and os.path.lexists(target):
-                    raise DataError(f"{target} appeared meanwhile and is left as it is: choose another --out")
-                if os.name == "nt":  # which does not rename open files
+                    raise DataError(f"{target} was created meanwhile and is not overwritten: choose another --out")
+                if os.name == "nt":  # open files cannot be renamed there
                     file.close()
-                os.replace(temporary, target)  # while it is locked, so that no other writer takes it for abandoned
+                os.replace(temporary, target)  # still locked, so that no other writer removes it as abandoned
         except BaseException:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -85,14 +85,14 @@ def atomic_write(path: str | Path, *, new: bool = False) -> Iterator[BinaryIO]:
 
 
 def temporaries(path: str | Path) -> list[Path]:
-    """The temporary files of those who write a file, or were killed while they did."""
+    """The temporary files of running and killed writers of a file."""
     target = Path(path)
     named = re.compile(re.escape(_prefix(target)) + r"[0-9a-f]{16}\.hashgym-tmp")
     return [target.with_name(entry.name) for entry in os.scandir(target.parent) if named.fullmatch(entry.name)]
 
 
 def clean(path: str | Path) -> bool:
-    """Remove what killed writers of a file left; returns whether somebody is writing it now."""
+    """Remove the temporary files of killed writers of a file; return whether another process is writing it now."""
     busy = False
     for temporary in temporaries(path):
         with suppress(OSError), temporary.open("r+b") as file:
@@ -104,12 +104,12 @@ def clean(path: str | Path) -> bool:
 
 
 def write_text(path: str | Path, text: str, errors: str = "strict") -> None:
-    """Write a text file as UTF-8 with :func:`atomic_write`; line ends stay as they are.
+    """Write a text file as UTF-8 with :func:`atomic_write`; line ends are not converted.
 
     Args:
-        path: of the file.
+        path: the file.
         text: its content.
-        errors: what becomes of lone surrogates, which stand for bytes of names that are not UTF-8; see ``str.encode``.
+        errors: as in ``str.encode``, for lone surrogates, which stand for bytes of file names that are not UTF-8.
     """
     with atomic_write(path) as file:
         file.write(text.encode("utf-8", errors))
@@ -124,7 +124,7 @@ def move(file: Path, target: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's or a folder's content is on the disk."""
+    """Wait until the content of a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -137,10 +137,10 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def explain_full_disk(path: str | Path) -> Iterator[None]:
-    """Turn the errors of a full disk into one that names the file and says what to do.
+    """Turn errors of a full disk into one that names the file and the remedy.
 
     Raises:
-        DiskFullError: for whatever error a full disk, a quota or a limit on the size of files caused in the block.
+        DiskFullError: for any error in the block that a full disk, a quota or a limit on file sizes caused.
     """
     try:
         yield
@@ -158,9 +158,9 @@ def explain_full_disk(path: str | Path) -> Iterator[None]:
 
 
 def full_disk_error(error: BaseException | None) -> OSError | None:
-    """The error in a chain of causes that says that the disk is full; None if there is none.
+    """Find the error of a full disk among an error and its causes; None if there is none.
 
-    Libraries hide it: torch raises a RuntimeError while it handles it, NumPy and FAISS put it into words alone.
+    Libraries hide it: torch raises a RuntimeError while handling it, NumPy and FAISS only mention it in the message.
     """
     found = None
     while error is not None:
@@ -168,25 +168,25 @@ def full_disk_error(error: BaseException | None) -> OSError | None:
             return error
         if isinstance(error, OSError) and error.errno in _FULL.values():
             found = error
-        elif isinstance(error, (OSError, RuntimeError)) and (said := _SAID.search(str(error))):
-            found = OSError(_FULL.get(said[0], errno.ENOSPC), said[0])
+        elif isinstance(error, (OSError, RuntimeError)) and (match := _MESSAGE.search(str(error))):
+            found = OSError(_FULL.get(match[0], errno.ENOSPC), match[0])
         error = error.__cause__ or error.__context__
     return found
 
 
-def _begin(target: Path) -> tuple[Path, BinaryIO]:
-    """Create a temporary file for a target, and lock it."""
+def _open_temporary(target: Path) -> tuple[Path, BinaryIO]:
+    """Create and lock a temporary file for a target."""
     while True:
         temporary = target.with_name(f"{_prefix(target)}{secrets.token_hex(8)}.hashgym-tmp")
         file = temporary.open("xb")
-        # Another writer may have taken it for abandoned before it was locked.
+        # Another writer may have removed it as abandoned before it was locked.
         if lock_open_file(file) is not False and temporary.exists():
             return temporary, file
         file.close()
 
 
 def _prefix(target: Path) -> str:
-    """What the names of a file's temporary files begin with; a long name is cut, to stay within 255 bytes."""
+    """Prefix of the names of a file's temporary files; a long name is cut, to stay within 255 bytes."""
     digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:8]
     return f".{target.name[:40]}.{digest}."
 

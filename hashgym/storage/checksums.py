@@ -1,4 +1,4 @@
-"""Checksums of files, and a record of those that were right."""
+"""Checksums of files, and notes of those that were verified before."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["has_checksum", "sha256"]
 
 
 def sha256(path: Path, tick: Callable[[], None] = lambda: None) -> str:
-    """Hexadecimal SHA-256 of a file, read in blocks; ``tick`` is called after each."""
+    """Return the hexadecimal SHA-256 of a file, read in blocks; ``tick`` is called after each block."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -27,17 +27,17 @@ def sha256(path: Path, tick: Callable[[], None] = lambda: None) -> str:
 
 
 def has_checksum(path: Path, checksum: str, *, again: bool = False, tick: Callable[[], None] = lambda: None) -> bool:
-    """Whether a file has this SHA-256, computed once for every state of the file on this machine.
+    """Whether a file has this SHA-256. It is computed once on each machine, and again when the file has changed.
 
-    A file that had it is noted in the user's cache folder (:mod:`hashgym.storage.user_cache`) with its size, times and
-    inode, and is not read again while these stay the same. Where the note cannot be written, the file is read every
-    time.
+    A note with the size, times and inode of a verified file is kept in the user's cache folder
+    (:mod:`hashgym.storage.user_cache`), and the file is not read again while these stay the same. If the note cannot be
+    written, the file is read every time.
 
     Args:
-        path: of the file.
+        path: the file.
         checksum: in hexadecimal.
-        again: read it in any case.
-        tick: called now and then while the file is read.
+        again: ignore the note and read the file.
+        tick: called after each block that is read.
 
     Raises:
         OSError: if the file cannot be read.
@@ -56,14 +56,14 @@ def has_checksum(path: Path, checksum: str, *, again: bool = False, tick: Callab
 
 
 def _state(path: Path) -> list[str | int]:
-    """What changes when a file is changed or replaced, and where it is."""
+    """Return the place of a file, and what changes when it is changed or replaced."""
     stat = path.stat()
     times = stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev
     return [platform.node(), os.path.realpath(path), *times]
 
 
 def _note(path: Path) -> Path | None:
-    """The file with what is known of a file on this machine; None where the user has no cache folder."""
+    """Return the path of a file's note; None if the user has no cache folder."""
     folder = user_cache.folder()
     if folder is None:
         return None

@@ -8,7 +8,7 @@ __all__ = ["DataError", "describe"]
 
 
 class DataError(ValueError):
-    """Data that cannot be used: the message says what is wrong and what to do."""
+    """Raised for data that cannot be used; the message names the problem and the remedy."""
 
 
 def describe(value: Any) -> str:

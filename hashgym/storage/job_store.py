@@ -1,4 +1,4 @@
-"""Where a job over many images keeps its work until it is finished: a folder that survives being killed."""
+"""The working folder of a job over many images, which can be killed at any moment and resumed."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hashgym.moved import keep_old_names
 from hashgym.storage import owned
 from hashgym.storage.atomic import DiskFullError, atomic_write, explain_full_disk, full_disk_error, sync
 from hashgym.storage.errors import DataError
@@ -24,39 +25,40 @@ from hashgym.storage.locks import lock_open_file
 from hashgym.storage.reading import MAX_WHOLE_BYTES, map_array
 from hashgym.storage.sealed import digest
 
-__all__ = ["Store", "tidy"]
+__all__ = ["JobStore", "remove_journal"]
 
 JOURNAL = "journal.jsonl"
-ROWS = 256  # read at once, so that memory stays flat
+ROWS = 256  # read at once, which bounds the memory
 CLOSED = {"closed": True}
 Arrays = dict[str, tuple[tuple[int, ...], str]]
 Block = tuple[str, int, int, str]  # array, first row, row after the last, SHA-256 of the bytes
 
-_NO_JOURNAL = "{} is damaged, or not of `{}`: choose another --out; or remove {} if it was an unfinished job"
-_log = logging.getLogger(__name__)  # what is no error goes to stderr, unless the program that uses us says otherwise
+_NO_JOURNAL = "{} is damaged, or not of `{}`: choose another --out, or remove {} if it was an unfinished job"
+_log = logging.getLogger(__name__)  # warnings go to stderr, unless the calling program configures logging
 
 
-class Store:
-    """A folder of arrays of their full size, and a journal: a line for the job, then one for every finished batch.
+class JobStore:
+    """A folder with arrays of full size, and a journal: one line for the job, then one for every finished batch.
 
-    A batch's line is written when its rows are on the disk, so what the journal says is true whenever the process
-    ends. It has a checksum of every block of rows, which is compared when the job is taken up again: a batch whose
-    rows or line were damaged is done again. Rows are written through files, not maps, whose pages would count as the
-    job's memory.
+    The line of a batch is written once its rows are on the disk, so the journal is right whenever the process ends. It
+    has a checksum of every block of rows, which is verified when the job is resumed: a batch whose rows or line were
+    damaged is done again. Rows are written through files rather than maps, whose pages would count as memory of the
+    job.
 
     Args:
-        folder: made where it does not exist yet, taken up again where it does.
-        images: rows of every array.
+        folder: created if it is missing, else the job in it is resumed.
+        images: number of rows of every array.
         arrays: shape and type of a row of every array.
-        job: what is done, ready for JSON; only the same job may take the folder up again.
-        command: what makes such folders, for messages.
+        job: the settings of the job, JSON-serialisable; a job with other settings cannot resume it.
+        command: the command that creates such folders, for messages.
 
     Attributes:
-        finished: batch -> its bad images, as [index, reason].
+        finished: batch -> its unreadable images, as [index, reason].
+        closed: whether rows are being left out (:meth:`keep`), after which no batch can be written.
 
     Raises:
-        DataError: on entering, if the folder is another job's, damaged, in use or cannot be written, or if the disk is
-            too small.
+        DataError: on entering, if the folder belongs to another job, is damaged, in use or cannot be written, or if the
+            disk is too small.
         DiskFullError: on leaving, if the disk became full.
     """
 
@@ -71,7 +73,7 @@ class Store:
         self.closed = False
         self._blocks: list[Block] = []  # written since the last batch was finished
 
-    def __enter__(self) -> Store:
+    def __enter__(self) -> JobStore:
         try:
             if not os.path.lexists(self.folder):
                 with explain_full_disk(self.folder):
@@ -103,7 +105,7 @@ class Store:
                     raise error
 
     def write(self, key: str, rows: NDArray[np.int64], values: NDArray[Any]) -> None:
-        """Put ``values`` (len(rows), ...) into the rows of an array."""
+        """Write ``values`` (len(rows), ...) to rows of an array."""
         with self.files[key].open("r+b") as file:
             for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1):
                 first, content = int(rows[run[0]]), values[run].tobytes()
@@ -112,7 +114,7 @@ class Store:
                 self._blocks.append((key, first, first + len(run), hashlib.sha256(content).hexdigest()))
 
     def finish(self, batch: int, bad: list[Any]) -> None:
-        """Note a batch as finished, once its rows are on the disk."""
+        """Record a batch as finished, once its rows are on the disk."""
         for file in self.files.values():
             sync(file)
         self._note({"batch": batch, "bad": bad, "blocks": self._blocks})
@@ -120,7 +122,7 @@ class Store:
         self.finished[batch] = bad
 
     def keep(self, kept: NDArray[np.int64]) -> None:
-        """Leave out all other rows. From here on no batch can be written."""
+        """Leave out all other rows. No batch can be written afterwards."""
         if len(kept) < self.images:
             if not self.closed:
                 self._note(CLOSED)
@@ -133,10 +135,12 @@ class Store:
             np.save(self.folder / f"{key}.npy", array, allow_pickle=False)
         seal(self.folder)
         if os.path.lexists(target):
-            raise DataError(f"{target} appeared meanwhile; the finished work is in {self.folder}")
+            raise DataError(
+                f"{target} was created meanwhile and is not overwritten; the finished work is in {self.folder}"
+            )
         self.folder.rename(target)
         sync(target.parent)
-        tidy(target)
+        remove_journal(target)
 
     def _create(self) -> None:
         rows = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in self.arrays.values())
@@ -144,11 +148,11 @@ class Store:
         free = shutil.disk_usage(self.folder.parent).free
         if free < (needed := self.images * rows) + (1 << 20):
             raise DataError(
-                f"what is made takes {needed / 1e6:,.0f} MB, and {self.folder.parent} has {free / 1e6:,.0f} MB free: "
+                f"the result takes {needed / 1e6:,.0f} MB, and {self.folder.parent} has {free / 1e6:,.0f} MB free: "
                 "choose an --out on a larger disk"
             )
-        # Renamed when complete, so that a kill leaves no half; the marker is locked meanwhile.
-        self._remove_abandoned()
+        # Renamed when complete, so that a killed process leaves no incomplete job; the marker is locked meanwhile.
+        self._remove_abandoned_setups()
         setup = owned.create(self.folder.with_name(f".{self.folder.name}.{secrets.token_hex(8)}.new"))
         with (setup / owned.MARKER).open("r+b") as marker:
             lock_open_file(marker)
@@ -159,10 +163,10 @@ class Store:
                 owned.remove(setup)
                 if not (self.folder / JOURNAL).is_file():
                     raise
-                # Another process was quicker: only one of the two will get the lock.
+                # Another process created it first: only one of the two gets the lock.
 
-    def _remove_abandoned(self) -> None:
-        """Remove the folders that killed processes were setting up."""
+    def _remove_abandoned_setups(self) -> None:
+        """Remove folders that killed processes were setting up."""
         prefix = f".{self.folder.name}."
         for path in [path for path in self.folder.parent.iterdir() if path.name.startswith(prefix)]:
             if path.suffix == ".new" and owned.is_owned(path):
@@ -175,28 +179,37 @@ class Store:
         for key, (shape, kind) in self.arrays.items():
             file = setup / f"{key}.npy"
             np.lib.format.open_memmap(file, mode="w+", dtype=np.dtype(kind), shape=(self.images, *shape))
-            if hasattr(os, "posix_fallocate"):  # take the space now rather than fail for want of it hours later
+            if hasattr(os, "posix_fallocate"):  # reserve the space now rather than run out of it hours later
                 with file.open("r+b") as stream:
                     os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
         (setup / JOURNAL).write_bytes(_line(self.job))
         for file in [*setup.iterdir(), setup]:
             sync(file)
 
-    def _resume(self) -> None:
+    def _read_journal(self) -> list[dict[str, Any] | None]:
+        """Read the lines after that of the job, None for damaged ones; cut off the last line if it is incomplete.
+
+        Raises:
+            DataError: if the journal is damaged or that of another job.
+        """
         if os.fstat(self.journal.fileno()).st_size > MAX_WHOLE_BYTES:
             raise DataError(_NO_JOURNAL.format(self.folder / JOURNAL, self.command, self.folder))
         content = self.journal.read()
-        whole = content[: content.rfind(b"\n") + 1]  # the last line may have been cut off
-        first, *lines = [_parsed(line) for line in whole.splitlines()] or [None]
+        complete = content[: content.rfind(b"\n") + 1]
+        first, *lines = [_parsed(line) for line in complete.splitlines()] or [None]
         if first is None:
             raise DataError(_NO_JOURNAL.format(self.folder / JOURNAL, self.command, self.folder))
         if different := [key for key in self.job if first.get(key) != self.job[key]]:
             raise DataError(
-                f"{self.folder} holds another, unfinished job (other {', '.join(different)}): run that one to its end, "
-                "remove the folder to give it up, or choose another --out"
+                f"{self.folder} holds another, unfinished job (other {', '.join(different)}): finish that one, "
+                "remove the folder to abandon it, or choose another --out"
             )
-        self.journal.truncate(len(whole))  # only now is it known to be ours
-        self.journal.seek(len(whole))
+        self.journal.truncate(len(complete))  # it is known to be ours only now
+        self.journal.seek(len(complete))
+        return lines
+
+    def _resume(self) -> None:
+        lines = self._read_journal()
         self.offsets = {key: _offset(file, self.folder) for key, file in self.files.items()}
         batches = {line["batch"]: line for line in lines if line is not None and line != CLOSED}
         self.closed = lines[-1:] == [CLOSED]
@@ -210,7 +223,7 @@ class Store:
                 raise DataError(f"{self.folder} is damaged in finished rows: remove it and start again")
             _log.warning("%s: %d finished batches were damaged and are done again", self.folder, again)
             self.closed = False
-        # Bad images get another chance, as they may have been repaired, unless their rows are gone already.
+        # Batches with unreadable images are done again, as these may have been repaired, unless the rows are gone.
         self.finished = {
             batch: line["bad"]
             for batch, line in batches.items()
@@ -218,7 +231,7 @@ class Store:
         }
 
     def _check_arrays(self, kept: int) -> dict[str, int]:
-        """Rows of every array: all of them, or only those that are kept. Raises DataError for another shape or type."""
+        """Number of rows of every array, all or only those kept. Raises DataError for another shape or type."""
         found = {}
         for key, (shape, kind) in self.arrays.items():
             array = map_array(self.files[key])
@@ -229,7 +242,7 @@ class Store:
         return found
 
     def _damaged(self, batches: dict[int, list[Block]], rows: dict[str, NDArray[np.int64]]) -> set[int]:
-        """Batches with blocks that are not on the disk as they were written; ``rows`` are those that an array has."""
+        """Batches of which a block differs from what was written; ``rows`` are those that each array has."""
         found = set()
         for key, (shape, kind) in self.arrays.items():
             size = int(np.prod(shape)) * np.dtype(kind).itemsize
@@ -248,8 +261,8 @@ class Store:
         os.fsync(self.journal.fileno())
 
 
-def tidy(target: Path) -> None:
-    """Remove the journal from a finished folder: a run that is killed at its very end leaves it there."""
+def remove_journal(target: Path) -> None:
+    """Remove the journal from a finished folder; a run that is killed at its very end leaves it there."""
     if owned.is_owned(target):
         (target / JOURNAL).unlink(missing_ok=True)
 
@@ -261,7 +274,7 @@ def _line(entry: dict[str, Any]) -> bytes:
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    """What a line of the journal says; None for a damaged one. Older versions wrote them without digest and blocks."""
+    """Parse a line of the journal; None for a damaged one. Lines of older versions have no digest and no blocks."""
     try:
         entry = json.loads(line)
         claimed = entry.pop("digest", None)
@@ -274,7 +287,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def _offset(file: Path, folder: Path) -> int:
-    """Where the array in ``file`` begins."""
+    """Offset of the first row of the array in ``file``."""
     try:
         return int(map_array(file).offset)  # type: ignore[attr-defined]
     except DataError as error:
@@ -282,7 +295,7 @@ def _offset(file: Path, folder: Path) -> int:
 
 
 def _compact(file: Path, kept: NDArray[np.int64]) -> None:
-    """Keep only some rows of an array; does nothing where that was done before."""
+    """Keep only some rows of an array; does nothing if that was done before."""
     array = map_array(file)
     if len(array) == len(kept):
         return
@@ -290,5 +303,8 @@ def _compact(file: Path, kept: NDArray[np.int64]) -> None:
     with atomic_write(file) as stream:
         np.lib.format.write_array_header_1_0(stream, header | {"shape": (len(kept), *array.shape[1:])})
         for start in range(0, len(kept), ROWS):
-            # Mapped anew for every block, so that its pages are given back.
+            # Mapped again for every block, which releases the pages of the last one.
             stream.write(map_array(file)[kept[start : start + ROWS]].tobytes())
+
+
+keep_old_names(__name__)

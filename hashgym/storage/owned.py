@@ -1,7 +1,8 @@
-"""What this program may delete or replace: folders that carry its marker, and files that it wrote.
+"""Ownership of files: hashgym deletes only folders with its marker, and replaces only files that it wrote.
 
-Names prove nothing: a folder called ``2023`` or ``photos.partial`` may be the user's. So a folder gets a marker file
-when it is created, and nothing is deleted that lacks one. A file is replaced only if its content shows who wrote it.
+Names are no proof: a folder called ``2023`` or ``photos.partial`` may be the user's. So a folder gets a marker file
+when it is created, and only marked folders are deleted. A file is replaced only if its content shows that hashgym
+wrote it.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ _TEXT = "hashgym created this folder and may delete it.\n"
 
 
 def create(folder: str | Path) -> Path:
-    """Create a folder with the marker, and its parents without one; an empty or marked folder is taken as it is.
+    """Create a folder with the marker, and its parents without; an existing folder must be empty or marked.
 
     Raises:
-        DataError: if something else is there.
+        DataError: if the path exists and is something else.
         OSError: if it cannot be created.
     """
     path = Path(folder)
@@ -36,26 +37,26 @@ def create(folder: str | Path) -> Path:
 
 
 def mark(folder: str | Path) -> None:
-    """Put the marker into a folder that is known to be ours, such as one that an older version wrote."""
+    """Put the marker into a folder that hashgym is known to have written, such as one of an older version."""
     (Path(folder) / MARKER).write_text(_TEXT, encoding="utf-8")
 
 
 def is_owned(folder: str | Path) -> bool:
-    """Whether this is a folder, not a link to one, with the marker in it."""
+    """Whether this is a folder (not a link to one) with the marker."""
     path = Path(folder)
     return path.is_dir() and not path.is_symlink() and (path / MARKER).is_file()
 
 
 def is_empty(folder: str | Path) -> bool:
-    """Whether this is a folder, not a link to one, with nothing in it."""
+    """Whether this is an empty folder, not a link to one."""
     path = Path(folder)
     return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
 
 
 def remove(folder: str | Path) -> None:
-    """Delete a folder with the marker and all that is in it; does nothing where there is none.
+    """Delete a folder with the marker and everything in it; a missing folder is ignored.
 
-    The marker goes last, so that an interrupted deletion can be repeated.
+    The marker is deleted last, so that an interrupted deletion can be repeated.
 
     Raises:
         DataError: if the folder has no marker and is not empty.
@@ -81,15 +82,15 @@ def remove(folder: str | Path) -> None:
 
 
 def require_replaceable(file: str | Path, what: str, is_ours: Callable[[Path], bool]) -> None:
-    """Check, before work starts, that a file can be written without losing somebody else's.
+    """Check, before work starts, that writing a file does not destroy a file that hashgym did not write.
 
     Args:
         file: the file to write.
-        what: what such a file is, with its article, for the message.
-        is_ours: whether an existing file was written by the same command; it is given no folder and no link.
+        what: description of such files, with its article, for the message.
+        is_ours: whether the same command wrote an existing file; never called with a folder or link.
 
     Raises:
-        DataError: if something exists under that name that the same command did not write.
+        DataError: if the path exists and was not written by the same command.
     """
     path = Path(file)
     if os.path.lexists(path) and not (path.is_file() and not path.is_symlink() and is_ours(path)):

@@ -1,4 +1,4 @@
-"""What every job over many images shares: reading ahead of the network, and a progress bar."""
+"""Shared by all jobs over many images: prefetching in threads, and a progress bar."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from typing import TypeVar
 
 from hashgym.moved import keep_old_names
 
-__all__ = ["Bad", "ahead", "progress_bar"]
+__all__ = ["UnreadableImage", "prefetch", "progress_bar"]
 
-AHEAD = 2  # batches that are read and preprocessed while the network works on another
+PREFETCH = 2  # batches that are prepared while the network works on another
 T = TypeVar("T")
 Tick = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Bad:
+class UnreadableImage:
     """An image that cannot be read, and why."""
 
     index: int
     reason: str
 
 
-def ahead(
-    prepare: Callable[[int], T], batches: Mapping[int, Sequence[int]], workers: int, depth: int = AHEAD
+def prefetch(
+    prepare: Callable[[int], T], batches: Mapping[int, Sequence[int]], workers: int, depth: int = PREFETCH
 ) -> Generator[tuple[int, list[T]]]:
-    """Every batch with what ``prepare`` makes of its images, in threads and a few batches before they are asked for.
+    """Yield the number of every batch with its prepared images; threads prepare a few batches in advance.
 
     Args:
-        prepare: takes an image's index.
+        prepare: called with the index of an image.
         batches: number of a batch -> indices of its images.
         workers: threads.
-        depth: batches that are under way, or wait to be asked for.
+        depth: batches that are in preparation or ready.
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="images")
     waiting = iter(batches.items())
@@ -62,15 +62,15 @@ def ahead(
 def progress_bar(
     total: int, done: int, show: bool, doing: str = "extracting", of: str = "images", stderr: bool = False
 ) -> Iterator[Tick]:
-    """A progress bar with images a second and time left; its value is called with every batch's number of images.
+    """Show a progress bar with images per second and time left; yields a function to call with each batch's size.
 
     Args:
-        total: images in all.
-        done: those that an earlier run has done.
+        total: number of images.
+        done: images that an earlier run has finished.
         show: False for no bar.
-        doing: what is done, in a word.
-        of: what is counted.
-        stderr: whether to draw on the standard error, leaving the standard output to results.
+        doing: name of the activity, one word.
+        of: name of the things counted.
+        stderr: draw on standard error, which leaves standard output to results.
     """
     if not show:
         yield lambda count: None
@@ -80,14 +80,14 @@ def progress_bar(
     from hashgym import console
 
     columns = (console.Field("rate"), TimeRemainingColumn(elapsed_when_finished=True))
-    begun, first = time.monotonic(), done
+    started, first = time.monotonic(), done
     with console.bar(*columns, console=console.Console(stderr=stderr)) as bar:
         task = bar.add_task(doing, total=total, completed=done, rate="")
 
         def tick(count: int) -> None:
             nonlocal done
             done += count
-            rate = (done - first) / max(time.monotonic() - begun, 1e-9)
+            rate = (done - first) / max(time.monotonic() - started, 1e-9)
             bar.update(task, advance=count, rate=f"{rate:,.0f} {of}/s")
 
         yield tick

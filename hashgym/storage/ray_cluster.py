@@ -1,6 +1,6 @@
-"""Work on several machines: a connection to a Ray cluster, and what its tasks give back.
+"""Work on several machines: connecting to a Ray cluster, and reading the results of its tasks.
 
-Ray comes with ``pip install 'hashgym[ray]'``, and is imported when it is asked for.
+Ray comes with ``pip install 'hashgym[ray]'`` and is imported on first use.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from hashgym.moved import keep_old_names
 from hashgym.storage.addresses import without_password
 
-__all__ = ["cluster", "import_ray", "result"]
+__all__ = ["cluster", "import_ray", "task_result"]
 
 
 def import_ray() -> Any:
-    """The module ``ray``.
+    """Import ``ray``.
 
     Raises:
-        ValueError: where Ray is not installed.
+        ValueError: if Ray is not installed.
     """
     try:
         import ray
@@ -31,15 +32,15 @@ def import_ray() -> Any:
 
 @contextmanager
 def cluster(cpus: int | None = None) -> Iterator[Any]:
-    """Ray, connected: to the cluster at ``RAY_ADDRESS`` where that is set, else to one that is started on this machine.
+    """Connect to the Ray cluster at ``RAY_ADDRESS``, or start one on this machine if that is not set; yields ``ray``.
 
-    What is opened here is closed at the end; where this process is connected already, that connection is used and kept.
+    The connection is closed at the end, unless this process was connected before.
 
     Args:
-        cpus: how many tasks of one CPU a cluster started here runs at a time; None for one a core.
+        cpus: tasks of one CPU that a cluster started here runs at a time; None for one per core.
 
     Raises:
-        ValueError: where Ray is not installed or cannot be reached.
+        ValueError: if Ray is not installed or cannot be reached.
     """
     ray = import_ray()
     if ray.is_initialized():
@@ -51,12 +52,12 @@ def cluster(cpus: int | None = None) -> Iterator[Any]:
     try:
         if address:
             ray.init(address, **quiet)
-        else:  # its processes have the environment of this one
+        else:  # its processes inherit this environment
             cores = os.cpu_count() or 1
             os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // (cpus or cores))))
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
-    except Exception as error:  # of every kind, some of them plain Exception
+    except Exception as error:  # Ray raises many types, some of them plain Exception
         where = f"no connection to the Ray cluster at RAY_ADDRESS={address}" if address else "Ray cannot start here"
         raise ValueError(without_password(f"{where}: {str(error.__cause__ or error).strip()}")) from error
     try:
@@ -65,11 +66,11 @@ def cluster(cpus: int | None = None) -> Iterator[Any]:
         ray.shutdown()
 
 
-def result(ray: Any, reference: Any) -> Any:
-    """What a task returned. What it raised is raised here too, instead of Ray's error around it.
+def task_result(ray: Any, reference: Any) -> Any:
+    """Return the result of a task, or raise its own error instead of Ray's error around it.
 
     Raises:
-        ChildProcessError: where Ray lost the task's process as often as it was to try again.
+        ChildProcessError: if Ray lost the task's process, and every retry.
     """
     try:
         return ray.get(reference)
@@ -77,3 +78,6 @@ def result(ray: Any, reference: Any) -> Any:
         raise (error.cause if isinstance(error.cause, Exception) else error) from error
     except ray.exceptions.RayError as error:
         raise ChildProcessError(f"Ray lost the process of a task: {error}") from error
+
+
+keep_old_names(__name__)

@@ -1,4 +1,4 @@
-"""Reading files that may be damaged, or made to do harm: arrays, and small files whole."""
+"""Reading of files that may be damaged or malicious: arrays, and files that must fit in memory."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ from hashgym.storage.errors import DataError
 __all__ = ["MAX_WHOLE_BYTES", "check_stored", "map_array", "open_regular", "read_arrays", "read_bounded"]
 
 MAX_BYTES = 2 << 30  # of an .npz file
-MAX_WHOLE_BYTES = 2**30  # of a file that is read whole, such as a list of labels; the annotations of COCO have 0.5 GB
+MAX_WHOLE_BYTES = 2**30  # of a file that is read at once, such as a list of labels; the annotations of COCO have 0.5 GB
 
 
 def map_array(file: str | Path) -> NDArray[Any]:
-    """The array in an ``.npy`` file, mapped read-only; nothing is unpickled.
+    """Map the array in an ``.npy`` file, read-only; nothing is unpickled.
 
-    Mapping compares the shape that the header names with the file's size, so a damaged one cannot ask for memory that
-    there is not.
+    Mapping compares the shape in the header with the size of the file, so a damaged header cannot exhaust the memory.
 
     Raises:
-        DataError: if the file is missing, damaged, or no array of numbers.
+        DataError: if the file is missing, damaged, or not an array of numbers.
     """
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
@@ -35,19 +34,19 @@ def map_array(file: str | Path) -> NDArray[Any]:
         raise DataError(f"{file} is missing") from None
     except Exception as error:  # the parser of a damaged header raises many types
         reason = str(error).partition("\n")[0]
-        raise DataError(f"{file} is damaged, or no array of numbers: {reason}") from error
-    if not isinstance(array, np.ndarray):  # an .npz by another name
+        raise DataError(f"{file} is damaged, or not an array of numbers: {reason}") from error
+    if not isinstance(array, np.ndarray):  # an .npz file under another name
         array.close()
-        raise DataError(f"{file} is damaged, or no array of numbers: it holds several arrays")
+        raise DataError(f"{file} is damaged, or not an array of numbers: it holds several arrays")
     return array
 
 
 def read_arrays(file: str | Path) -> dict[str, NDArray[Any]]:
-    """The arrays in an ``.npz`` file as ``np.savez`` writes it, in memory; nothing is unpickled.
+    """Read the arrays in an ``.npz`` file as ``np.savez`` writes it; nothing is unpickled.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        DataError: if it is damaged or no regular file, has more than 2 GB, or its arrays are larger than the file.
+        DataError: if it is damaged, not a regular file, or larger than 2 GB, or its arrays are larger than the file.
     """
     try:
         check_stored(file, MAX_BYTES)
@@ -57,19 +56,19 @@ def read_arrays(file: str | Path) -> dict[str, NDArray[Any]]:
         raise
     except Exception as error:  # the parsers of damaged headers raise many types
         reason = str(error).partition("\n")[0]
-        raise DataError(f"{file} is damaged, or no file of arrays: {reason}") from error
+        raise DataError(f"{file} is damaged, or not a file of arrays: {reason}") from error
 
 
 def check_stored(file: str | Path, most: int) -> None:
-    """Check that reading a zip file takes no more memory than ``most`` bytes, nor than it has itself.
+    """Check that reading a zip file takes at most ``most`` bytes of memory, and no more than its own size.
 
     Raises:
-        ValueError: if it does, as a compressed one may; or if it is no regular file.
-        OSError: and what ``zipfile`` raises, if it cannot be read.
+        ValueError: if it takes more, as a compressed one may, or is not a regular file.
+        OSError: if it cannot be read; ``zipfile`` raises other errors for a damaged one.
     """
     found = os.stat(file)
     if not stat.S_ISREG(found.st_mode):
-        raise ValueError("it is no regular file")
+        raise ValueError("it is not a regular file")
     if found.st_size > most:
         raise ValueError(f"it has {found.st_size:,} bytes, and at most {most:,} are read")
     with zipfile.ZipFile(file) as archive:
@@ -80,20 +79,20 @@ def check_stored(file: str | Path, most: int) -> None:
 
 
 def read_bounded(path: Path, most: int = MAX_WHOLE_BYTES) -> bytes:
-    """The content of a file that has to be read whole.
+    """Read a file of at most ``most`` bytes.
 
     Raises:
-        DataError: if it is larger than ``most`` bytes; it is not read then.
+        DataError: if it is larger; it is not read then.
         OSError: if it cannot be read, or is not a regular file.
     """
     with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size > most:
-            raise DataError(f"{path} has more than {most:,} bytes: it is damaged, or not what it should be")
+            raise DataError(f"{path} has more than {most:,} bytes: it is damaged, or another kind of file")
         return file.read()
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading; anything else, such as a pipe, might block forever.
+    """Open a regular file for reading. Anything else, such as a pipe, could block forever.
 
     Raises:
         OSError: if it cannot be opened, or is not a regular file.

@@ -1,4 +1,4 @@
-"""The user's cache folder: what can be computed again, shared by all processes of a user."""
+"""The user's cache folder, for results that can be recomputed; shared by all processes of a user."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _warned: set[Path] = set()
 
 
 def folder() -> Path | None:
-    """Return the cache folder, created where it is missing, or None where none can be written.
+    """Return the cache folder, which is created if it is missing; None if it cannot be written.
 
-    It is the one that the environment variable ``HASHGYM_CACHE`` names, or by default the system's usual place, such as
+    The environment variable ``HASHGYM_CACHE`` names it; the default is the system's usual place, such as
     ``~/.cache/hashgym``. An empty ``HASHGYM_CACHE`` switches the cache off. Everything in the folder may be deleted at
     any time.
 
-    What is read from it is trusted, so a folder that belongs to another user, or in which every user may write, is not
-    used; a message says so.
+    Its content is trusted, so a folder that belongs to another user, or that every user can write to, is not used; a
+    warning is logged then.
     """
     import platformdirs
 

@@ -215,7 +215,7 @@ def test_a_pickle_is_never_loaded(folder, tmp_path):
     meta.pop("digest")
     meta["files"]["train.npy"] |= {"bytes": name.stat().st_size, "sha256": checksums.sha256(name)}
     (folder / "meta.json").write_text(json.dumps(meta | {"digest": sealed.digest(meta)}))
-    with pytest.raises(DataError, match=r"train\.npy.*no array of numbers"):
+    with pytest.raises(DataError, match=r"train\.npy.*not an array of numbers"):
         cache.open_cache(folder, verify=True)
     assert not (tmp_path / "sprung").exists()
 

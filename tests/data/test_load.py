@@ -9,6 +9,7 @@ import pytest
 
 from hashgym import data
 from hashgym.data import DataError, HashingDataset, cache, splits
+from hashgym.data.readers import DATASETS
 
 
 def test_every_dataset_is_listed_with_its_splits() -> None:
@@ -86,6 +87,39 @@ def test_read_images_names_what_is_wrong() -> None:
         data.read_images("digits", ".")
     with pytest.raises(DataError, match=r"coco needs the folder it lies in \(--root\); wanted: annotations"):
         data.read_images("coco")
+
+
+def _read_pets(path: str, *, exclude: tuple[str, ...]) -> data.ImageCollection:
+    names = tuple(name for name in ("cat.png", "dog.png") if name not in exclude)
+    return data.ImageCollection("pets", names, np.ones((len(names), 1), np.uint8), (path,), lambda index: None)
+
+
+READER = data.Reader(_read_pets, "PATH/*.png", options=("exclude",))
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    for part in ("entries", "descriptions"):
+        monkeypatch.setattr(DATASETS, part, dict(getattr(DATASETS, part)))
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_dataset_of_ones_own(multi_label: HashingDataset) -> None:
+    data.register("pets:PATH", f"{__name__}:READER", "two pets")
+    assert data.read_images("pets:a/b").label_names == ("a/b",)
+    assert data.read_images("pets:a", exclude=("cat.png",)).names == ("dog.png",)
+    data.register("mine", data.Reader(lambda seed: multi_label, "nothing", embedded=True), "my own")
+    assert data.load("mine") is multi_label
+    listed = {info.name: info for info in data.datasets()}
+    assert (listed["pets:PATH"].description, listed["pets:PATH"].reads_from) == ("two pets", "PATH/*.png")
+    assert list(listed["pets:PATH"].splits) == ["random", "given"]
+    assert list(listed)[2] == "mine"
+    with pytest.raises(DataError, match="neither a folder of features nor one of digits, digit-scenes, mine"):
+        data.load("pets")
+    with pytest.raises(ValueError, match="a dataset 'digits' is registered already"):
+        data.register("digits", READER, "other digits")
+    with pytest.raises(ValueError, match=r"reader must be a hashgym\.data\.Reader or 'package\.module:READER', got"):
+        data.register("cats", _read_pets, "cats")  # type: ignore[arg-type]
 
 
 def test_the_import_is_light() -> None:

@@ -359,7 +359,7 @@ def dataset(images: int = 60) -> HashingDataset:
 def test_apply_keeps_the_labels_that_count() -> None:
     whole = dataset()
     split = draw("mirflickr25k", "mch", whole.labels, whole.names, queries=7, train=9)
-    applied = splits.apply(whole, split)
+    applied = whole.with_split(split)
     assert applied.label_names == mirflickr25k.LABELS[:24]
     np.testing.assert_array_equal(applied.labels, whole.labels[:, :24])
     for key in ("query", "database", "train"):
@@ -368,7 +368,7 @@ def test_apply_keeps_the_labels_that_count() -> None:
     assert applied.provenance["split"] == "mch"
     assert applied.provenance["split_queries"] == 7
     assert "split_counts" not in applied.provenance
-    counted = splits.apply(dataclasses.replace(whole, provenance={"split_counts": "of the split before"}), split)
+    counted = dataclasses.replace(whole, provenance={"split_counts": "of the split before"}).with_split(split)
     assert counted.provenance["split_counts"] == split.described_counts
     with pytest.raises(DataError, match="standardised by its training images"):
-        splits.apply(whole.standardized(), split)
+        whole.standardized().with_split(split)

@@ -153,7 +153,7 @@ def test_the_number_of_results_is_the_readers(page: Any) -> None:
 def test_what_cannot_be_searched_with_is_told_and_the_page_goes_on(page: Any) -> None:
     alert = page.get_by_role("alert")
     pick(page, png(picture(3))[:150], "half.png")
-    sync_api.expect(alert).to_contain_text("image half.png is damaged or no picture")
+    sync_api.expect(alert).to_contain_text("image half.png is damaged or not a picture")
     pick(page, bytes(200_001), "large.png")
     sync_api.expect(alert).to_contain_text("too large")
     page.evaluate("dispatchEvent(new DragEvent('drop', {dataTransfer: new DataTransfer()}))")
@@ -209,7 +209,7 @@ def test_without_scripts_the_form_works_by_itself(browser: Any, address: str) ->
     sync_api.expect(heading(page)).to_have_text("3 nearest to 20.png")
     pick(page, b"no picture", "none.jpg")
     page.get_by_role("button", name="Search").click()
-    sync_api.expect(page.get_by_role("alert")).to_contain_text("none.jpg is damaged or no picture")
+    sync_api.expect(page.get_by_role("alert")).to_contain_text("none.jpg is damaged or not a picture")
     context.close()
 
 

@@ -60,7 +60,7 @@ def test_bad_files_are_data_errors_and_cost_no_process(decoders: Decoders, tmp_p
     decoders(png(picture(0)), "a", longer=9)
     before = decoders._idle.queue[-1]._process
     for source, words in [
-        (io.BytesIO(b""), "damaged or no picture"),
+        (io.BytesIO(b""), "damaged or not a picture"),
         (io.BytesIO(bytes(MAX_BYTES + 1)), "bytes"),
         (png(Image.new("L", (6000, 5001))), "pixels"),
         (tmp_path / "none.png", "cannot be read"),

@@ -25,7 +25,7 @@ from hashgym.gallery import encode as encode_module
 from hashgym.gallery import encode_images, find_images, open_codes
 from hashgym.gallery.encode import Encoded, update_codes
 from hashgym.storage import owned, sealed
-from hashgym.storage.job_store import Store
+from hashgym.storage.job_store import JobStore
 from tests.gallery.small import content, picture, write_encoder, write_pictures
 
 NAMES = ["b/10.png", "b/9.png", "a.png", "b/c/1.PNG", "z z.jpg"]
@@ -497,8 +497,8 @@ def test_links_as_output(encoder, tmp_path, monkeypatch):
     out = encode(encoder, [photos], tmp_path / "disk" / "out")
     (tmp_path / "link").symlink_to(out)
     paint(photos, "b/9.png", 99)
-    begun, publish = [], Store.publish
-    monkeypatch.setattr(Store, "publish", lambda self, *args: (begun.append(self.folder), publish(self, *args)))
+    begun, publish = [], JobStore.publish
+    monkeypatch.setattr(JobStore, "publish", lambda self, *args: (begun.append(self.folder), publish(self, *args)))
     assert update(encoder, [photos], tmp_path / "link").changed == 1
     assert begun == [Path(os.path.realpath(out)).with_name("out.partial")]
     same(out, encode(encoder, [photos], tmp_path / "new"))
@@ -510,15 +510,15 @@ def test_two_updates_at_once(encoder, tmp_path, monkeypatch):
     photos, out = write_pictures(tmp_path / "photos", NAMES), tmp_path / "out"
     encode(encoder, [photos], out)
     paint(photos, "b/9.png", 99)
-    publish, refused = Store.publish, []
+    publish, refused = JobStore.publish, []
 
-    def published(self: Store, *args: Any) -> None:
+    def published(self: JobStore, *args: Any) -> None:
         publish(self, *args)
         with pytest.raises(DataError, match=r"another process is at work in .*out: wait for it") as error:
             update(encoder, [photos], out)
         refused.append(error)
 
-    monkeypatch.setattr(Store, "publish", published)
+    monkeypatch.setattr(JobStore, "publish", published)
     assert update(encoder, [photos], out).changed == 1
     monkeypatch.undo()
     assert len(refused) == 1

@@ -211,8 +211,8 @@ def test_what_other_sites_post_is_refused(client: Any, headers: dict[str, str], 
 
 GREY16 = Image.fromarray(np.full((40, 40), 40_000, np.uint16))
 BAD = {
-    "nothing": (b"", "damaged or no picture"),
-    "html.jpg": (b"<!doctype html><script>alert(1)</script>", "damaged or no picture: none of BMP, GIF, JPEG"),
+    "nothing": (b"", "damaged or not a picture"),
+    "html.jpg": (b"<!doctype html><script>alert(1)</script>", "damaged or not a picture: none of BMP, GIF, JPEG"),
     "active.svg": (b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>', "none of BMP"),
     "postscript.png": (encoded(picture(0), "EPS"), "none of BMP"),
     "truncated.png": (encoded(picture(0))[:150], "damaged"),

@@ -18,7 +18,7 @@ from hashgym.data import DataError
 from hashgym.storage import job_store as store
 from hashgym.storage import owned
 from hashgym.storage.atomic import DiskFullError
-from hashgym.storage.job_store import Arrays, Store
+from hashgym.storage.job_store import Arrays, JobStore
 from tests.conftest import file_limit
 
 ARRAYS: Arrays = {"features": ((5,), "float32"), "thumbnails": ((2, 2), "uint8")}
@@ -32,12 +32,12 @@ def values(key: str, rows: NDArray[np.int64]) -> NDArray[Any]:
     return np.random.default_rng(3).integers(1, 200, (N, *shape)).astype(kind)[rows]
 
 
-def make(folder: Path) -> Store:
-    return Store(folder, N, ARRAYS, JOB)
+def make(folder: Path) -> JobStore:
+    return JobStore(folder, N, ARRAYS, JOB)
 
 
-def work(job: Store, batches: int = len(BATCHES), bad: tuple[int, ...] = ()) -> list[int]:
-    """Do what is left of the first batches; gives what was done."""
+def work(job: JobStore, batches: int = len(BATCHES), bad: tuple[int, ...] = ()) -> list[int]:
+    """Do the unfinished ones of the first batches, and return them."""
     done = [b for b in range(batches) if b not in job.finished]
     for b in done:
         good = np.setdiff1d(BATCHES[b], bad)
@@ -181,15 +181,15 @@ def test_the_folder_carries_our_marker_to_its_end(tmp_path: Path) -> None:
 
 def test_only_our_journal_is_removed(tmp_path: Path) -> None:
     (tmp_path / "journal.jsonl").write_text("a diary")
-    store.tidy(tmp_path)
+    store.remove_journal(tmp_path)
     assert (tmp_path / "journal.jsonl").read_text() == "a diary"
 
 
 SETUP = """
 import os, sys
-from hashgym.storage.job_store import Store
+from hashgym.storage.job_store import JobStore
 os.posix_fallocate = lambda *a: (print("begun", flush=True), sys.stdin.read())
-with Store(__import__("pathlib").Path(sys.argv[1]), 20, {"features": ((5,), "float32")}, {"images": 20}):
+with JobStore(__import__("pathlib").Path(sys.argv[1]), 20, {"features": ((5,), "float32")}, {"images": 20}):
     pass
 """
 
@@ -249,7 +249,7 @@ def test_a_link_to_nothing_is_no_place_for_a_job(tmp_path: Path) -> None:
         pass
     with make(tmp_path / "out.partial") as job:
         work(job)
-        with pytest.raises(DataError, match="out appeared meanwhile"):
+        with pytest.raises(DataError, match="out was created meanwhile"):
             job.publish(tmp_path / "out", {}, lambda folder: None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.partial"]
 

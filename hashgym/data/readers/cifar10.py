@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from hashgym.data.image_files import folder, list_images
 from hashgym.data.images import ImageCollection
 from hashgym.data.pictures import OpenImage
+from hashgym.data.readers import Reader
 from hashgym.storage.errors import DataError
 
 if TYPE_CHECKING:
@@ -45,6 +46,9 @@ def read(root: str | Path) -> ImageCollection:
     if (base / "train").is_dir() and (base / "test").is_dir():
         return _from_folders(base)
     raise DataError(f"{base} holds no CIFAR-10; wanted: {LAYOUT}")
+
+
+READER = Reader(read, LAYOUT)
 
 
 def _from_folders(base: Path) -> ImageCollection:

@@ -11,6 +11,7 @@ import numpy as np
 from hashgym.data.image_files import find, folder, require_all
 from hashgym.data.images import ImageCollection
 from hashgym.data.pictures import OpenImage
+from hashgym.data.readers import Reader
 from hashgym.storage.errors import DataError
 from hashgym.storage.reading import read_bounded
 
@@ -66,6 +67,9 @@ def read(root: str | Path, *, allow_missing: bool = False) -> ImageCollection:
         stamp=opener.stamp,
         provenance={"source": "COCO 2014", "missing": len(missing)},
     )
+
+
+READER = Reader(read, LAYOUT, options=("allow_missing",))
 
 
 def _essence(entry: dict[str, Any]) -> Any:

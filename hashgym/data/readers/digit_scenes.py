@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hashgym.data import splits
 from hashgym.data.dataset import HashingDataset
+from hashgym.data.readers import Reader
 
 SCENES = {"test": 400, "train+database": 1_600, "database": 1_000}
 QUERY_DIGITS = 450  # digits that only queries show
@@ -81,6 +82,9 @@ def load(seed: int = 0) -> HashingDataset:
             **split.provenance,
         },
     )
+
+
+READER = Reader(load, "composed from scikit-learn's digits; nothing to download", embedded=True)
 
 
 def _draw(rng: np.random.Generator, count: int, pool: Integers) -> Integers:

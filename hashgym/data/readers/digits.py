@@ -6,6 +6,7 @@ import numpy as np
 
 from hashgym.data import splits
 from hashgym.data.dataset import HashingDataset
+from hashgym.data.readers import Reader
 
 
 def load(seed: int = 0) -> HashingDataset:
@@ -34,3 +35,6 @@ def load(seed: int = 0) -> HashingDataset:
         thumbnails=np.repeat(grey[..., None], 3, axis=-1),
         provenance={"source": "sklearn.datasets.load_digits", "features": "pixels / 16", **split.provenance},
     )
+
+
+READER = Reader(load, "scikit-learn; nothing to download", embedded=True)

@@ -11,6 +11,7 @@ import numpy as np
 from hashgym.data.image_files import Listing, folder, list_images, natural, subfolders
 from hashgym.data.images import ImageCollection
 from hashgym.data.pictures import OpenImage
+from hashgym.data.readers import Reader
 from hashgym.data.splits import PARTS
 from hashgym.storage.errors import DataError
 
@@ -83,6 +84,9 @@ def read(root: str | Path, *, follow_links: bool = False, exclude: Sequence[str]
         stamp=opener.stamp,
         provenance={"source": source, **({"passed_over": words} if words else {})},
     )
+
+
+READER = Reader(read, LAYOUT, options=("follow_links", "exclude"))
 
 
 def _parts(base: Path, top: Sequence[str], options: Mapping[str, Any]) -> list[str]:

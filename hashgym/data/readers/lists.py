@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from hashgym.data.image_files import is_excluded, require_all, resolved
 from hashgym.data.images import ImageCollection
 from hashgym.data.pictures import OpenImage
+from hashgym.data.readers import Reader
 from hashgym.storage.errors import DataError
 from hashgym.storage.reading import read_bounded
 
@@ -110,6 +111,9 @@ def read(
             **({"passed_over": f"{excluded:,} by --exclude"} if excluded else {}),
         },
     )
+
+
+READER = Reader(read, LAYOUT, options=("root", "allow_missing", "follow_links", "exclude"))
 
 
 def _lines(file: Path) -> list[tuple[str, tuple[str, ...]]]:

@@ -10,6 +10,7 @@ import numpy as np
 from hashgym.data.image_files import find, folder, natural
 from hashgym.data.images import ImageCollection
 from hashgym.data.pictures import OpenImage
+from hashgym.data.readers import Reader
 from hashgym.storage.errors import DataError
 from hashgym.storage.reading import read_bounded
 
@@ -63,6 +64,9 @@ def read(root: str | Path) -> ImageCollection:
         stamp=opener.stamp,
         provenance={"source": "MIRFLICKR-25k", "images": f"{len(names):,} of {PHOTOS:,} photos present"},
     )
+
+
+READER = Reader(read, LAYOUT)
 
 
 def _ids(path: Path) -> list[int]:

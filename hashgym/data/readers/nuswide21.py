@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from hashgym.data.image_files import find, folder, require_all
 from hashgym.data.images import ImageCollection
 from hashgym.data.pictures import OpenImage
+from hashgym.data.readers import Reader
 from hashgym.storage.errors import DataError
 from hashgym.storage.reading import read_bounded
 
@@ -65,6 +66,9 @@ def read(root: str | Path, *, allow_missing: bool = False) -> ImageCollection:
             "missing": len(missing),
         },
     )
+
+
+READER = Reader(read, LAYOUT, options=("allow_missing",))
 
 
 def _text(path: Path) -> str:
