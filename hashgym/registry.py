@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any, Generic, TypeVar, overload
 
 from hashgym.checks import closest
+from hashgym.optional import install_command
 
 __all__ = ["Registry", "named_settings", "named_settings_of"]
 
@@ -32,24 +33,16 @@ class Registry(Generic[T]):
     Args:
         kind: what the objects are, for error messages: "reward".
         own: where the first objects are, as "package.module:Name", and one line on each.
-        check: called with a name and its object, which it may reject with a ValueError: when the object is registered,
-            or is found where it was registered by its place.
 
     Attributes:
         entries: the registered objects, or where they are.
         descriptions: one line on each.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        own: Mapping[str, tuple[str, str]] | None = None,
-        check: Callable[[str, Any], None] | None = None,
-    ) -> None:
+    def __init__(self, kind: str, own: Mapping[str, tuple[str, str]] | None = None) -> None:
         self.kind = kind
         self.entries: dict[str, T | str] = {}
         self.descriptions: dict[str, str] = {}
-        self._check = check
         for name, (place, description) in (own or {}).items():
             self.register(name, place, description)
 
@@ -61,13 +54,13 @@ class Registry(Generic[T]):
         """Add an object; the same one again does nothing. Without a target it is a decorator.
 
         Args:
-            name: what to call it.
+            name: its name.
             target: the object, or where it is, as "package.module:Name".
             description: one line; by default the first line of the object's docstring.
 
         Raises:
-            ValueError: if the name is taken by another object, or is not a string, or a text does not say where the
-                object is.
+            ValueError: if the name is taken by another object or is not a string, or a text is not of the form
+                "package.module:Name".
         """
         if target is None:
 
@@ -80,13 +73,11 @@ class Registry(Generic[T]):
             raise ValueError(f"the name of a {self.kind} must be a string that is not empty, got {name!r:.60}")
         if isinstance(target, str) and not all(target.partition(":")):
             raise ValueError(f"target must look like 'package.module:Name', got {target!r}")
-        if not isinstance(target, str) and self._check is not None:
-            self._check(name, target)
         taken = self.entries.get(name, target)
         if not _same(taken, target):
             raise ValueError(f"a {self.kind} {name!r} is registered already, {_where(taken)}: choose another name")
         if name not in self.entries or not isinstance(target, str):
-            self.entries[name] = target  # also where a notebook's cell defines it again
+            self.entries[name] = target  # also when a notebook cell defines the object again
         if not description:
             lines = "" if isinstance(target, str) else target.__doc__ or ""
             description = self.descriptions.get(name) or lines.partition("\n")[0]
@@ -94,17 +85,17 @@ class Registry(Generic[T]):
         return None
 
     def __contains__(self, name: str) -> bool:
-        """Whether a name is registered, or has the form "package.module:Name"."""
-        return name in self.entries or re.fullmatch(r"\w+(\.\w+)*:\w+", name) is not None
+        """Return whether a name is registered, or has the form "package.module:Name"."""
+        return isinstance(name, str) and (name in self.entries or re.fullmatch(r"\w+(\.\w+)*:\w+", name) is not None)
 
     def find(self, name: str) -> T:
-        """The object of that name, or the one that "package.module:Name" says.
+        """Return the object of that name, or the object at "package.module:Name".
 
-        The second form works in every process, workers of vector environments and of clusters included: the module is
+        The second form works in every process, such as workers of vector environments and clusters: the module is
         imported, and Name is an attribute of it, or a name that it registers.
 
         Raises:
-            ValueError: for an unknown name, a module that cannot be imported, and an object that ``check`` rejects.
+            ValueError: for an unknown name, and a module that cannot be imported.
         """
         if not isinstance(name, str):
             raise ValueError(
@@ -113,14 +104,12 @@ class Registry(Generic[T]):
         found = self.entries.get(name, name)
         if isinstance(found, str):
             found = self._imported(found)
-            if self._check is not None:
-                self._check(name, found)
             if name in self.entries:
                 self.entries[name] = found
         return found
 
     def name_of(self, target: T) -> str:
-        """The registered name of an object, or where it is, as "package.module:Name"."""
+        """Return the registered name of an object, or where it is, as "package.module:Name"."""
         return next((name for name, known in self.entries.items() if _same(known, target)), _where(target))
 
     def _imported(self, target: str) -> T:
@@ -128,7 +117,7 @@ class Registry(Generic[T]):
         alike = [name for name in self.entries if (":" in name) == (":" in target)]
         known = f"there are {', '.join(sorted(self.entries))}"
         close = closest(target, alike)
-        if re.fullmatch(r"\w+(\.\w+)+", target):  # as Python writes it
+        if re.fullmatch(r"\w+(\.\w+)+", target):  # written with dots only
             close = f" (did you mean {':'.join(target.rsplit('.', 1))!r}?)"
         unknown = f"unknown {self.kind} {target!r}{close}; {known}"
         if not module or not attribute:
@@ -136,8 +125,9 @@ class Registry(Generic[T]):
         try:
             loaded = import_module(module)
         except ModuleNotFoundError as error:
-            if error.name is None or not f"{module}.".startswith(f"{error.name}."):  # another one, that it needs
-                raise ValueError(f"{self.kind} {target!r}: importing {module} failed: {error}") from error
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):  # a package that the module imports
+                hint = f": {install_command(error.name)}" if error.name and module.startswith("hashgym.") else ""
+                raise ValueError(f"{self.kind} {target!r}: importing {module} failed: {error}{hint}") from error
             raise ValueError(f"{unknown}; and there is no module {module} on the Python path") from None
         except Exception as error:
             raise ValueError(
@@ -155,7 +145,7 @@ class Registry(Generic[T]):
 
 
 def named_settings(what: str, given: Any, known: Any) -> None:
-    """Raise ValueError, in one line that names the known settings, where one that is given is not among them.
+    """Raise ValueError for settings that are not known; the message, of one line, lists those that are.
 
     Args:
         what: whose settings they are.
@@ -168,7 +158,7 @@ def named_settings(what: str, given: Any, known: Any) -> None:
 
 
 def named_settings_of(what: str, *others: str) -> Callable[[type[T]], type[T]]:
-    """Give a dataclass the error of :func:`named_settings`; ``others`` are known settings that are not its own."""
+    """Decorate a dataclass to check its settings by :func:`named_settings`; ``others`` are known but not its own."""
 
     def decorate(cls: type[T]) -> type[T]:
         init: Any = cls.__init__
@@ -186,13 +176,13 @@ def named_settings_of(what: str, *others: str) -> Callable[[type[T]], type[T]]:
 
 
 def _where(target: Any) -> str:
-    """Where an object is, as "package.module:Name"."""
+    """Return where an object is, as "package.module:Name"."""
     if isinstance(target, str):
         return target
     return f"{target.__module__}:{target.__qualname__}" if hasattr(target, "__qualname__") else repr(target)
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two objects are one, or defined at the same place; functions within functions never are."""
+    """Return whether two objects are the same, or defined at the same place; local functions have no such place."""
     where = _where(one)
     return one is other or ("<" not in where and where == _where(other))

@@ -15,7 +15,7 @@ SOURCES = [path for part in ("hashgym", "agents", "benchmarks") for path in sort
 ORDER = [  # what comes later may import what comes earlier
     [
         f"hashgym.{name}"
-        for name in ("checks", "device", "moved", "registry", "text", "terminal", "console", "versions")
+        for name in ("checks", "device", "moved", "optional", "registry", "text", "terminal", "console", "versions")
     ],
     ["hashgym.codes"],
     ["hashgym.storage"],

