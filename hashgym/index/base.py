@@ -39,7 +39,6 @@ from hashgym.storage.atomic import temporaries
 from hashgym.storage.sealed import FolderFormat, is_named_by_digest
 
 __all__ = [
-    "BACKENDS",
     "Found",
     "Ids",
     "Index",
@@ -265,11 +264,6 @@ class Index(ABC):
         """
 
 
-def _check_class(name: str, cls: Any) -> None:
-    if not isinstance(cls, type) or not issubclass(cls, Index):
-        raise ValueError(f"back end {name!r} must be a subclass of hashgym.index.Index, got {cls!r:.80}")
-
-
 # Modules are imported when a back end of theirs is asked for: some need packages that may not be installed.
 BACKENDS: Registry[type[Index]] = Registry(
     "back end",
@@ -292,7 +286,6 @@ BACKENDS: Registry[type[Index]] = Registry(
             "Milvus, embedded or a cluster (uri=): for more than one machine holds",
         ),
     },
-    check=_check_class,
 )
 
 
@@ -318,7 +311,15 @@ def register(name: str, target: Any = None, description: str = "") -> Callable[[
     Raises:
         ValueError: if the name is taken by another class, or the target is neither a subclass nor of that form.
     """
-    return BACKENDS.register(name, target, description)
+    if target is None:
+
+        def decorate(cls: IndexClass) -> IndexClass:
+            register(name, cls, description)
+            return cls
+
+        return decorate
+    BACKENDS.register(name, target if isinstance(target, str) else _checked(name, target), description)
+    return None
 
 
 def make(backend: str, bits: int, **options: Any) -> Index:
@@ -334,8 +335,7 @@ def make(backend: str, bits: int, **options: Any) -> Index:
         ImportError: if the back end needs a package that is not installed; the message names the command.
     """
     check_options(backend, options)
-    cls: Any = BACKENDS.find(backend)
-    return cls(bits, **options)
+    return _class(backend)(bits, **options)
 
 
 def check_options(backend: str, options: Mapping[str, Any]) -> None:
@@ -344,7 +344,7 @@ def check_options(backend: str, options: Mapping[str, Any]) -> None:
     Raises:
         ValueError: for an unknown back end or option, or a value that the option cannot have.
     """
-    cls = BACKENDS.find(backend)
+    cls = _class(backend)
     if unknown := set(options) - set(cls.options):
         raise ValueError(
             f"the back end {backend!r} takes {', '.join(f'{name}=' for name in cls.options) or 'no options'}; "
@@ -377,7 +377,7 @@ def load(folder: str | Path, **options: Any) -> Index:
         raise ValueError(f"{folder} has the back end {backend!r}, which is not known here: {remedy} before loading it")
     check_options(backend, options)
     files = {name: FORMAT.path(folder, meta, name) for name in meta["files"]}
-    index = BACKENDS.find(backend)._read(meta, files, meta["options"] | options)
+    index: Index = _class(backend)._read(meta, files, meta["options"] | options)
     if len(index) != meta["images"] and files:
         index.close()
         raise ValueError(f"{folder} holds {len(index)} of {meta['images']} images; {REMEDY}")
@@ -432,6 +432,17 @@ def ranked(queries: Ids, ids: Ids, distances: Ids, count: int, several: bool = T
         first[same[1:][again]] = False
         queries, ids, distances = queries[first], ids[first], distances[first]
     return np.searchsorted(queries, np.arange(count + 1)), ids, distances
+
+
+def _class(backend: str) -> Any:
+    """The class of a back end, which takes ``bits`` and its own options."""
+    return _checked(backend, BACKENDS.find(backend))
+
+
+def _checked(name: str, cls: Any) -> type[Index]:
+    if not isinstance(cls, type) or not issubclass(cls, Index):
+        raise ValueError(f"back end {name!r} must be a subclass of hashgym.index.Index, got {cls!r:.80}")
+    return cls
 
 
 def _sorted_ids(ids: ArrayLike) -> tuple[Ids, Ids]:
