@@ -66,6 +66,8 @@ NAMES: dict[str, dict[str, str]] = {
         "find_images": "gallery.find_images",
     },
     "data.splits": {"apply": "data.dataset:HashingDataset.with_split"},
+    "retrieval": {"BucketIndex": "retrieval.buckets:BucketTable"},
+    "retrieval.buckets": {"BucketIndex": "retrieval.buckets:BucketTable"},
     "storage.atomic": {"hold": "storage.locks:lock_open_file", "is_full": "storage.atomic:full_disk_error"},
     "storage.job_store": {"Store": "storage.job_store:JobStore", "tidy": "storage.job_store:remove_journal"},
     "storage.pipeline": {

@@ -33,24 +33,16 @@ class Registry(Generic[T]):
     Args:
         kind: what the objects are, for error messages: "reward".
         own: where the first objects are, as "package.module:Name", and one line on each.
-        check: called with a name and its object, which it may reject with a ValueError: when the object is registered,
-            or is found where it was registered by its place.
 
     Attributes:
         entries: the registered objects, or where they are.
         descriptions: one line on each.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        own: Mapping[str, tuple[str, str]] | None = None,
-        check: Callable[[str, Any], None] | None = None,
-    ) -> None:
+    def __init__(self, kind: str, own: Mapping[str, tuple[str, str]] | None = None) -> None:
         self.kind = kind
         self.entries: dict[str, T | str] = {}
         self.descriptions: dict[str, str] = {}
-        self._check = check
         for name, (place, description) in (own or {}).items():
             self.register(name, place, description)
 
@@ -81,8 +73,6 @@ class Registry(Generic[T]):
             raise ValueError(f"the name of a {self.kind} must be a string that is not empty, got {name!r:.60}")
         if isinstance(target, str) and not all(target.partition(":")):
             raise ValueError(f"target must look like 'package.module:Name', got {target!r}")
-        if not isinstance(target, str) and self._check is not None:
-            self._check(name, target)
         taken = self.entries.get(name, target)
         if not _same(taken, target):
             raise ValueError(f"a {self.kind} {name!r} is registered already, {_where(taken)}: choose another name")
@@ -105,7 +95,7 @@ class Registry(Generic[T]):
         imported, and Name is an attribute of it, or a name that it registers.
 
         Raises:
-            ValueError: for an unknown name, a module that cannot be imported, and an object that ``check`` rejects.
+            ValueError: for an unknown name, and a module that cannot be imported.
         """
         if not isinstance(name, str):
             raise ValueError(
@@ -114,8 +104,6 @@ class Registry(Generic[T]):
         found = self.entries.get(name, name)
         if isinstance(found, str):
             found = self._imported(found)
-            if self._check is not None:
-                self._check(name, found)
             if name in self.entries:
                 self.entries[name] = found
         return found

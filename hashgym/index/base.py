@@ -12,17 +12,13 @@
 An image may have several codes; its distance from a query is the least over them. All back ends return the same images
 in the same order, by distance and then by id; the slowest, ``brute-force``, defines the answer.
 
-A saved index is a folder with ``index.json``, which names every other file, its size and its SHA-256. Those files are
-named by what is in them, so that a new version is written beside the old one and comes into force when ``index.json``
-is replaced: a process that is killed while saving leaves the old version, whole. Nothing is ever unpickled.
+A saved index is a folder sealed by ``index.json`` (:mod:`hashgym.storage.sealed`), whose files are named by their
+content. So a new version is written beside the old one and takes effect when ``index.json`` is replaced: a process that
+is killed while saving leaves the old version, complete. Nothing is unpickled.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -39,12 +35,10 @@ from hashgym.codes import CodeSets, Words
 from hashgym.registry import Registry
 from hashgym.retrieval.buckets import pack_queries
 from hashgym.storage import owned
-from hashgym.storage.atomic import sync
-from hashgym.storage.checksums import sha256
-from hashgym.storage.reading import read_bounded
+from hashgym.storage.atomic import temporaries
+from hashgym.storage.sealed import FolderFormat, is_named_by_digest
 
 __all__ = [
-    "BACKENDS",
     "Found",
     "Ids",
     "Index",
@@ -64,10 +58,17 @@ IndexClass = TypeVar("IndexClass", bound=type["Index"])
 Ids = NDArray[np.int64]
 Found = tuple[Ids, Ids, Ids]  # offsets (m + 1,), ids and distances: query i has those from offsets[i] to offsets[i + 1]
 
-META, SAVING = "index.json", ".saving"
-FORMAT, VERSION = "hashgym-index", 1
 REMEDY = "copy the index again, or build it again from its codes"
-_OWN = re.compile(r"[a-z]+-([0-9a-f]{16})\.[a-z]+")  # names of files that save() writes: the digest of their content
+FORMAT = FolderFormat(
+    "hashgym-index",
+    1,
+    description="a saved index",
+    command="hashgym index",
+    remedy=REMEDY,
+    fields={"backend": str, "bits": int, "images": int, "options": dict},
+    manifest="index.json",
+)
+SAVING = ".saving"  # folder in which the files of a new version are written
 
 
 class Index(ABC):
@@ -187,35 +188,17 @@ class Index(ABC):
                 f"{name} is not registered, and no module holds it: call hashgym.index.register(name, {name}) before "
                 "saving"
             )
-        meta, work = folder / META, folder / SAVING
-        if meta.exists():
-            read_meta(folder, damaged=True)
+        manifest, work = folder / FORMAT.manifest, folder / SAVING
+        if manifest.exists() and not FORMAT.matches(folder):
+            raise ValueError(f"{manifest} is not of a saved index; choose another folder")
         owned.remove(work)  # of a process that was killed
         owned.create(work)
         try:
             options = self._write(work)
-            files = {}
-            for file in sorted(file for file in work.iterdir() if file.name != owned.MARKER):
-                sync(file)
-                digest = sha256(file)
-                name = f"{file.stem}-{digest[:16]}{file.suffix}"
-                files[file.name] = {"file": name, "bytes": file.stat().st_size, "sha256": digest}
-                os.replace(file, folder / name)
-            content = {"format": FORMAT, "version": VERSION, "backend": backend, "bits": self.bits}
-            content |= {"images": len(self), "options": options, "files": files}
-            new = work / META
-            new.write_text(json.dumps(content | {"digest": _digest(content)}, indent=1) + "\n", "utf-8")
-            sync(new)
-            sync(folder)
-            os.replace(new, meta)
-            sync(folder)
+            FORMAT.seal_version(folder, work, backend=backend, bits=self.bits, images=len(self), options=options)
         finally:
             with suppress(OSError):
                 owned.remove(work)
-        current = {entry["file"] for entry in files.values()}
-        for file in folder.iterdir():
-            if file.name not in current and _is_own(file):
-                file.unlink()
 
     @staticmethod
     def load(folder: str | Path, **options: Any) -> Index:
@@ -263,7 +246,11 @@ class Index(ABC):
 
     @abstractmethod
     def _write(self, folder: Path) -> dict[str, Any]:
-        """Write the index to files in an empty folder; return the options that :meth:`_read` needs, ready for JSON."""
+        """Write the index to files in an empty folder, named like ``words.npy``, in lower-case letters.
+
+        Returns:
+            the options that :meth:`_read` needs besides, ready for JSON.
+        """
 
     @classmethod
     @abstractmethod
@@ -275,11 +262,6 @@ class Index(ABC):
             files: the files by the names that they were written under, compared with their checksums.
             options: those that :meth:`_write` returned, replaced by those that the user gave.
         """
-
-
-def _check_class(name: str, cls: Any) -> None:
-    if not isinstance(cls, type) or not issubclass(cls, Index):
-        raise ValueError(f"back end {name!r} must be a subclass of hashgym.index.Index, got {cls!r:.80}")
 
 
 # Modules are imported when a back end of theirs is asked for: some need packages that may not be installed.
@@ -304,7 +286,6 @@ BACKENDS: Registry[type[Index]] = Registry(
             "Milvus, embedded or a cluster (uri=): for more than one machine holds",
         ),
     },
-    check=_check_class,
 )
 
 
@@ -330,7 +311,15 @@ def register(name: str, target: Any = None, description: str = "") -> Callable[[
     Raises:
         ValueError: if the name is taken by another class, or the target is neither a subclass nor of that form.
     """
-    return BACKENDS.register(name, target, description)
+    if target is None:
+
+        def decorate(cls: IndexClass) -> IndexClass:
+            register(name, cls, description)
+            return cls
+
+        return decorate
+    BACKENDS.register(name, target if isinstance(target, str) else _checked(name, target), description)
+    return None
 
 
 def make(backend: str, bits: int, **options: Any) -> Index:
@@ -346,8 +335,7 @@ def make(backend: str, bits: int, **options: Any) -> Index:
         ImportError: if the back end needs a package that is not installed; the message names the command.
     """
     check_options(backend, options)
-    cls: Any = BACKENDS.find(backend)
-    return cls(bits, **options)
+    return _class(backend)(bits, **options)
 
 
 def check_options(backend: str, options: Mapping[str, Any]) -> None:
@@ -356,7 +344,7 @@ def check_options(backend: str, options: Mapping[str, Any]) -> None:
     Raises:
         ValueError: for an unknown back end or option, or a value that the option cannot have.
     """
-    cls = BACKENDS.find(backend)
+    cls = _class(backend)
     if unknown := set(options) - set(cls.options):
         raise ValueError(
             f"the back end {backend!r} takes {', '.join(f'{name}=' for name in cls.options) or 'no options'}; "
@@ -388,8 +376,8 @@ def load(folder: str | Path, **options: Any) -> Index:
         remedy = "call hashgym.index.register" if module == backend else f"import {module}"
         raise ValueError(f"{folder} has the back end {backend!r}, which is not known here: {remedy} before loading it")
     check_options(backend, options)
-    files = {name: folder / entry["file"] for name, entry in meta["files"].items()}
-    index = BACKENDS.find(backend)._read(meta, files, meta["options"] | options)
+    files = {name: FORMAT.path(folder, meta, name) for name in meta["files"]}
+    index: Index = _class(backend)._read(meta, files, meta["options"] | options)
     if len(index) != meta["images"] and files:
         index.close()
         raise ValueError(f"{folder} holds {len(index)} of {meta['images']} images; {REMEDY}")
@@ -397,74 +385,34 @@ def load(folder: str | Path, **options: Any) -> Index:
 
 
 def verify(folder: str | Path) -> dict[str, Any]:
-    """What ``index.json`` of a saved index says, after comparing all its files with their checksums.
+    """Return the content of ``index.json`` of a saved index, after comparing all its files with their checksums.
 
     Raises:
         ValueError: if there is no index, it was written in another format, or a file is missing or damaged.
     """
-    folder = Path(folder)
-    meta = read_meta(folder)
-    for entry in meta["files"].values():
-        file = folder / entry["file"]
-        if not file.is_file():
-            raise ValueError(f"{file.name} is missing from the index {folder}; {REMEDY}")
-        if (size := file.stat().st_size) != entry["bytes"]:
-            raise ValueError(f"{file} has {size} of {entry['bytes']} bytes; {REMEDY}")
-        if sha256(file) != entry["sha256"]:
-            raise ValueError(f"{file} is damaged: its content has changed; {REMEDY}")
+    meta = FORMAT.read(folder)
+    FORMAT.verify(folder, meta, large_files=True)
     return meta
 
 
 def foreign(folder: str | Path) -> list[str]:
-    """Names of what lies in the folder of a saved index and is not part of any version of it."""
-    work = Path(folder) / SAVING
-    ours = {META, owned.MARKER, *([SAVING] if owned.is_owned(work) or owned.is_empty(work) else [])}
-    return sorted(p.name for p in Path(folder).iterdir() if p.name not in ours and not _OWN.fullmatch(p.name))
+    """Names of the files in the folder of a saved index that are not part of any version of it."""
+    folder = Path(folder)
+    ours = {FORMAT.manifest, owned.MARKER, *(file.name for file in temporaries(folder / FORMAT.manifest))}
+    with suppress(ValueError):  # else they are compared with their names
+        ours |= {entry["file"] for entry in FORMAT.read(folder)["files"].values()}
+    if owned.is_owned(folder / SAVING) or owned.is_empty(folder / SAVING):
+        ours.add(SAVING)
+    return sorted(file.name for file in folder.iterdir() if file.name not in ours and not is_named_by_digest(file))
 
 
-def read_meta(folder: Path, damaged: bool = False) -> dict[str, Any]:
-    """What ``index.json`` says; ``damaged`` allows one that is of an index but not whole."""
-    file = folder / META
-    try:
-        meta = json.loads(read_bounded(file).decode("utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(
-            f"{folder} is no index: it has no {META}; `hashgym index CODES --out INDEX` makes one"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is damaged, or of something else: {error}; {REMEDY}") from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise ValueError(f"{file} is not of an index of codes; choose another folder")
-    if damaged:
-        return meta
-    if meta.get("version") != VERSION:
-        raise ValueError(
-            f"{folder} is an index of version {meta.get('version')!r}, this hashgym reads version {VERSION}: "
-            "build it again from its codes, or use the hashgym that wrote it"
-        )
-    if meta.pop("digest", None) != _digest(meta):
-        raise ValueError(f"{file} is damaged or was edited; {REMEDY}")
-    if not _sensible(meta):
-        raise ValueError(f"{file} does not describe an index; {REMEDY}")
-    return meta
+def read_meta(folder: str | Path) -> dict[str, Any]:
+    """Return the content of ``index.json`` of a saved index, without looking at the other files.
 
-
-def _sensible(meta: Mapping[str, Any]) -> bool:
-    """Whether all is there that is looked for, and names no file elsewhere: a digest does not say who wrote it."""
-    facts = {"backend": str, "bits": int, "images": int, "options": dict, "files": dict}
-    entry_facts = {"file": str, "bytes": int, "sha256": str}
-    return all(type(meta.get(key)) is kind for key, kind in facts.items()) and all(
-        isinstance(entry, dict)
-        and all(type(entry.get(key)) is kind for key, kind in entry_facts.items())
-        and _OWN.fullmatch(entry["file"])
-        for entry in meta["files"].values()
-    )
-
-
-def _is_own(file: Path) -> bool:
-    """Whether :meth:`Index.save` wrote a file: its name has the digest of its content."""
-    name = _OWN.fullmatch(file.name)
-    return bool(name and file.is_file() and not file.is_symlink() and sha256(file)[:16] == name[1])
+    Raises:
+        ValueError: if there is no index, it was written in another format, or ``index.json`` is damaged.
+    """
+    return FORMAT.read(folder)
 
 
 def ranked(queries: Ids, ids: Ids, distances: Ids, count: int, several: bool = True) -> Found:
@@ -486,6 +434,17 @@ def ranked(queries: Ids, ids: Ids, distances: Ids, count: int, several: bool = T
     return np.searchsorted(queries, np.arange(count + 1)), ids, distances
 
 
+def _class(backend: str) -> Any:
+    """The class of a back end, which takes ``bits`` and its own options."""
+    return _checked(backend, BACKENDS.find(backend))
+
+
+def _checked(name: str, cls: Any) -> type[Index]:
+    if not isinstance(cls, type) or not issubclass(cls, Index):
+        raise ValueError(f"back end {name!r} must be a subclass of hashgym.index.Index, got {cls!r:.80}")
+    return cls
+
+
 def _sorted_ids(ids: ArrayLike) -> tuple[Ids, Ids]:
     """The ids in ascending order, and the order (n,) that sorts them."""
     array = np.asarray(ids)
@@ -503,8 +462,3 @@ def _sorted_ids(ids: ArrayLike) -> tuple[Ids, Ids]:
 def _some(ids: Ids) -> str:
     """The first ids, for a message; empty where there are none."""
     return ", ".join(map(str, ids[:5])) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
-
-
-def _digest(meta: Mapping[str, Any]) -> str:
-    canonical = json.dumps(meta, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -7,7 +7,7 @@ import numpy as np
 from hashgym.codes import CodeSets, Words
 from hashgym.index.base import Found, Ids, ranked
 from hashgym.index.brute_force import BruteForceIndex
-from hashgym.retrieval.buckets import BucketIndex, ball
+from hashgym.retrieval.buckets import BucketTable, ball
 
 __all__ = ["BucketTableIndex"]
 
@@ -17,11 +17,11 @@ _COMPARED = 32  # codes that are compared in the time in which a bucket is looke
 class BucketTableIndex(BruteForceIndex):
     """Look up the buckets around a query; compare with all codes where there are too many buckets."""
 
-    def _build(self) -> BucketIndex:
+    def _build(self) -> BucketTable:
         kept = np.arange(self._most) < self._counts[:, None]
         words = np.zeros((*kept.shape, self._words.shape[1]), np.uint64)
         words[kept] = self._words
-        return BucketIndex(CodeSets(words, kept, self.bits))
+        return BucketTable(CodeSets(words, kept, self.bits))
 
     def _within(self, words: Words, radius: int) -> Found:
         if not self._worth(radius):

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from hashgym.codes import Words
 from hashgym.index.base import Found, Ids, ranked
 from hashgym.index.brute_force import BruteForceIndex
+from hashgym.optional import require
 from hashgym.retrieval.buckets import ball
 
 __all__ = ["FaissHashIndex", "FaissIndex"]
@@ -39,11 +40,7 @@ class FaissIndex(BruteForceIndex):
     """
 
     def __init__(self, bits: int) -> None:
-        try:
-            import faiss
-        except ImportError as error:
-            raise ImportError(f"the back end {self.backend!r} needs faiss: `pip install 'hashgym[faiss]'`") from error
-        self._faiss = faiss
+        self._faiss: Any = require("faiss", f"the back end {self.backend!r}")
         super().__init__(bits)
 
     def _build(self) -> tuple[Any, Any]:

@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 
 from hashgym.codes import CodeSets, Words, word_count
 from hashgym.index.base import Found, Ids, Index, ranked
+from hashgym.optional import require
 from hashgym.storage import owned
 from hashgym.storage.addresses import without_password
 
@@ -46,7 +47,7 @@ _BATCH = 8_192  # entities sent, or ids listed, at once
 _PLACES = 16  # bits of an entity's key that are the code's place
 _FILE, _FOLDER = "milvus.db", "hashgym-milvus-"
 _DESCRIPTION = "hashgym index"  # how the description of a collection begins
-_INSTALL = "the back end 'milvus' needs {}: `pip install 'hashgym[milvus]'`"
+_USER = "the back end 'milvus'"  # for messages
 
 
 class MilvusIndex(Index):
@@ -322,10 +323,7 @@ class _Server:
     """The embedded Milvus: a process and its file, in a temporary folder that is removed with it."""
 
     def __init__(self, file: Path | None) -> None:
-        try:
-            self._kind = _milvus_lite()
-        except ImportError as error:
-            raise ImportError(_INSTALL.format("milvus-lite 2")) from error
+        self._kind = _milvus_lite()
         _sweep()
         folder = tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-")
         owned.mark(folder)
@@ -406,9 +404,7 @@ def _pymilvus() -> Any:
     """
     before = set(os.environ)
     try:
-        return import_module("pymilvus")
-    except ImportError as error:
-        raise ImportError(_INSTALL.format("pymilvus")) from error
+        return require("pymilvus", _USER)
     finally:
         for name in set(os.environ) - before:
             del os.environ[name]
@@ -446,7 +442,7 @@ def _milvus_lite() -> Any:
     stand_in.DistributionNotFound, stand_in.get_distribution = metadata.PackageNotFoundError, metadata.distribution
     sys.modules[name] = stand_in
     try:
-        return _at_home(import_module(module).Server)
+        return _at_home(require(module, _USER).Server)
     finally:
         del sys.modules[name]
 

@@ -7,7 +7,8 @@
 1.0
 """
 
-from hashgym.retrieval.buckets import BucketIndex, BucketSearch, f1_bucket_curve
+from hashgym.moved import keep_old_names
+from hashgym.retrieval.buckets import BucketSearch, BucketTable, f1_bucket_curve
 from hashgym.retrieval.kernels import average_precision, average_precision_credit, distance_histograms
 from hashgym.retrieval.metrics import (
     RetrievalResult,
@@ -21,8 +22,8 @@ from hashgym.retrieval.metrics import (
 )
 
 __all__ = [
-    "BucketIndex",
     "BucketSearch",
+    "BucketTable",
     "RetrievalResult",
     "average_precision",
     "average_precision_credit",
@@ -36,3 +37,5 @@ __all__ = [
     "precision_within",
     "recall_within",
 ]
+
+keep_old_names(__name__)

@@ -22,10 +22,11 @@ from numpy.typing import ArrayLike, NDArray
 from hashgym import codes
 from hashgym.checks import check_integer, is_integer
 from hashgym.codes import CodeSets, Words
+from hashgym.moved import keep_old_names
 from hashgym.retrieval.kernels import Backend, choose_kernel
 from hashgym.retrieval.metrics import NOTHING_RELEVANT, pack_labels
 
-__all__ = ["BucketIndex", "BucketSearch", "ball", "f1_bucket_curve", "pack_queries"]
+__all__ = ["BucketSearch", "BucketTable", "ball", "f1_bucket_curve", "pack_queries"]
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd: the top bits of a product are well mixed
 _HALF = np.uint64(32)
@@ -34,7 +35,7 @@ _KEYS = 1 << 16  # buckets that NumPy looks up at once
 
 @dataclass(frozen=True)
 class BucketSearch:
-    """Result of :meth:`BucketIndex.search`.
+    """Result of :meth:`BucketTable.search`.
 
     Attributes:
         ids: int64 (k,), rows of the images in the order in which they were found.
@@ -47,7 +48,7 @@ class BucketSearch:
     buckets: int
 
 
-class BucketIndex:
+class BucketTable:
     """A hash table of images by code, which has an image under each of its codes.
 
     A static table in arrays: the distinct codes are sorted by the top bits of a hash, and a directory holds the start
@@ -195,7 +196,7 @@ class BucketIndex:
 def f1_bucket_curve(
     queries: ArrayLike,
     query_labels: ArrayLike,
-    database: ArrayLike | CodeSets | BucketIndex,
+    database: ArrayLike | CodeSets | BucketTable,
     database_labels: ArrayLike,
     ks: Sequence[int],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -207,7 +208,7 @@ def f1_bucket_curve(
     Args:
         queries: bool (n, q), or packed.
         query_labels: multi-hot (n, L).
-        database: the code sets of m images, bool (m, q), or an index of them.
+        database: the code sets of m images, bool (m, q), or a table of them.
         database_labels: multi-hot (m, L).
         ks: numbers of images, each from 1 to m.
 
@@ -218,19 +219,19 @@ def f1_bucket_curve(
         ValueError: for codes, labels or lengths that disagree, invalid or no ``ks``, and where no query has anything
             relevant.
     """
-    index = database if isinstance(database, BucketIndex) else BucketIndex(database)
-    words, wanted = pack_queries(queries, index.bits, 2), np.asarray(ks)
+    table = database if isinstance(database, BucketTable) else BucketTable(database)
+    words, wanted = pack_queries(queries, table.bits, 2), np.asarray(ks)
     if wanted.ndim != 1 or not wanted.size or wanted.dtype.kind not in "iu":
         raise ValueError(f"ks must be a list of whole numbers, got {ks!r}")
     for k in (wanted.min(), wanted.max()):
-        index._check_wanted(int(k))
-    labels, image_labels = pack_labels(query_labels, database_labels, len(words), len(index))
+        table._check_wanted(int(k))
+    labels, image_labels = pack_labels(query_labels, database_labels, len(words), len(table))
     f1, buckets, measured = np.zeros(len(wanted)), [0] * len(wanted), 0
     for code, label in zip(words, labels, strict=True):
         relevant = ((image_labels & label) != 0).any(axis=1)
         if not relevant.any():
             continue
-        masks, first = index._scan(code, int(wanted.max()))
+        masks, first = table._scan(code, int(wanted.max()))
         total = np.bincount(first, minlength=len(masks) + 1)[:-1]
         hits = np.bincount(first[relevant], minlength=len(masks) + 1)[:-1]
         seen, found = np.cumsum(total), np.cumsum(hits)
@@ -238,7 +239,7 @@ def f1_bucket_curve(
         share = (wanted - seen[last] + total[last]) / total[last]
         f1 += 2 * (found[last] - (1 - share) * hits[last]) / (wanted + relevant.sum())
         for i, bucket in enumerate(last):
-            buckets[i] += index._visited(masks[bucket])
+            buckets[i] += table._visited(masks[bucket])
         measured += 1
     if not measured:
         raise ValueError(NOTHING_RELEVANT)
@@ -352,3 +353,6 @@ def _probe(
         images.append(image)
         flips.append(flip)
     return np.cumsum(np.concatenate(counts)), np.concatenate(images), np.concatenate(flips)
+
+
+keep_old_names(__name__)

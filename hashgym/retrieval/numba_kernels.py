@@ -243,7 +243,7 @@ def probe(
     shift: int,
     several: bool,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Look up the buckets that each mask leads to from each query (see buckets.BucketIndex for the table).
+    """Look up the buckets that each mask leads to from each query (see buckets.BucketTable for the table).
 
     Returns offsets (n + 1,) of the queries' images, and for each image its row and the number of the first mask by
     which it is found. ``several`` says that images may stand in several buckets.

@@ -22,6 +22,7 @@ __all__ = [
     "clean",
     "explain_full_disk",
     "full_disk_error",
+    "move",
     "sync",
     "temporaries",
     "write_text",
@@ -112,6 +113,14 @@ def write_text(path: str | Path, text: str, errors: str = "strict") -> None:
     """
     with atomic_write(path) as file:
         file.write(text.encode("utf-8", errors))
+
+
+def move(file: Path, target: Path) -> None:
+    """Sync a finished file and rename it to a path on the same disk, in place of a file there; the caller syncs the
+    folder.
+    """
+    sync(file)
+    os.replace(file, target)
 
 
 def sync(path: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from hashgym.moved import keep_old_names
 from hashgym.storage import owned
-from hashgym.storage.atomic import sync, write_text
+from hashgym.storage.atomic import move, sync, write_text
 from hashgym.storage.checksums import has_checksum, sha256
 from hashgym.storage.errors import DataError
 from hashgym.storage.reading import map_array, read_bounded
@@ -82,14 +81,19 @@ class FolderFormat:
             work: a folder on the same disk, whose files have names of lower-case letters and a suffix; its marker of
                 :mod:`hashgym.storage.owned` stays.
             **fields: of the manifest.
+
+        Raises:
+            ValueError: for another name in the work folder; nothing is moved then.
         """
+        files = sorted(file for file in work.iterdir() if file.name != owned.MARKER)
+        if invalid := [file.name for file in files if not re.fullmatch(r"[a-z]+\.[a-z]+", file.name)]:
+            raise ValueError(f"sealed files have names like words.npy, in lower-case letters, got {', '.join(invalid)}")
         entries: dict[str, Any] = {}
-        for file in sorted(file for file in work.iterdir() if file.name != owned.MARKER):
-            sync(file)
+        for file in files:
             checksum = sha256(file)
             stored = f"{file.stem}-{checksum[:16]}{file.suffix}"
             entries[file.name] = {"file": stored, "bytes": file.stat().st_size, "sha256": checksum}
-            os.replace(file, folder / stored)
+            move(file, folder / stored)
         sync(folder)
         self._write_manifest(folder, fields, entries)
         current = {entry["file"] for entry in entries.values()}
@@ -150,8 +154,8 @@ class FolderFormat:
                 once = ", once on this machine" if large_files == "once" else ""
                 _log.warning("comparing %s with its checksums: %.1f GB%s", folder, large / 1e9, once)
 
-        files = {name: (self.path(folder, manifest, name), entry) for name, entry in manifest["files"].items()}
-        problems = {name: _problem(file, entry, large_files, tick) for name, (file, entry) in files.items()}
+        files = {entry.get("file", name): entry for name, entry in manifest["files"].items()}
+        problems = {name: _problem(Path(folder) / name, entry, large_files, tick) for name, entry in files.items()}
         if found := [f"{name} {problem}" for name, problem in problems.items() if problem]:
             raise DataError(f"{folder} is damaged: {', '.join(found)}; {self.remedy}")
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hashgym import codes, index
 from hashgym.codes import CodeSets
 from hashgym.index.brute_force import BruteForceIndex
-from hashgym.storage import owned, sealed
+from hashgym.storage import atomic, owned, sealed
 from hashgym.storage.checksums import sha256
 
 LOCAL = ["brute-force", "buckets", *(["faiss", "faiss-hash"] if find_spec("faiss") else [])]
@@ -214,7 +214,7 @@ def test_back_ends_are_named():
     assert index.make("brute-force", np.int64(8)).bits == 8
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def registry():
     """The registry of back ends; names that a test adds are removed."""
     before = dict(index.base.BACKENDS.entries), dict(index.base.BACKENDS.descriptions)
@@ -302,6 +302,18 @@ def test_equal_indices_are_equal_bytes(tmp_path):
     assert contents[0] == contents[1]
 
 
+def test_the_format_is_that_of_older_versions(tmp_path):
+    """Names of files have the digests of their contents, so that equal names are equal bytes."""
+    filled().save(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "counts-bf786772bf2f1f44.npy",
+        "ids-3998e1bc522f1119.npy",
+        "index.json",
+        "words-4236816d1d9df353.npy",
+    ]
+    assert sha256(tmp_path / "index.json") == "9086654296d24d3c0d1c78c3427865631c241985c767f556afc0157badfcba0f"
+
+
 def test_an_unfinished_save_leaves_the_old_version(tmp_path, monkeypatch):
     made = filled()
     made.save(tmp_path)
@@ -315,7 +327,12 @@ def test_an_unfinished_save_leaves_the_old_version(tmp_path, monkeypatch):
     (tmp_path / ".saving" / "words.npy").write_bytes(b"half")
     whole = b"whole, but index.json does not name it yet"
     (tmp_path / f"words-{hashlib.sha256(whole).hexdigest()[:16]}.npy").write_bytes(whole)
+    with atomic.atomic_write(tmp_path / "index.json") as file:
+        file.write((tmp_path / "index.json").read_bytes())
+        (temporary,) = atomic.temporaries(tmp_path / "index.json")
+    temporary.write_bytes(b"half")
     assert index.load(tmp_path).ids.tolist() == [4, 7]
+    assert index.foreign(tmp_path) == []
     made.save(tmp_path)
     assert index.load(tmp_path).ids.tolist() == [7]
     assert len(list(tmp_path.iterdir())) == 4
@@ -330,7 +347,7 @@ def test_saving_deletes_nothing_that_it_did_not_write(tmp_path):
     made.remove([4])
     made.save(tmp_path)
     assert (tmp_path / "words-0123456789abcdef.npy").read_bytes() == b"mine"
-    assert index.foreign(tmp_path) == ["photos"]
+    assert index.foreign(tmp_path) == ["photos", "words-0123456789abcdef.npy"]
     (tmp_path / ".saving").mkdir()
     (tmp_path / ".saving" / "photo.jpg").write_bytes(b"mine")
     with pytest.raises(ValueError, match=r"\.saving was not written by hashgym"):
@@ -362,15 +379,18 @@ def another_words(folder):
 @pytest.mark.parametrize(
     ("harm", "reason"),
     [
-        (lambda f: data_file(f, "words").unlink(), "words-.* is missing .* build it again"),
+        (lambda f: data_file(f, "words").unlink(), "words-.*npy is missing; .* build it again"),
         (lambda f: data_file(f, "words").write_bytes(data_file(f, "words").read_bytes()[:-3]), "has 141 of 144 bytes"),
-        (lambda f: data_file(f, "ids").write_bytes(data_file(f, "ids").read_bytes()[:-1] + b"!"), "damaged"),
-        (lambda f: (f / "index.json").unlink(), "is no index: .* `hashgym index"),
-        (lambda f: (f / "index.json").write_text("{"), "damaged, or of something else"),
-        (lambda f: (f / "index.json").write_bytes(b"\xff\xfe\x00"), "damaged, or of something else"),
-        (lambda f: (f / "index.json").write_text("[" * 100_000), "damaged, or of something else"),
-        (lambda f: (f / "index.json").write_text("[]"), "not of an index of codes"),
-        (lambda f: (f / "index.json").write_text('{"format": "hashgym-cache"}'), "not of an index of codes"),
+        (
+            lambda f: data_file(f, "ids").write_bytes(data_file(f, "ids").read_bytes()[:-1] + b"!"),
+            "ids-.*npy has changed",
+        ),
+        (lambda f: (f / "index.json").unlink(), "is not a saved index: .* `hashgym index"),
+        (lambda f: (f / "index.json").write_text("{"), "index.json is damaged"),
+        (lambda f: (f / "index.json").write_bytes(b"\xff\xfe\x00"), "index.json is damaged"),
+        (lambda f: (f / "index.json").write_text("[" * 100_000), "index.json is damaged"),
+        (lambda f: (f / "index.json").write_text("[]"), "is of another format"),
+        (lambda f: (f / "index.json").write_text('{"format": "hashgym-cache"}'), "is of another format"),
         (lambda f: (f / "index.json").write_text((f / "index.json").read_text().replace(": 3", ": 4")), "was edited"),
         (lambda f: reseal(f, lambda meta: meta.update(version=9)), "version 9, this hashgym reads version 1"),
         (lambda f: reseal(f, lambda meta: meta.update(bits=2)), "no codes of 2 bits"),
@@ -380,9 +400,9 @@ def another_words(folder):
             "back end 'flann', which is not known here: call hashgym.index.register",
         ),
         (another_words, "no codes of 3 bits"),
-        (lambda f: reseal(f, lambda meta: meta["files"]["ids.npy"].update(file="../ids.npy")), "does not describe"),
-        (lambda f: reseal(f, lambda meta: meta.update(files=[])), "does not describe an index"),
-        (lambda f: reseal(f, lambda meta: meta.pop("options")), "does not describe an index"),
+        (lambda f: reseal(f, lambda meta: meta["files"]["ids.npy"].update(file="../ids.npy")), "was edited"),
+        (lambda f: reseal(f, lambda meta: meta.update(files=[])), "was edited"),
+        (lambda f: reseal(f, lambda meta: meta.pop("options")), "was edited"),
     ],
 )
 def test_damage_is_found_before_anything_is_searched(tmp_path, harm, reason):
@@ -392,9 +412,24 @@ def test_damage_is_found_before_anything_is_searched(tmp_path, harm, reason):
         index.Index.load(tmp_path / "index")
 
 
+def test_names_that_could_not_be_read_again_are_not_saved(tmp_path):
+    class Numbered(BruteForceIndex):
+        def _write(self, folder):
+            np.save(folder / "table-1.npy", self._words)
+            return {}
+
+    index.register("numbered", Numbered)
+    filled().save(tmp_path)
+    before = {file.name for file in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=r"sealed files have names like words\.npy, .*, got table-1\.npy"):
+        filled("numbered").save(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == before
+    assert index.load(tmp_path).ids.tolist() == [4, 7]
+
+
 def test_a_foreign_folder_is_not_written_to(tmp_path):
     (tmp_path / "index.json").write_text('{"format": "something"}')
-    with pytest.raises(ValueError, match="not of an index of codes; choose another folder"):
+    with pytest.raises(ValueError, match="not of a saved index; choose another folder"):
         filled().save(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["index.json"]
 

@@ -1,4 +1,4 @@
-"""The bucket index against Algorithm 1 of MCH, walked bucket by bucket, and against distances to everything."""
+"""The table of buckets against Algorithm 1 of MCH, walked bucket by bucket, and against distances to everything."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hashgym import codes
 from hashgym.codes import CodeSets
-from hashgym.retrieval import BucketIndex, f1_bucket_curve, recall_within
+from hashgym.retrieval import BucketTable, f1_bucket_curve, recall_within
 
 BACKENDS = ["numpy", "numba"] if find_spec("numba") else ["numpy"]
 backends = pytest.mark.parametrize("backend", BACKENDS)
@@ -88,12 +88,12 @@ def by_brute_force(sets, query, radius):
     return sorted(row for row in rows if row[0] <= radius)
 
 
-def index_of(sets, backend, flips):
-    """An index that always flips bits, always scans, or chooses by itself."""
-    index = BucketIndex(sets, backend)
+def table_of(sets, backend, flips):
+    """A table that always flips bits, always scans, or chooses by itself."""
+    table = BucketTable(sets, backend)
     if flips is not None:
-        index._worth_flipping = lambda radius: flips
-    return index
+        table._worth_flipping = lambda radius: flips
+    return table
 
 
 def query_near(sets, seed, flips):
@@ -111,7 +111,7 @@ ways = st.sampled_from([None, True, False])
 def test_search_is_algorithm_1(backend, sets, seed, flips, data):
     query = np.random.default_rng(seed).random(sets.bits) < 0.5
     k = data.draw(st.integers(1, len(sets)))
-    found = index_of(sets, backend, flips).search(query, k)
+    found = table_of(sets, backend, flips).search(query, k)
     assert (found.ids.tolist(), found.distances.tolist(), found.buckets) == algorithm_1(sets, query, k)
     assert isinstance(found.buckets, int)
 
@@ -120,7 +120,7 @@ def test_search_is_algorithm_1(backend, sets, seed, flips, data):
 @given(sets=short, seed=st.integers(0, 2**32), flips=ways, radius=st.integers(0, 9))
 def test_lookup_is_the_search_up_to_its_radius(backend, sets, seed, flips, radius):
     query = np.random.default_rng(seed).random(sets.bits) < 0.5
-    ids, distances = index_of(sets, backend, flips).lookup(query, radius)
+    ids, distances = table_of(sets, backend, flips).lookup(query, radius)
     expected = [(i, r) for r, images in walk(sets, query) if r <= radius for i in images]
     assert list(zip(ids.tolist(), distances.tolist(), strict=True)) == expected
     assert ids.dtype == distances.dtype == np.int64
@@ -130,15 +130,15 @@ def test_lookup_is_the_search_up_to_its_radius(backend, sets, seed, flips, radiu
 @given(sets=long, seed=st.integers(0, 2**32), flips=st.sampled_from([None, False]), near=st.integers(0, 3))
 def test_long_codes_against_all_distances(backend, sets, seed, flips, near):
     query = query_near(sets, seed, near)
-    index = index_of(sets, backend, flips)
+    table = table_of(sets, backend, flips)
     for radius in (0, 1, 2, sets.bits // 2, sets.bits):
         expected = by_brute_force(sets, query, radius)
-        ids, distances = index.lookup(query, radius)
+        ids, distances = table.lookup(query, radius)
         assert ids.tolist() == [image for *_, image in expected]
         assert distances.tolist() == [distance for distance, *_ in expected]
     assert len(ids) == len(set(ids.tolist())) == len(sets)
     for k in {1, len(sets)}:
-        found = index.search(query, k)
+        found = table.search(query, k)
         assert found.ids.tolist() == ids[:k].tolist()
         assert found.distances.tolist() == distances[:k].tolist()
 
@@ -147,8 +147,8 @@ def test_long_codes_against_all_distances(backend, sets, seed, flips, near):
 @given(sets=long, seed=st.integers(0, 2**32), near=st.integers(0, 2))
 @settings(max_examples=20)
 def test_flips_of_long_codes(backend, sets, seed, near):
-    query, index = query_near(sets, seed, near), index_of(sets, backend, True)
-    ids, distances = index.lookup(query, 2)
+    query, table = query_near(sets, seed, near), table_of(sets, backend, True)
+    ids, distances = table.lookup(query, 2)
     assert list(zip(distances, ids, strict=True)) == [(d, image) for d, _, image in by_brute_force(sets, query, 2)]
 
 
@@ -163,42 +163,42 @@ def test_buckets_visited_of_long_codes(bits, flips):
             if order % 97 == 0 or order == math.comb(bits, radius) - 1:
                 code = query.copy()
                 code[list(chosen)] ^= True
-                assert index_of(code[None], "numpy", flips).search(query, 1).buckets == visited
+                assert table_of(code[None], "numpy", flips).search(query, 1).buckets == visited
 
 
 def test_the_farthest_bucket_is_the_last_of_all():
     for bits in (1, 32, 63, 64, 65, 200):
         query = np.arange(bits) % 3 == 0
-        index = BucketIndex(~query[None])
-        assert index.search(query, 1).buckets == 2**bits
+        table = BucketTable(~query[None])
+        assert table.search(query, 1).buckets == 2**bits
         # All but bit 0 flipped is the last bucket at its distance.
-        assert index.search(query ^ (np.arange(bits) == 0), 1).buckets == 2**bits - 1
+        assert table.search(query ^ (np.arange(bits) == 0), 1).buckets == 2**bits - 1
 
 
 @backends
 @given(sets=st.one_of(short, long), seed=st.integers(0, 2**32), flips=st.sampled_from([None, False]))
 def test_many_lookups_are_single_ones(backend, sets, seed, flips):
     queries = np.array([query_near(sets, seed + i, i) for i in range(4)])
-    index = index_of(sets, backend, flips)
+    table = table_of(sets, backend, flips)
     for radius in (0, 1, 3):
-        offsets, ids, distances = index.lookup_many(queries, radius)
-        packed = index.lookup_many(codes.pack(queries), radius)
+        offsets, ids, distances = table.lookup_many(queries, radius)
+        packed = table.lookup_many(codes.pack(queries), radius)
         assert (offsets[0], offsets[-1], len(offsets)) == (0, len(ids), 5)
         assert offsets.dtype == ids.dtype == distances.dtype == np.int64
         for i, query in enumerate(queries):
             own = slice(offsets[i], offsets[i + 1])
             for given_as in (query, codes.pack(query), query.astype(int).tolist()):
-                np.testing.assert_array_equal((ids[own], distances[own]), index.lookup(given_as, radius))
+                np.testing.assert_array_equal((ids[own], distances[own]), table.lookup(given_as, radius))
         for one, other in zip((offsets, ids, distances), packed, strict=True):
             np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.skipif(len(BACKENDS) < 2, reason="numba is not installed")
 @pytest.mark.parametrize(("bits", "spread"), [(16, 0.2), (32, 0.03), (70, 0.02)])
-def test_backends_agree_on_a_large_index(bits, spread):
+def test_backends_agree_on_a_large_table(bits, spread):
     sets = make_sets(1, 8_000, bits, 4, spread)  # crowded buckets; more keys than NumPy takes at once
     queries = codes.unpack(sets.words[:200, 0], bits)
-    plain, compiled = (BucketIndex(sets, backend) for backend in BACKENDS)
+    plain, compiled = (BucketTable(sets, backend) for backend in BACKENDS)
     for radius in (0, 1, 2):
         for one, other in zip(plain.lookup_many(queries, radius), compiled.lookup_many(queries, radius), strict=True):
             np.testing.assert_array_equal(one, other)
@@ -211,7 +211,7 @@ def test_rows_of_the_database_may_come_in_any_order(sets, seed):
     rng = np.random.default_rng(seed)
     order, queries = rng.permutation(len(sets)), rng.random((3, sets.bits)) < 0.5
     for query in queries:
-        one, other = (dict(zip(*BucketIndex(s).lookup(query, 3), strict=True)) for s in (sets, sets[order]))
+        one, other = (dict(zip(*BucketTable(s).lookup(query, 3), strict=True)) for s in (sets, sets[order]))
         assert one == {order[i]: d for i, d in other.items()}
 
 
@@ -221,10 +221,10 @@ def test_lookups_give_the_recall_that_the_metrics_count(sets, seed):
     queries, labels, own = rng.random((3, sets.bits)) < 0.5, rng.random((len(sets), 2)) < 0.5, rng.random((3, 2)) < 0.8
     relevant = (own[:, None] & labels).any(axis=2)
     assume(relevant.any())
-    index = BucketIndex(sets)
+    table = BucketTable(sets)
     for radius in (0, 1, 2):
         hits = [
-            r[index.lookup(q, radius)[0]].sum() / r.sum() for q, r in zip(queries, relevant, strict=True) if r.any()
+            r[table.lookup(q, radius)[0]].sum() / r.sum() for q, r in zip(queries, relevant, strict=True) if r.any()
         ]
         assert recall_within(queries, own, sets, labels, radius=radius) == pytest.approx(np.mean(hits))
 
@@ -258,7 +258,7 @@ def test_f1_bucket_curve_is_the_mean_over_orders_of_the_last_bucket(sets, seed):
     expected = [naive_curve(sets, queries, relevant, k) for k in ks]
     np.testing.assert_allclose(np.transpose([f1, buckets]), expected, rtol=1e-12)
     order = rng.permutation(len(sets))
-    again = f1_bucket_curve(codes.pack(queries), own, BucketIndex(sets[order]), labels[order], ks)
+    again = f1_bucket_curve(codes.pack(queries), own, BucketTable(sets[order]), labels[order], ks)
     np.testing.assert_allclose(again, (f1, buckets), rtol=1e-12)
 
 
@@ -268,41 +268,41 @@ def test_f1_bucket_curve_worked_by_hand():
     f1, buckets = f1_bucket_curve([[0, 0]], [[1]], database, [[1], [0], [1]], [1, 2, 3])
     assert f1 == pytest.approx([2 * 0.5 / 3, 2 * 1 / 4, 2 * 2 / 5])
     assert buckets.tolist() == [1, 1, 3]  # 00; then 10 (mask 1, empty) and 01 (mask 2)
-    found = BucketIndex(database).search([0, 0], 3)
+    found = BucketTable(database).search([0, 0], 3)
     assert (found.ids.tolist(), found.distances.tolist(), found.buckets) == ([0, 1, 2], [0, 0, 1], 3)
 
 
-INDEX = BucketIndex(np.eye(5, 8, dtype=bool))
+TABLE = BucketTable(np.eye(5, 8, dtype=bool))
 CODE, LABELS = np.zeros(8, bool), np.ones((5, 2), bool)
 
 
 @pytest.mark.parametrize(
     ("call", "reason"),
     [
-        (lambda: INDEX.lookup(CODE[:7]), r"codes of 8 bits: queries are bits of shape \(8,\), got \(7,\)"),
-        (lambda: INDEX.lookup(CODE[None]), r"\(8,\), got \(1, 8\)"),
-        (lambda: INDEX.lookup_many(CODE), r"\(n, 8\), got \(8,\)"),
-        (lambda: INDEX.lookup_many(np.zeros((0, 8), bool)), r"got \(0, 8\)"),
-        (lambda: INDEX.lookup(np.zeros(2, np.uint64)), r"packed words, uint64 \(1,\), got \(2,\)"),
-        (lambda: INDEX.lookup(np.array([256], np.uint64)), "bits set beyond bit 7"),
-        (lambda: INDEX.lookup(CODE.astype(float)), "threshold"),
-        (lambda: INDEX.lookup(CODE, -1), "radius must be at least 0, got -1"),
-        (lambda: INDEX.search(CODE, 0), "between 1 and the 5 indexed, got 0"),
-        (lambda: INDEX.search(CODE, 6), "between 1 and the 5 indexed, got 6"),
-        (lambda: BucketIndex(np.zeros((0, 8), bool)), "not empty"),
-        (lambda: BucketIndex(np.zeros((2, 3, 8), bool)), r"got shape \(2, 3, 8\)"),
-        (lambda: BucketIndex(np.zeros((2, 8))), "threshold"),
-        (lambda: BucketIndex(np.zeros((2, 8), bool), "gpu"), "backend must be"),
-        (lambda: f1_bucket_curve(CODE[None], LABELS[:1], INDEX, LABELS, []), "ks must be a list"),
-        (lambda: f1_bucket_curve(CODE[None], LABELS[:1], INDEX, LABELS, [0.5]), "ks must be a list"),
-        (lambda: f1_bucket_curve(CODE[None], LABELS[:1], INDEX, LABELS, [1, 6]), "got 6"),
-        (lambda: f1_bucket_curve(CODE[None], LABELS[:1], INDEX, LABELS, [3, 0]), "got 0"),
-        (lambda: f1_bucket_curve(CODE[None], LABELS, INDEX, LABELS, [1]), "1 query codes, but labels for 5"),
-        (lambda: f1_bucket_curve(CODE[None], LABELS[:1], INDEX, LABELS[:4], [1]), "5 database codes, but labels for 4"),
-        (lambda: f1_bucket_curve(CODE[None], LABELS[:1, :1], INDEX, LABELS, [1]), "1 columns, database labels 2"),
-        (lambda: f1_bucket_curve(CODE[None], LABELS[:1], INDEX, LABELS * 2, [1]), "database labels: .* 0 or 1"),
-        (lambda: f1_bucket_curve(CODE[None], LABELS[0], INDEX, LABELS, [1]), "query labels must be a 0/1 table"),
-        (lambda: f1_bucket_curve(CODE[None], ~LABELS[:1], INDEX, LABELS, [1]), "no query has a relevant item"),
+        (lambda: TABLE.lookup(CODE[:7]), r"codes of 8 bits: queries are bits of shape \(8,\), got \(7,\)"),
+        (lambda: TABLE.lookup(CODE[None]), r"\(8,\), got \(1, 8\)"),
+        (lambda: TABLE.lookup_many(CODE), r"\(n, 8\), got \(8,\)"),
+        (lambda: TABLE.lookup_many(np.zeros((0, 8), bool)), r"got \(0, 8\)"),
+        (lambda: TABLE.lookup(np.zeros(2, np.uint64)), r"packed words, uint64 \(1,\), got \(2,\)"),
+        (lambda: TABLE.lookup(np.array([256], np.uint64)), "bits set beyond bit 7"),
+        (lambda: TABLE.lookup(CODE.astype(float)), "threshold"),
+        (lambda: TABLE.lookup(CODE, -1), "radius must be at least 0, got -1"),
+        (lambda: TABLE.search(CODE, 0), "between 1 and the 5 indexed, got 0"),
+        (lambda: TABLE.search(CODE, 6), "between 1 and the 5 indexed, got 6"),
+        (lambda: BucketTable(np.zeros((0, 8), bool)), "not empty"),
+        (lambda: BucketTable(np.zeros((2, 3, 8), bool)), r"got shape \(2, 3, 8\)"),
+        (lambda: BucketTable(np.zeros((2, 8))), "threshold"),
+        (lambda: BucketTable(np.zeros((2, 8), bool), "gpu"), "backend must be"),
+        (lambda: f1_bucket_curve(CODE[None], LABELS[:1], TABLE, LABELS, []), "ks must be a list"),
+        (lambda: f1_bucket_curve(CODE[None], LABELS[:1], TABLE, LABELS, [0.5]), "ks must be a list"),
+        (lambda: f1_bucket_curve(CODE[None], LABELS[:1], TABLE, LABELS, [1, 6]), "got 6"),
+        (lambda: f1_bucket_curve(CODE[None], LABELS[:1], TABLE, LABELS, [3, 0]), "got 0"),
+        (lambda: f1_bucket_curve(CODE[None], LABELS, TABLE, LABELS, [1]), "1 query codes, but labels for 5"),
+        (lambda: f1_bucket_curve(CODE[None], LABELS[:1], TABLE, LABELS[:4], [1]), "5 database codes, but labels for 4"),
+        (lambda: f1_bucket_curve(CODE[None], LABELS[:1, :1], TABLE, LABELS, [1]), "1 columns, database labels 2"),
+        (lambda: f1_bucket_curve(CODE[None], LABELS[:1], TABLE, LABELS * 2, [1]), "database labels: .* 0 or 1"),
+        (lambda: f1_bucket_curve(CODE[None], LABELS[0], TABLE, LABELS, [1]), "query labels must be a 0/1 table"),
+        (lambda: f1_bucket_curve(CODE[None], ~LABELS[:1], TABLE, LABELS, [1]), "no query has a relevant item"),
     ],
 )
 def test_wrong_arguments_are_named(call, reason):
