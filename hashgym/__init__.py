@@ -1,7 +1,7 @@
 """Learning to hash as reinforcement learning: environments, rewards, agents, hash functions and metrics.
 
-``import hashgym`` registers ``BitGroupHashing-v0`` and ``RegionKeep-v0`` with Gymnasium. It is light: torch,
-scikit-learn, matplotlib and ONNX Runtime are imported by the parts that need them.
+``import hashgym`` registers ``BitGroupHashing-v0`` and ``RegionKeep-v0`` with Gymnasium. torch, scikit-learn,
+matplotlib and ONNX Runtime are imported only by the parts that need them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Old import paths of modules that have moved: they keep working in this version, with a DeprecationWarning."""
+"""Old import paths of what has moved: they keep working in this version, with a DeprecationWarning."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
-__all__ = ["MOVED", "install"]
+__all__ = ["MODULES", "NAMES", "install", "keep_old_names"]
 
-MOVED = {  # old path -> new path, both below hashgym
+MODULES: dict[str, str | tuple[str, ...]] = {  # old path -> new path, or those it was split into; all below hashgym
     "data.addresses": "storage.addresses",
     "data.arrays": "storage.reading",
     "data.atomic": "storage.atomic",
@@ -21,6 +22,7 @@ MOVED = {  # old path -> new path, both below hashgym
     "data.coco": "data.readers.coco",
     "data.digit_scenes": "data.readers.digit_scenes",
     "data.digits": "data.readers.digits",
+    "data.files": ("data.image_files", "data.pictures", "storage.reading"),
     "data.folders": "data.readers.folders",
     "data.lists": "data.readers.lists",
     "data.mirflickr25k": "data.readers.mirflickr25k",
@@ -44,6 +46,33 @@ MOVED = {  # old path -> new path, both below hashgym
     "retrieval.milvus": "index.milvus",
     "retrieval.tensors": "retrieval.torch_kernels",
 }
+# Module that calls keep_old_names -> {name that it had: where it is now, "module" or, renamed, "module:name"}.
+NAMES: dict[str, dict[str, str]] = {
+    "data.dataset": {"described": "storage.errors:describe"},
+    "envs.bit_group_hashing": {"make_vector_env": "envs.vector"},
+    "envs.torch_backend": {"TensorCodebook": "rewards.torch_view", "TensorView": "rewards.torch_view"},
+    "storage.pipeline": {"versions": "versions"},
+    "terminal": {"quote": "text"},
+}
+
+
+def keep_old_names(module: str) -> None:
+    """Let names that have left a module (its row of :data:`NAMES`) be imported from it, with a DeprecationWarning.
+
+    Args:
+        module: its ``__name__``; it must have no ``__getattr__`` of its own.
+    """
+    moved = NAMES[module.removeprefix("hashgym.")]
+
+    def find(name: str) -> Any:
+        if name not in moved:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        place, _, new = moved[name].partition(":")
+        _warn(f"{module}.{name}", f"hashgym.{place}.{new or name}")
+        return getattr(import_module(f"hashgym.{place}"), new or name)
+
+    # Set here rather than by an assignment in the module, which would let type checkers accept every name in it.
+    vars(sys.modules[module])["__getattr__"] = find
 
 
 class _MovedFinder:
@@ -52,7 +81,7 @@ class _MovedFinder:
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         """The spec of a module that has moved; None for any other."""
-        if name.startswith("hashgym.") and name[len("hashgym.") :] in MOVED:
+        if name.startswith("hashgym.") and name.removeprefix("hashgym.") in MODULES:
             return ModuleSpec(name, _MovedLoader)  # type: ignore[arg-type]  # its methods are static
         return None
 
@@ -62,26 +91,38 @@ class _MovedLoader:
 
     @staticmethod
     def create_module(spec: ModuleSpec) -> ModuleType:
-        """The module itself, so that its classes and state are the same under both paths."""
-        new = f"hashgym.{MOVED[spec.name[len('hashgym.') :]]}"
-        warnings.warn(
-            f"{spec.name} has moved to {new}: import it from there; the old path goes with the next version",
-            DeprecationWarning,
-            stacklevel=2,
-        )
-        module = import_module(new)
-        spec.loader_state = module.__spec__
-        return module
+        """The module itself, so that its classes and state are the same under both paths; for a split one, a new one
+        with the names of its parts.
+        """
+        new = MODULES[spec.name.removeprefix("hashgym.")]
+        paths = [f"hashgym.{path}" for path in ([new] if isinstance(new, str) else new)]
+        _warn(spec.name, " and ".join(paths))
+        modules = [import_module(path) for path in paths]
+        if len(modules) == 1:
+            spec.loader_state = modules[0].__spec__
+            return modules[0]
+        joined = ModuleType(spec.name)
+        for module in reversed(modules):
+            vars(joined).update({name: value for name, value in vars(module).items() if not name.startswith("_")})
+        joined.__all__ = [name for module in modules for name in module.__all__]  # type: ignore[attr-defined]
+        return joined
 
     @staticmethod
     def exec_module(module: ModuleType) -> None:
         """Restore the module's own spec, which the import system has replaced; nothing is executed again."""
         spec = module.__spec__
         assert spec is not None
-        module.__spec__ = spec.loader_state
+        if spec.loader_state is not None:
+            module.__spec__ = spec.loader_state
 
 
 def install() -> None:
     """Let old paths be imported; calling it again does nothing."""
     if not any(finder is _MovedFinder for finder in sys.meta_path):
         sys.meta_path.append(_MovedFinder)
+
+
+def _warn(old: str, new: str) -> None:
+    """Warn the caller of the function that calls this."""
+    message = f"{old} has moved to {new}: import it from there; the old path goes with the next version"
+    warnings.warn(message, DeprecationWarning, stacklevel=3)

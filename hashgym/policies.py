@@ -1,4 +1,4 @@
-"""Running a trained policy over images: features in, binary codes out."""
+"""Encoding images with a trained policy: features in, binary codes out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hashgym.storage.errors import DataError, describe
 
 __all__ = ["encode", "encode_regions", "keep_probabilities"]
 
-_SAME_NUMBERS = ("FlattenObservation", "DtypeObservation")  # wrappers of Gymnasium that change the form alone
+_SAME_NUMBERS = ("FlattenObservation", "DtypeObservation")  # wrappers of Gymnasium that keep all values
 
 
 def encode(
@@ -32,21 +32,21 @@ def encode(
     group_bits: int | None = None,
     batch_size: int = 4096,
 ) -> NDArray[np.bool_]:
-    """Encode images group by group, as the environment would ask for their codes.
+    """Encode images with a policy, one group of bits at a time, as in the environment.
 
     Observations of a Stable-Baselines3 model that was trained under ``VecNormalize`` are normalised with its
-    statistics, where the model has its environment: load it with ``PPO.load(path, env=VecNormalize.load(file, envs))``.
-    Without an environment a model does not say that it was trained so.
+    statistics, if the model has its environment: load it with ``PPO.load(path, env=VecNormalize.load(file, envs))``.
+    A model without an environment does not record how it was trained.
 
     Args:
         policy: a Stable-Baselines3 model or anything with its ``predict(observation, state=, episode_start=,
             deterministic=)``, which returns ``(actions, state)``; or a callable that maps a batch of observations to
-            actions. Actions are bits or probabilities (n, group_bits), or indices (n,), whichever the policy emits;
-            a bit is 1 where the action is above 0.5. A policy whose ``observation_space`` is a ``Box`` gets
-            observations as an environment with ``flat=True`` shows them.
+            actions. Actions are bits or probabilities (n, group_bits), or indices (n,); a bit is 1 where the action is
+            above 0.5. A policy whose ``observation_space`` is a ``Box`` gets observations as of an environment with
+            ``flat=True``.
         features: float32 (n, D), on the scale the policy was trained on (``env.unwrapped.dataset.features``).
         bits: q, the code length the policy was trained for.
-        group_bits: k, the group length the policy was trained for; by default the lesser of 12 and ``bits``.
+        group_bits: k, the group length the policy was trained for; by default min(12, ``bits``).
         batch_size: images encoded at once.
 
     Returns:
@@ -54,8 +54,8 @@ def encode(
 
     Raises:
         ValueError: for features of another shape or not finite, actions of another shape, a policy whose
-            ``observation_space`` is that of other features or another length of codes or groups, or a model whose
-            environment is under another wrapper that changes observations.
+            ``observation_space`` is of other features or another length of codes or groups, or a model whose
+            environment has another wrapper that changes observations.
     """
     policy = _as_trained(policy)
     features = np.asarray(features)
@@ -80,7 +80,7 @@ def _encode_batch(policy: Any, image: NDArray[np.float32], bits: int, group_bits
     code = np.zeros((len(image), bits), np.bool_)
     for group in range(task.groups):
         start, stop = task.span(group)
-        seen = _as_shown(policy, observation(image, code, start, group), task.observation_space(image.shape[1]))
+        seen = _as_observed(policy, observation(image, code, start, group), task.observation_space(image.shape[1]))
         if hasattr(policy, "predict"):
             action, state = policy.predict(seen, state=state, episode_start=episode_start, deterministic=True)
         else:
@@ -88,10 +88,10 @@ def _encode_batch(policy: Any, image: NDArray[np.float32], bits: int, group_bits
         action = np.asarray(action)
         if action.ndim == 2 and action.shape[1] != group_bits:
             raise ValueError(
-                f"the policy gives {action.shape[1]} bits at a time, and group_bits is {group_bits}: give the bits and "
+                f"the policy emits {action.shape[1]} bits at a time, but group_bits is {group_bits}: give the bits and "
                 "group_bits that it was trained with"
             )
-        if action.ndim == 1:  # one number a lane: the index of a group
+        if action.ndim == 1:  # one number an image: the index of a group
             acting = HashingTask(bits=bits, group_bits=group_bits, action="index")
         else:
             acting = HashingTask(bits=bits, group_bits=group_bits, action="probability")
@@ -110,20 +110,20 @@ def encode_regions(
     sequential: bool = False,
     batch_size: int = 1024,
 ) -> CodeSets:
-    """Give every image its own code, and the codes of the regions that the policy keeps (MCH, section 4.3).
+    """Return every image's own code and the codes of the regions that the policy keeps (MCH, section 4.3).
 
-    The statistics of ``VecNormalize`` count as in :func:`encode`.
+    The statistics of ``VecNormalize`` are applied as in :func:`encode`.
 
     Args:
-        policy: anything with ``keep_probability(observation)``, which gives p in [0, 1] for each of n observations; a
-            Stable-Baselines3 model or anything with its ``predict``, whose actions count as probabilities 0 and 1; or a
+        policy: anything with ``keep_probability(observation)``, which returns p in [0, 1] for each of n observations; a
+            Stable-Baselines3 model or anything with its ``predict``, whose actions are the probabilities 0 and 1; or a
             callable that maps a batch of observations to probabilities or actions (n,). A policy whose
-            ``observation_space`` is a ``Box`` gets observations as an environment with ``flat=True`` shows them.
+            ``observation_space`` is a ``Box`` gets observations as of an environment with ``flat=True``.
         base: the fitted hasher that the policy was trained with.
         features: float32 (n, D), whole images, on the scale the policy was trained on.
         regions: float32 (n, R, D), their regions (``dataset.regions``: four corners and the centre).
         threshold: xi; a region's code is kept where p >= xi. 0 keeps all.
-        sequential: offer the regions in turn and show which code is to be improved on, as the environment does with
+        sequential: offer the regions in turn and add ``kept`` to the observation, as the environment does with
             ``regions_per_episode`` above 1.
         batch_size: images encoded at once.
 
@@ -132,8 +132,8 @@ def encode_regions(
 
     Raises:
         DataError: without regions; the message names the command that extracts them.
-        ValueError: for a threshold outside [0, 1], features and regions that do not belong together or are of another
-            dimension than the base was fitted on, or a policy that gives something else than n numbers in [0, 1].
+        ValueError: for a threshold outside [0, 1], features and regions of shapes that do not match each other or the
+            base, or a policy that returns anything but n numbers in [0, 1].
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold is a probability, from 0 to 1, got {threshold}")
@@ -149,10 +149,10 @@ def keep_probabilities(
     *,
     batch_size: int = 1024,
 ) -> tuple[codes.Words, NDArray[np.float64]]:
-    """The codes of images and their regions, and with which probability each is kept: all thresholds from one pass.
+    """Return the codes of images and their regions, and the probability of keeping each: one pass for all thresholds.
 
-    ``CodeSets(words, p >= xi, base.bits)`` is what :func:`encode_regions` gives with ``threshold=xi``. Arguments and
-    errors as there; regions are not offered in turn, for what is shown in turn depends on the threshold.
+    ``CodeSets(words, p >= xi, base.bits)`` equals :func:`encode_regions` with ``threshold=xi``. Arguments and errors as
+    there; regions are not offered in turn, because observations would then depend on the threshold.
 
     Returns:
         words: uint64 (n, 1 + R, W), packed codes, the image's own first.
@@ -164,13 +164,13 @@ def keep_probabilities(
 def _offer(
     policy: Any, base: Hasher, features: Any, regions: Any, threshold: float | None, batch_size: int
 ) -> tuple[codes.Words, NDArray[np.float64]]:
-    """Codes and keep probabilities; with a threshold regions are offered in turn."""
+    """Return codes and keep probabilities; with a threshold regions are offered in turn."""
     policy = _as_trained(policy)
     if regions is None:
-        raise DataError(f"the images' regions are needed (dataset.regions): {REGIONS_COMMAND} extracts them")
+        raise DataError(f"the images have no regions (dataset.regions): {REGIONS_COMMAND} extracts them")
     features, regions = np.asarray(features, np.float32), np.asarray(regions, np.float32)
     if regions.ndim != 3 or features.ndim != 2 or regions.shape[::2] != features.shape:
-        raise ValueError(f"features (n, D) and regions (n, R, D) are needed, got {features.shape} and {regions.shape}")
+        raise ValueError(f"features must be (n, D) and regions (n, R, D), got {features.shape} and {regions.shape}")
     if not len(features):
         raise ValueError("there is no image to encode")
     batch_size = check_integer("batch_size", batch_size)
@@ -188,31 +188,31 @@ def _offer(
             seen = region_keep.observation(
                 image, offered[:, r - 1], kept, words[:, r], base.bits, sequential=sequential
             )
-            p[:, r] = _keep_probability(policy, _as_shown(policy, seen, space), len(image))
+            p[:, r] = _keep_probability(policy, _as_observed(policy, seen, space), len(image))
         parts.append((words, p))
     words, p = (np.concatenate(part) for part in zip(*parts, strict=True))
     return words, p
 
 
-def _as_shown(policy: Any, seen: Observation, space: spaces.Dict) -> Any:
-    """Observations as the environment showed them that the policy learnt in: a dict, or with ``flat=True`` an array."""
-    learnt = getattr(policy, "observation_space", None)
-    if isinstance(learnt, spaces.Box):
-        if learnt.shape[-1:] != (spaces.flatdim(space),):
-            raise _other_observations(f"of shape {learnt.shape}", f"({spaces.flatdim(space)},)")
+def _as_observed(policy: Any, seen: Observation, space: spaces.Dict) -> Any:
+    """Return observations in the form that the policy was trained on: a dict, or an array as with ``flat=True``."""
+    trained = getattr(policy, "observation_space", None)
+    if isinstance(trained, spaces.Box):
+        if trained.shape[-1:] != (spaces.flatdim(space),):
+            raise _other_observations(f"of shape {trained.shape}", f"({spaces.flatdim(space)},)")
         return flatten(seen, space)
-    if isinstance(learnt, spaces.Dict):
-        for key in space.keys() & learnt.keys():
-            sizes = [getattr(parts.get(key), "n", getattr(parts.get(key), "shape", None)) for parts in (learnt, space)]
+    if isinstance(trained, spaces.Dict):
+        for key in space.keys() & trained.keys():
+            sizes = [getattr(parts.get(key), "n", getattr(parts.get(key), "shape", None)) for parts in (trained, space)]
             if sizes[0] != sizes[1]:
                 raise _other_observations(f"whose {key!r} is of size {sizes[0]}", sizes[1])
     return seen
 
 
-def _other_observations(learnt: str, here: Any) -> ValueError:
+def _other_observations(trained: str, given: Any) -> ValueError:
     return ValueError(
-        f"the policy was trained on observations {learnt}, and here it is {here}: give features, bits and group_bits "
-        "as it was trained with"
+        f"the policy was trained on observations {trained}, but here it is {given}: give the features, bits and "
+        "group_bits that it was trained with"
     )
 
 
@@ -225,43 +225,43 @@ def _keep_probability(policy: Any, seen: Any, n: int) -> NDArray[np.float64]:
         p = policy(seen)
     p = np.asarray(p, np.float64)
     if p.shape != (n,):
-        raise ValueError(f"the policy must give {n} probabilities or actions, got shape {p.shape}")
+        raise ValueError(f"the policy must return {n} probabilities or actions, got shape {p.shape}")
     if not ((p >= 0) & (p <= 1)).all():
         wrong = p[~((p >= 0) & (p <= 1))][0]
-        raise ValueError(f"the policy must give numbers from 0 to 1, got {wrong}")
+        raise ValueError(f"the policy must return numbers from 0 to 1, got {wrong}")
     return p
 
 
 class _Normalizing:
-    """A Stable-Baselines3 model behind the VecNormalize that it was trained under."""
+    """A Stable-Baselines3 model with the VecNormalize under which it was trained."""
 
     def __init__(self, model: Any, statistics: Any) -> None:
         self.model, self.statistics, self.observation_space = model, statistics, model.observation_space
 
     def predict(self, observation: Any, **rest: Any) -> Any:
-        """Act on observations as the environment shows them."""
+        """Return the model's prediction for observations that are not normalised yet."""
         return self.model.predict(self.statistics.normalize_obs(observation), **rest)
 
 
 def _as_trained(policy: Any) -> Any:
-    """A policy that takes observations as the environment shows them, with what stood before it in training.
+    """Return the policy with the normalisation of its training environment, so that it takes unwrapped observations.
 
     Raises:
-        ValueError: for a model whose environment is under a wrapper that changes observations and is not known here.
+        ValueError: for a model whose environment has a wrapper that changes observations in another way.
     """
     if not (hasattr(policy, "get_env") and hasattr(policy, "get_vec_normalize_env")):
         return policy
     venv = policy.get_env()
     while hasattr(venv, "venv"):  # the wrappers of Stable-Baselines3
         venv = venv.venv
-    layer = getattr(venv, "envs", None)  # of HashVecEnv the vector environment, of DummyVecEnv a list
+    layer = getattr(venv, "envs", None)  # a vector environment in HashVecEnv, a list in DummyVecEnv
     layer = layer[0] if isinstance(layer, list) else layer
     wrappers = (gym.ObservationWrapper, gym.vector.VectorObservationWrapper)
     while isinstance(layer, (gym.Wrapper, gym.vector.VectorWrapper)):
         name = type(layer).__name__
         if isinstance(layer, wrappers) and name not in _SAME_NUMBERS:
             raise ValueError(
-                f"the model was trained on observations that {name} changes, which encoding does not do: give a "
+                f"the model was trained on observations changed by {name}, which encoding does not apply: give a "
                 "function that changes observations in the same way and calls model.predict"
             )
         layer = layer.env

@@ -9,7 +9,7 @@ __all__ = ["register_envs"]
 _ENVS = {
     "BitGroupHashing-v0": (
         "hashgym.envs.bit_group_hashing:BitGroupHashingEnv",
-        "hashgym.envs.bit_group_hashing:make_vector_env",
+        "hashgym.envs.vector:make_vector_env",
     ),
     "RegionKeep-v0": ("hashgym.envs.region_keep:RegionKeepEnv", "hashgym.envs.region_keep:RegionKeepVectorEnv"),
 }
@@ -20,5 +20,5 @@ def register_envs() -> None:
     for name, (scalar, vector) in _ENVS.items():
         for env_id in (name, f"hashgym/{name}"):
             if env_id not in gym.registry:
-                # No max_episode_steps: the horizon is part of the task, an end and not a cut.
+                # No max_episode_steps: the horizon is part of the task, so episodes terminate, never truncated.
                 gym.register(id=env_id, entry_point=scalar, vector_entry_point=vector)

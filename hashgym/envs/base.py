@@ -477,7 +477,7 @@ _LOADED: WeakValueDictionary[str, HashingDataset] = WeakValueDictionary()
 
 
 def standardized(source: str) -> HashingDataset:
-    """Return a dataset by name or folder, standardised. It is immutable, and shared by all environments of a process."""
+    """Return a dataset by name or folder, standardised; being immutable, it is shared by all environments."""
     if (dataset := _LOADED.get(source)) is None:
         dataset = _LOADED[source] = _standardized(source)
     return dataset

@@ -19,6 +19,7 @@ from hashgym.checks import check_integer, check_number
 from hashgym.data import HashingDataset
 from hashgym.envs.base import BatchedCore, EnvMixin, Info, LockstepVectorEnv, Observation, ScalarEnv, task_property
 from hashgym.envs.rendering import CodeScene
+from hashgym.moved import keep_old_names
 from hashgym.registry import named_settings_of
 from hashgym.rewards import Codebook, RewardLike, RewardView, Weighted
 
@@ -29,7 +30,6 @@ __all__ = [
     "BitGroupHashingVectorEnv",
     "HashingTask",
     "action_bits",
-    "make_vector_env",
     "observation",
 ]
 
@@ -38,11 +38,13 @@ MAX_INDEX_BITS = 10
 DEFAULT_GROUP_BITS = 12
 NEAREST = 6  # neighbours shown in a rendering
 
+keep_old_names(__name__)
+
 
 @named_settings_of("BitGroupHashing-v0", "dataset", "flat", "info", "render_mode")
 @dataclass(frozen=True, kw_only=True)
 class HashingTask:
-    """What is to be emitted and what it is worth: the arguments both environments share (see their docstring)."""
+    """Arguments of the task, shared by both environments; see :class:`BitGroupHashingEnv`."""
 
     bits: int = 24
     group_bits: int = None  # type: ignore[assignment]  # set below
@@ -84,11 +86,11 @@ class HashingTask:
         return -(-self.bits // self.group_bits)
 
     def span(self, group: int) -> tuple[int, int]:
-        """First bit and end of a group (0-based); the last group may be shorter than ``group_bits``."""
+        """Return the first bit and the end of a group (0-based); the last group may be shorter than ``group_bits``."""
         return group * self.group_bits, min((group + 1) * self.group_bits, self.bits)
 
     def observation_space(self, dim: int) -> spaces.Dict:
-        """Space of one observation of images with ``dim`` features."""
+        """Return the space of one observation of images with ``dim`` features."""
         return spaces.Dict(
             image=spaces.Box(-np.inf, np.inf, (dim,), np.float32),
             code=spaces.Box(-1, 1, (self.bits,), np.float32),
@@ -96,7 +98,7 @@ class HashingTask:
         )
 
     def action_space(self) -> spaces.Space[Any]:
-        """Space of one action: a group of bits, of probabilities, or its index."""
+        """Return the space of one action: a group of bits, a group of probabilities, or the index of a group."""
         if self.action == "probability":
             return spaces.Box(0, 1, (self.group_bits,), np.float32)
         if self.action == "index":
@@ -106,12 +108,12 @@ class HashingTask:
         return spaces.MultiBinary(self.group_bits)
 
     def action_mask(self, group: int) -> NDArray[np.bool_]:
-        """Which actions of a group count: (2 k,) for bits, each bit's 0 and 1 in turn, or (2**k,) for an index.
+        """Return which actions of a group are valid: bool (2 k,) for bits, 0 and 1 of each bit, (2**k,) for an index.
 
         Surplus bits of a shorter last group may only be 0.
 
         Raises:
-            ValueError: for probabilities, of which none is ever ruled out.
+            ValueError: for ``action="probability"``, whose actions are all valid.
         """
         start, stop = self.span(group)
         if self.action == "probability":
@@ -124,11 +126,11 @@ class HashingTask:
 
 
 def observation(image: NDArray[np.float32], bits: NDArray[np.bool_], emitted: int, group: int) -> Observation:
-    """The observation of n lanes: what the environment shows, and what an encoder shows at search time.
+    """Return the observations of n images, for the environment and for encoding alike.
 
     Args:
         image: float32 (n, D).
-        bits: bool (n, q); the first ``emitted`` of them count.
+        bits: bool (n, q), of which the first ``emitted`` are read.
         emitted: number of bits emitted so far.
         group: the group to emit next.
 
@@ -140,34 +142,42 @@ def observation(image: NDArray[np.float32], bits: NDArray[np.bool_], emitted: in
     return {"image": image, "code": code, "group": np.full(len(image), group, np.int64)}
 
 
-def action_bits(action: ArrayLike, task: HashingTask, num_envs: int) -> NDArray[np.float32]:
-    """Read a batch of actions as relaxed bits, float32 (lanes, group_bits) in [0, 1].
+def action_bits(action: Any, task: HashingTask, num_envs: int, xp: Any = np) -> Any:
+    """Return a batch of actions as relaxed bits, float32 (num_envs, group_bits) in [0, 1].
+
+    Args:
+        action: array-like, or a tensor where ``xp`` is torch.
+        task: says what an action is.
+        num_envs: number of actions.
+        xp: numpy or torch, whose arrays are returned; tensors stay on the device of ``action``.
 
     Raises:
         ValueError: for another shape, or values outside the action space.
     """
-    array = np.asarray(action)
+    array = xp.asarray(action)
     wanted = (num_envs,) if task.action == "index" else (num_envs, task.group_bits)
     if array.shape != wanted:
-        raise ValueError(f"actions must have shape {wanted} for action={task.action!r}, got {array.shape}")
+        raise ValueError(f"actions must have shape {wanted} for action={task.action!r}, got {tuple(array.shape)}")
     if task.action == "index":
-        if array.dtype.kind not in "iu" or array.min() < 0 or array.max() >= 2**task.group_bits:
+        # "int64" and "torch.int64": the two libraries have no check of integer types in common
+        if "int" not in str(array.dtype) or not ((array >= 0) & (array < 2**task.group_bits)).all():
             raise ValueError(f"an index action must be an integer from 0 to {2**task.group_bits - 1}")
-        return (array[:, None] >> np.arange(task.group_bits) & 1).astype(np.float32)
-    relaxed = array.astype(np.float32)
+        places = xp.arange(task.group_bits, device=array.device)
+        return xp.asarray(xp.asarray(array[:, None], dtype=xp.int64) >> places & 1, dtype=xp.float32)
+    relaxed = xp.asarray(array, dtype=xp.float32)
     if task.action in BINARY and not ((relaxed == 0) | (relaxed == 1)).all():
         raise ValueError("bit actions must be 0 or 1; for probabilities make the environment with action='probability'")
-    if not ((relaxed >= 0) & (relaxed <= 1)).all():
+    if task.action == "probability" and not ((relaxed >= 0) & (relaxed <= 1)).all():
         raise ValueError("probability actions must be numbers from 0 to 1")
     return relaxed
 
 
 class CodebookWords:
-    """The words of a codebook: of one environment, or of all that share it.
+    """The array behind a codebook, of one environment or of all that share it.
 
     Attributes:
-        words: what the environments keep the codes in; there after :meth:`restart`.
-        task, dataset: of the environments, held so that no other object takes their ids while this is shared.
+        words: the codes, packed; unpacked on a device in the torch back end. Set after :meth:`restart`.
+        task, dataset: of the environments; kept alive, because ``shared`` is keyed by their ids.
     """
 
     shared: ClassVar[WeakValueDictionary[tuple[Any, ...], CodebookWords]] = WeakValueDictionary()
@@ -179,7 +189,7 @@ class CodebookWords:
 
     @classmethod
     def of(cls, task: HashingTask, dataset: HashingDataset, arrays: str) -> CodebookWords:
-        """Words of its own, or those of all environments with the same dataset, arguments and kind of arrays."""
+        """Return new words, or those shared by all environments with the same dataset, arguments and kind of arrays."""
         if task.codebook in (None, "own"):
             return cls(task, dataset)
         reward = task.reward if isinstance(task.reward, str) else id(task.reward)
@@ -192,15 +202,15 @@ class CodebookWords:
         return words
 
     def restart(self, planes: NDArray[np.float32]) -> None:
-        """Begin anew with the signs of projections onto ``planes``, float32 (D, q).
+        """Replace all codes by the signs of projections onto ``planes``, float32 (D, q).
 
-        They are computed when they are first read: of N environments that are seeded in turn only the last counts.
+        They are computed when first read: of N environments seeded one after another only the last counts.
         """
         self._planes = planes
 
     @property
     def words(self) -> Any:
-        """See the class."""
+        """The codes; see the class."""
         if self._planes is not None:
             features = self.dataset.features[self.dataset.train]
             self.words = codes.pack((features - features.mean(0)) @ self._planes > 0)
@@ -212,20 +222,21 @@ class CodebookWords:
 
 
 class BitGroupHashingCore(BatchedCore):
-    """n images emitted in lockstep over one codebook.
+    """Simulator of n environments over one codebook.
 
-    The course of a step is told here once. What it is made of (``host`` and below) a subclass can keep as other arrays.
+    Implements step(); a subclass for other arrays than NumPy's overrides the helpers from ``host`` on.
     """
 
-    arrays = "numpy"  # what the state is kept in
+    xp: ClassVar[Any] = np  # the module of the arrays
+    array_kind = "numpy"  # environments share a codebook only if its arrays are of the same kind
     code: Any  # float32 (n, q), the bits or probabilities emitted so far
-    positive_rows: Any  # int64 (n, P); there where the reward reads partners
+    positive_rows: Any  # int64 (n, P), only if the reward reads partners
     negative_rows: Any
 
     def __init__(self, num_envs: int, dataset: str | Path | HashingDataset, task: HashingTask) -> None:
         super().__init__(num_envs, dataset)
         self.task = task
-        self._words = CodebookWords.of(task, self.dataset, self.arrays)
+        self._words = CodebookWords.of(task, self.dataset, self.array_kind)
         self.label_words, self.sampler = self.dataset_index.label_words, self.dataset_index.sampler
         self.eligible = self.sampler.eligible
         reward = rewards.make(task.reward)
@@ -234,12 +245,12 @@ class BitGroupHashingCore(BatchedCore):
         self.reads_partners: bool = getattr(reward, "reads_partners", True)
 
     def spaces(self) -> tuple[spaces.Dict, spaces.Space[Any]]:
-        """Observation and action space of one lane."""
+        """Return the observation and action space of one environment."""
         return self.task.observation_space(self.dataset.dim), self.task.action_space()
 
     @property
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the state."""
+        """Names and shapes of the state's attributes."""
         task, n = self.task, self.num_envs
         names = ("positive_rows", "negative_rows") if self.reads_partners else ()
         partners = dict.fromkeys(names, (n, task.partners))
@@ -250,7 +261,7 @@ class BitGroupHashingCore(BatchedCore):
 
     @property
     def codebook(self) -> Any:
-        """The codebook's words, which are part of the state."""
+        """The codebook's array, which is part of the state."""
         return self._words.words
 
     @codebook.setter
@@ -259,16 +270,16 @@ class BitGroupHashingCore(BatchedCore):
 
     @property
     def book(self) -> Codebook:
-        """The codebook."""
+        """The codebook as rewards see it."""
         return Codebook(self.codebook, self.label_words, self.task.bits)
 
     def reset_run(self, rng: np.random.Generator) -> None:
-        """Begin anew: a codebook of signed random projections, and a new order of the images."""
+        """Start a new codebook from signed random projections, and shuffle the images."""
         self._words.restart(rng.standard_normal((self.dataset.dim, self.task.bits), np.float32))
         super().reset_run(rng)
 
     def reset_episode(self, rng: np.random.Generator, options: dict[str, Any]) -> None:
-        """Begin an episode in every lane: its image, and the image's partners."""
+        """Begin an episode in every environment: an image, and its partners."""
         super().reset_episode(rng, options)
         if self.reads_partners:
             self.positive_rows, self.negative_rows = self.sampler.draw(self.rows, self.task.partners, rng)
@@ -278,7 +289,7 @@ class BitGroupHashingCore(BatchedCore):
         self.emitted = self.group = 0
 
     def step(self, action: ArrayLike) -> tuple[NDArray[np.float64], dict[str, Any]]:
-        """Emit a group in every lane: write all of them into the codebook, then score them. Returns reward, info."""
+        """Write the emitted groups of all environments into the codebook, then score them; return rewards and info."""
         task, (start, stop) = self.task, self.task.span(self.group)
         last = self.group == task.groups - 1
         self.code[:, start:stop] = self.read_action(action)[:, : stop - start]
@@ -298,7 +309,7 @@ class BitGroupHashingCore(BatchedCore):
         return sum(self.reward_parts.values(), self.zeros()), info
 
     def observe(self) -> Observation:
-        """Observations of all lanes."""
+        """Return the observations of all environments."""
         return observation(self.image, self.code > 0.5, self.emitted, self.group)
 
     @property
@@ -307,12 +318,12 @@ class BitGroupHashingCore(BatchedCore):
         return self.emitted == self.task.bits
 
     def scene(self, index: int) -> CodeScene:
-        """What a rendering shows of one lane."""
+        """Return the content of one environment's rendering."""
         nearest, distance, row = np.array([], int), np.array([], int), int(self.rows[index])
         if self.emitted:
             emitted = self.host(self.book.read(np.arange(len(self.book))))[:, : self.emitted]
             distances = (emitted != emitted[row]).sum(1)
-            distances[row] = self.emitted + 1  # not its own neighbour
+            distances[row] = self.emitted + 1  # an image is not its own neighbour
             nearest = np.argsort(distances, kind="stable")[:NEAREST]
             distance = distances[nearest]
         image, others = self.dataset.train[row], self.dataset.train[nearest]
@@ -331,25 +342,25 @@ class BitGroupHashingCore(BatchedCore):
 
     @staticmethod
     def host(array: Any) -> NDArray[Any]:
-        """An array as NumPy's."""
+        """Return an array as a NumPy array."""
         return array
 
     def zeros(self, *shape: int, dtype: str = "float64") -> Any:
-        """Zeros, (n, *shape)."""
+        """Return zeros (n, *shape)."""
         return np.zeros((self.num_envs, *shape), dtype)
 
     def read_action(self, action: Any) -> Any:
-        """Actions of all lanes as relaxed bits, float32 (n, group_bits)."""
-        return action_bits(action, self.task, self.num_envs)
+        """Return the actions as relaxed bits, float32 (n, group_bits)."""
+        return action_bits(action, self.task, self.num_envs, self.xp)
 
     def partner_rows(self) -> tuple[Any, Any]:
-        """Rows of the positive and of the negative partners, (n, P) each; (n, 0) where the reward reads none."""
+        """Return the rows of positive and negative partners, (n, P) each; (n, 0) if the reward reads none."""
         if self.reads_partners:
             return self.positive_rows, self.negative_rows
         return self.zeros(0, dtype="int64"), self.zeros(0, dtype="int64")
 
     def view(self, start: int, stop: int, scope: Literal["group", "global"], last: bool) -> Any:
-        """What a reward sees of a span of bits."""
+        """Return the view of a span of bits that rewards get."""
         positive_rows, negative_rows = self.partner_rows()
         return RewardView(
             code=self.code[:, start:stop],
@@ -366,13 +377,13 @@ class BitGroupHashingCore(BatchedCore):
     def _score(
         self, scope: Literal["group", "global"], start: int, stop: int, last: bool
     ) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.float64]]:
-        """Weighted rewards of a span by component, and the credit of its bits (0 where nobody asks for it)."""
+        """Return the weighted rewards of a span by component, and the credit of its bits (0 without counterfactual)."""
         scope_weight = self.task.group_weight if scope == "group" else self.task.global_weight
         parts, total_credit = {}, self.zeros(stop - start)
         view = self.view(start, stop, scope, last)
         for name, (term_weight, reward) in zip(self.names, self.terms, strict=True):
             weight = scope_weight * term_weight
-            if weight == 0:  # asked for nothing: not even computed
+            if weight == 0:  # not computed
                 parts[f"{scope}/{name}"] = self.zeros()
             elif self.task.counterfactual:
                 value, credit = rewards.value_and_credit(reward, view)
@@ -384,7 +395,7 @@ class BitGroupHashingCore(BatchedCore):
 
 
 class BitGroupHashingMixin(EnvMixin):
-    """What the environments show of their game."""
+    """Attributes of the core that both environments expose."""
 
     _core: BitGroupHashingCore
     group_weight = task_property("group_weight", "Weight of the groups' rewards")
@@ -397,15 +408,14 @@ class BitGroupHashingMixin(EnvMixin):
 
     @property
     def codebook(self) -> Codebook:
-        """The freshest code of every training image, in the order of ``dataset.train``; there after a reset."""
+        """The latest code of every training image, in the order of ``dataset.train``; set after a reset."""
         self._require_reset()
         return self._core.book
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Which actions count now, bool (num_envs, m).
+        """Return which actions are valid now, bool (num_envs, m), in the form MaskablePPO of sb3-contrib expects.
 
-        m is 2 k for ``action="bits"`` and "multidiscrete", each bit's 0 and 1 in turn, and 2**k for ``action="index"``:
-        the form that MaskablePPO of sb3-contrib asks for.
+        m is 2 k for ``action="bits"`` and "multidiscrete", 0 and 1 of each bit, and 2**k for ``action="index"``.
 
         Raises:
             ValueError: for ``action="probability"``.
@@ -422,18 +432,18 @@ class BitGroupHashingEnv(BitGroupHashingMixin, ScalarEnv):
     Zhang and Ye, 2018). An episode is one training image, given by its features; it lasts G = ceil(bits / group_bits)
     steps, and step g emits the next group of its code. The code is good when images that share a label lie near in
     Hamming distance and others far. An observation holds one image and the code so far, nothing of any other image,
-    of labels or of roles in the reward: what an agent sees is what it will have at search time.
+    of labels or of roles in the reward: the agent observes only what is available at search time.
 
     ## Action Space
     | `action` | space | meaning |
     |---|---|---|
     | `"bits"` | `MultiBinary(group_bits)` | the group's bits |
-    | `"multidiscrete"` | `MultiDiscrete([2] * group_bits)` | the same, for libraries that know no `MultiBinary` |
+    | `"multidiscrete"` | `MultiDiscrete([2] * group_bits)` | the same, for libraries without `MultiBinary` |
     | `"probability"` | `Box(0, 1, (group_bits,), float32)` | a relaxed code; a bit is 1 where p > 0.5 |
     | `"index"` | `Discrete(2**group_bits)`, `group_bits` <= 10 | bit j of the group is bit j of the number |
 
-    Where `group_bits` does not divide `bits` the last group is shorter and the surplus action bits are ignored;
-    `action_masks()` says which actions count, in the form that MaskablePPO asks for.
+    If `group_bits` does not divide `bits`, the last group is shorter and the surplus action bits are ignored;
+    `action_masks()` returns which actions are valid, in the form that MaskablePPO expects.
 
     ## Observation Space
     `Dict` of
@@ -443,7 +453,7 @@ class BitGroupHashingEnv(BitGroupHashingMixin, ScalarEnv):
 
     With `flat=True` one `Box` (D + bits + G,) of float32: image, code, and the group one-hot, in this order, so that
     `observation[..., :D]` is the image, `observation[..., D:D + bits]` the code and the rest the group;
-    `env.unwrapped.slices` has the three slices by name.
+    `env.unwrapped.slices` holds the three slices by name.
 
     ## Rewards
     `group_weight * R(group)` at every step, plus `global_weight * R(whole code)` at the last. R is `reward`: a name of
@@ -453,35 +463,35 @@ class BitGroupHashingEnv(BitGroupHashingMixin, ScalarEnv):
     distance of the relaxed group to the partners' bits). `info["rewards"]` holds the weighted components
     (`"group/triplet"`, `"global/triplet"`), which add up to the reward.
 
-    Partners are `partners` similar and as many dissimilar training images, drawn at reset and never shown. Their codes
-    come from the codebook, the freshest code of every training image, which every emitted group updates.
+    Partners are `partners` similar and as many dissimilar training images, drawn at reset and never observed. Their
+    codes come from the codebook, the latest code of every training image, which every emitted group updates.
 
     `info="flat"` gives infos without nested dicts: `info["rewards/group/triplet"]`.
 
-    With `counterfactual=True` the info also says what each bit was worth, R(bit = 1) - R(bit = 0) with all other bits
+    With `counterfactual=True` the info also holds the credit of each bit, R(bit = 1) - R(bit = 0) with all other bits
     as emitted, in units of the reward: `info["bit_credit"]` (group_bits,) for the group's reward (0 for surplus
     bits), and at the last step `info["code_credit"]` (bits,) for the global one.
 
     ## Codebook
-    By default every environment has a codebook of its own, so that a seed determines all that it does. **Several scalar
+    By default every environment has a codebook of its own, so that a seed determines all its results. **Several scalar
     environments in one process, as `make_vec_env`, `SyncVectorEnv`, `DummyVecEnv` and the runners of TorchRL and RLlib
-    make them, should share one with `codebook="shared"`**: with N codebooks each gets one in N of the updates, and
-    partners' codes are old ones. PPO on 64 of them reached mAP .57 on digits, sharing a codebook .82, and the native
-    vector environment, which has one codebook for all of its images in any case, .85
-    (`python -m benchmarks.codebook`, 100,000 steps, mean of three seeds). Where environments step in turn without
-    sharing, a warning says so once.
+    make them, should share one with `codebook="shared"`**: each of N codebooks gets one in N of the updates, so that
+    partners' codes are out of date. PPO on 64 of them reached mAP .57 on digits, sharing a codebook .82, and the native
+    vector environment, which always has one codebook for all of its images, .85
+    (`python -m benchmarks.codebook`, 100,000 steps, mean of three seeds). A warning is given once if
+    environments step in turn without sharing.
 
     `"shared"` joins all environments of the process with the same dataset (one name, or one `HashingDataset` object)
-    and the same arguments, `"shared:NAME"` those of this name, for trainings beside each other. The codebook starts
-    anew with the first reset of each of them and with each reset with a seed, for all; so give an environment that only
+    and the same arguments, `"shared:NAME"` those of this name, for several training runs in one process. The first
+    reset of each of them, and each reset with a seed, restarts the codebook for all; so give an environment that only
     evaluates `codebook="own"`. A pickled or copied environment has a copy of the codebook; environments copied
-    together share it. It is freed with the last environment. Processes share nothing: with `AsyncVectorEnv` or
+    together share it. It is freed with the last environment. Processes do not share: with `AsyncVectorEnv` or
     `SubprocVecEnv` each worker has a codebook of its own.
 
     ## Starting State
     No bit emitted; the images come in shuffled passes over the training set (those without a similar or a dissimilar
     image are left out). `reset(options={"index": i})` encodes image i of the dataset, a training image. A reset with
-    a seed also starts the codebook anew, from signed random projections, so that a seed determines everything after.
+    a seed also restarts the codebook from signed random projections, so that a seed determines everything after it.
 
     ## Episode End
     `terminated` after G steps; never truncated.
@@ -489,10 +499,10 @@ class BitGroupHashingEnv(BitGroupHashingMixin, ScalarEnv):
     ## Arguments
     | argument | default | meaning |
     |---|---|---|
-    | `dataset` | `"digits"` | name, cache folder, or `HashingDataset`; one loaded here is standardised |
+    | `dataset` | `"digits"` | name, cache folder, or `HashingDataset`; standardised if loaded here |
     | `bits` | 24 | length q of the code |
-    | `group_bits` | `None` | length k of an action group; the lesser of 12 (10 for an index) and `bits` by default |
-    | `partners` | 8 | positives, and as many negatives, per episode |
+    | `group_bits` | `None` | length k of an action group; by default min(12, `bits`), for an index min(10, `bits`) |
+    | `partners` | 8 | number of positives, and of negatives, per episode |
     | `action` | `"bits"` | `"bits"`, `"multidiscrete"`, `"probability"` or `"index"` |
     | `reward` | `"triplet"` | R |
     | `group_weight`, `global_weight` | 1.0 | weights of the group's and the whole code's reward |
@@ -514,16 +524,16 @@ class BitGroupHashingEnv(BitGroupHashingMixin, ScalarEnv):
     ```
 
     ## Vectorized environment
-    `gym.make_vec("BitGroupHashing-v0", num_envs=N)` is native: N images in lockstep over one codebook, which a step
-    writes for all of them before it scores any. `autoreset_mode` is `"SameStep"`, `"NextStep"` (RLlib, and
+    `gym.make_vec("BitGroupHashing-v0", num_envs=N)` is native: N images over one codebook, which a step updates for
+    all of them before it scores any. `autoreset_mode` is `"SameStep"`, `"NextStep"` (RLlib, and
     observation wrappers of Gymnasium) or `"Disabled"`. With N = 1 it equals this environment step for step.
 
-    With `backend="torch"` (and `device`, `"auto"`, `"cpu"` or `"cuda"`) everything that a step reads or returns is a
-    tensor on that device; see `hashgym.envs.torch_backend`.
+    With `backend="torch"` (and `device`, `"auto"`, `"cpu"` or `"cuda"`) all that a step reads or returns is a tensor on
+    that device; see `hashgym.envs.torch_backend`.
 
     ## Version History
     * v0: initial version; `codebook`, `flat`, `info`, `autoreset_mode` and `action="multidiscrete"` came later and
-      change nothing where they are not given, and `group_bits` may be left out for codes shorter than 12 bits
+      change nothing by default, and `group_bits` may be left out for codes shorter than 12 bits
     """
 
     def __init__(
@@ -538,25 +548,25 @@ class BitGroupHashingEnv(BitGroupHashingMixin, ScalarEnv):
         super().__init__(BitGroupHashingCore(1, dataset, HashingTask(**task)), render_mode, flat, info)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Act, as every scalar environment; warns once where environments step in turn and share no codebook."""
+        """Run one step; warns once if environments step in turn without sharing a codebook."""
         _InterleavedSteps.check(self._core)
         return super().step(action)
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Which actions count now, bool (m,); see the vector environment's."""
+        """Return which actions are valid now, bool (m,); see the vector environment."""
         return super().action_masks()[0]
 
 
 class BitGroupHashingVectorEnv(BitGroupHashingMixin, LockstepVectorEnv):
-    """``num_envs`` images in lockstep over one codebook; arguments as for :class:`BitGroupHashingEnv`.
+    """``num_envs`` images over one codebook; arguments as for :class:`BitGroupHashingEnv`.
 
     A step writes the emitted groups of all images into the codebook before it scores any, so that partners in the same
     batch are always current. Episodes end together. With ``autoreset_mode="SameStep"``, the default, the returned
     observation and ``info["index"]`` at the last step are those of the next images; the last ones are in
     ``info["final_obs"]`` (an object array of dicts) and ``info["final_info"]``. With "NextStep" the step after the last
-    one ignores its actions, earns 0 and returns the next images; with "Disabled" ``reset`` does.
+    one ignores its actions, has reward 0 and returns the next images; with "Disabled" ``reset`` returns them.
     ``reset(options={"index": [...]})`` chooses the images. With "SameStep" every observation of an episode holds the
-    same ``image`` array, which is written once and never changed after. With more environments than training images
+    same ``image`` array, which is written once and never modified. With more environments than training images
     some images repeat; the codebook keeps the code of the last one.
     """
 
@@ -577,17 +587,17 @@ class BitGroupHashingVectorEnv(BitGroupHashingMixin, LockstepVectorEnv):
 
 
 class _InterleavedSteps:
-    """Which codebook the last step of a scalar environment wrote, and how many steps in a row wrote another."""
+    """Detects scalar environments of one training run that step in turn and each write a codebook of their own."""
 
     ENOUGH = 3  # A, B, A, B: an environment for evaluation steps several times in a row
-    words: ClassVar[int] = 0  # an id
-    kind: ClassVar[tuple[Any, ...]] = ()  # what environments of one training have in common
+    words: ClassVar[int] = 0  # id of the codebook that the last step wrote
+    kind: ClassVar[tuple[Any, ...]] = ()  # what environments of one training run have in common
     switches: ClassVar[int] = 0
     warned: ClassVar[bool] = False
 
     @classmethod
     def check(cls, core: BitGroupHashingCore) -> None:
-        """Warn once a process where environments step in turn and each writes a codebook that no other reads."""
+        """Warn, once a process, if environments step in turn and each writes a codebook that no other reads."""
         task, dataset, words = core.task, core.dataset, id(core._words)
         if cls.warned or task.codebook == "own":
             return
@@ -604,46 +614,14 @@ class _InterleavedSteps:
         )
         warnings.warn(
             "environments of BitGroupHashing-v0 step in turn in this process and each writes a codebook of its own, so "
-            f"that each codebook gets only a part of the updates, which costs much of what is learnt: {fix}; "
-            "codebook='own' says that they are meant to be apart, and silences this",
+            f"that each codebook gets only a part of the updates and training learns much less: {fix}; "
+            "codebook='own' declares separate codebooks intended and silences this warning",
             stacklevel=4,
         )
 
 
-def make_vector_env(
-    num_envs: int = 1,
-    dataset: str | Path | HashingDataset = "digits",
-    *,
-    backend: Literal["numpy", "torch"] = "numpy",
-    device: str | None = None,
-    **arguments: Any,
-) -> LockstepVectorEnv:
-    """What ``gym.make_vec("BitGroupHashing-v0", ...)`` calls.
-
-    Args:
-        num_envs: number of lanes.
-        dataset: as for :class:`BitGroupHashingEnv`.
-        backend: "numpy" makes a :class:`BitGroupHashingVectorEnv`, "torch" a
-            :class:`hashgym.envs.torch_backend.BitGroupHashingTorchVectorEnv`, whose arrays are tensors.
-        device: where the tensors are: "auto" (the default), "cpu", "cuda" or "cuda:1".
-        arguments: as for :class:`BitGroupHashingEnv`.
-
-    Raises:
-        ValueError: for an unknown backend, a device that is not there, or one for the NumPy back end.
-    """
-    if backend == "torch":
-        from hashgym.envs.torch_backend import BitGroupHashingTorchVectorEnv
-
-        return BitGroupHashingTorchVectorEnv(num_envs, dataset, device=device or "auto", **arguments)
-    if backend != "numpy":
-        raise ValueError(f"backend must be 'numpy' or 'torch', got {backend!r}")
-    if device is not None:
-        raise ValueError(f"device={device!r} is for tensors: add backend='torch', or leave device out")
-    return BitGroupHashingVectorEnv(num_envs, dataset, **arguments)
-
-
 def _term_names(terms: list[Any]) -> list[str]:
-    """A name for each reward; equal ones are numbered."""
+    """Return a name for each reward; equal names are numbered."""
     names: list[str] = []
     for term in terms:
         name = getattr(term, "name", None) or getattr(term, "__name__", None) or type(term).__name__

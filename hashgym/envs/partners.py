@@ -1,4 +1,4 @@
-"""Drawing partners: images that share a label with a given one, and images that share none."""
+"""Drawing partners: images that share a label with a given image, and images that share none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class PartnerSampler:
     """Draws partners uniformly from all similar and all dissimilar training images.
 
     Images are sorted by their label pattern, so that the similar images of any image are a few runs of that order:
-    the k-th of them is found from cumulative counts over patterns, whatever the number of images.
+    the k-th of them is found from cumulative counts over patterns, in time independent of the number of images.
 
     Args:
         label_words: uint64 (N, ceil(L / 64)), packed labels of the training images.
@@ -43,20 +43,20 @@ class PartnerSampler:
     def draw(
         self, rows: NDArray[np.int64], partners: int, rng: np.random.Generator
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Draw for each row, with replacement: (positives, negatives), int64 (n, partners) each.
+        """Draw for each row, with replacement; return (positives, negatives), int64 (n, partners) each.
 
-        The same number of random numbers is used whatever the labels are, so that labels move nothing else.
+        The number of random numbers drawn does not depend on the labels.
         """
         uniform = self.skip(len(rows), partners, rng)
         similar = self._similar(self._pattern_of[rows])
         return self._pick(similar, uniform[0], rows), self._pick(~similar, uniform[1], None)
 
     def skip(self, images: int, partners: int, rng: np.random.Generator) -> NDArray[np.float64]:
-        """Advance the generator as :meth:`draw` does, without the cost of finding the partners."""
+        """Advance the generator as :meth:`draw` does, without finding the partners; return its uniform numbers."""
         return rng.random((2, images, partners))
 
     def _similar(self, patterns: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which patterns share a label with the given ones, bool (n, U)."""
+        """Return which patterns share a label with the given ones, bool (n, U)."""
         similar = np.zeros((len(patterns), len(self._patterns)), np.bool_)
         for word in range(self._patterns.shape[1]):
             similar |= (self._patterns[patterns, word, None] & self._patterns[None, :, word]) != 0
@@ -65,7 +65,7 @@ class PartnerSampler:
     def _pick(
         self, allowed: NDArray[np.bool_], uniform: NDArray[np.float64], own: NDArray[np.int64] | None
     ) -> NDArray[np.int64]:
-        """Rows picked uniformly from the allowed patterns, int64 (n, P), leaving out the row itself where given."""
+        """Return rows picked uniformly from the allowed patterns, int64 (n, P), without the rows ``own`` if given."""
         ends = np.cumsum(np.where(allowed, self._counts, 0), axis=1)
         total = ends[:, -1]
         if own is None:
@@ -73,10 +73,10 @@ class PartnerSampler:
         else:
             rank = (uniform * (total - 1)[:, None]).astype(np.int64)
             pattern = self._pattern_of[own]
-            lane = np.arange(len(own))
-            own_rank = ends[lane, pattern] - self._counts[pattern] + self._place[own] - self._starts[pattern]
+            place = np.arange(len(own))
+            own_rank = ends[place, pattern] - self._counts[pattern] + self._place[own] - self._starts[pattern]
             rank += rank >= own_rank[:, None]
-        # One search over all lanes: each lane's counts are moved into a range of their own.
+        # One search over all rows: each row's counts are moved into a range of their own.
         shift = np.arange(len(ends))[:, None] * (len(self._members) + 1)
         found = np.searchsorted((ends + shift).ravel(), (rank + shift).ravel(), side="right").reshape(rank.shape)
         pattern = found - np.arange(len(ends))[:, None] * ends.shape[1]

@@ -37,13 +37,13 @@ from hashgym.storage.errors import describe
 __all__ = ["RegionKeepEnv", "RegionKeepTask", "RegionKeepVectorEnv", "observation"]
 
 DEFAULT_BITS = 32
-_ROWS = 1024  # images whose regions are encoded at once: features may be mapped files
+_ROWS = 1024  # images whose regions are encoded at once, as features may be memory-mapped files
 
 
 @named_settings_of("RegionKeep-v0", "dataset", "flat", "info", "render_mode")
 @dataclass(frozen=True, kw_only=True)
 class RegionKeepTask:
-    """Whose codes are kept and what that is worth: the arguments both environments share (see their docstring)."""
+    """Arguments of the task, shared by both environments; see :class:`RegionKeepEnv`."""
 
     base: str | Path | Hasher = "dch"
     bits: int | None = None
@@ -59,10 +59,10 @@ class RegionKeepTask:
         object.__setattr__(self, "price", check_number("price", self.price, least=0))
         if self.reduction not in ("mean", "sum"):
             raise ValueError(f"reduction must be 'mean' or 'sum', got {self.reduction!r}")
-        if self.loss is not None:  # as numbers, so that tasks can be compared
+        if self.loss is not None:  # as tuples of numbers, so that tasks can be compared
             try:
                 table = np.asarray(self.loss, np.float64)
-            except (TypeError, ValueError):  # texts, and rows of several lengths
+            except (TypeError, ValueError):  # strings, and rows of different lengths
                 raise ValueError(
                     "loss must be a table (2, bits + 1) of finite numbers, row 1 for similar pairs, got "
                     f"{describe(self.loss)}"
@@ -70,7 +70,7 @@ class RegionKeepTask:
             object.__setattr__(self, "loss", tuple(map(tuple, table.tolist())) if table.ndim == 2 else table.shape)
 
     def observation_space(self, dim: int, bits: int) -> spaces.Dict:
-        """Space of one observation of images with ``dim`` features and codes of ``bits`` bits."""
+        """Return the space of one observation of images with ``dim`` features and codes of ``bits`` bits."""
         features = spaces.Box(-np.inf, np.inf, (dim,), np.float32)
         code = spaces.Box(-1, 1, (bits,), np.float32)
         space = spaces.Dict(image=features, region=features, image_code=code, region_code=code)
@@ -88,19 +88,19 @@ def observation(
     *,
     sequential: bool = False,
 ) -> Observation:
-    """The observation of n lanes: what the environment shows, and what an encoder shows at search time.
+    """Return the observations of n images, for the environment and for encoding alike.
 
     Args:
         image: float32 (n, D).
-        region: float32 (n, D), the region offered.
-        kept: uint64 (n, K, W), packed codes kept so far, the image's own first; places to fill repeat one of them.
-        region_code: uint64 (n, W), the packed code of the region offered.
+        region: float32 (n, D), the offered region.
+        kept: uint64 (n, K, W), packed codes kept so far, the image's own first; unused entries repeat one of them.
+        region_code: uint64 (n, W), the packed code of the offered region.
         bits: q, the length of a code.
-        sequential: whether regions are offered in turn (``regions_per_episode`` > 1), so that ``kept`` is shown.
+        sequential: whether regions are offered in turn (``regions_per_episode`` > 1), so that ``kept`` is observed.
 
     Returns:
         ``image``, ``region`` float32 (n, D); ``image_code``, ``region_code`` and, if sequential, ``kept`` float32
-        (n, q) of -1 and +1. ``kept`` is the kept code closest to the region's, the first of them on ties.
+        (n, q) of -1 and +1. ``kept`` is the kept code closest to the region's, the first one on ties.
     """
     shown = {"image_code": kept[:, 0], "region_code": region_code}
     if sequential:
@@ -111,7 +111,7 @@ def observation(
 
 
 class _TrainingCodes:
-    """The training images and their regions as codes of a base hasher. Environments with the same two share one.
+    """Codes of the training images and their regions by a base hasher, shared by environments with the same two.
 
     Attributes:
         images: uint64 (N, W).
@@ -121,7 +121,7 @@ class _TrainingCodes:
     shared: ClassVar[WeakValueDictionary[tuple[int, ...], _TrainingCodes]] = WeakValueDictionary()
 
     def __init__(self, dataset: HashingDataset, base: Hasher) -> None:
-        self.held = dataset, list(vars(base).values())  # so that no other object takes their ids while this is shared
+        self.held = dataset, list(vars(base).values())  # keeps the objects alive: ``shared`` is keyed by their ids
         train, bits = dataset.train, base.bits
         assert dataset.train_regions is not None
         self.images = codes.pack(base.encode(dataset.features[train]))
@@ -132,21 +132,21 @@ class _TrainingCodes:
             self.regions[start : start + _ROWS] = codes.pack(base.encode(block)).reshape(-1, *self.regions.shape[1:])
         self._bits, self._database = bits, _doubled(self.images, bits)
         self._label_words = DatasetIndex.of(dataset).label_words
-        self._own, self._known = np.zeros((len(train), 2, bits + 1), np.int64), np.zeros(len(train), np.bool_)
+        self._own_counts, self._counted = np.zeros((len(train), 2, bits + 1), np.int64), np.zeros(len(train), np.bool_)
 
     def count(self, kept: Words, rows: NDArray[np.int64], offered: Words | None = None) -> NDArray[np.int64]:
-        """Training images at each distance from sets of codes.
+        """Count the training images at each distance from sets of codes.
 
         Args:
             kept: uint64 (n, K, W), packed codes.
-            rows: int64 (n,), the images they are of.
-            offered: uint64 (n, W), one more code of each.
+            rows: int64 (n,), the image of each set.
+            offered: uint64 (n, W), one more code for each set.
 
         Returns:
             int64 (n, 2, bits + 1, 2): [:, 1] counts images that share a label with that of the set, [:, 0] others;
-            [..., 1] counts images nearer to the code offered than to any kept, [..., 0] others.
+            [..., 1] counts images nearer to the offered code than to any kept one, [..., 0] others.
         """
-        # With all codes written twice distances are even, but to the code offered, which has one bit more.
+        # With all codes repeated twice distances are even, except to the offered code, which has one bit more.
         sets = _doubled(kept, self._bits)
         if offered is not None:
             sets = np.concatenate([sets, _doubled(offered[:, None], self._bits, odd=True)], axis=1)
@@ -155,36 +155,40 @@ class _TrainingCodes:
         )
         return np.stack([total - relevant, relevant], axis=1).reshape(len(rows), 2, -1, 2)
 
-    def own(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Training images at each distance from images' own codes, (n, 2, bits + 1); counted once for each image."""
-        if not self._known[rows].all():
-            missing = np.unique(rows[~self._known[rows]])
-            self._own[missing] = self.count(self.images[missing][:, None], missing)[..., 0]
-            self._known[missing] = True
-        return self._own[rows]
+    def own_counts(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Count the training images at each distance from images' own codes, (n, 2, bits + 1); once for each image."""
+        if not self._counted[rows].all():
+            missing = np.unique(rows[~self._counted[rows]])
+            self._own_counts[missing] = self.count(self.images[missing][:, None], missing)[..., 0]
+            self._counted[missing] = True
+        return self._own_counts[rows]
 
     @classmethod
     def of(cls, dataset: HashingDataset, base: Hasher) -> _TrainingCodes:
-        """The codes, from another environment where one has them."""
-        key = (id(dataset), id(type(base)), *map(id, vars(base).values()))  # a base fitted again is another
+        """Return the codes of a dataset and base, those in use by another environment if there are any."""
+        key = (
+            id(dataset),
+            id(type(base)),
+            *map(id, vars(base).values()),
+        )  # a base that was fitted again has other codes
         if (coded := cls.shared.get(key)) is None:
             coded = cls.shared[key] = cls(dataset, base)
         return coded
 
 
 class RegionKeepCore(BatchedCore):
-    """n images in lockstep, each with m of its regions offered in turn.
+    """Simulator of n environments, each on one image with m of its regions offered in turn.
 
     Attributes:
-        regions: int64 (n, m), which regions, in the order of their turns.
-        offered: how many had their turn.
+        regions: int64 (n, m), which regions, in the order in which they are offered.
+        offered: number of regions decided on so far.
         decisions: int8 (n, m), 1 keep, 0 discard, -1 no decision yet.
-        kept: uint64 (n, 1 + m, W), the image's own code, then that of every region; those not kept repeat the first.
-        region_code, new: uint64 (n, W), the code of the region offered, and bool (n,), whether none kept equals it.
+        kept: uint64 (n, 1 + m, W), the image's own code, then that of every region; entries not kept repeat the first.
+        region_code, new: uint64 (n, W), the code of the offered region, and bool (n,), whether no kept code equals it.
         counts: int64 (n, 2, bits + 1), training images at each distance from the codes kept so far, [:, 1] the similar
-            ones; ``counts_if_kept`` with the region's code among them.
-        keep_parts: what keeping the region that is offered earns, by component; float64 (n,) each.
-        nearer: int64 (n, 2), how many dissimilar and similar training images that brings nearer.
+            ones; ``counts_if_kept``: the same if the offered region's code is kept.
+        keep_parts: components of the reward for keeping the offered region's code, float64 (n,) each.
+        nearer: int64 (n, 2), numbers of dissimilar and similar training images that keeping it brings nearer.
     """
 
     OPTIONS = ("index", "regions")
@@ -200,7 +204,7 @@ class RegionKeepCore(BatchedCore):
                 f"regions_per_episode={task.regions_per_episode} is more than the {regions.shape[1]} regions of an "
                 "image: choose fewer, or extract more with --train-regions"
             )
-        _ = self.dataset_index.sampler  # refuses labels that teach nothing
+        _ = self.dataset_index.sampler  # raises DataError if no image has both a similar and a dissimilar one
         self.task, self.available = task, regions.shape[1]
         self.base = _base(self.dataset_index, task)
         self.bits = self.base.bits
@@ -209,37 +213,37 @@ class RegionKeepCore(BatchedCore):
         self.eligible = np.arange(len(self.dataset.train))
 
     def spaces(self) -> tuple[spaces.Dict, spaces.Space[Any]]:
-        """Observation and action space of one lane."""
+        """Return the observation and action space of one environment."""
         return self.task.observation_space(self.dataset.dim, self.bits), spaces.Discrete(2)
 
     @property
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the state."""
-        turns = (self.num_envs, self.task.regions_per_episode)
-        kept = (self.num_envs, 1 + turns[1], codes.word_count(self.bits))
-        return super().state_shapes | {"regions": turns, "offered": (), "decisions": turns, "kept": kept}
+        """Names and shapes of the state's attributes."""
+        m = self.task.regions_per_episode
+        regions, kept = (self.num_envs, m), (self.num_envs, 1 + m, codes.word_count(self.bits))
+        return super().state_shapes | {"regions": regions, "offered": (), "decisions": regions, "kept": kept}
 
     def reset_episode(self, rng: np.random.Generator, options: dict[str, Any]) -> None:
-        """Begin an episode in every lane: an image, and some of its regions."""
-        turns = self.task.regions_per_episode
+        """Begin an episode in every environment: an image, and m of its regions."""
+        m = self.task.regions_per_episode
         wanted = options.get("regions")
         chosen = None if wanted is None else self._requested_regions(wanted)
         super().reset_episode(rng, options)
-        drawn = rng.random((self.num_envs, self.available)).argsort(axis=1)[:, :turns]
+        drawn = rng.random((self.num_envs, self.available)).argsort(axis=1)[:, :m]
         self.regions = drawn if chosen is None else chosen
-        self.kept = self.training_codes.images[self.rows][:, None].repeat(1 + turns, axis=1)
-        self.decisions, self.offered = np.full((self.num_envs, turns), -1, np.int8), 0
-        self.counts = self.training_codes.own(self.rows)
+        self.kept = self.training_codes.images[self.rows][:, None].repeat(1 + m, axis=1)
+        self.decisions, self.offered = np.full((self.num_envs, m), -1, np.int8), 0
+        self.counts = self.training_codes.own_counts(self.rows)
         self._evaluate_offer()
 
     def update_task(self, **arguments: Any) -> None:
-        """Go on with other arguments of the task, from the next step."""
+        """Change arguments of the task, from the next step on."""
         super().update_task(**arguments)
         if self.started:
             self._set_price()
 
     def step(self, action: ArrayLike) -> tuple[NDArray[np.float64], dict[str, Any]]:
-        """Keep or discard the offered region's code in every lane, and offer the next. Returns reward, info."""
+        """Keep or discard the offered region's code in every environment, offer the next; return rewards and info."""
         array = np.asarray(action)
         if array.shape != (self.num_envs,) or array.dtype.kind not in "iub" or not ((array == 0) | (array == 1)).all():
             raise ValueError(f"actions must be integers, 1 to keep or 0 to discard, of shape ({self.num_envs},)")
@@ -255,14 +259,14 @@ class RegionKeepCore(BatchedCore):
         return np.sum(list(self.reward_parts.values()), axis=0), self.info() | {"rewards": self.reward_parts}
 
     def observe(self) -> Observation:
-        """Observations of all lanes."""
+        """Return the observations of all environments."""
         assert self.dataset.train_regions is not None
         region = self.dataset.train_regions[self.dataset.train[self.rows], self.regions[:, self.position]]
         sequential = self.task.regions_per_episode > 1
         return observation(self.image, region, self.kept, self.region_code, self.bits, sequential=sequential)
 
     def info(self) -> dict[str, Any]:
-        """Image and region of every lane and, while one is offered, what keeping its code does."""
+        """Return the info of an observation: image, region and, unless done, the effect of keeping its code."""
         info = super().info() | {"region": self.regions[:, self.position]}
         if self.done:
             return info
@@ -270,23 +274,23 @@ class RegionKeepCore(BatchedCore):
         return info | {"keep_reward": np.sum(list(self.keep_parts.values()), axis=0), "nearer": nearer}
 
     def set_state(self, state: dict[str, Any], rng: np.random.Generator) -> None:
-        """Take up where :meth:`get_state` was called."""
+        """Restore a state of :meth:`get_state`."""
         super().set_state(state, rng)
         self.counts = self.training_codes.count(self.kept[:, : self.position + 1], self.rows)[..., 0]
         self._evaluate_offer()
 
     @property
     def done(self) -> bool:
-        """Whether all regions had their turn."""
+        """Whether all regions have been offered."""
         return self.offered == self.task.regions_per_episode
 
     @property
     def position(self) -> int:
-        """Whose turn it is; at the end whose it was."""
+        """Position in ``regions`` of the offered region; at the end, of the last one."""
         return min(self.offered, self.task.regions_per_episode - 1)
 
     def scene(self, index: int) -> RegionScene:
-        """What a rendering shows of one lane."""
+        """Return the content of one environment's rendering."""
         image, region = int(self.dataset.train[self.rows[index]]), int(self.regions[index, self.position])
         image_bits, region_bits = codes.unpack(np.stack([self.kept[index, 0], self.region_code[index]]), self.bits)
         boxes = self.dataset.train_boxes
@@ -305,7 +309,7 @@ class RegionKeepCore(BatchedCore):
         )
 
     def _evaluate_offer(self) -> None:
-        """Set what goes with the regions whose turn it is, from ``region_code`` to ``nearer`` (eq. 5 and 6)."""
+        """Set the attributes of the offered regions, ``region_code`` to ``nearer`` (eq. 5 and 6)."""
         self.region_code = code = self.training_codes.regions[self.rows, self.regions[:, self.position]]
         kept = self.kept[:, : self.position + 1]
         self.new = (kept != code[:, None]).any(axis=2).all(axis=1)
@@ -318,16 +322,16 @@ class RegionKeepCore(BatchedCore):
         self._set_price()
 
     def _set_price(self) -> None:
-        """Set what keeping the region's code costs."""
+        """Set the price of keeping the offered region's code."""
         self.keep_parts["price"] = np.where(self.new, 0.0 - self.task.price, 0.0)
 
     def _requested_regions(self, regions: ArrayLike) -> NDArray[np.int64]:
-        turns = self.task.regions_per_episode
+        m = self.task.regions_per_episode
         array = np.asarray(regions)
         if self.num_envs == 1 and array.ndim == 1:
             array = array[None]
-        if array.shape != (self.num_envs, turns) or array.dtype.kind not in "iu":
-            raise ValueError(f"options['regions'] must name {turns} region(s) an image by integers, got {regions!r}")
+        if array.shape != (self.num_envs, m) or array.dtype.kind not in "iu":
+            raise ValueError(f"options['regions'] must name {m} region(s) an image by integers, got {regions!r}")
         if array.min() < 0 or array.max() >= self.available:
             raise ValueError(f"options['regions'] must be from 0 to {self.available - 1}, got {regions!r}")
         if (np.diff(np.sort(array, axis=1), axis=1) == 0).any():
@@ -336,10 +340,10 @@ class RegionKeepCore(BatchedCore):
 
 
 class RegionKeepMixin(EnvMixin):
-    """What both environments show of their game."""
+    """Attributes of the core that both environments expose."""
 
     _core: RegionKeepCore
-    price = task_property("price", "What a code that is kept takes off the reward")
+    price = task_property("price", "Amount subtracted from the reward for each kept code")
 
     @property
     def task(self) -> RegionKeepTask:
@@ -348,12 +352,12 @@ class RegionKeepMixin(EnvMixin):
 
     @property
     def base(self) -> Hasher:
-        """The fitted base hasher, which makes the codes."""
+        """The fitted base hasher, which computes the codes."""
         return self._core.base
 
     @property
     def loss_table(self) -> NDArray[np.float64]:
-        """L(d, s) at every distance, float64 (2, q + 1), row 1 for similar pairs: what the reward is made of."""
+        """L(d, s) at every distance, float64 (2, q + 1), row 1 for similar pairs, from which rewards are computed."""
         return self._core.table
 
 
@@ -363,17 +367,17 @@ class RegionKeepEnv(RegionKeepMixin, ScalarEnv):
     ## Description
     Several codes for an image, after "Multiple Code Hashing for Efficient Image Retrieval" (MCH; Li, Jiang and Li). A
     base hasher, fitted on whole images and then frozen, gives one code to an image and one to each of its regions.
-    The distance of two images is the least over their codes, so a region's code that is kept brings other images
-    nearer: good where they share a label, bad where they do not. An episode is one training image and m random
-    regions of it, offered in turn; m = 1 is the paper's. What an agent sees is what it will have at search time.
+    The distance of two images is the least over their codes, so keeping a region's code brings other images nearer:
+    good if they share a label, bad if they do not. An episode is one training image and m random
+    regions of it, offered in turn; the paper has m = 1. The agent observes only what is available at search time.
 
     ## Action Space
     `Discrete(2)`: **1 keeps** the offered region's code, **0 discards** it.
 
     ## Observation Space
     `Dict` of
-    - `image`, `region`: `Box(-inf, inf, (D,), float32)`, features of the image and of the region offered;
-    - `image_code`, `region_code`: `Box(-1, 1, (bits,), float32)`, their codes of -1 and +1;
+    - `image`, `region`: `Box(-inf, inf, (D,), float32)`, features of the image and of the offered region;
+    - `image_code`, `region_code`: `Box(-1, 1, (bits,), float32)`, their codes as -1 and +1;
     - `kept`, only with `regions_per_episode` > 1: `Box(-1, 1, (bits,), float32)`, among the codes kept so far (the
       image's own included) the one closest to the region's, the first on ties.
 
@@ -383,25 +387,25 @@ class RegionKeepEnv(RegionKeepMixin, ScalarEnv):
     ## Rewards
     0 for discarding. For keeping, the mean (`reduction="sum"`: the sum, as in eq. 6) over all training images j of
     L(d_ij, s_ij) - L(min(d_ij, d*_ij), s_ij), minus `price`. d_ij is the least distance over the codes kept so far,
-    d*_ij that of the region's code, s_ij says whether i and j share a label, and L is the base's loss with its pair
-    weights: `base.loss_table()`, or the table given as `loss`. Rewards of an episode add up to what all kept codes
-    earn together. A code equal to one that is kept adds nothing: it earns exactly 0, costs no price, and is not kept
-    a second time.
+    d*_ij that of the region's code, s_ij is 1 if i and j share a label, and L is the base's loss with its pair weights:
+    `base.loss_table()`, or the table given as `loss`. Rewards of an episode add up to the reward of all kept codes
+    together. A code equal to a kept one changes nothing: its reward is exactly 0, without the price, and it is not
+    kept a second time.
 
     ## Info
-    The info that comes with an observation, from `reset` or `step`, says of the region that it shows
+    The info that `reset` or `step` returns with an observation holds, of the region in it,
     - `index`, `region`: the image's row in the dataset, and which of its `train_regions`;
-    - `keep_reward`: what keeping it earns. With discarding worth 0, the exact policy gradient is
+    - `keep_reward`: the reward for keeping it. As discarding has reward 0, the exact policy gradient is
       grad p(keep) * keep_reward (eq. 7 without sampling);
-    - `nearer`: `similar` and `dissimilar`, how many training images keeping it brings nearer.
+    - `nearer`: `similar` and `dissimilar`, numbers of training images that keeping it brings nearer.
 
-    The info of a step also holds `rewards`, the components `similar`, `dissimilar` and `price` of the reward just
-    earned, which add up to it. At the end nothing is offered: `keep_reward` and `nearer` are not there.
+    The info of a step also holds `rewards`, the components `similar`, `dissimilar` and `price` of its reward, which add
+    up to it. At the end no region is offered: `keep_reward` and `nearer` are absent.
 
     ## Starting State
     The images come in shuffled passes over the training set, with regions drawn without replacement.
     `reset(options={"index": i, "regions": [r, ...]})` chooses the image, the m regions, or both. A reset with a seed
-    determines everything after.
+    determines everything after it.
 
     ## Episode End
     `terminated` after m steps; never truncated.
@@ -409,21 +413,21 @@ class RegionKeepEnv(RegionKeepMixin, ScalarEnv):
     ## Arguments
     | argument | default | meaning |
     |---|---|---|
-    | `dataset` | `"digit-scenes"` | name, cache folder, or `HashingDataset`; one loaded here is standardised |
-    | `base` | `"dch"` | a hasher's name, fitted here with seed 0; a fitted hasher; or a saved one's path |
-    | `bits` | `None` | length q of the codes: 32 for a base that is fitted here; a fitted one has its own |
+    | `dataset` | `"digit-scenes"` | name, cache folder, or `HashingDataset`; standardised if loaded here |
+    | `base` | `"dch"` | a hasher's name, fitted here with seed 0; a fitted hasher; or the path of a saved one |
+    | `bits` | `None` | length q of the codes: 32 for a base that is fitted here, else that of the base |
     | `regions_per_episode` | 1 | m |
-    | `price` | 0.0 | taken from the reward for every code that is kept |
+    | `price` | 0.0 | subtracted from the reward for every kept code |
     | `reduction` | `"mean"` | `"mean"` or `"sum"` over the training images |
-    | `loss` | `None` | L as a table (2, bits + 1), row 1 for similar pairs; the base's own by default |
+    | `loss` | `None` | L as a table (2, bits + 1), row 1 for similar pairs; by default that of the base |
     | `render_mode` | `None` | `"rgb_array"` or `"ansi"` |
     | `flat` | `False` | `True`: observations are one float32 `Box`, the parts in the order above |
     | `info` | `"nested"` | `"flat"`: infos without nested dicts, `info["rewards/similar"]`, `info["nearer/similar"]` |
     | `autoreset_mode` | `"SameStep"` | of the vector environment: `"SameStep"`, `"NextStep"` or `"Disabled"` |
 
     Wrong arguments raise `ValueError`, data that cannot be used `hashgym.data.DataError` (a `ValueError`). A base
-    that is named is fitted once for each dataset and length, also where several processes make environments: it is
-    kept in the user's cache folder (`HASHGYM_CACHE` names another, empty for none). Codes are shared by all
+    given by name is fitted once for each dataset and length, also if several processes make environments: it is
+    stored in the user's cache folder (`HASHGYM_CACHE` chooses another, empty for none). Codes are shared by all
     environments of a process that have the same dataset and base.
     A curriculum may set the price at any time: `env.unwrapped.price = 0.01` counts from the next step, and in
     `keep_reward` from the next info.
@@ -436,11 +440,11 @@ class RegionKeepEnv(RegionKeepMixin, ScalarEnv):
     ```
 
     ## Vectorized environment
-    `gym.make_vec("RegionKeep-v0", num_envs=N)` is native: N images in lockstep. `autoreset_mode` is `"SameStep"`,
+    `gym.make_vec("RegionKeep-v0", num_envs=N)` is native: N images a step. `autoreset_mode` is `"SameStep"`,
     `"NextStep"` or `"Disabled"`. With N = 1 it equals this environment step for step.
 
     ## Version History
-    * v0: initial version; `flat`, `info` and `autoreset_mode` came later and change nothing where they are not given
+    * v0: initial version; `flat`, `info` and `autoreset_mode` came later and change nothing by default
     """
 
     def __init__(
@@ -456,16 +460,16 @@ class RegionKeepEnv(RegionKeepMixin, ScalarEnv):
 
 
 class RegionKeepVectorEnv(RegionKeepMixin, LockstepVectorEnv):
-    """``num_envs`` images in lockstep; arguments as for :class:`RegionKeepEnv`.
+    """``num_envs`` images a step; arguments as for :class:`RegionKeepEnv`.
 
     Episodes end together. With ``autoreset_mode="SameStep"``, the default, the returned observation and the info's
     `index`, `region`, `keep_reward` and `nearer` at the last step are those of the next images; the last ones are in
     ``info["final_obs"]`` (an object array of dicts) and ``info["final_info"]``. With "NextStep" the step after the last
-    one ignores its actions, earns 0 and returns the next images; with "Disabled" ``reset`` does.
+    one ignores its actions, has reward 0 and returns the next images; with "Disabled" ``reset`` returns them.
     ``reset(options={"index": [...], "regions": [[...], ...]})`` chooses the images (n,) and the regions (n, m) of all.
     With "SameStep" every observation of an episode holds the same ``image`` array, which is written once and never
-    changed after.
-    No batch holds an image twice unless ``num_envs`` is more than there are training images.
+    modified.
+    No batch holds an image twice unless ``num_envs`` exceeds the number of training images.
     """
 
     def __init__(
@@ -485,7 +489,7 @@ class RegionKeepVectorEnv(RegionKeepMixin, LockstepVectorEnv):
 
 
 def _base(dataset_index: DatasetIndex, task: RegionKeepTask) -> Hasher:
-    """The fitted base hasher of a task."""
+    """Return the fitted base hasher of a task."""
     dataset = dataset_index.dataset
     if isinstance(task.base, str) and task.base in hashers.HASHERS:
         unfitted = hashers.make(task.base, bits=task.bits or DEFAULT_BITS, seed=0)
@@ -513,16 +517,16 @@ def _base(dataset_index: DatasetIndex, task: RegionKeepTask) -> Hasher:
             "fit it on features of the same backbone"
         )
     if task.bits not in (None, base.bits):
-        raise ValueError(f"bits={task.bits}, and the base's codes have {base.bits}: leave bits out")
+        raise ValueError(f"bits={task.bits}, but the base's codes have {base.bits} bits: leave bits out")
     return base
 
 
 def _table(base: Hasher, task: RegionKeepTask, *, fitted: bool = True) -> NDArray[np.float64]:
-    """L as float64 (2, q + 1); of a base that is not fitted yet only a table that is given."""
+    """Return L, float64 (2, q + 1): ``task.loss``, or that of the base; zeros if the base is not ``fitted`` yet."""
     if task.loss is None:
         if not hasattr(base, "loss_table"):
             raise ValueError(
-                f"{type(base).__name__} has no pairwise loss to reward by: give loss=, a table (2, {base.bits + 1}) of "
+                f"{type(base).__name__} has no pairwise loss: give loss=, a table (2, {base.bits + 1}) of "
                 "L at every distance, row 1 for similar pairs, or choose a base such as 'dch'"
             )
         table = base.loss_table() if fitted else np.zeros((2, base.bits + 1))
@@ -539,6 +543,6 @@ def _loaded(path: Path, changed: int) -> Hasher:
 
 
 def _doubled(words: Words, bits: int, *, odd: bool = False) -> Words:
-    """Packed codes (..., W) written twice, and one bit more: distances double, and to ``odd`` ones are one more."""
+    """Return packed codes (..., W) repeated twice, plus the bit ``odd``: distances double, and odd ones add 1."""
     once = codes.unpack(words, bits)
     return codes.pack(np.concatenate([once, once, np.full((*once.shape[:-1], 1), odd)], axis=-1))

@@ -19,10 +19,10 @@ ONE, SIMILAR, DISSIMILAR = (36, 92, 160), (30, 140, 70), (200, 50, 40)
 
 @dataclass(frozen=True)
 class Scene(ABC):
-    """One lane at one moment.
+    """One environment at one step.
 
     Attributes:
-        dataset: where thumbnails and label names come from.
+        dataset: the source of thumbnails and label names.
         index: the image.
         rewards: weighted reward components of the last step.
     """
@@ -33,14 +33,14 @@ class Scene(ABC):
 
     @abstractmethod
     def write(self) -> str:
-        """The scene as text."""
+        """Return the scene as text."""
 
     @abstractmethod
     def draw(self) -> NDArray[np.uint8]:
-        """The scene as a picture, uint8 (h, w, 3)."""
+        """Return the scene as a picture, uint8 (h, w, 3)."""
 
     def title(self, index: int) -> str:
-        """An image's name and labels."""
+        """Return an image's name and labels."""
         labels = [name for name, on in zip(self.dataset.label_names, self.dataset.labels[index], strict=True) if on]
         return f"{self.dataset.names[index]} ({', '.join(labels) or 'no label'})"
 
@@ -62,7 +62,7 @@ class CodeScene(Scene):
     nearest: list[tuple[int, int, bool]]
 
     def write(self) -> str:
-        """The scene as text."""
+        """Return the scene as text."""
         cells = "".join("1" if bit else "0" for bit in self.bits).ljust(self.task_bits, "·")
         groups = [cells[i : i + self.group_bits] for i in range(0, self.task_bits, self.group_bits)]
         lines = [f"image   {self.title(self.index)}", f"code    {' '.join(groups)}"]
@@ -73,12 +73,12 @@ class CodeScene(Scene):
         return "\n".join(lines)
 
     def draw(self) -> NDArray[np.uint8]:
-        """The scene as a picture, uint8 (h, w, 3)."""
+        """Return the scene as a picture, uint8 (h, w, 3)."""
         from PIL import Image, ImageDraw
 
         line = 14
         strip_rows = -(-self.task_bits // 48)  # long codes are broken into rows of 48 cells
-        # Rewards come and go with the step; the picture keeps its size, as a video needs.
+        # The number of rewards changes with the step; a video needs pictures of one size.
         height = MARGIN * 5 + TILE * 2 + strip_rows * 20 + line * 3
         picture = Image.new("RGB", (WIDTH, height), PAPER)
         pen = ImageDraw.Draw(picture)
@@ -117,15 +117,15 @@ class CodeScene(Scene):
 
 @dataclass(frozen=True)
 class RegionScene(Scene):
-    """An image, a region of it, both codes, and what is decided about the region's.
+    """An image, a region of it, both codes, and the decisions so far.
 
     Attributes:
         region: which region.
-        box: its left, top, right and bottom as parts of the thumbnail, or None where that is not known.
+        box: its left, top, right and bottom as fractions of the thumbnail, or None if unknown.
         image_bits: bool (q,).
         region_bits: bool (q,).
-        decisions: of every turn: 1 keep, 0 discard, -1 not decided yet.
-        keep_reward: what keeping the region's code earns.
+        decisions: for every region: 1 keep, 0 discard, -1 not decided yet.
+        keep_reward: reward for keeping the region's code.
         similar_nearer: number of similar training images that keeping it brings nearer.
         dissimilar_nearer: number of dissimilar ones.
     """
@@ -141,17 +141,17 @@ class RegionScene(Scene):
 
     @property
     def lines(self) -> list[str]:
-        """What is said in words in both forms."""
-        said = {1: "keep", 0: "discard", -1: "?"}
+        """The lines of text of both forms."""
+        words = {1: "keep", 0: "discard", -1: "?"}
         return [
-            f"decisions  {' '.join(said[decision] for decision in self.decisions)}",
+            f"decisions  {' '.join(words[decision] for decision in self.decisions)}",
             f"keeping    {self.keep_reward:+.4f}, brings {self.similar_nearer} similar and "
             f"{self.dissimilar_nearer} dissimilar nearer",
             "rewards    " + (" ".join(f"{name} {value:+.4f}" for name, value in self.rewards.items()) or "none yet"),
         ]
 
     def write(self) -> str:
-        """The scene as text."""
+        """Return the scene as text."""
         image, region = ("".join("1" if bit else "0" for bit in bits) for bits in (self.image_bits, self.region_bits))
         marks = "".join("^" if a != b else " " for a, b in zip(image, region, strict=True))
         differing = f"{marks.count('^')} of {len(marks)} bits differ"
@@ -166,7 +166,7 @@ class RegionScene(Scene):
         )
 
     def draw(self) -> NDArray[np.uint8]:
-        """The scene as a picture, uint8 (h, w, 3)."""
+        """Return the scene as a picture, uint8 (h, w, 3)."""
         from PIL import Image, ImageDraw
 
         side, line, cells = 2 * TILE, 14, 48
@@ -184,7 +184,7 @@ class RegionScene(Scene):
             photo = Image.fromarray(np.asarray(self.dataset.thumbnails[self.index]))
             photo = photo.resize((side, side), Image.Resampling.NEAREST)
             picture.paste(photo, (MARGIN, top))
-            # A thumbnail is the middle of its image: a region may lie beyond it in part, or as a whole.
+            # A thumbnail is the centre of its image: a region may lie partly or wholly outside it.
             x0, y0, x1, y1 = (0, 0, 0, 0) if self.box is None else np.rint(np.clip(self.box, 0, 1) * side).astype(int)
             if x1 > x0 and y1 > y0:
                 picture.paste(photo.crop((x0, y0, x1, y1)).resize((side, side), Image.Resampling.NEAREST), (left, top))

@@ -1,16 +1,15 @@
 """BitGroupHashing-v0 in torch: ``gym.make_vec("BitGroupHashing-v0", num_envs=N, backend="torch", device="cuda")``.
 
-For agents that live on a device. Features, codes, the codebook, labels, rewards and credit stay there; what comes from
-the host is what the NumPy generator draws, once an episode: the next images and their partners, so that equal seeds
-give the episodes of the NumPy back end. What goes to the host is a flag now and then: whether actions are in the action
-space and rewards finite. Imports torch, so ``import hashgym`` leaves it alone.
+For agents that train on a device. Features, codes, the codebook, labels, rewards and credit stay there. The NumPy
+generator draws the next images and their partners on the host, once an episode, so that equal seeds give the episodes
+of the NumPy back end. Only flags are copied to the host: whether actions are in the action space, and rewards finite.
+Imports torch; ``import hashgym`` does not import this module.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cached_property, wraps
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -20,52 +19,43 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import embedding
 
 from hashgym import codes
 from hashgym.data import HashingDataset
 from hashgym.device import resolve_device
 from hashgym.envs.base import Info, LockstepVectorEnv, Observation
-from hashgym.envs.bit_group_hashing import BINARY, BitGroupHashingCore, BitGroupHashingMixin, HashingTask
+from hashgym.envs.bit_group_hashing import BitGroupHashingCore, BitGroupHashingMixin, HashingTask
 from hashgym.envs.partners import PartnerSampler
-from hashgym.rewards.view import described, drawn
+from hashgym.moved import keep_old_names
+from hashgym.rewards import torch_view
 
-__all__ = ["BitGroupHashingTorchVectorEnv", "TensorCodebook", "TensorView", "action_bits"]
+__all__ = ["BitGroupHashingTorchVectorEnv", "TorchBitGroupHashingCore", "TorchPartnerSampler"]
 
-
-def _plainly(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Run a method the same way in every context of its caller: no gradients, no autocast, no inference tensors."""
-
-    @wraps(method)
-    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            return method(self, *args, **kwargs)
-
-    return run
+keep_old_names(__name__)
 
 
 class BitGroupHashingTorchVectorEnv(BitGroupHashingMixin, LockstepVectorEnv):
-    """``BitGroupHashingVectorEnv`` with tensors on a device in place of arrays: the same episodes, equal numbers.
+    """``BitGroupHashingVectorEnv`` with tensors on a device in place of arrays: the same episodes and numbers.
 
     Observations are ``image`` (n, D) float32, ``code`` (n, q) float32 and ``group`` (n,) int64; rewards are float64
-    (n,), as the NumPy back end's, so that the two agree in every digit (``.float()`` is the agent's to call);
-    ``terminated`` and ``truncated`` are bool (n,). Infos have the same keys and masks; one mask tensor serves all keys
-    of a step. At the end of an episode ``info["final_obs"]`` is a dict of tensors (n, ...), not an array of dicts: all
-    lanes end together, and nothing is done lane by lane. Actions are tensors, or NumPy arrays, which are sent to the
-    device; their spaces are NumPy's.
+    (n,), as the NumPy back end's, so that the two agree in every digit (agents call ``.float()``); ``terminated`` and
+    ``truncated`` are bool (n,). Infos have the same keys and masks; all keys of a step share one mask tensor. At the
+    end of an episode ``info["final_obs"]`` is a dict of tensors (n, ...), not an array of dicts, because episodes end
+    together. Actions are tensors, or NumPy arrays, which are copied to the device; the spaces are NumPy's.
 
-    Rewards get a :class:`TensorView`. A state of ``get_state`` is in NumPy arrays and may be set in either back end.
+    Rewards get a :class:`~hashgym.rewards.torch_view.TensorView`. States of ``get_state`` are NumPy arrays and can be
+    set in either back end.
 
     Args:
-        num_envs: number of lanes.
+        num_envs: number of environments.
         dataset: as for ``BitGroupHashingEnv``.
-        device: "auto" (CUDA where there is one, else the CPU), "cpu", "cuda" or "cuda:1".
-        render_mode: as for ``BitGroupHashingEnv``; only what a picture shows goes to the host.
+        device: "auto" (CUDA if available, else the CPU), "cpu", "cuda" or "cuda:1".
+        render_mode: as for ``BitGroupHashingEnv``; only the content of a picture is copied to the host.
         flat, info, autoreset_mode: as for ``BitGroupHashingVectorEnv``.
         task: the other arguments of ``BitGroupHashingEnv``.
 
     Raises:
-        ValueError: for wrong arguments, or a device that is not there.
+        ValueError: for invalid arguments, or a device that is not there.
     """
 
     _core: TorchBitGroupHashingCore
@@ -88,17 +78,33 @@ class BitGroupHashingTorchVectorEnv(BitGroupHashingMixin, LockstepVectorEnv):
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """The device of the tensors."""
         return self._core.device
 
-    reset = _plainly(LockstepVectorEnv.reset)
-    set_state = _plainly(LockstepVectorEnv.set_state)
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode in every environment, as the NumPy environment."""
+        with self._own_mode():
+            return super().reset(seed=seed, options=options)
 
-    step = _plainly(LockstepVectorEnv.step)
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Run one step in every environment, as the NumPy environment."""
+        with self._own_mode():
+            return super().step(actions)
+
+    def set_state(self, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Restore a state of ``get_state`` of either back end, as the NumPy environment."""
+        with self._own_mode():
+            return super().set_state(state)
 
     def action_masks(self) -> Any:
-        """Which actions count now, bool (num_envs, m), as the NumPy environment's."""
+        """Return which actions are valid now, bool (num_envs, m), as the NumPy environment."""
         return torch.from_numpy(super().action_masks()).to(self.device)
+
+    @contextmanager
+    def _own_mode(self) -> Iterator[None]:
+        """Compute alike in every context of the caller: no gradients, no autocast, no inference tensors."""
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            yield
 
     def _check_mask(self, mask: Any) -> None:
         super()._check_mask(self._core.host(mask))
@@ -108,7 +114,7 @@ class BitGroupHashingTorchVectorEnv(BitGroupHashingMixin, LockstepVectorEnv):
         return torch.full((self.num_envs,), value, dtype=dtype, device=self.device)
 
     def _split(self, observation: Any) -> Any:
-        """As they are: episodes end together, so that nothing need be done for each environment."""
+        """Return the batch as it is."""
         return observation
 
     def _with_masks(self, info: dict[str, Any]) -> dict[str, Any]:
@@ -119,140 +125,10 @@ class BitGroupHashingTorchVectorEnv(BitGroupHashingMixin, LockstepVectorEnv):
         return masked
 
 
-class TensorCodebook:
-    """The freshest code of every training image, as :class:`hashgym.rewards.Codebook`, but unpacked and on a device.
-
-    Attributes:
-        code: float32 (N, q) of 0.0 and 1.0, one row for each training image, in the order of ``dataset.train``.
-        labels: uint8 (N, L), their multi-hot labels.
-        label_words: uint64 (N, ceil(L / 64)), the same packed, in NumPy on the host: labels never change.
-        bits: q, the length of a code.
-    """
-
-    def __init__(self, code: Tensor, labels: Tensor, label_words: codes.Words) -> None:
-        self.code, self.labels, self.label_words, self.bits = code, labels, label_words, code.shape[1]
-
-    def __len__(self) -> int:
-        return len(self.code)
-
-    @property
-    def signs(self) -> Tensor:
-        """All codes, float32 (N, q) of -1.0 and +1.0."""
-        return 2 * self.code - 1
-
-    def write(self, rows: Tensor | NDArray[np.int64], bits: Tensor | NDArray[np.bool_], start: int = 0) -> None:
-        """Replace bits ``start`` to ``start + k - 1`` of the given rows by ``bits``, bool (n, k)."""
-        rows, bits = (torch.as_tensor(x, device=self.code.device) for x in (rows, bits))
-        # Of equal rows the last counts. On a device the order of writes is open, so all of them write its bits.
-        lanes = torch.arange(len(rows), device=rows.device)
-        last = torch.zeros(len(self), dtype=torch.int64, device=rows.device).scatter_reduce_(0, rows, lanes, "amax")
-        self.code[rows, start : start + bits.shape[1]] = bits[last[rows]].to(self.code.dtype)
-
-    def read(self, rows: Tensor | NDArray[np.int64]) -> Tensor:
-        """Codes of the given rows: rows (...,) gives bool (..., q)."""
-        return self.code[torch.as_tensor(rows, device=self.code.device)] > 0.5
-
-    def span(self, start: int, stop: int) -> TensorCodebook:
-        """The codebook of bits ``start`` to ``stop - 1`` alone."""
-        return TensorCodebook(self.code[:, start:stop].contiguous(), self.labels, self.label_words)
-
-
-@dataclass(frozen=True)
-class TensorView:
-    """What a reward sees: :class:`hashgym.rewards.RewardView` with tensors on one device. Not to be written.
-
-    Names, shapes and dtypes are those of ``RewardView``; only packed codes (``words``, ``label_words``) there are none.
-    """
+class TorchBitGroupHashingCore(BitGroupHashingCore):
+    """The core with tensors. It draws the same random numbers in the same order as the NumPy core."""
 
     xp: ClassVar[Any] = torch
-
-    code: Tensor
-    codebook: TensorCodebook
-    rows: Tensor
-    positive_rows: Tensor
-    negative_rows: Tensor
-    labels: Tensor
-    start: int = 0
-    scope: Literal["group", "global"] = "global"
-    last: bool = True
-
-    @cached_property
-    def bits(self) -> Tensor:
-        """The lanes' bits, bool (n, s): 1 where the code is above 0.5."""
-        return self.code > 0.5
-
-    @cached_property
-    def signs(self) -> Tensor:
-        """The lanes' code as 2 code - 1, float32 (n, s): -1.0 and +1.0, or between them for probabilities."""
-        return 2 * self.code - 1
-
-    @cached_property
-    def positives(self) -> Tensor:
-        """The positive partners' bits, float32 (n, P, s) of 0.0 and 1.0."""
-        return embedding(drawn(self.positive_rows), self.codebook.code)  # by index it takes four times as long on a CPU
-
-    @cached_property
-    def negatives(self) -> Tensor:
-        """The negative partners' bits, float32 (n, P, s) of 0.0 and 1.0."""
-        return embedding(drawn(self.negative_rows), self.codebook.code)
-
-    @cached_property
-    def positive_distances(self) -> Tensor:
-        """Squared distances to the positive partners, float32 (n, P); on bits the Hamming distance."""
-        return self._distances(self.positives)
-
-    @cached_property
-    def negative_distances(self) -> Tensor:
-        """Squared distances to the negative partners, float32 (n, P); on bits the Hamming distance."""
-        return self._distances(self.negatives)
-
-    @cached_property
-    def similar(self) -> Tensor:
-        """Which training images share a label with the lane's, bool (n, N), in the order of the codebook."""
-        return self.labels.float() @ self.codebook.labels.float().T > 0
-
-    @cached_property
-    def others(self) -> Tensor:
-        """All training images but the lane's own, bool (n, N)."""
-        return torch.arange(len(self.codebook), device=self.rows.device) != self.rows[:, None]
-
-    @cached_property
-    def distances(self) -> Tensor:
-        """Hamming distances of the lanes' bits to all codes of the codebook, int32 (n, N)."""
-        inner = (2 * self.bits.float() - 1) @ self.codebook.signs.T  # exact: see hashgym.retrieval.torch_kernels
-        return ((self.codebook.bits - inner) / 2).int()
-
-    def asarray(self, x: NDArray[Any]) -> Tensor:
-        """A NumPy array as a tensor on the view's device."""
-        return torch.as_tensor(x, device=self.code.device)
-
-    def numbers(self, x: Any, shape: tuple[int, ...]) -> Tensor:
-        """What a reward returned as float64 on the view's device; raises TypeError as ``RewardView.numbers``."""
-        device, real = self.code.device, isinstance(x, Tensor) and not x.is_complex() and x.dtype != torch.bool
-        if not real or x.shape != shape or x.device != device:
-            where = f"on {x.device}" if isinstance(x, Tensor) else "that is no tensor"
-            wanted = f"a tensor of real numbers of shape {(*shape,)} on {device}"
-            raise TypeError(f"{wanted}, got {described(x)} {where}")
-        return x.double()
-
-    def with_code(self, code: Tensor) -> TensorView:
-        """The same view with other bits or probabilities in place of the lanes'."""
-        return replace(self, code=code)
-
-    def with_bit(self, bit: int, value: float) -> TensorView:
-        """The same view with this value at one place of every lane's code."""
-        code = self.code.clone()
-        code[:, bit] = value
-        return self.with_code(code)
-
-    def _distances(self, partners: Tensor) -> Tensor:
-        """|x - p|^2 as |x|^2 + p (1 - 2 x), because p^2 = p: a product, which makes no (n, P, s) of its own."""
-        x = self.code
-        return (partners @ (1 - 2 * x)[..., None])[..., 0] + (x * x).sum(-1, keepdim=True)
-
-
-class TorchBitGroupHashingCore(BitGroupHashingCore):
-    """The game with tensors. What the generator draws, and the order it is drawn in, is the NumPy game's."""
 
     rows: Any
     image: Any
@@ -262,7 +138,7 @@ class TorchBitGroupHashingCore(BitGroupHashingCore):
     def __init__(
         self, num_envs: int, dataset: str | Path | HashingDataset, task: HashingTask, device: torch.device
     ) -> None:
-        self.arrays = f"torch {device}"
+        self.array_kind = f"torch {device}"
         super().__init__(num_envs, dataset, task)
         self.device, train = device, self.dataset.train
         self.features, self.labels = (self.tensor(x[train]) for x in (self.dataset.features, self.dataset.labels))
@@ -271,27 +147,27 @@ class TorchBitGroupHashingCore(BitGroupHashingCore):
 
     @property
     def book(self) -> Any:
-        """The codebook, a :class:`TensorCodebook`."""
-        return TensorCodebook(self.codebook, self.labels, self.label_words)
+        """The codebook as rewards see it."""
+        return torch_view.TensorCodebook(self.codebook, self.labels, self.label_words)
 
     def reset_run(self, rng: np.random.Generator) -> None:
-        """Begin anew, with the codebook that NumPy computes: on a device other bits may come of rounding."""
+        """Start a new codebook, computed by NumPy as a device may round to other bits, and shuffle the images."""
         super().reset_run(rng)
         self.codebook = self.tensor(codes.unpack(self.codebook, self.task.bits)).float()
 
     def set_images(self, rows: NDArray[np.int64]) -> None:
-        """Give the lanes these images."""
+        """Assign an image, a row of ``dataset.train``, to every environment."""
         self.rows = self.tensor(rows)
         self.image = self.features[self.rows]
 
     def observe(self) -> Observation:
-        """Observations of all lanes."""
+        """Return the observations of all environments."""
         code = 2 * (self.code > 0.5).float() - 1
         code[:, self.emitted :] = 0
         return {"image": self.image, "code": code, "group": torch.full_like(self.rows, self.group)}
 
     def flatten(self, observation: Observation) -> Tensor:
-        """Observations in one tensor float32 (n, width)."""
+        """Return observations as one tensor, float32 (n, width)."""
         parts = []
         for key, space in self.spaces()[0].items():
             part = observation[key]
@@ -301,16 +177,16 @@ class TorchBitGroupHashingCore(BitGroupHashingCore):
         return torch.cat([part.float() for part in parts], dim=1)
 
     def info(self) -> dict[str, Any]:
-        """Which images the lanes have."""
+        """Return the info of an observation: ``index``, the rows of the dataset that its images are."""
         return {"index": self.images[self.rows]}
 
     def get_state(self, rng: np.random.Generator) -> dict[str, Any]:
-        """As the NumPy game's, in NumPy arrays."""
+        """Return the state of the NumPy core, in NumPy arrays."""
         state = {key: self.host(part) for key, part in super().get_state(rng).items()}
         return state | {"codebook": codes.pack(state["codebook"] > 0.5)}
 
     def set_state(self, state: dict[str, Any], rng: np.random.Generator) -> None:
-        """Take up where either game's :meth:`get_state` was called."""
+        """Restore a state of :meth:`get_state` of either core."""
         super().set_state(state, rng)
         self.codebook = codes.unpack(self.codebook, self.task.bits).astype(np.float32)
         for key in {"codebook", "positive_rows", "negative_rows", "code"} & self.state_shapes.keys():
@@ -319,25 +195,25 @@ class TorchBitGroupHashingCore(BitGroupHashingCore):
 
     @staticmethod
     def host(array: Any) -> Any:
-        """A tensor as a NumPy array of its own; anything else as it is."""
+        """Return a tensor as a new NumPy array, and anything else as it is."""
         return array.cpu().numpy().copy() if isinstance(array, Tensor) else array
 
     def tensor(self, array: NDArray[Any]) -> Tensor:
-        """A NumPy array as a tensor of its own on the device."""
+        """Return a NumPy array as a new tensor on the device."""
         return torch.tensor(array, device=self.device)
 
     def zeros(self, *shape: int, dtype: str = "float64") -> Tensor:
-        """Zeros, (n, *shape)."""
+        """Return zeros (n, *shape)."""
         return torch.zeros((self.num_envs, *shape), dtype=getattr(torch, dtype), device=self.device)
 
     def read_action(self, action: Any) -> Tensor:
-        """Actions of all lanes as relaxed bits, float32 (n, group_bits)."""
-        return action_bits(torch.as_tensor(action, device=self.device).detach(), self.task, self.num_envs)
+        """Return the actions as relaxed bits, float32 (n, group_bits)."""
+        return super().read_action(torch.as_tensor(action, device=self.device).detach())
 
-    def view(self, start: int, stop: int, scope: Literal["group", "global"], last: bool) -> TensorView:
-        """What a reward sees of a span of bits."""
+    def view(self, start: int, stop: int, scope: Literal["group", "global"], last: bool) -> torch_view.TensorView:
+        """Return the view of a span of bits that rewards get."""
         positive_rows, negative_rows = self.partner_rows()
-        return TensorView(
+        return torch_view.TensorView(
             code=self.code[:, start:stop],
             codebook=self.book.span(start, stop),
             rows=self.rows,
@@ -351,7 +227,7 @@ class TorchBitGroupHashingCore(BitGroupHashingCore):
 
 
 class TorchPartnerSampler(PartnerSampler):
-    """Draws the partners that a NumPy sampler draws from the same generator, on the device of ``labels``."""
+    """Draws the same partners as a NumPy sampler with the same generator, on the device of ``labels``."""
 
     _counts: Any
     _members: Any
@@ -366,7 +242,7 @@ class TorchPartnerSampler(PartnerSampler):
         self._labels = labels[self._members[self._starts]].float()  # of each pattern, (U, L)
 
     def draw(self, rows: Any, partners: int, rng: np.random.Generator) -> Any:
-        """Draw for each row, with replacement: (positives, negatives), int64 (n, partners) each."""
+        """Draw for each row, with replacement; return (positives, negatives), int64 (n, partners) each."""
         uniform = torch.as_tensor(self.skip(len(rows), partners, rng), device=self._device)
         similar = self._labels[self._pattern_of[rows]] @ self._labels.T > 0
         return self._pick(similar, uniform[0], rows), self._pick(~similar, uniform[1], None)
@@ -381,21 +257,3 @@ class TorchPartnerSampler(PartnerSampler):
         pattern = torch.searchsorted(ends, rank, right=True)
         before = ends.gather(1, pattern) - self._counts[pattern]
         return self._members[self._starts[pattern] + rank - before]
-
-
-def action_bits(action: Tensor, task: HashingTask, num_envs: int) -> Tensor:
-    """What :func:`hashgym.envs.bit_group_hashing.action_bits` does, for tensors."""
-    wanted = (num_envs,) if task.action == "index" else (num_envs, task.group_bits)
-    if action.shape != wanted:
-        raise ValueError(f"actions must have shape {wanted} for action={task.action!r}, got {(*action.shape,)}")
-    if task.action == "index":
-        whole = not action.is_floating_point() and action.dtype != torch.bool
-        if not whole or not ((action >= 0) & (action < 2**task.group_bits)).all():
-            raise ValueError(f"an index action must be an integer from 0 to {2**task.group_bits - 1}")
-        return (action[:, None] >> torch.arange(task.group_bits, device=action.device) & 1).float()
-    relaxed = action.float()
-    if task.action in BINARY and not ((relaxed == 0) | (relaxed == 1)).all():
-        raise ValueError("bit actions must be 0 or 1; for probabilities make the environment with action='probability'")
-    if task.action == "probability" and not ((relaxed >= 0) & (relaxed <= 1)).all():
-        raise ValueError("probability actions must be numbers from 0 to 1")
-    return relaxed

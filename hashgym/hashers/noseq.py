@@ -9,38 +9,39 @@ from torch import Tensor
 
 from hashgym.hashers.base import Features, Labels
 from hashgym.hashers.deep import DeepHasher, Objective
+from hashgym.hashers.losses import triplet_hinge
 
 __all__ = ["NoSeq", "triplet_ranking_loss"]
 
 
 def triplet_ranking_loss(h: Tensor, labels: Tensor, margin: float) -> Tensor:
-    """DRLIH eq. 3 over all triplets of a batch: mean of max(0, margin + ||h - h+||^2 - ||h - h-||^2).
+    """Return DRLIH eq. 3 over all triplets of a batch: the mean of max(0, margin + ||h - h+||^2 - ||h - h-||^2).
 
     h+ are all other images that share a label with h, h- all that share none.
 
     Args:
         h: (n, q) relaxed codes, in [0, 1].
-        labels: (n, L) multi-hot, of the same type.
-        margin: in bits: a distance of relaxed codes is squared Euclidean, on bits the Hamming distance.
+        labels: (n, L) multi-hot, of the same dtype.
+        margin: in bits; distances of relaxed codes are squared Euclidean ones, of bits Hamming distances.
 
     Returns:
-        A scalar; 0 when the batch has no triplet.
+        A scalar; 0 if the batch has no triplet.
     """
     similar = labels @ labels.T > 0
     norms = (h * h).sum(1)
     distance = norms[:, None] + norms[None] - 2 * h @ h.T
     anchor, positive = (similar & ~torch.eye(len(h), dtype=torch.bool, device=h.device)).nonzero(as_tuple=True)
-    to_negatives = torch.where(similar, torch.inf, distance)[anchor]  # (pairs, n); a similar image is never too near
-    hinge = (margin + distance[anchor, positive, None] - to_negatives).clamp(min=0)
+    to_negatives = torch.where(similar, torch.inf, distance)[anchor]  # (pairs, n); inf: no hinge
+    hinge = triplet_hinge(distance[anchor, positive, None], to_negatives, margin)
     return hinge.sum() / (~similar).sum(1)[anchor].sum().clamp(min=1)
 
 
 @dataclass(kw_only=True, eq=False)
 class NoSeq(DeepHasher):
-    """The Baseline_noseq of DRLIH (Table II): sigmoid outputs trained by the triplet ranking loss.
+    """Baseline_noseq of DRLIH (Table II): sigmoid outputs trained by the triplet ranking loss.
 
     Attributes:
-        margin: by how many bits dissimilar images should be farther than similar ones; None for bits / 12.
+        margin: number of bits by which dissimilar images should be farther than similar ones; None for bits / 12.
     """
 
     margin: float | None = None
@@ -51,11 +52,11 @@ class NoSeq(DeepHasher):
             raise ValueError(f"margin must be above 0, got {self.margin}")
 
     def relaxed(self, logits: Tensor) -> Tensor:
-        """Codes in [0, 1] of logits: the probabilities that bits are 1."""
+        """Return relaxed codes in [0, 1]: the probabilities that bits are 1."""
         return torch.sigmoid(logits)
 
     def objective(self, labels: Tensor) -> Objective:
-        """:func:`triplet_ranking_loss` of :meth:`relaxed` codes."""
+        """Return :func:`triplet_ranking_loss` of :meth:`relaxed` codes."""
         margin = self.bits / 12 if self.margin is None else self.margin
         return lambda logits, rows, _: triplet_ranking_loss(self.relaxed(logits), labels[rows], margin)
 
@@ -63,5 +64,5 @@ class NoSeq(DeepHasher):
         assert y is not None
         counts = y.sum(0, dtype=int)
         if counts.max() < 2 or counts.max() == len(y):
-            raise ValueError("the labels make no triplet: some images must share a label, and some share none")
+            raise ValueError("the labels form no triplet: some images must share a label, and some share none")
         super()._fit(X, y)

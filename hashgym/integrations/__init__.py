@@ -1,1 +1,1 @@
-"""What other libraries need to work with the environments; each module imports its library."""
+"""Adapters of the environments to other libraries; each module imports its library."""

@@ -20,11 +20,11 @@ from hashgym.envs.base import LockstepVectorEnv, Observation
 
 __all__ = ["HashVecEnv"]
 
-_BY_LANE = ("action_masks", "render")  # methods of the vector environments that answer lane by lane
+_PER_ENV = ("action_masks", "render")  # methods of the vector environments that return one result per environment
 
 
 class HashVecEnv(VecEnv):
-    """A native vector environment as a Stable-Baselines3 ``VecEnv``: one image a lane, no Python work per lane.
+    """A native vector environment as a Stable-Baselines3 ``VecEnv``, without Python loops over its environments.
 
     ```python
     import gymnasium as gym
@@ -40,23 +40,23 @@ class HashVecEnv(VecEnv):
 
     ``PPO("MultiInputPolicy", gym.make("BitGroupHashing-v0"))`` works without this class, at one image a step. So does
     ``make_vec_env("BitGroupHashing-v0", 64, env_kwargs={"codebook": "shared"})``, which is slower; without
-    ``codebook="shared"`` each of its environments has a codebook of its own, and much less is learnt (mAP .57 in place
-    of .82, and .85 with this class: ``python -m benchmarks.codebook``).
+    ``codebook="shared"`` each of its environments has a codebook of its own, and training learns much less (mAP .57
+    instead of .82, and .85 with this class: ``python -m benchmarks.codebook``).
 
-    ## What a step returns
-    Observations, rewards (float64) and ends are the vector environment's own arrays, not to be written. All lanes end
-    together, and the returned observation is then that of the next images. ``infos`` holds an empty dict for every
-    running lane, always the same ones, not to be written either; for a finished lane it holds
+    ## Results of a step
+    Observations, rewards (float64) and dones are the vector environment's own arrays, read-only. Episodes end together,
+    and the returned observation is then that of the next images. During an episode ``infos`` holds the same empty
+    dicts at every step, read-only too; at its end the info of each environment holds
 
-    - ``terminal_observation``: the last observation, one lane of ``final_obs``;
-    - ``episode``: ``r``, the sum of rewards, ``l``, the number of steps, and ``t``, seconds since this was made, which
-      SB3 shows as ``rollout/ep_rew_mean`` and ``ep_len_mean`` and uses in evaluations, as a ``Monitor``'s.
-      ``VecMonitor`` is not needed; it works, and SB3 then warns that it counts a second time;
+    - ``terminal_observation``: the last observation, from ``final_obs``;
+    - ``episode``: ``r``, the sum of rewards, ``l``, the number of steps, and ``t``, seconds since construction, which
+      SB3 logs as ``rollout/ep_rew_mean`` and ``ep_len_mean`` and uses in evaluations, as a ``Monitor``'s.
+      ``VecMonitor`` is not needed; it works, and SB3 then warns that statistics are recorded twice;
     - ``TimeLimit.truncated``: False. The horizon is part of the task.
 
-    Everything else an environment says is in ``last_info``, the vector environment's own info of the last reset or
-    step, arrays over lanes. A callback logs reward components without a loop, and at the end of an episode finds those
-    of the last step under ``final_info``:
+    All other information is in ``last_info``, the vector environment's own info of the last reset or step, as arrays
+    over environments. A callback logs reward components without a loop; at the end of an episode those of the last
+    step are under ``final_info``:
 
     ```python
     from stable_baselines3.common.callbacks import BaseCallback
@@ -71,36 +71,36 @@ class HashVecEnv(VecEnv):
     ```
 
     ## Seeds, options, state
-    ``seed(s)``, which SB3 calls with the ``seed`` of a model, seeds the next reset; lanes share one generator.
-    ``set_options`` chooses the images of the next reset: a dict for all lanes as the vector environment takes it,
-    ``{"index": [...]}``, or a list with one dict for every lane, ``[{"index": 3}, {"index": 8}, ...]``.
-    ``get_state()`` and ``set_state(state)`` restore an episode exactly, its statistics included; give a model that goes
-    on from there ``model._last_obs = envs.set_state(state)``.
+    ``seed(s)``, which SB3 calls with the ``seed`` of a model, seeds the next reset; environments share one generator.
+    ``set_options`` chooses the images of the next reset: a dict for all environments, as of the vector environment,
+    ``{"index": [...]}``, or a list with one dict for each, ``[{"index": 3}, {"index": 8}, ...]``.
+    ``get_state()`` and ``set_state(state)`` restore an episode exactly, its statistics included; a model that
+    continues from there needs ``model._last_obs = envs.set_state(state)``.
 
     ## Attributes and methods
-    ``get_attr``, ``set_attr`` and ``env_method`` reach the vector environment, through its wrappers. Lanes share it:
-    attributes are equal for all lanes and set for all at once, and a method is called once, for all lanes.
+    ``get_attr``, ``set_attr`` and ``env_method`` reach the vector environment, through its wrappers:
+    attributes are equal for all environments and set for all at once, and a method is called once, for all of them.
     ``set_attr("group_weight", 0.5)``, as ``"global_weight"`` or RegionKeep-v0's ``"price"``, counts from the next step,
-    also where a callback sets it: a curriculum.
-    ``env_method("action_masks")`` gives each lane its mask, so that MaskablePPO of sb3-contrib works; masking counts as
-    supported where the environment has masks (``action="bits"`` and ``"index"`` of BitGroupHashing-v0).
+    also if a callback sets it: a curriculum.
+    ``env_method("action_masks")`` returns each environment's mask, so that MaskablePPO of sb3-contrib works; masking is
+    reported as supported if the environment has masks (``action="bits"`` and ``"index"`` of BitGroupHashing-v0).
 
     Args:
         envs: ``gym.make_vec(...)`` of an environment of this package. Gymnasium's vector wrappers around it stay:
-            what they do to rewards, actions and infos is what SB3 sees. ``autoreset_mode`` must be "SameStep", the
+            SB3 gets their rewards, actions and infos. ``autoreset_mode`` must be "SameStep", the
             default. With ``flat=True`` observations are one array, for ``"MlpPolicy"``.
 
     Attributes:
         envs: the vector environment.
-        last_info: see above; empty before the first reset.
+        last_info: the info of the last reset or step; empty before the first reset.
 
     Raises:
         ValueError: for anything else.
     """
 
     def __init__(self, envs: VectorEnv[Observation, Any, NDArray[Any]]) -> None:
-        game = _checked(envs)
-        self.envs, self._game = envs, game
+        native = _checked(envs)
+        self.envs, self._native = envs, native
         self.last_info: dict[str, Any] = {}
         self.spec = envs.spec
         self._started = time.time()
@@ -110,32 +110,32 @@ class HashVecEnv(VecEnv):
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
 
     def reset(self) -> Observation:
-        """Begin an episode in every lane, with the seed and the options that were set since the last one."""
+        """Begin an episode in every environment, with the seed and options set since the last reset."""
         seed, options = self._seeds[0], self._reset_with
-        self._reset_seeds()  # both are used once, also where the reset refuses them
+        self._reset_seeds()  # both are used once, even if the reset raises an error
         self._reset_options()
         observation, self.last_info = self.envs.reset(seed=seed, options=options)
         self._returns, self._steps = np.zeros(self.num_envs), 0
         return observation
 
     def step_async(self, actions: NDArray[Any]) -> None:
-        """Take the actions of the next step; :meth:`step_wait` makes it."""
+        """Store the actions of the next step for :meth:`step_wait`."""
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Step: observations, rewards (n,), whether lanes ended (n,), and infos; see the class."""
-        observation, rewards, ended, _, self.last_info = self.envs.step(self._actions)
+        """Run the step; return observations, rewards (n,), dones (n,) and infos; see the class."""
+        observation, rewards, dones, _, self.last_info = self.envs.step(self._actions)
         self._returns += rewards
         self._steps += 1
-        return observation, rewards, ended, self._finished() if ended[0] else self._running
+        return observation, rewards, dones, self._final_infos() if dones[0] else self._running
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Seed the next reset, of all lanes with one seed; None draws it from NumPy's global generator."""
+        """Set the seed of the next reset, one for all environments; None draws it from NumPy's global generator."""
         self._seeds = [super().seed(seed)[0]] * self.num_envs
         return self._seeds
 
     def set_options(self, options: list[dict[str, Any]] | dict[str, Any] | None = None) -> None:
-        """Options of the next reset: a dict for all lanes, or a dict for each of them.
+        """Set the options of the next reset: one dict for all environments, or a dict for each of them.
 
         Raises:
             ValueError: for a list of another length, or of dicts that set different options.
@@ -143,64 +143,64 @@ class HashVecEnv(VecEnv):
         if options is None or isinstance(options, Mapping):
             self._reset_with = dict(options or {})
             return
-        if len(options) != self.num_envs or len({frozenset(lane) for lane in options}) > 1:
+        if len(options) != self.num_envs or len({frozenset(each) for each in options}) > 1:
             raise ValueError(
-                f"options must be one dict for all lanes, or a list of {self.num_envs} dicts, one for each lane, that "
-                "all set the same options: lanes are reset together"
+                f"options must be one dict for all environments, or a list of {self.num_envs} dicts, one for each, "
+                "with the same options: environments are reset together"
             )
-        self._reset_with = {key: [lane[key] for lane in options] for key in options[0]}
+        self._reset_with = {key: [each[key] for each in options] for key in options[0]}
 
     def get_state(self) -> dict[str, Any]:
-        """All that decides what comes next, as the vector environment's ``get_state``, and the episodes' statistics."""
-        return self._game.get_state() | {"returns": self._returns.copy(), "steps": self._steps}
+        """Return the state of the vector environment (its ``get_state``) and of the episodes' statistics."""
+        return self._native.get_state() | {"returns": self._returns.copy(), "steps": self._steps}
 
     def set_state(self, state: dict[str, Any]) -> Observation:
-        """Restore a state, also one of the vector environment itself; returns the observation.
+        """Restore a state, also one of the vector environment itself; return the observation.
 
         Raises:
-            ValueError: for a state of an environment with other arguments.
+            ValueError: if the state is of an environment with other arguments.
         """
-        observation, self.last_info = self._game.set_state(state)
+        observation, self.last_info = self._native.set_state(state)
         self._returns = np.array(state.get("returns", np.zeros(self.num_envs)))
         self._steps = int(state.get("steps", 0))
         return observation
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """The vector environment's attribute, once for every lane asked for."""
+        """Return the vector environment's attribute, once for every environment in ``indices``."""
         value = getattr(self._holder(attr_name), attr_name)
         return [value for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Set an attribute that the vector environment has, for all lanes.
+        """Set an existing attribute of the vector environment, for all environments.
 
         Raises:
-            AttributeError: if it has none of this name, or one that cannot be set.
-            ValueError: for some of the lanes only.
+            AttributeError: if there is no such attribute, or it cannot be set.
+            ValueError: for ``indices`` of only some environments.
         """
         if set(self._get_indices(indices)) != set(range(self.num_envs)):
-            raise ValueError(f"lanes share one environment: {attr_name!r} can only be set for all, leave indices out")
+            raise ValueError(f"{attr_name!r} can only be set for all environments, which share it: leave indices out")
         setattr(self._holder(attr_name), attr_name, value)
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Call a method of the vector environment once; returns what it answers to each lane asked for."""
-        answer = getattr(self._holder(method_name), method_name)(*method_args, **method_kwargs)
-        by_lane = method_name in _BY_LANE and answer is not None
-        return [answer[lane] if by_lane else answer for lane in self._get_indices(indices)]
+        """Call a method of the vector environment once; return its result for every environment in ``indices``."""
+        result = getattr(self._holder(method_name), method_name)(*method_args, **method_kwargs)
+        per_env = method_name in _PER_ENV and result is not None
+        return [result[i] if per_env else result for i in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[Any], indices: VecEnvIndices = None) -> list[bool]:
-        """Whether a wrapper of this class is around the vector environment, once for every environment asked for.
+        """Return whether the vector environment has a wrapper of this class, once for every environment in ``indices``.
 
-        True for ``Monitor`` as well, whose statistics are in the infos: SB3 asks before it warns that they are not.
+        True also for ``Monitor``, whose statistics the infos hold, so that SB3 does not warn that they are missing.
         """
         wrapped = wrapper_class is Monitor or any(
-            isinstance(layer, wrapper_class) for layer in self._layers() if layer is not self._game
+            isinstance(layer, wrapper_class) for layer in self._layers() if layer is not self._native
         )
         return [wrapped for _ in self._get_indices(indices)]
 
     def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
-        """A picture of every lane, uint8 (h, w, 3) each; needs ``render_mode="rgb_array"``."""
+        """Return a picture of every environment, uint8 (h, w, 3) each; needs ``render_mode="rgb_array"``."""
         if self.render_mode != "rgb_array":
             warnings.warn("there are no images: make the environment with render_mode='rgb_array'", stacklevel=2)
             return [None] * self.num_envs
@@ -213,8 +213,8 @@ class HashVecEnv(VecEnv):
     def _reset_options(self) -> None:
         self._reset_with = {}
 
-    def _finished(self) -> list[dict[str, Any]]:
-        """The infos of lanes that ended; begins the statistics of the next episodes."""
+    def _final_infos(self) -> list[dict[str, Any]]:
+        """Return the infos at the end of the episodes, and reset the statistics."""
         seconds, steps = round(time.time() - self._started, 6), self._steps
         infos = [
             {
@@ -228,7 +228,7 @@ class HashVecEnv(VecEnv):
         return infos
 
     def _layers(self) -> Iterator[VectorEnv[Any, Any, Any]]:
-        """The vector environment and what is wrapped around it, from the outermost."""
+        """Yield the wrappers, from the outermost, and the vector environment."""
         layer: Any = self.envs
         while isinstance(layer, VectorWrapper):
             yield layer
@@ -236,26 +236,26 @@ class HashVecEnv(VecEnv):
         yield layer
 
     def _holder(self, name: str) -> VectorEnv[Any, Any, Any]:
-        """The outermost layer that has the attribute."""
+        """Return the outermost layer that has the attribute."""
         if name == "action_masks" and isinstance(self.action_space, spaces.Box):
             raise AttributeError("probabilities have no action masks: make the environment with action='bits'")
         for layer in self._layers():
             if hasattr(layer, name):
                 return layer
-        raise AttributeError(f"{type(self._game).__name__} has no attribute {name!r}")
+        raise AttributeError(f"{type(self._native).__name__} has no attribute {name!r}")
 
 
 def _checked(envs: Any) -> LockstepVectorEnv:
-    """The native vector environment inside ``envs``."""
-    remedy = 'make it with gym.make_vec("BitGroupHashing-v0" or "RegionKeep-v0", num_envs=...)'
+    """Return the native vector environment inside ``envs``."""
+    fix = 'make it with gym.make_vec("BitGroupHashing-v0" or "RegionKeep-v0", num_envs=...)'
     if isinstance(envs, gym.Env):
         raise ValueError(
-            f"HashVecEnv takes a vector environment, got a scalar one: {remedy}, or give it to SB3 as it is"
+            f"HashVecEnv takes a vector environment, got a scalar one: {fix}, or pass the scalar one to SB3 directly"
         )
     if not isinstance(envs, VectorEnv) or not isinstance(envs.unwrapped, LockstepVectorEnv):
         raise ValueError(
             f"HashVecEnv takes a native vector environment of hashgym, got {type(envs).__name__}: "
-            f"{remedy}, without vectorization_mode"
+            f"{fix}, without vectorization_mode"
         )
     if envs.unwrapped.autoreset_mode is not AutoresetMode.SAME_STEP:
         raise ValueError(
@@ -263,5 +263,5 @@ def _checked(envs: Any) -> LockstepVectorEnv:
             f"{envs.unwrapped.autoreset_mode.value!r}: leave autoreset_mode out"
         )
     if hasattr(envs.unwrapped, "device"):
-        raise ValueError(f"Stable-Baselines3 takes NumPy arrays, not tensors: {remedy}, without backend='torch'")
+        raise ValueError(f"Stable-Baselines3 takes NumPy arrays, not tensors: {fix}, without backend='torch'")
     return envs.unwrapped

@@ -1,4 +1,4 @@
-"""Rewards: what a span of bits is worth. One reward a file, found by name, or any callable of one's own."""
+"""Rewards of spans of bits: one reward a file, found by name, or any callable."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Tie-aware average precision as the reward: the retrieval metric itself, which no gradient reaches."""
+"""Tie-aware average precision as the reward: the retrieval metric itself, which has no gradient."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["AveragePrecision"]
 
 
 class AveragePrecision:
-    """R = AP of the lane's code as a query, ties averaged (McSherry and Najork, 2008), in [0, 1].
+    """R = AP of an image's code as a query, ties averaged (McSherry and Najork, 2008), in [0, 1].
 
     Args:
-        against: "codebook" ranks all training images but the lane's own; "partners" the lane's partners alone.
+        against: "codebook" ranks all other training images; "partners" only the image's partners.
     """
 
     name = "average_precision"
@@ -35,7 +35,7 @@ class AveragePrecision:
         counting = _counting(view)
         relevant, total = counting.distance_histograms(*_sets(view), exclude=view.rows)
         score = counting.average_precision(relevant, total)
-        score[score != score] = 0.0  # NaN where nothing is relevant
+        score[score != score] = 0.0  # NaN if nothing is relevant
         return score
 
     def value_and_credit(self, view: RewardView) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
@@ -50,12 +50,12 @@ class AveragePrecision:
 
 
 def _among_partners(view: RewardView, flips: bool = False) -> list[Any]:
-    """AP (n,) of the lane's code among its partners' and, if asked for, of the code with each bit flipped in turn."""
+    """Return the AP (n,) of each code among its partners'; with ``flips`` also of the code with each bit flipped."""
     away = [view.bits[:, None] != (partners > 0.5) for partners in (view.positives, view.negatives)]
     places = view.asarray(np.arange(view.codebook.bits + 1))
     scores = []
     for bit in (None, *range(view.codebook.bits * flips)):
-        # Flipped, a bit that differs brings a partner one nearer, and one that agrees takes it one farther.
+        # Flipping a bit that differs from the partner's reduces their distance by one, else it grows by one.
         change = [0 if bit is None else 1 - 2 * differing[..., bit : bit + 1] for differing in away]
         relevant, irrelevant = (
             (differing.sum(-1)[..., None] + step == places).sum(1) for differing, step in zip(away, change, strict=True)
@@ -65,7 +65,7 @@ def _among_partners(view: RewardView, flips: bool = False) -> list[Any]:
 
 
 def _counting(view: RewardView) -> Any:
-    """The module that counts for the view's kind of array."""
+    """Return the module of counting kernels for the view's kind of array."""
     if isinstance(view.code, np.ndarray):
         return kernels
     from hashgym.retrieval import torch_kernels
@@ -74,7 +74,7 @@ def _counting(view: RewardView) -> Any:
 
 
 def _sets(view: RewardView) -> tuple[Any, ...]:
-    """The lanes' codes and labels, and the codebook's, as that module takes them."""
+    """Return codes and labels of the view and of the codebook, as arguments for that module."""
     book = view.codebook
     if isinstance(view.code, np.ndarray):
         return view.words, view.label_words, book.words, book.label_words, book.bits

@@ -1,4 +1,4 @@
-"""Losses of pairs as rewards: what the base hashers of MCH minimise, for the bits an agent emits."""
+"""Pairwise losses as rewards: the losses of MCH's base hashers, on the bits that an agent emits."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 __all__ = ["LOSSES", "Pairwise"]
 
-LOSSES = ("dch", "hashnet", "adsh", "ksh", "ksh-relaxed", "mmhh", "dsh")  # the hashers of this package that have one
+LOSSES = ("dch", "hashnet", "adsh", "ksh", "ksh-relaxed", "mmhh", "dsh")  # hashers with a pairwise loss
 
 
-class _Tables(NamedTuple):
-    """Functions of a pair's distance d and of whether it is similar as flat tables: entry 2 d + similar, the last is 0.
+class _LossTables(NamedTuple):
+    """Functions of a pair's distance d and similarity as flat tables: entry 2 d + similar; the last entry is 0.
 
-    A bit that turns to the other image's adds L(d - 1) - L(d), one that turns away L(d + 1) - L(d): the half sum and
-    half difference of those steps are all that a bit's credit is made of.
+    Flipping a bit towards the other image's adds L(d - 1) - L(d), flipping it away adds L(d + 1) - L(d). The credit of
+    a bit is computed from half the sum and half the difference of these two.
     """
 
     loss: Any  # L(d)
@@ -35,19 +35,18 @@ class _Tables(NamedTuple):
 class Pairwise:
     """R = -(mean over the other training images j of w_ij L(d_ij, s_ij)), d the Hamming distance, s "share a label".
 
-    L is the loss of a base hasher (MCH, Table 1) at the span's length; the weights w_ij, of similar and of dissimilar
-    pairs, are those the hasher would have when fitted to the codebook's labels. A span of probabilities is scored by
-    its bits.
+    L is the loss of a base hasher (MCH, Table 1) at the span's length; the weights w_ij of similar and dissimilar pairs
+    are those of the hasher fitted to the codebook's labels. A span of probabilities is scored by its bits.
 
     Args:
-        loss: name of a hasher with a loss of pairs; such a hasher, whose settings count, and whose pair weights too
-            where it is fitted; or a table (2, s + 1) of w L, row 1 for similar pairs, for spans of s bits alone.
-        against: "codebook" for all training images; "partners" for the lane's partners, the positives standing for all
-            similar images and the negatives for all dissimilar ones, by their shares of all pairs.
-        **settings: of a hasher given by name, as ``gamma=10.0`` for "dch".
+        loss: name of a hasher with a pairwise loss; such a hasher, of which the settings are used and, if it is fitted,
+            the pair weights; or a table (2, s + 1) of w L, row 1 for similar pairs, for spans of s bits.
+        against: "codebook" for all training images; "partners" for the image's partners: the positives represent all
+            similar images and the negatives all dissimilar ones, weighted by their shares of all pairs.
+        **settings: of a hasher given by name, such as ``gamma=10.0`` for "dch".
 
     Raises:
-        ValueError: for an unknown loss or setting, or a hasher without a loss of pairs.
+        ValueError: for an unknown loss or setting, or a hasher without a pairwise loss.
     """
 
     def __init__(
@@ -70,21 +69,21 @@ class Pairwise:
         else:
             try:
                 name, self._table = "table", np.asarray(loss)
-            except ValueError:  # rows of several lengths
+            except ValueError:  # rows of different lengths
                 name, self._table = "table", np.empty(0, object)
             if self._table.ndim != 2 or len(self._table) != 2 or self._table.dtype.kind not in "fiu":
                 raise ValueError(
-                    "a loss is a hasher's name, a hasher, or a table of real numbers (2, s + 1), row 1 for similar "
+                    "loss must be a hasher's name, a hasher, or a table of real numbers (2, s + 1), row 1 for similar "
                     f"pairs; got {self._table.dtype} {self._table.shape}"
                 )
             if not np.isfinite(self._table).all():
                 raise ValueError("the table of a loss must be finite")
         if self._hasher is not None and not hasattr(self._hasher, "pair_loss"):
             close = closest(name, LOSSES)
-            raise ValueError(f"hasher {name!r} has no loss of pairs{close}; there are {', '.join(LOSSES)}")
+            raise ValueError(f"hasher {name!r} has no pairwise loss{close}; the losses are {', '.join(LOSSES)}")
         self.name = f"pairwise:{name}"
-        self._made_for: Any = None  # the labels that the tables and the weights were made for
-        self._made: dict[int, _Tables] = {}
+        self._made_for: Any = None  # the labels from which the tables and the weights were computed
+        self._made: dict[int, _LossTables] = {}
         self._weights: NDArray[np.float64] | None = None
         self.reads_partners = against == "partners"
 
@@ -97,8 +96,8 @@ class Pairwise:
         """Return the value (n,) and each bit's credit (n, s), from one product of matrices.
 
         Without bit b the pair's distance is d - [x_b != y_b], x and y the signs of the two images. R(1) - R(0) is the
-        sum over j of y_b (L(d + 1) - L(d)) where the signs agree and of y_b (L(d) - L(d - 1)) where they differ, which
-        is y_b slope(d) + x_b curve(d) for both.
+        sum over j of y_b (L(d + 1) - L(d)) if the signs agree and y_b (L(d) - L(d - 1)) if they differ, which is
+        y_b slope(d) + x_b curve(d) for both.
         """
         tables, value, credit = self._tables(view), 0.0, 0.0
         own = 2.0 * view.bits - 1.0
@@ -110,7 +109,7 @@ class Pairwise:
         return value, credit  # type: ignore[return-value]
 
     def _pairs(self, view: RewardView) -> list[tuple[Any, Any]]:
-        """The images that the lanes are compared with: their entries in the tables (n, M), and signs (.., M, s)."""
+        """Return the pairs of every image: their entries in the tables (n, M), and the others' signs (.., M, s)."""
         if self.against == "codebook":
             entries = view.distances * 2 + view.similar
             entries[view.asarray(np.arange(len(view.rows))), view.rows] = 2 * view.codebook.bits + 2  # not itself
@@ -120,21 +119,21 @@ class Pairwise:
             for similar, bits in enumerate((view.negatives, view.positives))
         ]
 
-    def _tables(self, view: RewardView) -> _Tables:
-        """The tables of the span's length, made once."""
+    def _tables(self, view: RewardView) -> _LossTables:
+        """Return the tables for the span's length, computed once."""
         if self._made_for is not view.codebook.label_words:
             self._made_for, self._made, self._weights = view.codebook.label_words, {}, None
         length = view.codebook.bits
         if length not in self._made:
             loss = self._loss(view, length)
-            inner = np.pad(loss, ((0, 0), (1, 1)), mode="edge")  # steps over the ends cancel: 0 is as good as any
+            inner = np.pad(loss, ((0, 0), (1, 1)), mode="edge")  # the ends cancel
             ahead, back = inner[:, 2:] - loss, loss - inner[:, :-2]
             made = (loss, (ahead + back) / 2, (ahead - back) / 2)
-            self._made[length] = _Tables(*(view.asarray(np.append(t.T, 0).astype(np.float32)) for t in made))
+            self._made[length] = _LossTables(*(view.asarray(np.append(t.T, 0).astype(np.float32)) for t in made))
         return self._made[length]
 
     def _loss(self, view: RewardView, length: int) -> NDArray[np.float64]:
-        """What a pair of each kind and distance takes off the reward, float64 (2, length + 1)."""
+        """Return the loss that a pair of each kind and distance adds, float64 (2, length + 1)."""
         weights = self._pair_weights(view.codebook.label_words) if self._needs_weights else np.ones(2)
         if self._hasher is None:
             table = self._table.astype(np.float64)
@@ -161,7 +160,7 @@ class Pairwise:
         return self.against == "partners" or getattr(self._hasher, "weighted", False)
 
     def _pair_weights(self, label_words: codes.Words) -> NDArray[np.float64]:
-        """1 / share of all pairs, of dissimilar and of similar ones, float64 (2,); counted once."""
+        """Return 1 / share of all pairs, of dissimilar and similar pairs, float64 (2,); counted once."""
         if self._weights is None:
             from hashgym.hashers.pairwise import packed_pair_weights
 

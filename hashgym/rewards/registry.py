@@ -1,6 +1,6 @@
-"""Rewards by name, and the two things an environment asks of one: its value, and what each bit was worth.
+"""Rewards by name, and checked calls of a reward: its value, and the credit of each bit.
 
-What is asked and checked here is the same for NumPy arrays and torch tensors: a view knows what its arrays are.
+The same code serves NumPy arrays and torch tensors: the view converts to its kind of array.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym.registry import Registry, named_settings
-from hashgym.rewards.view import RewardView, described
+from hashgym.rewards.view import RewardView
+from hashgym.storage.errors import describe
 
 __all__ = [
     "Reward",
@@ -29,21 +30,21 @@ __all__ = [
 
 
 class RewardError(ValueError):
-    """A reward did not keep to its contract; the message says what was wanted and what came."""
+    """The reward failed or returned an invalid shape, dtype or value."""
 
 
 class Reward(Protocol):
     """Any callable that scores a span of bits.
 
     It may also have ``value_and_credit(view)``, which returns ``(value, credit)`` with credit (n, s), R(bit = 1) -
-    R(bit = 0) for every bit with all others as emitted. Without it the environment evaluates the flips one by one.
+    R(bit = 0) for every bit with all others as emitted. Without it the environment evaluates both values of every bit.
 
     A reward that never reads the partners may have ``reads_partners = False``: the environment then draws none, which
     saves time on large multi-label datasets, and reading the partners' bits or distances raises an error.
     """
 
     def __call__(self, view: RewardView, /) -> NDArray[np.floating]:
-        """One number for each lane: floating, shape (n,); higher is better."""
+        """Return one number for each environment, floating (n,); higher is better."""
         ...
 
 
@@ -63,14 +64,14 @@ def register(name: str) -> Callable[[Factory], Factory]: ...
 @overload
 def register(name: str, factory: Callable[..., Reward] | str) -> None: ...
 def register(name: str, factory: Callable[..., Reward] | str | None = None) -> Callable[[Factory], Factory] | None:
-    """Make a reward known by name; a name can be registered once.
+    """Register a reward under a name; also as a decorator, ``@register("contrast")``, of a class or function.
 
-    ``@register("contrast")`` before a class or function does the same. Other processes know what the modules register
-    that they import: name a reward of your own ``"package.module:Name"`` where workers make the environments.
+    Other processes only have the rewards registered by modules that they import: if worker processes make the
+    environments, name a reward of your own as ``"package.module:Name"``.
 
     Args:
-        name: what to call it.
-        factory: ``factory(**options)`` builds the reward; or where the factory is, as "package.module:Name".
+        name: the reward's name.
+        factory: ``factory(**options)`` returns the reward; or the factory's place, as "package.module:Name".
 
     Raises:
         ValueError: if the name is taken by another factory.
@@ -87,12 +88,12 @@ def register(name: str, factory: Callable[..., Reward] | str | None = None) -> C
 
 
 def available() -> list[str]:
-    """Names of all registered rewards."""
+    """Return the names of all registered rewards."""
     return sorted(REWARDS.entries)
 
 
 def make(reward: RewardLike, **options: Any) -> Reward:
-    """Build a reward from its name, from ``{"name": ..., option: ...}``, or take an object as it is.
+    """Return a reward built from its name or from ``{"name": ..., option: ...}``, or a reward object as it is.
 
     A name is one of :func:`available`, or ``"package.module:Name"``, where Name is a factory, a reward, or a name that
     the module registers.
@@ -103,23 +104,25 @@ def make(reward: RewardLike, **options: Any) -> Reward:
     if isinstance(reward, Mapping):
         options = {**reward, **options}
         if "name" not in options:
-            raise ValueError(f"a mapping names the reward, {{'name': 'triplet', ...}}; got the keys {[*options]}")
+            raise ValueError(f"a mapping must name the reward, {{'name': 'triplet', ...}}; got the keys {[*options]}")
         reward = options.pop("name")
     if not isinstance(reward, str):
         if not callable(reward):
-            raise ValueError(f"a reward is a name, a mapping with a 'name', or a callable, got {reward!r:.60}")
+            raise ValueError(f"a reward must be a name, a mapping with a 'name', or a callable, got {reward!r:.60}")
         if options:
             given = ", ".join(map(str, options))
             raise ValueError(f"options ({given}) go with a reward's name; set them on the reward object itself")
         return reward
     factory = REWARDS.find(reward)
     if not callable(factory):
-        raise ValueError(f"reward {reward!r} is a {type(factory).__name__}: it must be a reward, or a factory of one")
+        raise ValueError(
+            f"reward {reward!r} is a {type(factory).__name__}: it must be a reward, or a factory of rewards"
+        )
     parameters = signature(factory).parameters.values()
     if not any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters):
         named_settings(f"reward {reward!r}", options, [parameter.name for parameter in parameters])
     if not options and not isinstance(factory, type) and not _binds(factory) and _binds(factory, "view"):
-        return factory  # it scores views itself
+        return factory  # a function of a view is the reward itself
     try:
         made = factory(**options)
     except TypeError as error:
@@ -138,7 +141,7 @@ def _binds(function: Callable[..., Any], *arguments: Any) -> bool:
 
 
 def value(reward: Reward, view: RewardView) -> NDArray[np.float64]:
-    """The reward of each lane, float64 (n,).
+    """Return the reward of each environment, float64 (n,).
 
     Raises:
         RewardError: if the reward fails, or returns another shape or type, or a number that is not finite.
@@ -147,7 +150,7 @@ def value(reward: Reward, view: RewardView) -> NDArray[np.float64]:
 
 
 def value_and_credit(reward: Reward, view: RewardView) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The reward (n,) and every bit's credit R(bit = 1) - R(bit = 0), (n, s), both float64.
+    """Return the reward (n,) and every bit's credit R(bit = 1) - R(bit = 0), (n, s), both float64.
 
     Raises:
         RewardError: as :func:`value`.
@@ -156,7 +159,7 @@ def value_and_credit(reward: Reward, view: RewardView) -> tuple[NDArray[np.float
         return value(reward, view), flip_credit(reward, view)
     both = _called(reward, view, reward.value_and_credit)
     if not isinstance(both, tuple) or len(both) != 2:
-        raise _error(reward, view, f"value_and_credit must return a tuple (value, credit), got {described(both)}")
+        raise _error(reward, view, f"value_and_credit must return a tuple (value, credit), got {describe(both)}")
     return (
         _checked(reward, view, "its value", both[0], view.code.shape[:1]),
         _checked(reward, view, "its credit", both[1], view.code.shape),
@@ -164,7 +167,7 @@ def value_and_credit(reward: Reward, view: RewardView) -> tuple[NDArray[np.float
 
 
 def flip_credit(reward: Reward, view: RewardView) -> NDArray[np.float64]:
-    """Every bit's credit (n, s) by evaluating the reward with that bit 1 and with that bit 0: 2 s evaluations."""
+    """Return every bit's credit (n, s), evaluating the reward with the bit 1 and with the bit 0: 2 s evaluations."""
     credit = view.numbers(0 * view.code, view.code.shape)  # float64 of the view's kind of array
     for bit in range(view.code.shape[-1]):
         credit[:, bit] = value(reward, view.with_bit(bit, 1)) - value(reward, view.with_bit(bit, 0))
@@ -174,23 +177,24 @@ def flip_credit(reward: Reward, view: RewardView) -> NDArray[np.float64]:
 def _called(reward: Reward, view: RewardView, function: Callable[[RewardView], Any]) -> Any:
     try:
         return function(view)
-    except RewardError:  # a term of a sum has said it already
+    except RewardError:  # of a term of a sum
         raise
     except Exception as error:
-        wanted = f"for {view.code.shape[0]} lanes and {view.code.shape[1]} bits"
-        raise _error(reward, view, f"failed {wanted} with {type(error).__name__}: {error}") from error
+        shape = f"{view.code.shape[0]} environments and {view.code.shape[1]} bits"
+        raise _error(reward, view, f"failed for {shape} with {type(error).__name__}: {error}") from error
 
 
 def _checked(reward: Reward, view: RewardView, what: str, array: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
     try:
         numbers = view.numbers(array, shape)
     except TypeError as error:
-        raise _error(reward, view, f"{what} must be {error}") from None
+        hint = ": is a return missing?" if array is None else ""
+        raise _error(reward, view, f"{what} must be {error}{hint}") from None
     finite = view.xp.isfinite(numbers)
     if not finite.all():
         place = tuple(np.argwhere(np.logical_not(finite.tolist()))[0].tolist())
         where = " bit ".join(map(str, place))
-        raise _error(reward, view, f"{what} must be finite, got {numbers[place]} in lane {where}")
+        raise _error(reward, view, f"{what} must be finite, got {numbers[place]} in environment {where}")
     return numbers
 
 

@@ -1,4 +1,4 @@
-"""Triplet ranking reward, the paper's: similar images nearer than dissimilar ones by a margin (DRLIH eq. 3 and 4)."""
+"""Triplet ranking reward: similar images nearer than dissimilar ones by a margin (DRLIH eq. 3 and 4)."""
 
 from __future__ import annotations
 
@@ -6,33 +6,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym.checks import check_number
+from hashgym.hashers.losses import triplet_hinge
 from hashgym.rewards.view import RewardView
 
 __all__ = ["Triplet", "triplet_loss"]
 
 
 def triplet_loss(positive_distances, negative_distances, margin):  # type: ignore[no-untyped-def]
-    """J = mean over all pairs (x+, x-) of max(0, m + d(x, x+) - d(x, x-)), DRLIH eq. 3.
+    """Return J = mean over all pairs (x+, x-) of max(0, m + d(x, x+) - d(x, x-)), DRLIH eq. 3.
 
-    Written for NumPy arrays and torch tensors alike, so that what scores bits in the environment also gives the
+    For NumPy arrays and torch tensors alike, so that the function that scores bits in the environment also gives the
     gradient on relaxed codes.
 
     Args:
-        positive_distances: (n, P), squared distances of each lane to its similar partners.
+        positive_distances: (n, P), squared distances of each image to its similar partners.
         negative_distances: (n, M), squared distances to its dissimilar partners.
         margin: m, in units of the distance.
 
     Returns:
         (n,) losses.
     """
-    return (margin + positive_distances[..., :, None] - negative_distances[..., None, :]).clip(0).mean((-2, -1))
+    return triplet_hinge(positive_distances[..., :, None], negative_distances[..., None, :], margin).mean((-2, -1))
 
 
 class Triplet:
-    """R = -J over the lane's partners (DRLIH eq. 4).
+    """R = -J over the image's partners (DRLIH eq. 4).
 
     Args:
-        margin: m of eq. 3, in bits; the paper's 1.
+        margin: m of eq. 3, in bits; 1 in the paper.
     """
 
     name = "triplet"
@@ -45,7 +46,7 @@ class Triplet:
         return -triplet_loss(view.positive_distances, view.negative_distances, self.margin)
 
     def value_and_credit(self, view: RewardView) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-        """Return -J and each bit's credit: at bit b a partner's distance is (value - partner's bit)^2 plus the rest."""
+        """Return -J and each bit's credit; a distance is (value - partner's bit)^2 plus that of the other bits."""
         losses = []
         for value in (0.0, 1.0):
             positive, negative = (

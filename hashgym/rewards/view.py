@@ -1,4 +1,4 @@
-"""What a reward may see: the acting lanes' bits, their partners' bits, labels, and the codebook."""
+"""The arguments of a reward: the emitted bits, the partners' bits, labels, and the codebook."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym import codes
+from hashgym.storage.errors import describe
 
-__all__ = ["Codebook", "RewardView", "described", "drawn", "squared_distance"]
+__all__ = ["Codebook", "RewardView", "drawn", "squared_distance"]
 
 
 class Codebook:
-    """The freshest code of every training image, packed.
+    """The latest code of every training image, packed.
 
     Attributes:
         words: uint64 (N, ceil(bits / 64)), one row for each training image, in the order of ``dataset.train``.
@@ -40,15 +41,15 @@ class Codebook:
 
     @cached_property
     def signs(self) -> NDArray[np.float32]:
-        """All codes, float32 (N, q) of -1.0 and +1.0, as they were when this was first asked for."""
+        """All codes, float32 (N, q) of -1.0 and +1.0; computed at the first use after a write."""
         return codes.unpack(self.words, self.bits) * np.float32(2) - np.float32(1)
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Codes of the given rows: rows (...,) gives bool (..., q)."""
+        """Return the codes of rows (...,), bool (..., q)."""
         return codes.unpack(self.words[rows], self.bits)
 
     def span(self, start: int, stop: int) -> Codebook:
-        """The codebook of bits ``start`` to ``stop - 1`` alone."""
+        """Return the codebook of bits ``start`` to ``stop - 1``."""
         if (start, stop) == (0, self.bits):
             return self
         return Codebook(codes.span(self.words, start, stop), self.label_words, stop - start)
@@ -56,19 +57,19 @@ class Codebook:
 
 @dataclass(frozen=True)
 class RewardView:
-    """One span of bits (a group, or the whole code) of n lanes, as a reward sees it. Arrays are not to be written.
+    """One span of bits (a group, or the whole code) of n images, the argument of a reward. Arrays are read-only.
 
     Attributes:
         code: float32 (n, s), the emitted bits as 0.0 and 1.0, or the probabilities of ``action="probability"``.
-        codebook: packed codes (this span's bits alone) and labels of all N training images.
-        rows: int64 (n,), the lanes' own rows of the codebook, which a ranking must leave out.
-        positive_rows: int64 (n, P), rows of the partners that share a label with the lane's image.
-        negative_rows: int64 (n, P), rows of the partners that share none.
-        labels: uint8 (n, L), the lanes' multi-hot labels.
-        start: place of the span's first bit in the code.
+        codebook: packed codes (only this span's bits) and labels of all N training images.
+        rows: int64 (n,), the images' own rows of the codebook, which a ranking must leave out.
+        positive_rows: int64 (n, P), rows of the partners that share a label with the image.
+        negative_rows: int64 (n, P), rows of the partners that share no label with it.
+        labels: uint8 (n, L), the images' multi-hot labels.
+        start: position of the span's first bit in the code.
         scope: "group" for an action group's bits, "global" for the whole code.
         last: whether this is the episode's last step.
-        xp: the module of the view's arrays: here numpy, torch where the view holds tensors.
+        xp: the module of the view's arrays: numpy here, torch in ``hashgym.rewards.torch_view.TensorView``.
     """
 
     xp: ClassVar[Any] = np
@@ -85,22 +86,22 @@ class RewardView:
 
     @cached_property
     def bits(self) -> NDArray[np.bool_]:
-        """The lanes' bits, bool (n, s): 1 where the code is above 0.5."""
+        """The span's bits, bool (n, s): 1 where the code is above 0.5."""
         return self.code > 0.5
 
     @cached_property
     def signs(self) -> NDArray[np.float32]:
-        """The lanes' code as 2 code - 1, float32 (n, s): -1.0 and +1.0, or between them for probabilities."""
+        """2 code - 1, float32 (n, s): -1.0 and +1.0, or between them for probabilities."""
         return 2 * self.code - 1
 
     @cached_property
     def words(self) -> codes.Words:
-        """The lanes' bits packed, uint64 (n, ceil(s / 64))."""
+        """The span's bits packed, uint64 (n, ceil(s / 64))."""
         return codes.pack(self.bits)
 
     @cached_property
     def label_words(self) -> codes.Words:
-        """The lanes' labels packed, uint64 (n, ceil(L / 64))."""
+        """The images' labels packed, uint64 (n, ceil(L / 64))."""
         return self.codebook.label_words[self.rows]
 
     @cached_property
@@ -125,7 +126,7 @@ class RewardView:
 
     @cached_property
     def similar(self) -> NDArray[np.bool_]:
-        """Which training images share a label with the lane's, bool (n, N), in the order of the codebook."""
+        """Which training images share a label with each image, bool (n, N), in the order of the codebook."""
         own, all_ = (
             np.ascontiguousarray(words).view(np.uint8).T.copy()  # eight labels at a time
             for words in (self.label_words, self.codebook.label_words)
@@ -138,68 +139,63 @@ class RewardView:
 
     @cached_property
     def others(self) -> NDArray[np.bool_]:
-        """All training images but the lane's own, bool (n, N)."""
+        """Which training images are other images, bool (n, N): False for each image's own row."""
         return np.arange(len(self.codebook)) != self.rows[:, None]
 
     @cached_property
     def distances(self) -> NDArray[np.int16]:
-        """Hamming distances of the lanes' bits to all codes of the codebook, int16 (n, N)."""
+        """Hamming distances of the span's bits to all codes of the codebook, int16 (n, N)."""
         inner = (self.bits - np.float32(0.5)) @ self.codebook.signs.T  # half the inner product: s / 2 - distance
         return (self.codebook.bits / 2 - inner).astype(np.int16)
 
     def asarray(self, x: NDArray[Any]) -> Any:
-        """A NumPy array as the kind of array this view holds: here itself, a tensor where the view holds tensors."""
+        """Return a NumPy array as the view's kind of array: here itself, in ``TensorView`` a tensor."""
         return x
 
     def numbers(self, x: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
-        """What a reward returned as float64 of the view's kind of array.
+        """Return a reward's result as float64 of the view's kind of array.
 
         Raises:
-            TypeError: for anything but real numbers of this shape; the message says what was wanted and what came.
+            TypeError: for anything but real numbers of this shape; the message has the form "wanted, got ...".
         """
         try:
             array = np.asarray(x)
-        except ValueError:  # rows of several lengths
+        except ValueError:  # rows of different lengths
             array = np.empty(0, object)
         if array.shape != shape or array.dtype.kind not in "fiu":
             wanted = f"an array of real numbers (float64, float32 or integers) of shape {shape}"
-            raise TypeError(f"{wanted}, got {described(x)}")
+            raise TypeError(f"{wanted}, got {describe(x)}")
         return array.astype(np.float64, copy=False)
 
     def with_code(self, code: NDArray[np.float32]) -> RewardView:
-        """The same view with other bits or probabilities in place of the lanes'."""
+        """Return the same view with another code."""
         return replace(self, code=code)
 
     def with_bit(self, bit: int, value: float) -> RewardView:
-        """The same view with this value at one place of every lane's code."""
+        """Return the same view with this value as one bit of every code."""
         code = self.code.copy()
         code[:, bit] = value
         return self.with_code(code)
 
     def _distances(self, rows: NDArray[np.int64], partners: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
-        if np.array_equal(self.code, self.bits):  # bits: popcount, with nothing unpacked
+        if np.array_equal(self.code, self.bits):  # bits: popcount of packed codes
             return codes.hamming(self.words[:, None], self.codebook.words[drawn(rows)]).astype(np.float32)
         return squared_distance(self.code[:, None], partners())
 
 
 def drawn(rows):  # type: ignore[no-untyped-def]  # NumPy arrays and torch tensors alike
-    """Return rows of partners, (n, P), as they are.
+    """Return rows of partners, (n, P), unchanged.
 
     Raises:
-        ValueError: if none were drawn, because the reward says that it reads none.
+        ValueError: if none were drawn, because the reward has ``reads_partners = False``.
     """
     if not rows.shape[-1]:
-        raise ValueError("it reads partners, and none were drawn, as it has reads_partners = False: remove that line")
+        raise ValueError(
+            "it reads partners, but none were drawn because of its reads_partners = False: remove that attribute"
+        )
     return rows
 
 
-def described(x: Any) -> str:
-    """What came, in words: shape and dtype of an array, else its type."""
-    if hasattr(x, "dtype") and hasattr(x, "shape"):
-        return f"{x.dtype} {tuple(x.shape)}"
-    return "None (is a return missing?)" if x is None else f"{type(x).__name__} {x!r:.60}"
-
-
 def squared_distance(a, b):  # type: ignore[no-untyped-def]  # NumPy arrays and torch tensors alike
-    """Squared Euclidean distance over the last axis; on bits in {0, 1} it is the Hamming distance."""
+    """Return the squared Euclidean distance over the last axis; for bits in {0, 1} the Hamming distance."""
     return ((a - b) ** 2).sum(-1)

@@ -19,7 +19,7 @@ class Weighted:
     """R = sum of weight x reward.
 
     Args:
-        terms: (weight, reward) pairs, a reward being anything that :func:`hashgym.rewards.make` takes.
+        terms: (weight, reward) pairs; :func:`hashgym.rewards.make` lists what a reward may be.
     """
 
     name = "weighted"
@@ -28,9 +28,9 @@ class Weighted:
         try:
             pairs = [(weight, reward) for weight, reward in terms]
         except (TypeError, ValueError):
-            raise ValueError(f"weighted needs (weight, reward) pairs, or {{name: weight}}, got {terms!r:.60}") from None
+            raise ValueError(f"terms must be (weight, reward) pairs, or {{name: weight}}, got {terms!r:.60}") from None
         if not pairs:
-            raise ValueError("weighted needs at least one (weight, reward) pair")
+            raise ValueError("terms must hold at least one (weight, reward) pair")
         self.terms: list[tuple[float, Reward]] = [
             (check_number("the weight of a reward", weight), registry.make(reward)) for weight, reward in pairs
         ]
@@ -52,7 +52,7 @@ class Weighted:
 
 
 def weighted(terms: Mapping[str, float] | Iterable[tuple[float, RewardLike]]) -> Weighted:
-    """Build a weighted sum from ``{"triplet": 0.5, "average_precision": 1.0}`` or from (weight, reward) pairs."""
+    """Return the weighted sum of ``{"triplet": 0.5, "average_precision": 1.0}`` or of (weight, reward) pairs."""
     if isinstance(terms, Mapping):
         return Weighted((weight, name) for name, weight in terms.items())
     return Weighted(terms)

@@ -14,22 +14,22 @@ from hashgym.rewards import Balance, Codebook, RewardView
 from hashgym.rewards.registry import flip_credit
 
 
-def make_view(seed: int, bits: int = 5, images: int = 11, lanes: int = 4, relaxed: bool = False) -> RewardView:
+def make_view(seed: int, bits: int = 5, images: int = 11, num_envs: int = 4, relaxed: bool = False) -> RewardView:
     rng = np.random.default_rng(seed)
-    rows = rng.choice(images, lanes, replace=False)
-    code = rng.random((lanes, bits)).astype(np.float32)
+    rows = rng.choice(images, num_envs, replace=False)
+    code = rng.random((num_envs, bits)).astype(np.float32)
     code = code if relaxed else (code > 0.5).astype(np.float32)
     labels = np.ones((images, 1), np.uint8)
     book = Codebook(codes.pack(rng.random((images, bits)) < 0.7), codes.pack(labels), bits)
     book.write(rows, code > 0.5)
-    partners = np.zeros((lanes, 1), np.int64)
+    partners = np.zeros((num_envs, 1), np.int64)
     return RewardView(code, book, rows, partners, partners, labels[rows])
 
 
-def naive(view: RewardView, lane: int, code: np.ndarray, decorrelation: float) -> float:
+def naive(view: RewardView, index: int, code: np.ndarray, decorrelation: float) -> float:
     bits = view.codebook.bits
     others = [
-        2.0 * c - 1 for j, c in enumerate(view.codebook.read(np.arange(len(view.codebook)))) if j != view.rows[lane]
+        2.0 * c - 1 for j, c in enumerate(view.codebook.read(np.arange(len(view.codebook)))) if j != view.rows[index]
     ]
     x = 2.0 * code - 1
     balance = sum(x[b] * np.mean([y[b] for y in others]) for b in range(bits)) / bits
@@ -50,8 +50,8 @@ def test_value_and_credit_equal_the_loop(seed: int, bits: int, relaxed: bool, de
     value, credit = rewards.value_and_credit(reward, view)
     np.testing.assert_allclose(rewards.value(reward, view), value, atol=1e-6)
     np.testing.assert_allclose(credit, flip_credit(reward, view), atol=1e-5)
-    for lane in range(2):
-        assert value[lane] == pytest.approx(naive(view, lane, view.code[lane], decorrelation), abs=1e-5)
+    for index in range(2):
+        assert value[index] == pytest.approx(naive(view, index, view.code[index], decorrelation), abs=1e-5)
     one, zero = view.code[0].copy(), view.code[0].copy()
     one[0], zero[0] = 1, 0
     expected = naive(view, 0, one, decorrelation) - naive(view, 0, zero, decorrelation)
@@ -59,7 +59,7 @@ def test_value_and_credit_equal_the_loop(seed: int, bits: int, relaxed: bool, de
 
 
 def imbalance(book: Codebook, decorrelation: float) -> float:
-    """What the docstring says R is, up to a constant and a factor, minus the change of."""
+    """Return the quantity whose change, negated, is R up to a constant and a factor."""
     y = book.signs.astype(float)
     products = y.T @ y / len(y)
     pairs = ~np.eye(book.bits, dtype=bool)
@@ -69,16 +69,16 @@ def imbalance(book: Codebook, decorrelation: float) -> float:
 def test_it_is_the_change_of_the_codebooks_imbalance() -> None:
     view, reward = make_view(0), Balance(2.0)
     n = len(view.codebook)
-    for lane in range(4):
-        one = np.array([lane])
+    for index in range(4):
+        one = np.array([index])
         seen = []
         for bits in np.random.default_rng(1).random((6, 1, 5)) < 0.5:
             book = Codebook(view.codebook.words.copy(), view.codebook.label_words, 5)
             book.write(view.rows[one], bits)
-            seen_by_lane = dataclasses.replace(
+            seen_alone = dataclasses.replace(
                 view, code=bits.astype(np.float32), codebook=book, rows=view.rows[one], labels=view.labels[one]
             )
-            seen.append((float(rewards.value(reward, seen_by_lane)[0]), imbalance(book, 2.0)))
+            seen.append((float(rewards.value(reward, seen_alone)[0]), imbalance(book, 2.0)))
         value, change = np.array(seen).T
         np.testing.assert_allclose(value - value[0], -(n**2) / (2 * (n - 1)) * (change - change[0]), atol=1e-5)
 
@@ -113,6 +113,6 @@ def test_one_bit_has_no_pairs() -> None:
 
 
 @pytest.mark.parametrize("decorrelation", [-1.0, np.nan, np.inf])
-def test_wrong_weights_are_refused(decorrelation: float) -> None:
+def test_wrong_weights_are_rejected(decorrelation: float) -> None:
     with pytest.raises(ValueError, match="decorrelation"):
         rewards.make({"name": "balance", "decorrelation": decorrelation})

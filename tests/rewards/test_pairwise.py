@@ -1,4 +1,4 @@
-"""Losses of pairs as rewards, against loops over the other training images."""
+"""Pairwise losses as rewards, against loops over the other training images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BITS = 6
 
 
 def make_view(seed: int, bits: int = BITS, relaxed: bool = False) -> RewardView:
-    """Five lanes whose bits are in the codebook of 20 images; some images have no label."""
+    """Five images whose bits are in the codebook of 20 images; some images have no label."""
     rng = np.random.default_rng(seed)
     labels = (rng.random((20, 4)) < 0.3).astype(np.uint8)
     labels[0], labels[1], labels[2] = (1, 0, 0, 0), (1, 0, 0, 1), (0, 1, 0, 0)
@@ -34,28 +34,28 @@ def make_view(seed: int, bits: int = BITS, relaxed: bool = False) -> RewardView:
     return RewardView(code, book, rows, positives, negatives, labels[rows])
 
 
-def naive(view: RewardView, lane: int, code: np.ndarray, table: np.ndarray) -> float:
+def naive(view: RewardView, index: int, code: np.ndarray, table: np.ndarray) -> float:
     book, labels = view.codebook.read(np.arange(20)), codes.unpack(view.codebook.label_words, 4)
     total = 0.0
     for j in range(20):
-        if j != view.rows[lane]:
-            similar = any(a and b for a, b in zip(view.labels[lane], labels[j], strict=True))
+        if j != view.rows[index]:
+            similar = any(a and b for a, b in zip(view.labels[index], labels[j], strict=True))
             total += table[int(similar)][sum((a > 0.5) != b for a, b in zip(code, book[j], strict=True))]
     return -total / 19
 
 
-def naive_partners(view: RewardView, lane: int, code: np.ndarray, table: np.ndarray) -> float:
+def naive_partners(view: RewardView, index: int, code: np.ndarray, table: np.ndarray) -> float:
     labels = codes.unpack(view.codebook.label_words, 4)
     similar = sum(bool((labels[i] & labels[j]).any()) for i in range(20) for j in range(20) if i != j) / (20 * 19)
     value = 0.0
-    for kind, share, rows in ((0, 1 - similar, view.negative_rows[lane]), (1, similar, view.positive_rows[lane])):
+    for kind, share, rows in ((0, 1 - similar, view.negative_rows[index]), (1, similar, view.positive_rows[index])):
         away = [int(((code > 0.5) != bits).sum()) for bits in view.codebook.read(rows)]
         value -= share * float(np.mean([table[kind][d] for d in away]))
     return value
 
 
 def hasher_table(name: str, view: RewardView, bits: int = BITS) -> np.ndarray:
-    """The table of a hasher that was really fitted to the codebook's labels."""
+    """The table of a hasher fitted to the codebook's labels."""
     labels = codes.unpack(view.codebook.label_words, 4).astype(np.uint8)
     few = {"updates": 1} if name != "ksh" else {"iterations": 0}
     hasher = hashgym.hashers.make(name, bits=bits, **few)
@@ -72,13 +72,13 @@ def test_every_loss_equals_the_loop_with_the_fitted_hashers_table(name, relaxed,
     value, credit = rewards.value_and_credit(reward, view)
     scale = np.abs(table).max()
     np.testing.assert_allclose(rewards.value(reward, view), value, atol=1e-6 * scale)
-    for lane in range(5):
-        assert value[lane] == pytest.approx(loop(view, lane, view.code[lane], table), abs=1e-5 * scale)
+    for index in range(5):
+        assert value[index] == pytest.approx(loop(view, index, view.code[index], table), abs=1e-5 * scale)
         for bit in range(BITS):
-            one, zero = view.code[lane].copy(), view.code[lane].copy()
+            one, zero = view.code[index].copy(), view.code[index].copy()
             one[bit], zero[bit] = 1, 0
-            expected = loop(view, lane, one, table) - loop(view, lane, zero, table)
-            assert credit[lane, bit] == pytest.approx(expected, abs=1e-5 * scale)
+            expected = loop(view, index, one, table) - loop(view, index, zero, table)
+            assert credit[index, bit] == pytest.approx(expected, abs=1e-5 * scale)
 
 
 @given(
@@ -100,7 +100,7 @@ def test_credit_of_any_table_is_the_value_of_the_flips(seed: int, bits: int, rel
 
 
 def test_by_hand() -> None:
-    """Codes 11, 10, 00 with labels a, a, b: lane 0 has a similar image one bit away and another two bits away."""
+    """Codes 11, 10, 00 with labels a, a, b: image 0 has a similar image one bit away and another two bits away."""
     book = Codebook(codes.pack(np.array([[1, 1], [1, 0], [0, 0]])), codes.pack(np.array([[1, 0], [1, 0], [0, 1]])), 2)
     rows = np.array([0])
     view = RewardView(np.ones((1, 2), np.float32), book, rows, np.array([[1]]), np.array([[2]]), np.array([[1, 0]]))
@@ -110,7 +110,7 @@ def test_by_hand() -> None:
     np.testing.assert_allclose(credit[0], [-0.5 + 5, -0.5 + 1.5])
 
 
-def test_all_hashers_with_a_loss_of_pairs_have_a_name() -> None:
+def test_all_hashers_with_a_pairwise_loss_have_a_name() -> None:
     having = {n for n in hashgym.hashers.available() if isinstance(hashgym.hashers.make(n, bits=4), PairwiseHasher)}
     assert having == set(LOSSES)
     assert {f"pairwise:{name}" for name in having} <= set(rewards.available())
@@ -173,19 +173,19 @@ def test_it_is_the_same_in_an_environment_as_on_the_final_codes() -> None:
     a = 10 / 8 * (8 - 2 * d)
     table = np.stack([weights[0] * np.log1p(np.exp(a)), weights[1] * np.log1p(np.exp(-a))])
     assert hasher.bits == 8
-    for lane, image in enumerate(info["final_info"]["index"]):
+    for index, image in enumerate(info["final_info"]["index"]):
         row = int(np.flatnonzero(dataset.train == image)[0])
         away = codes.hamming(book.words, book.words[row])
         similar = (labels @ labels[row] > 0).astype(int)
         losses = np.delete(table[similar, away], row)
-        assert parts["global/pairwise:hashnet"][lane] == pytest.approx(-losses.mean(), rel=1e-5)
+        assert parts["global/pairwise:hashnet"][index] == pytest.approx(-losses.mean(), rel=1e-5)
 
 
 @pytest.mark.parametrize(
     ("loss", "options", "message"),
     [
         ("dhc", {}, "unknown hasher 'dhc'"),
-        ("itq", {}, "'itq' has no loss of pairs; there are dch, hashnet, adsh"),
+        ("itq", {}, "'itq' has no pairwise loss; the losses are dch, hashnet, adsh"),
         ("dch", {"gama": 2}, "no setting gama"),
         ("dch", {"against": "all"}, "'codebook' or 'partners'"),
         (np.zeros((3, 5)), {}, r"\(2, s \+ 1\).*got float64 \(3, 5\)"),
@@ -193,11 +193,11 @@ def test_it_is_the_same_in_an_environment_as_on_the_final_codes() -> None:
         (np.zeros((2, 5)), {"gamma": 1}, "go with a hasher's name"),
     ],
 )
-def test_wrong_losses_are_refused_at_once(loss, options, message) -> None:
+def test_wrong_losses_are_rejected_at_once(loss, options, message) -> None:
     with pytest.raises(ValueError, match=message):
         Pairwise(loss, **options)
 
 
-def test_a_table_of_another_length_says_so() -> None:
+def test_a_table_of_another_length_is_rejected() -> None:
     with pytest.raises(ValueError, match="spans of 9 bits, not of 6"):
         rewards.value(Pairwise(np.zeros((2, 10))), make_view(0))

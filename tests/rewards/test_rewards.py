@@ -1,4 +1,4 @@
-"""Every reward and credit against a naive loop over lanes, pairs and bits."""
+"""Every reward and credit against a naive loop over images, pairs and bits."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from hashgym import codes, rewards
 from hashgym.rewards import Codebook, RewardView
 
 
-def make_view(seed: int, lanes: int = 5, bits: int = 7, partners: int = 3, relaxed: bool = False) -> RewardView:
-    """Lanes whose bits are in the codebook, as after a step of the environment."""
+def make_view(seed: int, num_envs: int = 5, bits: int = 7, partners: int = 3, relaxed: bool = False) -> RewardView:
+    """Images whose bits are in the codebook, as after a step of the environment."""
     rng = np.random.default_rng(seed)
     n = 24
     labels = (rng.random((n, 4)) < 0.4).astype(np.uint8)
-    rows = rng.choice(n, lanes, replace=False)
-    code = rng.random((lanes, bits)).astype(np.float32)
+    rows = rng.choice(n, num_envs, replace=False)
+    code = rng.random((num_envs, bits)).astype(np.float32)
     code = code if relaxed else (code > 0.5).astype(np.float32)
     codebook = Codebook(codes.pack(rng.random((n, bits)) < 0.5), codes.pack(labels), bits)
     codebook.write(rows, code > 0.5)
@@ -27,21 +27,21 @@ def make_view(seed: int, lanes: int = 5, bits: int = 7, partners: int = 3, relax
         code=code,
         codebook=codebook,
         rows=rows,
-        positive_rows=rng.integers(n, size=(lanes, partners)),
-        negative_rows=rng.integers(n, size=(lanes, partners)),
+        positive_rows=rng.integers(n, size=(num_envs, partners)),
+        negative_rows=rng.integers(n, size=(num_envs, partners)),
         labels=labels[rows],
     )
 
 
-def naive_triplet(view: RewardView, lane: int, code: np.ndarray, margin: float) -> float:
+def naive_triplet(view: RewardView, index: int, code: np.ndarray, margin: float) -> float:
     book = codes.unpack(view.codebook.words, view.codebook.bits)
     total = 0.0
-    for positive in view.positive_rows[lane]:
-        for negative in view.negative_rows[lane]:
+    for positive in view.positive_rows[index]:
+        for negative in view.negative_rows[index]:
             near = sum((float(a) - float(b)) ** 2 for a, b in zip(code, book[positive], strict=True))
             far = sum((float(a) - float(b)) ** 2 for a, b in zip(code, book[negative], strict=True))
             total += max(0.0, margin + near - far)
-    return -total / view.positive_rows[lane].size / view.negative_rows[lane].size
+    return -total / view.positive_rows[index].size / view.negative_rows[index].size
 
 
 def naive_ap(distance: list[int], relevant: list[bool]) -> float:
@@ -60,19 +60,19 @@ def naive_ap(distance: list[int], relevant: list[bool]) -> float:
     return total / sum(relevant)
 
 
-def naive_codebook_ap(view: RewardView, lane: int, code: np.ndarray) -> float:
+def naive_codebook_ap(view: RewardView, index: int, code: np.ndarray) -> float:
     book = codes.unpack(view.codebook.words, view.codebook.bits)
     labels = codes.unpack(view.codebook.label_words, 4)
-    others = [j for j in range(len(book)) if j != view.rows[lane]]
+    others = [j for j in range(len(book)) if j != view.rows[index]]
     return naive_ap(
         [int(((code > 0.5) != book[j]).sum()) for j in others],
-        [bool((labels[j] & (view.labels[lane] > 0)).any()) for j in others],
+        [bool((labels[j] & (view.labels[index] > 0)).any()) for j in others],
     )
 
 
-def naive_partner_ap(view: RewardView, lane: int, code: np.ndarray) -> float:
+def naive_partner_ap(view: RewardView, index: int, code: np.ndarray) -> float:
     book = codes.unpack(view.codebook.words, view.codebook.bits)
-    rows = [*view.positive_rows[lane], *view.negative_rows[lane]]
+    rows = [*view.positive_rows[index], *view.negative_rows[index]]
     relevant = [True] * view.positive_rows.shape[1] + [False] * view.negative_rows.shape[1]
     return naive_ap([int(((code > 0.5) != book[j]).sum()) for j in rows], relevant)
 
@@ -99,13 +99,13 @@ def test_value_and_credit_equal_the_naive_loop(name: str, relaxed: bool, seed: i
     value, credit = rewards.value_and_credit(reward, view)
     np.testing.assert_allclose(rewards.value(reward, view), value, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(credit, rewards.registry.flip_credit(reward, view), rtol=1e-5, atol=1e-5)
-    for lane in range(len(view.code)):
-        assert value[lane] == pytest.approx(naive(view, lane, view.code[lane]), rel=1e-5, abs=1e-6)
+    for index in range(len(view.code)):
+        assert value[index] == pytest.approx(naive(view, index, view.code[index]), rel=1e-5, abs=1e-6)
         for bit in range(view.code.shape[1]):
-            one, zero = view.code[lane].copy(), view.code[lane].copy()
+            one, zero = view.code[index].copy(), view.code[index].copy()
             one[bit], zero[bit] = 1, 0
-            expected = naive(view, lane, one) - naive(view, lane, zero)
-            assert credit[lane, bit] == pytest.approx(expected, rel=1e-4, abs=1e-5)
+            expected = naive(view, index, one) - naive(view, index, zero)
+            assert credit[index, bit] == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 def test_triplet_is_the_same_function_for_torch_and_has_the_papers_gradient() -> None:
@@ -135,7 +135,7 @@ def test_codebook_writes_a_span_and_reads_it_back() -> None:
     np.testing.assert_array_equal(book.span(50, 80).read(np.array([[7, 2]]))[0], new)
 
 
-def test_a_reward_of_ones_own_is_registered_once() -> None:
+def test_a_custom_reward_is_registered_once() -> None:
     def mine(view: RewardView) -> np.ndarray:
         return view.bits.mean(1)
 
@@ -167,30 +167,30 @@ def test_a_reward_of_ones_own_is_registered_once() -> None:
         ({"name": "pairwise", "loss": [[1], [1, 2]]}, r"a table of real numbers \(2, s \+ 1\)"),
         ({"name": "average_precision", "against": "all"}, "'codebook' or 'partners'"),
         ({"name": "weighted", "terms": {}}, "at least one"),
-        ({"margin": 1}, r"a mapping names the reward, .*; got the keys \['margin'\]"),
+        ({"margin": 1}, r"a mapping must name the reward, .*; got the keys \['margin'\]"),
         ({"name": lambda view: view.bits, "margin": 1}, r"options \(margin\) go with a reward's name"),
         (3, "a name, a mapping"),
     ],
 )
-def test_wrong_rewards_are_refused(reward: object, message: str) -> None:
+def test_wrong_rewards_are_rejected(reward: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         rewards.make(reward)  # type: ignore[arg-type]
 
 
 SHAPE = r"must be an array of real numbers \(float64, float32 or integers\) of shape \(5,\), got "
 WRONG = [
-    (np.zeros((5, 1)), SHAPE + r"float64 \(5, 1\)"),
-    (np.zeros(4, np.float32), SHAPE + r"float32 \(4,\)"),
-    (np.zeros(5, complex), SHAPE + r"complex128 \(5,\)"),
-    (np.zeros(5, bool), SHAPE + r"bool \(5,\)"),
-    (np.zeros(5, object), SHAPE + r"object \(5,\)"),
-    ([[1.0], [1.0, 2.0]], SHAPE + r"list \[\[1.0\]"),
-    (None, SHAPE + r"None \(is a return missing\?\)"),
+    (np.zeros((5, 1)), SHAPE + r"ndarray float64 \(5, 1\)"),
+    (np.zeros(4, np.float32), SHAPE + r"ndarray float32 \(4,\)"),
+    (np.zeros(5, complex), SHAPE + r"ndarray complex128 \(5,\)"),
+    (np.zeros(5, bool), SHAPE + r"ndarray bool \(5,\)"),
+    (np.zeros(5, object), SHAPE + r"ndarray object \(5,\)"),
+    ([[1.0], [1.0, 2.0]], SHAPE + r"list of 2"),
+    (None, SHAPE + r"None: is a return missing\?"),
     (0.5, SHAPE + r"float 0.5"),
-    (np.float32(0.5), SHAPE + r"float32 \(\)"),
+    (np.float32(0.5), SHAPE + r"float32 float32 \(\)"),
     ("good", SHAPE + r"str 'good'"),
-    (np.array([0, 1, np.nan, 0, 0]), "must be finite, got nan in lane 2"),
-    (np.array([0, 1, 2, -np.inf, 0]), "must be finite, got -inf in lane 3"),
+    (np.array([0, 1, np.nan, 0, 0]), "must be finite, got nan in environment 2"),
+    (np.array([0, 1, 2, -np.inf, 0]), "must be finite, got -inf in environment 3"),
 ]
 
 
@@ -207,9 +207,9 @@ def test_what_a_reward_returns_is_checked(returned: object, message: str, scope:
 
 
 class _Credit:
-    """A reward whose credit is what it is told."""
+    """A reward with a given credit."""
 
-    name = "told"
+    name = "fixed"
 
     def __init__(self, credit: object) -> None:
         self.credit = credit
@@ -224,27 +224,27 @@ class _Credit:
 @pytest.mark.parametrize(
     ("credit", "message"),
     [
-        (np.zeros(5), r"must be an array of real numbers .* of shape \(5, 7\), got float64 \(5,\)"),
-        (np.zeros((5, 7), bool), r".* shape \(5, 7\), got bool \(5, 7\)"),
+        (np.zeros(5), r"must be an array of real numbers .* of shape \(5, 7\), got ndarray float64 \(5,\)"),
+        (np.zeros((5, 7), bool), r".* shape \(5, 7\), got ndarray bool \(5, 7\)"),
         (None, r".* shape \(5, 7\), got None"),
-        (np.diag([np.nan] * 7)[:5], "must be finite, got nan in lane 0 bit 0"),
+        (np.diag([np.nan] * 7)[:5], "must be finite, got nan in environment 0 bit 0"),
     ],
 )
 def test_credit_is_checked(credit: object, message: str) -> None:
-    with pytest.raises(rewards.RewardError, match=f"^reward told, global scope: its credit {message}"):
+    with pytest.raises(rewards.RewardError, match=f"^reward fixed, global scope: its credit {message}"):
         rewards.value_and_credit(_Credit(credit), make_view(0))  # type: ignore[arg-type]
 
 
-def test_value_and_credit_that_returns_one_array_is_refused() -> None:
+def test_value_and_credit_that_returns_one_array_is_rejected() -> None:
     class Half(_Credit):
         def value_and_credit(self, view: RewardView) -> np.ndarray:  # type: ignore[override]
             return self(view)
 
-    with pytest.raises(rewards.RewardError, match=r"must return a tuple \(value, credit\), got float64 \(5,\)"):
+    with pytest.raises(rewards.RewardError, match=r"must return a tuple \(value, credit\), got ndarray float64 \(5,\)"):
         rewards.value_and_credit(Half(None), make_view(0))  # type: ignore[arg-type]
 
 
-def test_an_exception_inside_says_which_reward_and_keeps_its_cause() -> None:
+def test_an_exception_names_the_reward_and_keeps_its_cause() -> None:
     def broken(view: RewardView) -> np.ndarray:
         return view.bits @ np.ones(3)
 
@@ -252,7 +252,7 @@ def test_an_exception_inside_says_which_reward_and_keeps_its_cause() -> None:
     for reward in (broken, summed):
         with pytest.raises(rewards.RewardError, match=r"^reward broken, global scope: failed .*ValueError: ") as caught:
             rewards.value(reward, make_view(0))  # type: ignore[arg-type]
-        assert "5 lanes and 7 bits" in str(caught.value)
+        assert "5 environments and 7 bits" in str(caught.value)
         assert isinstance(caught.value.__cause__, ValueError)
 
 
@@ -265,10 +265,12 @@ def test_an_environment_names_the_reward_and_its_scope() -> None:
     env = gym.make("BitGroupHashing-v0", bits=4, group_bits=2, reward=halves)
     env.reset(seed=0)
     env.step(np.zeros(2, np.int8))
-    with pytest.raises(rewards.RewardError, match=r"reward halves, global scope: .* shape \(1,\), got bool \(1,\)"):
+    with pytest.raises(
+        rewards.RewardError, match=r"reward halves, global scope: .* shape \(1,\), got ndarray bool \(1,\)"
+    ):
         env.step(np.zeros(2, np.int8))
 
 
-def test_group_and_global_spans_are_told_apart() -> None:
+def test_group_and_global_spans_are_distinguished() -> None:
     view = dataclasses.replace(make_view(0), scope="group", last=False, start=12)
     assert (view.scope, view.last, view.start) == ("group", False, 12)

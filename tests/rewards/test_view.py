@@ -1,4 +1,4 @@
-"""What a reward sees, against loops over lanes and training images."""
+"""The attributes of a view, against loops over images and training images."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from hashgym import codes
 from hashgym.rewards import Codebook, RewardView
 
 
-def make_view(seed: int, lanes: int = 4, images: int = 9, bits: int = 7, labels: int = 70) -> RewardView:
-    """Lanes with probabilities for codes; so many labels that they take two words."""
+def make_view(seed: int, num_envs: int = 4, images: int = 9, bits: int = 7, labels: int = 70) -> RewardView:
+    """Images with probabilities for codes; so many labels that they take two words."""
     rng = np.random.default_rng(seed)
     hot = (rng.random((images, labels)) < 0.1).astype(np.uint8)
-    rows = rng.choice(images, lanes, replace=False)
-    code = rng.random((lanes, bits)).astype(np.float32)
+    rows = rng.choice(images, num_envs, replace=False)
+    code = rng.random((num_envs, bits)).astype(np.float32)
     book = Codebook(codes.pack(rng.random((images, bits)) < 0.5), codes.pack(hot), bits)
     book.write(rows, code > 0.5)
-    partners = rng.integers(images, size=(2, lanes, 3))
+    partners = rng.integers(images, size=(2, num_envs, 3))
     return RewardView(code, book, rows, *partners, hot[rows])
 
 
 @pytest.mark.parametrize("bits", [1, 7, 70])
-def test_the_arrays_over_all_training_images_are_what_they_say(bits: int) -> None:
+def test_the_arrays_over_all_training_images_equal_loops(bits: int) -> None:
     view = make_view(0, bits=bits)
     book, labels = codes.unpack(view.codebook.words, bits), codes.unpack(view.codebook.label_words, 70)
     assert view.similar.any()
     assert not view.similar.all()
-    for lane, row in enumerate(view.rows):
+    for index, row in enumerate(view.rows):
         for j in range(9):
-            assert view.similar[lane, j] == bool((labels[row] & labels[j]).any())
-            assert view.others[lane, j] == (row != j)
-            assert view.distances[lane, j] == sum((view.code[lane] > 0.5) != book[j])
+            assert view.similar[index, j] == bool((labels[row] & labels[j]).any())
+            assert view.others[index, j] == (row != j)
+            assert view.distances[index, j] == sum((view.code[index] > 0.5) != book[j])
     assert (view.similar.dtype, view.others.dtype, view.distances.dtype.kind) == (np.bool_, np.bool_, "i")
 
 
