@@ -1,4 +1,4 @@
-"""What encoders show a policy is what its environment would, and what it decides is what they keep."""
+"""Encoding with a policy: equal to episodes in its environment."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ BITS, GROUP = 10, 4
 
 
 def rule(observation: dict[str, Any]) -> np.ndarray:
-    """A policy that depends on everything it sees."""
+    """A policy that depends on all of its observation."""
     mixed = observation["image"].sum(1) + observation["code"] @ np.linspace(1, 2, BITS) + observation["group"]
     return np.sin(mixed[:, None] * np.arange(1, GROUP + 1)) > 0
 
 
 class Stateful:
-    """A recurrent policy: Stable-Baselines3's predict, with a state it must be given back."""
+    """A recurrent policy: Stable-Baselines3's predict, which returns and takes a state."""
 
     def predict(self, observation: Any, state: Any, episode_start: Any, deterministic: bool) -> tuple[Any, Any]:
         assert deterministic
@@ -77,8 +77,8 @@ def test_a_stable_baselines3_model_encodes(multi_label: HashingDataset) -> None:
 
 
 @pytest.mark.parametrize("action", ["bits", "multidiscrete", "index", "probability"])
-def test_a_model_that_learnt_from_flat_observations_encodes(multi_label: HashingDataset, action: str) -> None:
-    """As its environment asked it: what it answers there is what its codes are made of."""
+def test_a_model_trained_on_flat_observations_encodes(multi_label: HashingDataset, action: str) -> None:
+    """Codes are the actions of episodes in the environment."""
     from stable_baselines3 import PPO
 
     env = BitGroupHashingEnv(multi_label, bits=BITS, group_bits=GROUP, flat=True, action=action)
@@ -111,7 +111,7 @@ def test_groups_are_as_long_as_the_environments_by_default(multi_label: HashingD
         ({"batch_size": 0}, "batch_size"),
         (
             {"policy": lambda o: np.zeros((2, 3))},
-            "the policy gives 3 bits at a time, and group_bits is 4: give the bits",
+            "the policy emits 3 bits at a time, but group_bits is 4: give the bits",
         ),
         ({"policy": lambda o: np.zeros((3, 4))}, r"shape \(2, 4\)"),
         ({"bits": "10"}, "bits must be an integer, got '10'"),
@@ -137,13 +137,13 @@ def regional(multi_label: HashingDataset) -> HashingDataset:
 
 @pytest.fixture
 def base(regional: HashingDataset) -> Hasher:
-    """A base hasher of 12 bits that has hardly learnt."""
+    """A base hasher of 12 bits after few updates."""
     small = hashers.make("dch", bits=Q, hidden=16, updates=5)
     return small.fit(regional.features[regional.train], regional.labels[regional.train])
 
 
 def chance(observation: dict[str, Any]) -> np.ndarray:
-    """A probability that depends on everything a policy sees, row by row."""
+    """A probability that depends on all of the observation, row by row."""
     mixed = observation["image"].sum(1) - 2 * observation["region"] @ np.linspace(1, 2, WIDTH)
     for weight, key in enumerate(("image_code", "region_code", "kept"), start=1):
         if key in observation:
@@ -162,7 +162,7 @@ class Predicts:
 
 
 class Believes:
-    """An agent that says how likely it keeps."""
+    """An agent with keep_probability."""
 
     def keep_probability(self, observation: Any) -> np.ndarray:
         return chance(observation)
@@ -177,10 +177,10 @@ class Believes:
 def test_code_sets_equal_episodes_in_the_environment(
     regional: HashingDataset, base: Hasher, policy: Any, turns: int, batch_size: int
 ) -> None:
-    """Every observation that the policy is shown is one of the environment, and what it keeps there it keeps here."""
+    """Every observation is one of the environment, and the same regions are kept."""
     shown: list[dict[str, np.ndarray]] = []
 
-    def watch(observation: dict[str, Any]) -> np.ndarray:
+    def recording_policy(observation: dict[str, Any]) -> np.ndarray:
         shown.append({key: np.array(part) for key, part in observation.items()})
         return decide(observation)
 
@@ -195,9 +195,9 @@ def test_code_sets_equal_episodes_in_the_environment(
     regions = regional.regions[:, :turns]
     arguments: dict[str, Any] = {"threshold": 0.4, "sequential": turns > 1, "batch_size": batch_size}
     sets = hashgym.encode_regions(policy, base, regional.features, regions, **arguments)
-    watched = hashgym.encode_regions(watch, base, regional.features, regions, **arguments)
-    np.testing.assert_array_equal(sets.words, watched.words)
-    np.testing.assert_array_equal(sets.kept, watched.kept)
+    recorded = hashgym.encode_regions(recording_policy, base, regional.features, regions, **arguments)
+    np.testing.assert_array_equal(sets.words, recorded.words)
+    np.testing.assert_array_equal(sets.kept, recorded.kept)
     batches = -(-60 // batch_size)
     assert len(shown) == batches * turns
     seen = {
@@ -222,7 +222,7 @@ def test_code_sets_equal_episodes_in_the_environment(
 
 
 def test_the_policy_decides(regional: HashingDataset, base: Hasher) -> None:
-    """The policies above keep some and discard some, also when asked one region at a time."""
+    """The policies above keep some and discard some, also if called for one region at a time."""
     counts = [
         hashgym.encode_regions(chance, base, regional.features, regional.regions, threshold=0.4, sequential=sequential)
         .kept[:, 1:]
@@ -291,9 +291,7 @@ def test_a_stable_baselines3_model_keeps_codes(regional: HashingDataset, base: H
 
 
 @pytest.mark.parametrize("turns", [1, 3])
-def test_a_model_that_learnt_from_flat_observations_keeps_codes(
-    regional: HashingDataset, base: Hasher, turns: int
-) -> None:
+def test_a_model_trained_on_flat_observations_keeps_codes(regional: HashingDataset, base: Hasher, turns: int) -> None:
     from stable_baselines3 import PPO
 
     env = RegionKeepEnv(regional, base=base, regions_per_episode=turns, flat=True)
@@ -317,10 +315,10 @@ def test_a_model_that_learnt_from_flat_observations_keeps_codes(
         ({"threshold": 1.01}, r"threshold is a probability, from 0 to 1, got 1\.01"),
         ({"threshold": -0.01}, "threshold is a probability"),
         ({"threshold": np.nan}, "threshold is a probability"),
-        ({"regions": None}, r"regions are needed .*`hashgym features .*--regions 5 .*--train-regions 4"),
+        ({"regions": None}, r"images have no regions .*`hashgym features .*--regions 5 .*--train-regions 4"),
         ({"regions": np.zeros((3, 2, 5), np.float32)}, r"\(3, 6\) and \(3, 2, 5\)"),
         ({"regions": np.zeros((2, 2, 6), np.float32)}, r"\(3, 6\) and \(2, 2, 6\)"),
-        ({"regions": np.zeros((3, 6), np.float32)}, r"\(n, R, D\) are needed"),
+        ({"regions": np.zeros((3, 6), np.float32)}, r"regions \(n, R, D\), got"),
         ({"features": np.zeros(6, np.float32)}, r"\(n, D\)"),
         (
             {"features": np.zeros((3, 5), np.float32), "regions": np.zeros((3, 2, 5), np.float32)},
@@ -359,7 +357,7 @@ def test_keep_probabilities_serve_all_thresholds(regional: HashingDataset, base:
 
 
 def trained(envs: VecEnv) -> PPO:
-    """A model that has seen a few episodes, and with it the statistics of its environment."""
+    """A model trained for a few episodes, and the statistics of its environment."""
     return PPO("MultiInputPolicy", envs, n_steps=8, batch_size=32, n_epochs=1, seed=0, device="cpu").learn(64)
 
 
@@ -406,13 +404,13 @@ def test_vec_normalize_counts_for_regions_too() -> None:
     np.testing.assert_array_equal(ours.filled, wanted.filled)
 
 
-def test_other_wrappers_of_observations_are_refused(multi_label: HashingDataset) -> None:
+def test_other_wrappers_of_observations_are_rejected(multi_label: HashingDataset) -> None:
     def scaled(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
         return gym.wrappers.TransformObservation(env, lambda seen: seen, env.observation_space)
 
     env = gym.make("BitGroupHashing-v0", dataset=multi_label, bits=BITS, group_bits=GROUP)
     model = PPO("MultiInputPolicy", scaled(env), device="cpu")
-    with pytest.raises(ValueError, match=r"TransformObservation changes, which encoding does not do: give a function"):
+    with pytest.raises(ValueError, match=r"TransformObservation, which encoding does not apply: give a function"):
         hashgym.encode(model, multi_label.features, bits=BITS, group_bits=GROUP)
     model = PPO("MultiInputPolicy", env, device="cpu")
     assert hashgym.encode(model, multi_label.features, bits=BITS, group_bits=GROUP).shape == (60, BITS)
@@ -422,7 +420,7 @@ def test_other_wrappers_of_observations_are_refused(multi_label: HashingDataset)
 @pytest.mark.parametrize(
     "change", [{"bits": 16, "group_bits": 4}, {"group_bits": 5}, {"features": np.zeros((3, 5), np.float32)}]
 )
-def test_what_a_policy_was_not_trained_for_is_named(flat: bool, change: dict[str, Any]) -> None:
+def test_observations_a_policy_was_not_trained_on_are_rejected(flat: bool, change: dict[str, Any]) -> None:
     def policy(seen: Any) -> np.ndarray:
         n = len(seen if flat else seen["image"])
         return np.zeros((n, change.get("group_bits", GROUP)))
@@ -433,5 +431,5 @@ def test_what_a_policy_was_not_trained_for_is_named(flat: bool, change: dict[str
     right = {"features": features, "bits": BITS, "group_bits": GROUP}
     if change.keys() != {"group_bits"}:
         assert hashgym.encode(policy, **right).shape == (3, BITS)
-    with pytest.raises(ValueError, match=r"the policy was trained on observations .*: give features, bits and"):
+    with pytest.raises(ValueError, match=r"the policy was trained on observations .*: give the features, bits and"):
         hashgym.encode(policy, **right | change)

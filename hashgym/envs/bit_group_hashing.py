@@ -167,7 +167,7 @@ def action_bits(action: Any, task: HashingTask, num_envs: int, xp: Any = np) -> 
     relaxed = xp.asarray(array, dtype=xp.float32)
     if task.action in BINARY and not ((relaxed == 0) | (relaxed == 1)).all():
         raise ValueError("bit actions must be 0 or 1; for probabilities make the environment with action='probability'")
-    if not ((relaxed >= 0) & (relaxed <= 1)).all():
+    if task.action == "probability" and not ((relaxed >= 0) & (relaxed <= 1)).all():
         raise ValueError("probability actions must be numbers from 0 to 1")
     return relaxed
 

@@ -166,11 +166,8 @@ class _TrainingCodes:
     @classmethod
     def of(cls, dataset: HashingDataset, base: Hasher) -> _TrainingCodes:
         """Return the codes of a dataset and base, those in use by another environment if there are any."""
-        key = (
-            id(dataset),
-            id(type(base)),
-            *map(id, vars(base).values()),
-        )  # a base that was fitted again has other codes
+        # The attributes tell a base that was fitted again, which has other codes.
+        key = (id(dataset), id(type(base)), *map(id, vars(base).values()))
         if (coded := cls.shared.get(key)) is None:
             coded = cls.shared[key] = cls(dataset, base)
         return coded

@@ -145,8 +145,8 @@ class HashVecEnv(VecEnv):
             return
         if len(options) != self.num_envs or len({frozenset(each) for each in options}) > 1:
             raise ValueError(
-                f"options must be one dict for all environments, or a list of {self.num_envs} dicts, one each, which "
-                "all set the same options: environments are reset together"
+                f"options must be one dict for all environments, or a list of {self.num_envs} dicts, one for each, "
+                "with the same options: environments are reset together"
             )
         self._reset_with = {key: [each[key] for each in options] for key in options[0]}
 

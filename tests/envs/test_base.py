@@ -1,4 +1,4 @@
-"""What environments of one dataset share, final observations lane by lane, arguments that change, states in files."""
+"""Tables shared per dataset, final observations, arguments that change, autoreset modes, flat forms, saved states."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ def test_tables_are_those_of_the_training_images(multi_label: HashingDataset) ->
     assert dataset_index.sampler is dataset_index.sampler
 
 
-def test_final_observations_are_the_last_ones_lane_by_lane(multi_label: HashingDataset) -> None:
+def test_final_observations_are_the_last_ones_of_each_environment(multi_label: HashingDataset) -> None:
     envs = gym.make_vec("BitGroupHashing-v0", num_envs=4, dataset=multi_label, bits=4, group_bits=2)
     observation, _ = envs.reset(seed=0)
     actions = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.int8)
     envs.step(actions)
     *_, info = envs.step(1 - actions)
     assert info["final_obs"].shape == (4,)
-    for lane, last in enumerate(info["final_obs"]):
-        code = np.concatenate([2.0 * actions[lane] - 1, 1 - 2.0 * actions[lane]]).astype(np.float32)
-        wanted = {"image": observation["image"][lane], "code": code, "group": np.int64(1)}
+    for index, last in enumerate(info["final_obs"]):
+        code = np.concatenate([2.0 * actions[index] - 1, 1 - 2.0 * actions[index]]).astype(np.float32)
+        wanted = {"image": observation["image"][index], "code": code, "group": np.int64(1)}
         assert data_equivalence(last, wanted, exact=True)
 
 
@@ -68,7 +68,7 @@ MAKERS = ("scalar", "vector", "torch")
 
 
 def make(data: HashingDataset, name: str, kind: str, **task: Any) -> Any:
-    """An environment of one lane."""
+    """A scalar environment."""
     if name == "RegionKeep-v0":
         if data.train_regions is None:
             shift = np.random.default_rng(3).standard_normal((len(data), 4, data.dim)).astype(np.float32)
@@ -129,7 +129,7 @@ def test_arguments_that_change_count_from_the_next_step(
         *((REGIONS, kind, "price", price) for kind in MAKERS[:2] for price in (-0.5, np.inf)),
     ],
 )
-def test_wrong_changes_are_refused_as_at_construction(
+def test_wrong_changes_are_rejected_as_at_construction(
     case: tuple[str, dict[str, Any]], kind: str, key: str, value: float, multi_label: HashingDataset
 ) -> None:
     env = make(multi_label, case[0], kind, **case[1])
@@ -205,7 +205,7 @@ LOOKS: list[dict[str, Any]] = [{}, {"flat": True, "info": "flat"}]
 
 @pytest.fixture(scope="module")
 def pair_of_data() -> tuple[HashingDataset, hashers.Hasher]:
-    """A small dataset with regions, and a base hasher that has hardly learnt."""
+    """A small dataset with regions, and a base hasher after few updates."""
     rng = np.random.default_rng(3)
     features = rng.standard_normal((60, 6)).astype(np.float32)
     data = HashingDataset(
@@ -269,7 +269,7 @@ def test_every_autoreset_mode_is_gymnasiums(
 def test_the_step_after_the_end_is_the_reset(
     case: tuple[str, dict[str, Any]], kind: str, build: Callable[..., Any]
 ) -> None:
-    """Of many environments: NEXT_STEP and DISABLED show what SAME_STEP does, its final observations in their place."""
+    """NEXT_STEP and DISABLED return the observations of SAME_STEP, with its final ones in their place."""
     (name, task), num_envs = case, 5
     if kind == "torch":
         if name == REGIONS[0]:
@@ -355,7 +355,7 @@ def test_wrong_autoreset_modes_and_masks(build: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_state_at_the_end_goes_on_as_the_mode_says(mode: AutoresetMode, build: Callable[..., Any]) -> None:
+def test_a_state_at_the_end_continues_by_the_mode(mode: AutoresetMode, build: Callable[..., Any]) -> None:
     envs, again = (build(BITS[0], 3, bits=4, group_bits=2, autoreset_mode=mode) for _ in range(2))
     envs.reset(seed=2)
     for _ in range(2):
@@ -396,7 +396,7 @@ def halved(space: spaces.Box) -> tuple[Any, Any]:
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("case", [BITS, REGIONS])
-def test_gymnasiums_vector_wrappers_do_what_they_do_to_its_own(
+def test_gymnasiums_vector_wrappers_act_as_on_its_own_environments(
     case: tuple[str, dict[str, Any]], mode: AutoresetMode, wrapper: str, build: Callable[..., Any]
 ) -> None:
     (name, task), wrap = case, WRAPPERS[wrapper]

@@ -1,4 +1,4 @@
-"""BitGroupHashing-v0: contract, hand-worked episodes, vector against scalar, and what must never be seen."""
+"""BitGroupHashing-v0: contract, hand-worked episodes, vector against scalar, and what observations must not contain."""
 
 from __future__ import annotations
 
@@ -151,15 +151,15 @@ import numpy as np
 import hashgym
 
 folder, kwargs = sys.argv[1], json.loads(sys.argv[2])
-lanes = kwargs.pop("num_envs")
-make = gym.make if lanes is None else lambda name, **rest: gym.make_vec(name, num_envs=lanes, **rest)
+num_envs = kwargs.pop("num_envs")
+make = gym.make if num_envs is None else lambda name, **rest: gym.make_vec(name, num_envs=num_envs, **rest)
 env = make("BitGroupHashing-v0", **kwargs).unwrapped
 with np.load(f"{folder}/arrays.npz") as arrays, open(f"{folder}/rest.json") as rest:
     observation, info = env.set_state(dict(arrays) | json.load(rest))
 steps = {"begun": observation["code"], "index": info["index"]}
 for i, action in enumerate(np.load(f"{folder}/actions.npy")):
     observation, reward, terminated, _, info = env.step(action)
-    if lanes is None and terminated:
+    if num_envs is None and terminated:
         observation, info = env.reset()
     steps |= {f"image{i}": observation["image"], f"code{i}": observation["code"], f"reward{i}": reward}
     steps |= {f"index{i}": info["index"]}
@@ -171,10 +171,10 @@ np.savez(f"{folder}/steps.npz", **steps)
 
 @pytest.mark.parametrize("num_envs", [None, 5])
 @pytest.mark.parametrize("kwargs", [{"bits": 20, "group_bits": 8}, {"action": "probability", "counterfactual": True}])
-def test_a_state_saved_in_files_is_taken_up_in_another_process(
+def test_a_state_saved_in_files_is_restored_in_another_process(
     tmp_path: Path, num_envs: int | None, kwargs: dict[str, Any]
 ) -> None:
-    """Within an episode, and within the pass over the images: generator and codebook come along."""
+    """Within an episode, and within the pass over the images: generator and codebook are part of the state."""
 
     def build() -> Any:
         if num_envs is None:
@@ -214,7 +214,7 @@ def test_a_state_saved_in_files_is_taken_up_in_another_process(
 
 @pytest.mark.parametrize("vector", [False, True])
 def test_a_state_can_be_taken_at_any_moment(multi_label: HashingDataset, vector: bool) -> None:
-    """Right after the reset, at the end, and with a reset or a seed afterwards: the other environment does the same."""
+    """Right after the reset, at the end, and with a reset or a seed afterwards: both environments continue alike."""
     kwargs: dict[str, Any] = {"bits": 12, "group_bits": 4, "reward": "average_precision", "counterfactual": True}
     env, again = (make_vec(multi_label, 3, **kwargs) if vector else make(multi_label, **kwargs) for _ in range(2))
     env.action_space.seed(0)
@@ -236,7 +236,7 @@ def test_a_state_can_be_taken_at_any_moment(multi_label: HashingDataset, vector:
         assert_same(env.step(action), again.step(action))
 
 
-def test_a_state_of_another_environment_is_refused_and_changes_nothing(multi_label: HashingDataset) -> None:
+def test_a_state_of_another_environment_is_rejected_and_changes_nothing(multi_label: HashingDataset) -> None:
     env = make_vec(multi_label, 3)
     env.reset(seed=0)
     before = env.get_state()
@@ -245,7 +245,7 @@ def test_a_state_of_another_environment_is_refused_and_changes_nothing(multi_lab
         other.reset(seed=1)
         with pytest.raises(ValueError, match="other arguments, another dataset or another num_envs"):
             env.set_state(other.get_state())
-    with pytest.raises(ValueError, match="no state of this environment: generator missing"):
+    with pytest.raises(ValueError, match="not saved by this environment: generator missing"):
         env.set_state({key: part for key, part in before.items() if key != "generator"})
     assert_same(env.get_state(), before)
     with pytest.raises(gym.error.ResetNeeded, match="call reset"):
@@ -294,8 +294,8 @@ def test_hand_worked_episode() -> None:
 
 
 @pytest.mark.parametrize("kwargs", VARIANTS)
-def test_one_lane_equals_the_scalar_environment(multi_label: HashingDataset, kwargs: dict[str, Any]) -> None:
-    """Step for step, against Gymnasium's own vectorisation of the scalar environment: infos and final ones too."""
+def test_one_environment_equals_the_scalar_environment(multi_label: HashingDataset, kwargs: dict[str, Any]) -> None:
+    """Step for step, against Gymnasium's own vectorisation of the scalar environment: infos and final ones included."""
     native = make_vec(multi_label, 1, **kwargs)
     sync = SyncVectorEnv([lambda: make(multi_label, **kwargs)], autoreset_mode=AutoresetMode.SAME_STEP)
     assert native.observation_space == sync.observation_space
@@ -313,7 +313,7 @@ def test_one_lane_equals_the_scalar_environment(multi_label: HashingDataset, kwa
 
 
 class Naive:
-    """The vector environment's dynamics over again, one lane and one bit at a time, from its arguments alone."""
+    """The vector environment's dynamics recomputed, one image and one bit at a time, from its arguments alone."""
 
     def __init__(self, dataset: HashingDataset, bits: int, group_bits: int, margin: float) -> None:
         self.dataset, self.bits, self.group_bits, self.margin = dataset, bits, group_bits, margin
@@ -332,24 +332,24 @@ class Naive:
             for place, bit in enumerate(span):
                 book[image][bit] = int(action[place])
 
-        def reward(lane: int, over: range) -> float:
+        def reward(index: int, over: range) -> float:
             terms = []
-            for positive in positives[lane]:
-                for negative in negatives[lane]:
-                    near = sum(book[images[lane]][b] != book[positive][b] for b in over)
-                    far = sum(book[images[lane]][b] != book[negative][b] for b in over)
+            for positive in positives[index]:
+                for negative in negatives[index]:
+                    near = sum(book[images[index]][b] != book[positive][b] for b in over)
+                    far = sum(book[images[index]][b] != book[negative][b] for b in over)
                     terms.append(max(0.0, self.margin + near - far))
             return -sum(terms) / len(terms)
 
         last = span.stop == self.bits
-        lanes = range(len(images))
-        return [reward(i, span) for i in lanes], [reward(i, range(self.bits)) if last else 0.0 for i in lanes]
+        every = range(len(images))
+        return [reward(i, span) for i in every], [reward(i, range(self.bits)) if last else 0.0 for i in every]
 
 
 @pytest.mark.parametrize(("bits", "group_bits"), [(32, 12), (8, 4), (5, 5), (3, 1)])
-def test_many_lanes_equal_a_naive_recomputation(multi_label: HashingDataset, bits: int, group_bits: int) -> None:
-    lanes = 16
-    env = make_vec(multi_label, lanes, bits=bits, group_bits=group_bits, reward={"name": "triplet", "margin": 1.5})
+def test_many_environments_equal_a_naive_recomputation(multi_label: HashingDataset, bits: int, group_bits: int) -> None:
+    num_envs = 16
+    env = make_vec(multi_label, num_envs, bits=bits, group_bits=group_bits, reward={"name": "triplet", "margin": 1.5})
     naive = Naive(multi_label, bits, group_bits, 1.5)
     train = multi_label.train
     _, info = env.reset(seed=2)
@@ -359,19 +359,19 @@ def test_many_lanes_equal_a_naive_recomputation(multi_label: HashingDataset, bit
     seen_batch_partner = False
     for _ in range(4):
         images = info["index"].tolist()
-        game = env._core  # partners are hidden from agents; the test looks them up
-        positives, negatives = train[game.positive_rows].tolist(), train[game.negative_rows].tolist()
-        for lane, image in enumerate(images):
-            assert all(multi_label.similar(image, p) and p != image for p in positives[lane])
-            assert not any(multi_label.similar(image, n) for n in negatives[lane])
-            seen_batch_partner |= bool(set(images) & set(positives[lane]))
+        core = env._core  # partners are hidden from agents; the test looks them up
+        positives, negatives = train[core.positive_rows].tolist(), train[core.negative_rows].tolist()
+        for index, image in enumerate(images):
+            assert all(multi_label.similar(image, p) and p != image for p in positives[index])
+            assert not any(multi_label.similar(image, n) for n in negatives[index])
+            seen_batch_partner |= bool(set(images) & set(positives[index]))
         for group in range(env.task.groups):
             actions = env.action_space.sample()
             observation, reward, terminated, truncated, info = env.step(actions)
             by_group, by_code = naive.step(book, images, positives, negatives, actions, group)
             np.testing.assert_allclose(reward, np.add(by_group, by_code), rtol=1e-6)
             last = group == env.task.groups - 1
-            assert terminated.tolist() == [last] * lanes
+            assert terminated.tolist() == [last] * num_envs
             assert not truncated.any()
             parts = (info["final_info"] if last else info)["rewards"]
             np.testing.assert_allclose(parts["group/triplet"], by_group, rtol=1e-6)
@@ -411,13 +411,13 @@ def test_same_step_hands_over_the_final_observation_exactly(multi_label: Hashing
     observation, _, terminated, _, info = env.step(action[1])
     assert terminated.all()
     assert set(info) == {"final_obs", "_final_obs", "final_info", "_final_info", "index", "_index"}
-    for lane in range(4):
-        final = info["final_obs"][lane]
+    for index in range(4):
+        final = info["final_obs"][index]
         assert final in env.single_observation_space
-        np.testing.assert_array_equal(final["image"], multi_label.features[begun["index"][lane]])
-        np.testing.assert_array_equal(final["code"], np.concatenate([action[0][lane], action[1][lane]]) * 2.0 - 1)
+        np.testing.assert_array_equal(final["image"], multi_label.features[begun["index"][index]])
+        np.testing.assert_array_equal(final["code"], np.concatenate([action[0][index], action[1][index]]) * 2.0 - 1)
         assert final["group"] == 1
-        np.testing.assert_array_equal(observation["image"][lane], multi_label.features[info["index"][lane]])
+        np.testing.assert_array_equal(observation["image"][index], multi_label.features[info["index"][index]])
     np.testing.assert_array_equal(info["final_info"]["index"], begun["index"])
     assert not observation["code"].any()
     assert not observation["group"].any()
@@ -435,8 +435,8 @@ def test_returned_observations_are_never_changed_later(multi_label: HashingDatas
         assert_same(one, before)
 
 
-def test_nothing_but_the_image_is_seen(multi_label: HashingDataset) -> None:
-    """With other labels the roles, partners and rewards change, and no observation does."""
+def test_observations_depend_on_the_image_alone(multi_label: HashingDataset) -> None:
+    """Other labels change roles, partners and rewards, but no observation."""
     rng = np.random.default_rng(0)
     classes = np.eye(3, dtype=np.uint8)
     datasets = [
@@ -507,8 +507,8 @@ def test_gymnasiums_vector_wrappers_fit(multi_label: HashingDataset) -> None:
         returns += plain.step(actions)[1]
         _, _, terminated, _, infos = wrapped.step(actions)
     assert terminated.all()
-    for lane, info in enumerate(infos):
-        assert info["episode"]["r"] == pytest.approx(returns[lane])
+    for index, info in enumerate(infos):
+        assert info["episode"]["r"] == pytest.approx(returns[index])
         assert info["episode"]["l"] == 2
         assert set(info["final_info"]["rewards"]) == {"group/triplet", "global/triplet"}
 
@@ -520,7 +520,7 @@ def test_the_spec_does_not_copy_the_dataset(multi_label: HashingDataset) -> None
     assert env.unwrapped.dataset is multi_label  # type: ignore[attr-defined]
 
 
-def test_every_image_has_its_turn_in_each_pass(multi_label: HashingDataset) -> None:
+def test_every_image_comes_once_in_each_pass(multi_label: HashingDataset) -> None:
     env = make_vec(multi_label, 8, bits=4, group_bits=4)
     indices = [env.reset(seed=0)[1]["index"], *(env.step(np.zeros((8, 4), np.int8))[4]["index"] for _ in range(9))]
     for first in (0, 40):
@@ -534,13 +534,13 @@ def test_no_batch_holds_an_image_twice(multi_label: HashingDataset) -> None:
         assert len(set(env.step(np.zeros((13, 4), np.int8))[4]["index"].tolist())) == 13
 
 
-def test_more_lanes_than_images_repeat_images(multi_label: HashingDataset) -> None:
+def test_more_environments_than_images_repeat_images(multi_label: HashingDataset) -> None:
     env = make_vec(multi_label, 100, bits=4, group_bits=4)
     _, info = env.reset(seed=0)
     assert len(set(info["index"].tolist())) == 40
     action = np.random.default_rng(0).integers(0, 2, (100, 4))
     env.step(action)
-    last = {image: action[lane] for lane, image in enumerate(info["index"])}
+    last = {image: action[index] for index, image in enumerate(info["index"])}
     for row, image in enumerate(multi_label.train):
         np.testing.assert_array_equal(env.codebook.read(np.array([row]))[0], last[image])
 
@@ -643,7 +643,7 @@ def test_weights_that_cannot_be_are_not_set() -> None:
 
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
 @pytest.mark.parametrize("part", ["positives", "negatives", "positive_distances", "negative_distances"])
-def test_a_reward_that_says_it_reads_no_partners_and_does(backend: str, part: str) -> None:
+def test_a_reward_that_reads_partners_despite_reads_partners_false(backend: str, part: str) -> None:
     class Untrue:
         reads_partners = False
 
@@ -652,12 +652,12 @@ def test_a_reward_that_says_it_reads_no_partners_and_does(backend: str, part: st
 
     envs = gym.make_vec("BitGroupHashing-v0", num_envs=2, bits=8, reward=Untrue(), backend=backend)
     envs.reset(seed=0)
-    with pytest.raises(RewardError, match=r"reward Untrue, group scope: .* reads partners, and none were drawn"):
+    with pytest.raises(RewardError, match=r"reward Untrue, group scope: .* reads partners, but none were drawn"):
         envs.step(envs.action_space.sample())
 
 
 @pytest.mark.parametrize("num_envs", [0, -1, 2.5])
-def test_wrong_number_of_lanes(num_envs: Any) -> None:
+def test_wrong_number_of_environments(num_envs: Any) -> None:
     with pytest.raises(ValueError, match="num_envs"):
         BitGroupHashingVectorEnv(num_envs)
 
@@ -705,7 +705,7 @@ def test_wrong_options(multi_label: HashingDataset) -> None:
         with pytest.raises(ValueError, match=message):
             env.reset(options=options)
     vector = BitGroupHashingVectorEnv(2, multi_label)
-    with pytest.raises(ValueError, match="lockstep"):
+    with pytest.raises(ValueError, match="end together"):
         vector.reset(options={"reset_mask": np.array([True, False])})
     vector.reset(options={"reset_mask": np.array([True, True])})
 
@@ -717,14 +717,14 @@ def test_labels_without_a_similar_pair(multi_label: HashingDataset) -> None:
             BitGroupHashingEnv(dataset)
 
 
-def test_a_buggy_reward_says_what_was_wanted(multi_label: HashingDataset) -> None:
+def test_an_invalid_reward_is_named(multi_label: HashingDataset) -> None:
     env = BitGroupHashingVectorEnv(3, multi_label, reward=lambda view: view.bits.mean())
     env.reset(seed=0)
     with pytest.raises(ValueError, match=r"shape \(3,\)"):
         env.step(np.zeros((3, 12)))
 
 
-def test_a_weightless_reward_is_not_even_computed(multi_label: HashingDataset) -> None:
+def test_a_reward_of_weight_0_is_not_computed(multi_label: HashingDataset) -> None:
     seen: list[str] = []
 
     def spy(view: Any) -> np.ndarray:
@@ -802,7 +802,7 @@ def shared(dataset: HashingDataset, count: int, **kwargs: Any) -> list[BitGroupH
 
 
 def test_ordinary_vectorisation_updates_one_codebook(multi_label: HashingDataset) -> None:
-    """Against the writes by hand: what any environment emits, all of them read."""
+    """Against writes by hand: every environment reads the codes that any of them emits."""
     envs = shared(multi_label, 5)
     sync = SyncVectorEnv([lambda env=env: env for env in envs], autoreset_mode=AutoresetMode.SAME_STEP)  # type: ignore[misc]
     _, info = sync.reset(seed=3)
@@ -871,7 +871,7 @@ def test_who_shares_a_codebook(multi_label: HashingDataset) -> None:
 
 
 def test_a_shared_codebook_starts_anew_with_a_seed_and_with_each_first_reset(multi_label: HashingDataset) -> None:
-    """A seed determines a vector environment, and a second training does not begin with the first one's codes."""
+    """A seed determines a vector environment, and a second training run does not start with the codes of the first."""
 
     def rollout(envs: list[BitGroupHashingEnv]) -> list[Any]:
         sync = SyncVectorEnv([lambda env=env: env for env in envs])  # type: ignore[misc]
@@ -939,7 +939,7 @@ def test_a_state_restores_the_codebook_of_all_that_share_it(multi_label: Hashing
 
 @pytest.fixture
 def unwarned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that was not warned yet."""
+    """Reset the state of the warning."""
     for key, value in {"words": 0, "kind": (), "switches": 0, "warned": False}.items():
         monkeypatch.setattr(_InterleavedSteps, key, value)
 
@@ -954,7 +954,7 @@ def test_environments_in_turn_with_codebooks_of_their_own_warn_once(multi_label:
         for _ in range(6):
             sync.step(sync.action_space.sample())
 
-    with pytest.warns(UserWarning, match="codebook='shared'.*gym.make_vec.*codebook='own' says") as caught:
+    with pytest.warns(UserWarning, match="codebook='shared'.*gym.make_vec.*codebook='own' declares") as caught:
         run()
     assert len(caught) == 1
 
@@ -968,7 +968,7 @@ def test_a_codebook_that_is_not_shared_in_spite_of_its_name_warns(multi_label: H
 
 
 @pytest.mark.usefixtures("unwarned")
-def test_what_is_as_it_should_be_does_not_warn(multi_label: HashingDataset) -> None:
+def test_intended_codebooks_do_not_warn(multi_label: HashingDataset) -> None:
     def run(envs: list[Any], turns: list[int]) -> None:
         for env in envs:
             env.reset(seed=0)

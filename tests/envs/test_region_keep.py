@@ -34,7 +34,7 @@ VARIANTS: list[dict[str, Any]] = [
 
 @dataclass(kw_only=True, eq=False)
 class Signs(Hasher):
-    """A code is the signs of the features: codes as a test wants them. It has no pairwise loss."""
+    """The code is the signs of the features, so that tests choose codes. It has no pairwise loss."""
 
     learns = False
 
@@ -65,14 +65,14 @@ def dataset(multi_label: HashingDataset) -> HashingDataset:
 
 @pytest.fixture
 def base(dataset: HashingDataset) -> Hasher:
-    """A base hasher of 12 bits that has hardly learnt."""
+    """A base hasher of 12 bits after few updates."""
     small = hashers.make("dch", bits=12, hidden=16, updates=5)
     return small.fit(dataset.features[dataset.train], dataset.labels[dataset.train])
 
 
 @pytest.fixture
 def make(dataset: HashingDataset, base: Hasher) -> Callable[..., Any]:
-    """Makes an environment, a vector one if told the number of lanes."""
+    """Makes an environment, a vector one if given ``num_envs``."""
 
     def build(num_envs: int | None = None, **kwargs: Any) -> Any:
         settings = {"dataset": dataset, "base": base} | kwargs
@@ -88,12 +88,12 @@ def assert_same(a: Any, b: Any) -> None:
 
 
 def table(bits: int, seed: int = 0) -> list[list[float]]:
-    """A loss made by hand: anything goes."""
+    """An arbitrary loss table."""
     return np.random.default_rng(seed).standard_normal((2, bits + 1)).tolist()
 
 
 class Naive:
-    """Equations 5 and 6 over again, by loops over images, codes and bits."""
+    """Equations 5 and 6 recomputed by loops over images, codes and bits."""
 
     def __init__(self, dataset: HashingDataset, base: Hasher, loss: Callable[[int, bool], float]) -> None:
         self.dataset, self.loss = dataset, loss
@@ -117,7 +117,7 @@ class Naive:
 
 
 def check_episodes(env: Any, naive: Naive, episodes: int, seed: int = 0) -> None:
-    """Step through episodes of a scalar environment and recompute all that it says."""
+    """Step through episodes of a scalar environment and recompute rewards and infos."""
     rng = np.random.default_rng(seed)
     task = env.task
     scale = len(naive.images) if task.reduction == "mean" else 1
@@ -232,25 +232,25 @@ def test_hand_worked_episode() -> None:
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_the_exact_gradient_is_the_mean_of_reinforce(make: Callable[..., Any], reduction: str) -> None:
     """grad p x keep_reward, against every action weighed by its probability, and against 40,000 sampled ones."""
-    lanes, rng = 400, np.random.default_rng(0)
-    env = make(lanes, reduction=reduction)
+    num_envs, rng = 400, np.random.default_rng(0)
+    env = make(num_envs, reduction=reduction)
     observation, info = env.reset(seed=0)
     state = np.concatenate([observation[key] for key in ("image", "region", "image_code", "region_code")], axis=1)
-    assert state.shape == (lanes, 2 * 6 + 2 * 12)
+    assert state.shape == (num_envs, 2 * 6 + 2 * 12)
     keep_reward = info["keep_reward"]
     p = 1 / (1 + np.exp(-state @ rng.normal(size=state.shape[1]) / 5))
     exact = (p * (1 - p) * keep_reward) @ state  # of a logistic policy: grad p = p (1 - p) state
     saved = env.get_state()
 
     def score_times_reward(action: np.ndarray) -> np.ndarray:
-        """grad log pi(a | state) R(state, a) of every lane."""
+        """grad log pi(a | state) R(state, a) of every environment."""
         env.set_state(saved)
         return ((action - p) * env.step(action)[1])[:, None] * state
 
-    keep, discard = np.ones(lanes, np.int64), np.zeros(lanes, np.int64)
+    keep, discard = np.ones(num_envs, np.int64), np.zeros(num_envs, np.int64)
     enumerated = p @ score_times_reward(keep) + (1 - p) @ score_times_reward(discard)
     np.testing.assert_allclose(enumerated, exact, rtol=1e-9)
-    samples = np.stack([score_times_reward(rng.random(lanes) < p).sum(axis=0) for _ in range(100)])
+    samples = np.stack([score_times_reward(rng.random(num_envs) < p).sum(axis=0) for _ in range(100)])
     error = samples.std(axis=0) / 10
     assert (abs(samples.mean(axis=0) - exact) < 4.5 * error).all()
     assert np.linalg.norm(exact) > 3 * np.linalg.norm(error)  # or there was nothing to see
@@ -293,8 +293,8 @@ def test_a_seed_determines_everything(make: Callable[..., Any], kwargs: dict[str
 
 
 @pytest.mark.parametrize("kwargs", VARIANTS)
-def test_one_lane_equals_the_scalar_environment(make: Callable[..., Any], kwargs: dict[str, Any]) -> None:
-    """Step for step, against Gymnasium's own vectorisation of the scalar environment: infos and final ones too."""
+def test_one_environment_equals_the_scalar_environment(make: Callable[..., Any], kwargs: dict[str, Any]) -> None:
+    """Step for step, against Gymnasium's own vectorisation of the scalar environment: infos and final ones included."""
     native = make(1, **kwargs)
     sync = SyncVectorEnv([lambda: make(**kwargs)], autoreset_mode=AutoresetMode.SAME_STEP)
     assert native.observation_space == sync.observation_space
@@ -308,30 +308,30 @@ def test_one_lane_equals_the_scalar_environment(make: Callable[..., Any], kwargs
 
 
 @pytest.mark.parametrize("kwargs", VARIANTS)
-def test_many_lanes_equal_many_scalar_environments(make: Callable[..., Any], kwargs: dict[str, Any]) -> None:
-    """To the last bit: rewards come from integer counts, whatever the number of lanes."""
-    lanes, turns = 100, kwargs.get("regions_per_episode", 1)  # more lanes than the 40 training images
-    native, scalar = make(lanes, **kwargs), make(**kwargs)
+def test_many_environments_equal_many_scalar_environments(make: Callable[..., Any], kwargs: dict[str, Any]) -> None:
+    """To the last bit: rewards come from integer counts, for any number of environments."""
+    num_envs, turns = 100, kwargs.get("regions_per_episode", 1)  # more environments than the 40 training images
+    native, scalar = make(num_envs, **kwargs), make(**kwargs)
     observation, info = native.reset(seed=1)
     regions = native.get_state()["regions"]
-    actions = np.random.default_rng(1).integers(0, 2, (turns, lanes))
+    actions = np.random.default_rng(1).integers(0, 2, (turns, num_envs))
     steps = [native.step(action) for action in actions]
     assert len(set(info["index"].tolist())) == 40
-    for lane in range(lanes):
-        seen = scalar.reset(options={"index": info["index"][lane], "regions": regions[lane]})
-        assert_same(seen, (lane_of(observation, lane), lane_of(info, lane)))
-        for turn, (shown, reward, terminated, _, told) in enumerate(steps):
+    for index in range(num_envs):
+        seen = scalar.reset(options={"index": info["index"][index], "regions": regions[index]})
+        assert_same(seen, (part_of(observation, index), part_of(info, index)))
+        for turn, (shown, reward, terminated, _, after) in enumerate(steps):
             last = turn == turns - 1
-            one = scalar.step(actions[turn, lane])
-            assert (one[1], one[2]) == (reward[lane], terminated[lane]) == (reward[lane], last)
-            assert_same(one[0], told["final_obs"][lane] if last else lane_of(shown, lane))
-            assert_same(one[4], lane_of(told["final_info"] if last else told, lane))
+            one = scalar.step(actions[turn, index])
+            assert (one[1], one[2]) == (reward[index], terminated[index]) == (reward[index], last)
+            assert_same(one[0], after["final_obs"][index] if last else part_of(shown, index))
+            assert_same(one[4], part_of(after["final_info"] if last else after, index))
 
 
-def lane_of(batch: dict[str, Any], lane: int) -> dict[str, Any]:
-    """One lane's part of observations or infos, without the masks."""
+def part_of(batch: dict[str, Any], index: int) -> dict[str, Any]:
+    """Return one environment's part of observations or infos, without the masks."""
     return {
-        key: lane_of(part, lane) if isinstance(part, dict) else part[lane]
+        key: part_of(part, index) if isinstance(part, dict) else part[index]
         for key, part in batch.items()
         if not key.startswith("_")
     }
@@ -492,7 +492,7 @@ def test_rendering_as_text() -> None:
     [
         ({"bits": 0}, "bits must be at least 1, got 0"),
         ({"bits": 12.0}, "bits must be an integer"),
-        ({"bits": 16}, "codes have 12: leave bits out"),
+        ({"bits": 16}, "codes have 12 bits: leave bits out"),
         ({"regions_per_episode": 0}, "regions_per_episode must be"),
         ({"regions_per_episode": 6}, "more than the 5 regions"),
         ({"price": -1.0}, "price"),

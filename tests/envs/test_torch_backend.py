@@ -17,10 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hashgym import rewards
 from hashgym.data import HashingDataset
+from hashgym.envs import bit_group_hashing, torch_backend
 from hashgym.envs.bit_group_hashing import BitGroupHashingVectorEnv
 from hashgym.envs.torch_backend import BitGroupHashingTorchVectorEnv
+from hashgym.envs.vector import make_vector_env
 from hashgym.retrieval import torch_kernels
-from hashgym.rewards import RewardError, RewardView
+from hashgym.rewards import RewardError, RewardView, torch_view
 from hashgym.rewards.torch_view import TensorView
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -28,7 +30,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=CUDA)]
 
 
 def spread(view: Any) -> Any:
-    """A reward of one's own, for arrays and tensors alike; without a credit, so that bits are flipped one by one."""
+    """A custom reward for arrays and tensors alike; without a credit, so that bits are flipped one by one."""
     return view.code.sum(-1) * view.positives.sum(-1).sum(-1) - (view.others & view.similar & (view.distances < 3)).sum(
         -1
     )
@@ -78,8 +80,8 @@ def assert_equal(array: Any, tensor: Any, device: str, tolerance: float) -> None
     elif isinstance(array, tuple):
         for one, other in zip(array, tensor, strict=True):
             assert_equal(one, other, device, tolerance)
-    elif array.dtype == object:  # final_obs: one dict a lane there, one dict here
-        stacked = {key: np.stack([lane[key] for lane in array]) for key in array[0]}
+    elif array.dtype == object:  # final_obs: one dict per environment there, one dict here
+        stacked = {key: np.stack([one[key] for one in array]) for key in array[0]}
         assert_equal(stacked, tensor, device, tolerance)
     else:
         assert isinstance(tensor, torch.Tensor)
@@ -122,7 +124,7 @@ def test_equal_to_numpy_where_torch_itself_counts(multi_label: HashingDataset, m
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("source", [0, 1])
-def test_a_state_of_either_back_end_is_taken_up_in_the_other(
+def test_a_state_of_either_back_end_is_restored_in_the_other(
     multi_label: HashingDataset, device: str, source: int
 ) -> None:
     kwargs: dict[str, Any] = {"bits": 32, "reward": "average_precision", "counterfactual": True}
@@ -201,7 +203,7 @@ class Flags(TorchDispatchMode):
 
 @pytest.mark.parametrize("action", ["bits", "probability", "index"])
 @pytest.mark.parametrize("counterfactual", [False, True])
-def test_a_step_reads_flags_alone(
+def test_a_step_reads_only_flags(
     multi_label: HashingDataset, action: str, counterfactual: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("distance_histograms", "average_precision_credit"):
@@ -228,7 +230,7 @@ def test_actions_with_a_gradient_leave_none_behind(multi_label: HashingDataset) 
 
 
 def test_the_callers_context_changes_nothing(multi_label: HashingDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Autocast would round counts, inference mode leaves tensors that cannot be written, a default dtype spreads."""
+    """Autocast would round counts, inference mode makes tensors read-only, and the default dtype would spread."""
     monkeypatch.setattr(
         torch_kernels, "average_precision_credit", partial(torch_kernels.average_precision_credit, backend="torch")
     )
@@ -276,7 +278,7 @@ def test_autocast_does_not_round_counts() -> None:
         ("index", np.ones((3, 1), int)),
     ],
 )
-def test_wrong_actions_are_refused_as_numpy_refuses_them(multi_label: HashingDataset, action: str, given: Any) -> None:
+def test_wrong_actions_are_rejected_as_by_numpy(multi_label: HashingDataset, action: str, given: Any) -> None:
     native, torched = twins(multi_label, 3, action=action, group_bits=8 if action == "index" else 12)
     messages = []
     for env, tried in ((native, given), (torched, torch.tensor(given)), (torched, given)):
@@ -301,18 +303,18 @@ def test_steps_outside_an_episode(multi_label: HashingDataset) -> None:
     [
         (
             lambda view: np.zeros(3),
-            r"tensor of real numbers of shape \(3,\) on cpu, got float64 \(3,\) that is no tensor",
+            r"tensor of real numbers of shape \(3,\) on cpu, got ndarray float64 \(3,\)$",
         ),
-        (lambda view: view.code.mean(), r"shape \(3,\) on cpu, got torch.float32 \(\)"),
-        (lambda view: view.code, r"shape \(3,\) on cpu, got torch.float32 \(3, 12\)"),
-        (lambda view: view.bits[:, 0], "real numbers .* got torch.bool"),
+        (lambda view: view.code.mean(), r"shape \(3,\) on cpu, got Tensor torch.float32 \(\) on cpu"),
+        (lambda view: view.code, r"shape \(3,\) on cpu, got Tensor torch.float32 \(3, 12\)"),
+        (lambda view: view.bits[:, 0], "real numbers .* got Tensor torch.bool"),
         (lambda view: None, "is a return missing"),
         (lambda view: view.code[:, 0] / 0, "must be finite, got nan in environment 0"),
         (lambda view: view.words, "no attribute 'words'"),
     ],
 )
 @pytest.mark.parametrize("counterfactual", [False, True])
-def test_a_buggy_reward_says_what_was_wanted(
+def test_an_invalid_reward_is_named(
     multi_label: HashingDataset, reward: Any, message: str, counterfactual: bool
 ) -> None:
     _, env = twins(multi_label, 3, reward=reward, counterfactual=counterfactual)
@@ -321,7 +323,7 @@ def test_a_buggy_reward_says_what_was_wanted(
         env.step(torch.zeros(3, 12))
 
 
-def test_a_buggy_credit_says_what_was_wanted(multi_label: HashingDataset) -> None:
+def test_an_invalid_credit_is_named(multi_label: HashingDataset) -> None:
     class Buggy:
         name = "buggy"
         result: Any
@@ -391,7 +393,7 @@ def test_of_equal_rows_the_codebook_keeps_the_last(multi_label: HashingDataset, 
 
 
 def test_many_label_patterns_and_images_without_partners(multi_label: HashingDataset) -> None:
-    """Partners are picked in torch: equal ones, also where images have labels of their own, or none, or all."""
+    """Partners drawn in torch are equal, also if images have labels of their own, or none, or all."""
     rng = np.random.default_rng(1)
     labels = (rng.random((60, 70)) < 0.04).astype(np.uint8)
     labels[multi_label.train[:3]] = 0
@@ -428,9 +430,9 @@ def test_action_masks_and_renderings(multi_label: HashingDataset) -> None:
     ("kwargs", "message"),
     [
         ({"backend": "jax"}, "backend must be 'numpy' or 'torch', got 'jax'"),
-        ({"device": "cpu"}, "add backend='torch', or leave device out"),
-        ({"backend": "torch", "device": "gpu"}, "device must be 'auto' or cpu or cuda, got 'gpu'"),
-        ({"backend": "torch", "device": "meta"}, "device must be 'auto' or cpu or cuda, got 'gpu'"),
+        ({"device": "cpu"}, "is for backend='torch': add it, or leave device out"),
+        ({"backend": "torch", "device": "gpu"}, "device must be 'auto' or cpu or cuda, got"),
+        ({"backend": "torch", "device": "meta"}, "device must be 'auto' or cpu or cuda, got"),
         ({"backend": "torch", "device": "cuda:99"}, "use 'auto' or 'cpu'"),
         ({"backend": "torch", "bits": 0}, "bits must be at least 1, got 0"),
         ({"backend": "torch", "render_mode": "human"}, "render_mode"),
@@ -441,13 +443,21 @@ def test_wrong_arguments(multi_label: HashingDataset, kwargs: dict[str, Any], me
         gym.make_vec("BitGroupHashing-v0", num_envs=2, dataset=multi_label, **kwargs)
 
 
+def test_old_import_paths_warn() -> None:
+    for name in ("TensorView", "TensorCodebook"):
+        with pytest.warns(DeprecationWarning, match=f"hashgym.rewards.torch_view.{name}"):
+            assert getattr(torch_backend, name) is getattr(torch_view, name)
+    with pytest.warns(DeprecationWarning, match="hashgym.envs.vector.make_vector_env"):
+        assert bit_group_hashing.make_vector_env is make_vector_env
+
+
 def test_auto_takes_cuda_where_there_is_one(multi_label: HashingDataset) -> None:
     env = gym.make_vec("BitGroupHashing-v0", num_envs=2, dataset=multi_label, backend="torch")
     assert env.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert env.reset()[0]["image"].device.type == env.device.type
 
 
-def test_the_numpy_back_end_leaves_torch_alone() -> None:
+def test_the_numpy_back_end_does_not_import_torch() -> None:
     code = """
 import sys
 import gymnasium as gym

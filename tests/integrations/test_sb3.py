@@ -47,7 +47,7 @@ Make = Callable[..., Any]
 
 @pytest.fixture
 def make(multi_label: HashingDataset) -> Make:
-    """Makes either environment on small data, a vector one if told the number of lanes."""
+    """Makes either environment on small data, a vector one if given ``num_envs``."""
     rng = np.random.default_rng(8)
     shift = rng.standard_normal((len(multi_label), 4, multi_label.dim)).astype(np.float32)
     regions = dataclasses.replace(multi_label, train_regions=multi_label.features[:, None] + shift)
@@ -63,7 +63,7 @@ def make(multi_label: HashingDataset) -> Make:
 
 
 def sample(envs: Any) -> NDArray[Any]:
-    """An action of every lane."""
+    """Return an action of every environment."""
     return envs.action_space.sample()
 
 
@@ -92,19 +92,19 @@ def test_every_step_equals_the_vector_environments(name: str, task: dict[str, An
         if last is None:
             assert infos == [{}] * 5
             continue
-        for lane in range(5):
-            assert set(infos[lane]) == {"terminal_observation", "episode", "TimeLimit.truncated"}
-            assert data_equivalence(infos[lane]["terminal_observation"], last[lane])
-            assert infos[lane]["TimeLimit.truncated"] is False
-            episode = infos[lane]["episode"]
-            assert (episode["r"], episode["l"]) == (returns[lane], steps)
+        for index in range(5):
+            assert set(infos[index]) == {"terminal_observation", "episode", "TimeLimit.truncated"}
+            assert data_equivalence(infos[index]["terminal_observation"], last[index])
+            assert infos[index]["TimeLimit.truncated"] is False
+            episode = infos[index]["episode"]
+            assert (episode["r"], episode["l"]) == (returns[index], steps)
             assert [type(episode[key]) for key in "rlt"] == [float, int, float]
         returns, steps, episodes = np.zeros(5), 0, episodes + 1
     assert episodes >= 3
 
 
 @pytest.mark.parametrize(("name", "task"), CASES)
-def test_one_lane_equals_sb3s_own_vector_environment_of_the_scalar_one(
+def test_one_environment_equals_sb3s_own_vector_environment_of_the_scalar_one(
     name: str, task: dict[str, Any], make: Make
 ) -> None:
     adapter, dummy = HashVecEnv(make(name, 1, **task)), DummyVecEnv([lambda: Monitor(make(name, **task))])
@@ -130,21 +130,21 @@ def test_one_lane_equals_sb3s_own_vector_environment_of_the_scalar_one(
 def test_vec_monitor_gives_the_same_statistics(name: str, task: dict[str, Any], make: Make) -> None:
     plain = HashVecEnv(make(name, 4, **task))
     with pytest.warns(UserWarning, match="already wrapped with a `Monitor`"):  # its own statistics are as good
-        watched = VecMonitor(HashVecEnv(make(name, 4, **task)))
-    for envs in (plain, watched):
+        monitored = VecMonitor(HashVecEnv(make(name, 4, **task)))
+    for envs in (plain, monitored):
         envs.seed(0)
         envs.reset()
-    watched.action_space.seed(0)
+    monitored.action_space.seed(0)
     for _ in range(7):
-        actions = np.stack([watched.action_space.sample() for _ in range(4)])
+        actions = np.stack([monitored.action_space.sample() for _ in range(4)])
         *_, ended, own = plain.step(actions)
-        *_, theirs = watched.step(actions)
+        *_, theirs = monitored.step(actions)
         for a, b in zip(own, theirs, strict=True) if ended[0] else ():
             assert a["episode"]["r"] == pytest.approx(b["episode"]["r"], rel=1e-6, abs=1e-7)
             assert a["episode"]["l"] == b["episode"]["l"]
 
 
-def test_rewards_are_normalised_and_what_ended_survives(make: Make) -> None:
+def test_rewards_are_normalised_and_final_infos_survive(make: Make) -> None:
     envs = VecNormalize(HashVecEnv(make(BITS, 4, bits=8, group_bits=4)), norm_obs=False)
     envs.seed(0)
     envs.reset()
@@ -206,7 +206,7 @@ def test_options_choose_the_images_of_one_reset(monitored: bool, make: Make, mul
     assert not np.array_equal(envs.reset()["image"], multi_label.features[images])
 
 
-def test_options_that_a_reset_refuses_are_gone_after_it(make: Make) -> None:
+def test_options_that_a_reset_rejects_are_not_kept(make: Make) -> None:
     envs = HashVecEnv(make(BITS, 3))
     envs.set_options({"index": 4})
     with pytest.raises(ValueError, match="must name 3 image"):
@@ -224,7 +224,7 @@ def test_options_of_regions(make: Make) -> None:
 @pytest.mark.parametrize(
     "options", [[{"index": 0}], [{"index": 0}, {}, {"index": 1}], [{"index": 0}, {"regions": 1}, {"index": 0}]]
 )
-def test_options_of_some_lanes_are_refused(options: list[dict[str, int]], make: Make) -> None:
+def test_options_of_some_environments_are_rejected(options: list[dict[str, int]], make: Make) -> None:
     with pytest.raises(ValueError, match="a list of 3 dicts"):
         HashVecEnv(make(BITS, 3)).set_options(options)
 
@@ -242,9 +242,9 @@ def test_a_state_restores_everything_and_the_statistics(name: str, task: dict[st
     assert {"index", "_index"} <= set(other.last_info)
     for action in actions[1:]:
         ours, theirs = envs.step(action), other.step(action)
-        for lane in range(3):
+        for index in range(3):
             for infos in (ours[3], theirs[3]):
-                infos[lane].get("episode", {}).pop("t", None)
+                infos[index].get("episode", {}).pop("t", None)
         assert all(data_equivalence(a, b) for a, b in zip(ours[:3], theirs[:3], strict=True))
         assert data_equivalence(ours[3], theirs[3])
     envs.set_state(envs.envs.unwrapped.get_state())  # without statistics: they begin anew
@@ -272,7 +272,7 @@ def test_a_state_goes_through_one_file_of_arrays(make: Make, tmp_path: Path) -> 
             ]
 
 
-def test_attributes_are_shared_by_all_lanes(make: Make) -> None:
+def test_attributes_are_shared_by_all_environments(make: Make) -> None:
     envs = HashVecEnv(make(BITS, 3))
     native = envs.envs.unwrapped
     native.curriculum = 1
@@ -312,7 +312,7 @@ def test_a_curriculum_sets_arguments_through_wrappers(make: Make) -> None:
         assert envs.get_attr(key, indices=0) == [0.75]
 
 
-def test_masks_by_lane_where_there_are_masks(make: Make) -> None:
+def test_masks_of_each_environment_where_there_are_masks(make: Make) -> None:
     envs = HashVecEnv(make(BITS, 3, bits=10, group_bits=4))
     envs.reset()
     for _ in range(2):
@@ -346,9 +346,9 @@ def test_rendering(make: Make, multi_label: HashingDataset) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "mend"),
+    ("wrong", "fix"),
     [
-        (lambda make: make(BITS), "or give it to SB3 as it is"),
+        (lambda make: make(BITS), "or pass the scalar one to SB3 directly"),
         (lambda make: SyncVectorEnv([lambda: make(BITS)]), "without vectorization_mode"),
         (lambda make: gym.make_vec("CartPole-v1", num_envs=2), "native vector environment of hashgym"),
         (lambda make: HashVecEnv(make(BITS, 2)), "got HashVecEnv: make it with gym.make_vec"),
@@ -358,8 +358,8 @@ def test_rendering(make: Make, multi_label: HashingDataset) -> None:
         (lambda make: make(REGIONS, 2, autoreset_mode="Disabled"), "'Disabled': leave autoreset_mode out"),
     ],
 )
-def test_anything_else_is_refused(wrong: Callable[[Make], Any], mend: str, make: Make) -> None:
-    with pytest.raises(ValueError, match=re.escape(mend)):
+def test_anything_else_is_rejected(wrong: Callable[[Make], Any], fix: str, make: Make) -> None:
+    with pytest.raises(ValueError, match=re.escape(fix)):
         HashVecEnv(wrong(make))
 
 
@@ -375,7 +375,7 @@ def test_scalar_environments_pass_both_checkers(name: str, task: dict[str, Any],
 
 
 @pytest.mark.parametrize("name", [BITS, REGIONS])
-def test_ppo_takes_the_scalar_environment_straight(name: str, make: Make) -> None:
+def test_ppo_takes_the_scalar_environment_directly(name: str, make: Make) -> None:
     model = PPO("MultiInputPolicy", make(name), n_steps=8, batch_size=8, n_epochs=1, policy_kwargs={**TINY})
     assert model.learn(16).num_timesteps == 16
 
@@ -391,7 +391,7 @@ def test_ppo_takes_the_scalar_environment_straight(name: str, make: Make) -> Non
         (SAC, BITS, {"action": "probability"}, {"learning_starts": 8, "batch_size": 8}),
     ],
 )
-def test_algorithms_run_and_show_episode_statistics(
+def test_algorithms_run_and_log_episode_statistics(
     algorithm: type[BaseAlgorithm], name: str, task: dict[str, Any], settings: dict[str, Any], make: Make
 ) -> None:
     envs = HashVecEnv(make(name, 4, **task))
@@ -404,7 +404,7 @@ def test_algorithms_run_and_show_episode_statistics(
     assert all(np.isfinite(episode["r"]) for episode in model.ep_info_buffer)
     mean, _ = evaluate_policy(model, envs, n_eval_episodes=4, warn=False)
     assert np.isfinite(mean)
-    assert envs._running == [{}] * 4  # nobody wrote into what running lanes share
+    assert envs._running == [{}] * 4  # the shared dicts are unchanged
 
 
 @pytest.mark.parametrize("name", [BITS, REGIONS])

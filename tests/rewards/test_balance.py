@@ -59,7 +59,7 @@ def test_value_and_credit_equal_the_loop(seed: int, bits: int, relaxed: bool, de
 
 
 def imbalance(book: Codebook, decorrelation: float) -> float:
-    """What the docstring says R is, up to a constant and a factor, minus the change of."""
+    """Return the quantity whose change, negated, is R up to a constant and a factor."""
     y = book.signs.astype(float)
     products = y.T @ y / len(y)
     pairs = ~np.eye(book.bits, dtype=bool)
@@ -113,6 +113,6 @@ def test_one_bit_has_no_pairs() -> None:
 
 
 @pytest.mark.parametrize("decorrelation", [-1.0, np.nan, np.inf])
-def test_wrong_weights_are_refused(decorrelation: float) -> None:
+def test_wrong_weights_are_rejected(decorrelation: float) -> None:
     with pytest.raises(ValueError, match="decorrelation"):
         rewards.make({"name": "balance", "decorrelation": decorrelation})

@@ -1,4 +1,4 @@
-"""Losses of pairs as rewards, against loops over the other training images."""
+"""Pairwise losses as rewards, against loops over the other training images."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def naive_partners(view: RewardView, index: int, code: np.ndarray, table: np.nda
 
 
 def hasher_table(name: str, view: RewardView, bits: int = BITS) -> np.ndarray:
-    """The table of a hasher that was really fitted to the codebook's labels."""
+    """The table of a hasher fitted to the codebook's labels."""
     labels = codes.unpack(view.codebook.label_words, 4).astype(np.uint8)
     few = {"updates": 1} if name != "ksh" else {"iterations": 0}
     hasher = hashgym.hashers.make(name, bits=bits, **few)
@@ -110,7 +110,7 @@ def test_by_hand() -> None:
     np.testing.assert_allclose(credit[0], [-0.5 + 5, -0.5 + 1.5])
 
 
-def test_all_hashers_with_a_loss_of_pairs_have_a_name() -> None:
+def test_all_hashers_with_a_pairwise_loss_have_a_name() -> None:
     having = {n for n in hashgym.hashers.available() if isinstance(hashgym.hashers.make(n, bits=4), PairwiseHasher)}
     assert having == set(LOSSES)
     assert {f"pairwise:{name}" for name in having} <= set(rewards.available())
@@ -185,7 +185,7 @@ def test_it_is_the_same_in_an_environment_as_on_the_final_codes() -> None:
     ("loss", "options", "message"),
     [
         ("dhc", {}, "unknown hasher 'dhc'"),
-        ("itq", {}, "'itq' has no loss of pairs; there are dch, hashnet, adsh"),
+        ("itq", {}, "'itq' has no pairwise loss; the losses are dch, hashnet, adsh"),
         ("dch", {"gama": 2}, "no setting gama"),
         ("dch", {"against": "all"}, "'codebook' or 'partners'"),
         (np.zeros((3, 5)), {}, r"\(2, s \+ 1\).*got float64 \(3, 5\)"),
@@ -193,11 +193,11 @@ def test_it_is_the_same_in_an_environment_as_on_the_final_codes() -> None:
         (np.zeros((2, 5)), {"gamma": 1}, "go with a hasher's name"),
     ],
 )
-def test_wrong_losses_are_refused_at_once(loss, options, message) -> None:
+def test_wrong_losses_are_rejected_at_once(loss, options, message) -> None:
     with pytest.raises(ValueError, match=message):
         Pairwise(loss, **options)
 
 
-def test_a_table_of_another_length_says_so() -> None:
+def test_a_table_of_another_length_is_rejected() -> None:
     with pytest.raises(ValueError, match="spans of 9 bits, not of 6"):
         rewards.value(Pairwise(np.zeros((2, 10))), make_view(0))

@@ -135,7 +135,7 @@ def test_codebook_writes_a_span_and_reads_it_back() -> None:
     np.testing.assert_array_equal(book.span(50, 80).read(np.array([[7, 2]]))[0], new)
 
 
-def test_a_reward_of_ones_own_is_registered_once() -> None:
+def test_a_custom_reward_is_registered_once() -> None:
     def mine(view: RewardView) -> np.ndarray:
         return view.bits.mean(1)
 
@@ -167,27 +167,27 @@ def test_a_reward_of_ones_own_is_registered_once() -> None:
         ({"name": "pairwise", "loss": [[1], [1, 2]]}, r"a table of real numbers \(2, s \+ 1\)"),
         ({"name": "average_precision", "against": "all"}, "'codebook' or 'partners'"),
         ({"name": "weighted", "terms": {}}, "at least one"),
-        ({"margin": 1}, r"a mapping names the reward, .*; got the keys \['margin'\]"),
+        ({"margin": 1}, r"a mapping must name the reward, .*; got the keys \['margin'\]"),
         ({"name": lambda view: view.bits, "margin": 1}, r"options \(margin\) go with a reward's name"),
         (3, "a name, a mapping"),
     ],
 )
-def test_wrong_rewards_are_refused(reward: object, message: str) -> None:
+def test_wrong_rewards_are_rejected(reward: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         rewards.make(reward)  # type: ignore[arg-type]
 
 
 SHAPE = r"must be an array of real numbers \(float64, float32 or integers\) of shape \(5,\), got "
 WRONG = [
-    (np.zeros((5, 1)), SHAPE + r"float64 \(5, 1\)"),
-    (np.zeros(4, np.float32), SHAPE + r"float32 \(4,\)"),
-    (np.zeros(5, complex), SHAPE + r"complex128 \(5,\)"),
-    (np.zeros(5, bool), SHAPE + r"bool \(5,\)"),
-    (np.zeros(5, object), SHAPE + r"object \(5,\)"),
-    ([[1.0], [1.0, 2.0]], SHAPE + r"list \[\[1.0\]"),
-    (None, SHAPE + r"None \(is a return missing\?\)"),
+    (np.zeros((5, 1)), SHAPE + r"ndarray float64 \(5, 1\)"),
+    (np.zeros(4, np.float32), SHAPE + r"ndarray float32 \(4,\)"),
+    (np.zeros(5, complex), SHAPE + r"ndarray complex128 \(5,\)"),
+    (np.zeros(5, bool), SHAPE + r"ndarray bool \(5,\)"),
+    (np.zeros(5, object), SHAPE + r"ndarray object \(5,\)"),
+    ([[1.0], [1.0, 2.0]], SHAPE + r"list of 2"),
+    (None, SHAPE + r"None: is a return missing\?"),
     (0.5, SHAPE + r"float 0.5"),
-    (np.float32(0.5), SHAPE + r"float32 \(\)"),
+    (np.float32(0.5), SHAPE + r"float32 float32 \(\)"),
     ("good", SHAPE + r"str 'good'"),
     (np.array([0, 1, np.nan, 0, 0]), "must be finite, got nan in environment 2"),
     (np.array([0, 1, 2, -np.inf, 0]), "must be finite, got -inf in environment 3"),
@@ -207,9 +207,9 @@ def test_what_a_reward_returns_is_checked(returned: object, message: str, scope:
 
 
 class _Credit:
-    """A reward whose credit is what it is told."""
+    """A reward with a given credit."""
 
-    name = "told"
+    name = "fixed"
 
     def __init__(self, credit: object) -> None:
         self.credit = credit
@@ -224,27 +224,27 @@ class _Credit:
 @pytest.mark.parametrize(
     ("credit", "message"),
     [
-        (np.zeros(5), r"must be an array of real numbers .* of shape \(5, 7\), got float64 \(5,\)"),
-        (np.zeros((5, 7), bool), r".* shape \(5, 7\), got bool \(5, 7\)"),
+        (np.zeros(5), r"must be an array of real numbers .* of shape \(5, 7\), got ndarray float64 \(5,\)"),
+        (np.zeros((5, 7), bool), r".* shape \(5, 7\), got ndarray bool \(5, 7\)"),
         (None, r".* shape \(5, 7\), got None"),
         (np.diag([np.nan] * 7)[:5], "must be finite, got nan in environment 0 bit 0"),
     ],
 )
 def test_credit_is_checked(credit: object, message: str) -> None:
-    with pytest.raises(rewards.RewardError, match=f"^reward told, global scope: its credit {message}"):
+    with pytest.raises(rewards.RewardError, match=f"^reward fixed, global scope: its credit {message}"):
         rewards.value_and_credit(_Credit(credit), make_view(0))  # type: ignore[arg-type]
 
 
-def test_value_and_credit_that_returns_one_array_is_refused() -> None:
+def test_value_and_credit_that_returns_one_array_is_rejected() -> None:
     class Half(_Credit):
         def value_and_credit(self, view: RewardView) -> np.ndarray:  # type: ignore[override]
             return self(view)
 
-    with pytest.raises(rewards.RewardError, match=r"must return a tuple \(value, credit\), got float64 \(5,\)"):
+    with pytest.raises(rewards.RewardError, match=r"must return a tuple \(value, credit\), got ndarray float64 \(5,\)"):
         rewards.value_and_credit(Half(None), make_view(0))  # type: ignore[arg-type]
 
 
-def test_an_exception_inside_says_which_reward_and_keeps_its_cause() -> None:
+def test_an_exception_names_the_reward_and_keeps_its_cause() -> None:
     def broken(view: RewardView) -> np.ndarray:
         return view.bits @ np.ones(3)
 
@@ -265,10 +265,12 @@ def test_an_environment_names_the_reward_and_its_scope() -> None:
     env = gym.make("BitGroupHashing-v0", bits=4, group_bits=2, reward=halves)
     env.reset(seed=0)
     env.step(np.zeros(2, np.int8))
-    with pytest.raises(rewards.RewardError, match=r"reward halves, global scope: .* shape \(1,\), got bool \(1,\)"):
+    with pytest.raises(
+        rewards.RewardError, match=r"reward halves, global scope: .* shape \(1,\), got ndarray bool \(1,\)"
+    ):
         env.step(np.zeros(2, np.int8))
 
 
-def test_group_and_global_spans_are_told_apart() -> None:
+def test_group_and_global_spans_are_distinguished() -> None:
     view = dataclasses.replace(make_view(0), scope="group", last=False, start=12)
     assert (view.scope, view.last, view.start) == ("group", False, 12)

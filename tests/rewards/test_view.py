@@ -22,7 +22,7 @@ def make_view(seed: int, num_envs: int = 4, images: int = 9, bits: int = 7, labe
 
 
 @pytest.mark.parametrize("bits", [1, 7, 70])
-def test_the_arrays_over_all_training_images_are_what_they_say(bits: int) -> None:
+def test_the_arrays_over_all_training_images_equal_loops(bits: int) -> None:
     view = make_view(0, bits=bits)
     book, labels = codes.unpack(view.codebook.words, bits), codes.unpack(view.codebook.label_words, 70)
     assert view.similar.any()
