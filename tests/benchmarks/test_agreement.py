@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import agreement
-from benchmarks.results import Results
+from benchmarks.common.results import Results
 
 
 def test_encoders_are_compared_with_what_they_were_made_of(tmp_path, capsys):

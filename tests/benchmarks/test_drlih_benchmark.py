@@ -7,8 +7,9 @@ import pytest
 from rich.console import Console
 
 import hashgym
-from benchmarks import cells, drlih, methods, results
-from benchmarks.results import Results
+from benchmarks import drlih
+from benchmarks.common import cells, methods, results
+from benchmarks.common.results import Results
 from hashgym.data.readers import digits
 from hashgym.retrieval import mean_average_precision, precision_at, precision_recall_by_radius
 
@@ -74,7 +75,7 @@ def test_one_failing_run_does_not_cost_the_others(tmp_path, monkeypatch):
     [
         ({"methods": ("lsh", "nosuch")}, "no method 'nosuch': choose from lsh, itq, sh"),
         ({"bits": (0,)}, "bits must be"),
-        ({"seeds": 0}, "at least one seed"),
+        ({"seeds": 0}, "seeds must be at least 1, got 0"),
         ({"features": ("no/such/folder",)}, "neither a folder"),
         ({"effort": 0.0}, "effort is a share"),
     ],

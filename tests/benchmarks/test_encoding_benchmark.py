@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import encoding
-from benchmarks.results import Results
+from benchmarks.common.results import Results
 
 
 def test_encoding_is_measured_against_its_backbone_in_the_same_run(tmp_path):

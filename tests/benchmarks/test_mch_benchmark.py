@@ -13,8 +13,9 @@ from PIL import Image
 from rich.console import Console
 
 import hashgym
-from benchmarks import cells, mch
-from benchmarks.results import Results
+from benchmarks import mch
+from benchmarks.common import cells
+from benchmarks.common.results import Results
 from hashgym.codes import unpack
 from hashgym.data import cache
 from hashgym.data.readers import digits
@@ -77,7 +78,7 @@ def number(code):
 
 
 def naive(codes, xi, dataset):
-    """Recall and precision within radius 0, best and worst mAP, codes an image: loops over images and their codes."""
+    """Recall and precision within radius 0, best and worst mAP, codes per image: loops over images and their codes."""
     sets = codes.database[xi]
     bits = unpack(sets.words, sets.bits)
     own = [[number(code) for code in bits[j][sets.kept[j]]] for j in range(len(sets))]
@@ -291,7 +292,7 @@ def test_one_failing_run_does_not_cost_the_others(folders, tmp_path, monkeypatch
         ({"xi": (float("nan"),)}, "xi is a probability"),
         ({"bits": (0,)}, "bits must be"),
         ({"bits": ()}, "one code length"),
-        ({"seeds": 0}, "at least one seed"),
+        ({"seeds": 0}, "seeds must be at least 1, got 0"),
         ({"jobs": 0}, "one job"),
         ({"features": "no/such/folder"}, "no/such/folder"),
         ({"features": "digits"}, r"'digits' has no regions: `hashgym features .*--train-regions 4"),

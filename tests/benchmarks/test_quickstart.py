@@ -4,8 +4,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from benchmarks import mch, methods, quickstart
-from benchmarks.results import Results
+from benchmarks import mch, quickstart
+from benchmarks.common import methods
+from benchmarks.common.results import Results
 
 AGENT = {"updates": 4, "lanes": 32, "hidden": 16}
 

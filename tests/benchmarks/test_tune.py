@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 import hashgym.data
-from benchmarks import cells, drlih, methods, tune
-from benchmarks.results import Results
+from benchmarks import drlih, tune
+from benchmarks.common import cells, methods
+from benchmarks.common.results import Results
 from hashgym.data.readers import digits
 from hashgym.retrieval import mean_average_precision
 

@@ -15,16 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from benchmarks.results import (
+from benchmarks.common.machine import peak_mb, revision
+from benchmarks.common.results import (
     COLUMNS,
     REPORT,
     Results,
     describe,
     estimate,
     markdown,
-    peak_mb,
     require_replaceable,
-    revision,
     table,
 )
 
@@ -83,7 +82,7 @@ def test_names_in_any_bytes_are_kept(tmp_path):
         results.rows()
 
 
-def test_rows_with_other_columns_are_refused(tmp_path):
+def test_rows_with_other_columns_are_rejected(tmp_path):
     results = Results(tmp_path)
     with pytest.raises(ValueError, match="extra"):
         results.append({**row(), "extra": 1})
@@ -101,7 +100,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
 sys.path.insert(0, {here!r})
-from benchmarks.results import Results
+from benchmarks.common.results import Results
 from test_results import row
 results = Results(Path({out!r}))
 print("ready", flush=True)
@@ -112,7 +111,7 @@ for seed in range({start}, {start} + {count}):
 
 def writer(out, start, count):
     here = os.path.dirname(__file__)
-    code = WRITER.format(root=os.path.dirname(os.path.dirname(here)), here=here, out=str(out), start=start, count=count)
+    code = WRITER.format(root=str(Path(here).parents[2]), here=here, out=str(out), start=start, count=count)
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
 
@@ -222,7 +221,7 @@ def test_an_empty_table_is_drawn():
 
 
 def test_peak_memory_is_this_process_own():
-    code = "import numpy as np; from benchmarks.results import peak_mb; a = np.ones(10**7); print(peak_mb())"
+    code = "import numpy as np; from benchmarks.common.machine import peak_mb; a = np.ones(10**7); print(peak_mb())"
     ballast = np.ones(5 * 10**7)  # 400 MB here must not be counted there
     peak = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert 80 < peak < 300
@@ -250,6 +249,6 @@ def test_files_of_others_are_not_overwritten(tmp_path):
 
 
 def test_the_results_in_this_repository_may_be_written_again():
-    folder = Path(__file__).parents[2] / "benchmarks" / "results"
+    folder = Path(__file__).parents[3] / "benchmarks" / "results"
     for path in (folder, *{path.parent for path in folder.rglob("results.csv")}):
         require_replaceable(path, "*.md", "*.png")

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks.cells import run_cells
+from benchmarks.common.cells import run_cells
 from hashgym.storage.ray_cluster import cluster
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def test_what_waits_is_cancelled_when_the_benchmark_stops(ray, tmp_path):
     assert len(list(tmp_path.iterdir())) <= 2  # the first, and one that may have ended meanwhile
 
 
-def test_wrong_executors_are_refused_before_any_work(monkeypatch):
+def test_unknown_executors_are_rejected_before_any_work(monkeypatch):
     with pytest.raises(ValueError, match="unknown executor 'slurm': choose one of processes, ray"):
         collect([Cell(1)], square, executor="slurm")
     monkeypatch.setitem(sys.modules, "ray", None)
@@ -138,7 +138,7 @@ def test_a_killed_benchmark_keeps_what_was_finished_and_leaves_no_process_behind
         import os, time
         from pathlib import Path
         from rich.console import Console
-        from benchmarks.cells import run_cells
+        from benchmarks.common.cells import run_cells
 
         def work(number):
             time.sleep(600 * number)
@@ -174,7 +174,7 @@ def test_a_cell_at_work_ends_with_a_killed_benchmark(tmp_path):
         textwrap.dedent("""
         import os, time
         from rich.console import Console
-        from benchmarks.cells import run_cells
+        from benchmarks.common.cells import run_cells
 
         def work(cell):
             print(os.getpid(), flush=True)

@@ -12,9 +12,12 @@ import pytest
 from rich.console import Console
 
 import hashgym.data
-from benchmarks import claims, comparisons, drlih, figures, mch, report, results, rows, tables
+from benchmarks import drlih, mch
+from benchmarks.common import figures, results
+from benchmarks.report import claims, comparisons, rows, tables
+from benchmarks.report import write as report
 
-BENCHMARKS = Path(report.__file__).parent
+BENCHMARKS = Path(report.__file__).parents[1]
 REST = {"map_optimistic": 1, "map_pessimistic": 0, "version": "1", "config": "{}"}
 
 
@@ -156,7 +159,7 @@ def test_mch_table_2(written):
 
 
 def test_mch_table_3(written):
-    text = section(written, "Table 3: codes an image by sigma and xi, mch-dch, 32 bits")
+    text = section(written, "Table 3: codes per image by sigma and xi, mch-dch, 32 bits")
     assert cells(text, "sigma") == [f"xi = {xi}" for xi in (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)]
     assert cells(text, "0.5")[2:4] == ["1.500 [1.500, 1.500] paper 1.54", "paper 1.50"]
     assert cells(text, "0.3")[4] == "2.000 [2.000, 2.000] paper 1.49"
@@ -276,18 +279,18 @@ def _mch_rows(folder):
     return rows.read(folder)["mch"]
 
 
-def test_what_is_refused(tmp_path, undrawn):
+def test_contradictory_or_missing_rows_are_rejected(tmp_path, undrawn):
     with pytest.raises(ValueError, match=r"no results below .*benchmarks\.drlih"):
         report.main(report.Args(tmp_path))
     write(tmp_path / "a" / "results.csv", results.COLUMNS, [run("lsh", 12, 0, 0.1)])
     write(tmp_path / "b" / "results.csv", results.COLUMNS, [run("lsh", 12, 0, 0.1)])
     assert len(rows.read(tmp_path)["drlih"]) == 1  # the same run in two places is one
     write(tmp_path / "b" / "results.csv", results.COLUMNS, [run("lsh", 12, 0, 0.2)])
-    with pytest.raises(ValueError, match=r"a.results\.csv and .*b.results\.csv differ about cifar10 net@160 lsh 12 0"):
+    with pytest.raises(ValueError, match=r"a.results\.csv and .*b.results\.csv have different rows of cifar10 net@160 lsh 12 0"):
         report.main(report.Args(tmp_path))
 
 
-def test_examples_of_other_images_are_refused_and_private_photos_never_drawn(written, undrawn, tmp_path):
+def test_examples_of_other_images_are_rejected_and_private_photos_never_drawn(written, undrawn, tmp_path):
     runs, digits = rows.read(written), hashgym.data.load("digits")
     mirror = {"mirflickr25k": digits}
     assert report._examples(rows.where(runs["examples"], dataset="mirflickr25k"), mirror, tmp_path) == []
@@ -319,7 +322,7 @@ def test_committed_results(undrawn, tmp_path):
 
 
 def test_papers_numbers():
-    with open(BENCHMARKS / "papers.csv", newline="") as file:
+    with open(BENCHMARKS / "report" / "papers.csv", newline="") as file:
         lines = list(csv.DictReader(file))
     counts = {table: len([line for line in lines if line["table"] == table]) for table in ("I", "II", "2", "3")}
     assert counts == {"I": 13 * 12, "II": 3 * 12, "2": 12 * 12, "3": 6 * 6}
