@@ -266,7 +266,7 @@ def main(args: Args) -> Report:
 
 
 if __name__ == "__main__":
-    # By its full name, so that the processes it starts find what they are to run.
+    # Imported by its full name, so that spawned processes can import the same functions.
     from benchmarks.engines import Args as Settings
     from benchmarks.engines import main as run
 

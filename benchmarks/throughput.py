@@ -196,9 +196,7 @@ def measure_steps(args: Args, name: str, task: Task, num_envs: int) -> list[Row]
     contestants |= {contestant: build(make) for contestant, make in makers.items()}
     horizon = _horizon(task)
     for key, contestant in contestants.items():
-        if (
-            key in ("native", "HashVecEnv") or contestant.device
-        ):  # compiles kernels; the reset was the warm-up of the others
+        if key in ("native", "HashVecEnv") or contestant.device:  # compiles; the others need no more than their reset
             steps_per_second(contestant, actions, horizon, 0)
     speeds: dict[str, list[float]] = {contestant: [] for contestant in contestants}
     for _ in range(args.rounds):
@@ -401,7 +399,7 @@ def _horizon(task: Task) -> int:
 
 
 def _resident_mb() -> float:
-    """Memory of this process now, in MB (10^6 bytes); NaN where the system does not say."""
+    """Memory of this process now, in MB (10^6 bytes); NaN where unknown."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:

@@ -1,1 +1,1 @@
-"""What the benchmarks share: arguments, runs in processes, rows of results, methods, statistics and figures."""
+"""Arguments, runs in processes, rows of results, methods, statistics and figures, shared by the benchmarks."""

@@ -28,7 +28,7 @@ def seconds(function: Callable[..., Any], *args: Any) -> float:
 
 
 def load_average() -> float:
-    """Processes that ran or waited over the last minute; NaN where the system does not say."""
+    """Processes that ran or waited over the last minute; NaN where unknown."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
 
 

@@ -56,7 +56,7 @@ def bootstrap(
 
     Args:
         strata: one array of scores for each stratum, not necessarily equally long.
-        aggregate: takes an array (samples, runs) for each stratum and gives one number a sample, (samples,).
+        aggregate: takes an array (samples, runs) for each stratum and returns one number per sample, (samples,).
         confidence: confidence level of the interval.
         resamples: number of bootstrap samples.
         seed: seed of the bootstrap.

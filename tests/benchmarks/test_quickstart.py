@@ -1,4 +1,4 @@
-"""The quickstart writes what it promises."""
+"""The quickstart writes all of its files."""
 
 import pytest
 from PIL import Image
@@ -8,12 +8,12 @@ from benchmarks import mch, quickstart
 from benchmarks.common import methods
 from benchmarks.common.results import Results
 
-AGENT = {"updates": 4, "lanes": 32, "hidden": 16}
+AGENT = {"updates": 4, methods.NUM_ENVS: 32, "hidden": 16}
 
 
 @pytest.fixture(scope="module")
 def start(folders, quick, tmp_path_factory):
-    """Runs a quickstart of few updates; gives its folder and what it printed."""
+    """Run a quickstart with few updates; returns its folder and output."""
     args = quickstart.Args(
         out=tmp_path_factory.mktemp("quickstart") / "q",
         methods=("lsh", "itq", "drlih"),
@@ -72,7 +72,7 @@ def test_pictures_open_and_files_are_named(first):
     assert all(str(path) in text for path in [*out.glob("[!.]*"), *out.glob("mch/[!.]*")])
 
 
-def test_it_says_what_comes_next(first):
+def test_the_next_steps_are_printed(first):
     _, text = first
     for advice in (
         "tensorboard --logdir",

@@ -160,7 +160,7 @@ def test_the_defaults_can_be_made():
         ({"designs": ("triplet+x*balance",)}, "'x' in design .* is not a number"),
         ({"agent": "paper"}, "no agent 'paper' that takes a reward: choose from hashgym, norec"),
         ({"seeds": 0}, "seeds must be at least 1, got 0"),
-        ({"designs": ()}, "one design"),
+        ({"designs": ()}, "designs must not be empty"),
         ({"features": "no/such/folder"}, "neither a folder"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The benchmark of all algorithms: runs are kept and taken up, and the table says what the rows say."""
+"""The benchmark of all algorithms: runs are kept and resumed, and the table agrees with the rows."""
 
 from __future__ import annotations
 

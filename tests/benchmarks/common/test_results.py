@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from benchmarks import results as command
 from benchmarks.common.machine import peak_mb, revision
 from benchmarks.common.results import (
     COLUMNS,
@@ -53,7 +54,7 @@ def test_a_row_replaces_the_one_with_its_key(tmp_path):
     assert [(r["seed"], r["map"]) for r in results.rows()] == [("1", "0.5"), ("0", "0.9")]
 
 
-def test_what_is_done_is_known_and_changed_configurations_are_noticed(tmp_path):
+def test_finished_runs_are_found_and_changed_configurations_are_rejected(tmp_path):
     results = Results(tmp_path)
     assert not results.done(row())
     results.append(row())
@@ -66,12 +67,40 @@ def test_what_is_done_is_known_and_changed_configurations_are_noticed(tmp_path):
     assert not results.done(changed, replace=True)
 
 
+def test_renamed_settings_are_the_same_configuration(tmp_path):
+    """Rows that older versions wrote are continued, whatever the setting's name and depth."""
+    results = Results(tmp_path)
+    results.append(row(config=describe({"lanes": 64, "agent": {"lanes": 128, "history": 32}})))
+    today = {"num_envs": 64, "agent": {"num_envs": 128, "rnn_hidden": 32}}
+    assert results.done(row(config=describe(today)))
+    with pytest.raises(ValueError, match=r"\(num_envs: 64 -> 65\)"):
+        results.done(row(config=describe({**today, "num_envs": 65})))
+    with pytest.raises(ValueError, match=r"\(agent: "):
+        results.done(row(config=describe({**today, "agent": {"num_envs": 128, "rnn_hidden": 33}})))
+
+
+def test_the_old_import_path_warns():
+    with pytest.warns(DeprecationWarning, match=r"benchmarks\.common\.results\.Results"):
+        from benchmarks.results import Results as old
+    assert old is Results
+    with pytest.raises(ImportError):
+        from benchmarks.results import nothing  # noqa: F401
+
+
+def test_a_stored_table_is_printed_again(tmp_path, capsys):
+    Results(tmp_path).append(row(bits=8, map=0.25))
+    command.main(tmp_path)
+    assert "| m | .250 |" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"no rows in .*results\.csv: give a folder that a benchmark wrote"):
+        command.main(tmp_path / "nothing")
+
+
 def test_equal_configurations_are_described_equally():
     assert describe({"a": 1, "b": (1, 2)}) == describe({"b": [1, 2], "a": 1})
 
 
 def test_names_in_any_bytes_are_kept(tmp_path):
-    """A folder's name may be no UTF-8: hours of work do not end in an error when its row is written."""
+    """A folder's name need not be UTF-8; writing its row must not fail after hours of work."""
     results, name = Results(tmp_path), os.fsdecode(b"folder:\xff [/b]")
     results.append(row(dataset=name))
     results.append(row(dataset="other"))
@@ -232,7 +261,7 @@ def test_revision_is_one_word():
     assert len(revision().split()) <= 1
 
 
-def test_files_of_others_are_not_overwritten(tmp_path):
+def test_foreign_files_are_not_overwritten(tmp_path):
     require_replaceable(tmp_path / "missing", "*.md")
     (tmp_path / "table.md").write_text("mine")
     (tmp_path / "data.csv").write_text("a,b\n1,2\n")

@@ -286,7 +286,9 @@ def test_contradictory_or_missing_rows_are_rejected(tmp_path, undrawn):
     write(tmp_path / "b" / "results.csv", results.COLUMNS, [run("lsh", 12, 0, 0.1)])
     assert len(rows.read(tmp_path)["drlih"]) == 1  # the same run in two places is one
     write(tmp_path / "b" / "results.csv", results.COLUMNS, [run("lsh", 12, 0, 0.2)])
-    with pytest.raises(ValueError, match=r"a.results\.csv and .*b.results\.csv have different rows of cifar10 net@160 lsh 12 0"):
+    with pytest.raises(
+        ValueError, match=r"a.results\.csv and .*b.results\.csv have different rows of cifar10 net@160 lsh 12 0"
+    ):
         report.main(report.Args(tmp_path))
 
 
