@@ -44,7 +44,7 @@ CODES = (
 REGIONS = ("mch apart", "mch in-turn", *(f"mch-sb3 {algo}" for algo in sb3.PRESETS["RegionKeep-v0"]))
 METHODS = CODES + REGIONS
 UPDATES = 20  # of hashers and of mch: enough to move far from the initial weights
-BATCH = {NUM_ENVS: 64}
+BATCH: dict[str, Any] = {NUM_ENVS: 64}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,12 +18,12 @@ def test_every_kind_is_measured(
     given: list[tuple[Any, int]] = []
     measure = codebook.mean_average_precision
 
-    def watched(envs: Any, dataset: Any, bits: int, steps: int, seed: int) -> float:
+    def counted(envs: Any, dataset: Any, bits: int, steps: int, seed: int) -> float:
         made = [envs.envs] if isinstance(envs, HashVecEnv) else envs.envs
         given.append((envs, len({env.unwrapped._lanes._words for env in made})))
         return measure(envs, dataset, bits, steps, seed)
 
-    monkeypatch.setattr(codebook, "mean_average_precision", watched)
+    monkeypatch.setattr(codebook, "mean_average_precision", counted)
     rows = codebook.main(codebook.Args(bits=4, num_envs=4, steps=32, seeds=1, out=tmp_path))
     assert all(0 < row["map"] < 1 for row in rows)
     assert [books for _, books in given] == [4, 1, 1]

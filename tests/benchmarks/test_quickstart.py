@@ -38,7 +38,7 @@ def first(start):
     return start()
 
 
-def test_one_code_an_image(first):
+def test_one_code_per_image(first):
     out, text = first
     names = {path.name for path in out.iterdir()}
     assert {"precision_recall.png", "codes.png", "results.png", "results.csv", "drlih", "mch"} <= names
@@ -48,7 +48,7 @@ def test_one_code_an_image(first):
     assert all(f"{score:.3f}" in text for score in rows.values())
 
 
-def test_several_codes_an_image(first):
+def test_several_codes_per_image(first):
     out, text = first
     rows = {row["xi"]: row for row in Results(out / "mch", mch.COLUMNS, mch.KEY).rows()}
     assert list(rows) == ["", "0.0", "0.5"]

@@ -25,7 +25,7 @@ SUM = "average_precision+0.5*balance"
 
 
 def here(work, cell):
-    """In this process, which is quicker; what goes to another one and comes back is pickled all the same."""
+    """Run in this process, which is quicker; arguments and results are still pickled."""
     return pickle.loads(pickle.dumps(work(pickle.loads(pickle.dumps(cell)))))
 
 

@@ -130,8 +130,8 @@ def test_nothing_to_do_starts_nothing(monkeypatch):
     assert collect([], square, executor="ray") == ([], 0, "")
 
 
-def test_a_killed_benchmark_keeps_what_was_finished_and_leaves_no_process_behind(tmp_path):
-    """As a program of its own, whose functions are those of ``__main__``; killed when the first cell is in."""
+def test_a_killed_benchmark_keeps_finished_cells_and_leaves_no_process_behind(tmp_path):
+    """Runs as a separate program, whose functions are those of ``__main__``; killed after the first cell."""
     pytest.importorskip("ray")
     (tmp_path / "program.py").write_text(
         textwrap.dedent("""

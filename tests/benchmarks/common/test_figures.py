@@ -1,4 +1,4 @@
-"""The pictures are drawn, and show what they should."""
+"""The figures are drawn, with the right contents."""
 
 import dataclasses
 
@@ -84,7 +84,7 @@ LINES = {
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """Every figure that is written, to be looked into."""
+    """Every figure that is written, for inspection."""
     figures_, write = [], figures.write
     monkeypatch.setattr(figures, "write", lambda figure, path: (figures_.append(figure), write(figure, path)))
     return figures_

@@ -1,4 +1,4 @@
-"""The report: known numbers in the right cells whatever is missing, the same bytes again, the committed results."""
+"""The report: known numbers in the right cells whatever is missing, reproducible bytes, the committed results."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def section(written, start):
 
 
 def cells(text, label):
-    """Of the first line of a table that starts with a label, what stands in each column."""
+    """The cells of the first line of a table that starts with a label."""
     line = next(line for line in text.splitlines() if line.startswith(f"| {label} |"))
     return [re.sub("<.*?>", "", part).strip() for part in line.strip("|").split("|")][1:]
 
@@ -127,7 +127,7 @@ def test_table_i(written):
     assert cells(text, "itq, gist@64")[0] == ".150 [.150, .150] paper .158"
     assert cells(text, "mine") == ["", "**.200**", "", "", ""]
     assert "| orthohash |" not in text  # neither run nor printed
-    assert "paper .816</span>" in text  # survives where colours do not
+    assert "paper .816</span>" in text  # the word remains without colours
     lines = text[: text.index("Table II")].splitlines()
     headings = [line.split("*")[1] for line in lines if line.startswith("| *")]
     assert headings == [
@@ -151,7 +151,7 @@ def test_mch_table_2(written):
     text = section(written, "Table 2")
     assert cells(text, "method") == ["16 bits", "32 bits", "48 bits", "64 bits"]
     assert cells(text, "dch")[:3] == [".705 [.700, .710] paper .8273", ".705 [.700, .710] paper .8267", "paper .8251"]
-    # at 16 bits both seeds gain .05; at 32 one gains as much as the other loses, which no means of all runs tell
+    # at 16 bits both seeds gain .05; at 32 one gains as much as the other loses, which means over all runs do not show
     assert cells(text, "mch-dch")[:2] == ["**.755 [.750, .760]** paper .8359", ".705 [.700, .710] paper .8348"]
     assert cells(text, "lsh")[0] == ".550 paper .5710"
     assert cells(text, "itq")[0] == "paper .6479"
@@ -253,7 +253,7 @@ def test_names_of_lines_stay_apart_in_their_order(undrawn, tmp_path):
 
 
 def test_no_curves_no_seeds_no_sigma(undrawn, tmp_path):
-    """The first run of each kind, of a dataset that does not say how large its regions are."""
+    """The first run of each kind, of a dataset without a size of regions."""
     write(tmp_path / "a" / "results.csv", results.COLUMNS, [run("drlih", 48, 0, 0.5)])
     write(tmp_path / "b" / "results.csv", mch.COLUMNS, [pair("dch", "single", 16, 0, 0.7, sigma="")])
     report.main(report.Args(tmp_path), Console(quiet=True))
