@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,7 +123,7 @@ class Results:
     def done(self, row: Row, *, replace: bool = False) -> bool:
         """Whether the run that ``row`` identifies (key columns and ``config``) is in the file.
 
-        Settings that have been renamed since the row was written count as equal, see :data:`RENAMED`.
+        Settings that have been renamed, and classes that have moved, since the row was written count as equal.
 
         Raises:
             ValueError: if it is there with another configuration, unless ``replace``.
@@ -169,15 +170,20 @@ def read_csv(path: Path) -> tuple[tuple[str, ...], list[dict[str, str]]]:
 
 def _difference(old: Row, new: Row) -> str:
     """The settings in which two rows' configurations differ; empty where they agree but for renamed settings."""
-    before, after = (json.loads(row["config"], object_hook=_renamed) for row in (old, new))
+    before, after = _configuration(old), _configuration(new)
     if not isinstance(before, dict):
         return f"not a configuration: {before!r}"
     changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     return ", ".join(f"{name}: {before.get(name)!r} -> {after.get(name)!r}" for name in changed)
 
 
-def _renamed(settings: dict[str, Any]) -> dict[str, Any]:
-    return {RENAMED.get(name, name): value for name, value in settings.items()}
+def _configuration(row: Row) -> Any:
+    """The configuration of a row, with today's names of settings, and classes without their modules."""
+
+    def renamed(settings: dict[str, Any]) -> dict[str, Any]:
+        return {RENAMED.get(name, name): value for name, value in settings.items()}
+
+    return json.loads(re.sub(r"<class '[\w.]*\.(\w+)'>", r"\1", row["config"]), object_hook=renamed)
 
 
 def require_replaceable(folder: Path, *patterns: str) -> None:

@@ -67,11 +67,13 @@ def test_finished_runs_are_found_and_changed_configurations_are_rejected(tmp_pat
     assert not results.done(changed, replace=True)
 
 
-def test_renamed_settings_are_the_same_configuration(tmp_path):
-    """Rows that older versions wrote are continued, whatever the setting's name and depth."""
+def test_renamed_settings_and_moved_classes_are_the_same_configuration(tmp_path):
+    """Rows that older versions wrote are continued."""
     results = Results(tmp_path)
-    results.append(row(config=describe({"lanes": 64, "agent": {"lanes": 128, "history": 32}})))
-    today = {"num_envs": 64, "agent": {"num_envs": 128, "rnn_hidden": 32}}
+    results.append(
+        row(config=describe({"lanes": 64, "agent": {"lanes": 128, "history": 32}, "net": "<class 'old.place.Net'>"}))
+    )
+    today = {"num_envs": 64, "agent": {"num_envs": 128, "rnn_hidden": 32}, "net": "<class 'new.Net'>"}
     assert results.done(row(config=describe(today)))
     with pytest.raises(ValueError, match=r"\(num_envs: 64 -> 65\)"):
         results.done(row(config=describe({**today, "num_envs": 65})))
