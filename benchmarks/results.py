@@ -6,8 +6,9 @@ python -m benchmarks.results benchmarks/results/cifar10
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 
@@ -15,20 +16,26 @@ from benchmarks.common import results
 from hashgym.console import say
 from hashgym.terminal import command_line, parse
 
-__all__ = ["main"]
+__all__ = ["Args", "main"]
 
 
-def main(folder: Annotated[Path, tyro.conf.Positional], /) -> None:
-    """Print the table of a stored results.csv in Markdown.
+@dataclass(frozen=True)
+class Args:
+    """Print the table of a stored results.csv in Markdown."""
 
-    Args:
-        folder: folder with a results.csv.
+    folder: tyro.conf.Positional[Path]
+    """folder with a results.csv"""
+
+
+def main(args: Args) -> None:
+    """Print the table.
 
     Raises:
         ValueError: if the folder has no rows.
     """
-    if not (rows := results.Results(folder).rows()):
-        raise ValueError(f"no rows in {folder / 'results.csv'}: give a folder that a benchmark wrote")
+    stored = results.Results(args.folder)
+    if not (rows := stored.rows()):
+        raise ValueError(f"no rows in {stored.path}: give a folder that a benchmark wrote")
     say(results.markdown(rows))
 
 
@@ -42,4 +49,4 @@ def __getattr__(name: str) -> Any:
 
 if __name__ == "__main__":
     with command_line():
-        parse(main, "benchmarks.results")
+        main(parse(Args, "benchmarks.results"))

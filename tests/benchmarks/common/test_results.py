@@ -91,10 +91,10 @@ def test_the_old_import_path_warns():
 
 def test_a_stored_table_is_printed_again(tmp_path, capsys):
     Results(tmp_path).append(row(bits=8, map=0.25))
-    command.main(tmp_path)
+    command.main(command.Args(tmp_path))
     assert "| m | .250 |" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"no rows in .*results\.csv: give a folder that a benchmark wrote"):
-        command.main(tmp_path / "nothing")
+        command.main(command.Args(tmp_path / "nothing"))
 
 
 def test_equal_configurations_are_described_equally():
