@@ -72,7 +72,7 @@ class Args(TableArgs):
     train: int | None = None
     """number of training images, instead of the split's"""
     bases: tuple[str, ...] = ("ksh", "hashnet", "adsh", "dch", "mmhh")
-    """hashers (`hashgym hashers`): the agent needs a loss of pairs; others are measured with one code per image"""
+    """hashers (`hashgym hashers`): the agent needs a pairwise loss; others are measured with one code per image"""
     bits: tuple[int, ...] = (16, 32, 48, 64)
     """code lengths"""
     seeds: int = 3
@@ -139,7 +139,7 @@ class MethodCodes:
 
 
 def settings(cell: Cell) -> tuple[Any, Any]:
-    """The unfitted base, and the agent's ``Args``, or None for a base without a loss of pairs.
+    """The unfitted base, and the agent's ``Args``, or None for a base without a pairwise loss.
 
     Raises:
         ValueError: for an unknown base or preset.

@@ -297,7 +297,7 @@ def test_one_failing_run_does_not_cost_the_others(folders, tmp_path, monkeypatch
         ({"features": "no/such/folder"}, "no/such/folder"),
         ({"features": "digits"}, r"'digits' has no regions: `hashgym features .*--train-regions 4"),
         ({"sigma_features": ("digits",)}, "'digits' has no regions"),
-        ({"sigma_features": ("other",), "sigma_base": "lsh"}, "lsh has no loss of pairs"),
+        ({"sigma_features": ("other",), "sigma_base": "lsh"}, "lsh has no (loss of pairs|pairwise loss)"),
         ({"queries": 10**6}, "quer"),
     ],
 )
