@@ -1,1 +1,1 @@
-"""Benchmarks: each runs as `python -m benchmarks.NAME` and prints what the README quotes."""
+"""Benchmarks: every module here runs as `python -m benchmarks.NAME`; `common` and `report` hold what they share."""

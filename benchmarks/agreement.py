@@ -1,10 +1,10 @@
-"""Do exported encoders give the bits of what they were made of? Every hasher and agent, image by image.
+"""Agreement of exported encoders with their hasher or agent, bit by bit, for every method.
 
     python -m benchmarks.agreement --out DIR                                    # the embedded datasets
     python -m benchmarks.agreement --features features/cifar10 --regions features/mirflickr --out DIR
 
-Each is trained for a moment, exported, and run by ONNX Runtime on features of all kinds of images: those learnt from,
-queries, others. A bit may differ where its margin is so near 0 that the order of a sum decides: such ties are counted.
+Each method is trained briefly, exported, and run by ONNX Runtime on features of training images, queries and others. A
+bit may differ where its margin is so near 0 that the order of a sum decides: such ties are counted.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 import hashgym
 from agents import drlih, mch, sb3
-from benchmarks.engines import package_versions
-from benchmarks.results import Results, describe, revision
+from benchmarks.common.arguments import MeasureArgs
+from benchmarks.common.machine import package_versions, revision
+from benchmarks.common.results import Results, describe
 from hashgym import hashers
 from hashgym.codes import CodeSets
 from hashgym.console import Console
@@ -41,34 +42,32 @@ CODES = (
 )
 REGIONS = ("mch apart", "mch in-turn", *(f"mch-sb3 {algo}" for algo in sb3.PRESETS["RegionKeep-v0"]))
 METHODS = CODES + REGIONS
-UPDATES = 20  # of hashers and of mch: enough to be far from where learning began
+UPDATES = 20  # of hashers and of mch: enough to move far from the initial weights
 
 
-@dataclass(frozen=True)
-class Args:
-    """What is compared."""
+@dataclass(frozen=True, kw_only=True)
+class Args(MeasureArgs):
+    """Compare the bits of exported encoders with those of their hashers and agents."""
 
     features: str = "digits"
     """a dataset, for hashers and agents that emit codes"""
     regions: str = "digit-scenes"
     """a dataset with regions, for agents that keep them"""
     images: int = 10_000
-    """how many of each dataset's images, evenly spread; all where there are fewer"""
+    """number of images of each dataset, evenly spread; all where there are fewer"""
     bits: int = 48
     """code length"""
     methods: tuple[str, ...] = ()
-    """some of them, by name; all by default"""
+    """methods by name; all by default. Those in OUT/agreement.csv are not compared again"""
     seed: int = 0
-    """of all training"""
-    out: Path | None = None
-    """a folder for agreement.csv, whose methods are not compared again; none by default"""
+    """seed of all training"""
 
 
 def main(args: Args) -> list[dict[str, Any]]:
-    """Compare, print a line for each, and write the rows where ``args.out`` says.
+    """Compare, print a line for each method, and add the rows to agreement.csv.
 
     Raises:
-        ValueError: for a method that is not known.
+        ValueError: for an unknown method.
     """
     console, rows = Console(), []
     results = Results(args.out, COLUMNS, KEY, "agreement.csv") if args.out else None
@@ -88,7 +87,7 @@ def main(args: Args) -> list[dict[str, Any]]:
             found = compare(*_made(method, args, dataset, chosen, Path(folder)), given)
         console.print(
             f"{plain.name} {method}: {found.different:,} of {found.bits:,} bits differ, {found.different_ties} of them "
-            f"ties ({found.ties} ties in all); {found.different_keeps:,} other keep decisions"
+            f"ties ({found.ties} ties in all); {found.different_keeps:,} different keep decisions"
         )
         row: dict[str, Any] = {"features": plain.name, "method": method, "bits": args.bits, "compared": found.bits}
         row |= {name: getattr(found, name) for name in COUNTS if name != "compared"}
@@ -108,7 +107,7 @@ def _data(name: str) -> tuple[HashingDataset, HashingDataset]:
 def _made(
     method: str, args: Args, dataset: HashingDataset, rows: NDArray[np.int64], folder: Path
 ) -> tuple[Path, NDArray[np.bool_] | CodeSets]:
-    """Train, export, and encode with what was trained: the encoder's file, and the codes that it must give."""
+    """Train, export, and encode with the trained model: the encoder's file, and the codes that it must give."""
     kind, name = method.split()
     features, run, file = dataset.features[rows], folder / "run", folder / "run" / "policy.onnx"
     code: dict[str, Any] = {"bits": args.bits, "seed": args.seed}
@@ -131,7 +130,7 @@ def _made(
     base = _fitted("dch", args, dataset) if kind.startswith("mch") else None
     if kind == "mch" and base is not None:
         offered = 1 if name == "apart" else 3
-        how = mch.Args(seed=args.seed, updates=UPDATES, num_envs=64, regions_per_episode=offered)
+        how = mch.Args(seed=args.seed, updates=UPDATES, regions_per_episode=offered, num_envs=64)
         keeper = mch.train(dataset, base, how, out=run, progress=False)
         return file, mch.encode(keeper, base, dataset, rows)
     task = sb3.Args(algo=name, env="RegionKeep-v0" if base else "BitGroupHashing-v0", **code, num_envs=64, steps=512)

@@ -1,13 +1,13 @@
-"""What a codebook of each environment's own costs: ``python -m benchmarks.codebook``.
+"""Effect of one codebook per environment on mAP: ``python -m benchmarks.codebook``.
 
-PPO of Stable-Baselines3 learns BitGroupHashing-v0 with equal settings and steps from 64 images at once, which come from
+PPO of Stable-Baselines3 learns BitGroupHashing-v0 with equal settings and steps in 64 environments, made by
 
-- ``make_vec_env`` with ``codebook="own"``: each scalar environment writes and reads codes that no other knows;
+- ``make_vec_env`` with ``codebook="own"``: each scalar environment writes and reads its own codes;
 - ``make_vec_env`` with ``codebook="shared"``: all of them write and read the same codes;
 - ``HashVecEnv``: one native vector environment.
 
-Shown is the mean average precision of the queries' codes, by seed. Ordinary vectorisation of scalar environments with
-codebooks of their own is what a user gets who does not know: each codebook gets one in 64 of the updates.
+The table shows the mean average precision of the queries' codes, by seed. With ``codebook="own"``, the result of
+ordinary vectorisation, each codebook gets one in 64 of the updates.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -24,9 +23,10 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
 import hashgym
-from benchmarks.results import add_rows
+from benchmarks.common.arguments import MeasureArgs
+from benchmarks.common.results import publish
 from hashgym import data
-from hashgym.console import Console, Table
+from hashgym.console import Table
 from hashgym.data import HashingDataset
 from hashgym.integrations.sb3 import HashVecEnv
 from hashgym.retrieval import evaluate
@@ -35,25 +35,24 @@ from hashgym.terminal import command_line, parse
 __all__ = ["Args", "main", "mean_average_precision"]
 
 ENV = "BitGroupHashing-v0"
+KEY = ("dataset", "environments", "seed")
 PPO_SETTINGS: dict[str, Any] = {"n_steps": 8, "batch_size": 512, "n_epochs": 4, "learning_rate": 1e-3, "gamma": 1.0}
 
 
-@dataclass(frozen=True)
-class Args:
-    """Settings."""
+@dataclass(frozen=True, kw_only=True)
+class Args(MeasureArgs):
+    """mAP of PPO by the way its environments are vectorised and share codes."""
 
     dataset: str = "digits"
     """an embedded dataset or a folder made by `hashgym features`"""
     bits: int = 24
     """length of the code"""
     num_envs: int = 64
-    """images at once"""
+    """number of environments"""
     steps: int = 100_000
-    """environment steps, summed over all images"""
+    """steps of all environments together"""
     seeds: int = 3
     """runs of each kind"""
-    out: Path | None = None
-    """folder to add the rows to, in codebook.csv"""
 
 
 def mean_average_precision(envs: Any, dataset: HashingDataset, bits: int, steps: int, seed: int) -> float:
@@ -65,8 +64,8 @@ def mean_average_precision(envs: Any, dataset: HashingDataset, bits: int, steps:
     return evaluate(codes[query], labels[query], codes[database], labels[database]).map
 
 
-def main(args: Args) -> dict[str, list[float]]:
-    """Train each kind with each seed, print a table, and return the mAPs by kind."""
+def measure(args: Args) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Train each kind with each seed: the rows, and the seconds of a run by kind."""
     dataset = data.load(args.dataset).standardized()
     task: dict[str, Any] = {"dataset": dataset, "bits": args.bits}
     kinds: dict[str, Callable[[], Any]] = {
@@ -76,25 +75,32 @@ def main(args: Args) -> dict[str, list[float]]:
         for codebook in ("own", "shared")
     }
     kinds["HashVecEnv"] = lambda: HashVecEnv(gym.make_vec(ENV, num_envs=args.num_envs, **task))
-    found: dict[str, list[float]] = {}
-    table = Table("environments", "mAP", *(f"seed {seed}" for seed in range(args.seeds)), "seconds a run")
+    rows, seconds = [], {}
     for kind, make in kinds.items():
-        began = time.perf_counter()
-        found[kind] = [
-            mean_average_precision(make(), dataset, args.bits, args.steps, seed) for seed in range(args.seeds)
-        ]
-        seconds = (time.perf_counter() - began) / args.seeds
-        table.add_row(kind, f"{mean(found[kind]):.3f}", *(f"{map_:.3f}" for map_ in found[kind]), f"{seconds:.0f}")
-    Console().print(f"{args.num_envs} environments on {dataset.name}, {args.bits} bits, {args.steps:,} steps")
-    Console().print(table)
-    rows = [
-        {"dataset": dataset.name, "environments": kind, "seed": seed, "map": map_}
-        for kind, maps in found.items()
-        for seed, map_ in enumerate(maps)
-    ]
+        start = time.perf_counter()
+        for seed in range(args.seeds):
+            score = mean_average_precision(make(), dataset, args.bits, args.steps, seed)
+            rows.append({"dataset": dataset.name, "environments": kind, "seed": seed, "map": score})
+        seconds[kind] = (time.perf_counter() - start) / args.seeds
+    return rows, seconds
+
+
+def table(rows: list[dict[str, Any]], seconds: dict[str, float], args: Args) -> Table:
+    """mAP by kind and seed."""
+    title = f"{args.num_envs} environments on {args.dataset}, {args.bits} bits, {args.steps:,} steps"
+    shown = Table("environments", "mAP", *(f"seed {seed}" for seed in range(args.seeds)), "seconds a run", title=title)
+    for kind in seconds:
+        scores = [row["map"] for row in rows if row["environments"] == kind]
+        shown.add_row(kind, f"{mean(scores):.3f}", *(f"{score:.3f}" for score in scores), f"{seconds[kind]:.0f}")
+    return shown
+
+
+def main(args: Args) -> list[dict[str, Any]]:
+    """Train, print the table, and add the rows to codebook.csv."""
+    rows, seconds = measure(args)
     config = {"bits": args.bits, "num_envs": args.num_envs, "steps": args.steps, "ppo": PPO_SETTINGS}
-    add_rows(args.out, "codebook.csv", ("dataset", "environments", "seed"), rows, config)
-    return found
+    publish(rows, table(rows, seconds, args), args.out, "codebook.csv", KEY, config)
+    return rows
 
 
 if __name__ == "__main__":

@@ -1,18 +1,19 @@
-"""DRLIH's tables: mAP of the agents and their rivals at several code lengths, over seeds.
+"""DRLIH's tables: mAP of the agents and of the hashers at several code lengths, over seeds.
 
     python -m benchmarks.drlih --features DIR --jobs 2 --out DIR     # every method of Tables I and II
     python -m benchmarks.drlih --preset smoke                        # the same on digits, in minutes
 
-Every run has a process of its own, so that its training time and peak memory are its own, and adds a row to
+Every run has its own process, so that training time and peak memory are measured for it alone, and adds a row to
 ``results.csv`` when it is finished; at the greatest code length also one to ``curves.csv`` (precision at K, precision
-and recall by radius) and, for seed 0, to ``examples.csv`` (what some queries find). Called again, the benchmark takes
-up what is missing. Seeds change the methods' random numbers, never the split. Settings are those that
-``benchmarks.tune`` chose on held-out training images, where it did. Queries are only measured.
+and recall by radius) and, for seed 0, to ``examples.csv`` (results of some queries). Called again, the benchmark runs
+only what is missing. Seeds change the methods' random numbers, never the split. Settings are those that
+``benchmarks.tune`` chose on held-out training images, or the defaults. Nothing is chosen on the queries.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import sys
 from collections.abc import Mapping
@@ -23,11 +24,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-import hashgym
 from benchmarks import tune
-from benchmarks.cells import CONTINUES, Executor, features_name, run_cells, unfinished
-from benchmarks.methods import AGENTS, Cell, Codes, config, fit, load, measure, settings
-from benchmarks.results import KEY, Results, describe, peak_mb, revision, table
+from benchmarks.common.arguments import TableArgs, check_not_empty
+from benchmarks.common.cells import CONTINUES, features_name, run_cells, unfinished
+from benchmarks.common.methods import AGENTS, Bits, Cell, config, fit, load, measure, settings
+from benchmarks.common.results import KEY, Results, costs, describe, scores, table
 from hashgym import codes
 from hashgym.console import Console
 from hashgym.data import HashingDataset
@@ -42,12 +43,12 @@ METHODS = ("lsh", "sh", "itq", "ksh", "sdh", *NETWORKS, *AGENTS)
 CURVES = (*KEY, "ranks", "precision_at", "precision_by_radius", "recall_by_radius")
 EXAMPLES = (*KEY, "queries", "found", "distances", "right")
 RANKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000)  # of precision at K
-SHOWN, ASKED = 10, 10  # results that an example keeps, and queries
+SHOWN, QUERIES = 10, 10  # of an example: results of a query, and queries
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What is run unless arguments say otherwise."""
+    """Defaults of the arguments."""
 
     methods: tuple[str, ...] = METHODS
     bits: tuple[int, ...] = (12, 24, 32, 48)
@@ -58,39 +59,39 @@ class Preset:
 PRESETS: Mapping[str, Preset] = {"tables": Preset(), "smoke": Preset(bits=(24,), seeds=1, effort=0.2)}
 
 
-@dataclass(frozen=True)
-class Args:
-    """What to run."""
+@dataclass(frozen=True, kw_only=True)
+class Args(TableArgs):
+    """mAP of agents and hashers by code length."""
 
     out: Path = Path("runs/drlih")
-    """Folder of results.csv, curves.csv and examples.csv."""
+    """folder of results.csv, curves.csv and examples.csv"""
     features: tuple[str, ...] = ("digits",)
-    """Embedded datasets by name, or folders that `hashgym features` wrote."""
+    """embedded datasets by name, or folders that `hashgym features` wrote"""
     preset: Literal["tables", "smoke"] = "tables"
-    """What is run unless the next four say otherwise: the papers' tables, or a quick look at every method."""
+    """defaults of the next four: those of the papers' tables, or a short run of every method"""
     methods: tuple[str, ...] | None = None
-    """Hashers (`hashgym hashers`), and the agents drlih, drlih-{norec,gru,lstm,paper,released} and ng."""
+    """hashers (`hashgym hashers`), and the agents drlih, drlih-{norec,gru,lstm,paper,released} and ng"""
     bits: tuple[int, ...] | None = None
-    """Code lengths."""
+    """code lengths"""
     seeds: int | None = None
-    """Runs of each cell, with the seeds 0, 1, ..."""
+    """runs of each cell, with the seeds 0, 1, ..."""
     effort: float | None = None
-    """Gradient steps, as a share of every method's own number."""
+    """gradient steps, as a share of every method's own number"""
     hidden: int | None = None
-    """Width of the hidden layer of every network among the hashers, 0 for linear heads, instead of their own."""
+    """width of the hidden layer of every network among the hashers, 0 for linear heads, instead of their own"""
     tuned: Path = tune.CHOSEN
-    """Folder of what `benchmarks.tune` tried; datasets and methods that are not in it have the defaults."""
-    jobs: int = 1
-    """Runs at a time; cores are shared out among them."""
-    executor: Executor = "processes"
-    """Where runs happen: processes of this machine, or a Ray cluster (RAY_ADDRESS, or one of `jobs` processes here)."""
-    replace: bool = False
-    """Run again what was run with another configuration, instead of stopping."""
+    """folder of the results of `benchmarks.tune`; other datasets and methods have the defaults"""
+
+    def runs(self) -> Preset:
+        """The preset, with the values of the arguments that are given."""
+        names = [field.name for field in dataclasses.fields(Preset)]
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return dataclasses.replace(PRESETS[self.preset], **given)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run leaves: rows of the three files."""
+    """The rows of the three files that a run adds."""
 
     row: dict[str, Any]
     curve: dict[str, Any] | None = None
@@ -106,15 +107,10 @@ def row(cell: Cell, dataset: HashingDataset, result: RetrievalResult, train_seco
     """A finished run as a row of ``results.csv``."""
     return {
         **names(cell, dataset),
-        "map": result.map,
-        "map_optimistic": result.map_optimistic,
-        "map_pessimistic": result.map_pessimistic,
+        **scores(result),
         "precision_radius2": result.precision_within,
         "recall_radius2": result.recall_within,
-        "train_seconds": round(train_seconds, 3),
-        "peak_mb": round(peak_mb(), 1),
-        "version": hashgym.__version__,
-        "revision": revision(),
+        **costs(train_seconds),
     }
 
 
@@ -138,30 +134,13 @@ def run(cell: Cell) -> Outcome:
 
 
 def main(args: Args, console: Console | None = None) -> int:
-    """Run what is missing, then print the tables; the number of runs that failed.
+    """Run what is missing, then print the tables; returns the number of runs that failed.
 
     Raises:
         ValueError: for arguments that cannot be run, before any run starts.
     """
     console = console or Console()
-    given: dict[str, Any] = {"methods": args.methods, "bits": args.bits, "seeds": args.seeds, "effort": args.effort}
-    what = dataclasses.replace(
-        PRESETS[args.preset], **{name: value for name, value in given.items() if value is not None}
-    )
-    if what.seeds < 1 or args.jobs < 1 or not what.bits or not what.methods or not args.features:
-        raise ValueError("at least one seed, one job, one code length, one method and one dataset are needed")
-    if not what.effort > 0:
-        raise ValueError(f"effort is a share of the gradient steps, above 0, got {what.effort}")
-    datasets = {features: load(features) for features in args.features}
-    chosen = tune.chosen(args.tuned)
-    named: dict[Cell, dict[str, Any]] = {}
-    for features, dataset in datasets.items():
-        for method in what.methods:
-            changes = chosen.get((dataset.name, method), {})
-            for bits, seed in ((b, s) for b in what.bits for s in range(what.seeds)):
-                cell = Cell(features, method, bits, seed, tuple(changes.items()), curves=bits == max(what.bits))
-                cell = _changed(cell, what.effort, args.hidden)
-                named[cell] = names(cell, dataset)
+    named = cells(args)
     results, curves = Results(args.out), Results(args.out, CURVES, KEY, "curves.csv")
     examples = Results(args.out, EXAMPLES, KEY, "examples.csv")
 
@@ -188,13 +167,35 @@ def main(args: Args, console: Console | None = None) -> int:
     return failed
 
 
+def cells(args: Args) -> dict[Cell, dict[str, Any]]:
+    """All runs, each with the columns of its row that are known before it.
+
+    Raises:
+        ValueError: for arguments that cannot be run.
+    """
+    runs = args.runs()
+    check_not_empty(args, "jobs", "features")
+    check_not_empty(runs, "seeds", "bits", "methods")
+    if not runs.effort > 0:
+        raise ValueError(f"effort is a share of the gradient steps, above 0, got {runs.effort}")
+    chosen = tune.chosen(args.tuned)
+    found: dict[Cell, dict[str, Any]] = {}
+    for features, dataset in {features: load(features) for features in args.features}.items():
+        for method, bits, seed in itertools.product(runs.methods, runs.bits, range(runs.seeds)):
+            changes = tuple(chosen.get((dataset.name, method), {}).items())
+            cell = Cell(features, method, bits, seed, changes, curves=bits == max(runs.bits))
+            cell = _changed(cell, runs.effort, args.hidden)
+            found[cell] = names(cell, dataset)
+    return found
+
+
 def _key(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:
     which = (dataset.name, features_name(dataset), cell.method, cell.bits, cell.seed)
     return dict(zip(KEY, which, strict=True))
 
 
 def _changed(cell: Cell, effort: float, hidden: int | None) -> Cell:
-    """The cell with a share of its gradient steps and another head; methods without them stay as they are."""
+    """The cell with a share of its gradient steps and another head; other methods are unchanged."""
     changes, usual = dict(cell.changes), settings(cell)
     if effort != 1 and hasattr(usual, "updates"):
         changes["updates"] = max(1, round(effort * usual.updates))
@@ -203,13 +204,13 @@ def _changed(cell: Cell, effort: float, hidden: int | None) -> Cell:
     return dataclasses.replace(cell, changes=tuple(changes.items()))
 
 
-def _example(cell: Cell, dataset: HashingDataset, query_codes: Codes, database_codes: Codes) -> dict[str, Any]:
-    """What the first query of each of some labels finds; images at one distance in the database's order."""
+def _example(cell: Cell, dataset: HashingDataset, query_codes: Bits, database_codes: Bits) -> dict[str, Any]:
+    """The results of the first query of each of some labels; images at equal distance in the database's order."""
     firsts = dict.fromkeys(int(column.argmax()) for column in dataset.labels[dataset.query].T if column.any())
-    asked = list(firsts)[:ASKED]
-    distances = codes.hamming(codes.pack(query_codes)[asked][:, None], codes.pack(database_codes)[None])
+    first = list(firsts)[:QUERIES]
+    distances = codes.hamming(codes.pack(query_codes)[first][:, None], codes.pack(database_codes)[None])
     nearest = distances.argsort(axis=1, kind="stable")[:, :SHOWN]
-    queries, found = dataset.query[asked], dataset.database[nearest]
+    queries, found = dataset.query[first], dataset.database[nearest]
     return {
         **_key(cell, dataset),
         "queries": json.dumps(queries.tolist()),

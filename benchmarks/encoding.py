@@ -1,18 +1,15 @@
-"""How fast are pictures encoded? ``hashgym encode`` against its backbone alone, which does all the arithmetic.
+"""Speed of ``hashgym encode`` against its backbone alone, which does nearly all the arithmetic.
 
     python -m benchmarks.encoding                          # generated pictures
     python -m benchmarks.encoding --pictures DIR --out DIR
 
-Files are read, decoded, resized, encoded and noted as finished; the backbone alone gets the same pictures, decoded and
-resized, from memory. Both are measured in turn, so that whatever else the machine does falls on both.
+``hashgym encode`` reads, decodes, resizes and encodes files and records them as finished; the backbone alone gets the
+same pictures, decoded and resized, from memory. Both are measured in turn, so that other load affects both.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.engines import package_versions
-from benchmarks.results import Results, describe, revision
+from benchmarks.common.arguments import MeasureArgs
+from benchmarks.common.machine import load_average, package_versions, revision, seconds
+from benchmarks.common.results import Results, describe
 from hashgym import gallery, hashers
 from hashgym.console import Console
 from hashgym.data.pictures import open_image
@@ -44,30 +42,28 @@ COLUMNS = (
 )
 
 
-@dataclass(frozen=True)
-class Args:
-    """What is encoded."""
+@dataclass(frozen=True, kw_only=True)
+class Args(MeasureArgs):
+    """Images per second of `hashgym encode` and of its backbone alone."""
 
     pictures: Path | None = None
     """a folder of pictures; generated ones of 32 x 32 pixels by default"""
     images: int = 512
-    """how many of them"""
+    """number of pictures"""
     backbone: str = "efficientnet_lite0"
     """name of the backbone"""
     size: int = 160
-    """side in pixels of the picture that it sees"""
+    """side in pixels of its input"""
     bits: int = 64
     """code length"""
     rounds: int = 5
-    """how often both are measured, in turn"""
+    """rounds of both, in turn"""
     workers: int = 2
-    """batches at work at a time"""
-    out: Path | None = None
-    """a folder for encoding.csv; none by default"""
+    """batches in progress at a time"""
 
 
 def make_encoder(backbone: Backbone, bits: int, folder: Path) -> Path:
-    """An encoder of random projections: what its bits say is of no meaning here."""
+    """Write an encoder of random projections, whose speed is that of any other, and return its path."""
     rows = np.random.default_rng(0).standard_normal((bits, backbone.dim), np.float32)
     head = hasher_head(hashers.make("lsh", bits=bits).fit(rows))
     write(folder / "head.onnx", head, dim=backbone.dim, bits=bits, source={}, backbone=backbone.provenance)
@@ -76,11 +72,11 @@ def make_encoder(backbone: Backbone, bits: int, folder: Path) -> Path:
 
 
 def main(args: Args) -> list[dict[str, Any]]:
-    """Measure, print the rates and their ratio, and write the rows where ``args.out`` says."""
+    """Measure, print the rates and their ratio, and add the rows to encoding.csv."""
     console = Console()
     results = Results(args.out, COLUMNS, KEY, "encoding.csv") if args.out else None
     if results:
-        results.rows()  # those of something else are refused before work starts
+        results.rows()  # raises for a file of another benchmark before work starts
     backbone = make(args.backbone, size=args.size, device="cpu")
     with TemporaryDirectory() as place:
         folder = Path(place)
@@ -100,14 +96,14 @@ def main(args: Args) -> list[dict[str, Any]]:
             gallery.encode_images(encoder, files, folder / "codes", workers=args.workers, progress=False)
 
         rows = []
-        for number in range(-1, args.rounds):  # the first is warming up
-            rates = [len(files) / _seconds(do) for do in (alone, encode)]
+        for number in range(-1, args.rounds):  # the first is a warm-up
+            rates = [len(files) / seconds(do) for do in (alone, encode)]
             if number < 0:
                 continue
             console.print(f"backbone {rates[0]:.1f} images/s, encode {rates[1]:.1f}: {rates[1] / rates[0]:.1%}")
             row: dict[str, Any] = {"backbone": args.backbone, "size": args.size, "images": len(files), "round": number}
             row |= {"backbone_images_per_second": rates[0], "encode_images_per_second": rates[1]}
-            row |= {"ratio": rates[1] / rates[0], "load": round(os.getloadavg()[0], 2)}
+            row |= {"ratio": rates[1] / rates[0], "load": round(load_average(), 2)}
             config = describe({**asdict(args), "pictures": str(args.pictures or "generated"), "out": None})
             rows.append(row | {"versions": package_versions(), "revision": revision(), "config": config})
     console.print(f"encode at {np.median([row['ratio'] for row in rows]):.1%} of the backbone's own speed, the median")
@@ -124,12 +120,6 @@ def _generated(folder: Path, count: int) -> Path:
     for i in range(count):
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{i}.png")
     return folder
-
-
-def _seconds(do: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    do()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -1,22 +1,21 @@
-"""How fast are the engines of an image index, and what do they cost? All behind the one interface of hashgym.
+"""Speed and memory of the index back ends, all behind the interface of :mod:`hashgym.index`.
 
-Part of ``python -m benchmarks.retrieval``, and alone ``python -m benchmarks.engines --out DIR``: 625,000 images with
-1.6 codes of 64 bits on average, one million codes. Every back end is measured in a process of its own, on one thread:
-the time to build it, the memory that it takes, single queries and many at once, for the 10 nearest images and for all
-within radius 2. Its answers are held against those of brute force, which is measured first, in the same run.
+    python -m benchmarks.engines --out DIR
+
+Part of ``python -m benchmarks.retrieval`` too. 625,000 images with 1.6 codes of 64 bits on average, one million codes.
+Every back end is measured in its own process, on one thread: build time, memory, single queries and batches, for the 10
+nearest images and for all within radius 2. Its results are compared with those of brute force, which is measured first.
 
 Codes are random; clustered, as those of images are, so that many tie; or, with ``--features``, those of real images:
-ITQ of their features, every image repeated with noise until there are as many as wanted.
+ITQ of their features, every image repeated with noise up to the number of codes.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from multiprocessing import get_context
@@ -27,15 +26,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.results import Results, describe, peak_mb, revision
+from benchmarks.common.arguments import MeasureArgs
+from benchmarks.common.machine import load_average, package_versions, resident_mb, revision, seconds
+from benchmarks.common.results import Results, describe
 from hashgym import index
 from hashgym.codes import CodeSets, Words
 from hashgym.console import Console, Table
 from hashgym.terminal import command_line, parse
-from hashgym.versions import versions
 
 NEEDS = {"faiss": "faiss", "faiss-hash": "faiss", "milvus": "pymilvus"}
-PACKAGES = ("numpy", "numba", "faiss-cpu", "pymilvus", "milvus-lite")
 KEY = ("data", "codes", "bits", "backend", "task")
 COLUMNS = (
     *KEY,
@@ -56,12 +55,12 @@ COLUMNS = (
 )
 
 
-@dataclass
-class Args:
-    """Sizes of the comparison of engines."""
+@dataclass(frozen=True, kw_only=True)
+class Args(MeasureArgs):
+    """Sizes of the comparison of index back ends."""
 
     codes: int = 1_000_000
-    """codes in the index, about"""
+    """approximate number of codes in the index"""
     per_image: float = 1.6
     """codes of an image, on average; 1 for one each"""
     bits: int = 64
@@ -69,26 +68,24 @@ class Args:
     queries: int = 100
     """number of queries"""
     k: int = 10
-    """images to find"""
+    """number of nearest images to find"""
     radius: int = 2
-    """Hamming radius to find all images within"""
+    """Hamming radius within which to find all images"""
     data: tuple[str, ...] = ("random", "clustered")
     """codes to index: random, clustered, features"""
     features: Path | None = None
-    """a folder of features, of which the data `features` are codes"""
+    """a folder of features, for the data `features`"""
     backends: tuple[str, ...] = tuple(index.backends())
-    """back ends to measure; those that are not installed are left out"""
+    """back ends to measure; those that are not installed are skipped"""
     milvus: str = ""
     """address of a Milvus server; embedded where empty"""
     seed: int = 0
     """seed of the data"""
-    out: Path | None = None
-    """a folder for engines.csv, which gets a row for every back end and task; none by default"""
 
 
 @dataclass
 class Report:
-    """The rows of engines.csv that were measured."""
+    """The measured rows of engines.csv."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
 
@@ -116,7 +113,7 @@ def make_data(kind: str, args: Args) -> tuple[CodeSets, Words]:
             return centres[rng.integers(len(centres), size=n)] ^ (rng.random((n, args.bits), np.float32) < flipped)
 
     else:
-        raise ValueError(f"there is no data {kind!r}; there are random, clustered, features")
+        raise ValueError(f"there is no data {kind!r}: choose from random, clustered, features")
     kept = rng.random((images, 1 + regions)) < (args.per_image - 1) / regions
     kept[:, 0] = True
     codes = np.zeros((*kept.shape, args.bits), np.bool_)
@@ -125,12 +122,12 @@ def make_data(kind: str, args: Args) -> tuple[CodeSets, Words]:
 
 
 def _features(args: Args, rng: np.random.Generator) -> Callable[[int], NDArray[np.bool_]]:
-    """Draws codes of images of a dataset, seen with a little noise."""
+    """Return a function that draws codes of a dataset's images, with a little noise on the features."""
     from hashgym import hashers
     from hashgym.data import cache
 
     if args.features is None:
-        raise ValueError("the data `features` need --features DIR, a folder that `hashgym features` wrote")
+        raise ValueError("the data `features` need --features DIR: give a folder that `hashgym features` wrote")
     dataset = cache.open_cache(args.features).standardized()
     hasher = hashers.make("itq", bits=args.bits).fit(dataset.features[dataset.train])
 
@@ -145,7 +142,7 @@ def _features(args: Args, rng: np.random.Generator) -> Callable[[int], NDArray[n
 
 
 def measure(args: Args, console: Console) -> Report:
-    """Measure every back end on all data, brute force first, each in a process of its own; rows are written at once."""
+    """Measure every back end on all data, brute force first, each in its own process; rows are written as they come."""
     installed = [name for name in args.backends if find_spec(NEEDS.get(name, "numpy"))]
     report, results = Report(), Results(args.out, COLUMNS, KEY, "engines.csv") if args.out else None
     for kind in args.data:
@@ -155,8 +152,8 @@ def measure(args: Args, console: Console) -> Report:
             np.savez(data, words=sets.words, kept=sets.kept, queries=queries)
             for backend in ("brute-force", *(name for name in installed if name != "brute-force")):
                 console.print(f"{kind} codes: {backend}")
-                load = os.getloadavg()[0]
-                costs, tasks = _in_its_own_process(measure_one, backend, data, args)
+                load = load_average()
+                costs, tasks = _in_fresh_process(measure_one, backend, data, args)
                 for task, numbers in tasks.items():
                     plain = report.of(kind, "brute-force", task) if report.has(kind, "brute-force", task) else numbers
                     row = {"data": kind, "codes": int(sets.kept.sum()), "bits": args.bits, "backend": backend}
@@ -173,14 +170,14 @@ def measure(args: Args, console: Console) -> Report:
 
 
 def measure_one(backend: str, data: Path, args: Args) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """What a back end costs, and how fast it does each task; run in a process that has done nothing else.
+    """Costs of a back end, and its speed by task; run in a fresh process.
 
-    The first to come is brute force: it leaves its answers beside the data, and the others must give the same.
+    Brute force is the first: it writes its results beside the data, and those of the others must be equal.
     """
     with np.load(data, allow_pickle=False) as arrays:
         sets, queries = CodeSets(arrays["words"], arrays["kept"], args.bits), arrays["queries"]
     options = {"uri": args.milvus, "collection": "hashgym_benchmark"} if backend == "milvus" else {}
-    # What is loaded or compiled once is no part of the index.
+    # A small index first: loading and compiling are no part of the measurement.
     with index.make(backend, args.bits, **options) as small:
         if len(small):
             raise ValueError(f"{args.milvus} has a collection hashgym_benchmark: drop it first")
@@ -191,15 +188,15 @@ def measure_one(backend: str, data: Path, args: Args) -> tuple[dict[str, float],
     before, start = resident_mb(), time.perf_counter()
     with index.make(backend, args.bits, **options) as made:
         made.add(np.arange(len(sets)), sets)
-        made.search(queries[:1], 1)  # some build their tables when they are first needed
+        made.search(queries[:1], 1)  # some build their tables at the first search
         costs = {"build_seconds": time.perf_counter() - start, "index_mb": resident_mb() - before}
         tasks = {}
         for task, do in (
             (f"nearest {args.k}", lambda some: made.search(some, args.k)),
             (f"within {args.radius}", lambda some: made.within(some, args.radius)[1:]),
         ):
-            times = [_seconds(do, queries[i : i + 1]) for i in range(len(queries))]
-            together = _seconds(do, queries)
+            times = [seconds(do, queries[i : i + 1]) for i in range(len(queries))]
+            together = seconds(do, queries)
             found = do(queries)
             answers = data.with_name(f"{task}.npz")
             if backend == "brute-force":
@@ -221,27 +218,8 @@ def measure_one(backend: str, data: Path, args: Args) -> tuple[dict[str, float],
     return costs, tasks
 
 
-def resident_mb(entry: str = "VmRSS") -> float:
-    """Memory of this process and those that it has started, in MB (10^6 bytes); its own peak where /proc is not."""
-    own, total = Path("/proc/self/task"), 0
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # what is free goes back to the system first
-    if not own.exists():
-        return peak_mb()
-    started = [child for task in own.iterdir() for child in (task / "children").read_text().split()]
-    for process in ("self", *started):
-        lines = Path("/proc", process, "status").read_text().splitlines()
-        total += sum(int(line.split()[1]) for line in lines if line.startswith(f"{entry}:"))
-    return total * 1024 / 1e6
-
-
-def package_versions() -> str:
-    """The packages whose code is measured, with their versions, as a row records them."""
-    return ", ".join(f"{name} {version}" for name, version in versions(PACKAGES).items())
-
-
-def _in_its_own_process(do: Callable[..., Any], *args: Any) -> Any:
-    """What a function gives in a fresh process on one thread."""
+def _in_fresh_process(do: Callable[..., Any], *args: Any) -> Any:
+    """The result of a function in a fresh process on one thread."""
     threads = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     try:
@@ -254,14 +232,8 @@ def _in_its_own_process(do: Callable[..., Any], *args: Any) -> Any:
             os.environ["OMP_NUM_THREADS"] = threads
 
 
-def _seconds(do: Callable[..., Any], *args: Any) -> float:
-    start = time.perf_counter()
-    do(*args)
-    return time.perf_counter() - start
-
-
 def main(args: Args) -> Report:
-    """Measure and print the tables."""
+    """Measure and print a table for every task."""
     console = Console()
     report = measure(args, console)
     for kind, task in dict.fromkeys((row["data"], row["task"]) for row in report.rows):
@@ -271,7 +243,7 @@ def main(args: Args) -> Report:
             title=f"{task}: {first['images']:,} images with {first['codes']:,} {kind} codes of {args.bits} bits, "
             f"one thread, {first['found']:.1f} found"
         )
-        table.add_column("engine")
+        table.add_column("back end")
         for column in ("build, s", "MB", "ms a query", "95%", "times brute force", "queries/s together", "recall"):
             table.add_column(column, justify="right")
         for row in rows:
@@ -287,14 +259,14 @@ def main(args: Args) -> Report:
             )
         console.print(table)
     console.print(
-        "All engines give the same images in the same order. Memory is what the process has grown by, its server's "
-        f"included. Load when each began: {', '.join(sorted({str(row['load']) for row in report.rows}))}."
+        "All back ends give the same images in the same order. Memory is the growth of the process, with its server. "
+        f"Load at the start of each: {', '.join(sorted({str(row['load']) for row in report.rows}))}."
     )
     return report
 
 
 if __name__ == "__main__":
-    # By its full name, so that the processes it starts find what they are to run.
+    # Imported by its full name, so that spawned processes can import the same functions.
     from benchmarks.engines import Args as Settings
     from benchmarks.engines import main as run
 

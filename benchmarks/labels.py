@@ -1,9 +1,9 @@
-"""What labels cost on large datasets, as ratios in one run: ``python -m benchmarks.labels``.
+"""Cost of labels on large datasets, as ratios within one run: ``python -m benchmarks.labels``.
 
-Counting similar pairs, which pair weights and the drawing of partners begin with: over label patterns as
-:func:`hashgym.data.similarity.count_similar` does it, against one matrix product of all images with all. Then steps of
+First the counting of similar pairs, which pair weights and the sampling of partners start from: over label patterns, as
+:func:`hashgym.data.similarity.count_similar` does, against one matrix product of all images with all. Then steps of
 BitGroupHashing-v0 with the reward ``average_precision``, which reads no partners, against the same steps with partners
-drawn all the same. Times are those of the process's own work, so that a busy machine changes them little.
+sampled nevertheless. Times are CPU time of this process, which other load on the machine changes little.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.results import add_rows
+from benchmarks.common.arguments import MeasureArgs
+from benchmarks.common.results import publish
 from hashgym import codes
-from hashgym.console import Console, Table
+from hashgym.console import Table
 from hashgym.data import HashingDataset
 from hashgym.data.similarity import count_similar, label_patterns
 from hashgym.terminal import command_line, parse
@@ -29,24 +29,22 @@ KEY = ("measure", "images", "labels")
 _ROWS = 2048  # images that the alternative compares with all others at once
 
 
-@dataclass(frozen=True)
-class Args:
+@dataclass(frozen=True, kw_only=True)
+class Args(MeasureArgs):
     """Seconds of counting similar pairs and of environment steps, each against its alternative."""
 
     images: tuple[int, ...] = (20_000, 50_000, 100_000)
     """numbers of training images"""
     labels: int = 38
-    """labels of a multi-label image are drawn from so many; a second dataset has one of ten classes an image"""
+    """number of labels of the multi-label dataset; a second dataset has one of ten classes an image"""
     num_envs: int = 128
-    """images that step together"""
+    """number of environments"""
     steps: int = 8
-    """steps that are measured"""
-    out: Path | None = None
-    """folder to add the rows to, in labels.csv"""
+    """steps to measure"""
 
 
 def hot_labels(images: int, labels: int) -> NDArray[np.bool_]:
-    """Random labels, some frequent and some rare, about 12% of them on an image; with ten labels exactly one each."""
+    """Random labels, some frequent and some rare, an image has about 12% of them; of ten labels exactly one."""
     rng = np.random.default_rng(0)
     if labels == 10:
         return np.eye(10, dtype=np.bool_)[rng.integers(10, size=images)]
@@ -56,13 +54,13 @@ def hot_labels(images: int, labels: int) -> NDArray[np.bool_]:
 
 
 def count_by_product(hot: NDArray[np.bool_]) -> int:
-    """Similar pairs, each image with itself included, by a matrix product of all images with all."""
+    """Number of similar pairs, each image with itself included, by a matrix product of all images with all."""
     numbers = hot.astype(np.float32)
     return sum(int((numbers[i : i + _ROWS] @ numbers.T > 0).sum()) for i in range(0, len(hot), _ROWS))
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds of this process's work, all threads together, and what the function returned."""
+    """CPU seconds of a call, all threads together, and its result."""
     start = time.process_time()
     result = function()
     return time.process_time() - start, result
@@ -77,7 +75,7 @@ def step_seconds(dataset: HashingDataset, args: Args, *, partners: bool) -> floa
     envs.action_space.seed(0)
     envs.reset(seed=0)
     action = envs.action_space.sample()
-    for _ in range(envs.task.groups):  # a whole episode compiles what is compiled
+    for _ in range(envs.task.groups):  # a whole episode compiles all kernels
         envs.step(action)
     return timed(lambda: [envs.step(action) for _ in range(args.steps)])[0]
 
@@ -114,8 +112,8 @@ def measure(args: Args) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
-    """The rows, as they are printed."""
-    shown = Table(title="seconds of work")
+    """The rows as a table."""
+    shown = Table(title="CPU seconds")
     for heading in ("measure", "images", "labels", "patterns", "seconds", "alternative", "ratio"):
         shown.add_column(heading, justify="left" if heading == "measure" else "right")
     for row in rows:
@@ -126,10 +124,9 @@ def table(rows: list[dict[str, Any]]) -> Table:
 
 
 def main(args: Args) -> list[dict[str, Any]]:
-    """Measure, print the table, and add the rows to a file."""
+    """Measure, print the table, and add the rows to labels.csv."""
     rows = measure(args)
-    Console().print(table(rows))
-    add_rows(args.out, "labels.csv", KEY, rows, {"num_envs": args.num_envs, "steps": args.steps})
+    publish(rows, table(rows), args.out, "labels.csv", KEY, {"num_envs": args.num_envs, "steps": args.steps})
     return rows
 
 

@@ -1,10 +1,10 @@
-"""MCH's tables and figures: base hashers with one code an image, and with the codes of regions that an agent keeps.
+"""MCH's tables and figures: base hashers with one code per image, and with the codes of regions that an agent keeps.
 
     python -m benchmarks.mch --features DIR --bases ksh hashnet adsh dch mmhh --bits 16 32 48 64 --seeds 3 --out DIR
 
-Every run fits a base, trains the agent on it, and measures both in a process of its own; it adds its rows to
-``results.csv`` and ``curves.csv`` when it is finished. Called again, the benchmark takes up what is missing and draws
-what is there. Seeds change the methods' random numbers, never the split. Queries are only measured.
+Every run fits a base, trains the agent on it, and measures both in its own process; it adds its rows to
+``results.csv`` and ``curves.csv`` when it is finished. Called again, the benchmark runs only what is missing, and draws
+the figures of all rows. Seeds change the methods' random numbers, never the split. Nothing is chosen on the queries.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ import numpy as np
 
 import hashgym
 import hashgym.data
-from benchmarks import figures
-from benchmarks.cells import CONTINUES, Executor, data_digest, features_name, run_cells, unfinished
-from benchmarks.results import Results, describe, estimate, peak_mb, require_replaceable, revision
+from benchmarks.common import figures
+from benchmarks.common.arguments import TableArgs, check_not_empty
+from benchmarks.common.cells import CONTINUES, data_digest, features_name, run_cells, unfinished
+from benchmarks.common.results import Results, costs, describe, estimate, require_replaceable, scores
 from hashgym.codes import CodeSets
 from hashgym.console import Console, Table
 from hashgym.data import HashingDataset
@@ -32,7 +33,7 @@ from hashgym.retrieval.metrics import check_labels
 from hashgym.storage.atomic import write_text
 from hashgym.terminal import command_line, parse
 
-__all__ = ["Args", "Cell", "Codes", "fit", "main", "measure", "run", "settings"]
+__all__ = ["Args", "Cell", "MethodCodes", "fit", "main", "measure", "run", "settings"]
 
 KEY = ("dataset", "features", "sigma", "base", "method", "bits", "seed", "xi")
 MEASURES = ("map", "recall_radius0", "precision_radius0", "anhc")
@@ -53,47 +54,39 @@ COLUMNS = (
 CURVE_KEY = ("dataset", "features", "sigma", "base", "method", "bits", "seed", "k")
 CURVES = (*CURVE_KEY, "f1", "buckets")
 POINTS = 16  # of an F1-bucket curve
-IMAGES = 2048  # whose regions are encoded at a time
+IMAGES = 2048  # in a block whose regions are encoded together
 
 Row = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Args:
-    """What to run."""
+@dataclass(frozen=True, kw_only=True)
+class Args(TableArgs):
+    """Recall, precision, mAP and F1-bucket curves with one code per image and with codes of regions."""
 
-    out: Path
-    """Folder of results.csv, curves.csv, table.md and the figures."""
     features: str = "digit-scenes"
-    """An embedded dataset with regions, or a folder that `hashgym features --regions 5 --train-regions 4` wrote."""
+    """an embedded dataset with regions, or a folder that `hashgym features --regions 5 --train-regions 4` wrote"""
     split: str | None = None
-    """Split by name, instead of the folder's own."""
+    """split by name, instead of the folder's own"""
     queries: int | None = None
-    """Number of queries, instead of the split's."""
+    """number of queries, instead of the split's"""
     train: int | None = None
-    """Number of training images, instead of the split's."""
+    """number of training images, instead of the split's"""
     bases: tuple[str, ...] = ("ksh", "hashnet", "adsh", "dch", "mmhh")
-    """Hashers (`hashgym hashers`): the agent needs a loss of pairs; others are measured with one code an image."""
+    """hashers (`hashgym hashers`): the agent needs a pairwise loss; others are measured with one code per image"""
     bits: tuple[int, ...] = (16, 32, 48, 64)
-    """Code lengths."""
+    """code lengths"""
     seeds: int = 3
-    """Runs of each cell, with the seeds 0, 1, ..."""
+    """runs of each cell, with the seeds 0, 1, ..."""
     preset: str = "hashgym"
-    """The agent's settings: hashgym or paper."""
+    """the agent's settings: hashgym or paper"""
     xi: tuple[float, ...] = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
-    """Thresholds of the keep probability; 0 keeps all regions, .5 is always measured."""
+    """thresholds of the keep probability; 0 keeps all regions, .5 is always measured"""
     sigma_features: tuple[str, ...] = ()
-    """Folders of the same images with regions of other sizes, for the table of sigma and xi."""
+    """folders of the same images with regions of other sizes, for the table of sigma and xi"""
     sigma_base: str = "dch"
-    """The base of that table."""
+    """base of that table"""
     sigma_bits: int = 32
-    """Its code length."""
-    jobs: int = 1
-    """Runs at a time; cores are shared out among them."""
-    executor: Executor = "processes"
-    """Where runs happen: processes of this machine, or a Ray cluster (RAY_ADDRESS, or one of `jobs` processes here)."""
-    replace: bool = False
-    """Run again what was run with another configuration, instead of stopping."""
+    """code length of that table"""
 
 
 @dataclass(frozen=True)
@@ -110,7 +103,7 @@ class Cell:
     queries: int | None = None
     train: int | None = None
     curves: bool = False
-    """whether to measure F1-bucket curves and, for seed 0, to draw searches"""
+    """measure F1-bucket curves and, for seed 0, draw searches"""
     out: Path | None = None
     """folder of the drawing"""
 
@@ -122,7 +115,7 @@ class Cell:
 
         Raises:
             DataError: if it has no regions; the message names the command that extracts them.
-            ValueError: for labels on which any codes score alike.
+            ValueError: for labels that make all codes score alike.
         """
         dataset = hashgym.data.load(self.features, split=self.split, queries=self.queries, train=self.train)
         dataset.require("regions", "train_regions")
@@ -131,13 +124,13 @@ class Cell:
 
     @property
     def method(self) -> str:
-        """The agent's name in the rows; a base with one code an image is ``single`` there."""
+        """The agent's name in the rows, where ``single`` is a base with one code per image."""
         return "mch" if self.preset == "hashgym" else f"mch-{self.preset}"
 
 
 @dataclass(frozen=True)
-class Codes:
-    """What a run leaves: codes of the queries, and of the database by xi; None is the base, one code an image."""
+class MethodCodes:
+    """Codes of the queries, and of the database by xi; None is the base, one code per image."""
 
     query: np.ndarray
     database: dict[float | None, CodeSets]
@@ -146,7 +139,7 @@ class Codes:
 
 
 def settings(cell: Cell) -> tuple[Any, Any]:
-    """The base, not fitted yet, and the agent's ``Args``; None in their place for a base without a loss of pairs.
+    """The unfitted base, and the agent's ``Args``, or None for a base without a pairwise loss.
 
     Raises:
         ValueError: for an unknown base or preset.
@@ -161,18 +154,19 @@ def settings(cell: Cell) -> tuple[Any, Any]:
     return base, args if isinstance(base, PairwiseHasher) else None
 
 
-def fit(cell: Cell, dataset: HashingDataset, *, out: Path | None = None, progress: bool = False) -> Codes:
+def fit(cell: Cell, dataset: HashingDataset, *, out: Path | None = None, progress: bool = False) -> MethodCodes:
     """Fit the base and train the agent on the training split of a standardised dataset, then encode.
 
     Args:
-        cell: what to run.
+        cell: the run.
         dataset: see :meth:`HashingDataset.standardized`; with regions.
-        out: where the agent writes its checkpoint and TensorBoard files.
-        progress: whether to show progress bars.
+        out: folder for the agent's checkpoint and TensorBoard files.
+        progress: show progress bars.
     """
     from agents import mch
 
     base, args = settings(cell)
+    database: dict[float | None, CodeSets]
     if hasattr(base, "verbose"):
         base.verbose = progress
     start = time.perf_counter()
@@ -180,7 +174,8 @@ def fit(cell: Cell, dataset: HashingDataset, *, out: Path | None = None, progres
     fitted = time.perf_counter()
     query = base.encode(dataset.features[dataset.query])
     if args is None:
-        return Codes(query, {None: CodeSets.of(base.encode(dataset.features[dataset.database]))}, fitted - start, 0.0)
+        database = {None: CodeSets.of(base.encode(dataset.features[dataset.database]))}
+        return MethodCodes(query, database, fitted - start, 0.0)
     policy = mch.train(dataset, base, args, out=out, progress=progress)
     trained = time.perf_counter()
     assert dataset.regions is not None
@@ -189,12 +184,12 @@ def fit(cell: Cell, dataset: HashingDataset, *, out: Path | None = None, progres
         hashgym.keep_probabilities(policy, base, dataset.features[rows], dataset.regions[rows]) for rows in blocks
     ]
     words, p = (np.concatenate(parts) for parts in zip(*offered, strict=True))
-    database: dict[float | None, CodeSets] = {None: CodeSets(words[:, :1], p[:, :1] == 1, cell.bits)}
+    database = {None: CodeSets(words[:, :1], p[:, :1] == 1, cell.bits)}
     database |= {xi: CodeSets(words, p >= xi, cell.bits) for xi in cell.xi}
-    return Codes(query, database, fitted - start, trained - fitted)
+    return MethodCodes(query, database, fitted - start, trained - fitted)
 
 
-def measure(cell: Cell, dataset: HashingDataset, codes: Codes) -> list[dict[str, Any]]:
+def measure(cell: Cell, dataset: HashingDataset, codes: MethodCodes) -> list[dict[str, Any]]:
     """Search the database for every query with its own code: a row for the base, and one for each xi."""
     rows, labels = [], (dataset.labels[dataset.query], dataset.labels[dataset.database])
     for xi, sets in codes.database.items():
@@ -202,22 +197,17 @@ def measure(cell: Cell, dataset: HashingDataset, codes: Codes) -> list[dict[str,
         rows.append(
             {
                 **_names(cell, dataset, xi),
-                "map": result.map,
-                "map_optimistic": result.map_optimistic,
-                "map_pessimistic": result.map_pessimistic,
+                **scores(result),
                 "recall_radius0": result.recall_by_radius[0],
                 "precision_radius0": result.precision_by_radius[0],
                 "anhc": sets.anhc,
-                "train_seconds": round(codes.base_seconds if xi is None else codes.agent_seconds, 3),
-                "peak_mb": round(peak_mb(), 1),
-                "version": hashgym.__version__,
-                "revision": revision(),
+                **costs(codes.base_seconds if xi is None else codes.agent_seconds),
             }
         )
     return rows
 
 
-def curves(cell: Cell, dataset: HashingDataset, codes: Codes) -> list[dict[str, Any]]:
+def curves(cell: Cell, dataset: HashingDataset, codes: MethodCodes) -> list[dict[str, Any]]:
     """F1 against buckets visited, of the base and of the agent at xi = .5: a row for each number of images to find."""
     ks = np.unique(np.geomspace(1, len(dataset.database), POINTS).astype(int)).tolist()
     rows = []
@@ -235,7 +225,7 @@ def curves(cell: Cell, dataset: HashingDataset, codes: Codes) -> list[dict[str, 
 
 
 def run(cell: Cell) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Load, train, measure, and draw, in this process; gives the rows of results.csv and of curves.csv."""
+    """Load, train, measure and draw, in this process; returns the rows of results.csv and of curves.csv."""
     dataset = cell.load().standardized()
     codes = fit(cell, dataset)
     rows = measure(cell, dataset, codes)
@@ -248,14 +238,13 @@ def run(cell: Cell) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 
 def main(args: Args, console: Console | None = None) -> int:
-    """Run what is missing, then print the tables and draw the curves; the number of runs that failed.
+    """Run what is missing, then print the tables and draw the curves; returns the number of runs that failed.
 
     Raises:
         ValueError: for arguments that cannot be run, before any run starts.
     """
     console = console or Console()
-    if args.seeds < 1 or args.jobs < 1 or not args.bits or not args.bases:
-        raise ValueError("at least one seed, one job, one code length and one base are needed")
+    check_not_empty(args, "seeds", "jobs", "bits", "bases")
     if args.sigma_features:
         from agents.mch import make_base
 
@@ -302,7 +291,7 @@ def _about(name: Row, rows: Sequence[Row]) -> list[Row]:
 
 
 def report(rows: Sequence[Row], points: Sequence[Row], out: Path, console: Console) -> None:
-    """Print the tables, write them to ``table.md``, and draw the figures: of all rows, whose first says which sigma."""
+    """Print the tables, write them to ``table.md``, and draw the figures, of the sigma of the first row."""
     if not rows:
         return
     main = {int(row["bits"]) for row in rows if row["sigma"] == rows[0]["sigma"]}
@@ -312,17 +301,25 @@ def report(rows: Sequence[Row], points: Sequence[Row], out: Path, console: Conso
     for table in tables:
         console.print(table)
     write_text(out / "table.md", "\n\n".join(map(_markdown, tables)) + "\n", "backslashreplace")
-    title = f"{rows[0]['dataset']}\none code an image (dashed) and MCH at xi = .5"
+    title = f"{rows[0]['dataset']}\none code per image (dashed) and MCH at xi = .5"
     figures.by_code_length(_by_code_length(rows), out / "radius0.png", title=title)
     if points:
         figures.f1_buckets(f1_curves(points), out / "f1_buckets.png", title=title)
 
 
 def gains(rows: Sequence[Row], bits: int) -> Table:
-    """What the agent's codes change at xi = .5 beside one code an image, paired by seed, and all regions kept."""
+    """Gains of the agent's codes at xi = .5 over one code per image, paired by seed, and mAP with all regions kept."""
     here = [row for row in rows if int(row["bits"]) == bits and row["sigma"] == rows[0]["sigma"]]
-    table = Table(title=f"{rows[0]['dataset']}, {bits} bits: one code an image -> MCH at xi = .5")
-    headings = ("base", "agent", "recall, radius 0", "precision, radius 0", "mAP", "codes an image", "all regions: mAP")
+    table = Table(title=f"{rows[0]['dataset']}, {bits} bits: one code per image -> MCH at xi = .5")
+    headings = (
+        "base",
+        "agent",
+        "recall, radius 0",
+        "precision, radius 0",
+        "mAP",
+        "codes per image",
+        "all regions: mAP",
+    )
     for heading in headings:
         table.add_column(heading, justify="left" if heading in headings[:2] else "right")
 
@@ -352,7 +349,7 @@ def gains(rows: Sequence[Row], bits: int) -> Table:
 
 
 def by_threshold(rows: Sequence[Row]) -> Table | None:
-    """The paper's Table 3: codes an image by sigma and xi, with recall within radius 0 and mAP; None for one sigma."""
+    """The paper's Table 3: codes per image by sigma and xi, with recall within radius 0 and mAP; None for one sigma."""
     several = [row for row in rows if row["xi"] not in ("", "0.0")]
     which = next(((r["base"], r["method"], r["bits"]) for r in several if r["sigma"] != rows[0]["sigma"]), None)
     if which is None:
@@ -360,7 +357,7 @@ def by_threshold(rows: Sequence[Row]) -> Table | None:
     own = [row for row in several if (row["base"], row["method"], row["bits"]) == which]
     thresholds = sorted({row["xi"] for row in own}, key=float)
     base, method, bits = which
-    table = Table(title=f"{method} on {base}, {bits} bits: codes an image / recall within radius 0 / mAP")
+    table = Table(title=f"{method} on {base}, {bits} bits: codes per image / recall within radius 0 / mAP")
     for heading in ("sigma", *(f"xi = {xi}" for xi in thresholds)):
         table.add_column(heading, justify="right")
     for sigma in sorted({row["sigma"] for row in own}):

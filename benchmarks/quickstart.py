@@ -1,4 +1,4 @@
-"""The first thing to run: agents learn to hash handwritten digits, and scenes of several, in two or three minutes.
+"""A first run: agents learn to hash handwritten digits, and scenes of several digits, in two or three minutes.
 
 make quickstart        (or: python -m benchmarks.quickstart)
 """
@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agents.mch import make_base
-from benchmarks import drlih, figures, mch, methods
-from benchmarks.results import Results, require_replaceable
+from benchmarks import drlih, mch
+from benchmarks.common import figures, methods
+from benchmarks.common.results import Results, require_replaceable
 from hashgym.console import Console, Table, Text, styled
 from hashgym.data import HashingDataset
 from hashgym.terminal import command_line, parse
@@ -20,56 +21,54 @@ from hashgym.text import quote
 __all__ = ["Args", "main"]
 
 NEXT = r"""
-  watch how the agent learnt
+  show the agent's training curves
     tensorboard --logdir {out}
-  take the environment into your own hands
+  use the environments
     env = gymnasium.make("hashgym:BitGroupHashing-v0", dataset="digits", bits=24, render_mode="ansi")
     env = gymnasium.make("hashgym:RegionKeep-v0", dataset="digit-scenes", base="dch", bits=32, render_mode="ansi")
-  hash real pictures (CIFAR-10 as Python batches or class folders in DIR), then fill the table for them
+  hash real pictures (CIFAR-10 as Python batches or class folders in DIR), then compare all methods on them
     hashgym features --dataset cifar10 --root DIR --backbone efficientnet_lite0 --size 160 --out features/cifar10
     python -m benchmarks.drlih --features features/cifar10 --out runs/cifar10
-  several codes an image need regions: add `--regions 5 --train-regions 4` to `hashgym features`, then
+  several codes per image need regions: add `--regions 5 --train-regions 4` to `hashgym features`, then
     python -m benchmarks.mch --features features/cifar10 --out runs/cifar10-mch"""
 
 
 @dataclass(frozen=True)
 class Args:
-    """What to run."""
+    """Train agents and hashers on digits and on scenes of digits, measure them and draw figures."""
 
     out: Path = Path("runs/quickstart")
-    """Where everything is written."""
+    """folder of all results"""
     features: str = "digits"
-    """An embedded dataset's name, or a folder that `hashgym features` wrote."""
+    """an embedded dataset's name, or a folder that `hashgym features` wrote"""
     bits: int = 24
-    """Code length."""
+    """code length"""
     methods: tuple[str, ...] = ("lsh", "itq", "noseq", "drlih")
-    """Hashers and agents, see `benchmarks.drlih`; the last one's search results are drawn."""
+    """hashers and agents, see `benchmarks.drlih`; the last one's search results are drawn"""
     scenes: str = "digit-scenes"
-    """An embedded dataset with regions, or a folder that `hashgym features --regions 5 --train-regions 4` wrote."""
+    """an embedded dataset with regions, or a folder that `hashgym features --regions 5 --train-regions 4` wrote"""
     base: str = "dch"
-    """The hasher whose codes of regions an agent keeps or discards, see `benchmarks.mch`."""
+    """the hasher whose codes of regions an agent keeps or discards, see `benchmarks.mch`"""
     scene_bits: int = 32
-    """Its code length."""
+    """code length of the base"""
     seed: int = 0
-    """Of every method."""
+    """seed of every method"""
 
 
 def main(args: Args, console: Console | None = None) -> None:
-    """Train, measure, draw: one code an image first, then several.
+    """Train, measure and draw: one code per image first, then several.
 
     Raises:
-        ValueError: for methods, data or a code length that cannot be had.
+        ValueError: for unknown methods, data that cannot be read, or an unsupported code length.
     """
     import torch
 
-    torch.set_num_threads(1)  # for networks this small more threads gain nothing, and on a busy machine lose much
+    torch.set_num_threads(1)  # networks this small gain nothing from more threads, and lose much on a busy machine
     console = console or Console()
     require_replaceable(args.out, "precision_recall.png", "codes.png", "results.png")
     require_replaceable(args.out / "mch", "f1_buckets.png", "searches.png")
     cell = mch.Cell(args.scenes, args.base, args.scene_bits, args.seed, xi=(0.0, 0.5))
-    make_base(
-        args.base, args.scene_bits, args.seed
-    )  # what is wrong with the second part is said before the first one runs
+    make_base(args.base, args.scene_bits, args.seed)  # raises for wrong arguments before the first part runs
     scenes = cell.load().standardized()
     _digits(args, console)
     _scenes(cell, scenes, args.out / "mch", console)
@@ -81,7 +80,7 @@ def main(args: Args, console: Console | None = None) -> None:
 
 
 def _digits(args: Args, console: Console) -> None:
-    """One code an image: an agent that writes codes, beside its rivals."""
+    """One code per image: an agent beside hashers."""
     dataset = methods.load(args.features).standardized()
     cells = [methods.Cell(args.features, method, args.bits, args.seed) for method in args.methods]
     groups = {cell.method: k for cell in cells if (k := methods.group_bits(cell))}
@@ -111,11 +110,11 @@ def _digits(args: Args, console: Console) -> None:
 
 
 def _scenes(cell: mch.Cell, dataset: HashingDataset, out: Path, console: Console) -> None:
-    """Several codes an image: an agent that keeps or discards the codes of regions."""
+    """Several codes per image: an agent that keeps or discards the codes of regions."""
     console.print()
     _introduce(dataset, cell.bits, console)
     count = 0 if dataset.regions is None else dataset.regions.shape[1]
-    console.print(f"training {cell.base}, then an agent that keeps or discards the codes of {count} regions an image")
+    console.print(f"training {cell.base}, then an agent that keeps or discards the codes of {count} regions per image")
     codes = mch.fit(cell, dataset, out=_free(out / "agent"), progress=True)
     rows, points = mch.measure(cell, dataset, codes), mch.curves(cell, dataset, codes)
     Results(out, mch.COLUMNS, mch.KEY).append(*rows)
@@ -134,7 +133,7 @@ def _scenes(cell: mch.Cell, dataset: HashingDataset, out: Path, console: Console
     console.print(table)
 
     title = f"{dataset.name}, {cell.base} of {cell.bits} bits"
-    figures.f1_buckets(mch.f1_curves(points), out / "f1_buckets.png", f"{title}\ndashed: one code an image")
+    figures.f1_buckets(mch.f1_curves(points), out / "f1_buckets.png", f"{title}\ndashed: one code per image")
     if dataset.thumbnails is not None:
         figures.several_codes(dataset, codes.query, codes.database[0.5], out / "searches.png", title=f"{title}, MCH")
 
@@ -143,14 +142,14 @@ def _introduce(dataset: HashingDataset, bits: int, console: Console) -> None:
     console.print(
         Text.assemble(
             styled(dataset.name, "bold"),
-            f": {len(dataset):,} images of {dataset.dim} features, {len(dataset.train):,} to learn from, "
-            f"{len(dataset.query):,} queries, {len(dataset.database):,} to search; codes of {bits} bits",
+            f": {len(dataset):,} images of {dataset.dim} features, {len(dataset.train):,} training images, "
+            f"{len(dataset.query):,} queries, {len(dataset.database):,} in the database; codes of {bits} bits",
         )
     )
 
 
 def _free(folder: Path) -> Path:
-    """The folder itself, or with a number where an earlier quickstart's agent lies in it."""
+    """The folder itself, or with a number appended if an earlier quickstart wrote an agent there."""
     numbered = (folder.with_name(f"{folder.name}-{i}") for i in itertools.count(2))
     return next(path for path in itertools.chain([folder], numbered) if not path.exists())
 

@@ -1,12 +1,12 @@
-"""Reward designs compared: one agent on one dataset, mAP of its codes for each reward, over seeds.
+"""Compare reward designs: mAP of one agent's codes on one dataset for each reward, over seeds.
 
     python -m benchmarks.rewards --out DIR --features digits --designs triplet average_precision+balance --seeds 5
 
 A design is the name of a reward (`hashgym.rewards.available()`) or a sum of them, with weights where they are not 1:
-``average_precision+0.5*balance``. Every run has a process of its own and adds its rows to ``results.csv`` and
-``curves.csv`` (the components of the reward while it trained) when it is finished. Called again, the benchmark takes up
-what is missing, and writes ``table.md`` and ``curves-24.png`` (for codes of 24 bits) of what is there. Seeds change
-the agent's random numbers, never the split. Queries are only measured: nothing is chosen on them.
+``average_precision+0.5*balance``. Every run has its own process and adds its rows to ``results.csv`` and ``curves.csv``
+(the components of the reward during training) when it is finished. Called again, the benchmark runs only what is
+missing, and writes ``table.md`` and ``curves-24.png`` (for codes of 24 bits) of all rows. Seeds change the agent's
+random numbers, never the split. Nothing is chosen on the queries.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ import numpy as np
 
 import hashgym
 import hashgym.data
-from benchmarks import figures, methods, results
-from benchmarks.cells import CONTINUES, data_digest, features_name, run_cells, unfinished
-from benchmarks.results import Results, describe, peak_mb, require_replaceable, revision
+from benchmarks.common import figures, methods, results
+from benchmarks.common.arguments import TableArgs, check_not_empty
+from benchmarks.common.cells import CONTINUES, data_digest, features_name, run_cells, unfinished
+from benchmarks.common.results import Results, costs, describe, require_replaceable, scores
 from hashgym import rewards
 from hashgym.console import Console
 from hashgym.data import HashingDataset
@@ -54,28 +55,22 @@ DESIGNS = (
 Row = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Args:
-    """What to run."""
+@dataclass(frozen=True, kw_only=True)
+class Args(TableArgs):
+    """mAP of one agent's codes by reward."""
 
-    out: Path
-    """Folder of results.csv, curves.csv, table.md and the figures."""
     features: str = "digits"
-    """An embedded dataset's name, or a folder that `hashgym features` wrote."""
+    """an embedded dataset's name, or a folder that `hashgym features` wrote"""
     agent: str = "norec"
-    """The variant of agents.drlih that learns: norec, hashgym, or another that takes a reward."""
+    """variant of agents.drlih: norec, hashgym, or another that learns from any reward"""
     designs: tuple[str, ...] = DESIGNS
-    """Rewards by name, and sums of them: average_precision+0.5*balance."""
+    """rewards by name, and sums of them: average_precision+0.5*balance"""
     bits: tuple[int, ...] = (24,)
-    """Code lengths."""
+    """code lengths"""
     seeds: int = 5
-    """Runs of each cell, with the seeds 0, 1, ..."""
+    """runs of each cell, with the seeds 0, 1, ..."""
     updates: int = 1500
-    """Gradient steps of a run."""
-    jobs: int = 1
-    """Runs at a time; cores are shared out among them."""
-    replace: bool = False
-    """Run again what was run with another configuration, instead of stopping."""
+    """gradient steps of a run"""
 
 
 @dataclass(frozen=True)
@@ -94,10 +89,10 @@ class Cell:
 
 
 def register(design: str) -> str:
-    """Make a design known to ``hashgym.rewards.make`` by its own name, and give that name.
+    """Register a design as a reward of ``hashgym.rewards.make`` under its own name, and return that name.
 
     Raises:
-        ValueError: for a term that is no reward, or a weight that is no number.
+        ValueError: for a term that is not a reward, or a weight that is not a number.
     """
     if design not in rewards.available():
         terms: list[tuple[float, str]] = []
@@ -106,8 +101,8 @@ def register(design: str) -> str:
             try:
                 terms.append((float(weight or 1), name))
             except ValueError:
-                raise ValueError(f"{weight!r} in design {design!r} is no number: write 0.5*balance") from None
-        rewards.weighted(terms)  # refuses what is no reward
+                raise ValueError(f"{weight!r} in design {design!r} is not a number: write 0.5*balance") from None
+        rewards.weighted(terms)  # raises for unknown rewards
         rewards.register(design, partial(rewards.weighted, terms))
     return design
 
@@ -116,12 +111,12 @@ def settings(cell: Cell) -> Any:
     """The agent's ``Args``. It learns from all training images.
 
     Raises:
-        ValueError: for an unknown design, an agent that takes no reward, or bits that it refuses.
+        ValueError: for an unknown design, an agent with a fixed reward, or unsupported bits.
     """
     from agents import drlih as agent
 
-    if cell.agent not in (able := [name for name in agent.VARIANTS if name not in ("paper", "released")]):
-        raise ValueError(f"there is no agent {cell.agent!r} that takes a reward: choose from {', '.join(able)}")
+    if cell.agent not in (variants := methods.reward_variants()):
+        raise ValueError(f"there is no agent {cell.agent!r} that takes a reward: choose from {', '.join(variants)}")
     return agent.Args(
         variant=cell.agent,
         reward=register(cell.design),
@@ -152,7 +147,7 @@ def _names(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:
 
 
 def run(cell: Cell) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Load, train and measure, in this process; gives the row of results.csv and those of curves.csv."""
+    """Load, train and measure, in this process; returns the row of results.csv and those of curves.csv."""
     from agents import drlih as agent
 
     dataset, args = hashgym.data.load(cell.features).standardized(), settings(cell)
@@ -166,24 +161,19 @@ def run(cell: Cell) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     names = _names(cell, dataset)
     row = {
         **names,
-        "map": result.map,
-        "map_optimistic": result.map_optimistic,
-        "map_pessimistic": result.map_pessimistic,
+        **scores(result),
         "precision_radius2": result.precision_within,
         "recall_radius2": result.recall_within,
-        "train_seconds": round(seconds, 3),
-        "peak_mb": round(peak_mb(), 1),
-        "version": hashgym.__version__,
-        "revision": revision(),
+        **costs(seconds),
     }
     named = {key: names[key] for key in KEY}
     return row, [{**named, "component": c, "update": update, "value": value} for c, update, value in curves]
 
 
 def components(folder: Path) -> list[tuple[str, int, float]]:
-    """The components of the reward that a training run wrote for TensorBoard: (name, update, mean over lanes).
+    """The components of the reward that a training run wrote for TensorBoard: (name, update, mean over environments).
 
-    Components of weight 0, as the agent's group rewards, are left out.
+    Components of weight 0, such as the agent's group rewards, are left out.
     """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
@@ -195,14 +185,13 @@ def components(folder: Path) -> list[tuple[str, int, float]]:
 
 
 def main(args: Args, console: Console | None = None) -> int:
-    """Run what is missing, then print the table and draw the curves; the number of runs that failed.
+    """Run what is missing, then print the table and draw the curves; returns the number of runs that failed.
 
     Raises:
         ValueError: for arguments that cannot be run, before any run starts.
     """
     console = console or Console()
-    if args.seeds < 1 or args.jobs < 1 or args.updates < 1 or not args.bits or not args.designs:
-        raise ValueError("at least one seed, one job, one update, one code length and one design are needed")
+    check_not_empty(args, "seeds", "jobs", "updates", "bits", "designs")
     require_replaceable(args.out, "table.md", "curves-*.png")
     dataset = hashgym.data.load(args.features)
     check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
@@ -222,7 +211,7 @@ def main(args: Args, console: Console | None = None) -> int:
         return f"mAP {row['map']:.4f}, trained in {row['train_seconds']:.1f} s"
 
     waiting = unfinished(cells, done, table.path, console)
-    failed = run_cells(waiting, run, finish, jobs=args.jobs, console=console)
+    failed = run_cells(waiting, run, finish, jobs=args.jobs, executor=args.executor, console=console)
     wanted = {tuple(str(names[cell][column]) for column in KEY) for cell in cells}
     rows, points = ([r for r in kept.rows() if tuple(r[c] for c in KEY) in wanted] for kept in (table, curves))
     report(rows, points, args, console)
@@ -245,7 +234,7 @@ def report(rows: Sequence[Row], points: Sequence[Row], args: Args, console: Cons
 
 
 def draw(points: Sequence[Row], designs: Sequence[str], path: Path, title: str) -> None:
-    """Draw the components of every design's reward against updates: a panel each, mean and range over seeds."""
+    """Draw the components of every design's reward against updates: one panel each, mean and range over seeds."""
     drawn = [design for design in dict.fromkeys(designs) if any(point["method"] == design for point in points)]
     if not drawn:
         return

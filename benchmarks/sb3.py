@@ -1,10 +1,10 @@
-"""Every algorithm on both environments: Stable-Baselines3's by their presets, our own agents, and what needs no agent.
+"""Every algorithm on both environments: those of Stable-Baselines3 by preset, the agents, and hashers without an agent.
 
     python -m benchmarks.sb3 --out DIR --seeds 5 --jobs 2
 
-Every run has a process of its own and adds its row to ``results.csv`` when it is finished. Called again, the benchmark
-takes up what is missing, and writes ``table.md`` of what is there. Seeds change the methods' random numbers, never the
-split. The policy of a run is chosen on held-out training images; queries are only measured.
+Every run has its own process and adds its row to ``results.csv`` when it is finished. Called again, the benchmark runs
+only what is missing, and writes ``table.md`` of all rows. Seeds change the methods' random numbers, never the split.
+The policy of a run is chosen on held-out training images; nothing is chosen on the queries.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,10 @@ from rich.markdown import Markdown
 import hashgym
 import hashgym.data
 from agents import mch, sb3
-from benchmarks import methods
-from benchmarks.cells import CONTINUES, data_digest, features_name, run_cells, unfinished
-from benchmarks.results import Results, describe, estimate, peak_mb, require_replaceable, revision
+from benchmarks.common import methods
+from benchmarks.common.arguments import TableArgs, check_not_empty
+from benchmarks.common.cells import CONTINUES, data_digest, features_name, run_cells, unfinished
+from benchmarks.common.results import Results, costs, describe, estimate, require_replaceable, scores
 from hashgym.checks import closest
 from hashgym.codes import CodeSets
 from hashgym.console import Console
@@ -56,37 +56,31 @@ COLUMNS = (
 )
 CODES = "BitGroupHashing-v0"
 REGIONS = "RegionKeep-v0"
-BASE = "dch"  # of RegionKeep-v0; its own row is its codes, one an image
+BASE = "dch"  # of RegionKeep-v0; its own row has one code per image
 METHODS = {
     CODES: ("lsh", "itq", "drlih-norec", "drlih-gru", "drlih-lstm", *sb3.PRESETS[CODES]),
     REGIONS: (BASE, "mch", *sb3.PRESETS[REGIONS]),
 }
 
 
-@dataclass(frozen=True)
-class Args:
-    """What to run."""
+@dataclass(frozen=True, kw_only=True)
+class Args(TableArgs):
+    """mAP of every algorithm on both environments."""
 
-    out: Path
-    """Folder of results.csv and table.md."""
     features: str = "digits"
-    """Dataset of BitGroupHashing-v0: an embedded one, or a folder that `hashgym features` wrote."""
+    """dataset of BitGroupHashing-v0: an embedded one, or a folder that `hashgym features` wrote"""
     scenes: str = "digit-scenes"
-    """Dataset of RegionKeep-v0, with regions."""
+    """dataset of RegionKeep-v0, with regions"""
     methods: tuple[str, ...] = ()
-    """Algorithms of agents.sb3, and lsh, itq, drlih-norec, drlih-gru, drlih-lstm, dch, mch; none named: all."""
+    """algorithms of agents.sb3, and lsh, itq, drlih-norec, drlih-gru, drlih-lstm, dch, mch; all by default"""
     envs: tuple[str, ...] = (CODES, REGIONS)
-    """Environments."""
+    """environments"""
     seeds: int = 5
-    """Runs of each cell, with the seeds 0, 1, ..."""
+    """runs of each cell, with the seeds 0, 1, ..."""
     steps: int = 0
-    """Of Stable-Baselines3's algorithms; 0: the preset's."""
+    """steps of the algorithms of Stable-Baselines3; 0: the preset's"""
     input_dropout: float = -1.0
-    """Part of the features that they leave out of each episode while training; -1: the preset's."""
-    jobs: int = 1
-    """Runs at a time; cores are shared out among them."""
-    replace: bool = False
-    """Run again what was run with another configuration, instead of stopping."""
+    """part of the features that these leave out of each episode while training; -1: the preset's"""
 
 
 @dataclass(frozen=True)
@@ -105,12 +99,12 @@ class Cell:
 
     @property
     def bits(self) -> int:
-        """Length of the codes: that of the presets."""
+        """Code length of the presets."""
         return sb3.PRESETS[self.env]["ppo"].bits
 
 
 def settings(cell: Cell) -> Any:
-    """The configured method, not trained yet: an agent's ``Args``, or a hasher."""
+    """The configured, untrained method: an agent's ``Args``, or a hasher."""
     if cell.method in sb3.PRESETS[cell.env]:
         return sb3.Args(
             algo=cell.method,
@@ -133,7 +127,7 @@ def _alone(cell: Cell) -> methods.Cell:
 def _names(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:
     """The columns of a row that are known before the run."""
     configured = settings(cell)
-    config = dataclasses.asdict(configured) | {"data": data_digest(dataset)}
+    config = methods.settings_of(configured) | {"data": data_digest(dataset)}
     if isinstance(configured, sb3.Args):
         config["preset"] = dataclasses.asdict(configured.preset)
     if cell.env == REGIONS:
@@ -151,7 +145,7 @@ def _names(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:
 
 
 def run(cell: Cell) -> dict[str, Any]:
-    """Load, train and measure, in this process; gives the row. An agent's time is without that of its base."""
+    """Load, train and measure, in this process; returns the row. An agent's time excludes that of its base."""
     dataset = hashgym.data.load(cell.features).standardized()
     configured, steps = settings(cell), 0
     labels = dataset.labels[dataset.query], dataset.labels[dataset.database]
@@ -165,7 +159,7 @@ def run(cell: Cell) -> dict[str, Any]:
     elif base is None:
         encode, seconds = methods.fit(_alone(cell), dataset)
         result = methods.measure(encode, dataset)[1]
-        if hasattr(configured, "updates") and hasattr(configured, "num_envs"):
+        if cell.method in methods.AGENTS:
             steps = configured.updates * configured.num_envs * -(-cell.bits // configured.group_bits)
     else:
         query = base.encode(dataset.features[dataset.query])
@@ -178,26 +172,21 @@ def run(cell: Cell) -> dict[str, Any]:
         result = evaluate(query, labels[0], database, labels[1])
     return {
         **_names(cell, dataset),
-        "map": result.map,
-        "map_optimistic": result.map_optimistic,
-        "map_pessimistic": result.map_pessimistic,
+        **scores(result),
         "recall_radius0": result.recall_by_radius[0],
         "precision_radius0": result.precision_by_radius[0],
         "anhc": 1.0 if database is None else database.anhc,
         "steps": steps,
-        "train_seconds": round(seconds, 3),
-        "peak_mb": round(peak_mb(), 1),
-        "version": hashgym.__version__,
-        "revision": revision(),
+        **costs(seconds),
     }
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One Markdown table an environment: mean over seeds with its 95% interval, the median of steps and of seconds."""
+    """A Markdown table for each environment: mean over seeds with its 95% interval, median steps and seconds."""
     lines = []
     for env in dict.fromkeys(row["env"] for row in rows):
         here = [row for row in rows if row["env"] == env]
-        what = ("mAP", "recall, radius 0", "codes an image") if env == REGIONS else ("mAP", "recall, radius 0")
+        what = ("mAP", "recall, radius 0", "codes per image") if env == REGIONS else ("mAP", "recall, radius 0")
         lines += [f"{env}, {here[0]['dataset']}, {here[0]['bits']} bits", ""]
         lines += [f"| method | {' | '.join(what)} | runs | steps | training |", "|---|" + "---|" * (len(what) + 3)]
         for method in dict.fromkeys(row["method"] for row in here):
@@ -211,14 +200,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def main(args: Args, console: Console | None = None) -> int:
-    """Run what is missing, then write and print the table; the number of runs that failed.
+    """Run what is missing, then write and print the table; returns the number of runs that failed.
 
     Raises:
         ValueError: for arguments that cannot be run, before any run starts.
     """
     console = console or Console()
-    if args.seeds < 1 or args.jobs < 1:
-        raise ValueError("at least one seed and one job are needed")
+    check_not_empty(args, "seeds", "jobs")
     if unknown := {*args.envs} - {*METHODS}:
         name = unknown.pop()
         raise ValueError(f"there is no environment {name!r}{closest(name, METHODS)}: choose from {', '.join(METHODS)}")
@@ -250,7 +238,7 @@ def main(args: Args, console: Console | None = None) -> int:
         return f"mAP {finished['map']:.4f}, trained in {finished['train_seconds']:.1f} s"
 
     waiting = unfinished(cells, done, results.path, console)
-    failed = run_cells(waiting, run, finish, jobs=args.jobs, console=console)
+    failed = run_cells(waiting, run, finish, jobs=args.jobs, executor=args.executor, console=console)
     if rows := results.rows():
         text = table(sorted(rows, key=lambda row: METHODS[row["env"]].index(row["method"])))
         write_text(args.out / "table.md", text, "backslashreplace")

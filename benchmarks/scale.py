@@ -1,9 +1,8 @@
-"""What a million, a hundred million and ten billion images take: arithmetic on what was measured here.
+"""Costs of a million, a hundred million and ten billion images, computed from measured rates.
 
     python -m benchmarks.scale benchmarks/results/scale
 
 Reads ``encoding.csv`` and ``engines.csv`` of the folder, and writes ``table.md`` and ``engines.md`` beside them.
-Nothing is measured here.
 """
 
 from __future__ import annotations
@@ -17,24 +16,24 @@ import numpy as np
 import tyro
 
 from benchmarks import encoding, engines
-from benchmarks.results import Results, require_replaceable
+from benchmarks.common.results import Results, require_replaceable
 from hashgym.console import say
 from hashgym.storage.atomic import write_text
 from hashgym.terminal import command_line, parse
 
-__all__ = ["Costs", "costs", "engine_table", "main", "table"]
+__all__ = ["Costs", "backend_table", "costs", "main", "table"]
 
 IMAGES = (1_000_000, 100_000_000, 10_000_000_000)
 CODES = 1.6  # of an image, on average
-VIEWS = 6  # that an encoder of regions looks at: the image and five regions
+VIEWS = 6  # of an encoder of regions: the image and five regions
 DIM = 1280  # features of a view
-ID = 8  # bytes beside every code
+ID = 8  # bytes of an id, stored with every code
 NAME = 40  # bytes of a picture's name, about
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What was measured, on one machine.
+    """Rates measured on one machine.
 
     Attributes:
         views_per_second: pictures or regions encoded, with all cores of the machine.
@@ -46,7 +45,7 @@ class Costs:
 
 
 def costs(folder: Path) -> Costs:
-    """Medians of the rows in a folder: of encoding, and of faiss's ten nearest among random codes.
+    """Medians over the rows of a folder: of encoding, and of faiss's ten nearest among random codes.
 
     Raises:
         ValueError: if one of the two files is missing.
@@ -69,7 +68,7 @@ def costs(folder: Path) -> Costs:
 
 
 def table(measured: Costs) -> Iterator[str]:
-    """Lines of Markdown, a row for every number."""
+    """Lines of Markdown, a row for every quantity."""
     yield "| | " + " | ".join(f"{_count(n)} images" for n in IMAGES) + " |"
     yield "|---" * (1 + len(IMAGES)) + "|"
 
@@ -92,9 +91,9 @@ def table(measured: Costs) -> Iterator[str]:
         yield row(f"{bits} bits: a scan by one thread, {_count(speed)} codes a second", *scan)
 
 
-def engine_table(folder: Path) -> Iterator[str]:
-    """Lines of Markdown of what was measured, a row for every engine on every data."""
-    yield "| codes | engine | 10 nearest, ms | times brute force | within radius 2, ms | build, s | MB |"
+def backend_table(folder: Path) -> Iterator[str]:
+    """Lines of Markdown with the measured rows, one for every back end on every data."""
+    yield "| codes | back end | 10 nearest, ms | times brute force | within radius 2, ms | build, s | MB |"
     yield "|---" * 7 + "|"
     rows = Results(folder, engines.COLUMNS, engines.KEY, "engines.csv").rows()
     of = {tuple(row[key] for key in engines.KEY): row for row in rows}
@@ -110,7 +109,7 @@ def engine_table(folder: Path) -> Iterator[str]:
 def main(folder: Annotated[Path, tyro.conf.Positional] = Path("benchmarks/results/scale"), /) -> None:
     """Write and print the tables of a folder with encoding.csv and engines.csv."""
     require_replaceable(folder, "table.md", "engines.md")
-    for name, lines in (("table.md", table(costs(folder))), ("engines.md", engine_table(folder))):
+    for name, lines in (("table.md", table(costs(folder))), ("engines.md", backend_table(folder))):
         text = "\n".join(lines) + "\n"
         write_text(folder / name, text)
         say(text)

@@ -1,8 +1,8 @@
-"""What a second thread gains and costs in training, as ratios in one run: ``python -m benchmarks.threads``.
+"""Speed of training with several threads against one, as ratios within one run: ``python -m benchmarks.threads``.
 
-Agents and hashers train small networks. Each is trained for some updates with one thread and with as many as there are
-cores, once with the machine as it is and once beside as many busy processes as asked for. The rounds alternate, and the
-median of each is shown. ``hashgym.hashers.threads`` decides by these figures which networks get more than one thread.
+Agents and hashers train small networks. Each is trained for some updates with one thread and with one per core, on the
+idle machine and beside busy processes. The rounds alternate, and the median of each is shown.
+``hashgym.hashers.threads`` decides by these numbers which networks get more than one thread.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -21,9 +20,11 @@ import numpy as np
 import torch
 
 from agents import drlih
-from benchmarks.results import add_rows
+from benchmarks.common.arguments import MeasureArgs
+from benchmarks.common.machine import seconds
+from benchmarks.common.results import publish
 from hashgym import hashers
-from hashgym.console import Console, Table
+from hashgym.console import Table
 from hashgym.data import HashingDataset, load
 from hashgym.hashers import threads
 from hashgym.terminal import command_line, parse
@@ -31,22 +32,20 @@ from hashgym.terminal import command_line, parse
 KEY = ("job", "multiplications", "busy", "threads")
 
 
-@dataclass(frozen=True)
-class Args:
+@dataclass(frozen=True, kw_only=True)
+class Args(MeasureArgs):
     """Updates per second of agents and hashers with one thread and with all cores."""
 
     busy: tuple[int, ...] = (0, 4)
     """numbers of busy processes beside the training"""
     rounds: int = 2
-    """rounds of every job, taken in turn"""
+    """rounds of every job, in turn"""
     updates: int = 10
     """updates of a round"""
-    out: Path | None = None
-    """folder to add the rows to, in threads.csv"""
 
 
 def synthetic(dim: int, images: int = 5000) -> HashingDataset:
-    """Images of ten classes with features of the size that backbones give: their values do not change the speed."""
+    """Images of ten classes with random features of a given size; their values do not change the speed."""
     rng = np.random.default_rng(0)
     classes = rng.integers(10, size=images)
     features = (rng.standard_normal((10, dim))[classes] + rng.standard_normal((images, dim))).astype(np.float32)
@@ -62,7 +61,7 @@ def synthetic(dim: int, images: int = 5000) -> HashingDataset:
 
 
 def jobs(updates: int) -> dict[str, tuple[int, Callable[[], Any]]]:
-    """Name -> multiplications of the largest product of an update, and what trains for so many updates."""
+    """Name -> multiplications of the largest product of an update, and a function that trains for these updates."""
     digits, features = load("digits").standardized(), synthetic(1280)
     found: dict[str, tuple[int, Callable[[], Any]]] = {}
     for name, dataset in (("digits", digits), ("1,280 features", features)):
@@ -88,7 +87,7 @@ def _spin() -> None:
 
 @contextmanager
 def busy(processes: int) -> Iterator[None]:
-    """Keep so many processes computing within the block."""
+    """Keep processes busy within the block."""
     spawn = multiprocessing.get_context("spawn")
     running = [spawn.Process(target=_spin, daemon=True) for _ in range(processes)]
     try:
@@ -110,20 +109,18 @@ def measure(args: Args) -> list[dict[str, Any]]:
     torch.set_num_threads(cores)
     try:
         for count in args.busy:
-            seconds: dict[tuple[str, int, int], list[float]] = {}
+            times: dict[tuple[str, int, int], list[float]] = {}
             with ExitStack() as stack:
                 stack.enter_context(busy(count))
                 for _ in range(args.rounds):
                     for name, (multiplications, train) in jobs(args.updates).items():
                         for number, limit in ((1, 1 << 62), (cores, 0)):
                             threads.WORTH_THREADS = limit
-                            start = time.perf_counter()
-                            train()
-                            seconds.setdefault((name, multiplications, number), []).append(time.perf_counter() - start)
+                            times.setdefault((name, multiplications, number), []).append(seconds(train))
             rows += [
                 dict(zip(KEY, (name, size, count, number), strict=True))
-                | {"updates_per_second": args.updates / median(times)}
-                for (name, size, number), times in seconds.items()
+                | {"updates_per_second": args.updates / median(own)}
+                for (name, size, number), own in times.items()
             ]
     finally:
         threads.WORTH_THREADS = worth
@@ -145,10 +142,9 @@ def table(rows: list[dict[str, Any]]) -> Table:
 
 
 def main(args: Args) -> list[dict[str, Any]]:
-    """Measure, print the table, and add the rows to a file."""
+    """Measure, print the table, and add the rows to threads.csv."""
     rows = measure(args)
-    Console().print(table(rows))
-    add_rows(args.out, "threads.csv", KEY, rows, {"updates": args.updates, "rounds": args.rounds})
+    publish(rows, table(rows), args.out, "threads.csv", KEY, {"updates": args.updates, "rounds": args.rounds})
     return rows
 
 

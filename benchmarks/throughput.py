@@ -1,15 +1,15 @@
-"""How fast the environments step and agents train on them, as ratios in one run: ``python -m benchmarks.throughput``.
+"""Speed of the environments and of training on them, as ratios within one run: ``python -m benchmarks.throughput``.
 
-First lane-steps per second: the native vector environments, the same through HashVecEnv, the torch back end, and three
-ways to vectorise the scalar ones, Gymnasium's SyncVectorEnv and AsyncVectorEnv and Stable-Baselines3's DummyVecEnv. The
-floor computes nothing and copies the arrays a step must return. Then PPO of Stable-Baselines3 on HashVecEnv and on
-DummyVecEnv, with its default networks and with larger ones: frames per second, and the share of time spent in the
-environment. PPO's own gradient steps cost both the same, so the ratio of training tends to 1 with more epochs and
-larger networks; that of rollouts alone is shown beside it, and the most an environment that takes no time could give.
+First steps per second, summed over environments: the native vector environments, the same through HashVecEnv, the torch
+back end, and three ways to vectorise the scalar ones, Gymnasium's SyncVectorEnv and AsyncVectorEnv and
+Stable-Baselines3's DummyVecEnv. The floor computes nothing and copies the arrays a step must return. Then PPO of
+Stable-Baselines3 on HashVecEnv and on DummyVecEnv, with its default networks and with larger ones: frames per second,
+and the share of time spent in the environment. PPO's own gradient steps cost both the same, so the ratio of training
+tends to 1 with more epochs and larger networks; the ratio of rollouts alone is shown beside it, and an upper bound.
 
 Actions are drawn before the clock starts, and lie on the torch back end's device. Whole episodes are measured, rounds
-of the contestants alternate, and the median of each is shown, because machines have moods. 16,384 lanes take minutes:
-``--lanes 16384 --ppo-lanes 0``.
+of the contestants alternate, and the median of each is shown, because the speed of a machine varies. 16,384
+environments take minutes: ``--num-envs 16384 --ppo-num-envs 0``.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Annotated, Any
 
 import gymnasium as gym
 import numpy as np
 import stable_baselines3
 import torch
+import tyro
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from stable_baselines3 import PPO
 from stable_baselines3.common.monitor import Monitor
@@ -35,7 +36,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
 import hashgym
 import hashgym.hashers
-from benchmarks.results import Results, describe, peak_mb, revision
+from benchmarks.common.arguments import MeasureArgs
+from benchmarks.common.machine import load_average, peak_mb, revision
+from benchmarks.common.results import Results, describe
 from hashgym.console import Console, Table
 from hashgym.data import load
 from hashgym.device import resolve_device
@@ -45,23 +48,25 @@ from hashgym.terminal import command_line, parse
 Task = dict[str, Any]
 Row = dict[str, Any]
 
+# Stored rows have these names since the first version: `lanes` is the number of environments.
 KEY = ("env", "dataset", "measure", "contestant", "lanes", "network", "epochs")
 COLUMNS = (*KEY, "value", "build_seconds", "build_mb", "versions", "version", "revision", "config")
+STEPS = "lane-steps/s"  # the measure of steps per second, summed over environments, in stored rows
 DEFAULT_ARCH = (64, 64)  # Stable-Baselines3's
 CAPTION = """Gradient steps, and the policy's own work in a rollout, cost both sides the same. This bounds the ratio of
 training: an environment that takes no time would give about 1 / (1 - DummyVecEnv's share in environment)."""
 
 
-@dataclass(frozen=True)
-class Args:
-    """Lane-steps per second of BitGroupHashing-v0 and RegionKeep-v0, and frames per second of PPO on them."""
+@dataclass(frozen=True, kw_only=True)
+class Args(MeasureArgs):
+    """Steps per second of BitGroupHashing-v0 and RegionKeep-v0, and frames per second of PPO on them."""
 
     dataset: str = "digits"
     """dataset name or cache folder"""
     scenes: str = "digit-scenes"
     """the same for RegionKeep-v0: a dataset with regions"""
-    lanes: tuple[int, ...] = (1, 64, 1024)
-    """numbers of lanes to measure"""
+    num_envs: Annotated[tuple[int, ...], tyro.conf.arg(aliases=["--lanes"])] = (1, 64, 1024)
+    """numbers of environments to measure"""
     bits: int = 24
     """code length"""
     group_bits: int = 12
@@ -71,17 +76,17 @@ class Args:
     region_bits: int = 32
     """code length of RegionKeep-v0"""
     rounds: int = 3
-    """rounds of every contestant, taken in turn"""
+    """rounds of every contestant, in turn"""
     seconds: float = 0.2
     """length of a round, which is at least one episode"""
     device: str = "auto"
-    """where the torch back end of BitGroupHashing-v0 keeps its tensors: auto, cpu, cuda, ..."""
-    async_lanes: int = 64
-    """most lanes of AsyncVectorEnv, which starts a process for each"""
-    ppo_lanes: int = 256
-    """lanes of PPO; 0 leaves it out"""
+    """device of the torch back end of BitGroupHashing-v0: auto, cpu, cuda, ..."""
+    async_num_envs: Annotated[int, tyro.conf.arg(aliases=["--async-lanes"])] = 64
+    """most environments of AsyncVectorEnv, which starts a process for each"""
+    ppo_num_envs: Annotated[int, tyro.conf.arg(aliases=["--ppo-lanes"])] = 256
+    """number of environments of PPO; 0 skips it"""
     ppo_episodes: int = 4
-    """episodes of every lane in a rollout"""
+    """episodes of every environment in a rollout"""
     ppo_batch: int = 2048
     """batch size of PPO"""
     ppo_epochs: tuple[int, ...] = (1, 10)
@@ -90,34 +95,32 @@ class Args:
     """rollouts of a round of PPO on HashVecEnv; DummyVecEnv makes one"""
     net_arch: tuple[int, ...] = (256, 256)
     """layers of PPO's networks, measured beside Stable-Baselines3's default of 64 x 64"""
-    out: Path | None = None
-    """folder to add the rows to, in throughput.csv"""
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """A vector environment after its reset, and what it took to build."""
+    """A vector environment after its reset, and the time and memory of building it."""
 
     step: Callable[[Any], Any]
     close: Callable[[], Any]
     seconds: float
     mb: float
     device: torch.device | None = None
-    """where actions have to be, for tensors"""
+    """device of the actions, for tensors"""
 
-    def given(self, actions: list[Any]) -> list[Any]:
-        """The actions as this takes them."""
+    def convert(self, actions: list[Any]) -> list[Any]:
+        """The actions in the form that ``step`` takes."""
         return actions if self.device is None else [torch.as_tensor(action, device=self.device) for action in actions]
 
     def wait(self) -> None:
-        """Let the device finish what it was given."""
+        """Wait until the device has finished."""
         if self.device is not None and self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
 
-def lane_steps_per_second(contestant: Contestant, actions: list[Any], horizon: int, seconds: float) -> float:
-    """Step on the actions in turn, for whole episodes of ``horizon`` steps; return lanes x steps / seconds."""
-    given = contestant.given(actions)
+def steps_per_second(contestant: Contestant, actions: list[Any], horizon: int, seconds: float) -> float:
+    """Step on the actions in turn, for whole episodes of ``horizon`` steps; return environments x steps / seconds."""
+    given = contestant.convert(actions)
     contestant.wait()
     steps, start = 0, time.perf_counter()
     while True:
@@ -130,7 +133,7 @@ def lane_steps_per_second(contestant: Contestant, actions: list[Any], horizon: i
 
 
 def tasks(args: Args) -> dict[str, tuple[str, str, Task]]:
-    """The environments: their dataset, the rest in words, and their arguments."""
+    """The environments: dataset, description and arguments of each."""
     digits, scenes = (load(name).standardized() for name in (args.dataset, args.scenes))
     base = hashgym.hashers.make("dch", bits=args.region_bits, hidden=64, updates=100)  # its codes need not be good
     base.fit(scenes.features[scenes.train], scenes.labels[scenes.train])
@@ -164,13 +167,13 @@ def build(make: Callable[[], Any]) -> Contestant:
     return contestant
 
 
-def measure_steps(args: Args, name: str, task: Task, lanes: int) -> list[Row]:
-    """Median lane-steps per second of each contestant in one environment at one number of lanes."""
-    native = gym.make_vec(name, num_envs=lanes, **task)
+def measure_steps(args: Args, name: str, task: Task, num_envs: int) -> list[Row]:
+    """Median steps per second of each contestant with one environment and ``num_envs``."""
+    native = gym.make_vec(name, num_envs=num_envs, **task)
     native.action_space.seed(0)
     actions = [native.action_space.sample() for _ in range(8)]
     observation, _ = native.reset(seed=0)
-    rewards, ended = np.zeros(lanes), np.zeros(lanes, np.bool_)
+    rewards, ended = np.zeros(num_envs), np.zeros(num_envs, np.bool_)
 
     def floor(_: Any) -> Any:
         return {key: part.copy() for key, part in observation.items()}, rewards.copy(), ended.copy(), ended.copy(), {}
@@ -179,33 +182,33 @@ def measure_steps(args: Args, name: str, task: Task, lanes: int) -> list[Row]:
         return gym.make(name, disable_env_checker=True, **task, **_shared(name))
 
     makers: dict[str, Callable[[], Any]] = {
-        "native": lambda: gym.make_vec(name, num_envs=lanes, **task),
-        "HashVecEnv": lambda: HashVecEnv(gym.make_vec(name, num_envs=lanes, **task)),
-        "SyncVectorEnv": lambda: SyncVectorEnv([scalar] * lanes, autoreset_mode=AutoresetMode.SAME_STEP),
-        "DummyVecEnv": lambda: DummyVecEnv([scalar] * lanes),
+        "native": lambda: gym.make_vec(name, num_envs=num_envs, **task),
+        "HashVecEnv": lambda: HashVecEnv(gym.make_vec(name, num_envs=num_envs, **task)),
+        "SyncVectorEnv": lambda: SyncVectorEnv([scalar] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP),
+        "DummyVecEnv": lambda: DummyVecEnv([scalar] * num_envs),
     }
     if name == "BitGroupHashing-v0":
         device = resolve_device(args.device)
-        makers[f"torch, {device}"] = lambda: gym.make_vec(name, lanes, backend="torch", device=device, **task)
-    if lanes <= args.async_lanes:
-        makers["AsyncVectorEnv"] = lambda: AsyncVectorEnv([scalar] * lanes, autoreset_mode=AutoresetMode.SAME_STEP)
+        makers[f"torch, {device}"] = lambda: gym.make_vec(name, num_envs, backend="torch", device=device, **task)
+    if num_envs <= args.async_num_envs:
+        makers["AsyncVectorEnv"] = lambda: AsyncVectorEnv([scalar] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
     contestants = {"floor": Contestant(floor, lambda: None, 0.0, 0.0)}
     contestants |= {contestant: build(make) for contestant, make in makers.items()}
     horizon = _horizon(task)
     for key, contestant in contestants.items():
-        if key in ("native", "HashVecEnv") or contestant.device:  # compiles what is compiled; resets warmed the others
-            lane_steps_per_second(contestant, actions, horizon, 0)
+        if key in ("native", "HashVecEnv") or contestant.device:  # compiles; the others need no more than their reset
+            steps_per_second(contestant, actions, horizon, 0)
     speeds: dict[str, list[float]] = {contestant: [] for contestant in contestants}
     for _ in range(args.rounds):
         for key, contestant in contestants.items():
-            speeds[key].append(lane_steps_per_second(contestant, actions, horizon, args.seconds))
+            speeds[key].append(steps_per_second(contestant, actions, horizon, args.seconds))
     for contestant in contestants.values():
         contestant.close()
     return [
         {
-            "measure": "lane-steps/s",
+            "measure": STEPS,
             "contestant": key,
-            "lanes": lanes,
+            "lanes": num_envs,
             "network": "",
             "epochs": "",
             "value": median(speeds[key]),
@@ -226,7 +229,7 @@ class Clock(VecEnvWrapper):
         return self.venv.reset()
 
     def step_wait(self) -> Any:
-        """Step, by the clock."""
+        """Step, and add the seconds that it took."""
         start = time.perf_counter()
         result = self.venv.step_wait()
         self.seconds += time.perf_counter() - start
@@ -239,7 +242,7 @@ class TimedPPO(PPO):
     seconds = 0.0
 
     def train(self) -> None:
-        """Train on a rollout, by the clock."""
+        """Train on a rollout, and add the seconds that it took."""
         start = time.perf_counter()
         super().train()
         self.seconds += time.perf_counter() - start
@@ -247,12 +250,12 @@ class TimedPPO(PPO):
 
 def measure_ppo(args: Args, name: str, task: Task) -> list[Row]:
     """PPO on HashVecEnv and on DummyVecEnv: frames per second, of training and of rollouts alone, and shares."""
-    lanes, n_steps = args.ppo_lanes, args.ppo_episodes * _horizon(task)
+    num_envs, n_steps = args.ppo_num_envs, args.ppo_episodes * _horizon(task)
     contestants: dict[str, tuple[Callable[[], VecEnv], int]] = {
-        "HashVecEnv": (lambda: HashVecEnv(gym.make_vec(name, num_envs=lanes, **task)), args.ppo_rollouts),
+        "HashVecEnv": (lambda: HashVecEnv(gym.make_vec(name, num_envs=num_envs, **task)), args.ppo_rollouts),
         "DummyVecEnv": (
             lambda: DummyVecEnv(
-                [lambda: Monitor(gym.make(name, disable_env_checker=True, **task, **_shared(name)))] * lanes
+                [lambda: Monitor(gym.make(name, disable_env_checker=True, **task, **_shared(name)))] * num_envs
             ),
             1,
         ),
@@ -260,7 +263,7 @@ def measure_ppo(args: Args, name: str, task: Task) -> list[Row]:
     rows: list[Row] = []
     built = {key: (Clock(make()), rollouts) for key, (make, rollouts) in contestants.items()}
     for arch, epochs in itertools.product(dict.fromkeys((DEFAULT_ARCH, args.net_arch)), args.ppo_epochs):
-        settings: Task = {"n_steps": n_steps, "batch_size": min(args.ppo_batch, lanes * n_steps), "n_epochs": epochs}
+        settings: Task = {"n_steps": n_steps, "batch_size": min(args.ppo_batch, num_envs * n_steps), "n_epochs": epochs}
         models = {
             key: TimedPPO(
                 "MultiInputPolicy", envs, seed=0, device="cpu", policy_kwargs={"net_arch": list(arch)}, **settings
@@ -270,12 +273,12 @@ def measure_ppo(args: Args, name: str, task: Task) -> list[Row]:
         measured: dict[tuple[str, str], list[float]] = {}
         for round_ in range(args.rounds + 1):
             for key, (envs, rollouts) in built.items():
-                model, frames = models[key], lanes * n_steps * (rollouts if round_ else 1)
+                model, frames = models[key], num_envs * n_steps * (rollouts if round_ else 1)
                 model.seconds = envs.seconds = 0.0
                 start = time.perf_counter()
                 model.learn(frames, reset_num_timesteps=round_ == 0)
                 elapsed = time.perf_counter() - start
-                if round_ == 0:  # warm up
+                if round_ == 0:  # warm-up
                     continue
                 for measure, value in (
                     ("PPO frames/s", frames / elapsed),
@@ -288,7 +291,7 @@ def measure_ppo(args: Args, name: str, task: Task) -> list[Row]:
             {
                 "measure": measure,
                 "contestant": key,
-                "lanes": lanes,
+                "lanes": num_envs,
                 "network": " x ".join(map(str, arch)),
                 "epochs": epochs,
                 "value": median(values),
@@ -302,27 +305,27 @@ def measure_ppo(args: Args, name: str, task: Task) -> list[Row]:
     return rows
 
 
-def steps_table(title: str, rows: Sequence[Row], async_lanes: int) -> Table:
-    """Lane-steps per second, and how many times as many as the two usual ways."""
+def steps_table(title: str, rows: Sequence[Row], async_num_envs: int) -> Table:
+    """Steps per second, and their ratio to the two usual ways to vectorise."""
     table = Table(title=title)
-    columns = ("lanes", "contestant", "lane-steps/s", "against Sync", "against Dummy", "built, s", "MB")
+    columns = ("num_envs", "contestant", "steps/s", "against Sync", "against Dummy", "built, s", "MB")
     for heading in columns:
         left = heading == "contestant"
         table.add_column(heading, justify="left" if left else "right", no_wrap=left)
-    for lanes in dict.fromkeys(row["lanes"] for row in rows):
-        own = {row["contestant"]: row for row in rows if row["lanes"] == lanes}
+    for num_envs in dict.fromkeys(row["lanes"] for row in rows):
+        own = {row["contestant"]: row for row in rows if row["lanes"] == num_envs}
         for contestant, row in own.items():
             ratios = [f"{row['value'] / own[other]['value']:,.1f} x" for other in ("SyncVectorEnv", "DummyVecEnv")]
             built = f"{row['build_seconds']:.1f}", f"{row['build_mb']:,.0f}"
-            table.add_row(f"{lanes:,}", contestant, f"{row['value']:,.0f}", *ratios, *built)
-        if lanes > async_lanes:
-            table.add_row(f"{lanes:,}", "AsyncVectorEnv", f"not run: {lanes:,} processes")
+            table.add_row(f"{num_envs:,}", contestant, f"{row['value']:,.0f}", *ratios, *built)
+        if num_envs > async_num_envs:
+            table.add_row(f"{num_envs:,}", "AsyncVectorEnv", f"not run: {num_envs:,} processes")
         table.add_section()
     return table
 
 
 def ppo_table(title: str, rows: Sequence[Row]) -> Table:
-    """What PPO does in a second, where its time goes, and how far an environment could speed it up at most."""
+    """Frames per second of PPO, shares of its time, and an upper bound of the ratio."""
     table = Table(title=title, caption=" ".join(CAPTION.split()))
     for heading in ("network", "epochs", "measure", "HashVecEnv", "DummyVecEnv", "ratio"):
         table.add_column(heading, justify="left" if heading == "measure" else "right")
@@ -343,8 +346,8 @@ def ppo_table(title: str, rows: Sequence[Row]) -> Table:
 
 def main(args: Args) -> list[Row]:
     """Measure every environment, print its tables, and add the rows to the file."""
-    console = Console()
-    resolve_device(args.device)  # refuses one that is not there
+    console, load = Console(), f"{load_average():.1f}"
+    resolve_device(args.device)  # raises for an unknown device before work starts
     versions = {
         "gymnasium": gym.__version__,
         "stable_baselines3": stable_baselines3.__version__,
@@ -354,16 +357,16 @@ def main(args: Args) -> list[Row]:
     console.print(
         f"hashgym {hashgym.__version__} {revision()}, "
         + ", ".join(f"{name} {version}" for name, version in versions.items())
-        + f"; {os.cpu_count()} cores, {torch.get_num_threads()} threads of torch, load {_load()}"
+        + f"; {os.cpu_count()} cores, {torch.get_num_threads()} threads of torch, load {load}"
     )
     every: list[Row] = []
     for name, (dataset, words, task) in tasks(args).items():
-        rows = [row for lanes in args.lanes for row in measure_steps(args, name, task, lanes)]
+        rows = [row for num_envs in args.num_envs for row in measure_steps(args, name, task, num_envs)]
         if rows:
-            console.print(steps_table(f"{name}, {dataset}, {words}", rows, args.async_lanes))
-        if args.ppo_lanes:
+            console.print(steps_table(f"{name}, {dataset}, {words}", rows, args.async_num_envs))
+        if args.ppo_num_envs:
             ppo = measure_ppo(args, name, task)
-            console.print(ppo_table(f"PPO on {name}, {args.ppo_lanes} lanes", ppo))
+            console.print(ppo_table(f"PPO on {name}, {args.ppo_num_envs} environments", ppo))
             rows += ppo
         every += [
             {
@@ -373,7 +376,7 @@ def main(args: Args) -> list[Row]:
                 "versions": json.dumps(versions),
                 "version": hashgym.__version__,
                 "revision": revision(),
-                "config": describe({**asdict(args), "out": None, "threads": torch.get_num_threads(), "load": _load()}),
+                "config": describe({**asdict(args), "out": None, "threads": torch.get_num_threads(), "load": load}),
             }
             for row in rows
         ]
@@ -386,7 +389,7 @@ def main(args: Args) -> list[Row]:
 
 
 def _shared(name: str) -> Task:
-    """What scalar environments need to learn together as the native vector environment does."""
+    """Arguments with which scalar environments share codes, as the native vector environment does."""
     return {"codebook": "shared"} if name == "BitGroupHashing-v0" else {}
 
 
@@ -396,17 +399,12 @@ def _horizon(task: Task) -> int:
 
 
 def _resident_mb() -> float:
-    """Memory of this process now, in MB (10^6 bytes); NaN where the system does not say."""
+    """Memory of this process now, in MB (10^6 bytes); NaN where unknown."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:
         return float("nan")
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-def _load() -> str:
-    """How busy the machine is: processes that ran or waited over the last minute."""
-    return f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""Settings for the tables, chosen on held-out training images: one rule and one budget for every method.
+"""Choose settings for the tables on held-out training images, by one rule and with one budget for every method.
 
     python -m benchmarks.tune --features DIR --jobs 2
 
-The rule: a fifth of the training images is held out, the method learns from the others, and the held-out images search
-each other, each in turn the query; images that were learnt from would flatter whoever learns them by heart. A method's
-defaults are tried first, then settings drawn at random from its :data:`SPACE`, each trained with 24 bits and seed 0,
-and every method has as many tries. The best mAP wins, the earlier try among equals, and its settings serve all
-code lengths and seeds, and the dataset's other features too. The real queries and their database are never touched. A
+The rule: a fifth of the training images is held out, the method learns from the others, and each held-out image in turn
+is the query that searches the others; training images would favour methods that overfit. A method's defaults are tried
+first, then settings drawn at random from its :data:`SPACE`, each trained with 24 bits and seed 0, and every method has
+the same number of tries. The best mAP wins, the earlier try among equals, and its settings are used for all code
+lengths and seeds, and for the dataset's other features too. The real queries and their database are never used. A
 method without a space, and a dataset that was not tried, keep the defaults.
 
-Every try is a row of ``results.csv``, from which ``benchmarks.drlih`` reads what was chosen.
+Every try is a row of ``results.csv``, from which ``benchmarks.drlih`` reads the choice.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import hashgym
-from benchmarks.cells import CONTINUES, Executor, data_digest, features_name, run_cells, unfinished
-from benchmarks.methods import Cell, fit, load, settings
-from benchmarks.results import Results, describe, peak_mb, revision
+from benchmarks.common.arguments import TableArgs, check_not_empty
+from benchmarks.common.cells import CONTINUES, data_digest, features_name, run_cells, unfinished
+from benchmarks.common.methods import Cell, fit, load, settings
+from benchmarks.common.results import Results, costs, describe
 from hashgym.checks import closest
 from hashgym.codes import CodeSets
 from hashgym.console import Console
@@ -40,8 +40,8 @@ __all__ = ["CHOSEN", "SPACE", "Args", "Search", "chosen", "held_out", "main", "r
 
 CHOSEN = Path(__file__).parent / "results" / "tuning"
 
-# A network's head is the same for all; tried are the optimiser's settings and numbers of the loss that need not change
-# with the code length.
+# The network's head is the same for all; the space has the optimiser's settings, and those of the loss that need not
+# change with the code length.
 _NETWORK: Mapping[str, tuple[Any, ...]] = {"learning_rate": (5e-4, 1e-3, 2e-3), "weight_decay": (1e-4, 1e-2)}
 _AGENT: Mapping[str, tuple[Any, ...]] = {
     "learning_rate": (5e-4, 1e-3, 2e-3),
@@ -65,7 +65,7 @@ SPACE: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "drlih": _AGENT,
     "drlih-norec": _AGENT,
 }
-AS: Mapping[str, str] = {"ng": "drlih"}  # an ablation differs in one thing alone, so it has the other's settings
+AS: Mapping[str, str] = {"ng": "drlih"}  # an ablation has the settings of the method it is compared with
 
 KEY = ("dataset", "features", "method", "bits", "seed", "trial")
 COLUMNS = (*KEY, "settings", "map", "train_seconds", "peak_mb", "version", "revision", "config")
@@ -74,24 +74,18 @@ BITS, SEED = 24, 0
 Settings = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Args:
-    """What to try."""
+@dataclass(frozen=True, kw_only=True)
+class Args(TableArgs):
+    """Settings of every method, chosen on held-out training images."""
 
     out: Path = CHOSEN
-    """Folder of results.csv."""
+    """folder of results.csv"""
     features: tuple[str, ...] = ("digits",)
-    """Embedded datasets by name, or folders that `hashgym features` wrote."""
+    """embedded datasets by name, or folders that `hashgym features` wrote"""
     methods: tuple[str, ...] = tuple(SPACE)
-    """Methods with a space of settings."""
+    """methods with a space of settings"""
     tries: int = 4
-    """The budget of every method: its defaults, and draws from its space."""
-    jobs: int = 1
-    """Methods at a time; cores are shared out among them."""
-    executor: Executor = "processes"
-    """Where methods are tried: processes of this machine, or a Ray cluster."""
-    replace: bool = False
-    """Try again what was tried in another space or with another budget, instead of stopping."""
+    """budget of every method: its defaults, and draws from its space"""
 
 
 @dataclass(frozen=True)
@@ -107,14 +101,14 @@ class Search:
 
 
 def held_out(dataset: HashingDataset) -> tuple[HashingDataset, NDArray[np.int64]]:
-    """The dataset with four fifths of its training images to learn from, and the other fifth, drawn at random."""
+    """The dataset with a random four fifths of its training images, and the other fifth."""
     order = np.random.default_rng(SEED).permutation(dataset.train)
     fifth = len(order) // 5
     return dataclasses.replace(dataset, train=np.sort(order[fifth:])), np.sort(order[:fifth])
 
 
 def tries(method: str, count: int) -> Iterator[Settings]:
-    """Settings to try, as changes of the defaults: none at first, then different ones in random order."""
+    """Yield settings to try, as changes of the defaults: first none, then different ones in random order."""
     space, usual = SPACE.get(method, {}), settings(Cell("", method, BITS, SEED))
     grid = [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
     grid = [changes for changes in grid if any(getattr(usual, name) != value for name, value in changes.items())]
@@ -123,34 +117,31 @@ def tries(method: str, count: int) -> Iterator[Settings]:
 
 
 def run(search: Search) -> list[dict[str, Any]]:
-    """Try one setting after the other, in this process; a row each."""
-    from agents.training import retrieval_among  # with it comes torch, which not every run of benchmarks.drlih needs
+    """Try one setting after the other in this process; a row for each."""
+    from agents.training import retrieval_among  # imports torch, which not every run of benchmarks.drlih needs
 
     whole = load(search.features)
-    dataset, asked = held_out(whole)
+    dataset, kept_out = held_out(whole)
     dataset = dataset.standardized()
     rows: list[dict[str, Any]] = []
     for trial, changes in enumerate(tries(search.method, search.tries)):
         cell = Cell(search.features, search.method, BITS, SEED, tuple(changes.items()))
         encode, seconds = fit(cell, dataset)
-        found = retrieval_among(CodeSets.of(encode(dataset.features[asked])), dataset.labels[asked])
+        found = retrieval_among(CodeSets.of(encode(dataset.features[kept_out])), dataset.labels[kept_out])
         rows.append(
             {
                 **_names(search, whole),
                 "trial": trial,
                 "settings": describe(changes),
                 "map": found["retrieval/held_out_map"],
-                "train_seconds": round(seconds, 3),
-                "peak_mb": round(peak_mb(), 1),
-                "version": hashgym.__version__,
-                "revision": revision(),
+                **costs(seconds),
             }
         )
     return rows
 
 
 def chosen(folder: Path) -> dict[tuple[str, str], Settings]:
-    """The best settings by dataset and method, as changes of the defaults; none for what was not tried (see AS).
+    """The best settings by dataset and method that were tried (see also :data:`AS`), as changes of the defaults.
 
     Where several features of a dataset were tried, the mean of mAP over them decides.
     """
@@ -167,14 +158,13 @@ def chosen(folder: Path) -> dict[tuple[str, str], Settings]:
 
 
 def main(args: Args, console: Console | None = None) -> int:
-    """Try what was not tried yet, then say what is chosen; the number of methods that failed.
+    """Try what is missing and print the choices; returns the number of methods that failed.
 
     Raises:
         ValueError: for arguments that cannot be run, before anything is tried.
     """
     console = console or Console()
-    if args.jobs < 1 or args.tries < 1 or not args.features:
-        raise ValueError("at least one job, one try and one dataset are needed")
+    check_not_empty(args, "jobs", "tries", "features")
     if unknown := [method for method in args.methods if method not in SPACE]:
         raise ValueError(
             f"{unknown[0]} has no space of settings{closest(unknown[0], SPACE)}: choose from {', '.join(SPACE)}"
@@ -196,7 +186,7 @@ def main(args: Args, console: Console | None = None) -> int:
 
 
 def _names(search: Search, dataset: HashingDataset) -> dict[str, Any]:
-    """The columns of its rows that are known before a search; its tries differ in ``trial``."""
+    """The columns of a search's rows that are known before it; its tries differ in ``trial``."""
     space = {name: list(values) for name, values in SPACE[search.method].items()}
     rule = {"space": space, "tries": search.tries, "data": data_digest(dataset)}
     return {

@@ -144,11 +144,12 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch, *, whole: bool = Tr
                 monkeypatch.setattr(hashgym.cli, "COMMANDS", {k: silent(f) for k, f in hashgym.cli.COMMANDS.items()})
                 hashgym.cli.main([command, *options])
         case ["python", "-m", module, *options] if module.partition(".")[0] in ("agents", "benchmarks", "hashgym"):
-            path = ROOT / f"{module.replace('.', '/')}.py"
+            path = ROOT / module.replace(".", "/")
+            path = main if (main := path / "__main__.py").exists() else path.with_suffix(".py")
             if "*" in module or "NAME" in module:  # stands for any of them
                 return
             assert path.exists(), words
-            if whole and "tyro" in path.read_text(encoding="utf-8"):
+            if whole and re.search("tyro|parse", path.read_text(encoding="utf-8")):
                 monkeypatch.setattr(tyro, "cli", parse_only)
                 monkeypatch.setattr(sys, "argv", [str(path), *options])
                 with pytest.raises(Parsed):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from agents import drlih
-from benchmarks import methods
+from benchmarks.common import methods
 from hashgym import hashers, rewards
 from hashgym.data import HashingDataset
 from hashgym.hashers.lsh import LSH

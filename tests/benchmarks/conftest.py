@@ -1,4 +1,4 @@
-"""What several benchmarks are tried on: a part of digit-scenes, and MCH with few updates."""
+"""Fixtures of several benchmarks: a part of digit-scenes, and MCH with few updates."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def quick():
-    """The real settings, with few updates of both; without dropout the agent learns to keep some codes all the same."""
+    """The real settings with few updates of both; without dropout the agent still learns to keep some codes."""
     settings = mch.settings
-    few = {"updates": 30, "lanes": 64, "learning_rate": 1e-3, "dropout": 0.0, "input_dropout": 0.0}
+    few = {"updates": 30, "num_envs": 64, "learning_rate": 1e-3, "dropout": 0.0, "input_dropout": 0.0}
 
     def quick(cell):
         base, args = settings(cell)

@@ -3,10 +3,10 @@
 import pytest
 
 from benchmarks import agreement
-from benchmarks.results import Results
+from benchmarks.common.results import Results
 
 
-def test_encoders_are_compared_with_what_they_were_made_of(tmp_path, capsys):
+def test_encoders_are_compared_with_their_methods(tmp_path, capsys):
     pytest.importorskip("onnxruntime")
     methods = ("hasher lsh", "drlih norec", "sb3 a2c", "mch apart", "mch-sb3 dqn")
     args = agreement.Args(images=100, bits=12, methods=methods, out=tmp_path)

@@ -7,8 +7,9 @@ import pytest
 from rich.console import Console
 
 import hashgym
-from benchmarks import cells, drlih, methods, results
-from benchmarks.results import Results
+from benchmarks import drlih
+from benchmarks.common import cells, methods, results
+from benchmarks.common.results import Results
 from hashgym.data.readers import digits
 from hashgym.retrieval import mean_average_precision, precision_at, precision_recall_by_radius
 
@@ -21,7 +22,7 @@ def finished(tmp_path_factory):
     return args, drlih.main(args, console), console.export_text()
 
 
-def test_rows_say_what_was_run_and_how_well(finished):
+def test_rows_have_the_runs_and_their_metrics(finished):
     args, failed, text = finished
     assert failed == 0
     rows = Results(args.out).rows()
@@ -74,9 +75,11 @@ def test_one_failing_run_does_not_cost_the_others(tmp_path, monkeypatch):
     [
         ({"methods": ("lsh", "nosuch")}, "no method 'nosuch': choose from lsh, itq, sh"),
         ({"bits": (0,)}, "bits must be"),
-        ({"seeds": 0}, "at least one seed"),
+        ({"seeds": 0}, "seeds must be at least 1, got 0"),
         ({"features": ("no/such/folder",)}, "neither a folder"),
         ({"effort": 0.0}, "effort is a share"),
+        ({"methods": ()}, "methods must not be empty"),
+        ({"jobs": 0}, "jobs must be at least 1, got 0"),
     ],
 )
 def test_bad_arguments_stop_before_anything_runs(tmp_path, change, match):
@@ -92,7 +95,7 @@ def test_the_split_is_part_of_the_configuration():
     assert methods.config(cell, digits.load(0)) != methods.config(cell, digits.load(1))
 
 
-QUICK = {"updates": 4, "lanes": 32, "hidden": 16}
+QUICK = {"updates": 4, "num_envs": 32, "hidden": 16}
 
 
 @pytest.mark.parametrize("method", list(methods.AGENTS))

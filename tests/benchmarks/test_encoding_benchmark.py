@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import encoding
-from benchmarks.results import Results
+from benchmarks.common.results import Results
 
 
 def test_encoding_is_measured_against_its_backbone_in_the_same_run(tmp_path):
@@ -12,6 +12,6 @@ def test_encoding_is_measured_against_its_backbone_in_the_same_run(tmp_path):
     measured = encoding.main(args)
     rows = Results(tmp_path, encoding.COLUMNS, encoding.KEY, "encoding.csv").rows()
     assert [(row["images"], row["round"]) for row in rows] == [("5", "0"), ("5", "1")]
-    for row, told in zip(rows, measured, strict=True):
+    for row, returned in zip(rows, measured, strict=True):
         rates = [float(row[f"{name}_images_per_second"]) for name in ("backbone", "encode")]
-        assert float(row["ratio"]) == pytest.approx(rates[1] / rates[0]) == told["ratio"]
+        assert float(row["ratio"]) == pytest.approx(rates[1] / rates[0]) == returned["ratio"]

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from benchmarks.common.results import read_csv
 from benchmarks.labels import Args, main
-from benchmarks.results import read_csv
 
 
 def test_the_benchmark_runs_on_few_images(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from PIL import Image
 from rich.console import Console
 
 import hashgym
-from benchmarks import cells, mch
-from benchmarks.results import Results
+from benchmarks import mch
+from benchmarks.common import cells
+from benchmarks.common.results import Results
 from hashgym.codes import unpack
 from hashgym.data import cache
 from hashgym.data.readers import digits
@@ -25,7 +26,7 @@ SETTINGS = mch.settings
 
 
 def here(work, cell):
-    """In this process, which is quicker; what goes to another one and comes back is pickled all the same."""
+    """Run in this process, which is quicker; arguments and results are still pickled."""
     return pickle.loads(pickle.dumps(work(pickle.loads(pickle.dumps(cell)))))
 
 
@@ -41,7 +42,7 @@ def _quick(quick, monkeypatch):
 
 @pytest.fixture(scope="module")
 def ran(folders, quick, tmp_path_factory):
-    """The arguments of a finished benchmark, what it printed, and the codes of every run."""
+    """The arguments of a finished benchmark, its output, and the codes of every run."""
     args = mch.Args(
         out=tmp_path_factory.mktemp("mch"),
         features=folders[0],
@@ -77,7 +78,7 @@ def number(code):
 
 
 def naive(codes, xi, dataset):
-    """Recall and precision within radius 0, best and worst mAP, codes an image: loops over images and their codes."""
+    """Recall and precision within radius 0, best and worst mAP, codes per image: loops over images and their codes."""
     sets = codes.database[xi]
     bits = unpack(sets.words, sets.bits)
     own = [[number(code) for code in bits[j][sets.kept[j]]] for j in range(len(sets))]
@@ -102,7 +103,7 @@ def naive(codes, xi, dataset):
     }
 
 
-def test_rows_say_what_naive_loops_find(ran):
+def test_rows_agree_with_naive_loops(ran):
     args, _, codes = ran
     rows = {(r["sigma"], r["base"], r["seed"], r["xi"]): r for r in rows_of(args)}
     grid = [("0.5", base, str(s)) for base in BASES for s in range(SEEDS)] + [("0.25", "dch", str(s)) for s in range(2)]
@@ -225,7 +226,7 @@ def test_finished_runs_are_not_run_again(ran, monkeypatch):
 
 
 def copy_of(args, tmp_path):
-    """The same benchmark in a folder of its own."""
+    """The same benchmark in another folder."""
     for name in ("results.csv", "curves.csv"):
         (tmp_path / name).write_bytes((args.out / name).read_bytes())
     return dataclasses.replace(args, out=tmp_path)
@@ -290,13 +291,13 @@ def test_one_failing_run_does_not_cost_the_others(folders, tmp_path, monkeypatch
         ({"xi": (-0.1,)}, "xi is a probability"),
         ({"xi": (float("nan"),)}, "xi is a probability"),
         ({"bits": (0,)}, "bits must be"),
-        ({"bits": ()}, "one code length"),
-        ({"seeds": 0}, "at least one seed"),
-        ({"jobs": 0}, "one job"),
+        ({"bits": ()}, "bits must not be empty"),
+        ({"seeds": 0}, "seeds must be at least 1, got 0"),
+        ({"jobs": 0}, "jobs must be at least 1, got 0"),
         ({"features": "no/such/folder"}, "no/such/folder"),
         ({"features": "digits"}, r"'digits' has no regions: `hashgym features .*--train-regions 4"),
         ({"sigma_features": ("digits",)}, "'digits' has no regions"),
-        ({"sigma_features": ("other",), "sigma_base": "lsh"}, "lsh has no loss of pairs"),
+        ({"sigma_features": ("other",), "sigma_base": "lsh"}, "lsh has no (loss of pairs|pairwise loss)"),
         ({"queries": 10**6}, "quer"),
     ],
 )
@@ -317,7 +318,7 @@ def test_regions_to_learn_from_are_needed_too(tmp_path):
         mch.Cell(str(tmp_path / "half"), "dch", 8, 0).load()
 
 
-def test_presets_are_told_apart():
+def test_presets_have_different_rows():
     ours, paper = (SETTINGS(mch.Cell("f", "dch", 8, 3, preset=preset))[1] for preset in ("hashgym", "paper"))
     assert (ours.seed, ours.holdout, paper.seed, paper.holdout) == (3, 0, 3, 0)
     assert (paper.estimator, paper.optimizer) == ("reinforce", "sgd")
@@ -385,7 +386,7 @@ def test_other_data_in_the_folder_are_left_out_of_the_tables(ran, tmp_path, monk
     assert sorted(table.splitlines()) == sorted(before.splitlines())
 
 
-def test_a_hasher_without_a_loss_of_pairs_has_one_code_an_image(folders, tmp_path):
+def test_a_hasher_without_a_loss_of_pairs_has_one_code_per_image(folders, tmp_path):
     args = mch.Args(out=tmp_path, features=folders[0], bases=("itq",), bits=(BITS,), seeds=1)
     console = Console(record=True, width=200)
     assert mch.main(args, console) == 0

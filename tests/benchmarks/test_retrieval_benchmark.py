@@ -4,16 +4,17 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from benchmarks import buckets, engines
-from benchmarks.results import Results
-from benchmarks.retrieval import Args, main, published_loop
+from benchmarks import engines, retrieval
+from benchmarks.common.results import Results
+from benchmarks.retrieval import Args, BucketArgs, main, measure_buckets, print_buckets, published_loop
 from hashgym import index
 from hashgym.codes import hamming
+from hashgym.console import Console
 from hashgym.data import cache
 from hashgym.retrieval import mean_average_precision
 from tests.conftest import small_dataset
 
-SMALL = buckets.Args(images=500, bits=16, clusters=20, queries=30, radii=(0, 2), rounds=2)
+SMALL = BucketArgs(images=500, bits=16, clusters=20, queries=30, radii=(0, 2), rounds=2)
 FEW = engines.Args(codes=300, bits=16, queries=4, k=3, data=("clustered",), backends=("buckets",))
 
 
@@ -33,15 +34,17 @@ def test_the_benchmark_runs_small_and_its_methods_agree(capsys):
     assert report.engines is not None
 
 
-def test_without_faiss_the_bucket_search_is_left_out(capsys, monkeypatch):
-    monkeypatch.setattr(buckets, "find_spec", lambda name: None)
-    assert buckets.main(SMALL) is None
+def test_without_faiss_the_bucket_search_is_skipped(capsys, monkeypatch):
+    monkeypatch.setattr(retrieval, "find_spec", lambda name: None)
+    report = main(Args(queries=10, database=100, bits=12, labels=5, rounds=1, buckets=SMALL, engines=FEW))
+    assert report.buckets is None
     assert "faiss is not installed" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(find_spec("faiss") is None, reason="faiss is not installed")
 def test_bucket_searches_find_the_same_images(capsys):
-    report = buckets.main(SMALL)  # it asserts so itself
+    report = measure_buckets(SMALL)  # it asserts so itself
+    print_buckets(SMALL, report, Console())
     ways = {(radius, way, method) for radius in (0, 2) for way in ("single", "batch") for method in ("ours", "faiss")}
     assert set(report.times) == ways
     assert all(len(times) == 2 and min(times) > 0 for times in report.times.values())
@@ -50,7 +53,7 @@ def test_bucket_searches_find_the_same_images(capsys):
     assert f"{report.codes:,} codes of 16 bits" in capsys.readouterr().out
 
 
-def test_engines_are_measured_against_brute_force(tmp_path, capsys):
+def test_backends_are_measured_against_brute_force(tmp_path, capsys):
     local = tuple(name for name in index.backends() if name != "milvus")
     args = replace(FEW, backends=local, out=tmp_path)
     report = engines.main(args)
@@ -72,7 +75,7 @@ def test_engines_are_measured_against_brute_force(tmp_path, capsys):
     assert len(results.rows()) == 2 * len(installed)
 
 
-def test_codes_to_index_are_as_many_and_as_near_as_said(tmp_path):
+def test_codes_to_index_have_the_given_number_and_spread(tmp_path):
     args = engines.Args(codes=30_000, per_image=1.6, bits=32, queries=50)
     least = {}
     for kind in ("random", "clustered"):

@@ -14,9 +14,9 @@ from rich.console import Console
 
 import hashgym
 from agents import drlih as agent
-from benchmarks import cells
 from benchmarks import rewards as benchmark
-from benchmarks.results import Results
+from benchmarks.common import cells
+from benchmarks.common.results import Results
 from hashgym import rewards
 from hashgym.data.readers import digits
 from hashgym.retrieval import mean_average_precision
@@ -25,7 +25,7 @@ SUM = "average_precision+0.5*balance"
 
 
 def here(work, cell):
-    """In this process, which is quicker; what goes to another one and comes back is pickled all the same."""
+    """Run in this process, which is quicker; arguments and results are still pickled."""
     return pickle.loads(pickle.dumps(work(pickle.loads(pickle.dumps(cell)))))
 
 
@@ -157,10 +157,10 @@ def test_the_defaults_can_be_made():
     ("change", "match"),
     [
         ({"designs": ("tripplet",)}, "unknown reward 'tripplet' \\(did you mean 'triplet'"),
-        ({"designs": ("triplet+x*balance",)}, "'x' in design .* is no number"),
+        ({"designs": ("triplet+x*balance",)}, "'x' in design .* is not a number"),
         ({"agent": "paper"}, "no agent 'paper' that takes a reward: choose from hashgym, norec"),
-        ({"seeds": 0}, "at least one seed"),
-        ({"designs": ()}, "one design"),
+        ({"seeds": 0}, "seeds must be at least 1, got 0"),
+        ({"designs": ()}, "designs must not be empty"),
         ({"features": "no/such/folder"}, "neither a folder"),
     ],
 )

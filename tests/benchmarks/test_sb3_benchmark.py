@@ -1,4 +1,4 @@
-"""The benchmark of all algorithms: runs are kept and taken up, and the table says what the rows say."""
+"""The benchmark of all algorithms: runs are kept and resumed, and the table agrees with the rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import sb3
-from benchmarks.results import Results
+from benchmarks.common.results import Results
 
 
 def test_runs_are_kept_and_shown(tmp_path: Path) -> None:
@@ -48,10 +48,10 @@ def test_the_table_averages_over_seeds() -> None:
         ({"methods": ("adsh",)}, "there is no method 'adsh': choose from lsh, itq"),
         ({"methods": ("sac",), "envs": (sb3.REGIONS,)}, "there is no method 'sac'.*: choose from dch, mch, ppo"),
         ({"envs": ("CartPole-v1",)}, "there is no environment 'CartPole-v1'"),
-        ({"seeds": 0}, "at least one seed"),
+        ({"seeds": 0}, "seeds must be at least 1, got 0"),
     ],
 )
-def test_wrong_arguments_are_refused(tmp_path: Path, arguments: dict[str, Any], says: str) -> None:
+def test_wrong_arguments_are_rejected(tmp_path: Path, arguments: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         sb3.main(sb3.Args(out=tmp_path / "out", **arguments))
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""The plan's arithmetic, on costs that are easy to reckon with."""
+"""The arithmetic of the tables, on simple numbers."""
 
 import shutil
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from benchmarks import scale
 
 
-def test_the_table_multiplies_what_was_measured():
+def test_the_table_multiplies_the_measured_rates():
     rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in scale.table(scale.Costs(100, {64: 1e9}))}
     got = {name: [cell.strip() for cell in cells] for name, cells in rows.items()}
     assert got["codes, 1.6 an image"] == ["1.6 M", "160 M", "16 G"]
@@ -20,7 +20,7 @@ def test_the_table_multiplies_what_was_measured():
     assert got["64 bits: a scan by one thread, 1 G codes a second"] == ["1.6 ms", "160 ms", "16 s"]
 
 
-def test_a_folder_without_rows_says_what_writes_them(tmp_path):
+def test_a_folder_without_rows_names_the_commands_that_write_them(tmp_path):
     with pytest.raises(ValueError, match=r"benchmarks\.encoding"):
         scale.costs(tmp_path)
 

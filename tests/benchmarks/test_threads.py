@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import threads as benchmark
-from benchmarks.results import read_csv
+from benchmarks.common.results import read_csv
 from benchmarks.threads import Args, busy, main
 from hashgym import hashers
 from hashgym.hashers import threads

@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 import hashgym.data
-from benchmarks import cells, drlih, methods, tune
-from benchmarks.results import Results
+from benchmarks import drlih, tune
+from benchmarks.common import cells, methods
+from benchmarks.common.results import Results
 from hashgym.data.readers import digits
 from hashgym.retrieval import mean_average_precision
 
@@ -54,7 +55,7 @@ def test_the_best_try_is_chosen_and_used(searched, tmp_path):
     assert [r["trial"] for r in rows] == ["0", "1", "2"]
     inner, asked = tune.held_out(hashgym.data.load("digits"))
     inner = inner.standardized()
-    for r in rows:  # what a row says is what its settings give
+    for r in rows:  # the settings of a row give its mAP
         cell = methods.Cell("digits", "itq", 24, 0, tuple(json.loads(r["settings"]).items()))
         found = methods.fit(cell, inner)[0](inner.features[asked])
         each = [  # an image does not find itself
@@ -90,7 +91,7 @@ def test_over_several_features_the_best_mean_wins(tmp_path):
     assert tune.chosen(tmp_path / "nothing") == {}
 
 
-def test_an_ablation_has_the_settings_of_what_it_is_an_ablation_of(tmp_path):
+def test_an_ablation_has_the_settings_of_its_method(tmp_path):
     named = {"dataset": "digits", "features": "a", "method": "drlih", "trial": 0, "settings": '{"dropout": 0.2}'}
     Results(tmp_path, tune.COLUMNS, tune.KEY).append({**dict.fromkeys(tune.COLUMNS, ""), **named, "map": 0.5})
     assert tune.chosen(tmp_path) == {("digits", method): {"dropout": 0.2} for method in ("drlih", "ng")}
@@ -104,7 +105,8 @@ def test_a_search_is_not_repeated_and_another_rule_is_noticed(searched, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("change", "match"), [({"methods": ("lsh",)}, "no space of settings"), ({"tries": 0}, "one try")]
+    ("change", "match"),
+    [({"methods": ("lsh",)}, "no space of settings"), ({"tries": 0}, "tries must be at least 1, got 0")],
 )
 def test_bad_arguments_stop_before_anything_is_tried(tmp_path, change, match):
     with pytest.raises(ValueError, match=match):

@@ -197,7 +197,7 @@ def _compared(backend: str) -> dict[str, Any]:
 
 
 def _benchmark(module: str, *words: str) -> Job:
-    from benchmarks.results import Results
+    from benchmarks.common.results import Results
 
     def rows(path: Path) -> int:
         return len(Results(path.parent).rows())

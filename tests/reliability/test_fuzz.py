@@ -289,14 +289,14 @@ def read_policies(folder: Path) -> Any:
 
 
 def make_results(folder: Path) -> None:
-    from benchmarks.results import COLUMNS, Results, describe
+    from benchmarks.common.results import COLUMNS, Results, describe
 
     for seed in range(3):
         Results(folder).append({**dict.fromkeys(COLUMNS, 1), "seed": seed, "config": describe({"hidden": 8})})
 
 
 def read_results(folder: Path) -> None:
-    from benchmarks.results import Results, describe, markdown, table
+    from benchmarks.common.results import Results, describe, markdown, table
 
     results = Results(folder)
     rows = results.rows()
@@ -308,7 +308,7 @@ def read_results(folder: Path) -> None:
 
 
 def read_rows(folder: Path) -> None:
-    from benchmarks import rows
+    from benchmarks.report import rows
 
     rows.read(folder)
 

@@ -207,7 +207,7 @@ def test_a_hasher_that_grows_when_unpacked_is_rejected(tmp_path: Path) -> None:
 
 
 def test_results_with_a_field_without_end_are_rejected(tmp_path: Path) -> None:
-    from benchmarks.results import COLUMNS, Results
+    from benchmarks.common.results import COLUMNS, Results
 
     for content in (b'"' + b"a" * 1_000_000, b"a" * 1_000_000, b"\0" * 100, b"1," * 500_000, b'1,"2"3,4', b"\xff\xfe"):
         (tmp_path / "results.csv").write_bytes((",".join(COLUMNS) + "\n").encode() + content + b"\n")

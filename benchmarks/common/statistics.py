@@ -1,4 +1,4 @@
-"""Aggregates over tasks and their intervals, after Agarwal et al., "Deep reinforcement learning at the edge of the
+"""Aggregates over tasks with intervals, after Agarwal et al., "Deep reinforcement learning at the edge of the
 statistical precipice", 2021.
 
 A task is a dataset, its features and a code length; its scores are those of the runs, one a seed. Intervals are
@@ -31,7 +31,7 @@ Tasks: TypeAlias = Sequence[ArrayLike]  # the scores of one method, an array of 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over runs with its confidence interval; the bounds are NaN where one run a stratum says nothing."""
+    """A mean over runs with its confidence interval; the bounds are NaN where a stratum has one run."""
 
     mean: float
     low: float
@@ -52,14 +52,14 @@ def bootstrap(
 ) -> Estimate:
     """An aggregate of scores with its stratified percentile bootstrap interval.
 
-    With few runs the interval is too narrow: it cannot leave the range of what was seen.
+    With few runs the interval is too narrow: it cannot leave the range of the observed scores.
 
     Args:
         strata: one array of scores for each stratum, not necessarily equally long.
-        aggregate: takes an array (samples, runs) for each stratum and gives one number a sample, (samples,).
-        confidence: of the interval.
-        resamples: bootstrap samples.
-        seed: draws them.
+        aggregate: takes an array (samples, runs) for each stratum and returns one number per sample, (samples,).
+        confidence: confidence level of the interval.
+        resamples: number of bootstrap samples.
+        seed: seed of the bootstrap.
 
     Returns:
         The aggregate of the scores themselves, with bounds that are NaN where a stratum has one score.
@@ -111,19 +111,19 @@ def performance_profile(tasks: Tasks, thresholds: ArrayLike) -> Scores:
 
 
 def probability_of_improvement(x: Tasks, y: Tasks, resamples: int = 10_000, seed: int = 0) -> Estimate:
-    """How often a run of one method beats a run of another on the same task, mean over tasks.
+    """Probability that a run of one method scores higher than a run of another on the same task, mean over tasks.
 
     On each task P(X > Y) + P(X = Y) / 2 over all pairs of runs, that is Mann and Whitney's U / (n m) (Agarwal et al.,
-    section 4.3). The runs of both methods are drawn for the interval.
+    section 4.3). The bootstrap draws runs of both methods.
 
     Args:
         x: one array of scores for each task.
         y: the other method's, of the same tasks in the same order.
-        resamples: bootstrap samples.
-        seed: draws them.
+        resamples: number of bootstrap samples.
+        seed: seed of the bootstrap.
 
     Raises:
-        ValueError: for no tasks, an empty one, or another number of them.
+        ValueError: for no tasks, an empty one, or different numbers of tasks.
     """
     if len(x) != len(y):
         raise ValueError(f"both methods need scores of the same tasks, got {len(x)} and {len(y)}")
@@ -136,12 +136,12 @@ def probability_of_improvement(x: Tasks, y: Tasks, resamples: int = 10_000, seed
 
 @dataclass(frozen=True)
 class Ranks:
-    """Ranks of m methods, 1 the best.
+    """Ranks of m methods; 1 is the best.
 
     Attributes:
         mean: the mean rank of each method over tasks.
-        distribution: float64 (m, m), how probable rank k + 1 is for each method, over tasks and bootstrap samples; rows
-            and columns sum to 1.
+        distribution: float64 (m, m), the probability of rank k + 1 for each method, over tasks and bootstrap samples;
+            rows and columns sum to 1.
     """
 
     mean: list[Estimate]
@@ -149,18 +149,18 @@ class Ranks:
 
 
 def ranks(methods: Sequence[Tasks], confidence: float = 0.95, resamples: int = 2_000, seed: int = 0) -> Ranks:
-    """Rank methods on each task by their mean score, the highest first, and say how sure the ranks are.
+    """Ranks of methods by their mean score on each task, the highest first, with intervals and a distribution.
 
     Methods that tie share the mean of their ranks, and the ranks themselves in equal parts in the distribution.
 
     Args:
         methods: for each method one array of scores for each task, the same tasks in the same order.
-        confidence: of the intervals.
-        resamples: bootstrap samples.
-        seed: draws them.
+        confidence: confidence level of the intervals.
+        resamples: number of bootstrap samples.
+        seed: seed of the bootstrap.
 
     Raises:
-        ValueError: for no tasks, an empty one, or methods with another number of them.
+        ValueError: for no tasks, an empty one, or methods with different numbers of tasks.
     """
     counts = {len(tasks) for tasks in methods}
     if len(counts) != 1:
@@ -169,7 +169,7 @@ def ranks(methods: Sequence[Tasks], confidence: float = 0.95, resamples: int = 2
     observed = np.array([[runs.mean() for runs in tasks] for tasks in scores])  # (m, tasks)
     drawn = _resampled([runs for tasks in scores for runs in tasks], resamples, seed)
     means = np.array([runs.mean(-1) for runs in drawn]).reshape(m, -1, resamples)
-    # (m, tasks, samples): how many are better, and how many as good, itself among them
+    # (m, tasks, samples): numbers of methods that are better, and of equal ones, itself included
     better, equal = np.array([[(means > own).sum(0), (means == own).sum(0)] for own in means]).swapaxes(0, 1)
     share = [((better <= k) & (k < better + equal)) / equal for k in range(m)]
     low, high = np.percentile((better + (equal + 1) / 2).mean(1), _tails(confidence), axis=1)

@@ -1,4 +1,4 @@
-"""Running the cells of a benchmark's table, each in a process of its own, several at a time."""
+"""Run the cells of a benchmark's table, each in its own process, several at a time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CONTINUES = "stopped; the same command continues with the runs that are not fini
 
 
 def unfinished(cells: Sequence[Cell], done: Callable[[Cell], bool], path: Path, console: Console) -> list[Cell]:
-    """The cells that are not done; prints how many of them are in ``path`` already."""
+    """The cells that are not done; prints how many are in ``path`` already."""
     waiting = [cell for cell in cells if not done(cell)]
     if len(waiting) < len(cells):
         console.print(f"{len(cells) - len(waiting)} of {len(cells)} runs are in {path} already")
@@ -49,23 +49,23 @@ def run_cells(
     executor: Executor = "processes",
     console: Console,
 ) -> int:
-    """Run ``work`` on every cell in a fresh process, so that its time and peak memory are its own.
+    """Run ``work`` on every cell in a fresh process, so that time and peak memory are measured for each cell alone.
 
     Args:
-        cells: what to run; ``str(cell)`` names it.
+        cells: the cells; ``str(cell)`` is shown.
         work: a function that can be imported by name.
-        finish: called here with each outcome as it comes; what it returns is printed.
+        finish: called in this process with each outcome as it arrives; the text that it returns is printed.
         jobs: cells at a time on this machine; cores are shared out among them.
         executor: ``processes`` of this machine; or ``ray``: tasks of one CPU each on the cluster at ``RAY_ADDRESS``,
-            or where that is not set, on a Ray of this machine that ends with the last cell. Machines of a cluster need
-            the same packages, and this folder under the same path.
-        console: for progress and what ``finish`` says.
+            or where that is not set, on a local Ray that ends with the last cell. Machines of a cluster need the same
+            packages, and this folder under the same path.
+        console: for progress and the texts of ``finish``.
 
     Returns:
-        The number of cells that failed; each says why, and costs the others nothing.
+        The number of cells that failed; the error of each is printed, and the other cells go on.
 
     Raises:
-        ValueError: before any work, for an unknown executor, or a Ray that is not installed or does not answer.
+        ValueError: before any work, for an unknown executor, or if Ray is not installed or does not answer.
     """
     if executor not in EXECUTORS:
         raise ValueError(f"unknown executor {executor!r}: choose one of {', '.join(EXECUTORS)}")
@@ -88,13 +88,13 @@ def run_cells(
 
 
 def features_name(dataset: HashingDataset) -> str:
-    """The features of a dataset in one word: the backbone and the size of the picture it saw."""
+    """Short name of a dataset's features: the backbone, and the side in pixels of its input."""
     backbone = dataset.provenance.get("backbone", {})
     return f"{backbone['name']}@{backbone['size']}" if backbone else str(dataset.provenance.get("features", "?"))
 
 
 def data_digest(dataset: HashingDataset) -> str:
-    """Tells data apart by provenance and splits, in 12 hexadecimal digits."""
+    """Digest of a dataset's provenance and splits, 12 hexadecimal digits."""
     digest = hashlib.sha256(json.dumps(dict(dataset.provenance), sort_keys=True, default=str).encode())
     for part in (dataset.query, dataset.database, dataset.train):
         digest.update(np.ascontiguousarray(part).tobytes() + b"/")
@@ -104,8 +104,8 @@ def data_digest(dataset: HashingDataset) -> str:
 def _in_processes(
     cells: Sequence[Cell], work: Callable[[Cell], Outcome], jobs: int
 ) -> Generator[tuple[Cell, Callable[[], Outcome]]]:
-    """Cells as they end, each with a function that gives its outcome or raises its error."""
-    if jobs > 1:  # read by the processes when they start
+    """Yield cells as they end, each with a function that returns its outcome or raises its error."""
+    if jobs > 1:  # the processes read it when they start
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     with ThreadPoolExecutor(jobs) as pool:
         futures = {pool.submit(_apart, work, cell): cell for cell in cells}
@@ -126,24 +126,24 @@ def _apart(work: Callable[[Any], Any], cell: Any) -> Any:
 
 
 def _end_quietly() -> None:
-    """Let this process end with Ctrl-C, and when the one that started it is killed."""
+    """Make this process end on Ctrl-C, and when the process that started it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     parent = multiprocessing.parent_process()
     assert parent is not None
 
-    def watch() -> None:
+    def end_with_parent() -> None:
         parent.join()
         os._exit(1)
 
-    Thread(target=watch, daemon=True).start()
+    Thread(target=end_with_parent, daemon=True).start()
 
 
 def _on_ray(
     cells: Sequence[Cell], work: Callable[[Cell], Outcome], jobs: int
 ) -> Generator[tuple[Cell, Callable[[], Outcome]]]:
-    """The same of a Ray cluster. Its processes serve one cell each; a cell whose process is lost is begun again."""
+    """The same on a Ray cluster. A process runs one cell; a cell whose process is lost is run again."""
     with cluster(jobs) as ray:
         task = ray.remote(num_cpus=1, max_calls=1, max_retries=3)(_in_folder)
         waiting = {task.options(name=str(cell)).remote(os.getcwd(), work, cell): cell for cell in cells}
@@ -157,7 +157,7 @@ def _on_ray(
 
 
 def _in_folder(folder: str, work: Callable[[Any], Any], cell: Any) -> Any:
-    os.chdir(folder)  # relative paths mean what they mean where the benchmark was started
+    os.chdir(folder)  # relative paths are relative to the folder in which the benchmark was started
     return work(cell)
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks of codes compare: every method by name, how it is configured, fitted and measured."""
+"""Methods by name, hashers and agents: configure, fit and measure them."""
 
 from __future__ import annotations
 
@@ -17,35 +17,59 @@ from numpy.typing import NDArray
 import hashgym
 import hashgym.data
 import hashgym.hashers
-from benchmarks.cells import data_digest
+from benchmarks.common.cells import data_digest
 from hashgym.checks import closest
 from hashgym.data import HashingDataset
 from hashgym.retrieval import RetrievalResult, evaluate
 from hashgym.retrieval.metrics import check_labels
 
-__all__ = ["AGENTS", "Cell", "config", "fit", "group_bits", "load", "measure", "settings"]
+__all__ = [
+    "AGENTS",
+    "Cell",
+    "config",
+    "fit",
+    "group_bits",
+    "load",
+    "measure",
+    "reward_variants",
+    "settings",
+    "settings_of",
+    "unused_settings",
+]
 
-Codes = NDArray[np.bool_]
-Encoder = Callable[[NDArray[np.float32]], Codes]
+Bits = NDArray[np.bool_]
+Encoder = Callable[[NDArray[np.float32]], Bits]
 
-# Methods that are agents, with the arguments that make them (agents/drlih.py); every other name is a hasher's.
-# They learn from all training images, as the hashers do. The paper's cell runs bit by bit, at many times the cost of an
-# update: its batches and updates are fewer, so that a run stays near two minutes. What differs from the agent's own
-# defaults was chosen on held-out training images.
+# Settings of agents.drlih by method; every other name is a hasher's. Agents learn from all training images, as hashers
+# do. The paper's cell runs bit by bit, at many times the cost of an update, so its batches are smaller and its updates
+# fewer: a run takes about two minutes. Settings other than the variant's defaults were chosen on held-out training
+# images.
 _ALL: Mapping[str, Any] = {"holdout": 0.0}
-_CELL: Mapping[str, Any] = {"holdout": 0.0, "num_envs": 64, "updates": 1200}
-_PAPER = {**_CELL, "input_dropout": 0.0, "dropout": 0.0}
-_RELEASED = {**_CELL, "input_dropout": 0.2}
+_BIT_BY_BIT: Mapping[str, Any] = {"holdout": 0.0, "num_envs": 64, "updates": 1200}
 AGENTS: Mapping[str, Mapping[str, Any]] = {
     "drlih": {"variant": "hashgym", **_ALL},
     "drlih-norec": {"variant": "norec", **_ALL},
-    "drlih-paper": {"variant": "paper", **_PAPER},
-    "drlih-released": {"variant": "released", **_RELEASED},
-    # REINFORCE with a learned baseline, learnt from one call of a recurrent cell over all groups.
+    "drlih-paper": {"variant": "paper", "input_dropout": 0.0, "dropout": 0.0, **_BIT_BY_BIT},
+    "drlih-released": {"variant": "released", "input_dropout": 0.2, **_BIT_BY_BIT},
     "drlih-gru": {"variant": "gru", **_ALL},
     "drlih-lstm": {"variant": "lstm", **_ALL},
     "ng": {"variant": "hashgym", "group_bits": 1, **_ALL},  # Table II's Baseline_ng: no action groups
 }
+
+
+def reward_variants() -> list[str]:
+    """Variants of agents.drlih that learn from any reward."""
+    from agents import drlih
+
+    return [name for name, variant in drlih.VARIANTS.items() if variant.reward is not drlih.triplet_reward]
+
+
+def unused_settings(variant: str) -> tuple[str, ...]:
+    """Settings that have no effect on a variant of agents.drlih, and are left out of the configuration of its rows."""
+    from agents import drlih
+
+    has_critic = issubclass(drlih.VARIANTS[variant].network, drlih.FusedRecurrent)
+    return () if has_critic else ("value_weight", "entropy_weight")
 
 
 @dataclass(frozen=True)
@@ -59,17 +83,17 @@ class Cell:
     changes: tuple[tuple[str, Any], ...] = ()
     """settings that differ from the method's defaults, by name"""
     curves: bool = False
-    """whether to measure curves and, for seed 0, to keep searches as examples"""
+    """measure curves and, for seed 0, keep the results of some searches as examples"""
 
     def __str__(self) -> str:
         return f"{self.method} {self.bits} bits seed {self.seed}"
 
 
 def load(features: str) -> HashingDataset:
-    """A dataset by name or folder, without the regions of its images, which make most of a folder that has them.
+    """A dataset by name or folder, without its regions, which take most of the memory.
 
     Raises:
-        ValueError: for data that cannot be read, or labels on which any codes score alike.
+        ValueError: for data that cannot be read, or labels that make all codes score alike.
     """
     dataset = hashgym.data.load(features)
     check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
@@ -77,10 +101,10 @@ def load(features: str) -> HashingDataset:
 
 
 def settings(cell: Cell) -> Any:
-    """The method, configured and not trained yet: a hasher, or an agent's ``Args``.
+    """The configured, untrained method: a hasher, or an agent's ``Args``.
 
     Raises:
-        ValueError: for an unknown method or a number of bits that it refuses.
+        ValueError: for an unknown method, or a number of bits that it does not support.
     """
     if cell.method in AGENTS:
         agent = importlib.import_module("agents.drlih")
@@ -94,15 +118,18 @@ def settings(cell: Cell) -> Any:
     return hashgym.hashers.make(cell.method, bits=cell.bits, seed=cell.seed, **dict(cell.changes))
 
 
+def settings_of(configured: Any) -> dict[str, Any]:
+    """The settings by name of a hasher, or of an agent's ``Args``."""
+    return configured.get_params() if hasattr(configured, "get_params") else dataclasses.asdict(configured)
+
+
 def config(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:
-    """What decides a run's outcome besides its name: the method's settings, and a digest of data and splits."""
+    """Settings that decide a run's outcome besides its key: those of the method, and a digest of data and splits."""
     configured = settings(cell)
-    values = dataclasses.asdict(configured)
-    for name in ("bits", "seed", "dataset", "out"):
+    values = settings_of(configured)
+    ignored = unused_settings(configured.variant) if cell.method in AGENTS else ()
+    for name in ("bits", "seed", "dataset", "out", *ignored):
         values.pop(name, None)
-    if values.get("variant") not in ("gru", "lstm"):  # of no meaning to the others
-        for name in ("value_weight", "entropy_weight"):
-            values.pop(name, None)
     return {**values, "data": data_digest(dataset)}
 
 
@@ -112,13 +139,13 @@ def fit(
     """Train a method on the training split of a standardised dataset.
 
     Args:
-        cell: which method, code length and seed.
+        cell: method, code length and seed.
         dataset: see :meth:`HashingDataset.standardized`.
-        out: where an agent writes its checkpoint and TensorBoard files.
-        progress: whether to show a progress bar, for methods that take long.
+        out: folder for an agent's checkpoint and TensorBoard files.
+        progress: show a progress bar, for methods that take long.
 
     Returns:
-        A function from features (n, D) to codes, bool (n, bits), and the seconds that training took (no imports).
+        A function from features (n, D) to codes, bool (n, bits), and the seconds of training (without imports).
     """
     configured = settings(cell)
     start = time.perf_counter()
@@ -134,8 +161,8 @@ def fit(
 
 def measure(
     encode: Encoder, dataset: HashingDataset, precision_at: Sequence[int] = ()
-) -> tuple[tuple[Codes, Codes], RetrievalResult]:
-    """Search the database for every query: the codes of queries and database, and how well they did."""
+) -> tuple[tuple[Bits, Bits], RetrievalResult]:
+    """Encode queries and database, and search the database for every query: both codes, and the metrics."""
     query, database = dataset.query, dataset.database
     codes = encode(np.asarray(dataset.features[query])), encode(np.asarray(dataset.features[database]))
     labels = dataset.labels[query], dataset.labels[database]
@@ -143,5 +170,5 @@ def measure(
 
 
 def group_bits(cell: Cell) -> int | None:
-    """How many bits an agent emits at a time; None for a hasher."""
+    """Bits that an agent emits in one step; None for a hasher."""
     return settings(cell).group_bits if cell.method in AGENTS else None

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from benchmarks import statistics
-from benchmarks.results import Estimate, estimate
-from benchmarks.statistics import bootstrap, iqm, performance_profile, probability_of_improvement, ranks
+from benchmarks.common import statistics
+from benchmarks.common.results import Estimate, estimate
+from benchmarks.common.statistics import bootstrap, iqm, performance_profile, probability_of_improvement, ranks
 
 scores = st.lists(st.sampled_from(np.linspace(0, 1, 9)), min_size=1, max_size=6)  # ties are common
 
@@ -55,7 +55,7 @@ def test_bootstrap_interval_holds_what_resampling_one_by_one_gives():
     assert found == bootstrap(tasks, iqm)
 
 
-def test_one_run_has_no_interval_and_none_is_refused():
+def test_one_run_has_no_interval_and_none_is_rejected():
     alone = bootstrap([[0.5], [0.1, 0.2]], statistics.mean)
     assert alone.mean == pytest.approx(0.325)
     assert np.isnan([alone.low, alone.high]).all()

@@ -1,4 +1,4 @@
-"""Claims of the papers, and whether they hold in rows of finished runs."""
+"""Claims of the papers, tested on the rows of finished runs."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from benchmarks.results import estimate
-from benchmarks.rows import Row, group, paired, paper, where
-from benchmarks.tables import LENGTHS, grey
+from benchmarks.common.results import estimate
+from benchmarks.report.rows import Row, group, paired, paper, where
+from benchmarks.report.tables import LENGTHS, grey
 
 __all__ = ["VARIANTS", "of_drlih", "of_mch", "verdict"]
 
 VARIANTS = ("drlih", "drlih-norec", "drlih-gru", "drlih-lstm", "drlih-paper", "drlih-released")
-RIVALS = ("hashnet", "noseq", "ng", "orthohash")
+OTHERS = ("hashnet", "noseq", "ng", "orthohash")
 MEASURES = {"map": "mAP", "recall_radius0": "recall within radius 0", "precision_radius0": "precision within radius 0"}
 
 
 def of_drlih(rows: Sequence[Row]) -> dict[str, str]:
-    """Verdicts by claim, of the rows of one dataset: DRLIH over its rivals, supervision, more bits."""
+    """Verdicts by claim for the rows of one dataset: DRLIH over other methods, supervision, more bits."""
     dataset, methods, claims = rows[0]["dataset"], group(rows, "method"), {}
-    for one, other in [*((variant, rival) for variant in VARIANTS for rival in RIVALS), ("sdh", "itq")]:
+    for one, other in [*((variant, other) for variant in VARIANTS for other in OTHERS), ("sdh", "itq")]:
         gains = paired(methods.get(one, []), methods.get(other, []), "map")
         names = [
             {"table": "II" if m in ("noseq", "ng") else "I", "dataset": dataset, "method": m} for m in (one, other)
@@ -35,7 +35,7 @@ def of_drlih(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def of_mch(rows: Sequence[Row]) -> dict[str, str]:
-    """Verdicts by claim, of the rows of one dataset, sigma and xi: MCH over its bases, more bits."""
+    """Verdicts by claim for the rows of one dataset, sigma and xi: MCH over its bases, more bits."""
     own, single, claims = where(rows, method="mch"), where(rows, method="single"), {}
     for measure, name in MEASURES.items():
         gains = {
@@ -54,10 +54,10 @@ def of_mch(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def verdict(gains: Sequence[ArrayLike], printed: float | None = None) -> str:
-    """Whether differences are above 0, in a word, with their mean and interval, and the paper's mean.
+    """A verdict on whether differences are above 0, with their mean and interval, and the paper's mean.
 
     Args:
-        gains: one array of differences for each stratum; none gives an empty text.
+        gains: one array of differences for each stratum; the verdict of none is empty.
         printed: the mean difference in the paper.
     """
     if not gains:
@@ -75,7 +75,7 @@ def _ends(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
 
 
 def _printed(table: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
-    """The mean difference of what the papers print, None where they do not."""
+    """The mean difference of the numbers printed in the papers; None where there are none."""
     pairs = [(paper(bits=bits, **one), paper(bits=bits, **other)) for bits in LENGTHS[table]]
     differences = [float(a) - float(b) for a, b in pairs if a and b]
     return float(np.mean(differences)) if differences else None

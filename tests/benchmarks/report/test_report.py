@@ -1,4 +1,4 @@
-"""The report: known numbers in the right cells whatever is missing, the same bytes again, the committed results."""
+"""The report: known numbers in the right cells whatever is missing, reproducible bytes, the committed results."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ import pytest
 from rich.console import Console
 
 import hashgym.data
-from benchmarks import claims, comparisons, drlih, figures, mch, report, results, rows, tables
+from benchmarks import drlih, mch
+from benchmarks.common import figures, results
+from benchmarks.report import claims, comparisons, rows, tables
+from benchmarks.report import write as report
 
-BENCHMARKS = Path(report.__file__).parent
+BENCHMARKS = Path(report.__file__).parents[1]
 REST = {"map_optimistic": 1, "map_pessimistic": 0, "version": "1", "config": "{}"}
 
 
@@ -107,7 +110,7 @@ def section(written, start):
 
 
 def cells(text, label):
-    """Of the first line of a table that starts with a label, what stands in each column."""
+    """The cells of the first line of a table that starts with a label."""
     line = next(line for line in text.splitlines() if line.startswith(f"| {label} |"))
     return [re.sub("<.*?>", "", part).strip() for part in line.strip("|").split("|")][1:]
 
@@ -124,7 +127,7 @@ def test_table_i(written):
     assert cells(text, "itq, gist@64")[0] == ".150 [.150, .150] paper .158"
     assert cells(text, "mine") == ["", "**.200**", "", "", ""]
     assert "| orthohash |" not in text  # neither run nor printed
-    assert "paper .816</span>" in text  # survives where colours do not
+    assert "paper .816</span>" in text  # the word remains without colours
     lines = text[: text.index("Table II")].splitlines()
     headings = [line.split("*")[1] for line in lines if line.startswith("| *")]
     assert headings == [
@@ -148,7 +151,7 @@ def test_mch_table_2(written):
     text = section(written, "Table 2")
     assert cells(text, "method") == ["16 bits", "32 bits", "48 bits", "64 bits"]
     assert cells(text, "dch")[:3] == [".705 [.700, .710] paper .8273", ".705 [.700, .710] paper .8267", "paper .8251"]
-    # at 16 bits both seeds gain .05; at 32 one gains as much as the other loses, which no means of all runs tell
+    # at 16 bits both seeds gain .05; at 32 one gains as much as the other loses, which means over all runs do not show
     assert cells(text, "mch-dch")[:2] == ["**.755 [.750, .760]** paper .8359", ".705 [.700, .710] paper .8348"]
     assert cells(text, "lsh")[0] == ".550 paper .5710"
     assert cells(text, "itq")[0] == "paper .6479"
@@ -156,7 +159,7 @@ def test_mch_table_2(written):
 
 
 def test_mch_table_3(written):
-    text = section(written, "Table 3: codes an image by sigma and xi, mch-dch, 32 bits")
+    text = section(written, "Table 3: codes per image by sigma and xi, mch-dch, 32 bits")
     assert cells(text, "sigma") == [f"xi = {xi}" for xi in (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)]
     assert cells(text, "0.5")[2:4] == ["1.500 [1.500, 1.500] paper 1.54", "paper 1.50"]
     assert cells(text, "0.3")[4] == "2.000 [2.000, 2.000] paper 1.49"
@@ -250,7 +253,7 @@ def test_names_of_lines_stay_apart_in_their_order(undrawn, tmp_path):
 
 
 def test_no_curves_no_seeds_no_sigma(undrawn, tmp_path):
-    """The first run of each kind, of a dataset that does not say how large its regions are."""
+    """The first run of each kind, of a dataset without a size of regions."""
     write(tmp_path / "a" / "results.csv", results.COLUMNS, [run("drlih", 48, 0, 0.5)])
     write(tmp_path / "b" / "results.csv", mch.COLUMNS, [pair("dch", "single", 16, 0, 0.7, sigma="")])
     report.main(report.Args(tmp_path), Console(quiet=True))
@@ -276,18 +279,20 @@ def _mch_rows(folder):
     return rows.read(folder)["mch"]
 
 
-def test_what_is_refused(tmp_path, undrawn):
+def test_contradictory_or_missing_rows_are_rejected(tmp_path, undrawn):
     with pytest.raises(ValueError, match=r"no results below .*benchmarks\.drlih"):
         report.main(report.Args(tmp_path))
     write(tmp_path / "a" / "results.csv", results.COLUMNS, [run("lsh", 12, 0, 0.1)])
     write(tmp_path / "b" / "results.csv", results.COLUMNS, [run("lsh", 12, 0, 0.1)])
     assert len(rows.read(tmp_path)["drlih"]) == 1  # the same run in two places is one
     write(tmp_path / "b" / "results.csv", results.COLUMNS, [run("lsh", 12, 0, 0.2)])
-    with pytest.raises(ValueError, match=r"a.results\.csv and .*b.results\.csv differ about cifar10 net@160 lsh 12 0"):
+    with pytest.raises(
+        ValueError, match=r"a.results\.csv and .*b.results\.csv have different rows of cifar10 net@160 lsh 12 0"
+    ):
         report.main(report.Args(tmp_path))
 
 
-def test_examples_of_other_images_are_refused_and_private_photos_never_drawn(written, undrawn, tmp_path):
+def test_examples_of_other_images_are_rejected_and_private_photos_never_drawn(written, undrawn, tmp_path):
     runs, digits = rows.read(written), hashgym.data.load("digits")
     mirror = {"mirflickr25k": digits}
     assert report._examples(rows.where(runs["examples"], dataset="mirflickr25k"), mirror, tmp_path) == []
@@ -319,7 +324,7 @@ def test_committed_results(undrawn, tmp_path):
 
 
 def test_papers_numbers():
-    with open(BENCHMARKS / "papers.csv", newline="") as file:
+    with open(BENCHMARKS / "report" / "papers.csv", newline="") as file:
         lines = list(csv.DictReader(file))
     counts = {table: len([line for line in lines if line["table"] == table]) for table in ("I", "II", "2", "3")}
     assert counts == {"I": 13 * 12, "II": 3 * 12, "2": 12 * 12, "3": 6 * 6}

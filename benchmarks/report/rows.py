@@ -1,4 +1,4 @@
-"""Rows of finished runs, gathered from folders of results, and the papers' own numbers beside them."""
+"""Rows of finished runs, read from folders of results, and the numbers printed in the papers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import drlih, mch, results
+from benchmarks import drlih, mch
+from benchmarks.common import results
 
 __all__ = ["KINDS", "Row", "group", "hand_crafted", "means", "paired", "paper", "read", "where"]
 
 Row = Mapping[str, Any]
 
-# kind -> file, columns, and those that name a row; files with other columns are of other benchmarks
+# kind -> file, columns, and those that identify a row; files with other columns are of other benchmarks
 KINDS: Mapping[str, tuple[str, Sequence[str], Sequence[str]]] = {
     "drlih": ("results.csv", results.COLUMNS, results.KEY),
     "drlih curves": ("curves.csv", drlih.CURVES, results.KEY),
@@ -27,20 +28,20 @@ KINDS: Mapping[str, tuple[str, Sequence[str], Sequence[str]]] = {
 }
 TEXTS = ("dataset", "features", "method", "base", "version", "revision", "config")
 LISTS = ("ranks", "precision_at", "precision_by_radius", "recall_by_radius", "queries", "found", "distances", "right")
-APART = "quickstart"  # a folder of short runs, which are no results
+SHORT_RUNS = "quickstart"  # a folder whose rows are not results
 
 
 def read(folder: Path) -> dict[str, list[Row]]:
-    """The rows of all files of known kinds in a folder and below, by kind, sorted by what names them.
+    """The rows of all files of known kinds in a folder and below, by kind, sorted by key.
 
     Numbers are read as such; an empty ``sigma`` or ``xi`` is None, and lists stay JSON.
 
     Raises:
-        ValueError: if there are no results, a file is damaged, or a run is there twice with different outcomes.
+        ValueError: if there are no results, a file is damaged, or a run has two rows with different outcomes.
     """
     found: dict[str, dict[tuple[str, ...], tuple[Path, dict[str, str]]]] = {kind: {} for kind in KINDS}
     for path in sorted(folder.rglob("*.csv")):
-        if APART in path.relative_to(folder).parts:
+        if SHORT_RUNS in path.relative_to(folder).parts:
             continue
         columns, rows = results.read_csv(path)
         for kind, (name, wanted, key) in KINDS.items():
@@ -50,7 +51,7 @@ def read(folder: Path) -> dict[str, list[Row]]:
                 which = tuple(row[column] for column in key)
                 there, old = found[kind].setdefault(which, (path, row))
                 if old != row:
-                    raise ValueError(f"{there} and {path} differ about {' '.join(which)}: keep one of the two rows")
+                    raise ValueError(f"{there} and {path} have different rows of {' '.join(which)}: keep one of them")
     if not found["drlih"] and not found["mch"]:
         raise ValueError(
             f"no results below {folder}: `python -m benchmarks.drlih` and `python -m benchmarks.mch` write results.csv"
@@ -69,11 +70,11 @@ def _typed(path: Path, row: Mapping[str, str]) -> Row:
     try:
         return {column: value(column, text) for column, text in row.items()}
     except ValueError as error:
-        raise ValueError(f"{path} has a row with something else than a number: {error}") from error
+        raise ValueError(f"{path} has a row with a text in place of a number: {error}") from error
 
 
 def hand_crafted(row: Row) -> bool:
-    """Whether a run saw hand-crafted features, as in the lower third of DRLIH's Table I."""
+    """Whether a run had hand-crafted features, as in the lower third of DRLIH's Table I."""
     return str(row["features"]).startswith(("gist", "bow"))
 
 
@@ -98,7 +99,7 @@ def means(rows: Sequence[Row], by: str, measure: str) -> tuple[NDArray[Any], NDA
 
 
 def paired(rows: Sequence[Row], others: Sequence[Row], measure: str, by: str = "bits") -> list[NDArray[np.float64]]:
-    """What rows are above others in a measure, paired by seed, for each value of ``by`` that both have."""
+    """Differences of rows to others in a measure, paired by seed, for each value of ``by`` that both have."""
     before = {(row[by], row["seed"]): row[measure] for row in others}
     pairs = [row for row in rows if (row[by], row["seed"]) in before]
     return [np.array([r[measure] - before[x, r["seed"]] for r in own]) for x, own in group(pairs, by).items()]
@@ -115,7 +116,7 @@ def paper(
     sigma: Any = "",
     xi: Any = "",
 ) -> str | None:
-    """A number as a table of a paper prints it, None where it has none.
+    """A number as printed in a table of a paper; None where there is none.
 
     Args:
         table: "I" or "II" of DRLIH, "2" or "3" of MCH.

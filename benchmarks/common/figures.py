@@ -1,4 +1,4 @@
-"""Pictures of what a hash function does: precision-recall curves, search results, codes."""
+"""Figures of codes and searches: precision-recall curves, search results, codes."""
 
 from __future__ import annotations
 
@@ -29,14 +29,23 @@ __all__ = [
     "write",
 ]
 
-Codes = NDArray[np.bool_]
+Bits = NDArray[np.bool_]
 Line: TypeAlias = tuple[NDArray[Any], NDArray[Any]]  # x and y
 # panel -> (base, method) -> its line; the method "single" is drawn dashed
 Panels: TypeAlias = dict[str, dict[tuple[str, str], Line]]
 
-RIGHT, WRONG, ASKED, REGION = "#1a9850", "#d73027", "#333333", "#3366ff"
-COLORS = ("#7f7f7f", "#4477aa", "#ee9933", "#aa3377", "#228833", "#66ccee", "#bbbbbb", "#000000")  # readable by all
-# A method has one colour in all pictures (P. Tol, "Colour schemes", 2021: bright, muted and high-contrast).
+RIGHT, WRONG, QUERY, REGION = "#1a9850", "#d73027", "#333333", "#3366ff"
+COLORS = (
+    "#7f7f7f",
+    "#4477aa",
+    "#ee9933",
+    "#aa3377",
+    "#228833",
+    "#66ccee",
+    "#bbbbbb",
+    "#000000",
+)  # distinguishable with colour blindness
+# Colours of methods, the same in all figures (P. Tol, "Colour schemes", 2021: bright, muted and high-contrast).
 METHODS = {
     "drlih": "#000000",
     "noseq": "#ee9933",
@@ -60,21 +69,21 @@ METHODS = {
 
 
 def color(name: str, others: Sequence[str] = ()) -> str:
-    """The colour of a method; of a name that is none, the colour of its place among ``others``, else grey."""
+    """The colour of a method; of another name, the colour of its place among ``others``, else grey."""
     unknown = [other for other in others if other not in METHODS]
     fallback = COLORS[1 + unknown.index(name) % (len(COLORS) - 1)] if name in unknown else COLORS[0]
     return METHODS.get(name, fallback)
 
 
 def blank(width: float, height: float) -> Any:
-    """A figure of so many inches, drawn without a display and without matplotlib's global state."""
+    """A figure of a size in inches, drawn without a display and without matplotlib's global state."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def write(figure: Any, path: Path) -> None:
-    """Write a figure as PNG, under another name until it is whole."""
+    """Write a figure as PNG, atomically."""
     with atomic_write(path) as file:
         figure.savefig(file, dpi=150, format="png")
 
@@ -86,8 +95,8 @@ def precision_recall(
 
     Args:
         curves: for each method its precision and recall by radius, float64 (q + 1,) each.
-        path: the picture to write (PNG).
-        title: its heading.
+        path: PNG file to write.
+        title: heading of the figure.
     """
     figure = blank(6.4, 4.8)
     axes = figure.subplots()
@@ -104,9 +113,9 @@ def precision_recall(
 
 
 def rankings(
-    dataset: HashingDataset, query_codes: Codes, database_codes: Codes, path: Path, *, shown: int = 10, title: str = ""
+    dataset: HashingDataset, query_codes: Bits, database_codes: Bits, path: Path, *, shown: int = 10, title: str = ""
 ) -> None:
-    """Draw queries with their nearest images, the first of each label and the two that are answered worst.
+    """Draw queries with their nearest images: the first query of each label, and the two with the worst results.
 
     Right results are framed green, wrong ones red.
 
@@ -114,9 +123,9 @@ def rankings(
         dataset: with thumbnails.
         query_codes: bool (queries, q), codes of ``dataset.query``.
         database_codes: bool (database, q), codes of ``dataset.database``.
-        path: the picture to write (PNG).
+        path: PNG file to write.
         shown: results for each query, the nearest first; images at the same distance in the database's order.
-        title: its heading.
+        title: heading of the figure.
 
     Raises:
         ValueError: if the dataset has no thumbnails.
@@ -126,7 +135,7 @@ def rankings(
     query_words, database_words = codes.pack(query_codes), codes.pack(database_codes)
 
     def search(q: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-        """Images found, their distances, and whether each is right."""
+        """Images found, their distances, and whether each is relevant."""
         distance = codes.hamming(query_words[q], database_words)
         nearest = distance.argsort(kind="stable")[:shown]
         found = dataset.database[nearest]
@@ -140,10 +149,10 @@ def rankings(
     for axes, (q, kind) in zip(figure.subplots(len(queries), shown + 1, squeeze=False), queries.items(), strict=True):
         query = dataset.query[q]
         labels = [name for name, on in zip(dataset.label_names, dataset.labels[query], strict=True) if on]
-        _picture(axes[0], dataset.thumbnails[query], ASKED, f"{kind}: {', '.join(labels) or 'no label'}")
+        _picture(axes[0], dataset.thumbnails[query], QUERY, f"{kind}: {', '.join(labels) or 'no label'}")
         for ax, image, distance, right in zip(axes[1:], *search(q), strict=False):
             color = RIGHT if right else WRONG
-            _picture(ax, dataset.thumbnails[image], color, f"{distance} bit{'' if distance == 1 else 's'} off")
+            _picture(ax, dataset.thumbnails[image], color, f"distance {distance}")
         for ax in axes[1 + min(shown, len(database_words)) :]:
             ax.set_axis_off()
     figure.suptitle(f"{title}\nnearest first; green frame: shares a label with the query, red: does not".strip())
@@ -153,13 +162,13 @@ def rankings(
 def examples(
     dataset: HashingDataset, answers: Mapping[str, Mapping[int, Sequence[tuple[int, int]]]], path: Path, title: str = ""
 ) -> None:
-    """Draw what several methods find for the same queries (DRLIH, Figure 6): a block a query, a row a method.
+    """Draw results of several methods for the same queries (DRLIH, Figure 6): a block per query, a row per method.
 
     Args:
         dataset: with thumbnails.
         answers: by method and query (an image's index): images found, nearest first, each with its distance in bits.
-        path: the picture to write (PNG).
-        title: its heading.
+        path: PNG file to write.
+        title: heading of the figure.
 
     Raises:
         ValueError: if the dataset has no thumbnails.
@@ -175,18 +184,18 @@ def examples(
         axes.set_axis_off()
     for line, (query, method, found) in zip(panes, rows, strict=True):
         labels = [name for name, on in zip(dataset.label_names, dataset.labels[query], strict=True) if on]
-        _picture(line[0], dataset.thumbnails[query], ASKED, f"query: {', '.join(labels) or 'no label'}")
+        _picture(line[0], dataset.thumbnails[query], QUERY, f"query: {', '.join(labels) or 'no label'}")
         line[0].set_ylabel(method, rotation=0, ha="right", va="center", fontsize=9)
         rights = dataset.similar(np.array([query]), np.array([image for image, _ in found]))
         for axes, (image, distance), right in zip(line[1:], found, rights, strict=False):
-            caption = f"{distance} bit{'' if distance == 1 else 's'} off"
+            caption = f"distance {distance}"
             _picture(axes, dataset.thumbnails[image], RIGHT if right else WRONG, caption)
     figure.suptitle(f"{title}\nnearest first; green frame: shares a label with the query, red: does not".strip())
     write(figure, path)
 
 
 def code_strips(
-    methods: Mapping[str, Codes],
+    methods: Mapping[str, Bits],
     labels: NDArray[np.uint8],
     label_names: Any,
     path: Path,
@@ -200,9 +209,9 @@ def code_strips(
         methods: for each method its codes, bool (n, q).
         labels: multi-hot (n, L).
         label_names: L names.
-        path: the picture to write (PNG).
-        groups: for methods that emit bits in groups, how many to a group; a gap is drawn between groups.
-        title: its heading.
+        path: PNG file to write.
+        groups: bits of a group, for methods that emit bits in groups; a gap is drawn between groups.
+        title: heading of the figure.
     """
     first = labels.argmax(1)
     order = first.argsort(kind="stable")
@@ -241,8 +250,8 @@ def by_code_length(panels: Panels, path: Path, title: str = "") -> None:
 
     Args:
         panels: x is the code length.
-        path: the picture to write (PNG).
-        title: its heading.
+        path: PNG file to write.
+        title: heading of the figure.
     """
     figure, panes = draw_lines(panels, title)
     for axes, lines in zip(panes, panels.values(), strict=True):
@@ -256,8 +265,8 @@ def f1_buckets(panels: Panels, path: Path, title: str = "") -> None:
 
     Args:
         panels: x is the mean number of buckets visited, y the mean F1.
-        path: the picture to write (PNG).
-        title: its heading.
+        path: PNG file to write.
+        title: heading of the figure.
     """
     figure, panes = draw_lines(panels, title)
     for axes in panes:
@@ -268,7 +277,7 @@ def f1_buckets(panels: Panels, path: Path, title: str = "") -> None:
 
 def several_codes(
     dataset: HashingDataset,
-    query_codes: Codes,
+    query_codes: Bits,
     sets: CodeSets,
     path: Path,
     *,
@@ -276,20 +285,20 @@ def several_codes(
     shown: int = 9,
     title: str = "",
 ) -> None:
-    """Draw what several codes an image change for the queries whose first results gain most (MCH, Figure 8).
+    """Draw results with one and with several codes per image, of the queries that gain most (MCH, Figure 8).
 
-    Below every result stand its distances with one code and with several; where the match is a region's, the region is
-    framed. Results come by distance, those that gained most first among equals. No result is drawn twice, and no
-    two queries with the same labels.
+    Below every result are its distances with one code and with several; if the match is a region's, the region is
+    framed. Results are in order of distance, those that gained most first among equals. No result is drawn twice, and
+    no two queries with the same labels.
 
     Args:
-        dataset: with thumbnails; regions are framed where it knows their ``boxes``.
+        dataset: with thumbnails; regions are framed if it has their ``boxes``.
         query_codes: bool (queries, q), codes of ``dataset.query``.
         sets: codes of ``dataset.database``: the image's own first, then those of its regions.
-        path: the picture to write (PNG).
-        queries: how many are drawn, at most.
+        path: PNG file to write.
+        queries: largest number of queries.
         shown: results for each.
-        title: its heading.
+        title: heading of the figure.
 
     Raises:
         ValueError: if the dataset has no thumbnails.
@@ -316,7 +325,7 @@ def several_codes(
     for row, (_, q, first, one, several, match) in zip(grid, best, strict=True):
         query = dataset.query[q]
         labels = [name for name, on in zip(dataset.label_names, dataset.labels[query], strict=True) if on]
-        _picture(row[0], dataset.thumbnails[query], ASKED, "\n".join(["query:", *labels[:2]]))
+        _picture(row[0], dataset.thumbnails[query], QUERY, "\n".join(["query:", *labels[:2]]))
         images = dataset.database[first]
         right = dataset.similar(query, images)
         for axes, image, a, b, which, ok in zip(row[1:], images, one, several, match, right, strict=False):
@@ -327,7 +336,7 @@ def several_codes(
                 _frame(axes, dataset.thumbnails[image].shape, left, top, right_edge, bottom)
         for axes in row[1 + len(first) :]:
             axes.set_axis_off()
-    lines = [title, "the queries that gain most: bits off with one code an image and with several"]
+    lines = [title, "the queries that gain most: Hamming distance with one code per image and with several"]
     lines += ["green frame: shares a label with the query, red: does not"]
     lines += ["blue: the region whose code matched"] if dataset.boxes is not None else []
     figure.suptitle("\n".join(lines).strip(), fontsize=11)
@@ -335,7 +344,7 @@ def several_codes(
 
 
 def _frame(axes: Any, shape: tuple[int, ...], left: float, top: float, right: float, bottom: float) -> None:
-    """A rectangle given as parts of a picture's sides, cut off at its edges."""
+    """Draw a rectangle, given as fractions of a picture's sides and clipped at its edges."""
     from matplotlib.patches import Rectangle
 
     height, width = shape[:2]
@@ -344,7 +353,7 @@ def _frame(axes: Any, shape: tuple[int, ...], left: float, top: float, right: fl
 
 
 def draw_lines(panels: Panels, title: str) -> tuple[Any, list[Any]]:
-    """A figure with a pane for each panel: a colour for each base; dashed and hollow for one code an image."""
+    """A figure with one pane per panel: a colour for each base; dashed and hollow for one code per image."""
     width = max(5.4, 3.6 * len(panels) + 0.6)
     figure = blank(width, 3.9)
     panes = list(figure.subplots(1, len(panels), squeeze=False)[0])

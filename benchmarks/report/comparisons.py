@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import figures, mch
-from benchmarks.figures import Line, Panels, blank, color, draw_lines
-from benchmarks.rows import Row, group, hand_crafted, means, where
+from benchmarks import mch
+from benchmarks.common import figures
+from benchmarks.common.figures import Line, Panels, blank, color, draw_lines
+from benchmarks.report.rows import Row, group, hand_crafted, means, where
 from hashgym.data import HashingDataset
 
 __all__ = ["Pane", "compared", "costs", "f1_buckets", "grid", "precision", "radius0", "searches", "sensitivity"]
@@ -31,8 +32,8 @@ def precision(rows: Sequence[Row], curves: Sequence[Row], path: Path, title: str
     Args:
         rows: of ``results.csv``, of one dataset.
         curves: of ``curves.csv``, of one code length; none: only the first of the three is drawn.
-        path: the picture to write (PNG).
-        title: its heading.
+        path: PNG file to write.
+        title: heading of the figure.
         bold: methods to draw thick.
     """
     y = "precision (mean over queries)"
@@ -41,7 +42,7 @@ def precision(rows: Sequence[Row], curves: Sequence[Row], path: Path, title: str
     panes = [Pane("lookup within Hamming radius 2", "code length (bits)", y, by_bits, ticks=lengths)]
     if curves:
         lists = {name: _averages(own) for name, own in _named(curves).items()}
-        # Beyond, all go towards the share of right images.
+        # Beyond a tenth of the ranking, all curves approach the share of relevant images.
         longest = max(own["ranks"][-1] for own in lists.values()) / 10
         at = {n: (own["ranks"], own["precision_at"]) for n, own in lists.items()}
         at = {n: (x[x <= longest], y[x <= longest]) for n, (x, y) in at.items()}
@@ -57,9 +58,9 @@ def radius0(rows: Sequence[Row], path: Path, title: str) -> None:
     """MCH's Figures 3 and 4 and its Table 2: recall and precision within radius 0 and mAP by code length.
 
     Args:
-        rows: of one code an image, and of the agent at one sigma and xi.
-        path: the picture to write (PNG).
-        title: its heading.
+        rows: of one code per image, and of the agent at one sigma and xi.
+        path: PNG file to write.
+        title: heading of the figure.
     """
     named = {"recall within radius 0": "recall_radius0", "precision within radius 0": "precision_radius0", "mAP": "map"}
     lines = group(rows, "base", "method")
@@ -70,25 +71,25 @@ def radius0(rows: Sequence[Row], path: Path, title: str) -> None:
 
 
 def f1_buckets(points: Sequence[Row], path: Path, title: str) -> None:
-    """MCH's Figures 5 to 7: F1 against buckets visited at three code lengths, or at all where those are not there."""
+    """MCH's Figures 5 to 7: F1 against buckets visited at three code lengths, or at all lengths without them."""
     panels = mch.f1_curves(points)
     wanted = {name: lines for name, lines in panels.items() if int(name.split()[0]) in F1_LENGTHS}
     figures.f1_buckets(wanted or panels, path, title)
 
 
 def sensitivity(rows: Sequence[Row], points: Sequence[Row], path: Path, title: str) -> None:
-    """MCH's Figure 9: what sigma and xi change.
+    """MCH's Figure 9: effect of sigma and xi.
 
     Args:
         rows: of one base and code length, of all sigma and xi.
         points: F1-bucket curves of the same, drawn where they are of several sigma.
-        path: the picture to write (PNG).
-        title: its heading.
+        path: PNG file to write.
+        title: heading of the figure.
     """
     agent, single = ([row for row in rows if (row["xi"] is None) == one] for one in (False, True))
-    one_code = "one code an image", "single"
+    one_code = "one code per image", "single"
     panels: Panels = {}
-    below = []  # what the panels' x axes show
+    below = []  # labels of the panels' x axes
     if several := len(group(points, "sigma")) > 1:
         for (size, method), own in group(points, "sigma", "method").items():
             line = one_code if method == "single" else (f"sigma {size:.3g}", method)
@@ -113,16 +114,16 @@ def sensitivity(rows: Sequence[Row], points: Sequence[Row], path: Path, title: s
 
 
 def searches(rows: Sequence[Row], dataset: HashingDataset, path: Path, title: str) -> None:
-    """DRLIH's Figure 6: what methods find for the same queries.
+    """DRLIH's Figure 6: results of several methods for the same queries.
 
     Args:
         rows: of ``examples.csv``, of this dataset.
         dataset: with thumbnails.
-        path: the picture to write (PNG).
-        title: its heading.
+        path: PNG file to write.
+        title: heading of the figure.
 
     Raises:
-        ValueError: if the rows say of other images than the dataset's that they are right or wrong.
+        ValueError: if the rows belong to other images than the dataset's.
     """
     known = group(rows, "method")
     answers: dict[str, dict[int, list[tuple[int, int]]]] = {}
@@ -131,22 +132,20 @@ def searches(rows: Sequence[Row], dataset: HashingDataset, path: Path, title: st
         queries, found, distances, right = (json.loads(row[c]) for c in ("queries", "found", "distances", "right"))
         query, images = np.array(queries), np.array(found)
         if images.max() >= len(dataset) or (dataset.similar(query[:, None], images) != np.array(right)).any():
-            raise ValueError(
-                f"the examples of {dataset.name} are of other images than its features: give the folder of those"
-            )
+            raise ValueError(f"the examples of {dataset.name} are of other images than its features: give their folder")
         pairs = [list(zip(*which, strict=True)) for which in zip(found, distances, strict=True)]
         answers[method] = dict(zip(queries[:QUERIES], pairs, strict=False))
     figures.examples(dataset, answers, path, title)
 
 
 def _named(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows by what a line is called: the method, and what kind of hand-crafted features it saw."""
+    """Rows by the name of their line: the method, and the kind of hand-crafted features."""
     kinds = [f", {row['features'].split('@')[0]}" if hand_crafted(row) else "" for row in rows]
     return group([{**row, "name": row["method"] + kind} for row, kind in zip(rows, kinds, strict=True)], "name")
 
 
 def _averages(rows: Sequence[Row]) -> dict[str, NDArray[np.float64]]:
-    """The lists of a method's curves, mean over seeds."""
+    """The curves of a method as arrays, mean over seeds."""
     columns = ("ranks", "precision_at", "precision_by_radius", "recall_by_radius")
     return {column: np.mean([json.loads(row[column]) for row in rows], axis=0) for column in columns}
 
@@ -156,13 +155,13 @@ class Pane:
     """One part of a figure that compares methods.
 
     Attributes:
-        title: its heading.
-        x: what runs to the right, with its unit.
-        y: what runs upwards, with its unit.
-        lines: by method.
-        names_at: the x at which lines that end together are read to order their names; None: at their ends.
-        log: whether x is logarithmic.
-        ticks: on the x axis, where they are not left to Matplotlib.
+        title: heading of the figure.
+        x: label of the x axis, with its unit.
+        y: label of the y axis, with its unit.
+        lines: lines by method.
+        names_at: the x at which the order of the lines' names is read; None: at the lines' ends.
+        log: logarithmic x axis.
+        ticks: ticks of the x axis; those of Matplotlib by default.
     """
 
     title: str
@@ -179,7 +178,7 @@ def compared(panes: Sequence[Pane], path: Path, *, bold: Collection[str] = (), t
 
     Args:
         panes: from left to right.
-        path: the picture to write (PNG).
+        path: PNG file to write.
         bold: methods that are drawn thick and with markers, and above the others.
         title: the heading of the figure.
     """
@@ -195,14 +194,14 @@ def compared(panes: Sequence[Pane], path: Path, *, bold: Collection[str] = (), t
             axes.set_xticks(pane.ticks)
         axes.set_title(pane.title, fontsize=10)
         axes.grid(color="0.9")
-        axes.set_ylim(axes.get_ylim())  # as it is, from here on
+        axes.set_ylim(axes.get_ylim())  # fixes it
         _name_lines(axes, pane, bold)
     figure.suptitle(title, fontsize=11)
     figures.write(figure, path)
 
 
 def _name_lines(axes: Any, pane: Pane, bold: Collection[str]) -> None:
-    """Names at the right edge, moved as little as it takes to keep them apart; ends of lines are tied to them."""
+    """Write names at the right edge, moved as little as needed to keep them apart, and connect lines with them."""
     from sklearn.isotonic import isotonic_regression
 
     ends = {
@@ -248,12 +247,12 @@ def costs(
     *,
     limits: tuple[float, float],
 ) -> None:
-    """Draw seconds and memory of methods as dots on logarithmic axes, with lines at what they should stay below.
+    """Draw seconds and memory of methods as dots on logarithmic axes, with lines at their limits.
 
     Args:
         seconds: by dataset and method.
         megabytes: the same.
-        path: the picture to write (PNG).
+        path: PNG file to write.
         limits: seconds and megabytes.
     """
     from matplotlib.ticker import LogLocator
@@ -279,14 +278,14 @@ def costs(
 
 
 def grid(shares: NDArray[np.float64], names: Sequence[str], path: Path, *, x: str, title: str = "") -> None:
-    """Draw shares from 0 to 1 as a grid of blues, a row for each name; those from .05 up are written in it too.
+    """Draw shares from 0 to 1 as a grid of blues, a row for each name, with the numbers from .05 up.
 
     Args:
         shares: float64 (n, m).
         names: n.
-        path: the picture to write (PNG).
-        x: what the columns 1 to m are.
-        title: its heading.
+        path: PNG file to write.
+        x: label of the columns 1 to m.
+        title: heading of the figure.
     """
     figure = blank(1.8 + 0.34 * shares.shape[1], 1.2 + 0.24 * len(names))
     axes = figure.subplots()

@@ -1,8 +1,8 @@
-"""The papers' tables and figures, and what becomes of their claims, from the rows of finished runs.
+"""Write the papers' tables and figures, and verdicts on their claims, from the rows of finished runs.
 
     python -m benchmarks.report DIR --out DIR --features FOLDER
 
-reads every results.csv, curves.csv and examples.csv that benchmarks.drlih and benchmarks.mch wrote, in DIR and below,
+Reads every results.csv, curves.csv and examples.csv that benchmarks.drlih and benchmarks.mch wrote in DIR and below,
 and writes report.md and its figures. The same rows give the same report.md, byte by byte.
 """
 
@@ -18,15 +18,15 @@ import numpy as np
 import tyro
 
 import hashgym.data
-from benchmarks import claims, comparisons, statistics
-from benchmarks.claims import VARIANTS
-from benchmarks.results import REPORT, estimate, require_replaceable
-from benchmarks.rows import Row, group, hand_crafted, paired, paper, read, where
-from benchmarks.tables import Entry, by_length, caption, cell, flat, table
+from benchmarks.common import statistics
+from benchmarks.common.results import REPORT, estimate, require_replaceable
+from benchmarks.report import claims, comparisons
+from benchmarks.report.claims import VARIANTS
+from benchmarks.report.rows import Row, group, hand_crafted, paired, paper, read, where
+from benchmarks.report.tables import Entry, by_length, caption, cell, flat, table
 from hashgym.console import Console
 from hashgym.data import HashingDataset
 from hashgym.storage.atomic import write_text
-from hashgym.terminal import command_line, parse
 
 __all__ = ["Args", "main", "report"]
 
@@ -41,29 +41,29 @@ BASELINES = ("noseq", "ng")
 TABLE_II = (*VARIANTS, *BASELINES)
 BASES = ("lsh", "itq", "ksh", "hashnet", "adsh", "dch", "mmhh")  # of MCH's Table 2, in its order
 SIGMAS = THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)  # of MCH's Table 3
-PRIVATE = ("mirflickr25k",)  # photos that are not ours to show
-SECONDS, MEGABYTES, BITS = 60, 2000, 48  # what a run of so many bits is meant to stay below
+PRIVATE = ("mirflickr25k",)  # photos that must not be published
+SECONDS, MEGABYTES, BITS = 60, 2000, 48  # limits that a run of 48 bits should stay below
 
 Section: TypeAlias = list[str]  # paragraphs
 
 
 @dataclass(frozen=True)
 class Args:
-    """What to report."""
+    """Write the papers' tables and figures from the rows of finished runs."""
 
     folder: tyro.conf.Positional[Path]
-    """Folder of results, in itself or below."""
+    """folder of results, in itself or below"""
     out: Path | None = None
-    """Folder of report.md and its figures, instead of the folder of results."""
+    """folder of report.md and its figures, instead of the folder of results"""
     features: tuple[Path, ...] = ()
-    """Folders of features with thumbnails, for pictures of what is found; embedded datasets need none."""
+    """folders of features with thumbnails, for pictures of searches; embedded datasets need none"""
 
 
 def main(args: Args, console: Console | None = None) -> None:
     """Write the report.
 
     Raises:
-        ValueError: if there are no results, some contradict each other, or files of others would be overwritten.
+        ValueError: if there are no results, some contradict each other, or foreign files would be overwritten.
     """
     out, runs = args.out or args.folder, read(args.folder)
     require_replaceable(out, "report.md", "*.png")
@@ -75,10 +75,10 @@ def main(args: Args, console: Console | None = None) -> None:
 
 
 def report(runs: Mapping[str, Sequence[Row]], datasets: Mapping[str, HashingDataset], out: Path) -> str:
-    """Draw the figures, and give the text around them.
+    """Draw the figures, and return the text of report.md.
 
     Args:
-        runs: see :func:`benchmarks.rows.read`.
+        runs: see :func:`benchmarks.report.rows.read`.
         datasets: with thumbnails, by name.
         out: folder of the figures.
     """
@@ -105,7 +105,7 @@ def report(runs: Mapping[str, Sequence[Row]], datasets: Mapping[str, HashingData
 
 
 def _claims(rows: Sequence[Row], several: Sequence[Row]) -> Section:
-    """What the papers say is better, dataset by dataset."""
+    """Verdicts on the papers' claims, dataset by dataset."""
     section = [
         "## Claims of the papers",
         "Mean difference in mAP, unless another measure is named, paired by seed and averaged over code lengths, with "
@@ -171,7 +171,7 @@ def _mch(rows: Sequence[Row], points: Sequence[Row], out: Path, slug: str) -> Se
             better = [bits for bits, gain in gains.items() if gain and estimate(gain).low > 0]
             entries.append(Entry(f"{method}-{base}", own, {**names, "method": method}, better))
     size = "unknown" if sigma is None else f"{sigma:.3g}"
-    title = f"{dataset}: one code an image (dashed) and MCH, sigma {size}, xi = .5"
+    title = f"{dataset}: one code per image (dashed) and MCH, sigma {size}, xi = .5"
     comparisons.radius0(rows, out / f"{slug}-radius0.png", title)
     section = [
         f"## MCH on {dataset}, {features}",
@@ -188,7 +188,7 @@ def _mch(rows: Sequence[Row], points: Sequence[Row], out: Path, slug: str) -> Se
 
 
 def _by_threshold(rows: Sequence[Row], points: Sequence[Row], out: Path, slug: str) -> Section:
-    """MCH's Table 3 of one dataset, with Figure 9: of what was run at most sizes of regions."""
+    """MCH's Table 3 of one dataset, with Figure 9, for the base and code length with the most sizes of regions."""
     varied = group([row for row in rows if row["xi"] and row["sigma"] is not None], "base", "method", "bits")
     if not varied:
         return []
@@ -210,7 +210,7 @@ def _by_threshold(rows: Sequence[Row], points: Sequence[Row], out: Path, slug: s
         [*own, *where(rows, **about, method="single")], curves, path, f"{dataset}, {method}-{base}, {bits} bits"
     )
     return [
-        f"Table 3: codes an image by sigma and xi, {method}-{base}, {bits} bits; the paper's are of MS-COCO.",
+        f"Table 3: codes per image by sigma and xi, {method}-{base}, {bits} bits; the paper's are of MS-COCO.",
         table(["sigma", *(f"xi = {xi}" for xi in thresholds)], lines),
         caption(own),
         f"![{dataset}: what sigma and xi change]({path.name})",
@@ -218,7 +218,7 @@ def _by_threshold(rows: Sequence[Row], points: Sequence[Row], out: Path, slug: s
 
 
 def _examples(rows: Sequence[Row], datasets: Mapping[str, HashingDataset], out: Path) -> Section:
-    """DRLIH's Figure 6, of datasets whose pictures are here and may be shown; else as it was drawn before."""
+    """DRLIH's Figure 6, of datasets whose pictures are available and may be published; else as drawn before."""
     embedded, section = [info.name for info in hashgym.data.datasets() if info.embedded], []
     for dataset, own in group([row for row in rows if row["dataset"] not in PRIVATE], "dataset").items():
         path, longest = out / f"examples-{dataset}.png", max(row["bits"] for row in own)
@@ -232,7 +232,7 @@ def _examples(rows: Sequence[Row], datasets: Mapping[str, HashingDataset], out: 
 
 
 def _overall(rows: Sequence[Row], out: Path) -> Section:
-    """Aggregates over the tasks of DRLIH's tables: of the largest full grid of methods and tasks."""
+    """Aggregates over the tasks of DRLIH's tables, on the largest full grid of methods and tasks."""
     tasks = {method: group(own, "dataset", "features", "bits") for method, own in group(rows, "method").items()}
     ordered = sorted(tasks, key=lambda method: (-len(tasks[method]), method))
     shared = [sorted(set.intersection(*(set(tasks[m]) for m in ordered[:k]))) for k in range(1, len(ordered) + 1)]
@@ -275,7 +275,7 @@ def _overall(rows: Sequence[Row], out: Path) -> Section:
 
 
 def _costs(rows: Sequence[Row], several: Sequence[Row], out: Path) -> Section:
-    """Time and memory of runs: the median and the most over seeds."""
+    """Time and memory of runs: the median and the maximum over seeds."""
     named = [{**row, "name": row["method"], "on": row["dataset"]} for row in where(rows, bits=BITS)]
     for row in sorted(where(several, bits=BITS), key=lambda row: (row["base"], row["method"] != "single")):
         name = row["base"] if row["method"] == "single" else f"{row['method']}-{row['base']}"
@@ -300,18 +300,13 @@ def _costs(rows: Sequence[Row], several: Sequence[Row], out: Path) -> Section:
 
 
 def _main(rows: Sequence[Row]) -> list[Row]:
-    """MCH's rows at xi .5, with those of bases, of the size of regions that most rows have."""
+    """MCH's rows at xi .5 and those of its bases, of the most frequent size of regions."""
     sigma = max(group(rows, "sigma").items(), key=lambda item: (len(item[1]), -(item[0] or 0)))[0]
     return [row for row in where(rows, sigma=sigma) if row["xi"] in (None, 0.5)]
 
 
 def _slug(kind: str, rows: Sequence[Row], all_rows: Sequence[Row]) -> str:
-    """What the pictures of one dataset's rows are called; with its features where it has several."""
+    """File name of the pictures of one dataset's rows; with its features where it has several."""
     dataset, features = rows[0]["dataset"], rows[0]["features"]
     several = len(group(where(all_rows, dataset=dataset), "features")) > 1
     return re.sub(r"[^a-z0-9]+", "-", f"{kind} {dataset} {features if several else ''}".lower()).strip("-")
-
-
-if __name__ == "__main__":
-    with command_line():
-        main(parse(Args, "benchmarks.report"))

@@ -1,4 +1,4 @@
-"""Markdown of a report: cells with means, intervals and the papers' numbers, and lines of them by code length."""
+"""Markdown tables of a report: cells with means, intervals and the papers' numbers, by code length."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.results import Estimate, estimate
-from benchmarks.rows import Row, group, paper, where
+from benchmarks.common.results import Estimate, estimate
+from benchmarks.report.rows import Row, group, paper, where
 
 __all__ = ["LENGTHS", "Entry", "by_length", "caption", "cell", "flat", "grey", "table"]
 
@@ -21,10 +21,10 @@ class Entry:
     """A line of a table by code length.
 
     Attributes:
-        label: in the first column.
-        rows: of its runs; none for what was not run.
-        names: what :func:`benchmarks.rows.paper` finds the paper's numbers by, but for table and bits.
-        bold: code lengths set in bold.
+        label: text of the first column.
+        rows: rows of its runs; none if it was not run.
+        names: arguments of :func:`benchmarks.report.rows.paper` except table and bits.
+        bold: code lengths in bold.
     """
 
     label: str
@@ -37,9 +37,9 @@ def by_length(entries: Sequence[Entry | str], which: str, *, best: bool = False)
     """A table of mAP by code length.
 
     Args:
-        entries: lines, and texts as headings of those that follow. What neither was run nor is printed is left out.
-        which: the paper's table, by its number.
-        best: whether the best mean of each code length is bold.
+        entries: lines, and texts as headings of those that follow. Lines without any number are left out.
+        which: number of the paper's table.
+        best: print the best mean of each code length in bold.
     """
     runs = [entry for entry in entries if isinstance(entry, Entry)]
     lengths = sorted({*LENGTHS[which], *(row["bits"] for entry in runs for row in entry.rows)})
@@ -64,18 +64,18 @@ def by_length(entries: Sequence[Entry | str], which: str, *, best: bool = False)
 
 
 def table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Lines of cells as a table."""
+    """A table of headings and lines of cells."""
     return "\n".join(f"| {' | '.join(line)} |" for line in [headings, ["---"] * len(headings), *lines])
 
 
 def cell(scores: Sequence[float], printed: str | None, bold: bool = False) -> str:
-    """Mean and interval of scores, if there are any, and the number that a paper prints, if it does."""
+    """Mean and interval of scores, and the number printed in the paper; either may be missing."""
     ours = flat(estimate([scores])) if scores else ""
     return " ".join(part for part in (f"**{ours}**" if bold and ours else ours, grey(printed)) if part)
 
 
 def grey(printed: str | None) -> str:
-    """A paper's number; the word stays where the colour is stripped."""
+    """A paper's number in grey, after the word paper, which remains where colours are stripped."""
     return f'<span style="color:gray">paper {printed.replace("0.", ".", 1)}</span>' if printed else ""
 
 
@@ -85,7 +85,7 @@ def flat(value: Estimate) -> str:
 
 
 def caption(rows: Sequence[Row]) -> str:
-    """How many seeds are behind each cell, and from how many revisions of the code the rows are."""
+    """Numbers of seeds per cell, and of revisions of the code, of some rows."""
     columns = [c for c in ("dataset", "features", "sigma", "base", "method", "bits", "xi") if rows and c in rows[0]]
     counts = sorted({len(own) for own in group(rows, *columns).values()}) if rows else [0]
     seeds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"

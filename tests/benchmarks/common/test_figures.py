@@ -1,4 +1,4 @@
-"""The pictures are drawn, and show what they should."""
+"""The figures are drawn, with the right contents."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 import hashgym.data
-from benchmarks import figures
+from benchmarks.common import figures
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
 from hashgym.data.readers import digits
@@ -84,7 +84,7 @@ LINES = {
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """Every figure that is written, to be looked into."""
+    """Every figure that is written, for inspection."""
     figures_, write = [], figures.write
     monkeypatch.setattr(figures, "write", lambda figure, path: (figures_.append(figure), write(figure, path)))
     return figures_
@@ -134,7 +134,7 @@ def test_examples(small, drawn, tmp_path):
     assert [row[0].get_ylabel() for row in grid] == ["drlih", "itq", "drlih"]  # both for the first query, then the next
     for row, q in zip(grid, (query, query, other), strict=True):
         np.testing.assert_array_equal(row[0].images[0].get_array(), small.thumbnails[q])
-    assert [axes.get_xlabel() for axes in grid[0][1:]] == ["0 bits off", "1 bit off"]
+    assert [axes.get_xlabel() for axes in grid[0][1:]] == ["distance 0", "distance 1"]
     frames = [to_hex(axes.spines["left"].get_edgecolor()) for axes in grid[0][1:]]
     assert frames == [figures.RIGHT, figures.WRONG]
     assert [len(axes.images) for axes in grid[1]] == [1, 1, 0]

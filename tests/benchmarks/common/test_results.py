@@ -15,16 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from benchmarks.results import (
+from benchmarks import results as command
+from benchmarks.common.machine import peak_mb, revision
+from benchmarks.common.results import (
     COLUMNS,
     REPORT,
     Results,
     describe,
     estimate,
     markdown,
-    peak_mb,
     require_replaceable,
-    revision,
     table,
 )
 
@@ -54,7 +54,7 @@ def test_a_row_replaces_the_one_with_its_key(tmp_path):
     assert [(r["seed"], r["map"]) for r in results.rows()] == [("1", "0.5"), ("0", "0.9")]
 
 
-def test_what_is_done_is_known_and_changed_configurations_are_noticed(tmp_path):
+def test_finished_runs_are_found_and_changed_configurations_are_rejected(tmp_path):
     results = Results(tmp_path)
     assert not results.done(row())
     results.append(row())
@@ -67,12 +67,42 @@ def test_what_is_done_is_known_and_changed_configurations_are_noticed(tmp_path):
     assert not results.done(changed, replace=True)
 
 
+def test_renamed_settings_and_moved_classes_are_the_same_configuration(tmp_path):
+    """Rows that older versions wrote are continued."""
+    results = Results(tmp_path)
+    results.append(
+        row(config=describe({"lanes": 64, "agent": {"lanes": 128, "history": 32}, "net": "<class 'old.place.Net'>"}))
+    )
+    today = {"num_envs": 64, "agent": {"num_envs": 128, "rnn_hidden": 32}, "net": "<class 'new.Net'>"}
+    assert results.done(row(config=describe(today)))
+    with pytest.raises(ValueError, match=r"\(num_envs: 64 -> 65\)"):
+        results.done(row(config=describe({**today, "num_envs": 65})))
+    with pytest.raises(ValueError, match=r"\(agent: "):
+        results.done(row(config=describe({**today, "agent": {"num_envs": 128, "rnn_hidden": 33}})))
+
+
+def test_the_old_import_path_warns():
+    with pytest.warns(DeprecationWarning, match=r"benchmarks\.common\.results\.Results"):
+        from benchmarks.results import Results as old
+    assert old is Results
+    with pytest.raises(ImportError):
+        from benchmarks.results import nothing  # noqa: F401
+
+
+def test_a_stored_table_is_printed_again(tmp_path, capsys):
+    Results(tmp_path).append(row(bits=8, map=0.25))
+    command.main(command.Args(tmp_path))
+    assert "| m | .250 |" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"no rows in .*results\.csv: give a folder that a benchmark wrote"):
+        command.main(command.Args(tmp_path / "nothing"))
+
+
 def test_equal_configurations_are_described_equally():
     assert describe({"a": 1, "b": (1, 2)}) == describe({"b": [1, 2], "a": 1})
 
 
 def test_names_in_any_bytes_are_kept(tmp_path):
-    """A folder's name may be no UTF-8: hours of work do not end in an error when its row is written."""
+    """A folder's name need not be UTF-8; writing its row must not fail after hours of work."""
     results, name = Results(tmp_path), os.fsdecode(b"folder:\xff [/b]")
     results.append(row(dataset=name))
     results.append(row(dataset="other"))
@@ -83,7 +113,7 @@ def test_names_in_any_bytes_are_kept(tmp_path):
         results.rows()
 
 
-def test_rows_with_other_columns_are_refused(tmp_path):
+def test_rows_with_other_columns_are_rejected(tmp_path):
     results = Results(tmp_path)
     with pytest.raises(ValueError, match="extra"):
         results.append({**row(), "extra": 1})
@@ -101,7 +131,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
 sys.path.insert(0, {here!r})
-from benchmarks.results import Results
+from benchmarks.common.results import Results
 from test_results import row
 results = Results(Path({out!r}))
 print("ready", flush=True)
@@ -112,7 +142,7 @@ for seed in range({start}, {start} + {count}):
 
 def writer(out, start, count):
     here = os.path.dirname(__file__)
-    code = WRITER.format(root=os.path.dirname(os.path.dirname(here)), here=here, out=str(out), start=start, count=count)
+    code = WRITER.format(root=str(Path(here).parents[2]), here=here, out=str(out), start=start, count=count)
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
 
@@ -222,7 +252,7 @@ def test_an_empty_table_is_drawn():
 
 
 def test_peak_memory_is_this_process_own():
-    code = "import numpy as np; from benchmarks.results import peak_mb; a = np.ones(10**7); print(peak_mb())"
+    code = "import numpy as np; from benchmarks.common.machine import peak_mb; a = np.ones(10**7); print(peak_mb())"
     ballast = np.ones(5 * 10**7)  # 400 MB here must not be counted there
     peak = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert 80 < peak < 300
@@ -233,7 +263,7 @@ def test_revision_is_one_word():
     assert len(revision().split()) <= 1
 
 
-def test_files_of_others_are_not_overwritten(tmp_path):
+def test_foreign_files_are_not_overwritten(tmp_path):
     require_replaceable(tmp_path / "missing", "*.md")
     (tmp_path / "table.md").write_text("mine")
     (tmp_path / "data.csv").write_text("a,b\n1,2\n")
@@ -250,6 +280,6 @@ def test_files_of_others_are_not_overwritten(tmp_path):
 
 
 def test_the_results_in_this_repository_may_be_written_again():
-    folder = Path(__file__).parents[2] / "benchmarks" / "results"
+    folder = Path(__file__).parents[3] / "benchmarks" / "results"
     for path in (folder, *{path.parent for path in folder.rglob("results.csv")}):
         require_replaceable(path, "*.md", "*.png")

@@ -1,4 +1,4 @@
-"""Cells in processes and on Ray: the same outcomes, a process each, failures told one by one."""
+"""Cells in processes and on Ray: equal outcomes, one process per cell, failures reported one by one."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks.cells import run_cells
+from benchmarks.common.cells import run_cells
 from hashgym.storage.ray_cluster import cluster
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Cell:
 def square(cell: Cell) -> tuple[int, int]:
     """The square of a cell's number, and the process that found it."""
     if cell.number == 2:
-        raise ValueError("two is [not] liked")
+        raise ValueError("two is [not] allowed")
     return cell.number**2, os.getpid()
 
 
@@ -42,7 +42,7 @@ def surroundings(cell: Cell) -> tuple[str, str | None]:
 
 
 def killed_once(cell: Cell) -> int:
-    """Ends its own process the first time, as a machine that fails does."""
+    """End this process the first time, like a failing machine."""
     try:
         (Path(cell.folder) / "tried").mkdir()
     except FileExistsError:
@@ -52,7 +52,7 @@ def killed_once(cell: Cell) -> int:
 
 
 def slow(cell: Cell) -> int:
-    """Leaves a file behind, later than it could."""
+    """Write a file, with a delay."""
     time.sleep(0.5 if cell.number else 0.0)
     (Path(cell.folder) / str(cell.number)).touch()
     return cell.number
@@ -83,16 +83,16 @@ def collect(cells, work, **options):
 
 
 @pytest.mark.parametrize("executor", ["processes", "ray"])
-def test_every_cell_has_a_process_of_its_own_and_a_failure_costs_the_others_nothing(executor, request):
+def test_every_cell_has_its_own_process_and_a_failure_does_not_stop_the_others(executor, request):
     if executor == "ray":
         request.getfixturevalue("ray")
     outcomes, failed, text = collect([Cell(i) for i in range(1, 5)], square, executor=executor)
     assert sorted(number for number, _ in outcomes) == [1, 9, 16]
     assert len({process for _, process in outcomes} | {os.getpid()}) == 4
     assert failed == 1
-    assert "cell 2 failed: ValueError: two is [not] liked\n" in text
+    assert "cell 2 failed: ValueError: two is [not] allowed\n" in text
     assert "cell 4: finished" in text
-    assert executor == "processes" or ray_is_connected()  # who opened the connection closes it
+    assert executor == "processes" or ray_is_connected()  # the fixture closes its own connection
 
 
 def test_tasks_run_in_this_folder_with_their_share_of_the_cores(ray, tmp_path, monkeypatch):
@@ -101,12 +101,12 @@ def test_tasks_run_in_this_folder_with_their_share_of_the_cores(ray, tmp_path, m
     assert (outcomes, failed) == ([(str(tmp_path), os.environ["OMP_NUM_THREADS"])], 0)
 
 
-def test_a_cell_whose_process_is_lost_is_begun_again(ray, tmp_path):
+def test_a_cell_whose_process_is_lost_is_run_again(ray, tmp_path):
     outcomes, failed, _ = collect([Cell(7, str(tmp_path))], killed_once, executor="ray")
     assert (outcomes, failed) == ([7], 0)
 
 
-def test_what_waits_is_cancelled_when_the_benchmark_stops(ray, tmp_path):
+def test_waiting_cells_are_cancelled_when_the_benchmark_stops(ray, tmp_path):
     def interrupt(outcome):
         raise KeyboardInterrupt
 
@@ -117,7 +117,7 @@ def test_what_waits_is_cancelled_when_the_benchmark_stops(ray, tmp_path):
     assert len(list(tmp_path.iterdir())) <= 2  # the first, and one that may have ended meanwhile
 
 
-def test_wrong_executors_are_refused_before_any_work(monkeypatch):
+def test_unknown_executors_are_rejected_before_any_work(monkeypatch):
     with pytest.raises(ValueError, match="unknown executor 'slurm': choose one of processes, ray"):
         collect([Cell(1)], square, executor="slurm")
     monkeypatch.setitem(sys.modules, "ray", None)
@@ -130,15 +130,15 @@ def test_nothing_to_do_starts_nothing(monkeypatch):
     assert collect([], square, executor="ray") == ([], 0, "")
 
 
-def test_a_killed_benchmark_keeps_what_was_finished_and_leaves_no_process_behind(tmp_path):
-    """As a program of its own, whose functions are those of ``__main__``; killed when the first cell is in."""
+def test_a_killed_benchmark_keeps_finished_cells_and_leaves_no_process_behind(tmp_path):
+    """Runs as a separate program, whose functions are those of ``__main__``; killed after the first cell."""
     pytest.importorskip("ray")
     (tmp_path / "program.py").write_text(
         textwrap.dedent("""
         import os, time
         from pathlib import Path
         from rich.console import Console
-        from benchmarks.cells import run_cells
+        from benchmarks.common.cells import run_cells
 
         def work(number):
             time.sleep(600 * number)
@@ -169,12 +169,12 @@ def test_a_killed_benchmark_keeps_what_was_finished_and_leaves_no_process_behind
     raise AssertionError("Ray outlived the benchmark")
 
 
-def test_a_cell_at_work_ends_with_a_killed_benchmark(tmp_path):
+def test_a_running_cell_ends_with_a_killed_benchmark(tmp_path):
     (tmp_path / "program.py").write_text(
         textwrap.dedent("""
         import os, time
         from rich.console import Console
-        from benchmarks.cells import run_cells
+        from benchmarks.common.cells import run_cells
 
         def work(cell):
             print(os.getpid(), flush=True)

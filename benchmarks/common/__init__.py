@@ -1,0 +1,1 @@
+"""Arguments, runs in processes, rows of results, methods, statistics and figures, shared by the benchmarks."""

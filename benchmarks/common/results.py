@@ -1,0 +1,343 @@
+"""Rows of results: a CSV that survives a kill, resuming, intervals over seeds, tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import ArrayLike
+
+import hashgym
+from benchmarks.common.machine import peak_mb, revision
+from benchmarks.common.statistics import Estimate, bootstrap, mean
+from hashgym.console import Console, Table, styled
+from hashgym.retrieval import RetrievalResult
+from hashgym.storage.atomic import write_text
+from hashgym.versions import versions
+
+__all__ = [
+    "COLUMNS",
+    "KEY",
+    "Estimate",
+    "Results",
+    "costs",
+    "describe",
+    "estimate",
+    "markdown",
+    "publish",
+    "read_csv",
+    "require_replaceable",
+    "scores",
+    "table",
+]
+
+KEY = ("dataset", "features", "method", "bits", "seed")
+COLUMNS = (
+    *KEY,
+    "map",
+    "map_optimistic",
+    "map_pessimistic",
+    "precision_radius2",
+    "recall_radius2",
+    "train_seconds",
+    "peak_mb",
+    "version",
+    "revision",
+    "config",
+)
+
+REPORT = "Written by `python -m benchmarks.report`."  # marks every report.md
+RENAMED = {"lanes": "num_envs", "history": "rnn_hidden"}  # settings that older rows call by other names
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The rows of ``results.csv`` in a folder, one a run.
+
+    A row is written whole or not at all, and several processes may append to one file. A run is identified by its
+    ``key`` columns; all other settings that decide its outcome are in ``config``, as JSON.
+
+    Attributes:
+        folder: folder of the file; created with the first row.
+        columns: all columns, in order.
+        key: the columns that identify a run.
+        name: name of the file.
+    """
+
+    folder: Path
+    columns: Sequence[str] = COLUMNS
+    key: Sequence[str] = field(default=KEY)
+    name: str = "results.csv"
+
+    @property
+    def path(self) -> Path:
+        """Path of the file."""
+        return self.folder / self.name
+
+    def rows(self) -> list[dict[str, str]]:
+        """All rows as texts by column.
+
+        Raises:
+            ValueError: if the file has other columns, as another benchmark or an older version writes, or is damaged.
+        """
+        if not self.path.exists():
+            return []
+        columns, rows = read_csv(self.path)
+        if columns != tuple(self.columns):
+            raise ValueError(f"{self.path} has the columns {columns}, not {tuple(self.columns)}: use another --out")
+        return rows
+
+    def append(self, *rows: Row) -> None:
+        """Add rows in one write; a row replaces the one with the same key.
+
+        Raises:
+            ValueError: if a column is missing or unknown.
+        """
+        for row in rows:
+            if set(row) != set(self.columns):
+                differing = set(row) ^ set(self.columns)
+                raise ValueError(
+                    f"a row needs exactly the columns {list(self.columns)}; differing: {sorted(differing)}"
+                )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / ".results.lock"):  # the system releases it when this process dies
+            names = {self._name(row) for row in rows}
+            kept = [old for old in self.rows() if self._name(old) not in names]
+            text = io.StringIO()
+            writer = csv.DictWriter(text, self.columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows([*kept, *rows])
+            write_text(self.path, text.getvalue(), "surrogatepass")  # a folder's name may not be UTF-8
+
+    def done(self, row: Row, *, replace: bool = False) -> bool:
+        """Whether the run that ``row`` identifies (key columns and ``config``) is in the file.
+
+        Settings that have been renamed, and classes that have moved, since the row was written count as equal.
+
+        Raises:
+            ValueError: if it is there with another configuration, unless ``replace``.
+        """
+        for old in self.rows():
+            if self._name(old) == self._name(row):
+                if old["config"] == row["config"] or not (difference := _difference(old, row)):
+                    return True
+                if replace:
+                    return False
+                name = " ".join(self._name(row))
+                raise ValueError(
+                    f"{self.path} holds {name} run with another configuration ({difference}): "
+                    "use another --out, or --replace to run it again"
+                )
+        return False
+
+    def __contains__(self, row: Row) -> bool:
+        """Whether there is a row with the same key."""
+        return self._name(row) in {self._name(old) for old in self.rows()}
+
+    def _name(self, row: Row) -> tuple[str, ...]:
+        return tuple(str(row[column]) for column in self.key)
+
+
+def read_csv(path: Path) -> tuple[tuple[str, ...], list[dict[str, str]]]:
+    """The columns and the rows of a CSV file with a header.
+
+    Raises:
+        ValueError: if it is damaged, or a row has more or fewer values than there are columns.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8", errors="surrogatepass") as file:
+            reader = csv.DictReader(file, strict=True)
+            rows = list(reader)
+            columns = tuple(reader.fieldnames or ())
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): fix it, or remove it and run again") from error
+    for number, row in enumerate(rows, 1):
+        if None in row or None in row.values():
+            raise ValueError(f"row {number} of {path} does not have {len(columns)} values: fix it, or remove it")
+    return columns, rows
+
+
+def _difference(old: Row, new: Row) -> str:
+    """The settings in which two rows' configurations differ; empty where they agree but for renamed settings."""
+    before, after = _configuration(old), _configuration(new)
+    if not isinstance(before, dict):
+        return f"not a configuration: {before!r}"
+    changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    return ", ".join(f"{name}: {before.get(name)!r} -> {after.get(name)!r}" for name in changed)
+
+
+def _configuration(row: Row) -> Any:
+    """The configuration of a row, with today's names of settings, and classes without their modules."""
+
+    def renamed(settings: dict[str, Any]) -> dict[str, Any]:
+        return {RENAMED.get(name, name): value for name, value in settings.items()}
+
+    return json.loads(re.sub(r"<class '[\w.]*\.(\w+)'>", r"\1", row["config"]), object_hook=renamed)
+
+
+def require_replaceable(folder: Path, *patterns: str) -> None:
+    """Check, before work starts, that the tables and figures of a benchmark overwrite no foreign file.
+
+    Args:
+        folder: where they are written. It may have such files if it has results of a benchmark, or its report.
+        patterns: names of the files.
+
+    Raises:
+        ValueError: if there is such a file in a folder without results of a benchmark.
+    """
+    there = sorted(path.name for pattern in patterns for path in folder.glob(pattern))
+    if there and not any(map(_is_of_benchmark, (*folder.glob("*.csv"), *folder.glob("report.md")))):
+        raise ValueError(
+            f"{folder} has {there[0]} but no results of a benchmark, so a foreign file would be overwritten: "
+            "choose another --out"
+        )
+
+
+def _is_of_benchmark(file: Path) -> bool:
+    """Whether a file holds rows of results, or a report of them."""
+    with file.open("rb") as stream:
+        start = stream.read(1000)
+    if file.suffix == ".csv":
+        return {b"revision", b"config"} <= set(start.partition(b"\n")[0].rstrip().split(b","))
+    return REPORT.encode() in start
+
+
+def publish(
+    rows: Sequence[Row], table: Table, out: Path | None, name: str, key: Sequence[str], config: Mapping[str, Any]
+) -> None:
+    """Print the table of measured rows, and add the rows to a file, with versions and configuration.
+
+    Args:
+        rows: they have the same columns, those of ``key`` among them.
+        table: made of the rows.
+        out: folder of the file; None adds nothing.
+        name: name of the file.
+        key: columns that identify a row.
+        config: all other settings that decide the outcome.
+    """
+    Console().print(table)
+    if out is None or not rows:
+        return
+    packages = ("numpy", "torch", "gymnasium", "stable_baselines3")
+    found = {
+        "cores": os.cpu_count(),
+        "version": hashgym.__version__,
+        "revision": revision(),
+        "config": describe({**config, **versions(packages)}),
+    }
+    Results(out, (*rows[0], *found), key, name).append(*({**row, **found} for row in rows))
+
+
+def scores(result: RetrievalResult) -> dict[str, float]:
+    """The mAP columns of a row."""
+    return {"map": result.map, "map_optimistic": result.map_optimistic, "map_pessimistic": result.map_pessimistic}
+
+
+def costs(train_seconds: float) -> dict[str, Any]:
+    """The last columns of a row but ``config``: what the run cost in this process, and the code that ran."""
+    return {
+        "train_seconds": round(train_seconds, 3),
+        "peak_mb": round(peak_mb(), 1),
+        "version": hashgym.__version__,
+        "revision": revision(),
+    }
+
+
+def describe(config: Mapping[str, Any]) -> str:
+    """The JSON text of the ``config`` column; equal configurations give equal texts."""
+    return json.dumps(config, sort_keys=True, default=str)
+
+
+def estimate(strata: Sequence[ArrayLike], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Estimate:
+    """Mean over strata of the mean over runs, with a stratified percentile bootstrap.
+
+    Runs are drawn with replacement inside each stratum (a code length, a dataset), never across: Agarwal et al.,
+    "Deep reinforcement learning at the edge of the statistical precipice", 2021. With few runs the interval is too
+    narrow: it cannot leave the range of the observed scores.
+
+    Args:
+        strata: one array of scores for each stratum, not necessarily equally long.
+        confidence: confidence level of the interval.
+        resamples: number of bootstrap samples.
+        seed: seed of the bootstrap.
+
+    Raises:
+        ValueError: for no strata or an empty one.
+    """
+    return bootstrap(strata, mean, confidence, resamples, seed)
+
+
+def table(rows: Sequence[Row], title: str = "") -> Table:
+    """mAP by method and code length, mean over seeds with its 95% interval, the best mean in bold.
+
+    The last columns are over all code lengths: the stratified mean of mAP, the median training time of a run and the
+    largest peak memory.
+    """
+    lengths = sorted({int(row["bits"]) for row in rows})
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+
+    def of(column: str, method: str, bits: int) -> list[float]:
+        return [float(row[column]) for row in rows if row["method"] == method and int(row["bits"]) == bits]
+
+    grid = {(m, b): estimate([of("map", m, b)]) for m in methods for b in lengths if of("map", m, b)}
+    best = {b: max(e.mean for (_, bits), e in grid.items() if bits == b) for b in lengths}
+    counts = [len(of("map", *cell)) for cell in grid]
+    runs = f"{min(counts)} to {max(counts)}" if len(set(counts)) > 1 else str(counts[0]) if counts else "0"
+    out = Table(title=title, caption=f"tie-aware mAP, mean over seeds ({runs} a cell) [95% bootstrap interval]")
+    out.add_column("method")
+    for bits in lengths:
+        out.add_column(f"{bits} bits", justify="right")
+    for heading in ("all lengths", "training s", "peak MB"):
+        out.add_column(heading, justify="right")
+    for method in methods:
+        cells: list[Any] = []
+        for bits in lengths:
+            here = grid.get((method, bits))
+            cells.append(styled(here, "bold" if here.mean == best[bits] else "") if here else "-")
+        own = [row for row in rows if row["method"] == method]
+        whole = [of("map", method, bits) for bits in lengths]
+        cells.append(str(estimate(whole)) if all(whole) else "-")
+        cells.append(f"{np.median([float(row['train_seconds']) for row in own]):.1f}")
+        cells.append(f"{max(float(row['peak_mb']) for row in own):.0f}")
+        out.add_row(method, *cells)
+    return out
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The mAP of :func:`table` as Markdown, with the median training time of the longest codes.
+
+    One table for every dataset and features; where there are several, each below a line with their names.
+    """
+    which = list(dict.fromkeys((row["dataset"], row["features"]) for row in rows))
+    tables = [_table_of([row for row in rows if (row["dataset"], row["features"]) == one]) for one in which]
+    if len(which) == 1:
+        return tables[0]
+    return "\n\n".join(f"{', '.join(one)}:\n\n{lines}" for one, lines in zip(which, tables, strict=True))
+
+
+def _table_of(rows: Sequence[Row]) -> str:
+    lengths = sorted({int(row["bits"]) for row in rows})
+    lines = [
+        f"| method | {' | '.join(f'{bits} bits' for bits in lengths)} | training, {lengths[-1]} bits |",
+        "|---|" + "---|" * (len(lengths) + 1),
+    ]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        cells = []
+        for bits in lengths:
+            scores = [float(row["map"]) for row in own if int(row["bits"]) == bits]
+            cells.append(str(estimate([scores])).replace("\n", " ") if scores else "")
+        seconds = [float(row["train_seconds"]) for row in own if int(row["bits"]) == lengths[-1]]
+        lines.append(f"| {method} | {' | '.join(cells)} | {f'{np.median(seconds):.0f} s' if seconds else ''} |")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""The papers' tables, figures and claims, from the rows of finished runs: ``python -m benchmarks.report DIR``."""
