@@ -25,7 +25,7 @@ from benchmarks import engines
 from benchmarks.common.machine import peak_mb, seconds
 from hashgym.codes import CodeSets, unpack
 from hashgym.console import Console, Table
-from hashgym.retrieval import BucketIndex, evaluate, mean_average_precision
+from hashgym.retrieval import BucketTable, evaluate, mean_average_precision
 from hashgym.retrieval.kernels import Backend
 from hashgym.terminal import command_line, parse
 
@@ -221,7 +221,7 @@ def measure_buckets(args: BucketArgs) -> BucketReport:
     faiss.omp_set_num_threads(1)
     sets, queries = make_code_sets(args)
     images, _ = np.nonzero(sets.kept)
-    ours = BucketIndex(sets)
+    ours = BucketTable(sets)
     theirs = faiss.IndexBinaryHash(args.bits, args.bits)
     theirs.add(faiss_codes(unpack(sets.words[sets.kept], args.bits)))
     packed = faiss_codes(queries)

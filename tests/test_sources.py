@@ -30,7 +30,7 @@ ORDER = [  # what comes later may import what comes earlier
     ["hashgym.envs"],
     ["hashgym.policies"],
     ["hashgym.integrations"],
-    ["hashgym.cli", "hashgym.__main__", "agents"],
+    ["hashgym.cli", "hashgym.train", "hashgym.__main__", "agents"],
     ["benchmarks"],
 ]
 SEPARATE = {"hashgym.index", "hashgym.encoders", "hashgym.gallery"}  # nothing but the command line is built on these

@@ -68,7 +68,7 @@ def unused_settings(variant: str) -> tuple[str, ...]:
     """Settings that have no effect on a variant of agents.drlih, and are left out of the configuration of its rows."""
     from agents import drlih
 
-    has_critic = issubclass(drlih.VARIANTS[variant].network, drlih.FusedRecurrent)
+    has_critic = issubclass(drlih.VARIANTS[variant].network, drlih.FusedGRU)
     return () if has_critic else ("value_weight", "entropy_weight")
 
 
