@@ -235,7 +235,7 @@ def update_codes(
     return Encoded(
         target,
         *(done.new + more.new, done.changed + more.changed, done.removed + more.removed),
-        *(done.unchanged if begun else more.unchanged, passed.words(), more.note),
+        *(done.unchanged if begun else more.unchanged, passed.summary(), more.note),
     )
 
 
@@ -451,7 +451,7 @@ def _found(places: Sequence[str | Path], follow_links: bool, exclude: Sequence[s
                 base = os.path.realpath(path)
                 found = list_images(Path(base), follow_links=follow_links, exclude=exclude)
                 if not found.names and named:
-                    over = f" (passed over: {found.words()})" if found.words() else ""
+                    over = f" (passed over: {found.summary()})" if found.summary() else ""
                     raise DataError(f"{path} holds no images{over}; wanted: files that end in .jpg, .png, .webp, ...")
                 passed.add(found)
                 inside = [os.path.join(base, name) for name in found.names]
@@ -468,7 +468,7 @@ def _found(places: Sequence[str | Path], follow_links: bool, exclude: Sequence[s
                 folders.update(map(os.path.dirname, inside))
             files.update(inside)
     if not files:
-        over = f" (passed over: {passed.words()})" if passed.words() else ""
+        over = f" (passed over: {passed.summary()})" if passed.summary() else ""
         raise DataError(f"there is no image to encode{over}: name files, folders, or patterns in quotes")
     try:
         root = os.path.commonpath(folders)
