@@ -1,4 +1,4 @@
-"""Datasets of users' own arrays: every form of features and labels is read right, or refused with what to do."""
+"""Datasets from arrays: every form of features and labels is read correctly, or rejected with a remedy."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_regions_are_taken_along() -> None:
     made.require("regions", "train_regions")
 
 
-def test_a_dataset_of_ones_own_is_saved_trained_on_and_told_apart(tmp_path: Path) -> None:
+def test_a_dataset_from_arrays_is_saved_trained_on_and_fingerprinted(tmp_path: Path) -> None:
     made = HashingDataset.from_arrays(X, WORDS, name="pets")
     cache.save(made, tmp_path / "pets")
     loaded = data.load(tmp_path / "pets")

@@ -85,7 +85,7 @@ def test_names_are_numbers_where_none_are_given() -> None:
         ("train_regions", changed("train_regions", (0, 1, 4), np.nan), "train_regions of image 0"),
     ],
 )
-def test_unusable_data_are_refused(key: str, value: Any, reason: str) -> None:
+def test_unusable_data_are_rejected(key: str, value: Any, reason: str) -> None:
     with pytest.raises(DataError, match=reason):
         HashingDataset(**{**fields(), key: value})
 

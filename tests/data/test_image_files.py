@@ -83,7 +83,7 @@ def test_links_are_counted_or_followed_once(tmp_path: Path) -> None:
     found = image_files.list_images(photos, follow_links=True)
     assert found.names == ["a/1.jpg", "c/4.jpg", "c/deep/3.jpg", "e.jpg", "gone.jpg", "z/2.jpg"]
     assert (found.links, found.ignored) == (0, {".txt": 1, "": 1})
-    (tmp_path / "link").symlink_to(photos)  # the folder that is named may be a link
+    (tmp_path / "link").symlink_to(photos)  # the folder itself may be a link
     assert image_files.list_images(tmp_path / "link").names == ["a/1.jpg", "z/2.jpg"]
 
 
@@ -108,7 +108,7 @@ def test_what_hashgym_wrote_is_not_listed(tmp_path: Path) -> None:
     assert found.names == ["a/1.jpg", "diary/4.jpg", "site/5.jpg"]
     assert image_files.subfolders(tmp_path)[0] == ["a", "diary", "site"]
     assert found.ignored == {".jsonl": 1, ".json": 1}  # of the diary and the site
-    assert image_files.list_images(tmp_path / "codes").names == ["6.jpg"]  # which was named outright
+    assert image_files.list_images(tmp_path / "codes").names == ["6.jpg"]  # given explicitly
 
 
 def test_missing_images_are_counted_and_named() -> None:

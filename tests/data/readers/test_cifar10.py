@@ -201,7 +201,7 @@ def test_a_batch_is_never_run(tmp_path: Path) -> None:
         ([1, 2], "not a CIFAR batch"),
     ],
 )
-def test_other_contents_are_refused(tmp_path: Path, content: Any, reason: str) -> None:
+def test_other_contents_are_rejected(tmp_path: Path, content: Any, reason: str) -> None:
     folder = tmp_path / "cifar-10-batches-py"
     write_python(folder, python2_pickle)
     (folder / "test_batch").write_bytes(pickle.dumps(content, 2))
@@ -209,7 +209,7 @@ def test_other_contents_are_refused(tmp_path: Path, content: Any, reason: str) -
         read_images("cifar10", tmp_path)
 
 
-def test_damaged_python_batches_are_refused_wherever_they_break(tmp_path: Path) -> None:
+def test_damaged_python_batches_are_rejected_wherever_they_break(tmp_path: Path) -> None:
     folder = tmp_path / "cifar-10-batches-py"
     write_python(folder, python2_pickle)
     whole = python2_pickle(*batch(0))
