@@ -1,4 +1,4 @@
-"""Checks of arguments, and parts of messages: a suggestion for a misspelt name, a number of things."""
+"""Checks of arguments, and parts of messages: suggestions for misspelt names, numbers with their noun."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["check_integer", "check_number", "closest", "counted", "is_integer"]
 
 
 def is_integer(value: Any) -> bool:
-    """Whether a value is an integer, of Python or NumPy; True and False are none."""
+    """Whether a value is an integer, of Python or NumPy; False for booleans."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
@@ -23,12 +23,12 @@ def check_integer(name: str, value: Any, least: int = 1, most: int | None = None
 
     Args:
         name: of the argument, for the message.
-        value: what was given.
-        least: the smallest that is allowed.
-        most: the largest that is allowed, or None.
+        value: the argument.
+        least: minimum.
+        most: maximum, or None.
 
     Raises:
-        ValueError: for anything but an integer in that range; NumPy's integers are taken, floats and bools are not.
+        ValueError: for anything but an integer of Python or NumPy in that range; floats and booleans are rejected.
     """
     if not is_integer(value):
         raise ValueError(f"{name} must be an integer, got {value!r}")
@@ -44,8 +44,8 @@ def check_number(name: str, value: Any, least: float | None = None) -> float:
 
     Args:
         name: of the argument, for the message.
-        value: what was given.
-        least: the smallest that is allowed, or None.
+        value: the argument.
+        least: minimum, or None.
 
     Raises:
         ValueError: for anything but a finite real number, of Python or NumPy, in that range.
@@ -66,11 +66,11 @@ def closest(name: object, known: Iterable[str]) -> str:
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:
-    """Return a number of things in words, such as "1 picture" or "2,000 pictures".
+    """Return a number with its noun, such as "1 picture" or "2,000 pictures".
 
     Args:
-        number: how many.
-        one: the word for one of them.
-        many: the word for several; ``one`` with an "s" by default.
+        number: the number.
+        one: the singular.
+        many: the plural; ``one`` with an "s" by default.
     """
     return f"{number:,} {one if number == 1 else many or one + 's'}"

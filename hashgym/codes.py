@@ -1,8 +1,8 @@
 """Binary codes: packing bits into 64-bit words and counting Hamming distances.
 
 A code of q bits is stored in ceil(q / 64) words of uint64, bit ``b`` of the code in bit ``b % 64`` of word
-``b // 64``, unused bits zero. Seen as bytes (``words.view(np.uint8)``) this is ``np.packbits(bitorder="little")``,
-the order that faiss uses. Multi-hot labels are packed the same way, so that "share a label" is one AND.
+``b // 64``, unused bits zero. As bytes (``words.view(np.uint8)``) this is ``np.packbits(bitorder="little")``, the order
+that faiss uses. Multi-hot labels are packed the same way, so that "share a label" is one AND.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def pack(bits: ArrayLike) -> Words:
         if array.dtype.kind not in "iu":
             raise ValueError(f"bits must be bool or 0/1 integers, got {array.dtype}; threshold real values first")
         if array.size and (array.min() < 0 or array.max() > 1):
-            raise ValueError("bits must be 0 or 1; a code of -1/+1 becomes bits by `code > 0`")
+            raise ValueError("bits must be 0 or 1; convert a code of -1/+1 by `code > 0`")
     packed = np.packbits(array, axis=-1, bitorder="little")
     words = np.zeros((*array.shape[:-1], word_count(array.shape[-1]) * 8), np.uint8)
     words[..., : packed.shape[-1]] = packed
@@ -55,7 +55,7 @@ def longer_than(words: Words, bits: int) -> bool:
 
 
 def unpack(words: Words, bits: int) -> NDArray[np.bool_]:
-    """Unpack words (..., ceil(bits / 64)) into bool (..., bits): the inverse of :func:`pack`.
+    """Unpack words (..., ceil(bits / 64)) into bool (..., bits); the inverse of :func:`pack`.
 
     Raises:
         ValueError: if the number of words does not fit ``bits``.
@@ -67,7 +67,7 @@ def unpack(words: Words, bits: int) -> NDArray[np.bool_]:
 
 
 def span_mask(start: int, stop: int, bits: int) -> Words:
-    """Words (ceil(bits / 64),) with ones at bits ``start`` to ``stop - 1``: ANDed with codes it selects a group."""
+    """Return words (ceil(bits / 64),) with ones at bits ``start`` to ``stop - 1``, a mask for a group of bits."""
     if not 0 <= start < stop <= bits:
         raise ValueError(f"a span needs 0 <= start < stop <= {bits}, got [{start}, {stop})")
     positions = np.arange(bits)
@@ -75,7 +75,7 @@ def span_mask(start: int, stop: int, bits: int) -> Words:
 
 
 def span(words: Words, start: int, stop: int) -> Words:
-    """The packed codes of bits ``start`` to ``stop - 1`` alone, uint64 (..., ceil((stop - start) / 64)).
+    """Return the packed codes of bits ``start`` to ``stop - 1``, uint64 (..., ceil((stop - start) / 64)).
 
     Raises:
         ValueError: unless 0 <= start < stop <= 64 x the number of words.
@@ -103,14 +103,13 @@ def hamming(a: Words, b: Words) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class CodeSets:
-    """One or more codes for each item: its own, and those of its regions that are kept (MCH).
+    """One or more codes for each item: its own, and those of its kept regions (MCH).
 
-    The distance of two items is the least over their codes. Equal codes of an item count once: all but the first are
-    dropped.
+    The distance between two items is the minimum over their codes. Of equal codes of an item only the first is kept.
 
     Attributes:
         words: uint64 (n, K, ceil(bits / 64)), packed codes, the item's own first.
-        kept: bool (n, K), which of them an item has; the first always.
+        kept: bool (n, K), which of them an item has; always the first.
         bits: q, the length of a code.
     """
 
@@ -137,10 +136,10 @@ class CodeSets:
 
     @classmethod
     def of(cls, bits: ArrayLike, kept: ArrayLike | None = None) -> CodeSets:
-        """Code sets of unpacked codes.
+        """Create code sets from unpacked codes.
 
         Args:
-            bits: bool (n, q), one code for each item, or (n, K, q), its own code first.
+            bits: bool (n, q), one code per item, or (n, K, q), the item's own code first.
             kept: bool (n, K), which of the K codes an item keeps; None for all.
 
         Raises:
@@ -156,7 +155,7 @@ class CodeSets:
         return len(self.words)
 
     def __getitem__(self, rows: slice | NDArray[np.int64] | NDArray[np.bool_]) -> CodeSets:
-        """The code sets of some items."""
+        """Return the code sets of some items."""
         return CodeSets(self.words[rows], self.kept[rows], self.bits)
 
     @property
@@ -166,5 +165,5 @@ class CodeSets:
 
     @property
     def filled(self) -> Words:
-        """``words`` with the item's own code in every place that is not kept: the same sets, without a mask."""
+        """``words`` with the item's own code wherever none is kept: the same sets without a mask."""
         return np.where(self.kept[..., None], self.words, self.words[:, :1])

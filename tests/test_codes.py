@@ -88,18 +88,18 @@ def test_codes_of_no_items():
         (np.True_, "at least one bit"),
     ],
 )
-def test_pack_refuses(bits, reason):
+def test_pack_rejects(bits, reason):
     with pytest.raises(ValueError, match=reason):
         codes.pack(bits)
 
 
-def test_unpack_refuses_another_number_of_words():
+def test_unpack_rejects_another_number_of_words():
     with pytest.raises(ValueError, match="65 bits take 2 words, got 1"):
         codes.unpack(np.zeros((3, 1), np.uint64), 65)
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 3), (3, 3), (4, 2), (0, 65)])
-def test_spans_outside_the_code_are_refused(start, stop):
+def test_spans_outside_the_code_are_rejected(start, stop):
     with pytest.raises(ValueError, match="a span needs"):
         codes.span_mask(start, stop, 64)
     with pytest.raises(ValueError, match="a span needs"):
@@ -178,6 +178,6 @@ CODES = np.zeros((2, 3, 5), bool)
         (lambda: codes.CodeSets(codes.pack(CODES[:, 0]), np.ones((2, 1), bool), 5), r"got uint64 \(2, 1\)"),
     ],
 )
-def test_code_sets_refuse(build, reason):
+def test_code_sets_reject(build, reason):
     with pytest.raises(ValueError, match=reason):
         build()

@@ -1,4 +1,4 @@
-"""A dataset out of a user's own arrays: features of any real type, labels in the forms that people have them."""
+"""Conversion of a user's arrays to a dataset: features of any real type, labels in any of the usual forms."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def fields_of(
     regions: Any,
     train_regions: Any,
 ) -> dict[str, Any]:
-    """The fields of a :class:`HashingDataset`; arguments and errors as for its ``from_arrays``."""
+    """Return the fields of a :class:`HashingDataset`; arguments and errors as for its ``from_arrays``."""
     if not isinstance(name, str):
         raise DataError(f"name must be a string, got {describe(name)}")
     if not is_integer(seed) or seed < 0:
@@ -67,17 +67,17 @@ def fields_of(
 
 
 def _numbers(what: str, given: Any, ndim: int) -> NDArray[np.float32]:
-    """Features as float32, (n, D) or, of regions, (n, R, D)."""
+    """Convert features to float32, (n, D) or, for regions, (n, R, D)."""
     shape = "(n, D)" if ndim == 2 else "(n, R, D)"
     if isinstance(given, (str, bytes, Mapping)):
         raise DataError(f"{what} must be real numbers of shape {shape}, got {describe(given)}")
     _no_mask(what, given)
     try:
         array = np.asarray(given)
-    except Exception as error:  # lists of several lengths, and tensors on another device or with a gradient
+    except Exception as error:  # rows of different lengths, tensors on another device or with a gradient
         raise DataError(
-            f"{what} must be real numbers of shape {shape}, got {describe(given)}: make an array of them first, rows "
-            "of one length; of a tensor tensor.detach().cpu().numpy()"
+            f"{what} must be real numbers of shape {shape}, got {describe(given)}: make an array of them first, with "
+            "rows of one length; of a tensor tensor.detach().cpu().numpy()"
         ) from error
     if array.dtype.kind not in "fiub":
         raise DataError(
@@ -91,10 +91,9 @@ def _numbers(what: str, given: Any, ndim: int) -> NDArray[np.float32]:
             remedy = "; a single image is features[None]"
         elif ndim == 2 and array.ndim > 2:
             remedy = (
-                "; pictures become features by `hashgym features`, or as they are by "
-                "features.reshape(len(features), -1)"
+                "; `hashgym features` makes features of pictures, features.reshape(len(features), -1) uses their pixels"
             )
-        raise DataError(f"{what} must have shape {shape}, none of it empty, got {describe(array)}{remedy}")
+        raise DataError(f"{what} must have shape {shape}, not empty, got {describe(array)}{remedy}")
     with np.errstate(over="ignore"):
         numbers = np.ascontiguousarray(array, np.float32)
     if array.dtype.kind == "f" and array.dtype.itemsize > 4:
@@ -108,14 +107,14 @@ def _numbers(what: str, given: Any, ndim: int) -> NDArray[np.float32]:
 
 
 def _no_mask(what: str, given: Any) -> None:
-    """Refuse a masked array with masked entries, whose values NumPy would take for data."""
+    """Raise DataError for a masked array with masked entries, which NumPy would treat as data."""
     if isinstance(given, np.ma.MaskedArray) and (masked := np.ma.getmaskarray(given)).any():
         row = int(np.argwhere(masked)[0][0])
         raise DataError(f"{what} of row {row} are masked: fill them, {what}.filled(...), or leave the row out")
 
 
 def _labels(given: Any, n: int, names: tuple[str, ...]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-    """Labels as multi-hot uint8 (n, L), and their L names."""
+    """Convert labels to multi-hot uint8 (n, L), with their L names."""
     if given is None:
         if names:
             raise DataError(f"there are {len(names)} label_names and no labels: give labels={LABEL_FORMS}")
@@ -154,7 +153,7 @@ def _labels(given: Any, n: int, names: tuple[str, ...]) -> tuple[NDArray[np.uint
 
 
 def _of_one_type(rows: Any) -> NDArray[Any]:
-    """Single labels as an array; NumPy would make texts of numbers beside a text."""
+    """Convert single labels of one type to an array; NumPy would turn numbers among strings into strings."""
     for of in (str, (bool, np.bool_), (int, np.integer), (float, int, np.floating, np.integer)):
         if all(isinstance(label, of) for label in rows):
             return np.asarray(rows if isinstance(rows, list) else rows.tolist())
@@ -169,11 +168,11 @@ def _of_one_type(rows: Any) -> NDArray[Any]:
 
 
 def _classes(classes: NDArray[Any], names: tuple[str, ...]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-    """Multi-hot of one class an image."""
+    """Convert one class per image to multi-hot."""
     if classes.dtype.kind == "f":
-        whole = np.isfinite(classes) & (classes == np.round(classes))
-        if not whole.all():
-            row = int(np.argmin(whole))
+        integral = np.isfinite(classes) & (classes == np.round(classes))
+        if not integral.all():
+            row = int(np.argmin(integral))
             raise DataError(f"a class must be a string or a whole number: the label of row {row} is {classes[row]}")
         if (large := np.abs(classes) >= 2**53).any():
             row = int(np.argmax(large))
@@ -187,7 +186,7 @@ def _classes(classes: NDArray[Any], names: tuple[str, ...]) -> tuple[NDArray[np.
     values, column = np.unique(classes, return_inverse=True)
     if len(values) == len(classes) > 1:
         raise DataError(
-            f"each of the {len(classes):,} images has a class of its own, so that no two are similar: "
+            f"each of the {len(classes):,} images has a class of its own, so no two are similar: "
             "give classes that images share, or labels=None"
         )
     if not names:
@@ -204,7 +203,7 @@ def _classes(classes: NDArray[Any], names: tuple[str, ...]) -> tuple[NDArray[np.
 
 
 def _named(rows: Any, names: tuple[str, ...]) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-    """Multi-hot of lists of names."""
+    """Convert lists of names to multi-hot."""
     columns = names or tuple(sorted({str(label) for row in rows for label in row}))
     known = {name: column for column, name in enumerate(columns)}
     _columns(sorted({label for row in rows for label in row}), columns)
@@ -216,7 +215,7 @@ def _named(rows: Any, names: tuple[str, ...]) -> tuple[NDArray[np.uint8], tuple[
 
 def _columns(used: Sequence[str], names: tuple[str, ...]) -> NDArray[np.int64]:
     if unknown := [label for label in used if label not in set(names)]:
-        raise DataError(f"labels hold {', '.join(map(repr, unknown[:5]))}, which label_names do not name")
+        raise DataError(f"labels hold {', '.join(map(repr, unknown[:5]))}, missing in label_names: add them there")
     return np.array([names.index(label) for label in used], np.int64)
 
 
@@ -228,7 +227,7 @@ def _multi_hot(table: NDArray[Any], names: tuple[str, ...], given: Any) -> tuple
         row, column = np.argwhere(wrong)[0].tolist()
         remedy = "classes have shape (n,): labels.ravel()" if table.shape[1] == 1 else "of -1 and 1 give labels > 0"
         raise DataError(
-            f"labels of shape {table.shape} are multi-hot and hold 0 and 1 alone, row {row} holds "
+            f"labels of shape {table.shape} are multi-hot and must be 0 or 1, row {row} holds "
             f"{table[row, column]}; {remedy}"
         )
     if names and len(names) != table.shape[1]:
@@ -241,7 +240,7 @@ def _wrong_labels(given: Any) -> DataError:
 
 
 def _strings(what: str, given: Any) -> tuple[str, ...]:
-    """Names as strings; none where there are none."""
+    """Convert names to strings; empty for None."""
     if given is None:
         return ()
     if isinstance(given, (str, bytes, Mapping)) or not hasattr(given, "__iter__"):
@@ -259,7 +258,7 @@ def _split(
     seed: int,
     provenance: dict[str, Any],
 ) -> dict[str, Any]:
-    """Indices of queries, database and training images, and the provenance with the split in it."""
+    """Return the indices of query, database and training images, and the provenance with the split."""
     n = len(names)
     asked = {"queries": _part("queries", queries, n), "train": _part("train", train, n)}
     counts = {what: None if isinstance(part, np.ndarray) else part for what, part in asked.items()}
@@ -267,9 +266,9 @@ def _split(
     if database is not None:
         searched = _part("database", database, n)
         if not isinstance(searched, np.ndarray):
-            raise DataError("database must be indices or a mask: without it, all images but the queries are searched")
+            raise DataError("database must be indices or a mask; by default it is all images but the queries")
         given["database"] = searched
-    if not labels.shape[1]:  # every image counts
+    if not labels.shape[1]:  # all images may be drawn
         labels, label_names = np.ones((n, 1), np.uint8), ("all images",)
     if not given:
         drawn = splits.make(
@@ -308,7 +307,7 @@ def _split(
 
 
 def _part(what: str, given: Any, n: int) -> NDArray[np.int64] | int | None:
-    """Indices of images, of a mask too; or how many there are to be."""
+    """Return the indices of images, also for a mask; or their number."""
     if given is None or (isinstance(given, (int, np.integer)) and not isinstance(given, bool)):
         return None if given is None else int(given)
     array = np.asarray(given) if isinstance(given, (list, tuple, range)) or hasattr(given, "__array__") else None

@@ -21,10 +21,10 @@ from hashgym.storage.errors import DataError, describe
 
 __all__ = ["HashingDataset"]
 
-_BLOCK = 1 << 24  # numbers looked at at once, so that a mapped file is never read into memory whole
+_BLOCK = 1 << 24  # numbers read at once, so that a mapped file is never in memory at full size
 
-_FAR = 10.0  # times larger or smaller than unit scale
-_SAMPLE = 1_000  # training images by which the scale is judged
+_FAR = 10.0  # factor from unit scale at which a warning is given
+_SAMPLE = 1_000  # training images from which the scale is estimated
 
 FROM_ARRAYS = "HashingDataset.from_arrays(features, labels=...)"
 NO_LABELS = "give it labels, or use hashers that need none: lsh, itq, sh"
@@ -47,25 +47,26 @@ class HashingDataset:
         name: the dataset's name.
         features: float32 (n, D), all finite.
         labels: uint8 (n, L) of 0 and 1; L is 0 for a dataset without labels.
-        query: int64 indices of the images that search.
-        database: int64 indices of the images that are searched.
-        train: int64 indices of the images that methods learn from; never a query.
+        query: int64 indices of the query images.
+        database: int64 indices of the database images.
+        train: int64 indices of the training images; never a query.
         names: n image names, unique (a path relative to the dataset's root, or a number).
         label_names: L names.
         regions: float32 (n, R, D), features of the fixed regions of each image, or None.
-        train_regions: float32 (n, M, D), features of random regions to learn from, or None.
+        train_regions: float32 (n, M, D), features of random regions for training, or None.
         thumbnails: uint8 (n, h, w, 3) RGB, small pictures for renderings, or None.
-        provenance: where the features come from: backbone, weights and their digest, preprocessing, split, seed.
-        center: float32 (D,), what :meth:`standardized` subtracted, or None for features as extracted.
-        scale: float32 (D,), what :meth:`standardized` divided by, or None.
-        boxes: float32 (n, R, 4), where the fixed regions lie: left, top, right and bottom as parts of the sides of the
-            thumbnail, the square in the middle of an image, so that numbers below 0 and above 1 lie beyond it; or None.
-        train_boxes: float32 (n, M, 4), where the random regions lie, or None.
+        provenance: origin of the features: backbone, weights and their digest, preprocessing, split, seed.
+        center: float32 (D,), subtracted by :meth:`standardized`, or None for features as extracted.
+        scale: float32 (D,), divided by in :meth:`standardized`, or None.
+        boxes: float32 (n, R, 4), positions of the fixed regions: left, top, right and bottom as fractions of the sides
+            of the thumbnail, which is the square in the middle of an image, so values may be below 0 or above 1; or
+            None.
+        train_boxes: float32 (n, M, 4), positions of the random regions, or None.
 
     Raises:
         DataError: for arrays of another shape or type, lengths that disagree, features that are not finite, labels
-            other than 0 and 1, indices outside the data or repeated, no training image, or a query that is also in
-            the training set or the database.
+            other than 0 and 1, indices out of range or repeated, no training image, or a query that is also in the
+            training set or the database.
     """
 
     name: str
@@ -113,29 +114,29 @@ class HashingDataset:
         regions: Any = None,
         train_regions: Any = None,
     ) -> HashingDataset:
-        """Make a dataset of your own arrays, lists, tables or CPU tensors, split and ready to use.
+        """Make a dataset from arrays, lists, tables or CPU tensors, split and ready to use.
 
         Args:
-            features: (n, D), real numbers of any type; kept as float32, an array that is float32 already as it is.
-            labels: one class an image, (n,) of strings or integers; multi-hot (n, L), 0 and 1 of any type; a list of n
-                lists of names, where [] is an image without a label; or None for a dataset without labels, which
-                serves for hashers that learn from none.
+            features: (n, D), real numbers of any type; converted to float32, a float32 array is not copied.
+            labels: one class per image, (n,) of strings or integers; multi-hot (n, L), 0 and 1 of any type; a list of n
+                lists of names, where [] is an image without a label; or None for a dataset without labels, for hashers
+                that need none.
             name: the dataset's name.
-            names: n different image names; by default numbers.
+            names: n different image names; numbers by default.
             label_names: different names of the labels: of the columns of multi-hot, of the classes 0, 1, ..., or all
                 that labels may name, in the order of the columns. By default the labels themselves, sorted.
-            queries: how many images search, their indices, or a mask (n,). By default a tenth, at most 1,000.
-            train: how many images methods learn from, their indices, or a mask. By default a quarter, at most 5,000.
-            database: indices or a mask of the images that are searched. By default all but the queries.
-            seed: an integer of at least 0; seeds the drawing of what is not given by indices, which leaves out images
-                without any label.
+            queries: the number of query images, their indices, or a mask (n,). By default a tenth, at most 1,000.
+            train: the number of training images, their indices, or a mask. By default a quarter, at most 5,000.
+            database: indices or a mask of the database images. By default all but the queries.
+            seed: an integer of at least 0, for drawing the parts that are not given by indices; images without any
+                label are not drawn.
             standardize: whether to return :meth:`standardized`.
             regions: (n, R, D), features of fixed regions, or None.
             train_regions: (n, M, D), features of random regions, or None.
 
         Raises:
             DataError: for features or labels of another form, masked values, lengths that disagree, labels that no two
-                images could share, more images than there are, and arrays that the class itself refuses.
+                images share, more images than there are, and arrays that are invalid for the class itself.
         """
         if not isinstance(standardize, (bool, np.bool_)):
             raise DataError(f"standardize must be True or False, got {describe(standardize)}")
@@ -159,7 +160,7 @@ class HashingDataset:
         return len(self.features)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> HashingDataset:
-        # Immutable, and large: Gymnasium deep-copies the arguments of an environment with its spec.
+        # Immutable and large; Gymnasium deep-copies the arguments of an environment with its spec.
         return self
 
     @property
@@ -182,7 +183,7 @@ class HashingDataset:
         return ((self.label_words[a] & self.label_words[b]) != 0).any(axis=-1)
 
     def require(self, *keys: str) -> None:
-        """Raise :class:`DataError` unless the dataset has ``labels``, ``regions`` and ``train_regions``, as asked."""
+        """Raise :class:`DataError` unless the dataset has these of ``labels``, ``regions`` and ``train_regions``."""
         for key in keys:
             if key == "labels":
                 if not self.labels.shape[1]:
@@ -195,7 +196,7 @@ class HashingDataset:
                 )
 
     def check_scale(self) -> None:
-        """Warn, once for each dataset, of features that are not standardised and far from mean 0 and deviation 1."""
+        """Warn, once per dataset, if features are not standardised and far from mean 0 and deviation 1."""
         _ = self._scale_is_near
 
     @cached_property
@@ -214,11 +215,11 @@ class HashingDataset:
         return near
 
     def standardized(self) -> HashingDataset:
-        """A copy in memory whose features have mean 0 and deviation 1 over the training images.
+        """Return a copy in memory whose features have mean 0 and deviation 1 over the training images.
 
-        Features that never vary are only centred. Regions are moved by the image features' own mean and deviation,
-        because a hash function fitted on images must read regions on the same scale. The mean and deviation are
-        kept in ``center`` and ``scale``; a dataset that is standardised already is returned as it is.
+        Constant features are only centred. Regions are standardised by the mean and deviation of the image features,
+        because a hash function fitted to images must get regions on the same scale. Mean and deviation are kept in
+        ``center`` and ``scale``; a dataset that is standardised already is returned unchanged.
         """
         if self.center is not None:
             return self
@@ -248,10 +249,10 @@ class HashingDataset:
         )
 
     def with_split(self, split: Split) -> HashingDataset:
-        """The dataset with another split, and only the labels that count in that.
+        """Return the dataset with another split, and only the labels that count in it.
 
         Raises:
-            DataError: if it is standardised already, by the training images of the split it had.
+            DataError: if it is standardised already, by the training images of its present split.
         """
         if self.center is not None:
             raise DataError(f"{self.name} is standardised by its training images: choose another split before that")
@@ -268,6 +269,13 @@ class HashingDataset:
         )
 
     def _validate(self) -> None:
+        self._check_features_and_labels()
+        self._check_regions()
+        self._check_thumbnails()
+        self._check_split()
+        self._check_finite()
+
+    def _check_features_and_labels(self) -> None:
         n = len(self.features)
         if self.features.ndim != 2 or self.features.dtype != np.float32 or n == 0 or self.features.shape[1] == 0:
             raise DataError(
@@ -287,17 +295,16 @@ class HashingDataset:
             raise DataError(f"names must be {n} different names, one for each image")
         if len(self.label_names) != self.labels.shape[1]:
             raise DataError(f"{len(self.label_names)} label names for {self.labels.shape[1]} labels")
+
+    def _check_regions(self) -> None:
+        n = len(self)
         for key in ("regions", "train_regions"):
             regions = getattr(self, key)
             if regions is not None and (
-                regions.ndim != 3
-                or regions.dtype != np.float32
-                or len(regions) != n
-                or regions.shape[2] != self.features.shape[1]
+                regions.ndim != 3 or regions.dtype != np.float32 or len(regions) != n or regions.shape[2] != self.dim
             ):
                 raise DataError(
-                    f"{key} must be float32 of shape ({n}, R, {self.features.shape[1]}), "
-                    f"got {regions.dtype} {regions.shape}"
+                    f"{key} must be float32 of shape ({n}, R, {self.dim}), got {regions.dtype} {regions.shape}"
                 )
             boxes = getattr(self, key.replace("regions", "boxes"))
             count = None if regions is None else regions.shape[1]
@@ -306,15 +313,14 @@ class HashingDataset:
                     f"{key.replace('regions', 'boxes')} must be float32 of shape ({n}, {count}, 4), a box for each of "
                     f"{key}, got {boxes.dtype} {boxes.shape}"
                 )
-        if self.thumbnails is not None and (
-            self.thumbnails.ndim != 4
-            or self.thumbnails.dtype != np.uint8
-            or len(self.thumbnails) != n
-            or self.thumbnails.shape[3] != 3
-        ):
-            raise DataError(
-                f"thumbnails must be uint8 of shape ({n}, h, w, 3), got {self.thumbnails.dtype} {self.thumbnails.shape}"
-            )
+
+    def _check_thumbnails(self) -> None:
+        small, n = self.thumbnails, len(self)
+        if small is not None and (small.ndim != 4 or small.dtype != np.uint8 or len(small) != n or small.shape[3] != 3):
+            raise DataError(f"thumbnails must be uint8 of shape ({n}, h, w, 3), got {small.dtype} {small.shape}")
+
+    def _check_split(self) -> None:
+        n = len(self)
         for key in ("query", "database", "train"):
             index = getattr(self, key)
             if index.ndim != 1 or index.dtype != np.int64:
@@ -322,11 +328,13 @@ class HashingDataset:
             if index.size and (index.min() < 0 or index.max() >= n):
                 raise DataError(f"{key} has indices outside 0 to {n - 1}")
             if len(np.unique(index)) != len(index):
-                raise DataError(f"{key} names an image twice")
+                raise DataError(f"{key} has an image twice")
         if not len(self.train):
-            raise DataError("the training split is empty: nothing can be learnt")
+            raise DataError("the training split is empty: give it at least one image")
         if np.intersect1d(self.query, self.train).size or np.intersect1d(self.query, self.database).size:
             raise DataError("an image is both a query and in the training set or the database; split them apart")
+
+    def _check_finite(self) -> None:
         for key in ("features", "regions", "train_regions", "boxes", "train_boxes"):
             array = getattr(self, key)
             if array is not None and (bad := _first_not_finite(array)) is not None:
@@ -347,7 +355,7 @@ def _first_not_finite(array: NDArray[np.float32]) -> int | None:
 
 
 def _blocks(array: NDArray[Any]) -> Iterator[slice]:
-    """Rows to read together. What was read of a mapped file is given back, so that it never lies in memory whole."""
+    """Yield rows to read together. Pages of a mapped file are released afterwards, so it is never all in memory."""
     count = max(1, _BLOCK // max(1, array[0].size))
     for start in range(0, len(array), count):
         yield slice(start, start + count)

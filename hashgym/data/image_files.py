@@ -105,7 +105,7 @@ class Listing:
         self.links += other.links
         self.excluded += other.excluded
 
-    def words(self) -> str:
+    def summary(self) -> str:
         """Describe what was skipped; empty if nothing was."""
         parts = []
         if count := sum(self.ignored.values()):

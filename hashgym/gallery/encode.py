@@ -171,7 +171,7 @@ def update_codes(
     return EncodingReport(
         target,
         *(done.new + more.new, done.changed + more.changed, done.removed + more.removed),
-        *(done.unchanged if begun else more.unchanged, passed.words(), more.note),
+        *(done.unchanged if begun else more.unchanged, passed.summary(), more.note),
     )
 
 

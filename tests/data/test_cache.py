@@ -1,4 +1,4 @@
-"""The folder cache: what is saved comes back, and nothing damaged comes back quietly."""
+"""The folder cache: a saved dataset is read back unchanged, and damage is reported."""
 
 import json
 import os
@@ -210,7 +210,7 @@ def test_a_pickle_is_never_loaded(folder, tmp_path):
     np.save(name, np.array([Trap()], dtype=object), allow_pickle=True)
     with pytest.raises(DataError, match=r"train\.npy"):
         cache.open_cache(folder)
-    # even where meta.json vouches for it
+    # even with a valid digest in meta.json
     meta = json.loads((folder / "meta.json").read_text())
     meta.pop("digest")
     meta["files"]["train.npy"] |= {"bytes": name.stat().st_size, "sha256": checksums.sha256(name)}
@@ -221,13 +221,13 @@ def test_a_pickle_is_never_loaded(folder, tmp_path):
 
 
 @pytest.mark.parametrize("replacement", [np.zeros((12, 5)), np.zeros((5, 12), np.float32), np.zeros((12, 5), ">f4")])
-def test_an_array_of_another_kind_is_refused(folder, replacement):
+def test_an_array_of_another_kind_is_rejected(folder, replacement):
     np.save(folder / "features.npy", replacement)
     with pytest.raises(DataError, match=r"features\.npy"):
         cache.open_cache(folder)
 
 
-def test_another_version_is_refused(folder):
+def test_another_version_is_rejected(folder):
     meta = json.loads((folder / "meta.json").read_text())
     (folder / "meta.json").write_text(json.dumps(meta | {"version": 99}))
     with pytest.raises(DataError, match="version 99"):
@@ -235,19 +235,19 @@ def test_another_version_is_refused(folder):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"format": "something else"}', "\x00\xff", "[" * 100_000])
-def test_a_broken_meta_is_refused(folder, content):
+def test_a_broken_meta_is_rejected(folder, content):
     (folder / "meta.json").write_text(content, encoding="latin-1")
     with pytest.raises(DataError, match=r"meta\.json"):
         cache.open_cache(folder)
 
 
-def test_what_is_no_cache_says_so(tmp_path):
+def test_a_folder_that_is_not_a_cache_is_described(tmp_path):
     for path in (tmp_path, tmp_path / "absent", Path(__file__)):
         with pytest.raises(DataError, match="is not a cache"):
             cache.open_cache(path)
 
 
-def test_features_that_are_not_finite_are_refused_on_opening(tmp_path):
+def test_features_that_are_not_finite_are_rejected_on_opening(tmp_path):
     original = dataset()
     cache.save(original, tmp_path / "features")
     features = np.load(tmp_path / "features" / "features.npy")
@@ -263,7 +263,7 @@ def test_features_that_are_not_finite_are_refused_on_opening(tmp_path):
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_changed_byte_passes_verification(folder, tmp_path_factory, data):
-    """A byte changed, a piece cut off or added anywhere: verification refuses it, and opening where files are small."""
+    """A byte changed, a piece cut off or added anywhere: verification raises, and so does opening small files."""
     damaged = tmp_path_factory.mktemp("damaged") / "features"
     shutil.copytree(folder, damaged)
     file = damaged / data.draw(st.sampled_from(sorted({p.name for p in folder.iterdir()} - {owned.MARKER})))

@@ -1,4 +1,4 @@
-"""Datasets of users' own arrays: every form of features and labels is read right, or refused with what to do."""
+"""Datasets from arrays: every form of features and labels is read correctly, or rejected with a remedy."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_regions_are_taken_along() -> None:
     made.require("regions", "train_regions")
 
 
-def test_a_dataset_of_ones_own_is_saved_trained_on_and_told_apart(tmp_path: Path) -> None:
+def test_a_dataset_from_arrays_is_saved_trained_on_and_fingerprinted(tmp_path: Path) -> None:
     made = HashingDataset.from_arrays(X, WORDS, name="pets")
     cache.save(made, tmp_path / "pets")
     loaded = data.load(tmp_path / "pets")
@@ -181,15 +181,15 @@ def test_without_labels(tmp_path: Path) -> None:
         ("digits", r"real numbers of shape \(n, D\), got str 'digits'"),
         (None, "got None"),
         ({"a": 1}, "got dict of 1"),
-        ([[1.0], [1.0, 2.0]], r"got list of 2: make an array of them first, rows of one length"),
+        ([[1.0], [1.0, 2.0]], r"got list of 2: make an array of them first, with rows of one length"),
         (torch.tensor(X, requires_grad=True), r"got Tensor torch.float64 \(60, 4\): .* tensor.detach\(\).cpu"),
         (sparse.csr_matrix(X), r"got csr_matrix float64 \(60, 4\); of a sparse matrix matrix.toarray\(\)"),
         (X.astype(str), r"got ndarray <U32 \(60, 4\)"),
         (X.astype(complex), "got ndarray complex128"),
         (pd.DataFrame({"a": ["x"] * N}), r"got ndarray object \(60, 1\)|got ndarray str"),
-        (X[0], r"must have shape \(n, D\), none of it empty, .* \(4,\); a single image is features\[None\]"),
-        (X[:0], r"none of it empty, got ndarray float64 \(0, 4\)"),
-        (np.zeros((N, 8, 8, 3)), r"pictures become features by `hashgym features`, .* features.reshape\(len"),
+        (X[0], r"must have shape \(n, D\), not empty, .* \(4,\); a single image is features\[None\]"),
+        (X[:0], r"not empty, got ndarray float64 \(0, 4\)"),
+        (np.zeros((N, 8, 8, 3)), r"`hashgym features` makes features of pictures, features.reshape\(len"),
         (X * 1e300, "features of row 0 are beyond float32, .*: divide all by a constant"),
         (X * np.nan, "features of image 0 .* hold NaN or infinity"),
     ],
@@ -214,7 +214,7 @@ def test_features_that_cannot_be_used(features: Any, message: str) -> None:
         (HOT * np.nan, "row 0 holds nan"),
         (np.zeros((N, 2, 2)), r"got ndarray float64 \(60, 2, 2\)"),
         (HOT * 0, "no image has a label: labels=None makes a dataset without labels"),
-        (np.arange(N), "each of the 60 images has a class of its own, so that no two are similar"),
+        (np.arange(N), "each of the 60 images has a class of its own, so no two are similar"),
         ([1, "cat"] * 30, "must all be strings or all be integers: row 1 holds str 'cat'"),
         (["cat", None] * 30, r"row 1 holds None. For an image without a label give lists of names, \[\] for that one"),
         ([np.nan, "cat"] * 30, "row 0 holds float nan"),
@@ -236,7 +236,7 @@ def test_labels_that_cannot_be_used(labels: Any, message: str) -> None:
         ({"label_names": "abc"}, "label_names must be a list of strings, got str 'abc'"),
         ({"label_names": ["a", "b"]}, "classes go from 0 to 2, label_names name 0 to 1"),
         ({"labels": HOT, "label_names": ["a", "b"]}, "2 label_names for 3 columns of labels"),
-        ({"labels": WORDS, "label_names": ["cat", "dog"]}, "labels hold 'owl', which label_names do not name"),
+        ({"labels": WORDS, "label_names": ["cat", "dog"]}, "labels hold 'owl', missing in label_names"),
         ({"labels": None, "label_names": ["cat"]}, "there are 1 label_names and no labels"),
         ({"names": ["a"] * N}, "names must be 60 different names"),
         ({"names": ["a"]}, "1 names for 60 images"),
@@ -245,7 +245,7 @@ def test_labels_that_cannot_be_used(labels: Any, message: str) -> None:
         ({"queries": True}, "queries must be a number of images, their indices, or a mask"),
         ({"train": 2.5}, r"train must be a number of images, .*; got float 2.5"),
         ({"train": np.ones(3, bool)}, "train is a mask of 3 for 60 images"),
-        ({"train": [1, 1]}, "train names an image twice"),
+        ({"train": [1, 1]}, "train has an image twice"),
         ({"train": [60]}, "train has indices outside 0 to 59"),
         ({"train": [1], "queries": [1]}, "an image is both a query and in the training set"),
         ({"queries": range(50), "train": 20}, "train: 20 images wanted, 10 are left"),

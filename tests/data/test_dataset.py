@@ -75,7 +75,7 @@ def test_names_are_numbers_where_none_are_given() -> None:
         ("query", np.array([[0, 1]]), "query must be int64 indices"),
         ("database", np.array([2, N]), "database has indices outside 0 to 11"),
         ("train", np.array([-1, 4]), "train has indices outside 0 to 11"),
-        ("train", np.array([4, 5, 4]), "train names an image twice"),
+        ("train", np.array([4, 5, 4]), "train has an image twice"),
         ("train", np.array([], np.int64), "training split is empty"),
         ("train", np.array([1, 4]), "both a query and in the training set or the database"),
         ("database", np.array([1, 4]), "both a query and in the training set or the database"),
@@ -85,7 +85,7 @@ def test_names_are_numbers_where_none_are_given() -> None:
         ("train_regions", changed("train_regions", (0, 1, 4), np.nan), "train_regions of image 0"),
     ],
 )
-def test_unusable_data_are_refused(key: str, value: Any, reason: str) -> None:
+def test_unusable_data_are_rejected(key: str, value: Any, reason: str) -> None:
     with pytest.raises(DataError, match=reason):
         HashingDataset(**{**fields(), key: value})
 

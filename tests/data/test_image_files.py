@@ -29,14 +29,14 @@ def test_images_are_found_below_and_all_else_is_counted(tmp_path: Path) -> None:
     assert found.names == ["a.jpg", "b/9.jpeg", "b/10.PNG"]
     assert found.ignored == {".psd": 2, ".txt": 1, ".ico": 1, "": 1}
     assert (found.hidden, found.links, found.excluded) == (3, 0, 0)
-    assert found.words() == (
+    assert found.summary() == (
         "5 files that are not read: 2 .psd (pictures of a format that is not read here: convert them to JPEG), "
         "1 .ico (pictures of a format that is not read here: convert them to JPEG), 1 without extension, 1 .txt; "
         "3 hidden"
     )
     below = image_files.list_images(tmp_path, "b")
     assert below.names == ["b/9.jpeg", "b/10.PNG"]
-    assert image_files.Listing().words() == ""
+    assert image_files.Listing().summary() == ""
     assert image_files.subfolders(tmp_path)[0] == ["b"]
     with pytest.raises(DataError, match=r"folder .*absent cannot be read: No such file"):
         image_files.list_images(tmp_path / "absent")
@@ -44,7 +44,7 @@ def test_images_are_found_below_and_all_else_is_counted(tmp_path: Path) -> None:
 
 def test_many_kinds_are_summed_up(tmp_path: Path) -> None:
     touch(tmp_path, *(f"{i}.x{i % 12}" for i in range(30)))
-    words = image_files.list_images(tmp_path).words()
+    words = image_files.list_images(tmp_path).summary()
     assert words.startswith("30 files that are not read: 3 .x0, 3 .x1,")
     assert words.endswith(", 8 of other kinds")
 
@@ -79,11 +79,11 @@ def test_links_are_counted_or_followed_once(tmp_path: Path) -> None:
     found = image_files.list_images(photos)
     assert found.names == ["a/1.jpg", "z/2.jpg"]
     assert found.links == 8
-    assert found.words() == "8 links (--follow-links follows them)"
+    assert found.summary() == "8 links (--follow-links follows them)"
     found = image_files.list_images(photos, follow_links=True)
     assert found.names == ["a/1.jpg", "c/4.jpg", "c/deep/3.jpg", "e.jpg", "gone.jpg", "z/2.jpg"]
     assert (found.links, found.ignored) == (0, {".txt": 1, "": 1})
-    (tmp_path / "link").symlink_to(photos)  # the folder that is named may be a link
+    (tmp_path / "link").symlink_to(photos)  # the folder itself may be a link
     assert image_files.list_images(tmp_path / "link").names == ["a/1.jpg", "z/2.jpg"]
 
 
@@ -108,7 +108,7 @@ def test_what_hashgym_wrote_is_not_listed(tmp_path: Path) -> None:
     assert found.names == ["a/1.jpg", "diary/4.jpg", "site/5.jpg"]
     assert image_files.subfolders(tmp_path)[0] == ["a", "diary", "site"]
     assert found.ignored == {".jsonl": 1, ".json": 1}  # of the diary and the site
-    assert image_files.list_images(tmp_path / "codes").names == ["6.jpg"]  # which was named outright
+    assert image_files.list_images(tmp_path / "codes").names == ["6.jpg"]  # given explicitly
 
 
 def test_missing_images_are_counted_and_named() -> None:

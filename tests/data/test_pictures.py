@@ -210,7 +210,7 @@ def test_metadata_does_not_leave_with_the_picture(tmp_path: Path) -> None:
             assert b"secret" not in out.getvalue()
 
 
-def test_truncated_images_are_refused_by_name(tmp_path: Path) -> None:
+def test_truncated_images_are_rejected_by_name(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
     for suffix in ("jpg", "png", "bmp", "gif", "webp", "tiff"):
         path = tmp_path / f"whole.{suffix}"
@@ -242,7 +242,7 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "start", [b"", b"\xff\xd8\xff\xe0", b"P6 5 5 255\n", b"\0\0\0\x1cftypavif", b"RIFF\0\0\0\0WEBP"]
 )
-def test_giant_files_are_refused_unread(tmp_path: Path, size: int, start: bytes) -> None:
+def test_giant_files_are_rejected_unread(tmp_path: Path, size: int, start: bytes) -> None:
     with (tmp_path / "a.jpg").open("wb") as file:
         file.write(start)
         file.truncate(size)  # sparse
@@ -281,13 +281,13 @@ def test_a_picture_that_does_not_fit_in_memory_is_a_bad_picture(tmp_path: Path) 
     assert "a.png does not fit in memory" in ended.stderr
 
 
-def test_more_than_8_bits_are_refused(tmp_path: Path) -> None:
+def test_more_than_8_bits_are_rejected(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(DataError, match=r"deep.png has more than 8 bits.*convert"):
         pictures.open_image(tmp_path / "deep.png")
 
 
-def test_decompression_bombs_are_refused_before_they_are_decoded(
+def test_decompression_bombs_are_rejected_before_they_are_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.new("1", (4_000, 3_000)).save(tmp_path / "big.png")
@@ -323,7 +323,7 @@ def test_bytes_and_streams_are_opened_as_files_are(tmp_path: Path) -> None:
         pictures.open_image(b"<svg/>")
 
 
-def test_formats_that_start_programs_are_refused_whatever_the_name(tmp_path: Path) -> None:
+def test_formats_that_start_programs_are_rejected_whatever_the_name(tmp_path: Path) -> None:
     Image.new("RGB", (5, 3)).save(tmp_path / "a.eps")  # Ghostscript would run it
     (tmp_path / "a.eps").rename(tmp_path / "a.jpg")
     with pytest.raises(DataError, match=r"a\.jpg is damaged or not a picture: none of BMP"):
@@ -340,7 +340,7 @@ def test_a_smaller_picture_is_no_smaller_than_asked_and_still_checked(tmp_path: 
 
 
 @pytest.mark.parametrize("extra", [0, 40, 400])
-def test_jpegs_of_needlessly_many_scans_are_refused(extra: int) -> None:
+def test_jpegs_of_needlessly_many_scans_are_rejected(extra: int) -> None:
     """Each scan is a pass over all pixels that takes a hundred bytes or less: 32 MB of them would take hours."""
     out = BytesIO()
     Image.new("L", (64, 64), 100).save(out, "JPEG", progressive=True)

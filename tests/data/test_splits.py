@@ -37,7 +37,7 @@ def sizes(split: splits.Split) -> tuple[int, int, int]:
 
 
 def check(split: splits.Split, labels: Labels) -> None:
-    """What holds for every split."""
+    """Check the properties of every split."""
     for index in (split.query, split.train, split.database, split.labels):
         assert index.dtype == np.int64
         assert (np.diff(index) > 0).all()
@@ -172,12 +172,12 @@ def test_parts_in_any_spelling(spelling: tuple[str, str, str]) -> None:
     assert np.array_equal(split.database, np.arange(16, 24))
 
 
-def test_one_part_alone_is_no_split() -> None:
+def test_a_single_part_is_not_a_split() -> None:
     for part in ("train", "test", "val"):
         assert splits.default("folder:x", [f"{part}/{i}.jpg" for i in range(9)]) == "random"
 
 
-def test_mirflickr25k_whole_and_in_part() -> None:
+def test_mirflickr25k_complete_and_in_part() -> None:
     labels = multi(25_000, 38)
     for name, counts, columns in (
         ("drlih", (1_000, 5_000), 38),
@@ -300,7 +300,7 @@ def problems(draw_: st.DrawFn) -> tuple[Labels, list[str], int, int, int]:
 
 @settings(max_examples=150, deadline=None)
 @given(problems(), st.sampled_from(["folder:x", "nuswide21", "cifar10", "coco"]))
-def test_any_split_is_sound_or_refused(problem: tuple[Labels, list[str], int, int, int], dataset: str) -> None:
+def test_any_split_is_valid_or_rejected(problem: tuple[Labels, list[str], int, int, int], dataset: str) -> None:
     labels, names, queries, train, seed = problem
     if dataset in ("nuswide21", "coco"):
         labels = np.pad(labels, ((0, 0), (0, {"nuswide21": 21, "coco": 80}[dataset] - labels.shape[1])))

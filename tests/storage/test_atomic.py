@@ -1,4 +1,4 @@
-"""Files are the old or the new ones, whole, whatever happens to who writes them."""
+"""Atomic writes: a file is the complete old or the complete new one, whatever happens to its writer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Large files are compared with their checksums once for every state that they are in."""
+"""Checksums of large files are verified once, and again after a change."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def is_read(path: Path, **options: bool) -> bool:
-    """Whether the file is read to find that it is right."""
+    """Whether verifying the file reads it."""
     ticks: list[None] = []
     assert has_checksum(path, RIGHT, tick=lambda: ticks.append(None), **options)
     return bool(ticks)

@@ -1,4 +1,4 @@
-"""A job's folder: whatever happened to it meanwhile, what comes out is right or refused."""
+"""The folder of a job: whatever happens to it, the result is right, or an error."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_rows_that_were_left_out_do_not_confuse_the_checksums(tmp_path: Path) ->
 
 @pytest.mark.parametrize("compacted", [0, 1, 2])
 def test_damage_after_the_last_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compacted: int) -> None:
-    """Killed while rows are left out: before the first array is rewritten all can be done again, then no more."""
+    """Killed while rows are left out: batches can be done again until the first array is rewritten."""
     folder, compact, done = tmp_path / "out.partial", store._compact, []
 
     def killed(file: Path, kept: NDArray[np.int64]) -> None:
@@ -151,14 +151,14 @@ def test_damage_after_the_last_batch(tmp_path: Path, monkeypatch: pytest.MonkeyP
             pass
         return
     with make(folder) as job:
-        assert work(job, bad=(BAD,)) == [1, 4]  # the bad image gets another chance
+        assert work(job, bad=(BAD,)) == [1, 4]  # the unreadable image is tried again
         job.keep(KEPT)
     with make(folder) as job:
         assert work(job) == []
     assert all(np.array_equal(rows, values(key, KEPT)) for key, rows in rows_of(folder).items())
 
 
-def test_arrays_of_another_length_are_refused(tmp_path: Path) -> None:
+def test_arrays_of_another_length_are_rejected(tmp_path: Path) -> None:
     """A journal that lost its last line would let rows be written where they do not belong."""
     folder = tmp_path / "out.partial"
     with make(folder) as job:
@@ -170,7 +170,7 @@ def test_arrays_of_another_length_are_refused(tmp_path: Path) -> None:
         pass
 
 
-def test_the_folder_carries_our_marker_to_its_end(tmp_path: Path) -> None:
+def test_the_folder_keeps_its_marker_until_it_is_published(tmp_path: Path) -> None:
     with make(tmp_path / "out.partial") as job:
         assert owned.is_owned(tmp_path / "out.partial")
         work(job)
@@ -204,7 +204,7 @@ def test_a_folder_that_was_being_set_up_is_removed_if_its_process_was_killed(tmp
     with subprocess.Popen([sys.executable, "-c", SETUP, str(folder)], **pipes) as process:
         assert process.stdout.readline() == b"begun\n"
         (setup,) = set(tmp_path.iterdir()) - set(others)
-        with make(folder):  # the other one is alive: it is left alone
+        with make(folder):  # the folder of a running process is kept
             assert setup.exists()
         os.kill(process.pid, signal.SIGKILL)
     folder.rename(tmp_path / "elsewhere")
@@ -213,7 +213,7 @@ def test_a_folder_that_was_being_set_up_is_removed_if_its_process_was_killed(tmp
     assert all((other / "photo.jpg").read_text() == "precious" for other in others)
 
 
-def test_a_full_disk_says_so_and_the_job_goes_on_later(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_the_job_resumed_later(tmp_path: Path) -> None:
     folder = tmp_path / "out.partial"
     with make(folder) as job:
         work(job, 3)
@@ -231,7 +231,7 @@ def test_a_disk_that_is_full_at_the_start_leaves_nothing(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_giant_journal_is_refused_unread(tmp_path: Path) -> None:
+def test_a_giant_journal_is_rejected_unread(tmp_path: Path) -> None:
     folder = tmp_path / "out.partial"
     with make(folder) as job:
         work(job)
@@ -243,7 +243,7 @@ def test_a_giant_journal_is_refused_unread(tmp_path: Path) -> None:
         pass
 
 
-def test_a_link_to_nothing_is_no_place_for_a_job(tmp_path: Path) -> None:
+def test_a_broken_link_is_not_used_for_a_job(tmp_path: Path) -> None:
     (tmp_path / "out").symlink_to("nowhere")
     with pytest.raises(DataError, match="is not a job of"), make(tmp_path / "out"):
         pass
@@ -255,7 +255,7 @@ def test_a_link_to_nothing_is_no_place_for_a_job(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["a diary", "a diary\nwithout a last line end", '{"images": 3}\nmine'])
-def test_a_journal_of_somebody_else_is_not_cut(tmp_path: Path, text: str) -> None:
+def test_a_foreign_journal_is_not_truncated(tmp_path: Path, text: str) -> None:
     (tmp_path / "journal.jsonl").write_text(text)
     with pytest.raises(DataError, match=r"is damaged|another, unfinished job"), make(tmp_path):
         pass

@@ -63,7 +63,7 @@ def test_a_lock_on_a_file_is_of_one_thread_which_may_repeat_it(tmp_path: Path) -
     assert in_another_thread() == ""
 
 
-def test_a_file_of_somebody_else_is_not_used_as_a_lock(tmp_path: Path) -> None:
+def test_a_foreign_file_is_not_used_as_a_lock(tmp_path: Path) -> None:
     """Locking would empty it."""
     (tmp_path / ".lock").write_text("mine")
     (tmp_path / "link").symlink_to(tmp_path / ".lock")

@@ -22,14 +22,14 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     }
 
 
-def test_a_giant_file_is_refused_unread(tmp_path: Path) -> None:
+def test_a_giant_file_is_rejected_unread(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.arange(3))
     os.truncate(tmp_path / "a.npz", 64 << 30)
     with pytest.raises(DataError, match="at most 2,147,483,648 are read"):
         read_arrays(tmp_path / "a.npz")
 
 
-def test_what_unpacks_to_more_than_the_file_is_refused(tmp_path: Path) -> None:
+def test_content_larger_than_the_file_is_rejected(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "a.npz", x=np.zeros(10_000_000))
     with pytest.raises(DataError, match="its content is compressed"):
         read_arrays(tmp_path / "a.npz")
@@ -48,7 +48,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes")
-def test_files_that_are_read_whole_are_bounded(tmp_path: Path) -> None:
+def test_files_read_at_once_are_bounded(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes(b"12345")
     assert read_bounded(tmp_path / "list.txt", 5) == b"12345"
     with pytest.raises(DataError, match=r"list\.txt has more than 4 bytes"):

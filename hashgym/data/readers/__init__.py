@@ -16,10 +16,10 @@ class Reader:
     """How a dataset is read.
 
     Attributes:
-        read: of images on disk, ``read(folder, **options)``, which returns an ImageCollection and decodes nothing yet;
-            of an embedded dataset, ``read(seed)``, which returns a HashingDataset.
-        reads_from: the files and folders that are wanted, for messages.
-        options: those keyword arguments of :func:`hashgym.data.read_images` that ``read`` takes.
+        read: for images on disk ``read(folder, **options)``, which returns an ImageCollection and decodes nothing yet;
+            for an embedded dataset ``read(seed)``, which returns a HashingDataset.
+        reads_from: the files and folders that are read, for messages.
+        options: keyword arguments of :func:`hashgym.data.read_images` that ``read`` takes.
         embedded: whether the dataset has features and needs no file.
     """
 

@@ -27,11 +27,11 @@ LAYOUT = (
 
 
 def read(root: str | Path) -> ImageCollection:
-    """All images, the training part first. Names begin with ``train/`` or ``test/``, which is what splits go by.
+    """Read all images, the training part first. Names begin with ``train/`` or ``test/``, on which splits are based.
 
     Args:
-        root: the folder that holds the official batches or their folder, or ``train/`` and ``test/``. Where there are
-            several, binary batches come before Python batches, and these before class folders.
+        root: the folder with the official batches or their folder, or with ``train/`` and ``test/``. Of several, binary
+            batches come before Python batches, and these before class folders.
 
     Raises:
         DataError: if none is found, a batch file is missing or damaged, or a class folder is missing or empty.
@@ -107,16 +107,16 @@ class _Rows:
 
 
 def _binary_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Pixels (n, 3072), mapped from the file, and labels (n,) of rows of one label byte and 3,072 pixel bytes."""
+    """Map pixels (n, 3072) and read labels (n,) of rows of one label byte and 3,072 pixel bytes."""
     size = path.stat().st_size
     if size == 0 or size % (1 + PIXELS):
-        raise DataError(f"{path} is damaged: {size} bytes are not whole rows of {1 + PIXELS}")
+        raise DataError(f"{path} is damaged: {size} bytes are not a multiple of rows of {1 + PIXELS}")
     rows = np.memmap(path, np.uint8, "r", shape=(size // (1 + PIXELS), 1 + PIXELS))
     return rows[:, 1:], rows[:, 0].astype(np.int64)
 
 
 def _python_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Pixels (n, 3072) and labels (n,) of a batch of the Python version, without running what it asks to run."""
+    """Read pixels (n, 3072) and labels (n,) of a batch of the Python version, without unpickling it."""
     from hashgym.data.readers.cifar_batches import parse
 
     batch = parse(path)

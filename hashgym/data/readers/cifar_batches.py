@@ -1,8 +1,8 @@
 """CIFAR's Python batches, read without unpickling them.
 
-They are pickles of a dict with lists, numbers, strings and one NumPy array. A pickle is a program, and the usual reader
-runs it. This one only looks at the program's instructions, knows the few that such a dict takes, and refuses all
-others: the calls that rebuild an array are recognised by name and done here; nothing is ever imported or called.
+They are pickles of a dict with lists, numbers, strings and one NumPy array. A pickle is a program, which unpickling
+runs. This module only parses the instructions, supports the few that such a dict needs, and raises an error for any
+other: the calls that rebuild an array are recognised by name and emulated; nothing is ever imported or called.
 """
 
 from __future__ import annotations
@@ -36,42 +36,42 @@ _LITERALS = {"BININT", "BININT1", "BININT2", "BINSTRING", "SHORT_BINSTRING", "BI
 
 @dataclass(frozen=True)
 class _Name:
-    """A function or class that the file mentions; never looked up."""
+    """A function or class that the file names; never looked up."""
 
     kind: str
 
 
 @dataclass
 class _Array:
-    """An array on its way: its value is set once its contents are known."""
+    """An array whose value is set once its content is read."""
 
     value: NDArray[np.uint8] | None = None
 
 
 def parse(path: Path) -> dict[str, Any]:
-    """The dict in a batch file.
+    """Return the dict in a batch file.
 
     Raises:
-        DataError: if the file is damaged, or holds anything but what a batch of CIFAR holds.
+        DataError: if the file is damaged, or has content that a batch of CIFAR does not have.
     """
     try:
         content = _run(read_bounded(path))
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise DataError(f"{path} is damaged or no CIFAR batch: {error}") from None
+        raise DataError(f"{path} is damaged or not a CIFAR batch: {error}") from None
     return {str(key): value.value if isinstance(value, _Array) else value for key, value in content.items()}
 
 
 def _run(program: bytes) -> dict[Any, Any]:
-    """Follow the instructions of protocol 2, in which CIFAR's batches are written."""
+    """Interpret the instructions of pickle protocol 2, in which the batches are written."""
     stack: list[Any] = []
     memo: dict[Any, Any] = {}
 
     def pop(count: int | None = None) -> list[Any]:
-        """The top ``count`` items, or all above the last mark, which goes with them."""
+        """Pop the top ``count`` items, or all above the last mark, and the mark."""
         if count is None:
             above = next((i for i, item in enumerate(reversed(stack)) if item is _MARK), None)
             if above is None:
-                raise ValueError("it ends something that it has not begun")
+                raise ValueError("a mark is missing on the stack")
             start = len(stack) - 1 - above
             items = stack[start + 1 :]
         else:
@@ -99,10 +99,8 @@ def _run(program: bytes) -> dict[Any, Any]:
             stack[-1].extend(items)
         elif name in ("SETITEM", "SETITEMS"):
             items = pop(2 if name == "SETITEM" else None)
-            if not all(
-                isinstance(key, (str, bytes)) for key in items[::2]
-            ):  # to hash a nest of tuples can last for ever
-                raise ValueError("it has keys that are no text")
+            if not all(isinstance(key, (str, bytes)) for key in items[::2]):  # hashing nested tuples can take forever
+                raise ValueError("it has keys that are not strings")
             stack[-1].update(zip(items[::2], items[1::2], strict=True))
         elif name in ("BINPUT", "LONG_BINPUT"):
             memo[argument] = stack[-1]
@@ -117,16 +115,16 @@ def _run(program: bytes) -> dict[Any, Any]:
             if isinstance(stack[-1], _Array):
                 stack[-1].value = _array(state)
             elif stack[-1] is not _BYTE:
-                raise ValueError("it sets attributes of something that is no array")
+                raise ValueError("it sets attributes of an object that is not an array")
         elif name == "STOP" and isinstance(stack[-1], dict):
             return stack[-1]
         else:
-            raise ValueError(f"it says {name} {str(argument or '')[:80]}, which no batch does")
-    raise ValueError("it ends in the middle")
+            raise ValueError(f"unexpected instruction {name} {str(argument or '')[:80]}")
+    raise ValueError("it is cut off")
 
 
 def _call(function: Any, arguments: Any) -> Any:
-    """What a known call would return; nothing is called."""
+    """Return the result of a known call, emulated; nothing is called."""
     kind = function.kind if isinstance(function, _Name) else None
     if kind == "encode":
         text, encoding = arguments
@@ -136,13 +134,13 @@ def _call(function: Any, arguments: Any) -> Any:
         return _BYTE
     elif kind == "array":
         return _Array()
-    raise ValueError(f"it makes a call that no batch needs: {kind or type(function).__name__}")
+    raise ValueError(f"unexpected call: {kind or type(function).__name__}")
 
 
 def _array(state: Any) -> NDArray[np.uint8]:
-    """A uint8 array of NumPy's array state: version, shape, dtype, column order, bytes."""
+    """Return the uint8 array of NumPy's array state: version, shape, dtype, column order, bytes."""
     _, shape, dtype, columns_first, data = state
     octets = data.encode("latin-1") if isinstance(data, str) else data
     if dtype is not _BYTE or not isinstance(octets, bytes) or len(octets) != math.prod(shape):
-        raise ValueError("its array is not bytes of the shape it says")
+        raise ValueError("the bytes of the array do not have its shape")
     return np.frombuffer(octets, np.uint8).reshape(shape, order="F" if columns_first else "C")

@@ -20,13 +20,13 @@ LAYOUT = "annotations/instances_train2014.json, annotations/instances_val2014.js
 
 
 def read(root: str | Path, *, allow_missing: bool = False) -> ImageCollection:
-    """Training photos, then validation photos, by number; a photo has the labels of the objects outlined in it.
+    """Read training photos, then validation photos, by number; the labels are the objects outlined in a photo.
 
-    Photos without any object have no label, so no split uses them.
+    Photos without objects have no label, so they are in no split.
 
     Args:
         root: the folder that the official archives were unpacked in.
-        allow_missing: leave photos out that are listed but not there, instead of an error.
+        allow_missing: leave out photos that are listed but missing, instead of an error.
 
     Raises:
         DataError: if a file is not found or damaged, the two lists of categories differ, or photos are missing.
@@ -44,7 +44,7 @@ def read(root: str | Path, *, allow_missing: bool = False) -> ImageCollection:
             objects += [(image, category) for image, category in content["annotations"]]
             categories.append(dict(sorted(content["categories"])))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(f"{path} is damaged or no COCO annotation file: {error!r}") from None
+            raise DataError(f"{path} is damaged or not a COCO annotation file: {error!r}") from None
     if categories[0] != categories[1]:
         raise DataError(f"the annotation files of {' and '.join(PARTS)} in {base} have different categories")
 
@@ -53,7 +53,7 @@ def read(root: str | Path, *, allow_missing: bool = False) -> ImageCollection:
     try:
         labels[[rows[image] for image, _ in objects], [columns[category] for _, category in objects]] = 1
     except KeyError as error:
-        raise DataError(f"annotations in {base} mention image or category {error}, which is not listed") from None
+        raise DataError(f"annotations in {base} have image or category {error}, which is not listed") from None
     there = {f"{part}/{file.name}" for part in PARTS for file in (base / part).iterdir()}
     present = [name in there for name in files.values()]
     missing = require_all("coco", files.values(), present, allow_missing)
@@ -73,7 +73,7 @@ READER = Reader(read, LAYOUT, options=("allow_missing",))
 
 
 def _essence(entry: dict[str, Any]) -> Any:
-    """What is needed of a JSON object: outlines are dropped as they are read, so that they never fill the memory."""
+    """Reduce a JSON object to the needed fields: outlines are dropped while reading, to bound the memory."""
     if "category_id" in entry:
         return entry["image_id"], entry["category_id"]
     if "file_name" in entry:

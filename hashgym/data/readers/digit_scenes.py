@@ -1,11 +1,11 @@
 """Scenes of handwritten digits: one to four of scikit-learn's digits on a board of 2 x 2 cells; no download.
 
-A small multi-label dataset with regions. Scenes and regions are described by the same bag of patch words: the patches
-of 5 x 5 pixels that show some ink are counted by their nearest word, and the features are the square roots of each
-word's share, a vector of length 1 for a scene and for a part of it. What is learnt on scenes can be asked of a region.
+A small multi-label dataset with regions. Scenes and regions have the same features, a bag of patch words: the patches
+of 5 x 5 pixels with some ink are counted by their nearest word, and the features are the square roots of the share of
+each word, a unit vector for a scene and for a part of it. So a hash function trained on scenes applies to regions.
 
-Every number on the way is a small integer that floating point holds exactly, so the features are the same to the
-byte on every machine.
+All intermediate numbers are small integers that floating point represents exactly, so the features are identical on
+every machine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hashgym.data.dataset import HashingDataset
 from hashgym.data.readers import Reader
 
 SCENES = {"test": 400, "train+database": 1_600, "database": 1_000}
-QUERY_DIGITS = 450  # digits that only queries show
+QUERY_DIGITS = 450  # digits that are only in query scenes
 DIGIT, SIDE, PATCH = 8, 16, 5
 WORDS = 256
 TRAIN_REGIONS = 8
@@ -29,14 +29,14 @@ Integers = NDArray[np.integer]
 
 
 def load(seed: int = 0) -> HashingDataset:
-    """400 scenes that search, 1,600 to learn from, and 1,000 more that are searched together with these.
+    """Compose 400 query scenes, 1,600 training scenes, and 1,000 more that form the database together with these.
 
-    Features are 256 patch words; 10 labels say which digits a scene shows. ``regions`` are the four corners (each one
-    cell: a single digit, or blank, and then all zero) and the centre, ``train_regions`` eight random ones of the same
-    size. Query scenes are drawn from digits that no other scene shows. Takes about two seconds.
+    Features are 256 patch words; 10 labels are the digits in a scene. ``regions`` are the four corners (each one cell:
+    a single digit, or blank, then all zero) and the centre, ``train_regions`` eight random ones of the same size. Query
+    scenes are composed of digits that are in no other scene. Takes about two seconds.
 
     Args:
-        seed: draws digits, scenes, random regions and the codebook.
+        seed: for drawing digits, scenes, random regions and the codebook.
     """
     from sklearn.datasets import load_digits
 
@@ -88,14 +88,14 @@ READER = Reader(load, "composed from scikit-learn's digits; nothing to download"
 
 
 def _draw(rng: np.random.Generator, count: int, pool: Integers) -> Integers:
-    """Digits of ``count`` scenes, (count, 4) by cell; -1 is a blank cell."""
+    """Draw the digits of ``count`` scenes, (count, 4) by cell; -1 is a blank cell."""
     digits = rng.choice(pool, (count, 4))
     blank = np.arange(4) >= rng.integers(1, 5, count)[:, None]
     return rng.permuted(np.where(blank, -1, digits), axis=1)
 
 
 def _codebook(rng: np.random.Generator, patches: Integers, rounds: int = 8) -> NDArray[np.float32]:
-    """k-means with centres rounded to whole numbers, (WORDS, pixels), of 20,000 patches with ink."""
+    """Run k-means on 20,000 patches with ink, with centres rounded to integers, (WORDS, pixels)."""
     inked = patches[patches.any(axis=1)]
     sample = inked[rng.choice(len(inked), 20_000, replace=False)].astype(np.float32)
     centers = sample[:WORDS]
@@ -122,7 +122,7 @@ def _words(patches: Integers, centers: NDArray[np.float32]) -> Integers:
 
 
 def _histogram(words: Integers) -> NDArray[np.float32]:
-    """Square roots of the shares of each word, float32 (n, WORDS), of words (n, m); blank patches do not count."""
+    """Square roots of the share of each word, float32 (n, WORDS), of words (n, m); blank patches do not count."""
     rows = np.arange(len(words))[:, None] * (WORDS + 1)
     counts = np.bincount((rows + words).ravel(), minlength=len(words) * (WORDS + 1)).reshape(len(words), -1)[:, :WORDS]
     return np.sqrt(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)).astype(np.float32)
@@ -139,6 +139,6 @@ def _regions(words: Integers, corners: Integers) -> NDArray[np.float32]:
 
 
 def _boxes(corners: Integers) -> NDArray[np.float32]:
-    """Left, top, right and bottom of regions, (n, R, 4), as parts of the scene."""
+    """Left, top, right and bottom of regions, (n, R, 4), as fractions of the scene."""
     start = corners[..., ::-1]  # corners are (row, column)
     return (np.concatenate([start, start + DIGIT], axis=-1) / SIDE).astype(np.float32)

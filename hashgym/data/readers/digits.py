@@ -10,10 +10,10 @@ from hashgym.data.readers import Reader
 
 
 def load(seed: int = 0) -> HashingDataset:
-    """The digits as pixels in [0, 1]: 300 queries, 1,000 training images; the database is all but the queries.
+    """Load the digits as pixels in [0, 1]: 300 queries, 1,000 training images; the database is all but the queries.
 
     Args:
-        seed: draws which images are queries and which are for training, the same number for every class.
+        seed: for drawing the query and training images, the same number of every class.
     """
     from sklearn.datasets import load_digits
 

@@ -22,21 +22,21 @@ LAYOUT = (
 
 
 def read(root: str | Path, *, follow_links: bool = False, exclude: Sequence[str] = ()) -> ImageCollection:
-    """All images below the class folders, in natural order.
+    """Read the images in the class folders, in natural order.
 
-    If the subfolders are called ``train``, ``test``, ``val``, ``query``, ``database`` or the like, in any case, and
-    hold folders, the classes are the folders in these, and the split ``given`` keeps to them. Images may lie any number
-    of folders below their class. What :func:`hashgym.data.image_files.list_images` passes over is counted in the
-    provenance.
+    If the subfolders are called ``train``, ``test``, ``val``, ``query``, ``database`` or similar, in any case, and
+    contain folders, the classes are the folders in these, and the split ``given`` is based on them. Images may be in
+    subfolders of their class, at any depth. The provenance counts what
+    :func:`hashgym.data.image_files.list_images` skips.
 
     Args:
         root: the folder.
         follow_links: follow links to files and folders, out of the folder too.
-        exclude: patterns of names, or of paths relative to the folder, that are left out.
+        exclude: patterns of names, or of paths relative to the folder, to leave out.
 
     Raises:
-        DataError: if there are no subfolders, a class has no images at all, images lie outside the classes, or folders
-            for parts of a split and others are mixed.
+        DataError: if there are no subfolders, a class has no images, images are outside the classes, or folders for
+            parts of a split and others are mixed.
     """
     base = folder(root, LAYOUT)
     options: dict[str, Any] = {"follow_links": follow_links, "exclude": exclude}
@@ -53,7 +53,7 @@ def read(root: str | Path, *, follow_links: bool = False, exclude: Sequence[str]
             files[part, label] = found.names
             passed.add(found)
     classes = sorted({label for _, label in files}, key=natural)
-    hint = f" (passed over: {words})" if (words := passed.words()) else ""
+    hint = f" (passed over: {words})" if (words := passed.summary()) else ""
     if not classes:
         raise DataError(f"{base} has no subfolders, so no classes{hint}; wanted: {LAYOUT}")
     if empty := [label for label in classes if not any(files.get((part, label)) for part in parts or [""])]:
@@ -90,7 +90,7 @@ READER = Reader(read, LAYOUT, options=("follow_links", "exclude"))
 
 
 def _parts(base: Path, top: Sequence[str], options: Mapping[str, Any]) -> list[str]:
-    """Those of the subfolders that are for parts of a split; none where the subfolders are classes."""
+    """Return the subfolders that are parts of a split; none if the subfolders are classes."""
     named = [name for name in top if name.lower() in PARTS]
     loose = {name: images[0] for name in named if (images := subfolders(base, name, **options)[1].names)}
     holders = [name for name in named if name not in loose]

@@ -1,4 +1,4 @@
-"""Lists of images with labels, a line each: ``path 0 1 0 ...``, the format of the HashNet and DeepHash code, or
+"""Lists of images with labels, one per line: ``path 0 1 0 ...``, the format of the HashNet and DeepHash code, or
 ``path 7``, the number of a class."""
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LAYOUT = (
     "the image's class"
 )
 PARTS = ("test", "train", "database")
-LONGEST = 4096  # characters; no system has longer paths
+LONGEST = 4096  # characters of a path; no system has longer ones
 DIGITS = 30  # of the number of a class
 LARGEST = 1 << 32  # images times classes
 
@@ -37,27 +37,27 @@ def read(
     follow_links: bool = False,
     exclude: Sequence[str] = (),
 ) -> ImageCollection:
-    """The images of one list, or of ``train.txt``, ``test.txt`` and ``database.txt`` in a folder.
+    """Read the images of one list, or of ``train.txt``, ``test.txt`` and ``database.txt`` in a folder.
 
     A line has a path and, separated by blanks, tabs or commas, two or more columns of 0 and 1, one for each label; or
     one column, the number of a class. So ``path 0`` is an image of class 0, not one without labels.
 
-    Names are the paths as listed, but ``./a.jpg`` and ``a.jpg`` are one. With several lists they begin with ``test/``,
-    ``train/``, ``database/`` or, for images in both, ``train+database/``, which is what the split ``given`` goes by.
-    Published lists do not agree on the order of their labels, so labels are numbered, and lists of different copies
-    should not be mixed.
+    Names are the paths as listed, normalised: ``./a.jpg`` becomes ``a.jpg``. With several lists they begin with
+    ``test/``, ``train/``, ``database/`` or, for images in both, ``train+database/``, on which the split ``given`` is
+    based. Published lists do not agree on the order of their labels, so labels are numbered, and lists of different
+    copies should not be mixed.
 
     Args:
         path: a list, or a folder of lists.
-        root: the folder that the paths start from; the list's own by default. A path that is absolute, as in lists with
-            their authors' folders, is looked for under ``root`` by its last parts, as many of them as are found there.
-        allow_missing: leave listed images out that are not there, instead of an error.
+        root: the folder that the paths are relative to; by default that of the list. An absolute path, as in lists with
+            the folders of their authors, is searched for in ``root`` by its last parts, as many as are found there.
+        allow_missing: leave out listed images that are missing, instead of an error.
         follow_links: also read images outside ``root``, where a link or ``..`` leads.
-        exclude: patterns of paths, or of file names, that are left out.
+        exclude: patterns of paths, or of file names, to leave out.
 
     Raises:
         DataError: for a line that is not a path and its labels, an image listed twice or both as a query and for
-            another use, missing images, or images outside the root.
+            another part, missing images, or images outside the root.
     """
     source = Path(path)
     if not source.exists():
@@ -67,35 +67,22 @@ def read(
         raise DataError(f"{source} must hold test.txt and train.txt, and may hold database.txt: {LAYOUT}")
     base = Path(root) if root is not None else source if source.is_dir() else source.parent
 
-    roles: dict[str, str] = {}
-    rows: dict[str, tuple[str, ...]] = {}
-    excluded = 0
-    for part, file in lists.items():
-        for name, row in _lines(file) if file.is_file() else []:
-            if is_excluded(name, exclude):
-                excluded += 1
-                continue
-            if name in roles and (roles[name], part) != ("train", "database"):
-                raise DataError(f"{file} lists {name}, which is listed before; an image has one line and one use")
-            if rows.setdefault(name, row) != row:
-                raise DataError(f"{file} gives {name} other labels than the list before")
-            roles[name] = "train+database" if name in roles else part
+    roles, rows, excluded = _merged(lists, exclude)
     if not rows:
         raise DataError(f"{source} lists no images; wanted: {LAYOUT}")
     if len(counts := {len(row) for row in rows.values()}) > 1:
         raise DataError(f"the lists in {source} have different numbers of labels: {sorted(counts)}")
-
     places = {name: _place(base, name, follow_links) for name in rows}
     missing = require_all(
         f"list {source.name}",
         rows,
         [place is not None for place in places.values()],
         allow_missing,
-        f"; they were looked for below {base.absolute()}, and --root names another folder that the paths start from",
+        f"; they were looked for in {base.absolute()}: name the folder that the paths start from with --root",
     )
     there = {name: place for name, place in places.items() if place is not None}
     if clash := _same_file(base, there):
-        raise DataError(f"{source} lists one file twice, as {clash[0]} and as {clash[1]}; an image has one line")
+        raise DataError(f"{source} lists one file twice, as {clash[0]} and as {clash[1]}: remove one of the lines")
     names = tuple("/".join((roles[name], name.lstrip("/"))).lstrip("/") for name in there)
     labels, label_names = _labels(source, list(rows.values()), [rows[name] for name in there])
     return ImageCollection(
@@ -116,8 +103,28 @@ def read(
 READER = Reader(read, LAYOUT, options=("root", "allow_missing", "follow_links", "exclude"))
 
 
+def _merged(
+    lists: Mapping[str, Path], exclude: Sequence[str]
+) -> tuple[dict[str, str], dict[str, tuple[str, ...]], int]:
+    """Return the part and the labels of every name in the lists of the parts, and the number of excluded lines."""
+    roles: dict[str, str] = {}
+    rows: dict[str, tuple[str, ...]] = {}
+    excluded = 0
+    for part, file in lists.items():
+        for name, row in _lines(file) if file.is_file() else []:
+            if is_excluded(name, exclude):
+                excluded += 1
+                continue
+            if name in roles and (roles[name], part) != ("train", "database"):
+                raise DataError(f"{file} lists {name}, which is listed before: keep one line, in one of the lists")
+            if rows.setdefault(name, row) != row:
+                raise DataError(f"{file} gives {name} other labels than the list before")
+            roles[name] = "train+database" if name in roles else part
+    return roles, rows, excluded
+
+
 def _lines(file: Path) -> list[tuple[str, tuple[str, ...]]]:
-    """Normalised path and labels of every line; a path may hold blanks and commas."""
+    """Return the normalised path and the labels of every line; a path may contain blanks and commas."""
     lines: list[tuple[str, tuple[str, ...]]] = []
     for number, line in enumerate(_text(file).splitlines(), 1):
         spaced = line.replace(",", " ")
@@ -129,7 +136,7 @@ def _lines(file: Path) -> list[tuple[str, tuple[str, ...]]]:
         rest, *labels = spaced.rsplit(maxsplit=columns)
         start = len(rest) - len(rest.lstrip())
         path = line[start : len(rest)].strip('"')
-        numbers = [_is_number(word) for word in words[-2:]]  # of one column, the word before is no number as well
+        numbers = [_is_number(word) for word in words[-2:]]  # of one column, the word before must not be a number
         unlike = bool(lines) and len(labels) != len(lines[0][1])
         if unlike or not labels or not path or not numbers[-1] or (columns == 1 and len(words) > 2 and numbers[0]):
             wanted = LAYOUT
@@ -146,7 +153,7 @@ def _is_number(word: str) -> bool:
 
 
 def _text(file: Path) -> str:
-    """What a list says, without the mark that some editors put before it; UTF-16 goes by that mark."""
+    """Decode a list; a byte order mark is removed, and selects UTF-16."""
     octets = read_bounded(file)
     if octets.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return octets.decode("utf-16", errors="replace")
@@ -156,7 +163,7 @@ def _text(file: Path) -> str:
 def _labels(
     source: Path, listed: Sequence[tuple[str, ...]], present: Sequence[tuple[str, ...]]
 ) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-    """Labels of the images that are present, multi-hot, and the labels' names."""
+    """Return the multi-hot labels of the images that are present, and the names of the labels."""
     if len(listed[0]) > 1:
         return np.array(present, np.uint8).reshape(-1, len(listed[0])), tuple(map(str, range(len(listed[0]))))
     classes = sorted({int(label) for (label,) in listed})
@@ -171,7 +178,7 @@ def _labels(
 
 
 def _place(base: Path, name: str, follow_links: bool) -> str | None:
-    """Where ``name`` lies below ``base``; of an absolute path the first folders are dropped until it is found."""
+    """Find ``name`` in ``base``; the first folders of an absolute path are dropped until it is found."""
     if len(name) > LONGEST:
         return None
     parts = PurePosixPath(name.replace("\\", "/")).parts
@@ -183,7 +190,7 @@ def _place(base: Path, name: str, follow_links: bool) -> str | None:
 
 
 def _same_file(base: Path, places: Mapping[str, str]) -> tuple[str, str] | None:
-    """Two names of one file: by one path below the root, or by paths that differ in case where that does not count."""
+    """Find two names of one file: the same path, or paths that differ in case on a file system that ignores it."""
     first: dict[str, str] = {}
     for name, place in places.items():
         other = first.setdefault(os.path.normpath(place).casefold(), name)

@@ -32,13 +32,13 @@ LAYOUT = (
 
 
 def read(root: str | Path) -> ImageCollection:
-    """All photos that are present, with 38 labels: 24 names (may be seen) and 14 ``NAME_r1`` (clearly seen).
+    """Read all photos that are present, with 38 labels: 24 names (may be visible), 14 ``NAME_r1`` (clearly visible).
 
     Args:
         root: the folder that the official archives were unpacked in, or the folder of the photos.
 
     Raises:
-        DataError: if photos or lists are not found, or a list holds anything but numbers from 1 to 25,000.
+        DataError: if photos or lists are not found, or a list has anything but numbers from 1 to 25,000.
     """
     base = folder(root, LAYOUT)
     photos = next((p for p in (base, base / "mirflickr", base / "images") if any(p.glob("im[0-9]*.jpg"))), None)
@@ -70,7 +70,7 @@ READER = Reader(read, LAYOUT)
 
 
 def _ids(path: Path) -> list[int]:
-    """The photo numbers in one annotation list, one a line."""
+    """Read the photo numbers in an annotation list, one per line."""
     try:
         ids = [int(line) for line in read_bounded(path).split()]
     except FileNotFoundError:

@@ -23,13 +23,13 @@ LAYOUT = (
 
 
 def read(root: str | Path, *, allow_missing: bool = False) -> ImageCollection:
-    """The photos with at least one of the 21 concepts that most photos have (195,834 of the whole 269,648).
+    """Read the photos with at least one of the 21 most frequent concepts (195,834 of all 269,648).
 
-    Concepts are counted over the whole list, photos that are missing included, and stay in the list's order.
+    Concepts are counted over the complete list, including missing photos, and keep the order of the list.
 
     Args:
         root: the folder that the official archives were unpacked in.
-        allow_missing: leave photos out that are listed but not there, instead of an error.
+        allow_missing: leave out photos that are listed but missing, instead of an error.
 
     Raises:
         DataError: if a list is not found or lists disagree in length, or photos are missing.
@@ -39,7 +39,7 @@ def read(root: str | Path, *, allow_missing: bool = False) -> ImageCollection:
     listing = _text(find(base, "ImageList/Imagelist.txt", "Imagelist.txt", wanted=LAYOUT))
     paths = [line.strip().replace("\\", "/") for line in listing.splitlines() if line.strip()]
     if not concepts or len(set(concepts)) < len(concepts) or len(set(paths)) < len(paths):
-        raise DataError(f"the lists in {base} name no concept, or a concept or a photo twice; wanted: {LAYOUT}")
+        raise DataError(f"the lists in {base} have no concept, or a concept or a photo twice; wanted: {LAYOUT}")
     truth = find(base, "Groundtruth/AllLabels", "AllLabels", wanted=LAYOUT)
     photos = find(base, "Flickr", "images", wanted=LAYOUT)
 
@@ -48,7 +48,7 @@ def read(root: str | Path, *, allow_missing: bool = False) -> ImageCollection:
     labels = table[:, kept]
     used = np.flatnonzero(labels.any(axis=1))
     names = [paths[i] for i in used]
-    # One listing a folder is far quicker than asking for every photo, on a network drive above all.
+    # Listing each folder is much faster than a query for each photo, in particular on a network drive.
     there = {str(p.name): {f.name for f in p.iterdir()} for p in photos.iterdir() if p.is_dir()}
     present = [name.rpartition("/")[2] in there.get(name.rpartition("/")[0], ()) for name in names]
     missing = require_all("nuswide21", names, present, allow_missing)
@@ -76,8 +76,8 @@ def _text(path: Path) -> str:
 
 
 def _column(path: Path, rows: int) -> NDArray[np.uint8]:
-    """One 0 or 1 a line."""
-    if not os.path.isfile(path):  # which a name too long is not, either
+    """Read a file with 0 or 1 on each line."""
+    if not os.path.isfile(path):  # also False for a name that is too long
         raise DataError(f"{path} is missing; wanted: {LAYOUT}")
     octets = np.frombuffer(read_bounded(path), np.uint8)
     digits = octets[octets > ord(" ")] - np.uint8(ord("0"))

@@ -154,7 +154,11 @@ def test_damaged_binary_batches(tmp_path: Path) -> None:
     write_binary(tmp_path / "cifar-10-batches-bin")
     path = tmp_path / "cifar-10-batches-bin" / "data_batch_2.bin"
     whole = path.read_bytes()
-    for content, reason in ((whole[:-1], "not whole rows"), (b"", "not whole rows"), (b"\x0a" + whole[1:], "labels")):
+    for content, reason in (
+        (whole[:-1], "not a multiple of rows"),
+        (b"", "not a multiple of rows"),
+        (b"\x0a" + whole[1:], "labels"),
+    ):
         path.write_bytes(content)
         with pytest.raises(DataError, match=f"data_batch_2.bin is damaged.*{reason}"):
             read_images("cifar10", tmp_path)
@@ -175,7 +179,7 @@ def test_a_batch_is_never_run(tmp_path: Path) -> None:
     attack = {"data": Exploit(marker), "labels": [1]}
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         (folder / "data_batch_1").write_bytes(pickle.dumps(attack, protocol))
-        with pytest.raises(DataError, match="data_batch_1 is damaged or no CIFAR batch"):
+        with pytest.raises(DataError, match="data_batch_1 is damaged or not a CIFAR batch"):
             read_images("cifar10", tmp_path)
     assert not marker.exists()
     pickle.loads(pickle.dumps(attack, 2))
@@ -191,13 +195,13 @@ def test_a_batch_is_never_run(tmp_path: Path) -> None:
         ({"data": np.zeros((2, 3072), np.uint8), "labels": [1, 10]}, "labels outside 0 to 9"),
         ({"data": np.zeros((2, 3072), np.uint8), "labels": [1, -3]}, "labels outside 0 to 9"),
         ({"data": np.zeros((2, 3071), np.uint8), "labels": [1, 2]}, "not a uint8 array of shape"),
-        ({"data": np.zeros((2, 3072), np.float32), "labels": [1, 2]}, "no CIFAR batch"),
+        ({"data": np.zeros((2, 3072), np.float32), "labels": [1, 2]}, "not a CIFAR batch"),
         ({"labels": [1, 2]}, "not a uint8 array of shape"),
-        ({"data": {1, 2}}, "no CIFAR batch"),
-        ([1, 2], "no CIFAR batch"),
+        ({"data": {1, 2}}, "not a CIFAR batch"),
+        ([1, 2], "not a CIFAR batch"),
     ],
 )
-def test_other_contents_are_refused(tmp_path: Path, content: Any, reason: str) -> None:
+def test_other_contents_are_rejected(tmp_path: Path, content: Any, reason: str) -> None:
     folder = tmp_path / "cifar-10-batches-py"
     write_python(folder, python2_pickle)
     (folder / "test_batch").write_bytes(pickle.dumps(content, 2))
@@ -205,7 +209,7 @@ def test_other_contents_are_refused(tmp_path: Path, content: Any, reason: str) -
         read_images("cifar10", tmp_path)
 
 
-def test_damaged_python_batches_are_refused_wherever_they_break(tmp_path: Path) -> None:
+def test_damaged_python_batches_are_rejected_wherever_they_break(tmp_path: Path) -> None:
     folder = tmp_path / "cifar-10-batches-py"
     write_python(folder, python2_pickle)
     whole = python2_pickle(*batch(0))

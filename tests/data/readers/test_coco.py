@@ -100,7 +100,7 @@ def test_errors(tmp_path: Path, picture: Callable[..., Path]) -> None:
     with pytest.raises(DataError, match="different categories"):
         read_images("coco", tmp_path)
     path.write_text(whole.replace('"category_id": 7', '"category_id": 8'))
-    with pytest.raises(DataError, match="mention image or category 8, which is not listed"):
+    with pytest.raises(DataError, match="have image or category 8, which is not listed"):
         read_images("coco", tmp_path)
     path.unlink()
     with pytest.raises(DataError, match=r"has no annotations/instances_val2014.json"):

@@ -107,7 +107,7 @@ def test_classes_with_names_of_parts_stay_classes(tmp_path: Path, picture: Calla
     assert drawn(tmp_path / "3")[0].label_names == ("car", "gallery", "train")
 
 
-def test_mixed_and_half_split_folders_are_refused(tmp_path: Path, picture: Callable[..., Path]) -> None:
+def test_mixed_and_half_split_folders_are_rejected(tmp_path: Path, picture: Callable[..., Path]) -> None:
     fill(picture, tmp_path, "train/cat", "test/cat", "dog", "extra")
     with pytest.raises(
         DataError, match=r"mixes folders for the parts of a split \(test, train\) and others \(dog, ext"
@@ -121,7 +121,7 @@ def test_mixed_and_half_split_folders_are_refused(tmp_path: Path, picture: Calla
         read_images(f"folder:{tmp_path / '2'}")
 
 
-def test_parts_inside_classes_are_told_to_be_no_split(tmp_path: Path, picture: Callable[..., Path]) -> None:
+def test_parts_inside_classes_are_reported_not_to_be_a_split(tmp_path: Path, picture: Callable[..., Path]) -> None:
     fill(picture, tmp_path, "cat/train", "cat/test", "dog/train", "dog/test")
     collection, split = drawn(tmp_path)
     assert (collection.label_names, split.name) == (("cat", "dog"), "random")

@@ -183,7 +183,7 @@ def test_two_ways_to_write_a_path_are_one_image(tmp_path: Path, picture: Callabl
 
 
 def test_where_missing_images_were_looked_for(tmp_path: Path) -> None:
-    wanted = rf"all.txt: 1 of 1 images are missing \(data/a.jpg\); they were looked for below {tmp_path}, and --root"
+    wanted = rf"all.txt: 1 of 1 images are missing \(data/a.jpg\); they were looked for in {tmp_path}"
     with pytest.raises(DataError, match=wanted):
         listed(tmp_path, "./data/a.jpg 1 0\n")
 

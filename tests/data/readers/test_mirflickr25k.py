@@ -10,7 +10,7 @@ from hashgym.data import DataError, read_images
 from hashgym.data.readers import mirflickr25k
 
 PHOTOS = (1, 2, 9, 10, 11, 25_000)
-# label: photos; those that are not there are listed too, as in a copy that is not whole
+# label: photos, also missing ones, as in an incomplete copy
 LISTS = {"sky": (1, 2, 10, 300), "tree": (9, 25_000), "tree_r1": (25_000,), "baby_r1": (2,), "baby": (2, 11)}
 
 

@@ -55,7 +55,7 @@ def test_the_21_most_frequent_concepts(tmp_path: Path, picture: Callable[..., Pa
 def test_missing_photos_are_an_error_unless_allowed(tmp_path: Path, picture: Callable[..., Path]) -> None:
     names = write(tmp_path, picture)
     whole = read_images("nuswide21", tmp_path)
-    for name in (names[4], names[6], names[59]):  # nobody needs the last one
+    for name in (names[4], names[6], names[59]):  # the last one has no concept
         (tmp_path / "Flickr" / name).unlink()
     with pytest.raises(DataError, match=rf"2 of {len(whole)} images are missing \({names[4]}, {names[6]}\)"):
         read_images("nuswide21", tmp_path)
