@@ -110,7 +110,7 @@ class Index(ABC):
         """Add images with their codes.
 
         Args:
-            ids: whole numbers (n,) from 0 on, in any order.
+            ids: integers (n,) from 0 on, in any order.
             sets: their n code sets.
 
         Raises:
@@ -173,12 +173,13 @@ class Index(ABC):
         return self._within(words, min(radius, self.bits))
 
     def save(self, folder: str | Path) -> None:
-        """Write the index to a folder that :func:`load` opens; a folder made by this before gets the new version.
+        """Write the index to a folder, for :func:`load`; the new version replaces one that was saved there before.
 
         Files of the old version are deleted, other files in the folder are not touched.
 
         Raises:
-            ValueError: if the folder's ``index.json`` is not one of an index, or its ``.saving`` is not ours.
+            ValueError: if the folder's ``index.json`` is not of a saved index, hashgym did not write its ``.saving``,
+                or the class is not registered and in no module.
             OSError: if it cannot be written.
         """
         folder, backend = Path(folder), self.backend
@@ -202,7 +203,7 @@ class Index(ABC):
 
     @staticmethod
     def load(folder: str | Path, **options: Any) -> Index:
-        """:func:`load`."""
+        """Open a saved index, see :func:`load`."""
         return load(folder, **options)
 
     def close(self) -> None:  # noqa: B027 (most back ends hold nothing open)
@@ -290,7 +291,7 @@ BACKENDS: Registry[type[Index]] = Registry(
 
 
 def backends() -> dict[str, str]:
-    """Every back end's name with one line that describes it; ``faiss*`` and ``milvus`` need extras of these names."""
+    """Return every back end's name with one line on it; ``faiss``, ``faiss-hash`` and ``milvus`` need extras."""
     return dict(BACKENDS.descriptions)
 
 
@@ -304,7 +305,7 @@ def register(name: str, target: Any = None, description: str = "") -> Callable[[
     ``@register("mine")`` before a class does the same. A name can be registered once.
 
     Args:
-        name: what to call it.
+        name: its name.
         target: the class, or where it is, as "package.module:Class", which is imported at first use.
         description: one line for :func:`backends`; by default the first line of the class's docstring.
 
@@ -323,7 +324,7 @@ def register(name: str, target: Any = None, description: str = "") -> Callable[[
 
 
 def make(backend: str, bits: int, **options: Any) -> Index:
-    """An empty index of codes of ``bits`` bits; with Milvus on a server, its collection.
+    """Return an empty index of codes of ``bits`` bits; on a Milvus server, that of the collection if it exists.
 
     Args:
         backend: one of :func:`backends`, or "package.module:Class".
@@ -359,8 +360,8 @@ def load(folder: str | Path, **options: Any) -> Index:
     Changes stay in memory until it is saved again, except those of a collection on a Milvus server.
 
     Args:
-        folder: what :meth:`Index.save` wrote.
-        **options: as for :func:`make`, instead of those it was saved with.
+        folder: one that :meth:`Index.save` wrote.
+        **options: as for :func:`make`, in place of those it was saved with.
 
     Raises:
         ValueError: if there is no index, it was written in another format, a file is missing or damaged, or an option
@@ -416,7 +417,7 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
 
 
 def ranked(queries: Ids, ids: Ids, distances: Ids, count: int, several: bool = True) -> Found:
-    """What ``count`` queries have found, in order: by query, distance and id.
+    """Sort the hits of ``count`` queries by query, distance and id.
 
     Args:
         queries, ids, distances: int64 (n,), in any order.
@@ -449,7 +450,7 @@ def _sorted_ids(ids: ArrayLike) -> tuple[Ids, Ids]:
     """The ids in ascending order, and the order (n,) that sorts them."""
     array = np.asarray(ids)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise ValueError(f"ids must be whole numbers of shape (n,), got {array.dtype} {array.shape}")
+        raise ValueError(f"ids must be integers of shape (n,), got {array.dtype} {array.shape}")
     order = np.argsort(array, kind="stable")
     array = array[order].astype(np.int64)
     if array.size and array[0] < 0:

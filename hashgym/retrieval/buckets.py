@@ -222,7 +222,7 @@ def f1_bucket_curve(
     table = database if isinstance(database, BucketTable) else BucketTable(database)
     words, wanted = pack_queries(queries, table.bits, 2), np.asarray(ks)
     if wanted.ndim != 1 or not wanted.size or wanted.dtype.kind not in "iu":
-        raise ValueError(f"ks must be a list of whole numbers, got {ks!r}")
+        raise ValueError(f"ks must be a list of integers, got {ks!r}")
     for k in (wanted.min(), wanted.max()):
         table._check_wanted(int(k))
     labels, image_labels = pack_labels(query_labels, database_labels, len(words), len(table))

@@ -65,7 +65,7 @@ def average_precision(relevant: Tensor, total: Tensor) -> Tensor:
     """Average precision of whole rankings, the mean over all orders of tied items.
 
     Args:
-        relevant: (..., D), whole numbers of any type: relevant items at each distance.
+        relevant: (..., D), integers of any type: relevant items at each distance.
         total: (..., D), all items at each distance.
 
     Returns:

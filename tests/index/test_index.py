@@ -175,7 +175,7 @@ BITS = np.array([[1, 0, 0]])
         (lambda i: i.add([1, 7], CodeSets.of([[1, 0, 0], [0, 1, 1]])), "ids already: 7; remove them"),
         (lambda i: i.add([1], CodeSets.of([[1, 0, 0], [0, 1, 1]])), "2 images need as many ids, got 1"),
         (lambda i: i.add([-1], CodeSets.of(BITS)), "0 or more, got -1"),
-        (lambda i: i.add([0.5], CodeSets.of(BITS)), "whole numbers"),
+        (lambda i: i.add([0.5], CodeSets.of(BITS)), "ids must be integers"),
         (lambda i: i.add([[1]], CodeSets.of(BITS)), r"shape \(n,\)"),
         (lambda i: i.add([1], CodeSets.of([[1, 0, 0, 1]])), "codes of 3 bits, got 4"),
         (lambda i: i.add([1], BITS), "CodeSets"),
