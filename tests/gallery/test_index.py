@@ -217,7 +217,7 @@ def test_what_is_rejected_before_work(encoder, codes, photos, tmp_path):
         ([codes / "b"], index, {}, "exists already: --add"),
         ([codes / "b"], index, {"add": True, "backend": "buckets"}, "has the back end brute-force"),
         ([codes / "b"], tmp_path / "none", {"add": True}, "leave out --add"),
-        ([codes / "b"], tmp_path / "full", {}, "is no index"),
+        ([codes / "b"], tmp_path / "full", {}, "is not an index"),
         ([], tmp_path / "new", {}, "nothing to index"),
         ([photos], tmp_path / "new", {}, "not a folder of codes"),
         ([codes / "a"], tmp_path / "new", {"backend": "abacus"}, "abacus"),
@@ -228,7 +228,7 @@ def test_what_is_rejected_before_work(encoder, codes, photos, tmp_path):
     assert content(index) == before
     assert not (tmp_path / "new").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["full", "index", "other", "other.onnx"]
-    with pytest.raises(DataError, match="is no index"):
+    with pytest.raises(DataError, match="is not an index"):
         remove(photos, ["a/0.png"])
 
 
@@ -259,7 +259,7 @@ def test_damaged_indices(codes, tmp_path):
     assert "ids.npy" in broken(lambda copy: (copy / "1" / "ids.npy").unlink())
     assert "bytes" in broken(lambda copy: os.truncate(copy / "1" / "words.npy", 200))
     assert "meta.json" in broken(lambda copy: os.truncate(copy / "meta.json", 200))
-    assert "no index" in broken(lambda copy: (copy / "meta.json").unlink())
+    assert "not an index" in broken(lambda copy: (copy / "meta.json").unlink())
     assert "engine" in broken(lambda copy: shutil.rmtree(copy / "1" / "engine"))
 
     def edited(copy: Path) -> None:
@@ -439,7 +439,7 @@ def foreign(folder: Path, names: list[str]) -> dict[str, bytes]:
 @pytest.mark.parametrize("options", [{}, {"backend": "abacus"}, {"add": True}, {"options": {"uri": "x"}}])
 def test_folders_of_others_are_neither_taken_nor_deleted(codes, tmp_path, names, options):
     before = foreign(tmp_path / "Pictures", names)
-    with pytest.raises(ValueError, match=r"is no index|abacus|takes no options") as error:
+    with pytest.raises(ValueError, match=r"is not an index|abacus|takes no options") as error:
         make([codes / "a"], tmp_path / "Pictures", **options)
     assert content(tmp_path / "Pictures") == before
     if not options:
@@ -456,7 +456,7 @@ def test_other_folders_of_ours_are_no_place_for_an_index(encoder, codes, photos,
     foreign(places[2], ["2/photo.jpg"])
     for place in places:
         before = content(place)
-        with pytest.raises(DataError, match="is no index"):
+        with pytest.raises(DataError, match="is not an index"):
             make([codes / "a"], place)
         assert content(place) == before
 
