@@ -251,7 +251,7 @@ def test_damaged_indices(codes, tmp_path):
     def broken(change) -> str:
         copy = shutil.copytree(index, tmp_path / "copy")
         change(copy)
-        with pytest.raises(ValueError, match=r"again|not an index") as error:
+        with pytest.raises(ValueError, match=r"again|(no|not an) index") as error:
             open_gallery(copy)
         shutil.rmtree(copy)
         return str(error.value)
