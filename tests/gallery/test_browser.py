@@ -157,7 +157,7 @@ def test_an_unsearchable_picture_gets_a_message_and_the_page_still_works(page: A
     pick(page, bytes(200_001), "large.png")
     sync_api.expect(alert).to_contain_text("too large")
     page.evaluate("dispatchEvent(new DragEvent('drop', {dataTransfer: new DataTransfer()}))")
-    sync_api.expect(alert).to_contain_text("no file")
+    sync_api.expect(alert).to_contain_text("not a file")
     pick(page, png(picture(3)))
     sync_api.expect(heading(page)).to_have_text("12 nearest to query.png")
     assert alert.count() == 0

@@ -217,7 +217,7 @@ def test_what_is_rejected_before_work(encoder, codes, photos, tmp_path):
         ([codes / "b"], index, {}, "exists already: --add"),
         ([codes / "b"], index, {"add": True, "backend": "buckets"}, "has the back end brute-force"),
         ([codes / "b"], tmp_path / "none", {"add": True}, "leave out --add"),
-        ([codes / "b"], tmp_path / "full", {}, "is no index"),
+        ([codes / "b"], tmp_path / "full", {}, "is not an index"),
         ([], tmp_path / "new", {}, "nothing to index"),
         ([photos], tmp_path / "new", {}, "not a folder of codes"),
         ([codes / "a"], tmp_path / "new", {"backend": "abacus"}, "abacus"),
@@ -251,7 +251,7 @@ def test_damaged_indices(codes, tmp_path):
     def broken(change) -> str:
         copy = shutil.copytree(index, tmp_path / "copy")
         change(copy)
-        with pytest.raises(ValueError, match=r"again|no index|not an index") as error:
+        with pytest.raises(ValueError, match=r"again|(no|not an) index") as error:
             open_gallery(copy)
         shutil.rmtree(copy)
         return str(error.value)
@@ -439,7 +439,7 @@ def foreign(folder: Path, names: list[str]) -> dict[str, bytes]:
 @pytest.mark.parametrize("options", [{}, {"backend": "abacus"}, {"add": True}, {"options": {"uri": "x"}}])
 def test_folders_of_others_are_neither_taken_nor_deleted(codes, tmp_path, names, options):
     before = foreign(tmp_path / "Pictures", names)
-    with pytest.raises(ValueError, match=r"is no index|abacus|takes no options") as error:
+    with pytest.raises(ValueError, match=r"is not an index|abacus|takes no options") as error:
         make([codes / "a"], tmp_path / "Pictures", **options)
     assert content(tmp_path / "Pictures") == before
     if not options:
@@ -456,7 +456,7 @@ def test_other_folders_of_ours_are_no_place_for_an_index(encoder, codes, photos,
     foreign(places[2], ["2/photo.jpg"])
     for place in places:
         before = content(place)
-        with pytest.raises(DataError, match="is no index"):
+        with pytest.raises(DataError, match="is not an index"):
             make([codes / "a"], place)
         assert content(place) == before
 

@@ -166,7 +166,7 @@ def test_an_index_on_no_server_takes_no_address(inputs: Path, tmp_path: Path, mo
     made = build([inputs / "a"], tmp_path / "index", "brute-force", progress=False)
     with open_gallery(made) as gallery:
         assert len(gallery) == 4
-    with pytest.raises(ValueError, match="on no server: leave out --uri"):
+    with pytest.raises(ValueError, match="not on a server: leave out --uri"):
         open_gallery(made, uri="http://127.0.0.1:1")
     engine = made / "1" / "engine"
     reseal(engine, "index.json", sealed.digest, backend="milvus", options={"uri": "http://x", "collection": "c"})
