@@ -37,8 +37,14 @@ from hashgym.envs.region_keep import RegionKeepTask
 from hashgym.hashers import Hasher
 from hashgym.hashers.threads import largest_product, limit_threads
 from hashgym.integrations.sb3 import HashVecEnv
+from hashgym.optional import require
 from hashgym.retrieval import metrics
 from hashgym.terminal import command_line
+
+try:
+    import sb3_contrib  # noqa: F401  # by the modules below
+except ModuleNotFoundError:
+    require("sb3_contrib", "agents.sb3")
 
 from . import checkpoint as files
 from . import mch, training

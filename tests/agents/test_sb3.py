@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -290,3 +292,10 @@ def test_settings_on_the_command_line_keep_their_kind() -> None:
     settings = sb3.command(["--settings", "n_epochs", "2", "learning_rate", "3e-4"]).args.settings
     assert settings == {"n_epochs": 2, "learning_rate": 3e-4}
     assert isinstance(settings["n_epochs"], int)
+
+
+def test_without_sb3_contrib_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sb3_contrib", None)
+    monkeypatch.delitem(sys.modules, "agents.sb3")
+    with pytest.raises(ImportError, match=r"agents\.sb3 needs sb3_contrib: pip install 'hashgym\[contrib\]'"):
+        importlib.import_module("agents.sb3")
