@@ -45,7 +45,7 @@ def list_places(
                 base = os.path.realpath(path)
                 found = list_images(Path(base), follow_links=follow_links, exclude=exclude)
                 if not found.names and named:
-                    over = f" (passed over: {found.words()})" if found.words() else ""
+                    over = f" (passed over: {found.summary()})" if found.summary() else ""
                     raise DataError(f"{path} holds no images{over}; wanted: files that end in .jpg, .png, .webp, ...")
                 passed.add(found)
                 inside = [os.path.join(base, name) for name in found.names]
@@ -62,7 +62,7 @@ def list_places(
                 folders.update(map(os.path.dirname, inside))
             files.update(inside)
     if not files:
-        over = f" (passed over: {passed.words()})" if passed.words() else ""
+        over = f" (passed over: {passed.summary()})" if passed.summary() else ""
         raise DataError(f"there are no images to encode{over}: name files, folders, or patterns in quotes")
     try:
         root = os.path.commonpath(folders)
