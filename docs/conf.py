@@ -88,7 +88,7 @@ def written_once(name: str) -> str:
 
 
 def escaped(found: re.Match[str]) -> str:
-    """What is Markdown in a text that is none, code excepted."""
+    """Escape characters of plain text that Markdown would interpret, except in code."""
     return found[1] or f"\\{found[2]}"
 
 
@@ -156,7 +156,7 @@ def find_public(app: Sphinx, env: Any, node: Any, content: Any) -> Any:
 
 
 def _object(path: str) -> Any:
-    """What a dotted name stands for; None if there is no such thing."""
+    """Return the object of a dotted name; None if there is none."""
     parts = path.split(".")
     for end in range(len(parts), 0, -1):
         try:

@@ -27,7 +27,7 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyt
 
 @pytest.fixture(autouse=True)
 def _registered_names_are_forgotten() -> Iterator[None]:
-    """What a test registers is unknown to the next."""
+    """Forget after each test what it has registered."""
     known = [names for registry in (REWARDS, HASHERS, BACKBONES) for names in (registry.entries, registry.descriptions)]
     before = [dict(names) for names in known]
     yield

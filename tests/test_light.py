@@ -53,7 +53,7 @@ def command(light: Path, *words: object) -> tuple[list[str], dict[str, str]]:
 
 
 def run(light: Path, *words: object) -> str:
-    """What the command prints; raises where it fails."""
+    """Run a command and return its output; raise if it fails."""
     args, env = command(light, *words)
     return subprocess.run(args, env=env, cwd=light, check=True, capture_output=True, text=True).stdout
 

@@ -32,7 +32,7 @@ OTHERS = (
 
 
 def clean(folder: Path, *names: str) -> list[str]:
-    """What is left of files with these names after ``make clean``."""
+    """The files of these names that are left after ``make clean``."""
     shutil.copyfile(Path(__file__).parents[1] / "Makefile", folder / "Makefile")
     for name in ("agents", "benchmarks", "docs", "hashgym", "tests"):
         (folder / name).mkdir()

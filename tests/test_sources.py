@@ -1,4 +1,4 @@
-"""What must not be in the sources: pickle, unsafe loading, imports against the stream or in a circle."""
+"""Rules for the sources: no pickle, one way to write files, imports in one direction and without circles."""
 
 from __future__ import annotations
 

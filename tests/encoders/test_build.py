@@ -1,4 +1,4 @@
-"""What `hashgym export` fits, and with how many threads."""
+"""`hashgym export`: the hashers that it fits, and its number of threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is exported gives the bits of what was trained, to the last."""
+"""Exported heads give the bits of the trained policies and hashers, to the last."""
 
 from __future__ import annotations
 
