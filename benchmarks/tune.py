@@ -117,7 +117,7 @@ def tries(method: str, count: int) -> Iterator[Settings]:
 
 
 def run(search: Search) -> list[dict[str, Any]]:
-    """Try one setting after the other in this process; a row for each."""
+    """Try one setting after the other, in this process; a row each."""
     from agents.runs import retrieval_among  # with it comes torch, which not every run of benchmarks.drlih needs
 
     whole = load(search.features)
