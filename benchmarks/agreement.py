@@ -23,6 +23,7 @@ import hashgym
 from agents import drlih, mch, sb3
 from benchmarks.common.arguments import MeasureArgs
 from benchmarks.common.machine import package_versions, revision
+from benchmarks.common.methods import NUM_ENVS
 from benchmarks.common.results import Results, describe
 from hashgym import hashers
 from hashgym.codes import CodeSets
@@ -43,6 +44,7 @@ CODES = (
 REGIONS = ("mch apart", "mch in-turn", *(f"mch-sb3 {algo}" for algo in sb3.PRESETS["RegionKeep-v0"]))
 METHODS = CODES + REGIONS
 UPDATES = 20  # of hashers and of mch: enough to move far from the initial weights
+BATCH: dict[str, Any] = {NUM_ENVS: 64}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,16 +126,16 @@ def _made(
         )
         return folder / "hasher.onnx", hasher.encode(features)
     if kind == "drlih":
-        settings = dataclasses.replace(drlih.PRESETS[name], **code, updates=3, lanes=64)
+        settings = dataclasses.replace(drlih.PRESETS[name], **code, updates=3, **BATCH)
         policy = drlih.train(dataset, settings, out=run, progress=False)
         return file, hashgym.encode(policy, features, bits=args.bits, group_bits=settings.group_bits)
     base = _fitted("dch", args, dataset) if kind.startswith("mch") else None
     if kind == "mch" and base is not None:
         offered = 1 if name == "apart" else 3
-        how = mch.Args(seed=args.seed, updates=UPDATES, lanes=64, regions_per_episode=offered)
+        how = mch.Args(seed=args.seed, updates=UPDATES, regions_per_episode=offered, **BATCH)
         keeper = mch.train(dataset, base, how, out=run, progress=False)
         return file, mch.encode(keeper, base, dataset, rows)
-    task = sb3.Args(algo=name, env="RegionKeep-v0" if base else "BitGroupHashing-v0", **code, lanes=64, steps=512)
+    task = sb3.Args(algo=name, env="RegionKeep-v0" if base else "BitGroupHashing-v0", **code, **BATCH, steps=512)
     brief: dict[str, int | float] = {"gradient_steps": 2, "learning_starts": 128}
     brief = {key: value for key, value in brief.items() if key in task.preset.settings}
     task = dataclasses.replace(task, evaluations=1, checkpoints=1, settings=brief)

@@ -115,8 +115,8 @@ def settings(cell: Cell) -> Any:
     """
     from agents import drlih as agent
 
-    if cell.agent not in (able := [name for name in agent.NETWORKS if name not in ("paper", "released")]):
-        raise ValueError(f"there is no agent {cell.agent!r} that takes a reward: choose from {', '.join(able)}")
+    if cell.agent not in (variants := methods.reward_variants()):
+        raise ValueError(f"there is no agent {cell.agent!r} that takes a reward: choose from {', '.join(variants)}")
     return agent.Args(
         variant=cell.agent,  # type: ignore[arg-type]
         reward=register(cell.design),

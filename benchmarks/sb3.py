@@ -159,13 +159,13 @@ def run(cell: Cell) -> dict[str, Any]:
     elif base is None:
         encode, seconds = methods.fit(_alone(cell), dataset)
         result = methods.measure(encode, dataset)[1]
-        if hasattr(configured, "updates") and hasattr(configured, "lanes"):
-            steps = configured.updates * configured.lanes * -(-cell.bits // configured.group_bits)
+        if cell.method in methods.AGENTS:
+            steps = configured.updates * getattr(configured, methods.NUM_ENVS) * -(-cell.bits // configured.group_bits)
     else:
         query = base.encode(dataset.features[dataset.query])
         if isinstance(configured, mch.Args):
             policy = mch.train(dataset, base, configured, progress=False)
-            seconds, steps = time.perf_counter() - start, configured.updates * configured.lanes
+            seconds, steps = time.perf_counter() - start, configured.updates * getattr(configured, methods.NUM_ENVS)
             database = mch.encode(policy, base, dataset, dataset.database)
         else:
             seconds, database = 0.0, CodeSets.of(base.encode(dataset.features[dataset.database]))

@@ -22,6 +22,7 @@ import torch
 from agents import drlih
 from benchmarks.common.arguments import MeasureArgs
 from benchmarks.common.machine import seconds
+from benchmarks.common.methods import NUM_ENVS
 from benchmarks.common.results import publish
 from hashgym import hashers
 from hashgym.console import Table
@@ -73,7 +74,7 @@ def jobs(updates: int) -> dict[str, tuple[int, Callable[[], Any]]]:
         for variant in ("hashgym", "norec"):
             args = drlih.Args(variant=variant, bits=48, updates=updates, holdout=0.0)
             found[f"drlih {variant}, {name}"] = (
-                args.lanes * dataset.dim * args.hidden,
+                getattr(args, NUM_ENVS) * dataset.dim * args.hidden,
                 lambda dataset=dataset, args=args: drlih.train(dataset, args, progress=False),  # type: ignore[misc]
             )
     return found

@@ -117,8 +117,8 @@ def tries(method: str, count: int) -> Iterator[Settings]:
 
 
 def run(search: Search) -> list[dict[str, Any]]:
-    """Try one setting after the other, in this process; a row each."""
-    from agents.runs import retrieval_among  # with it comes torch, which not every run of benchmarks.drlih needs
+    """Try one setting after the other in this process; a row for each."""
+    from agents.runs import retrieval_among  # imports torch, which not every run of benchmarks.drlih needs
 
     whole = load(search.features)
     dataset, kept_out = held_out(whole)

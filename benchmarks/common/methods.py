@@ -32,6 +32,7 @@ __all__ = [
     "group_bits",
     "load",
     "measure",
+    "reward_variants",
     "settings",
     "settings_of",
     "unused_settings",
@@ -56,6 +57,13 @@ AGENTS: Mapping[str, Mapping[str, Any]] = {
     "drlih-lstm": {"variant": "lstm", **_ALL},
     "ng": {"variant": "hashgym", "group_bits": 1, **_ALL},  # Table II's Baseline_ng: no action groups
 }
+
+
+def reward_variants() -> list[str]:
+    """Variants of agents.drlih that learn from any reward."""
+    from agents import drlih
+
+    return [name for name in drlih.NETWORKS if name not in ("paper", "released")]
 
 
 def unused_settings(variant: str) -> tuple[str, ...]:
