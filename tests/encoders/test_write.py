@@ -227,7 +227,7 @@ def test_preprocessing_is_rebuilt_from_its_description(preprocess):
     assert again == preprocess
     image = Image.fromarray(uniform(17, 12, 3))
     assert np.array_equal(again(image), preprocess(image))
-    with pytest.raises(ValueError, match="no preprocessing"):
+    with pytest.raises(ValueError, match="not a description of preprocessing"):
         preprocess_of({"kind": "fold", "size": 3})
 
 
