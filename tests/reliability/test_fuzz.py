@@ -97,7 +97,7 @@ def make_lists(folder: Path) -> None:
 
 
 def make_cifar_python(folder: Path) -> None:
-    from tests.data.test_cifar10 import BATCHES, python2_pickle
+    from tests.data.readers.test_cifar10 import BATCHES, python2_pickle
 
     for number, name in enumerate(BATCHES):
         pixels = np.full((2, 3072), number, np.uint8)
@@ -105,26 +105,26 @@ def make_cifar_python(folder: Path) -> None:
 
 
 def make_cifar_binary(folder: Path) -> None:
-    from tests.data.test_cifar10 import BATCHES
+    from tests.data.readers.test_cifar10 import BATCHES
 
     for number, name in enumerate(BATCHES):
         (folder / f"{name}.bin").write_bytes(bytes([number, *[7] * 3072]) * 2)
 
 
 def make_coco(folder: Path) -> None:
-    from tests.data.test_coco import write
+    from tests.data.readers.test_coco import write
 
     write(folder, picture)
 
 
 def make_nuswide(folder: Path) -> None:
-    from tests.data.test_nuswide21 import write
+    from tests.data.readers.test_nuswide21 import write
 
     write(folder, picture)
 
 
 def make_mirflickr(folder: Path) -> None:
-    from tests.data.test_mirflickr25k import write
+    from tests.data.readers.test_mirflickr25k import write
 
     write(folder, folder / "annotations", picture)
 
