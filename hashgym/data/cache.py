@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from hashgym.data.dataset import HashingDataset
 from hashgym.storage import owned
-from hashgym.storage.atomic import sync
 from hashgym.storage.errors import DataError
 from hashgym.storage.job_store import JOURNAL
 from hashgym.storage.reading import map_array
@@ -77,26 +76,15 @@ def save(dataset: HashingDataset, path: str | Path, *, overwrite: bool = False) 
             "elsewhere, or choose another name"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    mark = secrets.token_hex(4)
-    work = owned.create(target.with_name(f".{target.name}.{mark}.partial"))
+    work = owned.create(target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial"))
     try:
         for key in ARRAYS:
             if (array := getattr(dataset, key)) is not None:
                 np.save(work / f"{key}.npy", np.asarray(array), allow_pickle=False)
         seal(work, dataset.name, dataset.names, dataset.label_names, dataset.provenance)
         if target.exists():
-            old = target.with_name(f".{target.name}.{mark}.old")
-            target.rename(old)
-            try:
-                work.rename(target)
-            finally:
-                if not target.exists():
-                    old.rename(target)
-            owned.mark(old)  # it has only files of hashgym, as checked above
-            owned.remove(old)
-        else:
-            work.rename(target)
-        sync(target.parent)
+            owned.mark(target)  # it has only files of hashgym, as checked above
+        owned.publish(work, target)
     finally:
         with suppress(OSError):
             owned.remove(work)

@@ -336,7 +336,7 @@ def _absent_labels(label_names: Sequence[str], counts: NDArray[np.int64]) -> str
     """The labels that a part of the split lacks, of those that another has; ``counts`` has a column for each part."""
     text = ""
     for what, column in zip(("queries", "training images", "images in the database"), counts.T, strict=True):
-        absent = [label_names[int(i)] for i in np.flatnonzero((column == 0) & counts.any(axis=1))]
+        absent = [label_names[i] for i in np.flatnonzero((column == 0) & counts.any(axis=1)).tolist()]
         if absent:
             text += f"; no {what} of {', '.join(absent[:5])}" + (f" and {len(absent) - 5:,} more" if absent[5:] else "")
     return text

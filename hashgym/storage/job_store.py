@@ -138,8 +138,7 @@ class JobStore:
             raise DataError(
                 f"{target} was created meanwhile and is not overwritten; the finished work is in {self.folder}"
             )
-        self.folder.rename(target)
-        sync(target.parent)
+        owned.publish(self.folder, target)
         remove_journal(target)
 
     def _create(self) -> None:

@@ -8,13 +8,15 @@ wrote it.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from hashgym.storage.atomic import sync
 from hashgym.storage.errors import DataError
 
-__all__ = ["MARKER", "create", "is_empty", "is_owned", "mark", "remove", "require_replaceable"]
+__all__ = ["MARKER", "create", "is_empty", "is_owned", "mark", "publish", "remove", "require_replaceable"]
 
 MARKER = ".hashgym"
 _TEXT = "hashgym created this folder and may delete it.\n"
@@ -79,6 +81,28 @@ def remove(folder: str | Path) -> None:
             entry.unlink()
     (path / MARKER).unlink()
     path.rmdir()
+
+
+def publish(work: Path, target: Path) -> None:
+    """Rename a finished folder to its place, and sync; an old folder there is deleted once the new one is in place.
+
+    Raises:
+        DataError: if the old folder has no marker; the new one is in place then, and the old one beside it.
+        OSError: if the folder cannot be renamed; the old one is in its place then.
+    """
+    if not target.exists():
+        work.rename(target)
+        sync(target.parent)
+        return
+    old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
+    target.rename(old)
+    try:
+        work.rename(target)
+    finally:
+        if not target.exists():
+            old.rename(target)
+    sync(target.parent)
+    remove(old)
 
 
 def require_replaceable(file: str | Path, what: str, is_ours: Callable[[Path], bool]) -> None:

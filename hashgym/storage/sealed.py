@@ -238,7 +238,7 @@ def _is_valid_entry(name: str, entry: Any) -> bool:
 
 
 def _problem(file: Path, entry: Mapping[str, Any], large_files: Verify, tick: Callable[[], None]) -> str:
-    """What is wrong with a file; empty if nothing is."""
+    """Describe what is wrong with a file; empty if nothing is."""
     try:
         if (size := file.stat().st_size) != entry["bytes"]:
             return f"has {size} of {entry['bytes']} bytes"

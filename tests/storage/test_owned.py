@@ -91,3 +91,17 @@ def test_only_empty_folders_are_empty(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "empty")
     names = ("", "file", "empty", "link", "missing")
     assert [owned.is_empty(tmp_path / name) for name in names] == [False, False, True, False, False]
+
+
+def test_a_published_folder_replaces_an_owned_one_and_no_other(tmp_path: Path) -> None:
+    for text in ("first", "second"):
+        work = owned.create(tmp_path / "work")
+        (work / "file").write_text(text)
+        owned.publish(work, tmp_path / "out")
+        assert (tmp_path / "out" / "file").read_text() == text
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    (tmp_path / "out" / owned.MARKER).unlink()
+    with pytest.raises(DataError, match=r"\.out\.\w+\.old was not written by hashgym and is not deleted"):
+        owned.publish(owned.create(tmp_path / "work"), tmp_path / "out")
+    (old,) = tmp_path.glob(".out.*.old")
+    assert (old / "file").read_text() == "second"
