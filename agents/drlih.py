@@ -311,7 +311,8 @@ class FusedGRU(Policy):
 
     def initial_state(self, image: Tensor) -> State:
         """Return the embedded image, and the cell's initial state."""
-        return self._hidden(self.embedding, image), self._initial_h(image)
+        h = self._initial_h(image)
+        return self._hidden(self.embedding, image), h
 
     def step(self, state: State, code: Tensor, group: int) -> tuple[Tensor, State]:
         """Return the actor's logits, of a shorter last group the first ones; and the next state."""
