@@ -76,7 +76,10 @@ NAMES: dict[str, dict[str, str]] = {
         "versions": "versions",
     },
     "storage.ray_cluster": {"result": "storage.ray_cluster:task_result"},
-    "storage.sealed": {"Kind": "storage.sealed:FolderFormat"},
+    "storage.sealed": {
+        "Kind": "storage.sealed:FolderFormat",
+        "META": "storage.sealed:FolderFormat.manifest",
+    },
     "terminal": {"quote": "text"},
 }
 

@@ -84,7 +84,7 @@ def save(dataset: HashingDataset, path: str | Path, *, overwrite: bool = False) 
         seal(work, dataset.name, dataset.names, dataset.label_names, dataset.provenance)
         if target.exists():
             owned.mark(target)  # it has only files of hashgym, as checked above
-        owned.publish(work, target)
+        owned.publish(work, target, replace=True)
     finally:
         with suppress(OSError):
             owned.remove(work)

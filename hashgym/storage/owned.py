@@ -83,17 +83,24 @@ def remove(folder: str | Path) -> None:
     path.rmdir()
 
 
-def publish(work: Path, target: Path) -> None:
-    """Rename a finished folder to its place, and sync; an old folder there is deleted once the new one is in place.
+def publish(work: Path, target: Path, *, replace: bool = False) -> None:
+    """Rename a finished folder to its place, and sync.
+
+    Args:
+        work: the folder.
+        target: its place, on the same disk.
+        replace: delete a folder with the marker that is there, once the new one is in place.
 
     Raises:
-        DataError: if the old folder has no marker; the new one is in place then, and the old one beside it.
-        OSError: if the folder cannot be renamed; the old one is in its place then.
+        DataError: if the folder to replace has no marker.
+        OSError: if the folder cannot be renamed, as onto another folder without ``replace``; that one stays then.
     """
-    if not target.exists():
+    if not (replace and target.exists()):
         work.rename(target)
         sync(target.parent)
         return
+    if not is_owned(target):
+        raise DataError(f"{target} was not written by hashgym and is not replaced: choose another name")
     old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
     target.rename(old)
     try:

@@ -94,14 +94,18 @@ def test_only_empty_folders_are_empty(tmp_path: Path) -> None:
 
 
 def test_a_published_folder_replaces_an_owned_one_and_no_other(tmp_path: Path) -> None:
-    for text in ("first", "second"):
-        work = owned.create(tmp_path / "work")
-        (work / "file").write_text(text)
-        owned.publish(work, tmp_path / "out")
-        assert (tmp_path / "out" / "file").read_text() == text
-        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    def publish(text: str, **options: bool) -> None:
+        (owned.create(tmp_path / "work") / "file").write_text(text)
+        owned.publish(tmp_path / "work", tmp_path / "out", **options)
+
+    publish("first")
+    publish("second", replace=True)
+    assert (tmp_path / "out" / "file").read_text() == "second"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(OSError, match="not empty"):
+        publish("third")
     (tmp_path / "out" / owned.MARKER).unlink()
-    with pytest.raises(DataError, match=r"\.out\.\w+\.old was not written by hashgym and is not deleted"):
-        owned.publish(owned.create(tmp_path / "work"), tmp_path / "out")
-    (old,) = tmp_path.glob(".out.*.old")
-    assert (old / "file").read_text() == "second"
+    with pytest.raises(DataError, match="out was not written by hashgym and is not replaced"):
+        publish("fourth", replace=True)
+    assert (tmp_path / "out" / "file").read_text() == "second"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "work"]
