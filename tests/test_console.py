@@ -124,9 +124,7 @@ def test_all_printing_goes_through_the_console(path):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "rich":
             own = {"Console", "Progress", "Table", "Text", "TextColumn"}
             own |= {"console", "escape", "print", "table", "track"}
-            allowed = (
-                {"TextColumn"} if path.name == "pipeline.py" else {"Progress"} if path.name == "runs.py" else set()
-            )
+            allowed = {"TextColumn"} if path.name == "pipeline.py" else set()
             assert not {name.name for name in node.names} & (own - allowed), f"{where}: take it from hashgym.console"
         if isinstance(node, ast.Import):
             assert not {name.name.split(".")[0] for name in node.names} & {"rich"}, f"{where}: use hashgym.console"
