@@ -33,11 +33,13 @@ def test_versions_are_those_of_the_constraints() -> None:
 def light(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of packages as an environment has it, with those of requirements-light.txt alone."""
     folder = tmp_path_factory.mktemp("site-packages")
-    for name in pins("requirements-light.txt"):
+    for name, version in pins("requirements-light.txt").items():
         try:
             package = metadata.distribution(name)
         except metadata.PackageNotFoundError:
             pytest.skip(f"{name} is not installed")
+        if package.version != version:
+            pytest.skip(f"{name} {package.version} is installed, requirements-light.txt has {version}")
         for top in {file.parts[0] for file in package.files or () if file.parts[0] not in ("..", "__pycache__")}:
             if not (folder / top).exists():
                 (folder / top).symlink_to(Path(str(package.locate_file(top))).resolve())
