@@ -164,7 +164,7 @@ def keep_probabilities(
 def _offer(
     policy: Any, base: Hasher, features: Any, regions: Any, threshold: float | None, batch_size: int
 ) -> tuple[codes.Words, NDArray[np.float64]]:
-    """Return codes and keep probabilities; with a threshold regions are offered in turn."""
+    """Return packed codes (n, 1 + R, W) and keep probabilities (n, 1 + R); with a threshold offer regions in turn."""
     policy = _as_trained(policy)
     if regions is None:
         raise DataError(f"the images have no regions (dataset.regions): {REGIONS_COMMAND} extracts them")
@@ -233,7 +233,7 @@ def _keep_probability(policy: Any, seen: Any, n: int) -> NDArray[np.float64]:
 
 
 class _Normalizing:
-    """A Stable-Baselines3 model with the VecNormalize under which it was trained."""
+    """A Stable-Baselines3 model with the VecNormalize statistics under which it was trained."""
 
     def __init__(self, model: Any, statistics: Any) -> None:
         self.model, self.statistics, self.observation_space = model, statistics, model.observation_space

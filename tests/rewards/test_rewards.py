@@ -168,7 +168,7 @@ def test_a_custom_reward_is_registered_once() -> None:
         ({"name": "average_precision", "against": "all"}, "'codebook' or 'partners'"),
         ({"name": "weighted", "terms": {}}, "at least one"),
         ({"margin": 1}, r"a mapping must name the reward, .*; got the keys \['margin'\]"),
-        ({"name": lambda view: view.bits, "margin": 1}, r"options \(margin\) go with a reward's name"),
+        ({"name": lambda view: view.bits, "margin": 1}, r"options \(margin\) are only for a reward given by name"),
         (3, "a name, a mapping"),
     ],
 )
