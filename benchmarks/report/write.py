@@ -63,7 +63,7 @@ def main(args: Args, console: Console | None = None) -> None:
     """Write the report.
 
     Raises:
-        ValueError: if there are no results, some contradict each other, or files of another origin would be overwritten.
+        ValueError: if there are no results, some contradict each other, or other files would be overwritten.
     """
     out, runs = args.out or args.folder, read(args.folder)
     require_replaceable(out, "report.md", "*.png")

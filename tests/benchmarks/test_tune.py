@@ -44,7 +44,7 @@ def test_every_space_names_settings_that_the_method_has_and_accepts():
 @pytest.fixture
 def searched(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "SPACE", {"itq": {"iterations": (0, 2)}})
-    monkeypatch.setattr(cells, "_apart", lambda work, cell: work(cell))  # in this process: quicker
+    monkeypatch.setattr(cells, "_in_fresh_process", lambda work, cell: work(cell))  # in this process: quicker
     args = tune.Args(out=tmp_path, methods=("itq",), tries=3)
     assert tune.main(args, Console(quiet=True)) == 0
     return args
@@ -98,7 +98,7 @@ def test_an_ablation_has_the_settings_of_its_method(tmp_path):
 
 
 def test_a_search_is_not_repeated_and_another_rule_is_noticed(searched, monkeypatch):
-    monkeypatch.setattr(cells, "_apart", lambda work, cell: pytest.fail("tried again"))
+    monkeypatch.setattr(cells, "_in_fresh_process", lambda work, cell: pytest.fail("tried again"))
     assert tune.main(searched, Console(quiet=True)) == 0
     with pytest.raises(ValueError, match=r"another configuration \(tries: 3 -> 2"):
         tune.main(replace(searched, tries=2), Console(quiet=True))
