@@ -131,11 +131,11 @@ def test_curves_and_examples_stand_beside_the_rows(finished):
     np.testing.assert_allclose(json.loads(curve["precision_at"]), at, rtol=1e-3)
 
     queries, found, distances, right = (json.loads(example[c]) for c in ("queries", "found", "distances", "right"))
-    asked = {int(image): place for place, image in enumerate(dataset.query)}
+    places = {int(image): place for place, image in enumerate(dataset.query)}
     searched = {int(image): place for place, image in enumerate(dataset.database)}
     assert len({dataset.labels[q].argmax() for q in queries}) == 10  # one query of each label
     for q, images, bits_off, good in zip(queries, found, distances, right, strict=True):
-        every = (database != query[asked[q]]).sum(axis=1)
+        every = (database != query[places[q]]).sum(axis=1)
         assert bits_off == [every[searched[image]] for image in images] == sorted(every)[:10]
         assert good == [int((dataset.labels[q] & dataset.labels[image]).any()) for image in images]
 
@@ -165,7 +165,7 @@ def test_heads_are_linear_for_all_networks_alike(tmp_path, monkeypatch):
 
 
 def test_presets_name_every_method_of_the_papers_tables():
-    asked = {"drlih", "hashnet", "dsh", "ninh", "cnnh", "sdh", "itq", "sh", "lsh", "noseq", "ng"}
-    assert asked <= set(drlih.PRESETS["smoke"].methods)
+    wanted = {"drlih", "hashnet", "dsh", "ninh", "cnnh", "sdh", "itq", "sh", "lsh", "noseq", "ng"}
+    assert wanted <= set(drlih.PRESETS["smoke"].methods)
     for method in drlih.METHODS:
         methods.settings(methods.Cell("digits", method, 24, 0))
