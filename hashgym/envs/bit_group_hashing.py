@@ -161,14 +161,18 @@ def action_bits(action: Any, task: HashingTask, num_envs: int, xp: Any = np) -> 
     if task.action == "index":
         # "int64" and "torch.int64": the two libraries have no check of integer types in common
         if "int" not in str(array.dtype) or not ((array >= 0) & (array < 2**task.group_bits)).all():
-            raise ValueError(f"an index action must be an integer from 0 to {2**task.group_bits - 1}")
+            most = 2**task.group_bits - 1
+            raise ValueError(f"an index action must be an integer from 0 to {most}, got {array.tolist()!s:.60}")
         places = xp.arange(task.group_bits, device=array.device)
         return xp.asarray(xp.asarray(array[:, None], dtype=xp.int64) >> places & 1, dtype=xp.float32)
     relaxed = xp.asarray(array, dtype=xp.float32)
     if task.action in BINARY and not ((relaxed == 0) | (relaxed == 1)).all():
-        raise ValueError("bit actions must be 0 or 1; for probabilities make the environment with action='probability'")
+        raise ValueError(
+            f"bit actions must be 0 or 1, got {array.tolist()!s:.60}; for probabilities make the environment with "
+            "action='probability'"
+        )
     if task.action == "probability" and not ((relaxed >= 0) & (relaxed <= 1)).all():
-        raise ValueError("probability actions must be numbers from 0 to 1")
+        raise ValueError(f"probability actions must be numbers from 0 to 1, got {array.tolist()!s:.60}")
     return relaxed
 
 

@@ -243,7 +243,9 @@ class RegionKeepCore(BatchedCore):
         """Keep or discard the offered region's code in every environment, offer the next; return rewards and info."""
         array = np.asarray(action)
         if array.shape != (self.num_envs,) or array.dtype.kind not in "iub" or not ((array == 0) | (array == 1)).all():
-            raise ValueError(f"actions must be integers, 1 to keep or 0 to discard, of shape ({self.num_envs},)")
+            raise ValueError(
+                f"actions must be integers, 1 to keep or 0 to discard, of shape ({self.num_envs},), got {action!r:.60}"
+            )
         keep = array == 1
         added = keep & self.new
         self.kept[added, self.offered + 1] = self.region_code[added]
@@ -529,7 +531,10 @@ def _table(base: Hasher, task: RegionKeepTask, *, fitted: bool = True) -> NDArra
     else:
         table = np.asarray(task.loss, np.float64)
     if table.shape != (2, base.bits + 1) or not np.isfinite(table).all():
-        raise ValueError(f"loss must be a table (2, {base.bits + 1}) of finite numbers, row 1 for similar pairs")
+        raise ValueError(
+            f"loss must be a table (2, {base.bits + 1}) of finite numbers, row 1 for similar pairs, got "
+            f"{describe(table)}"
+        )
     return table
 
 
