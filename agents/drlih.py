@@ -245,7 +245,7 @@ class PaperCell(Policy):
 
     A group begins with x_0 = i (the image) and c_0 = h (the history: the last group's last hidden state), and continues
     with x_t = c_(t-1), where W_x x_t + W_h c_(t-1) is one product with W_x + W_h. The image is embedded by a layer that
-    stands for the network's own last one.
+    takes the place of the paper's last network layer.
     """
 
     def __init__(self, dim: int, args: Args) -> None:
