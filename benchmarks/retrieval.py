@@ -289,7 +289,7 @@ def main(args: Args) -> Report:
         report.buckets = measure_buckets(args.buckets)
         print_buckets(args.buckets, report.buckets, console)
     else:
-        console.print(f"The bucket search is not measured, because it needs faiss: {install_command('faiss')}")
+        console.print(f"The bucket search is not measured, as faiss is not installed: {install_command('faiss')}")
     report.engines = engines.main(args.engines)
     return report
 
