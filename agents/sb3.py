@@ -215,15 +215,15 @@ def command(argv: Sequence[str] | None = None, prog: str | None = None) -> Main:
 def main(run: Main) -> metrics.RetrievalResult:
     """Train, encode queries and database, and print the retrieval metrics."""
     args, base = run.args, None
-    keep = args.env == "RegionKeep-v0"
+    with_regions = args.env == "RegionKeep-v0"
     with training.interruptible(run.out):
-        dataset = data.load(run.dataset or ("digit-scenes" if keep else "digits")).standardized()
+        dataset = data.load(run.dataset or ("digit-scenes" if with_regions else "digits")).standardized()
         metrics.check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
-        if keep:
+        if with_regions:
             dataset.require("train_regions", "regions")
         with files.hold_folder(run.out):
             files.load_checkpoint(run.out, args, run.resume)  # before the base is fitted
-            if keep:
+            if with_regions:
                 base = mch.base_of_run(run.base, run.out if run.resume else None, args.bits, args.seed, dataset)
             training.warn_unsaved(run.out)
             start_time = time.perf_counter()
