@@ -11,11 +11,11 @@ quickstart: $(VENV)/.installed
 test: lint
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-# The least versions of everything, in an environment of its own; Python 3.10 to 3.12.
+# The oldest supported versions of everything, in an environment of their own; Python 3.10 to 3.12.
 test-oldest: .venv-oldest/.installed
 	.venv-oldest/bin/python -m pytest -n auto --dist worksteal
 
-# The examples of docs/using-other-libraries.md, in an environment of its own.
+# The examples of docs/using-other-libraries.md, in an environment of their own.
 test-clients: .venv-clients/.installed
 	.venv-clients/bin/python -m pytest tests/clients
 
@@ -24,12 +24,12 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Warnings are errors: a link that leads nowhere, a docstring that cannot be read.
+# Warnings, such as a broken link or a malformed docstring, are errors.
 docs: $(VENV)/.installed
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build
 
-# The stamp is written last, so that an interrupted installation is taken up again.
-# torch comes first: with it in place no later package asks for another build of it.
+# The stamp is written last, so that an interrupted installation is continued.
+# torch comes first, so that no later package installs another build of it.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || { $(PYTHON) -m venv $(VENV) && touch $(VENV)/.hashgym; }
 	$(BIN)/python -m pip install --constraint constraints.txt torch
@@ -42,7 +42,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(@D)/bin/python -m pip install --constraint constraints-oldest.txt --editable ".[dev]"
 	touch $@
 
-# Not constraints.txt but for torch: these libraries name versions of their own.
+# Only torch is constrained, because these libraries pin their own versions of other packages.
 .venv-clients/.installed: pyproject.toml constraints.txt
 	test -x $(@D)/bin/python || { $(PYTHON) -m venv $(@D) && touch $(@D)/.hashgym; }
 	grep '^torch' constraints.txt > $(@D)/torch.txt
@@ -50,7 +50,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(@D)/bin/python -m pip install --constraint $(@D)/torch.txt pytest pytest-timeout --editable ".[contrib,clients]"
 	touch $@
 
-# Only what can be made again, and only what shows who made it: training runs and an environment of one's own stay.
+# Deletes only what `make` can rebuild and what carries its maker's marker; training runs and other environments stay.
 clean:
 	for venv in $(VENV) .venv-oldest .venv-clients; do ! test -f $$venv/.hashgym || rm -rf $$venv; done
 	! test -f docs/_build/.buildinfo || rm -rf docs/_build

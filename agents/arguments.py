@@ -1,4 +1,4 @@
-"""Arguments of training runs: those that all agents share, their former names, and how a command line is read."""
+"""Arguments that all agents share, their former names, and reading of a command line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class _FormerNames(type):
-    """Metaclass of arguments: keywords by their former names are taken too, with a DeprecationWarning."""
+    """Metaclass of arguments that also accepts keywords by their former names, with a DeprecationWarning."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         for former in RENAMED.keys() & kwargs.keys():
@@ -38,7 +38,7 @@ class _FormerNames(type):
 class CommonArgs(metaclass=_FormerNames):
     """Arguments of any training run."""
 
-    agent: ClassVar[str]  # the name of its module, which is __main__ itself where that is run
+    agent: ClassVar[str]  # name of the agent's module, whose __name__ is __main__ when it is run
 
     holdout: float = 0.05
     """fraction of the training images kept out of training, on which progress is evaluated; 0 for none"""
@@ -51,7 +51,7 @@ class CommonArgs(metaclass=_FormerNames):
         self.check_fraction("holdout")
 
     def check_positive(self, *names: str) -> None:
-        """Raise ValueError for the first of these arguments that is not above 0, or not an integer where one is due."""
+        """Raise ValueError for the first of these arguments that is not above 0, or not an integer as declared."""
         for name in names:
             value = getattr(self, name)
             if type(self).__dataclass_fields__[name].type == "int" and not is_integer(value):
@@ -101,7 +101,7 @@ def read_command(
     agent: str,
     option: str,
     default: str,
-    words: Sequence[str] | None = None,
+    argv: Sequence[str] | None = None,
     *,
     prog: str | None = None,
     presets: Mapping[str, T] | None = None,
@@ -109,44 +109,44 @@ def read_command(
     """Read a command line ``[NAME] [OPTIONS]`` of an agent, or print its help or version and exit.
 
     Args:
-        main: dataclass of everything that can be given; one of its fields is positional, the name.
+        main: dataclass of all arguments; one of its fields is positional, the name.
         agent: name of the agent's module.
         option: another way to give the name, at any place: ``--variant NAME``.
         default: the name if none is given.
-        words: the arguments; those of this process by default.
+        argv: the arguments; those of this process by default.
         prog: the command that is run, for help and messages; ``python -m`` with the agent's module by default.
-        presets: values of what the command line leaves out, by name; without them those of ``main``.
+        presets: default values by name; those of ``main`` where there are none.
 
     Raises:
         ValueError: for a name without preset.
         SystemExit: with 2 for arguments that cannot be read, 0 after help or version.
     """
-    words = sys.argv[1:] if words is None else words
-    wants_version(words)
-    words = _name_first([_current_option(word) for word in words], option, default)
-    if presets is not None and words[0] not in presets:
-        known, close = ", ".join(presets), closest(words[0], presets)
-        raise ValueError(f"{option.lstrip('-')} must be one of {known}, got {words[0]!r}{close}")
-    preset: dict[str, Any] = {} if presets is None else {"default": presets[words[0]]}
-    if {"-h", "--help"} & set(words):
-        words = words[1:]  # else the name is missing in the help, as it is given already
-    with arguments(words):
-        return tyro.cli(main, prog=prog or f"python -m {__package__}.{agent}", args=words, **preset)
+    argv = sys.argv[1:] if argv is None else argv
+    wants_version(argv)
+    argv = _name_first([_current_option(word) for word in argv], option, default)
+    if presets is not None and argv[0] not in presets:
+        known, close = ", ".join(presets), closest(argv[0], presets)
+        raise ValueError(f"{option.lstrip('-')} must be one of {known}, got {argv[0]!r}{close}")
+    preset: dict[str, Any] = {} if presets is None else {"default": presets[argv[0]]}
+    if {"-h", "--help"} & set(argv):
+        argv = argv[1:]  # otherwise the help would not list the name
+    with arguments(argv):
+        return tyro.cli(main, prog=prog or f"python -m {__package__}.{agent}", args=argv, **preset)
 
 
 def _current_option(word: str) -> str:
-    """Return an option under its present name, ``--num-envs=8`` for ``--lanes=8``; any other word as it is."""
+    """Return an option by its current name, ``--num-envs=8`` for ``--lanes=8``; any other word unchanged."""
     name, equals, value = word.partition("=")
     former = name.removeprefix("--")
     return f"--{RENAMED[former].replace('_', '-')}{equals}{value}" if name != former and former in RENAMED else word
 
 
-def _name_first(words: list[str], option: str, default: str) -> list[str]:
-    """Return the words with the name in front, from wherever the option gives it, or else the default."""
-    for i, word in enumerate(words):
+def _name_first(argv: list[str], option: str, default: str) -> list[str]:
+    """Return the arguments with the name in front: that of the option, wherever it stands, or else the default."""
+    for i, word in enumerate(argv):
         name, equals, value = word.partition("=")
         if name == option and equals:
-            return [value, *words[:i], *words[i + 1 :]]
-        if word == option and i + 1 < len(words):
-            return [words[i + 1], *words[:i], *words[i + 2 :]]
-    return words if words and not words[0].startswith("-") else [default, *words]
+            return [value, *argv[:i], *argv[i + 1 :]]
+        if word == option and i + 1 < len(argv):
+            return [argv[i + 1], *argv[:i], *argv[i + 2 :]]
+    return argv if argv and not argv[0].startswith("-") else [default, *argv]

@@ -136,9 +136,8 @@ def as_arrays(state: dict[str, Any]) -> dict[str, Any]:
 
 def policy_payload(policy: nn.Module, dataset: HashingDataset, args: CommonArgs, **shape: int) -> dict[str, Any]:
     """Return the content of ``policy.pt``: arguments, weights, and the standardisation of the training features."""
-    moments = {"center": dataset.center, "scale": dataset.scale}
-    moments_of = {key: None if part is None else torch.from_numpy(part) for key, part in moments.items()}
-    return {"agent": args.agent, "args": as_json(args), **shape, "weights": policy.state_dict(), **moments_of}
+    moments = as_tensors({"center": dataset.center, "scale": dataset.scale})
+    return {"agent": args.agent, "args": as_json(args), **shape, "weights": policy.state_dict(), **moments}
 
 
 def load_policy(path: Path, kind: type[A]) -> tuple[dict[str, Any], A]:
@@ -200,7 +199,7 @@ def write_encoder(
             backbone=dataset.provenance.get("backbone"),
             **regions,
         )
-    except ValueError as error:  # the trained policy is saved all the same
+    except ValueError as error:  # policy.pt is saved nevertheless
         console.error(f"no {path.name}: {error}. Fix this, then run the same command with --resume to write it")
 
 
@@ -254,7 +253,7 @@ def exclusive(train: Callable[P, T]) -> Callable[P, T]:
 
 @contextmanager
 def _quiet_curves() -> Iterator[None]:
-    """Print no traceback where TensorBoard's thread cannot write: the same error is raised here at the next write."""
+    """Hide the traceback of TensorBoard's thread when the disk is full; the next write here raises the same error."""
     before = threading.excepthook
     threading.excepthook = lambda ended: None if full_disk_error(ended.exc_value) else before(ended)
     try:

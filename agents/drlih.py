@@ -9,11 +9,11 @@ Peng, Zhang and Ye, "Deep Reinforcement Learning for Image Hashing", 2018. A var
   bits, and the gradient of the triplet ranking loss of the whole relaxed code.
 * ``released``: the objective of the authors' released code, which differs: nothing is sampled, there are no groups, and
   the term called policy loss raises the probability of penalised bits.
-* ``hashgym``: our recurrent policy, trained by per-bit credit: the environment returns what every emitted bit was worth
-  in average precision, so that each bit is its own one-step bandit with a known advantage.
-* ``norec``: the same objective and sizes without recurrence: the ablation that shows what sequential decisions bring.
-* ``gru`` and ``lstm``: the ordinary recurrent policy gradient, which needs nothing of a reward but its value: REINFORCE
-  on reward-to-go with a learned baseline, trained in one call of the cell over all groups.
+* ``hashgym``: our recurrent policy, trained by per-bit credit: the environment returns the effect of every emitted bit
+  on the average precision, so that each bit is its own one-step bandit with a known advantage.
+* ``norec``: the same objective and sizes without recurrence, an ablation of sequential decisions.
+* ``gru`` and ``lstm``: the ordinary recurrent policy gradient, which needs only the value of a reward: REINFORCE on
+  reward-to-go with a learned baseline, trained in one call of the cell over all groups.
 
 The file reads from top to bottom: arguments, networks, losses, variants, and one update (:meth:`Run.rollout`,
 :meth:`Run.update`).
@@ -107,7 +107,7 @@ class Args(RunArgs):
     weight_decay: float = 1e-4
     """L2 penalty on the weights, in the gradient"""
     group_weight: float = 0.0
-    """weight of the group reward beside the whole code's; not of `paper` and `released`"""
+    """weight of the group reward relative to the whole code's; not for `paper` and `released`"""
     value_weight: float = 0.5
     """weight of the baseline's squared error, for `gru` and `lstm`"""
     entropy_weight: float = 3e-3
@@ -148,7 +148,7 @@ class Policy(nn.Module):
         raise NotImplementedError
 
     def act(self, image: Tensor, code: Tensor, group: int, state: State | None) -> tuple[Tensor, State]:
-        """Do as :meth:`step`, but the state is None at the start of an episode."""
+        """Return the same as :meth:`step`; a state of None starts an episode."""
         return self.step(self.initial_state(image) if state is None else state, code, group)
 
     def predict(
@@ -163,8 +163,8 @@ class Policy(nn.Module):
         Args:
             observation: ``image`` (n, D), ``code`` (n, q), ``group`` (n,), as the environment returns them.
             state: the state that the last call returned, None at the start of the episodes.
-            episode_start: ignored: ``state`` tells.
-            deterministic: the likelier bits; else sampled ones.
+            episode_start: ignored, as an episode starts where ``state`` is None.
+            deterministic: return the likelier bits; otherwise sample them.
 
         Returns:
             Bits int8 (n, group_bits), 0 for the surplus bits of a short group; and the next state.
@@ -186,14 +186,14 @@ class Policy(nn.Module):
         return self._dropped(F.relu(layer(image)), self.args.dropout)
 
     def _dropped(self, x: Tensor, rate: float) -> Tensor:
-        """Dropout; on a CPU a mask of uniform numbers costs a quarter of torch's own."""
+        """Apply dropout; on a CPU a mask of uniform numbers costs a quarter of torch's own."""
         if not self.training or rate == 0:
             return x
         return x * (torch.rand_like(x) >= rate) / (1 - rate)
 
 
 class FeedForward(Policy):
-    """``norec``: all bits from one hidden layer; earlier groups have no influence."""
+    """``norec``: all bits are computed from one hidden layer; earlier groups have no influence."""
 
     def __init__(self, dim: int, args: Args) -> None:
         super().__init__(dim, args)
@@ -229,7 +229,7 @@ class Recurrent(FeedForward):
         return *super().initial_state(image), image.new_zeros(image.shape[0], self.args.rnn_hidden)
 
     def step(self, state: State, code: Tensor, group: int) -> tuple[Tensor, State]:
-        """Return direct logits plus the correction by the recurrent state, which has now read the last group's bits."""
+        """Return direct logits plus the correction by the recurrent state, updated with the last group's bits."""
         direct, h = state
         start, stop = self.groups[group]
         if group == 0:
@@ -245,7 +245,7 @@ class PaperCell(Policy):
 
     A group begins with x_0 = i (the image) and c_0 = h (the history: the last group's last hidden state), and continues
     with x_t = c_(t-1), where W_x x_t + W_h c_(t-1) is one product with W_x + W_h. The image is embedded by a layer that
-    stands for the network's own last one.
+    takes the place of the paper's last network layer.
     """
 
     def __init__(self, dim: int, args: Args) -> None:
@@ -273,12 +273,12 @@ class PaperCell(Policy):
         return torch.cat(logits, dim=1), (i, c)
 
     def _image_enters(self, group: int) -> bool:
-        """Whether the first bit of a group sees the image."""
+        """Whether the image is the input of the cell at the first bit of a group."""
         return True
 
 
 class ReleasedCell(PaperCell):
-    """``released``: the released code has no groups: the recurrence begins once, with x_0 = c_0 = i."""
+    """``released``: as in the released code there are no groups: the recurrence begins once, with x_0 = c_0 = i."""
 
     def initial_state(self, image: Tensor) -> State:
         """Return the embedded image i, and i again as the history."""
@@ -290,14 +290,14 @@ class ReleasedCell(PaperCell):
 
 
 class FusedGRU(Policy):
-    """``gru``: h_g = cell([e, bits of group g - 1], h_(g-1)), and an actor and a critic that see [e, h_g].
+    """``gru``: h_g = cell([e, bits of group g - 1], h_(g-1)), and an actor and a critic with the inputs [e, h_g].
 
-    e is the embedded image, also by a skip connection around the cell, which speeds up learning. The critic's gradient
-    goes into all its inputs, which on held-out images was better than to stop it.
+    e is the embedded image; its skip connection around the cell speeds up learning. The critic's gradient flows into
+    all its inputs, which was better on held-out images than stopping it.
 
-    Acting is step by step, learning one call of the cell over (T, n, inputs): all episodes have the same length. Both
-    use the same e, computed once an episode with its dropout, and nothing after it is dropped: the differentiated
-    log-probability is that of the very policy that sampled.
+    A rollout calls the cell once for each group, an update once over (T, n, inputs), as all episodes have the same
+    length. Both use the same e, computed once an episode with its dropout, and there is no dropout after it: an update
+    differentiates the log-probability of exactly the policy that sampled.
     """
 
     cell_type: ClassVar[type[nn.GRU] | type[nn.LSTM]] = nn.GRU
@@ -315,7 +315,7 @@ class FusedGRU(Policy):
         return self._hidden(self.embedding, image), h
 
     def step(self, state: State, code: Tensor, group: int) -> tuple[Tensor, State]:
-        """Return the actor's logits, of a shorter last group the first ones; and the next state."""
+        """Return the actor's logits (the first ones for a shorter last group) and the next state."""
         embedding, h = state
         start, stop = self.groups[group]
         features, h = self._features(embedding, self._previous_bits(code)[:, group][None], h)
@@ -331,13 +331,13 @@ class FusedGRU(Policy):
         return image.new_zeros(1, image.shape[0], self.args.rnn_hidden)
 
     def _features(self, embedding: Tensor, previous_bits: Tensor, h: Any) -> tuple[Tensor, Any]:
-        """Inputs of actor and critic over some groups (T, n, ...), given the bits before each; and the cell's state."""
+        """Return inputs of actor and critic over some groups (T, n, ...), given the bits before each, and the state."""
         image = embedding.expand(len(previous_bits), -1, -1)
         outputs, h = self.cell(torch.cat([image, previous_bits], dim=2), h)
         return torch.cat([image, outputs], dim=2), h
 
     def _previous_bits(self, code: Tensor) -> Tensor:
-        """Bits of the group before each group, (n, T, k): zeros for the first."""
+        """Return the bits of the group before each group, (n, T, k): zeros for the first."""
         k, count = self.args.group_bits, len(self.groups)
         return F.pad(code, (k, 0))[:, : count * k].unflatten(1, (count, k))
 
@@ -405,9 +405,9 @@ def reward_to_go(reward: Tensor) -> Tensor:
 def baseline_loss(logits: Tensor, bits: Tensor, reward: Tensor, value: Tensor, args: Args) -> Tensor:
     """REINFORCE with a learned baseline: minus the sum over groups of (G_g - V_g) log pi(A_g), averaged over images.
 
-    V_g has seen the image and the groups before g, not A_g, so that the expected gradient is that of the expected
-    reward. Added are ``value_weight`` times the sum of (G_g - V_g)^2, by which alone V learns, and minus
-    ``entropy_weight`` times the entropy of the bits, which keeps them from being decided too early.
+    V_g depends on the image and the groups before g, not on A_g, so that the expected gradient is that of the expected
+    reward. Added are ``value_weight`` times the sum of (G_g - V_g)^2, the only term that trains V, and minus
+    ``entropy_weight`` times the entropy of the bits, which keeps them from saturating too early.
 
     Args:
         logits: (n, q).
@@ -428,7 +428,7 @@ def baseline_loss(logits: Tensor, bits: Tensor, reward: Tensor, value: Tensor, a
 
 @dataclass(frozen=True)
 class Rollout:
-    """One episode in every environment, the input of a loss; tensors are (num_envs, q) where nothing else is said."""
+    """One episode in every environment, the input of a loss; tensors are (num_envs, q) unless noted."""
 
     logits: Tensor
     bits: Tensor
@@ -442,28 +442,28 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Variant:
-    """All that distinguishes a variant."""
+    """The parts in which variants differ."""
 
     network: type[Policy]
     loss: Callable[[Rollout, Args], Tensor]
     reward: Callable[[Args], dict[str, Any]]
-    """keyword arguments of the environment that decide what it rewards"""
+    """returns keyword arguments of the environment that set its reward"""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """arguments that differ from those of :class:`Args`; chosen on held-out training images"""
 
 
 def triplet_reward(args: Args) -> dict[str, Any]:
-    """Return the arguments of the paper's reward."""
+    """Return the environment's arguments for the paper's reward."""
     return {"reward": {"name": "triplet", "margin": args.margin}}
 
 
 def any_reward(args: Args) -> dict[str, Any]:
-    """Return the arguments of a reward by name; by default that of the whole code alone, as that is searched."""
+    """Return the environment's arguments for a reward by name, by default of the whole code alone."""
     return {"reward": args.reward, "group_weight": args.group_weight}
 
 
 def bit_credit(args: Args) -> dict[str, Any]:
-    """Return the arguments of a reward by name, with the credit of every bit."""
+    """Return the environment's arguments for a reward by name and the credit of every bit."""
     return {**any_reward(args), "counterfactual": True}
 
 
@@ -491,7 +491,7 @@ VARIANTS: dict[str, Variant] = {
 }
 
 PRESETS = {name: Args(variant=name, **variant.defaults) for name, variant in VARIANTS.items()}
-"""The arguments each variant starts with on the command line."""
+"""The default arguments of each variant."""
 
 
 class Run(training.Run):
@@ -574,8 +574,8 @@ class Run(training.Run):
     def evaluate(self) -> dict[str, float]:
         """Measure the tie-aware mAP among the held-out images, each in turn the query.
 
-        The learnt images are not in the database: training has placed them, which would flatter a policy that memorises
-        them.
+        The images that the policy was trained on are not in the database, because a policy that memorises them would
+        score too high.
         """
         if len(self.held_out) < 2:
             return {}
@@ -646,10 +646,10 @@ class Main:
     """continue the run in `out`"""
 
 
-def command(words: Sequence[str] | None = None, prog: str | None = None) -> Main:
-    """Read the command line; what it leaves out is the variant's preset. Arguments as in :func:`read_command`."""
+def command(argv: Sequence[str] | None = None, prog: str | None = None) -> Main:
+    """Read the command line, with the variant's defaults. Arguments as in :func:`read_command`."""
     presets = {name: Main(args) for name, args in PRESETS.items()}
-    return read_command(Main, "drlih", "--variant", "hashgym", words, prog=prog, presets=presets)
+    return read_command(Main, "drlih", "--variant", "hashgym", argv, prog=prog, presets=presets)
 
 
 def main(run: Main) -> metrics.RetrievalResult:
@@ -658,7 +658,7 @@ def main(run: Main) -> metrics.RetrievalResult:
         dataset = data.load(run.dataset).standardized()
         metrics.check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
         with files.hold_folder(run.out):
-            files.load_checkpoint(run.out, run.args, run.resume)  # rejects the folder before anything is said
+            files.load_checkpoint(run.out, run.args, run.resume)  # rejects the folder before anything is printed
             training.warn_unsaved(run.out)
             start_time = time.perf_counter()
             policy = train(dataset, run.args, out=run.out, resume=run.resume)

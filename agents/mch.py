@@ -120,7 +120,7 @@ class Policy(nn.Module):
     """pi(a | h): five fully-connected layers with batch normalisation and ReLU, and a softmax over discard and keep.
 
     h is equation 3's state: the features of image and region and both codes, 2 D + 2 q numbers; with several regions an
-    episode also the code to be improved on, q more.
+    episode also the nearest kept code, q more.
     """
 
     def __init__(self, dim: int, bits: int, args: Args) -> None:
@@ -213,130 +213,7 @@ PAPER = Args(
 """Section 5.2.2: SGD with momentum 0.9, learning rate 1e-4, weight decay 5e-4, batches of 256, T = 100."""
 
 PRESETS = {"hashgym": Args(), "paper": PAPER}
-"""The arguments that each preset starts with on the command line."""
-
-
-def make_base(name: str, bits: int, seed: int) -> PairwiseHasher:
-    """Return a base hasher by name, not fitted yet.
-
-    Raises:
-        ValueError: for an unknown name, or a hasher without a pairwise loss.
-    """
-    base = hashgym.hashers.make(name, bits=bits, seed=seed)
-    if not isinstance(base, PairwiseHasher):
-        raise ValueError(
-            f"{name} has no pairwise loss, so it cannot be a base of MCH: choose dch, adsh, hashnet, ksh or mmhh"
-        )
-    return base
-
-
-def fitted_base(source: str | Path, bits: int, seed: int, dataset: HashingDataset) -> Hasher:
-    """Return a fitted base hasher: read from a file, or made by name and fitted on the training images.
-
-    Raises:
-        ValueError: as :func:`make_base` and :func:`hashgym.hashers.fitted`.
-    """
-    if isinstance(source, str) and source in hashgym.hashers.HASHERS:
-        return hashgym.hashers.fitted(make_base(source, bits, seed), dataset)
-    return hashgym.hashers.fitted(source, dataset)
-
-
-def base_of_run(name: str, resume_from: Path | None, bits: int, seed: int, dataset: HashingDataset) -> Hasher:
-    """Return the base hasher of a run: fitted now, or the one that the resumed run was started with.
-
-    Args:
-        name: of the hasher, or its file.
-        resume_from: the folder of the run that is resumed, or None.
-        bits, seed, dataset: as for :func:`fitted_base`.
-
-    Raises:
-        ValueError: as :func:`fitted_base`.
-    """
-    if resume_from is None:
-        return fitted_base(name, bits, seed, dataset)
-    if name in hashgym.hashers.HASHERS:
-        hashgym.hashers.HASHERS.find(name)  # imports "module:Class", which reading a file never does
-    return fitted_base(resume_from / "base.npz", bits, seed, dataset)
-
-
-def save_base(base: Hasher, out: Path) -> None:
-    """Write the base hasher of a new run to ``base.npz`` in its folder.
-
-    Raises:
-        ValueError: if another file is there: it may be the only copy of a hasher of the user.
-    """
-    file = out / "base.npz"
-    if not os.path.lexists(file):
-        base.save(file)
-    elif not base.is_saved_in(file):  # it is where a run was killed before its first checkpoint
-        raise ValueError(f"{file} exists and is not the base hasher of this run: move it, or choose another --out")
-
-
-@files.exclusive
-def train(
-    dataset: HashingDataset,
-    base: Hasher,
-    args: Args,
-    *,
-    out: Path | None = None,
-    threshold: float = 0.5,
-    resume: bool = False,
-    progress: bool = True,
-) -> Policy:
-    """Train a policy on random regions of the training images.
-
-    Args:
-        dataset: with ``train_regions``, on the scale that ``base`` was fitted on.
-        base: a fitted pairwise hasher (ksh, hashnet, adsh, dch, mmhh ...); it is not changed.
-        args: arguments of the run.
-        out: folder for ``base.npz``, ``checkpoint.pt``, TensorBoard's files, and at the end ``policy.pt`` and the
-            encoder ``policy.onnx``; None writes nothing.
-        threshold: xi, the least probability with which the encoder keeps a region's code.
-        resume: continue the run that ``out`` holds; the result is that of a run that was never stopped.
-        progress: whether to show a progress bar.
-
-    Returns:
-        The policy, in evaluation mode, for :func:`hashgym.encode_regions`.
-
-    Raises:
-        ValueError: if ``out`` holds a run and ``resume`` is false, or one with other arguments; for a base or data that
-            the environment rejects; if another process is training into ``out``.
-        DiskFullError: if a file does not fit on the disk; the last checkpoint is complete.
-    """
-    checkpoint = files.load_checkpoint(out, args, resume)
-    device = resolve_device(args.device)
-    learning, held_out = training.split(dataset, args)
-    with training.seed_everything(args.seed, device):
-        policy = Policy(dataset.dim, base.bits, args).to(device).train()
-        run = Run(policy, base, learning, held_out, args)
-        if out is not None and not resume:
-            save_base(base, out)
-        training.train_loop(run, f"MCH, {base.bits} bits", out=out, checkpoint=checkpoint, progress=progress)
-    if out is not None:
-        payload = files.policy_payload(policy, dataset, args, dim=dataset.dim, bits=base.bits)
-        files.save(payload, out / "policy.pt")
-        in_turn = threshold if args.regions_per_episode > 1 else None
-        files.write_encoder(
-            lambda: RegionsHead(hasher_head(base), policy, threshold=in_turn),
-            dataset,
-            args,
-            out / "policy.onnx",
-            bits=base.bits,
-            threshold=threshold,
-        )
-    return policy.eval()
-
-
-def load(path: Path, device: str = "auto") -> Policy:
-    """Load the ``policy.pt`` of a finished run; its base hasher is beside it in ``base.npz``.
-
-    Raises:
-        ValueError: if the file is missing, corrupt, or no policy of this agent.
-    """
-    saved, args = files.load_policy(path, Args)
-    policy = Policy(saved["dim"], saved["bits"], args)
-    policy.load_state_dict(saved["weights"])
-    return policy.to(resolve_device(device)).eval()
+"""The default arguments of each preset."""
 
 
 class Run(training.Run):
@@ -412,6 +289,129 @@ def encode(
     )
 
 
+def make_base(name: str, bits: int, seed: int) -> PairwiseHasher:
+    """Return a base hasher by name, not fitted yet.
+
+    Raises:
+        ValueError: for an unknown name, or a hasher without a pairwise loss.
+    """
+    base = hashgym.hashers.make(name, bits=bits, seed=seed)
+    if not isinstance(base, PairwiseHasher):
+        raise ValueError(
+            f"{name} has no pairwise loss, so it cannot be a base of MCH: choose dch, adsh, hashnet, ksh or mmhh"
+        )
+    return base
+
+
+def fitted_base(source: str | Path, bits: int, seed: int, dataset: HashingDataset) -> Hasher:
+    """Return a fitted base hasher: read from a file, or made by name and fitted on the training images.
+
+    Raises:
+        ValueError: as :func:`make_base` and :func:`hashgym.hashers.fitted`.
+    """
+    if isinstance(source, str) and source in hashgym.hashers.HASHERS:
+        return hashgym.hashers.fitted(make_base(source, bits, seed), dataset)
+    return hashgym.hashers.fitted(source, dataset)
+
+
+def base_of_run(name: str, resume_from: Path | None, bits: int, seed: int, dataset: HashingDataset) -> Hasher:
+    """Return the base hasher of a run: fitted now, or the one that the resumed run was started with.
+
+    Args:
+        name: of the hasher, or its file.
+        resume_from: the folder of the run that is resumed, or None.
+        bits, seed, dataset: as for :func:`fitted_base`.
+
+    Raises:
+        ValueError: as :func:`fitted_base`.
+    """
+    if resume_from is None:
+        return fitted_base(name, bits, seed, dataset)
+    if name in hashgym.hashers.HASHERS:
+        hashgym.hashers.HASHERS.find(name)  # imports "module:Class"; loading a file never imports a module
+    return fitted_base(resume_from / "base.npz", bits, seed, dataset)
+
+
+def save_base(base: Hasher, out: Path) -> None:
+    """Write the base hasher of a new run to ``base.npz`` in its folder.
+
+    Raises:
+        ValueError: if another file is there: it may be the only copy of a hasher of the user.
+    """
+    file = out / "base.npz"
+    if not os.path.lexists(file):
+        base.save(file)
+    elif not base.is_saved_in(file):  # it is saved there if a run was killed before its first checkpoint
+        raise ValueError(f"{file} exists and is not the base hasher of this run: move it, or choose another --out")
+
+
+@files.exclusive
+def train(
+    dataset: HashingDataset,
+    base: Hasher,
+    args: Args,
+    *,
+    out: Path | None = None,
+    threshold: float = 0.5,
+    resume: bool = False,
+    progress: bool = True,
+) -> Policy:
+    """Train a policy on random regions of the training images.
+
+    Args:
+        dataset: with ``train_regions``, on the scale that ``base`` was fitted on.
+        base: a fitted pairwise hasher (ksh, hashnet, adsh, dch, mmhh ...); it is not changed.
+        args: arguments of the run.
+        out: folder for ``base.npz``, ``checkpoint.pt``, TensorBoard's files, and at the end ``policy.pt`` and the
+            encoder ``policy.onnx``; None writes nothing.
+        threshold: xi, the least probability with which the encoder keeps a region's code.
+        resume: continue the run that ``out`` holds; the result is that of a run that was never stopped.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The policy, in evaluation mode, for :func:`hashgym.encode_regions`.
+
+    Raises:
+        ValueError: if ``out`` holds a run and ``resume`` is false, or one with other arguments; for a base or data that
+            the environment rejects; if another process is training into ``out``.
+        DiskFullError: if a file does not fit on the disk; the last checkpoint is complete.
+    """
+    checkpoint = files.load_checkpoint(out, args, resume)
+    device = resolve_device(args.device)
+    learning, held_out = training.split(dataset, args)
+    with training.seed_everything(args.seed, device):
+        policy = Policy(dataset.dim, base.bits, args).to(device).train()
+        run = Run(policy, base, learning, held_out, args)
+        if out is not None and not resume:
+            save_base(base, out)
+        training.train_loop(run, f"MCH, {base.bits} bits", out=out, checkpoint=checkpoint, progress=progress)
+    if out is not None:
+        payload = files.policy_payload(policy, dataset, args, dim=dataset.dim, bits=base.bits)
+        files.save(payload, out / "policy.pt")
+        in_turn = threshold if args.regions_per_episode > 1 else None
+        files.write_encoder(
+            lambda: RegionsHead(hasher_head(base), policy, threshold=in_turn),
+            dataset,
+            args,
+            out / "policy.onnx",
+            bits=base.bits,
+            threshold=threshold,
+        )
+    return policy.eval()
+
+
+def load(path: Path, device: str = "auto") -> Policy:
+    """Load the ``policy.pt`` of a finished run; its base hasher is beside it in ``base.npz``.
+
+    Raises:
+        ValueError: if the file is missing, corrupt, or no policy of this agent.
+    """
+    saved, args = files.load_policy(path, Args)
+    policy = Policy(saved["dim"], saved["bits"], args)
+    policy.load_state_dict(saved["weights"])
+    return policy.to(resolve_device(device)).eval()
+
+
 @dataclass(frozen=True)
 class Main:
     """Fit a base hasher, train an MCH agent on it, and measure their codes."""
@@ -433,10 +433,10 @@ class Main:
     """the arguments to start from: hashgym or paper; `--preset NAME` does the same"""
 
 
-def command(words: Sequence[str] | None = None, prog: str | None = None) -> Main:
-    """Read the command line; what it leaves out is the preset's. Arguments as in :func:`read_command`."""
+def command(argv: Sequence[str] | None = None, prog: str | None = None) -> Main:
+    """Read the command line, with the preset's defaults. Arguments as in :func:`read_command`."""
     presets = {name: Main(args, preset=name) for name, args in PRESETS.items()}
-    return read_command(Main, "mch", "--preset", "hashgym", words, prog=prog, presets=presets)
+    return read_command(Main, "mch", "--preset", "hashgym", argv, prog=prog, presets=presets)
 
 
 def main(run: Main) -> dict[str, metrics.RetrievalResult]:

@@ -88,7 +88,7 @@ def make_model(envs: VecEnv, args: Args) -> BaseAlgorithm:
     """Return the algorithm, untrained."""
     preset = args.preset
     settings = {**preset.settings, **args.settings}
-    if "noise" in settings:  # a deterministic actor explores by noise alone
+    if "noise" in settings:  # a deterministic actor explores only by noise
         sigma = np.full(args.group_bits, settings.pop("noise"))
         settings["action_noise"] = NormalActionNoise(np.zeros(args.group_bits), sigma)
     try:
@@ -116,8 +116,8 @@ def train(
 ) -> BaseAlgorithm:
     """Train an algorithm on the training images of a dataset.
 
-    A part of them is held out and evaluated now and then; the policy with the best ranking of them, or on RegionKeep-v0
-    the highest reward on them, is kept.
+    A part of them is held out and evaluated at regular intervals; the policy with the best ranking of them, or on
+    RegionKeep-v0 the highest reward on them, is kept.
 
     Args:
         dataset: standardised features do best (``HashingDataset.standardized``).
@@ -159,7 +159,7 @@ def train(
     if out is not None:
         bits = args.bits if base is None else base.bits
         files.save(files.policy_payload(model.policy, dataset, args, dim=dataset.dim, bits=bits), out / "policy.pt")
-        # Read back, since the trained one may hold tensors of its last update, which cannot be copied.
+        # Loaded from the file, because the trained policy may hold tensors of its last update, which cannot be copied.
         greedy, path = Greedy(load(out / "policy.pt", "cpu")), out / "policy.onnx"
         if base is None:
             code = {"bits": bits, "group_bits": args.group_bits}
@@ -172,7 +172,7 @@ def train(
 
 
 def load(path: Path, device: str = "auto") -> BasePolicy:
-    """Load the ``policy.pt`` of a finished run: a policy that encodes as the one that was saved, to the last bit.
+    """Load the ``policy.pt`` of a finished run; it encodes as the policy that was saved, to the last bit.
 
     Raises:
         ValueError: if the file is missing, corrupt, or no policy of this agent.
@@ -207,23 +207,23 @@ class Main:
     """continue the run in `out`"""
 
 
-def command(words: Sequence[str] | None = None, prog: str | None = None) -> Main:
-    """Read the command line; what it leaves out is the algorithm's preset. Arguments as in :func:`read_command`."""
-    return read_command(Main, "sb3", "--algo", "ppo", words, prog=prog)
+def command(argv: Sequence[str] | None = None, prog: str | None = None) -> Main:
+    """Read the command line, with the defaults of the algorithm's preset. Arguments as in :func:`read_command`."""
+    return read_command(Main, "sb3", "--algo", "ppo", argv, prog=prog)
 
 
 def main(run: Main) -> metrics.RetrievalResult:
     """Train, encode queries and database, and print the retrieval metrics."""
     args, base = run.args, None
-    keep = args.env == "RegionKeep-v0"
+    with_regions = args.env == "RegionKeep-v0"
     with training.interruptible(run.out):
-        dataset = data.load(run.dataset or ("digit-scenes" if keep else "digits")).standardized()
+        dataset = data.load(run.dataset or ("digit-scenes" if with_regions else "digits")).standardized()
         metrics.check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
-        if keep:
+        if with_regions:
             dataset.require("train_regions", "regions")
         with files.hold_folder(run.out):
             files.load_checkpoint(run.out, args, run.resume)  # before the base is fitted
-            if keep:
+            if with_regions:
                 base = mch.base_of_run(run.base, run.out if run.resume else None, args.bits, args.seed, dataset)
             training.warn_unsaved(run.out)
             start_time = time.perf_counter()

@@ -31,7 +31,7 @@ LOGS = 100  # points of the TensorBoard curves
 def encode(
     policy: Any, args: Args, dataset: HashingDataset, rows: NDArray[np.int64], base: Hasher | None = None
 ) -> CodeSets:
-    """Return codes of some images of a dataset: one each, on RegionKeep-v0 also those of the regions that are kept."""
+    """Return codes of some images of a dataset: one each, on RegionKeep-v0 also those of the kept regions."""
     if base is None:
         bits = hashgym.encode(policy, dataset.features[rows], bits=args.bits, group_bits=args.group_bits)
         return CodeSets.of(bits)
@@ -71,7 +71,7 @@ class TrainingCallback(BaseCallback):
         self.task = self.bar.add_task(f"{self.args.algo}, {self.args.env}", total=self.args.steps)
 
     def _on_rollout_start(self) -> None:
-        """Log, evaluate and save between learning and acting, the one moment from which a run can continue."""
+        """Log, evaluate and save between an update and a rollout, the only point from which a run can continue."""
         if self._due("log", LOGS):
             self.model.dump_logs()
         if self._due("evaluate", self.args.evaluations):
@@ -95,17 +95,17 @@ class TrainingCallback(BaseCallback):
         self.model.policy.set_training_mode(False)
 
     def _due(self, action: str, times: int) -> bool:
-        """Whether another of so many equal parts of the run is over."""
-        parts = self.num_timesteps * times // self.args.steps
-        over = parts > self.marks.get(action, 0)
-        self.marks[action] = parts
-        return over
+        """Return whether an action that is done ``times`` times in a run, at equal intervals, is due."""
+        count = self.num_timesteps * times // self.args.steps
+        due = count > self.marks.get(action, 0)
+        self.marks[action] = count
+        return due
 
     def _evaluate(self) -> None:
         """Measure how held-out images find each other, and the reward of decisions on them; queries are never seen.
 
-        The best policy has the highest tie-aware mAP of these; on RegionKeep-v0 the highest reward. Retrieval among a
-        few images would prefer to keep all their regions, whatever else these regions are near to.
+        The best policy has the highest tie-aware mAP of these; on RegionKeep-v0 the highest reward, because retrieval
+        among a few images is best where all their regions are kept, which brings other images near too.
         """
         if len(self.held_out) < 2:
             return

@@ -18,7 +18,7 @@ BUFFER = ("observations", "next_observations", "actions", "rewards", "dones", "t
 
 
 def get_state(model: Any) -> dict[str, Any]:
-    """Return everything that decides how an algorithm continues; called between learning and acting."""
+    """Return everything that decides how an algorithm continues; called between an update and a rollout."""
     recurrent = getattr(model, "_last_lstm_states", None)
     buffer = getattr(model, "replay_buffer", None)
     return {
@@ -56,7 +56,7 @@ def set_state(model: Any, state: dict[str, Any]) -> None:
 
 
 def _generator_states(model: Any) -> dict[str, Any]:
-    """States of the generators that Stable-Baselines3 draws from: torch's, NumPy's global one, the action space's."""
+    """Return the states of Stable-Baselines3's generators: torch's, NumPy's global one, the action space's."""
     _, state, *rest = np.random.get_state()  # noqa: NPY002
     return {
         "torch": torch.get_rng_state(),
@@ -68,7 +68,7 @@ def _generator_states(model: Any) -> dict[str, Any]:
 
 
 def _buffer_state(buffer: Any) -> dict[str, Any]:
-    """Filled part of a replay buffer."""
+    """Return the filled part of a replay buffer."""
     size = buffer.buffer_size if buffer.full else buffer.pos
     parts = {name: getattr(buffer, name) for name in BUFFER}
     arrays = {name: {"": part} if isinstance(part, np.ndarray) else part for name, part in parts.items()}
@@ -80,7 +80,7 @@ def _buffer_state(buffer: Any) -> dict[str, Any]:
 
 
 def _fill_buffer(buffer: Any, state: dict[str, Any]) -> None:
-    """Put back what :func:`_buffer_state` returned."""
+    """Restore a replay buffer from a :func:`_buffer_state`."""
     for name, arrays in state["arrays"].items():
         for key, array in arrays.items():
             part = getattr(buffer, name)

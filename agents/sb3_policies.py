@@ -41,7 +41,7 @@ class ImageAndCode(BaseFeaturesExtractor):
         self.embedding = nn.Sequential(nn.Linear(dim, width), nn.ReLU())
 
     def forward(self, observation: dict[str, Tensor]) -> Tensor:
-        """Return embedding, codes and group, (n, features_dim); SB3 has made the group one-hot."""
+        """Return embedding, codes and group, (n, features_dim); the group is one-hot already, by SB3."""
         image = self.embedding(torch.cat([observation[key] for key in self.wide], dim=1))
         return torch.cat([image, *(observation[key].flatten(1) for key in self.small)], dim=1)
 
@@ -52,12 +52,12 @@ class MultiBinaryLstmPolicy(RecurrentMultiInputActorCriticPolicy):
     def evaluate_actions(  # type: ignore[override]
         self, obs: Any, actions: Tensor, lstm_states: RNNStates, episode_starts: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Do as sb3-contrib's policy, with actions as floats."""
+        """Return the same as sb3-contrib's policy, for integer actions."""
         return super().evaluate_actions(obs, actions.float(), lstm_states, episode_starts)
 
 
 class FlatCrossQPolicy(CrossQPolicy):
-    """CrossQ's policy, which has no support of Dict observations, on :class:`Flat` ones."""
+    """CrossQ's policy for :class:`Flat` observations, as it does not support Dict ones."""
 
     def predict(self, observation: Any, *args: Any, **kwargs: Any) -> Any:
         """Act on a batch of observations, Dict or flat."""
@@ -69,9 +69,8 @@ class FlatCrossQPolicy(CrossQPolicy):
 class Greedy(nn.Module):
     """Deterministic actions of a policy as real values of bits, for ONNX.
 
-    A value is a probability or an action, minus 0.5, or a difference of Q values.
-
-    Logits would have the same signs except where a probability rounds to 0.5, of which the policy makes a 0.
+    A value is a probability or an action, minus 0.5, or a difference of Q values; the bit is 1 where it is above 0.
+    Logits would have the same signs except where a probability rounds to 0.5, for which the policy's bit is 0.
 
     Args:
         policy: of any of the algorithms.
@@ -110,8 +109,10 @@ class Greedy(nn.Module):
         if isinstance(policy, DQNPolicy):
             return policy.q_net(observation), None
         if not isinstance(policy, (ActorCriticPolicy, MaskableActorCriticPolicy)):  # actors that squash to -1 and 1
-            twin = isinstance(policy, TD3Policy)
-            squashed = policy.actor(observation) if twin else policy.actor.get_action_dist_params(observation)[0].tanh()
+            if isinstance(policy, TD3Policy):
+                squashed = policy.actor(observation)
+            else:
+                squashed = policy.actor.get_action_dist_params(observation)[0].tanh()
             return 0.5 * (squashed + 1), None
         features = BasePolicy.extract_features(policy, observation, policy.pi_features_extractor)
         if isinstance(policy, RecurrentActorCriticPolicy):

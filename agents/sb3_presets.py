@@ -24,14 +24,13 @@ _MLP: dict[str, Any] = {"features_extractor_class": ImageAndCode, "net_arch": [2
 _PPO: dict[str, Any] = {"n_steps": 8, "batch_size": 512, "n_epochs": 4, "learning_rate": 1e-3, "gamma": 1.0}
 _A2C: dict[str, Any] = {"n_steps": 2, "learning_rate": 3e-3, "gamma": 1.0, "normalize_advantage": True}
 _REPLAY: dict[str, Any] = {"buffer_size": 50_000, "batch_size": 256, "train_freq": 1, "gamma": 1.0}
-_VALUE = (
-    _REPLAY
-    | {"learning_rate": 1e-3, "learning_starts": 2_000, "gradient_steps": 4}
-    | {
-        "exploration_fraction": 0.3,
-        "target_update_interval": 1_000,
-    }
-)
+_VALUE = _REPLAY | {
+    "learning_rate": 1e-3,
+    "learning_starts": 2_000,
+    "gradient_steps": 4,
+    "exploration_fraction": 0.3,
+    "target_update_interval": 1_000,
+}
 # The entropy of 12 relaxed bits must not outweigh rewards between 0 and 1.
 _ACTOR = _REPLAY | {"learning_rate": 1e-3, "learning_starts": 2_000, "gradient_steps": 4, "ent_coef": 0.001}
 # A deterministic actor whose bits saturate early never changes them again: it is updated less often than the critic,
@@ -60,12 +59,12 @@ class Preset:
     action: Literal["bits", "probability", "index"] = "bits"
     input_dropout: float = 0.0
     policy: type[BasePolicy] | None = None
-    """None: the algorithm's own for Dict observations"""
+    """class of the policy; None for the algorithm's own for Dict observations"""
     policy_kwargs: Mapping[str, Any] = field(default_factory=lambda: _MLP)
 
     @property
     def policy_class(self) -> type[BasePolicy]:
-        """Class of the policy."""
+        """The class of the policy: ``policy``, or the algorithm's own."""
         return self.policy or self.algorithm.policy_aliases["MultiInputPolicy"]
 
 
@@ -117,7 +116,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Args(CommonArgs):
-    """Arguments of a training run; 0 (of ``input_dropout`` -1) stands for the preset's."""
+    """Arguments of a training run; 0 (-1 for ``input_dropout``) means the preset's value."""
 
     agent: ClassVar[str] = "sb3"
 

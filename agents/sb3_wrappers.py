@@ -20,11 +20,11 @@ def wide_keys(observation_space: spaces.Dict) -> list[str]:
 
 
 class FeatureDropout(VecEnvWrapper):
-    """Dropout of features, with one mask for all steps of an episode; the others are scaled up.
+    """Dropout of features, with one mask for all steps of an episode; the remaining features are scaled up.
 
-    Dropout inside the policy would draw another mask when a step is learnt from than when it was taken, so that the
-    ratio of their probabilities would be meaningless. Here the mask belongs to the observation. Terminal observations
-    are not masked: nothing is bootstrapped from an episode that terminated.
+    Dropout inside the policy would draw another mask in the update than in the rollout, so that the ratio of their
+    probabilities would be meaningless. Here the mask is part of the observation. Terminal observations are not masked:
+    nothing is bootstrapped from an episode that terminated.
     """
 
     def __init__(self, venv: VecEnv, rate: float, seed: int) -> None:
@@ -47,13 +47,13 @@ class FeatureDropout(VecEnvWrapper):
         return self._masked(observation), reward, done, infos
 
     def get_state(self) -> dict[str, Any]:
-        """Return masks and generator, beside the state of the environment."""
+        """Return the state of the environment with the masks and the generator."""
         masks = {f"mask/{key}": mask for key, mask in self.masks.items()}
         own = masks | {"mask/generator": json.dumps(self.rng.bit_generator.state)}
         return self.venv.get_state() | own  # type: ignore[attr-defined]
 
     def set_state(self, state: dict[str, Any]) -> Any:
-        """Continue where :meth:`get_state` was called; returns the observation there."""
+        """Restore a state of :meth:`get_state`; return the observation."""
         self.masks = {key: state[f"mask/{key}"] for key in self.dims}
         self.rng.bit_generator.state = json.loads(state["mask/generator"])
         rest = {key: part for key, part in state.items() if not key.startswith("mask/")}
@@ -70,10 +70,7 @@ class FeatureDropout(VecEnvWrapper):
 
 
 def flat(observation: dict[str, Any], width: int) -> Any:
-    """Return observations of BitGroupHashing-v0 as one array (n, width): image, code, and the group, one-hot.
-
-    Of tensors it is a tensor.
-    """
+    """Return observations of BitGroupHashing-v0, arrays or tensors, as one (n, width): image, code, one-hot group."""
     image, code, group = (observation[key] for key in ("image", "code", "group"))
     groups = width - image.shape[-1] - code.shape[-1]
     if isinstance(image, Tensor):
@@ -82,7 +79,7 @@ def flat(observation: dict[str, Any], width: int) -> Any:
 
 
 class Flat(VecEnvWrapper):
-    """BitGroupHashing-v0 with flat observations, for algorithms without support of Dict."""
+    """BitGroupHashing-v0 with flat observations, for algorithms that do not support Dict ones."""
 
     def __init__(self, venv: VecEnv) -> None:
         assert isinstance(venv.observation_space, spaces.Dict)
@@ -111,5 +108,5 @@ class Flat(VecEnvWrapper):
         return self.venv.get_state()  # type: ignore[attr-defined]
 
     def set_state(self, state: dict[str, Any]) -> Any:
-        """Continue from a state; returns the observation there."""
+        """Restore a state of :meth:`get_state`; return the observation."""
         return flat(self.venv.set_state(state), self.width)  # type: ignore[attr-defined]

@@ -39,7 +39,7 @@ __all__ = [
 
 
 class Run(ABC):
-    """State of a training run: policy, optimizer, environments. Its checkpoint holds all it needs to continue.
+    """State of a training run: policy, optimizer, environments. Its checkpoint holds everything needed to continue.
 
     Attributes:
         args: the arguments.
@@ -180,7 +180,7 @@ def warn_unsaved(out: Path | None) -> None:
 
 @contextmanager
 def interruptible(out: Path | None) -> Iterator[None]:
-    """Run an agent's command; after Ctrl-C say how to continue.
+    """Run an agent's command; after Ctrl-C print how to continue.
 
     Args:
         out: the folder of the run, if it has one.

@@ -1,1 +1,1 @@
-"""Benchmarks: every module here runs as `python -m benchmarks.NAME`; `common` and `report` hold what they share."""
+"""Benchmarks: every module here runs as `python -m benchmarks.NAME`; `common` and `report` hold the shared parts."""

@@ -80,11 +80,11 @@ def main(args: Args) -> list[dict[str, Any]]:
         if (plain.name, method, args.bits) in stored:
             continue
         chosen = np.linspace(0, len(plain.features) - 1, min(args.images, len(plain.features))).astype(np.int64)
-        given = plain.features[chosen]
+        inputs = plain.features[chosen]
         if method in REGIONS and plain.regions is not None:
-            given = np.concatenate([given[:, None], plain.regions[chosen]], axis=1)
+            inputs = np.concatenate([inputs[:, None], plain.regions[chosen]], axis=1)
         with TemporaryDirectory() as folder:
-            found = compare(*_made(method, args, dataset, chosen, Path(folder)), given)
+            found = compare(*_train_and_export(method, args, dataset, chosen, Path(folder)), inputs)
         console.print(
             f"{plain.name} {method}: {found.different:,} of {found.bits:,} bits differ, {found.different_ties} of them "
             f"ties ({found.ties} ties in all); {found.different_keeps:,} different keep decisions"
@@ -99,15 +99,15 @@ def main(args: Args) -> list[dict[str, Any]]:
 
 @lru_cache(maxsize=1)  # methods on the same data follow each other
 def _data(name: str) -> tuple[HashingDataset, HashingDataset]:
-    """A dataset as extracted, and standardised."""
+    """Return a dataset as extracted, and standardised."""
     plain = hashgym.data.load(name)
     return plain, plain.standardized()
 
 
-def _made(
+def _train_and_export(
     method: str, args: Args, dataset: HashingDataset, rows: NDArray[np.int64], folder: Path
 ) -> tuple[Path, NDArray[np.bool_] | CodeSets]:
-    """Train, export, and encode with the trained model: the encoder's file, and the codes that it must give."""
+    """Train and export a method; return the encoder's file and the trained model's codes, which it must reproduce."""
     kind, name = method.split()
     features, run, file = dataset.features[rows], folder / "run", folder / "run" / "policy.onnx"
     code: dict[str, Any] = {"bits": args.bits, "seed": args.seed}
@@ -130,9 +130,9 @@ def _made(
     base = _fitted("dch", args, dataset) if kind.startswith("mch") else None
     if kind == "mch" and base is not None:
         offered = 1 if name == "apart" else 3
-        how = mch.Args(seed=args.seed, updates=UPDATES, regions_per_episode=offered, num_envs=64)
-        keeper = mch.train(dataset, base, how, out=run, progress=False)
-        return file, mch.encode(keeper, base, dataset, rows)
+        mch_args = mch.Args(seed=args.seed, updates=UPDATES, regions_per_episode=offered, num_envs=64)
+        keep_policy = mch.train(dataset, base, mch_args, out=run, progress=False)
+        return file, mch.encode(keep_policy, base, dataset, rows)
     task = sb3.Args(algo=name, env="RegionKeep-v0" if base else "BitGroupHashing-v0", **code, num_envs=64, steps=512)
     brief: dict[str, int | float] = {"gradient_steps": 2, "learning_starts": 128}
     brief = {key: value for key, value in brief.items() if key in task.preset.settings}

@@ -65,7 +65,7 @@ def mean_average_precision(envs: Any, dataset: HashingDataset, bits: int, steps:
 
 
 def measure(args: Args) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Train each kind with each seed: the rows, and the seconds of a run by kind."""
+    """Train each kind with each seed; return the rows, and the seconds of a run by kind."""
     dataset = data.load(args.dataset).standardized()
     task: dict[str, Any] = {"dataset": dataset, "bits": args.bits}
     kinds: dict[str, Callable[[], Any]] = {
@@ -86,7 +86,7 @@ def measure(args: Args) -> tuple[list[dict[str, Any]], dict[str, float]]:
 
 
 def table(rows: list[dict[str, Any]], seconds: dict[str, float], args: Args) -> Table:
-    """mAP by kind and seed."""
+    """Return a table of mAP by kind and seed."""
     title = f"{args.num_envs} environments on {args.dataset}, {args.bits} bits, {args.steps:,} steps"
     shown = Table("environments", "mAP", *(f"seed {seed}" for seed in range(args.seeds)), "seconds a run", title=title)
     for kind in seconds:

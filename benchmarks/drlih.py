@@ -68,7 +68,7 @@ class Args(TableArgs):
     features: tuple[str, ...] = ("digits",)
     """embedded datasets by name, or folders that `hashgym features` wrote"""
     preset: Literal["tables", "smoke"] = "tables"
-    """defaults of the next four: those of the papers' tables, or a short run of every method"""
+    """defaults of methods, bits, seeds and effort: those of the papers' tables, or a short run of every method"""
     methods: tuple[str, ...] | None = None
     """hashers (`hashgym hashers`), and the agents drlih, drlih-{norec,gru,lstm,paper,released} and ng"""
     bits: tuple[int, ...] | None = None
@@ -104,7 +104,7 @@ def names(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:
 
 
 def row(cell: Cell, dataset: HashingDataset, result: RetrievalResult, train_seconds: float) -> dict[str, Any]:
-    """A finished run as a row of ``results.csv``."""
+    """Return a finished run as a row of ``results.csv``."""
     return {
         **names(cell, dataset),
         **scores(result),
@@ -115,7 +115,7 @@ def row(cell: Cell, dataset: HashingDataset, result: RetrievalResult, train_seco
 
 
 def run(cell: Cell) -> Outcome:
-    """Load, train and measure, in this process."""
+    """Load, train and measure, in this process; return the rows."""
     dataset = load(cell.features).standardized()
     encode, seconds = fit(cell, dataset)
     ranks = [k for k in RANKS if k <= len(dataset.database)] if cell.curves else []
@@ -168,7 +168,7 @@ def main(args: Args, console: Console | None = None) -> int:
 
 
 def cells(args: Args) -> dict[Cell, dict[str, Any]]:
-    """All runs, each with the columns of its row that are known before it.
+    """Return all runs, each with the columns of its row that are known before it.
 
     Raises:
         ValueError: for arguments that cannot be run.
@@ -195,7 +195,7 @@ def _key(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:
 
 
 def _changed(cell: Cell, effort: float, hidden: int | None) -> Cell:
-    """The cell with a share of its gradient steps and another head; other methods are unchanged."""
+    """Return the cell with a share of its gradient steps and, for a hasher, another width of the hidden layer."""
     changes, usual = dict(cell.changes), settings(cell)
     if effort != 1 and hasattr(usual, "updates"):
         changes["updates"] = max(1, round(effort * usual.updates))

@@ -2,7 +2,7 @@
 
     python -m benchmarks.engines --out DIR
 
-Part of ``python -m benchmarks.retrieval`` too. 625,000 images with 1.6 codes of 64 bits on average, one million codes.
+Also part of ``python -m benchmarks.retrieval``. 625,000 images with 1.6 codes of 64 bits on average, one million codes.
 Every back end is measured in its own process, on one thread: build time, memory, single queries and batches, for the 10
 nearest images and for all within radius 2. Its results are compared with those of brute force, which is measured first.
 
@@ -99,7 +99,7 @@ class Report:
 
 
 def make_data(kind: str, args: Args) -> tuple[CodeSets, Words]:
-    """Code sets of the images, and packed queries (m, W) that are not among them."""
+    """Return code sets of the images, and packed queries (m, W) that are not among them."""
     rng = np.random.default_rng(args.seed)
     regions = 5
     images = max(1, round(args.codes / args.per_image))
@@ -170,14 +170,14 @@ def measure(args: Args, console: Console) -> Report:
 
 
 def measure_one(backend: str, data: Path, args: Args) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """Costs of a back end, and its speed by task; run in a fresh process.
+    """Return the costs of a back end, and its speed by task; run in a fresh process.
 
-    Brute force is the first: it writes its results beside the data, and those of the others must be equal.
+    Brute force runs first and writes its results to the folder of the data; those of the others must be equal.
     """
     with np.load(data, allow_pickle=False) as arrays:
         sets, queries = CodeSets(arrays["words"], arrays["kept"], args.bits), arrays["queries"]
     options = {"uri": args.milvus, "collection": "hashgym_benchmark"} if backend == "milvus" else {}
-    # A small index first: loading and compiling are no part of the measurement.
+    # A small index first, so that loading and compiling are not measured.
     with index.make(backend, args.bits, **options) as small:
         if len(small):
             raise ValueError(f"{args.milvus} has a collection hashgym_benchmark: drop it first")
@@ -219,7 +219,7 @@ def measure_one(backend: str, data: Path, args: Args) -> tuple[dict[str, float],
 
 
 def _in_fresh_process(do: Callable[..., Any], *args: Any) -> Any:
-    """The result of a function in a fresh process on one thread."""
+    """Return the result of a function that runs in a fresh process on one thread."""
     threads = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     try:

@@ -1,9 +1,9 @@
 """Cost of labels on large datasets, as ratios within one run: ``python -m benchmarks.labels``.
 
-First the counting of similar pairs, which pair weights and the sampling of partners start from: over label patterns, as
+First the counting of similar pairs, needed for pair weights and for drawing partners: over label patterns, as
 :func:`hashgym.data.similarity.count_similar` does, against one matrix product of all images with all. Then steps of
 BitGroupHashing-v0 with the reward ``average_precision``, which reads no partners, against the same steps with partners
-sampled nevertheless. Times are CPU time of this process, which other load on the machine changes little.
+drawn. Times are CPU time of this process, which other load on the machine changes little.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Args(MeasureArgs):
 
 
 def hot_labels(images: int, labels: int) -> NDArray[np.bool_]:
-    """Random labels, some frequent and some rare, an image has about 12% of them; of ten labels exactly one."""
+    """Return random labels, some frequent and some rare, about 12% of them for an image; of ten labels exactly one."""
     rng = np.random.default_rng(0)
     if labels == 10:
         return np.eye(10, dtype=np.bool_)[rng.integers(10, size=images)]
@@ -54,13 +54,13 @@ def hot_labels(images: int, labels: int) -> NDArray[np.bool_]:
 
 
 def count_by_product(hot: NDArray[np.bool_]) -> int:
-    """Number of similar pairs, each image with itself included, by a matrix product of all images with all."""
+    """Count similar pairs, each image with itself included, by a matrix product of all images with all."""
     numbers = hot.astype(np.float32)
     return sum(int((numbers[i : i + _ROWS] @ numbers.T > 0).sum()) for i in range(0, len(hot), _ROWS))
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, Any]:
-    """CPU seconds of a call, all threads together, and its result."""
+    """Return the CPU seconds of a call, all threads together, and its result."""
     start = time.process_time()
     result = function()
     return time.process_time() - start, result
@@ -81,7 +81,7 @@ def step_seconds(dataset: HashingDataset, args: Args, *, partners: bool) -> floa
 
 
 def measure(args: Args) -> list[dict[str, Any]]:
-    """A row for each measure, number of images and kind of labels."""
+    """Measure; return a row for each measure, number of images and kind of labels."""
     rows = []
     for images in args.images:
         for labels in (10, args.labels):

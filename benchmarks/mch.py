@@ -115,7 +115,7 @@ class Cell:
 
         Raises:
             DataError: if it has no regions; the message names the command that extracts them.
-            ValueError: for labels that make all codes score alike.
+            ValueError: for labels with which all codes have the same score.
         """
         dataset = hashgym.data.load(self.features, split=self.split, queries=self.queries, train=self.train)
         dataset.require("regions", "train_regions")
@@ -252,19 +252,13 @@ def main(args: Args, console: Console | None = None) -> int:
     if wrong := [xi for xi in args.xi if not 0 <= xi <= 1]:
         raise ValueError(f"xi is a probability, from 0 to 1, got {wrong[0]}")
     require_replaceable(args.out, "table.md", "radius0.png", "f1_buckets.png", "searches-*.png")
-    data: dict[str, Any] = {"split": args.split, "queries": args.queries, "train": args.train}
-    common: dict[str, Any] = {**data, "xi": tuple(sorted({*map(float, args.xi), 0.5})), "preset": args.preset}
-    grid = [(b, q, s) for b in args.bases for q in args.bits for s in range(args.seeds)]
-    cells = [Cell(args.features, *which, **common, curves=True, out=args.out) for which in grid]
-    sigma_grid = [(args.sigma_base, args.sigma_bits, s) for s in range(args.seeds)]
-    others = [(folder, *which) for folder in args.sigma_features for which in sigma_grid]
-    cells += [Cell(*which, **common) for which in others if which not in {(args.features, *w) for w in grid}]
-    datasets = {folder: Cell(folder, "", 0, 0, **data).load() for folder in {cell.features for cell in cells}}
+    runs = cells(args)
+    datasets = {folder: cell.load() for folder, cell in {cell.features: cell for cell in runs}.items()}
     results = Results(args.out, COLUMNS, KEY)
     drawn = Results(args.out, CURVES, CURVE_KEY, "curves.csv")
     names = {
         cell: [_names(cell, datasets[cell.features], xi) for xi in (None, *(cell.xi if settings(cell)[1] else ()))]
-        for cell in cells
+        for cell in runs
     }
 
     def done(cell: Cell) -> bool:
@@ -278,14 +272,28 @@ def main(args: Args, console: Console | None = None) -> int:
         shown = [row for row in rows if row["xi"] in ("", 0.5)]
         return ", ".join(f"{m} {' -> '.join(f'{row[m]:.4f}' for row in shown)}" for m in MEASURES)
 
-    waiting = unfinished(cells, done, results.path, console)
+    waiting = unfinished(runs, done, results.path, console)
     failed = run_cells(waiting, run, finish, jobs=args.jobs, executor=args.executor, console=console)
-    report(_about(names[cells[0]][0], results.rows()), _about(names[cells[0]][0], drawn.rows()), args.out, console)
+    first = names[runs[0]][0]
+    report(_same_features(first, results.rows()), _same_features(first, drawn.rows()), args.out, console)
     return failed
 
 
-def _about(name: Row, rows: Sequence[Row]) -> list[Row]:
-    """The rows of the same dataset and features, those of the same sigma first."""
+def cells(args: Args) -> list[Cell]:
+    """Return all runs: every base, code length and seed, and those of the table of sigma and xi."""
+    common: dict[str, Any] = {"split": args.split, "queries": args.queries, "train": args.train}
+    common |= {"xi": tuple(sorted({*map(float, args.xi), 0.5})), "preset": args.preset}
+    grid = [(b, q, s) for b in args.bases for q in args.bits for s in range(args.seeds)]
+    sigma_grid = [(args.sigma_base, args.sigma_bits, s) for s in range(args.seeds)]
+    others = [(folder, *which) for folder in args.sigma_features for which in sigma_grid]
+    return [
+        *(Cell(args.features, *which, **common, curves=True, out=args.out) for which in grid),
+        *(Cell(*which, **common) for which in others if which not in {(args.features, *w) for w in grid}),
+    ]
+
+
+def _same_features(name: Row, rows: Sequence[Row]) -> list[Row]:
+    """Return the rows of the same dataset and features, those of the same sigma first."""
     own = [row for row in rows if (row["dataset"], row["features"]) == (name["dataset"], name["features"])]
     return sorted(own, key=lambda row: row["sigma"] != str(name["sigma"]))
 

@@ -80,7 +80,7 @@ def main(args: Args, console: Console | None = None) -> None:
 
 
 def _digits(args: Args, console: Console) -> None:
-    """One code per image: an agent beside hashers."""
+    """Train and measure methods with one code per image: an agent and hashers."""
     dataset = methods.load(args.features).standardized()
     cells = [methods.Cell(args.features, method, args.bits, args.seed) for method in args.methods]
     groups = {cell.method: k for cell in cells if (k := methods.group_bits(cell))}
@@ -110,7 +110,7 @@ def _digits(args: Args, console: Console) -> None:
 
 
 def _scenes(cell: mch.Cell, dataset: HashingDataset, out: Path, console: Console) -> None:
-    """Several codes per image: an agent that keeps or discards the codes of regions."""
+    """Train and measure several codes per image: an agent that keeps or discards the codes of regions."""
     console.print()
     _introduce(dataset, cell.bits, console)
     count = 0 if dataset.regions is None else dataset.regions.shape[1]
@@ -149,7 +149,7 @@ def _introduce(dataset: HashingDataset, bits: int, console: Console) -> None:
 
 
 def _free(folder: Path) -> Path:
-    """The folder itself, or with a number appended if an earlier quickstart wrote an agent there."""
+    """Return the folder, with a number appended if an earlier quickstart wrote an agent there."""
     numbered = (folder.with_name(f"{folder.name}-{i}") for i in itertools.count(2))
     return next(path for path in itertools.chain([folder], numbered) if not path.exists())
 

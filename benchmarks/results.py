@@ -40,7 +40,7 @@ def main(args: Args) -> None:
 
 
 def __getattr__(name: str) -> Any:
-    """Names that stood here until 0.1; they are in :mod:`benchmarks.common.results` now."""
+    """Return a name that was here before 0.1 and is now in :mod:`benchmarks.common.results`."""
     if name not in results.__all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     warnings.warn(f"benchmarks.results.{name} is benchmarks.common.results.{name}", DeprecationWarning, stacklevel=2)

@@ -25,6 +25,7 @@ from benchmarks import engines
 from benchmarks.common.machine import peak_mb, seconds
 from hashgym.codes import CodeSets, unpack
 from hashgym.console import Console, Table
+from hashgym.optional import install_command
 from hashgym.retrieval import BucketTable, evaluate, mean_average_precision
 from hashgym.retrieval.kernels import Backend
 from hashgym.terminal import command_line, parse
@@ -288,7 +289,7 @@ def main(args: Args) -> Report:
         report.buckets = measure_buckets(args.buckets)
         print_buckets(args.buckets, report.buckets, console)
     else:
-        console.print("The bucket search is not measured: faiss is not installed (`pip install faiss-cpu`).")
+        console.print(f"The bucket search is not measured, as faiss is not installed: {install_command('faiss')}")
     report.engines = engines.main(args.engines)
     return report
 

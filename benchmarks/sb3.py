@@ -117,10 +117,11 @@ def settings(cell: Cell) -> Any:
         return mch.make_base(BASE, cell.bits, cell.seed)
     if cell.method == "mch":
         return mch.Args(seed=cell.seed)
-    return methods.settings(_alone(cell))
+    return methods.settings(_method_cell(cell))
 
 
-def _alone(cell: Cell) -> methods.Cell:
+def _method_cell(cell: Cell) -> methods.Cell:
+    """Return the run of a hasher, or of an agent other than those of Stable-Baselines3."""
     return methods.Cell(cell.features, cell.method, cell.bits, cell.seed)
 
 
@@ -145,7 +146,7 @@ def _names(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:
 
 
 def run(cell: Cell) -> dict[str, Any]:
-    """Load, train and measure, in this process; returns the row. An agent's time excludes that of its base."""
+    """Load, train and measure, in this process; return the row. An agent's time excludes that of its base."""
     dataset = hashgym.data.load(cell.features).standardized()
     configured, steps = settings(cell), 0
     labels = dataset.labels[dataset.query], dataset.labels[dataset.database]
@@ -157,7 +158,7 @@ def run(cell: Cell) -> dict[str, Any]:
         seconds, steps = time.perf_counter() - start, model.num_timesteps
         result, database = sb3.measure(model, configured, dataset, base)
     elif base is None:
-        encode, seconds = methods.fit(_alone(cell), dataset)
+        encode, seconds = methods.fit(_method_cell(cell), dataset)
         result = methods.measure(encode, dataset)[1]
         if cell.method in methods.AGENTS:
             steps = configured.updates * configured.num_envs * -(-cell.bits // configured.group_bits)
@@ -182,7 +183,7 @@ def run(cell: Cell) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table for each environment: mean over seeds with its 95% interval, median steps and seconds."""
+    """Return a Markdown table for each environment: mean over seeds with 95% interval, median steps and seconds."""
     lines = []
     for env in dict.fromkeys(row["env"] for row in rows):
         here = [row for row in rows if row["env"] == env]

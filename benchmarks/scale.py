@@ -2,7 +2,7 @@
 
     python -m benchmarks.scale benchmarks/results/scale
 
-Reads ``encoding.csv`` and ``engines.csv`` of the folder, and writes ``table.md`` and ``engines.md`` beside them.
+Reads ``encoding.csv`` and ``engines.csv`` of the folder, and writes ``table.md`` and ``engines.md`` to it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Costs:
 
 
 def costs(folder: Path) -> Costs:
-    """Medians over the rows of a folder: of encoding, and of faiss's ten nearest among random codes.
+    """Return medians over the rows of a folder: of encoding, and of faiss's ten nearest among random codes.
 
     Raises:
         ValueError: if one of the two files is missing.
@@ -68,7 +68,7 @@ def costs(folder: Path) -> Costs:
 
 
 def table(measured: Costs) -> Iterator[str]:
-    """Lines of Markdown, a row for every quantity."""
+    """Yield lines of Markdown, a row for every quantity."""
     yield "| | " + " | ".join(f"{_count(n)} images" for n in IMAGES) + " |"
     yield "|---" * (1 + len(IMAGES)) + "|"
 
@@ -92,7 +92,7 @@ def table(measured: Costs) -> Iterator[str]:
 
 
 def backend_table(folder: Path) -> Iterator[str]:
-    """Lines of Markdown with the measured rows, one for every back end on every data."""
+    """Yield lines of Markdown with the measured rows, one for every back end on every data."""
     yield "| codes | back end | 10 nearest, ms | times brute force | within radius 2, ms | build, s | MB |"
     yield "|---" * 7 + "|"
     rows = Results(folder, engines.COLUMNS, engines.KEY, "engines.csv").rows()

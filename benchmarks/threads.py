@@ -1,7 +1,7 @@
 """Speed of training with several threads against one, as ratios within one run: ``python -m benchmarks.threads``.
 
 Agents and hashers train small networks. Each is trained for some updates with one thread and with one per core, on the
-idle machine and beside busy processes. The rounds alternate, and the median of each is shown.
+idle machine and with busy processes running. The rounds alternate, and the median of each is shown.
 ``hashgym.hashers.threads`` decides by these numbers which networks get more than one thread.
 """
 
@@ -37,7 +37,7 @@ class Args(MeasureArgs):
     """Updates per second of agents and hashers with one thread and with all cores."""
 
     busy: tuple[int, ...] = (0, 4)
-    """numbers of busy processes beside the training"""
+    """numbers of busy processes that run during the training"""
     rounds: int = 2
     """rounds of every job, in turn"""
     updates: int = 10
@@ -45,7 +45,7 @@ class Args(MeasureArgs):
 
 
 def synthetic(dim: int, images: int = 5000) -> HashingDataset:
-    """Images of ten classes with random features of a given size; their values do not change the speed."""
+    """Return images of ten classes with random features of a given size; their values do not change the speed."""
     rng = np.random.default_rng(0)
     classes = rng.integers(10, size=images)
     features = (rng.standard_normal((10, dim))[classes] + rng.standard_normal((images, dim))).astype(np.float32)
@@ -61,7 +61,7 @@ def synthetic(dim: int, images: int = 5000) -> HashingDataset:
 
 
 def jobs(updates: int) -> dict[str, tuple[int, Callable[[], Any]]]:
-    """Name -> multiplications of the largest product of an update, and a function that trains for these updates."""
+    """Return jobs by name: multiplications of an update's largest product, and a function that makes the updates."""
     digits, features = load("digits").standardized(), synthetic(1280)
     found: dict[str, tuple[int, Callable[[], Any]]] = {}
     for name, dataset in (("digits", digits), ("1,280 features", features)):
@@ -103,7 +103,7 @@ def busy(processes: int) -> Iterator[None]:
 
 
 def measure(args: Args) -> list[dict[str, Any]]:
-    """Median updates per second of every job, by busy processes and threads."""
+    """Return the median updates per second of every job, by busy processes and threads."""
     cores, rows = os.cpu_count() or 1, []
     worth = threads.WORTH_THREADS
     torch.set_num_threads(cores)
@@ -128,7 +128,7 @@ def measure(args: Args) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
-    """Updates per second with one thread and with all, and the ratio."""
+    """Return a table of updates per second with one thread and with all, and their ratio."""
     cores = max(row["threads"] for row in rows)
     shown = Table(title="updates per second")
     for heading in ("job", "multiplications", "busy processes", "1 thread", f"{cores} threads", "ratio"):

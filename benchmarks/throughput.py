@@ -5,7 +5,7 @@ back end, and three ways to vectorise the scalar ones, Gymnasium's SyncVectorEnv
 Stable-Baselines3's DummyVecEnv. The floor computes nothing and copies the arrays a step must return. Then PPO of
 Stable-Baselines3 on HashVecEnv and on DummyVecEnv, with its default networks and with larger ones: frames per second,
 and the share of time spent in the environment. PPO's own gradient steps cost both the same, so the ratio of training
-tends to 1 with more epochs and larger networks; the ratio of rollouts alone is shown beside it, and an upper bound.
+tends to 1 with more epochs and larger networks; the ratio of rollouts alone is shown too, and an upper bound.
 
 Actions are drawn before the clock starts, and lie on the torch back end's device. Whole episodes are measured, rounds
 of the contestants alternate, and the median of each is shown, because the speed of a machine varies. 16,384
@@ -48,7 +48,7 @@ from hashgym.terminal import command_line, parse
 Task = dict[str, Any]
 Row = dict[str, Any]
 
-# Stored rows have these names since the first version: `lanes` is the number of environments.
+# Stored rows have these names since the first version: `lanes` means num_envs.
 KEY = ("env", "dataset", "measure", "contestant", "lanes", "network", "epochs")
 COLUMNS = (*KEY, "value", "build_seconds", "build_mb", "versions", "version", "revision", "config")
 STEPS = "lane-steps/s"  # the measure of steps per second, summed over environments, in stored rows
@@ -94,7 +94,7 @@ class Args(MeasureArgs):
     ppo_rollouts: int = 4
     """rollouts of a round of PPO on HashVecEnv; DummyVecEnv makes one"""
     net_arch: tuple[int, ...] = (256, 256)
-    """layers of PPO's networks, measured beside Stable-Baselines3's default of 64 x 64"""
+    """layers of PPO's networks, measured in addition to Stable-Baselines3's default of 64 x 64"""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Contestant:
     """device of the actions, for tensors"""
 
     def convert(self, actions: list[Any]) -> list[Any]:
-        """The actions in the form that ``step`` takes."""
+        """Return the actions in the form that ``step`` takes."""
         return actions if self.device is None else [torch.as_tensor(action, device=self.device) for action in actions]
 
     def wait(self) -> None:
@@ -133,7 +133,7 @@ def steps_per_second(contestant: Contestant, actions: list[Any], horizon: int, s
 
 
 def tasks(args: Args) -> dict[str, tuple[str, str, Task]]:
-    """The environments: dataset, description and arguments of each."""
+    """Return the environments by id: dataset, description and arguments of each."""
     digits, scenes = (load(name).standardized() for name in (args.dataset, args.scenes))
     base = hashgym.hashers.make("dch", bits=args.region_bits, hidden=64, updates=100)  # its codes need not be good
     base.fit(scenes.features[scenes.train], scenes.labels[scenes.train])
@@ -168,7 +168,7 @@ def build(make: Callable[[], Any]) -> Contestant:
 
 
 def measure_steps(args: Args, name: str, task: Task, num_envs: int) -> list[Row]:
-    """Median steps per second of each contestant with one environment and ``num_envs``."""
+    """Return the rows of each contestant's median steps per second on an environment with ``num_envs``."""
     native = gym.make_vec(name, num_envs=num_envs, **task)
     native.action_space.seed(0)
     actions = [native.action_space.sample() for _ in range(8)]
@@ -249,7 +249,7 @@ class TimedPPO(PPO):
 
 
 def measure_ppo(args: Args, name: str, task: Task) -> list[Row]:
-    """PPO on HashVecEnv and on DummyVecEnv: frames per second, of training and of rollouts alone, and shares."""
+    """Return the rows of PPO on HashVecEnv and DummyVecEnv: frames per second, also of rollouts alone, and shares."""
     num_envs, n_steps = args.ppo_num_envs, args.ppo_episodes * _horizon(task)
     contestants: dict[str, tuple[Callable[[], VecEnv], int]] = {
         "HashVecEnv": (lambda: HashVecEnv(gym.make_vec(name, num_envs=num_envs, **task)), args.ppo_rollouts),
@@ -306,7 +306,7 @@ def measure_ppo(args: Args, name: str, task: Task) -> list[Row]:
 
 
 def steps_table(title: str, rows: Sequence[Row], async_num_envs: int) -> Table:
-    """Steps per second, and their ratio to the two usual ways to vectorise."""
+    """Return a table of steps per second, and their ratio to the two usual ways to vectorise."""
     table = Table(title=title)
     columns = ("num_envs", "contestant", "steps/s", "against Sync", "against Dummy", "built, s", "MB")
     for heading in columns:
@@ -325,7 +325,7 @@ def steps_table(title: str, rows: Sequence[Row], async_num_envs: int) -> Table:
 
 
 def ppo_table(title: str, rows: Sequence[Row]) -> Table:
-    """Frames per second of PPO, shares of its time, and an upper bound of the ratio."""
+    """Return a table of PPO's frames per second, shares of its time, and an upper bound of the ratio."""
     table = Table(title=title, caption=" ".join(CAPTION.split()))
     for heading in ("network", "epochs", "measure", "HashVecEnv", "DummyVecEnv", "ratio"):
         table.add_column(heading, justify="left" if heading == "measure" else "right")
@@ -360,10 +360,10 @@ def main(args: Args) -> list[Row]:
         + f"; {os.cpu_count()} cores, {torch.get_num_threads()} threads of torch, load {load}"
     )
     every: list[Row] = []
-    for name, (dataset, words, task) in tasks(args).items():
+    for name, (dataset, description, task) in tasks(args).items():
         rows = [row for num_envs in args.num_envs for row in measure_steps(args, name, task, num_envs)]
         if rows:
-            console.print(steps_table(f"{name}, {dataset}, {words}", rows, args.async_num_envs))
+            console.print(steps_table(f"{name}, {dataset}, {description}", rows, args.async_num_envs))
         if args.ppo_num_envs:
             ppo = measure_ppo(args, name, task)
             console.print(ppo_table(f"PPO on {name}, {args.ppo_num_envs} environments", ppo))
@@ -389,7 +389,7 @@ def main(args: Args) -> list[Row]:
 
 
 def _shared(name: str) -> Task:
-    """Arguments with which scalar environments share codes, as the native vector environment does."""
+    """Return arguments with which scalar environments share codes, as the native vector environment does."""
     return {"codebook": "shared"} if name == "BitGroupHashing-v0" else {}
 
 

@@ -65,7 +65,7 @@ SPACE: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "drlih": _AGENT,
     "drlih-norec": _AGENT,
 }
-AS: Mapping[str, str] = {"ng": "drlih"}  # an ablation has the settings of the method it is compared with
+SAME_SETTINGS: Mapping[str, str] = {"ng": "drlih"}  # an ablation has the settings of the method it is compared with
 
 KEY = ("dataset", "features", "method", "bits", "seed", "trial")
 COLUMNS = (*KEY, "settings", "map", "train_seconds", "peak_mb", "version", "revision", "config")
@@ -101,7 +101,7 @@ class Search:
 
 
 def held_out(dataset: HashingDataset) -> tuple[HashingDataset, NDArray[np.int64]]:
-    """The dataset with a random four fifths of its training images, and the other fifth."""
+    """Return the dataset with a random four fifths of its training images, and the other fifth."""
     order = np.random.default_rng(SEED).permutation(dataset.train)
     fifth = len(order) // 5
     return dataclasses.replace(dataset, train=np.sort(order[fifth:])), np.sort(order[:fifth])
@@ -117,7 +117,7 @@ def tries(method: str, count: int) -> Iterator[Settings]:
 
 
 def run(search: Search) -> list[dict[str, Any]]:
-    """Try one setting after the other in this process; a row for each."""
+    """Try one setting after the other in this process; return a row for each."""
     from agents.training import retrieval_among  # imports torch, which not every run of benchmarks.drlih needs
 
     whole = load(search.features)
@@ -141,7 +141,7 @@ def run(search: Search) -> list[dict[str, Any]]:
 
 
 def chosen(folder: Path) -> dict[tuple[str, str], Settings]:
-    """The best settings by dataset and method that were tried (see also :data:`AS`), as changes of the defaults.
+    """Return the best settings by dataset and method (see also :data:`SAME_SETTINGS`), as changes of the defaults.
 
     Where several features of a dataset were tried, the mean of mAP over them decides.
     """
@@ -153,8 +153,8 @@ def chosen(folder: Path) -> dict[tuple[str, str], Settings]:
         which: json.loads(max(tried, key=lambda settings: sum(tried[settings]) / len(tried[settings])))
         for which, tried in scores.items()
     }
-    twins = {(dataset, twin): best.get((dataset, other)) for dataset, _ in best for twin, other in AS.items()}
-    return best | {which: settings for which, settings in twins.items() if settings is not None}
+    same = {(dataset, name): best.get((dataset, other)) for dataset, _ in best for name, other in SAME_SETTINGS.items()}
+    return best | {which: settings for which, settings in same.items() if settings is not None}
 
 
 def main(args: Args, console: Console | None = None) -> int:

@@ -38,13 +38,13 @@ html_show_sourcelink, html_copy_source = False, False
 
 add_module_names, default_role = False, "code"
 autodoc_default_options = {"member-order": "bysource"}
-autodoc_typehints = "none"  # but for as_written, below
+autodoc_typehints = "none"  # as_written, below, sets them
 maximum_signature_line_length = 88
 napoleon_numpy_docstring, napoleon_use_ivar, napoleon_use_rtype = False, True, False
 napoleon_attr_annotations = False
 strip_signature_backslash = True  # `center_` keeps its underscore
 
-# Every name that hashgym documents must be found; those of other libraries are not looked for.
+# Every reference to a name of hashgym must resolve; names of other libraries are not looked up.
 nitpicky = True
 nitpick_ignore_regex = [("py:(class|exc|obj|data|mod)", r"(?!hashgym).*")]
 
@@ -52,14 +52,14 @@ logger = getLogger(__name__)
 
 
 def parted(docstring: str) -> tuple[str, str]:
-    """A docstring without its first line: the text, and Google's sections of arguments, which autodoc sets."""
+    """Split a docstring, without its first line, into text and Google-style sections of arguments."""
     _, _, rest = docstring.partition("\n")
     text, *sections = re.split(r"^(?=(?:Args|Attributes|Raises|Returns):$)", rest, flags=re.MULTILINE)
     return text.strip(), "".join(sections)
 
 
 def written_once(name: str) -> str:
-    """The Markdown that stands for ``<!-- name -->`` in a page: a docstring, or a table of what there is."""
+    """Return the Markdown that replaces ``<!-- name -->`` in a page: a docstring, or a table of registered names."""
     kind, _, what = name.partition(" ")
     if kind == "docstring":
         module, _, attribute = what.rpartition(".")
@@ -80,7 +80,7 @@ def written_once(name: str) -> str:
     elif what == "hashers":
         head, rows = ("name", "what it does"), [(f"`{n}`", text) for n, text in hashgym.hashers.available().items()]
     else:
-        raise ValueError(f"<!-- {name} --> stands for nothing")
+        raise ValueError(f"<!-- {name} --> is neither a docstring nor a table that can be filled in")
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join(
         "| " + " | ".join(re.sub(r"(`.*?`)|([*_|])", escaped, cell) for cell in row) + " |" for row in lines
@@ -105,13 +105,13 @@ class Made:
 
 
 def leave_to_page(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Of a docstring in Markdown keep the first line and the sections of arguments: the rest is a page of its own."""
+    """Keep the first line and the argument sections of a docstring in Markdown, whose text is a page of its own."""
     if any(line.startswith("## ") for line in lines):
         lines[1:] = ["", *parted("\n".join(lines))[1].splitlines()]
 
 
 def keep_colons(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Undo what napoleon makes of a property's first line: words before a colon are no type here."""
+    """Restore a property's first line, of which napoleon reads the words before a colon as a type."""
     text = inspect.getdoc(obj) or ""
     if what == "property" and not parted(text)[1]:
         lines[:] = [*text.splitlines(), ""]
@@ -120,7 +120,7 @@ def keep_colons(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines
 def as_written(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str | None, str | None] | None:
-    """Signatures with types as the source spells them: ``NDArray[np.bool_]``, not what that is short for."""
+    """Return a signature with types as the source spells them: ``NDArray[np.bool_]``, not its expansion."""
     if signature is None or what not in ("class", "exception", "function", "method"):
         return None
     try:
@@ -142,7 +142,7 @@ def as_written(
 
 
 def find_public(app: Sphinx, env: Any, node: Any, content: Any) -> Any:
-    """Where a name leads that is documented under another path: ``hashgym.data.dataset.HashingDataset``, say."""
+    """Resolve a name that is documented under another path, such as ``hashgym.data.dataset.HashingDataset``."""
     target = node.get("reftarget", "")
     domain = env.get_domain("py")
     if node.get("refdomain") != "py" or target in domain.objects:
@@ -170,7 +170,7 @@ def _object(path: str) -> Any:
 
 
 def to_mathml(node: nodes.Element, *, block: bool) -> str:
-    """A formula as MathML; a warning, so an error of the build, for LaTeX that docutils cannot read."""
+    """Return a formula as MathML; LaTeX that docutils cannot read is a warning, and so fails the build."""
     try:
         return str(tex2mathml(node.astext(), as_block=block))
     except MathError as error:
@@ -191,7 +191,7 @@ def math_block(translator: Any, node: nodes.math_block) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    """Connect what is above."""
+    """Register the functions above with Sphinx."""
     app.add_html_math_renderer("mathml", inline_renderers=(math_inline, None), block_renderers=(math_block, None))
     app.connect("source-read", fill_in)
     app.connect("autodoc-process-docstring", leave_to_page, priority=400)  # before napoleon reads it

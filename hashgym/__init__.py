@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hashgym import startup  # noqa: F401 - before all that takes time to import
+from hashgym import startup  # noqa: F401 - before imports that take time
 from hashgym.envs import register_envs
 from hashgym.moved import install
 from hashgym.policies import encode, encode_regions, keep_probabilities

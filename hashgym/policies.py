@@ -64,7 +64,8 @@ def encode(
     if features.dtype.kind not in "fiub":
         raise ValueError(f"features must be real numbers (n, D), got {describe(features)}")
     if not np.isfinite(features).all():
-        raise ValueError("features hold NaN or infinity")
+        row = int(np.argmin(np.isfinite(features).all(axis=1)))
+        raise ValueError(f"features hold NaN or infinity, first in row {row}: leave such rows out")
     bits, batch_size = check_integer("bits", bits), check_integer("batch_size", batch_size)
     encoded = np.zeros((len(features), bits), np.bool_)
     group_bits = min(DEFAULT_GROUP_BITS, bits) if group_bits is None else group_bits
@@ -164,7 +165,7 @@ def keep_probabilities(
 def _offer(
     policy: Any, base: Hasher, features: Any, regions: Any, threshold: float | None, batch_size: int
 ) -> tuple[codes.Words, NDArray[np.float64]]:
-    """Return codes and keep probabilities; with a threshold regions are offered in turn."""
+    """Return packed codes (n, 1 + R, W) and keep probabilities (n, 1 + R); with a threshold offer regions in turn."""
     policy = _as_trained(policy)
     if regions is None:
         raise DataError(f"the images have no regions (dataset.regions): {REGIONS_COMMAND} extracts them")
@@ -172,7 +173,7 @@ def _offer(
     if regions.ndim != 3 or features.ndim != 2 or regions.shape[::2] != features.shape:
         raise ValueError(f"features must be (n, D) and regions (n, R, D), got {features.shape} and {regions.shape}")
     if not len(features):
-        raise ValueError("there is no image to encode")
+        raise ValueError(f"there is no image to encode: features have shape {features.shape}")
     batch_size = check_integer("batch_size", batch_size)
     (n, count, dim), parts, sequential = regions.shape, [], threshold is not None
     space = region_keep.RegionKeepTask(regions_per_episode=1 + sequential).observation_space(dim, base.bits)
@@ -233,7 +234,7 @@ def _keep_probability(policy: Any, seen: Any, n: int) -> NDArray[np.float64]:
 
 
 class _Normalizing:
-    """A Stable-Baselines3 model with the VecNormalize under which it was trained."""
+    """A Stable-Baselines3 model with the VecNormalize statistics under which it was trained."""
 
     def __init__(self, model: Any, statistics: Any) -> None:
         self.model, self.statistics, self.observation_space = model, statistics, model.observation_space

@@ -150,10 +150,11 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch, *, whole: bool = Tr
                 return
             assert path.exists(), words
             if whole and re.search("tyro|parse", path.read_text(encoding="utf-8")):
-                monkeypatch.setattr(tyro, "cli", parse_only)
-                monkeypatch.setattr(sys, "argv", [str(path), *options])
-                with pytest.raises(Parsed):
-                    runpy.run_module(module, run_name="__main__", alter_sys=True)
+                with monkeypatch.context() as patch:
+                    patch.setattr(tyro, "cli", parse_only)
+                    patch.setattr(sys, "argv", [str(path), *options])
+                    with pytest.raises(Parsed):
+                        runpy.run_module(module, run_name="__main__", alter_sys=True)
         case ["pip", "install", *what]:
             for extra in re.findall(r"(?:hashgym|\.)\[(.*?)\]", " ".join(what)):
                 assert f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text(encoding="utf-8"), words

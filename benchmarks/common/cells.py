@@ -33,7 +33,7 @@ CONTINUES = "stopped; the same command continues with the runs that are not fini
 
 
 def unfinished(cells: Sequence[Cell], done: Callable[[Cell], bool], path: Path, console: Console) -> list[Cell]:
-    """The cells that are not done; prints how many are in ``path`` already."""
+    """Return the cells that are not done, and print how many are in ``path`` already."""
     waiting = [cell for cell in cells if not done(cell)]
     if len(waiting) < len(cells):
         console.print(f"{len(cells) - len(waiting)} of {len(cells)} runs are in {path} already")
@@ -108,7 +108,7 @@ def _in_processes(
     if jobs > 1:  # the processes read it when they start
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     with ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(_apart, work, cell): cell for cell in cells}
+        futures = {pool.submit(_in_fresh_process, work, cell): cell for cell in cells}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result
@@ -116,9 +116,9 @@ def _in_processes(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _apart(work: Callable[[Any], Any], cell: Any) -> Any:
-    if hasattr(signal, "pthread_sigmask"):  # Ctrl-C waits until the new process can end without a traceback
-        resource_tracker.ensure_running()  # its start would lift the block
+def _in_fresh_process(work: Callable[[Any], Any], cell: Any) -> Any:
+    if hasattr(signal, "pthread_sigmask"):  # Ctrl-C is blocked until the new process can end without a traceback
+        resource_tracker.ensure_running()  # first, because starting it would end the block
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn, initializer=_end_quietly) as process:
@@ -143,7 +143,7 @@ def _end_quietly() -> None:
 def _on_ray(
     cells: Sequence[Cell], work: Callable[[Cell], Outcome], jobs: int
 ) -> Generator[tuple[Cell, Callable[[], Outcome]]]:
-    """The same on a Ray cluster. A process runs one cell; a cell whose process is lost is run again."""
+    """Do the same on a Ray cluster. A process runs one cell; a cell whose process is lost is run again."""
     with cluster(jobs) as ray:
         task = ray.remote(num_cpus=1, max_calls=1, max_retries=3)(_in_folder)
         waiting = {task.options(name=str(cell)).remote(os.getcwd(), work, cell): cell for cell in cells}

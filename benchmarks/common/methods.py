@@ -93,7 +93,7 @@ def load(features: str) -> HashingDataset:
     """A dataset by name or folder, without its regions, which take most of the memory.
 
     Raises:
-        ValueError: for data that cannot be read, or labels that make all codes score alike.
+        ValueError: for data that cannot be read, or labels with which all codes have the same score.
     """
     dataset = hashgym.data.load(features)
     check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
@@ -162,7 +162,7 @@ def fit(
 def measure(
     encode: Encoder, dataset: HashingDataset, precision_at: Sequence[int] = ()
 ) -> tuple[tuple[Bits, Bits], RetrievalResult]:
-    """Encode queries and database, and search the database for every query: both codes, and the metrics."""
+    """Encode queries and database, search the database for every query; return both codes and the metrics."""
     query, database = dataset.query, dataset.database
     codes = encode(np.asarray(dataset.features[query])), encode(np.asarray(dataset.features[database]))
     labels = dataset.labels[query], dataset.labels[database]

@@ -17,6 +17,7 @@ from filelock import FileLock
 from numpy.typing import ArrayLike
 
 import hashgym
+from agents.arguments import current_names
 from benchmarks.common.machine import peak_mb, revision
 from benchmarks.common.statistics import Estimate, bootstrap, mean
 from hashgym.console import Console, Table, styled
@@ -56,7 +57,6 @@ COLUMNS = (
 )
 
 REPORT = "Written by `python -m benchmarks.report`."  # marks every report.md
-RENAMED = {"lanes": "num_envs", "history": "rnn_hidden"}  # settings that older rows call by other names
 
 Row = Mapping[str, Any]
 
@@ -169,7 +169,7 @@ def read_csv(path: Path) -> tuple[tuple[str, ...], list[dict[str, str]]]:
 
 
 def _difference(old: Row, new: Row) -> str:
-    """The settings in which two rows' configurations differ; empty where they agree but for renamed settings."""
+    """Return the settings in which two rows' configurations differ, renamed ones compared by their current names."""
     before, after = _configuration(old), _configuration(new)
     if not isinstance(before, dict):
         return f"not a configuration: {before!r}"
@@ -178,16 +178,12 @@ def _difference(old: Row, new: Row) -> str:
 
 
 def _configuration(row: Row) -> Any:
-    """The configuration of a row, with today's names of settings, and classes without their modules."""
-
-    def renamed(settings: dict[str, Any]) -> dict[str, Any]:
-        return {RENAMED.get(name, name): value for name, value in settings.items()}
-
-    return json.loads(re.sub(r"<class '[\w.]*\.(\w+)'>", r"\1", row["config"]), object_hook=renamed)
+    """Return the configuration of a row, with current names of settings, and classes without their modules."""
+    return json.loads(re.sub(r"<class '[\w.]*\.(\w+)'>", r"\1", row["config"]), object_hook=current_names)
 
 
 def require_replaceable(folder: Path, *patterns: str) -> None:
-    """Check, before work starts, that the tables and figures of a benchmark overwrite no foreign file.
+    """Check, before work starts, that a benchmark's tables and figures overwrite no file of another origin.
 
     Args:
         folder: where they are written. It may have such files if it has results of a benchmark, or its report.
@@ -199,7 +195,7 @@ def require_replaceable(folder: Path, *patterns: str) -> None:
     there = sorted(path.name for pattern in patterns for path in folder.glob(pattern))
     if there and not any(map(_is_of_benchmark, (*folder.glob("*.csv"), *folder.glob("report.md")))):
         raise ValueError(
-            f"{folder} has {there[0]} but no results of a benchmark, so a foreign file would be overwritten: "
+            f"{folder} has {there[0]} but no results of a benchmark, so a file of yours would be overwritten: "
             "choose another --out"
         )
 
@@ -245,7 +241,7 @@ def scores(result: RetrievalResult) -> dict[str, float]:
 
 
 def costs(train_seconds: float) -> dict[str, Any]:
-    """The last columns of a row but ``config``: what the run cost in this process, and the code that ran."""
+    """Return the last columns of a row except ``config``: time and memory of this process, and version of the code."""
     return {
         "train_seconds": round(train_seconds, 3),
         "peak_mb": round(peak_mb(), 1),

@@ -188,7 +188,7 @@ def _checked(strata: Tasks) -> list[Scores]:
 
 
 def _resampled(scores: Sequence[Scores], resamples: int, seed: int) -> list[Scores]:
-    """For each stratum (resamples, runs), drawn with replacement."""
+    """Return an array (resamples, runs) for each stratum, drawn with replacement."""
     rng = np.random.default_rng(seed)
     return [stratum[rng.integers(len(stratum), size=(resamples, len(stratum)))] for stratum in scores]
 

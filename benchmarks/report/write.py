@@ -41,7 +41,7 @@ BASELINES = ("noseq", "ng")
 TABLE_II = (*VARIANTS, *BASELINES)
 BASES = ("lsh", "itq", "ksh", "hashnet", "adsh", "dch", "mmhh")  # of MCH's Table 2, in its order
 SIGMAS = THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)  # of MCH's Table 3
-PRIVATE = ("mirflickr25k",)  # photos that must not be published
+UNPUBLISHED = ("mirflickr25k",)  # datasets whose photos must not be published
 SECONDS, MEGABYTES, BITS = 60, 2000, 48  # limits that a run of 48 bits should stay below
 
 Section: TypeAlias = list[str]  # paragraphs
@@ -63,7 +63,7 @@ def main(args: Args, console: Console | None = None) -> None:
     """Write the report.
 
     Raises:
-        ValueError: if there are no results, some contradict each other, or foreign files would be overwritten.
+        ValueError: if there are no results, some contradict each other, or other files would be overwritten.
     """
     out, runs = args.out or args.folder, read(args.folder)
     require_replaceable(out, "report.md", "*.png")
@@ -88,19 +88,19 @@ def report(runs: Mapping[str, Sequence[Row]], datasets: Mapping[str, HashingData
         "which is too narrow for few seeds. Seeds change a method's random numbers, never the split. Grey numbers "
         "after the word paper are printed in the papers: of networks trained end to end, and of other splits.",
     ]
-    seen, hand = ([row for row in runs["drlih"] if hand_crafted(row) == by_hand] for by_hand in (False, True))
-    main = [own for rows in group(runs["mch"], "dataset", "features").values() for own in _main(rows)]
-    sections = [head, _claims(seen, main)]
-    for (dataset, features), rows in group(seen, "dataset", "features").items():
+    learned, hand = ([row for row in runs["drlih"] if hand_crafted(row) == by_hand] for by_hand in (False, True))
+    mch_rows = [own for rows in group(runs["mch"], "dataset", "features").values() for own in _default_rows(rows)]
+    sections = [head, _claims(learned, mch_rows)]
+    for (dataset, features), rows in group(learned, "dataset", "features").items():
         curves = [
             r for r in where(runs["drlih curves"], dataset=dataset) if hand_crafted(r) or r["features"] == features
         ]
-        sections.append(_drlih(rows, where(hand, dataset=dataset), curves, out, _slug("drlih", rows, seen)))
+        sections.append(_drlih(rows, where(hand, dataset=dataset), curves, out, _slug("drlih", rows, learned)))
     for (dataset, features), rows in group(runs["mch"], "dataset", "features").items():
         points = where(runs["mch curves"], dataset=dataset, features=features)
         slug = _slug("mch", rows, runs["mch"])
-        sections += [_mch(_main(rows), points, out, slug), _by_threshold(rows, points, out, slug)]
-    sections += [_examples(runs["examples"], datasets, out), _overall(seen, out), _costs(seen, main, out)]
+        sections += [_mch(_default_rows(rows), points, out, slug), _by_threshold(rows, points, out, slug)]
+    sections += [_examples(runs["examples"], datasets, out), _overall(learned, out), _costs(learned, mch_rows, out)]
     return "\n\n".join(paragraph for section in sections for paragraph in section) + "\n"
 
 
@@ -220,7 +220,7 @@ def _by_threshold(rows: Sequence[Row], points: Sequence[Row], out: Path, slug: s
 def _examples(rows: Sequence[Row], datasets: Mapping[str, HashingDataset], out: Path) -> Section:
     """DRLIH's Figure 6, of datasets whose pictures are available and may be published; else as drawn before."""
     embedded, section = [info.name for info in hashgym.data.datasets() if info.embedded], []
-    for dataset, own in group([row for row in rows if row["dataset"] not in PRIVATE], "dataset").items():
+    for dataset, own in group([row for row in rows if row["dataset"] not in UNPUBLISHED], "dataset").items():
         path, longest = out / f"examples-{dataset}.png", max(row["bits"] for row in own)
         own = where(own, bits=longest, features=own[0]["features"])
         pictured = datasets.get(dataset) or (hashgym.data.load(dataset) if dataset in embedded else None)
@@ -299,7 +299,7 @@ def _costs(rows: Sequence[Row], several: Sequence[Row], out: Path) -> Section:
     return [*section, "![seconds and memory by method](costs.png)"]
 
 
-def _main(rows: Sequence[Row]) -> list[Row]:
+def _default_rows(rows: Sequence[Row]) -> list[Row]:
     """MCH's rows at xi .5 and those of its bases, of the most frequent size of regions."""
     sigma = max(group(rows, "sigma").items(), key=lambda item: (len(item[1]), -(item[0] or 0)))[0]
     return [row for row in where(rows, sigma=sigma) if row["xi"] in (None, 0.5)]

@@ -1,4 +1,4 @@
-"""The environments, and their registration with Gymnasium."""
+"""The environments and their registration with Gymnasium."""
 
 from __future__ import annotations
 

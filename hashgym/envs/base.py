@@ -60,7 +60,7 @@ class DatasetIndex:
 
     @classmethod
     def of(cls, dataset: HashingDataset) -> DatasetIndex:
-        """Return the index of a dataset, the one in use by another environment if there is one."""
+        """Return the index of a dataset; environments with the same dataset share one."""
         if (dataset_index := cls.shared.get(id(dataset))) is None:
             dataset_index = cls.shared[id(dataset)] = cls(dataset)
         return dataset_index
@@ -72,7 +72,7 @@ class DatasetIndex:
 
     @cached_property
     def sampler(self) -> PartnerSampler:
-        """Draws partners of training images; raises DataError if no image has both a similar and a dissimilar one."""
+        """The partner sampler of the training images; DataError if no image has a similar and a dissimilar one."""
         return PartnerSampler(self.label_words)
 
 
@@ -90,14 +90,14 @@ class BatchedCore(ABC):
         dataset_index: lookup tables of the dataset.
         started: whether :meth:`reset_run` has been called.
         order, cursor: the current shuffled pass over the images, and the position in it.
-        rows: int64 (n,), the rows of ``dataset.train`` that the environments encode.
+        rows: int64 (n,), the image of each environment, as a row of ``dataset.train``.
         image: float32 (n, D), features of those images; written once an episode and never modified.
         reward_parts: the weighted components of the last reward, float64 (n,) each.
         state_shapes: names of the attributes that form the state, and the shape of each.
     """
 
     OPTIONS: ClassVar[tuple[str, ...]] = ("index",)
-    ENCODER: ClassVar[str] = "hashgym.encode"  # encodes images that have no episode
+    ENCODER: ClassVar[str] = "hashgym.encode"  # the function for images that have no episode, named in messages
     eligible: NDArray[np.int64]
     task: Any
     started = False
@@ -148,7 +148,7 @@ class BatchedCore(ABC):
         return flatten(observation, self.spaces()[0])
 
     def info(self) -> dict[str, Any]:
-        """Return the info of an observation: ``index``, the row of the dataset that its image is."""
+        """Return the info of an observation: ``index``, its image's row of the dataset."""
         return {"index": self.dataset.train[self.rows]}
 
     @property
@@ -210,7 +210,7 @@ class BatchedCore(ABC):
 
 
 def _checked(source: Any) -> HashingDataset:
-    """Return the dataset of an environment: a ``HashingDataset`` as it is, a name or folder loaded and standardised.
+    """Return the dataset of an environment: a ``HashingDataset`` unchanged, a name or folder loaded and standardised.
 
     Raises:
         DataError: for any other source, and for a dataset without labels.
@@ -230,7 +230,7 @@ def task_property(name: str, meaning: str) -> Any:
     def set_(self: EnvMixin, value: Any) -> None:
         self._core.update_task(**{name: value})
 
-    return property(get, set_, doc=f"{meaning}; a new value counts from the next step.")
+    return property(get, set_, doc=f"{meaning}; a new value takes effect at the next step.")
 
 
 class EnvMixin:
@@ -464,7 +464,7 @@ class LockstepVectorEnv(EnvMixin, VectorEnv[Observation, Any, NDArray[Any]]):
         return _split_batch(observation, self.num_envs)
 
     def _with_masks(self, info: dict[str, Any]) -> dict[str, Any]:
-        """Return Gymnasium's vector form of an info: beside every key a mask of the environments that have it (all)."""
+        """Return Gymnasium's vector form of an info: with every key a mask of the environments that have it (all)."""
         masked: dict[str, Any] = {}
         for key, part in info.items():
             masked[key] = self._with_masks(part) if isinstance(part, dict) else part
@@ -472,12 +472,12 @@ class LockstepVectorEnv(EnvMixin, VectorEnv[Observation, Any, NDArray[Any]]):
         return masked
 
 
-# Datasets in use: more than the last two, which the cache of _standardized keeps alive.
+# All datasets in use; the cache of _standardized also keeps the last two alive.
 _LOADED: WeakValueDictionary[str, HashingDataset] = WeakValueDictionary()
 
 
 def standardized(source: str) -> HashingDataset:
-    """Return a dataset by name or folder, standardised; being immutable, it is shared by all environments."""
+    """Return a dataset by name or folder, standardised. All environments share it, as it is immutable."""
     if (dataset := _LOADED.get(source)) is None:
         dataset = _LOADED[source] = _standardized(source)
     return dataset
@@ -489,7 +489,7 @@ def _standardized(source: str) -> HashingDataset:
 
 
 def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
-    """Return the member of Gymnasium's enum, given itself or by name or value: "next_step", "NextStep"."""
+    """Return the member of Gymnasium's enum for a member, name or value: "next_step", "NextStep"."""
     members = {text.lower().replace("_", ""): each for each in AutoresetMode for text in (each.name, each.value)}
     found = mode if isinstance(mode, AutoresetMode) else members.get(str(mode).lower().replace("_", ""))
     if found is None:
@@ -530,7 +530,7 @@ def _split_batch(batch: Any, num_envs: int) -> NDArray[np.object_]:
             array[i] = one
         return array
     split: list[Observation] = [{} for _ in range(num_envs)]
-    for key, parts in batch.items():  # a loop over keys takes a third of the time of one over environments
+    for key, parts in batch.items():  # looping over keys takes a third of the time of looping over environments
         for one, part in zip(split, parts, strict=True):
             one[key] = part
     array[:] = split
@@ -538,7 +538,7 @@ def _split_batch(batch: Any, num_envs: int) -> NDArray[np.object_]:
 
 
 def _first(batch: Any) -> Any:
-    """Return the observation or info of a batch of one, in arrays of its own."""
+    """Return the observation or info of a batch of one, as copies."""
     return {key: _first(part) for key, part in batch.items()} if isinstance(batch, dict) else batch[0].copy()
 
 

@@ -1,4 +1,4 @@
-"""BitGroupHashing-v0: an agent emits an image's binary code in groups of bits (DRLIH). Scalar and native vector."""
+"""BitGroupHashing-v0, scalar and native vector: an agent emits an image's binary code in groups of bits (DRLIH)."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class HashingTask:
 
 
 def observation(image: NDArray[np.float32], bits: NDArray[np.bool_], emitted: int, group: int) -> Observation:
-    """Return the observations of n images, for the environment and for encoding alike.
+    """Return the observations of n images, in the environment and in encoding.
 
     Args:
         image: float32 (n, D).
@@ -147,7 +147,7 @@ def action_bits(action: Any, task: HashingTask, num_envs: int, xp: Any = np) -> 
 
     Args:
         action: array-like, or a tensor where ``xp`` is torch.
-        task: says what an action is.
+        task: its ``action`` and ``group_bits`` define an action.
         num_envs: number of actions.
         xp: numpy or torch, whose arrays are returned; tensors stay on the device of ``action``.
 
@@ -161,14 +161,18 @@ def action_bits(action: Any, task: HashingTask, num_envs: int, xp: Any = np) -> 
     if task.action == "index":
         # "int64" and "torch.int64": the two libraries have no check of integer types in common
         if "int" not in str(array.dtype) or not ((array >= 0) & (array < 2**task.group_bits)).all():
-            raise ValueError(f"an index action must be an integer from 0 to {2**task.group_bits - 1}")
+            most = 2**task.group_bits - 1
+            raise ValueError(f"an index action must be an integer from 0 to {most}, got {array.tolist()!s:.60}")
         places = xp.arange(task.group_bits, device=array.device)
         return xp.asarray(xp.asarray(array[:, None], dtype=xp.int64) >> places & 1, dtype=xp.float32)
     relaxed = xp.asarray(array, dtype=xp.float32)
     if task.action in BINARY and not ((relaxed == 0) | (relaxed == 1)).all():
-        raise ValueError("bit actions must be 0 or 1; for probabilities make the environment with action='probability'")
+        raise ValueError(
+            f"bit actions must be 0 or 1, got {array.tolist()!s:.60}; for probabilities make the environment with "
+            "action='probability'"
+        )
     if task.action == "probability" and not ((relaxed >= 0) & (relaxed <= 1)).all():
-        raise ValueError("probability actions must be numbers from 0 to 1")
+        raise ValueError(f"probability actions must be numbers from 0 to 1, got {array.tolist()!s:.60}")
     return relaxed
 
 
@@ -204,7 +208,7 @@ class CodebookWords:
     def restart(self, planes: NDArray[np.float32]) -> None:
         """Replace all codes by the signs of projections onto ``planes``, float32 (D, q).
 
-        They are computed when first read: of N environments seeded one after another only the last counts.
+        They are computed when first read: if N environments are seeded one after another, only once, for the last seed.
         """
         self._planes = planes
 
@@ -270,7 +274,7 @@ class BitGroupHashingCore(BatchedCore):
 
     @property
     def book(self) -> Codebook:
-        """The codebook as rewards see it."""
+        """The codebook in the form that rewards read."""
         return Codebook(self.codebook, self.label_words, self.task.bits)
 
     def reset_run(self, rng: np.random.Generator) -> None:
@@ -360,7 +364,7 @@ class BitGroupHashingCore(BatchedCore):
         return self.zeros(0, dtype="int64"), self.zeros(0, dtype="int64")
 
     def view(self, start: int, stop: int, scope: Literal["group", "global"], last: bool) -> Any:
-        """Return the view of a span of bits that rewards get."""
+        """Return the view of a span of bits, the argument of rewards."""
         positive_rows, negative_rows = self.partner_rows()
         return RewardView(
             code=self.code[:, start:stop],
@@ -456,7 +460,7 @@ class BitGroupHashingEnv(BitGroupHashingMixin, ScalarEnv):
     `env.unwrapped.slices` holds the three slices by name.
 
     ## Rewards
-    `group_weight * R(group)` at every step, plus `global_weight * R(whole code)` at the last. R is `reward`: a name of
+    `group_weight * R(group)` at every step, plus `global_weight * R(whole code)` at the last. R is `reward`: a name in
     `hashgym.rewards.available()`, a mapping `{"name": ..., option: ...}`, or any callable on a
     `hashgym.rewards.RewardView`. The default `"triplet"` is minus the mean over pairs of a similar and a dissimilar
     partner of max(0, margin + d(x, x+) - d(x, x-)), d the Hamming distance (with `action="probability"` the squared
@@ -514,7 +518,7 @@ class BitGroupHashingEnv(BitGroupHashingMixin, ScalarEnv):
     | `autoreset_mode` | `"SameStep"` | of the vector environment: `"SameStep"`, `"NextStep"` or `"Disabled"` |
 
     Wrong arguments raise `ValueError`, data that cannot be used `hashgym.data.DataError` (a `ValueError`).
-    A curriculum may set the two weights at any time: `env.unwrapped.group_weight = 0.5` counts from the next step.
+    A curriculum may set the two weights at any time: `env.unwrapped.group_weight = 0.5` takes effect at the next step.
 
     ```python
     import gymnasium as gym
@@ -528,8 +532,8 @@ class BitGroupHashingEnv(BitGroupHashingMixin, ScalarEnv):
     all of them before it scores any. `autoreset_mode` is `"SameStep"`, `"NextStep"` (RLlib, and
     observation wrappers of Gymnasium) or `"Disabled"`. With N = 1 it equals this environment step for step.
 
-    With `backend="torch"` (and `device`, `"auto"`, `"cpu"` or `"cuda"`) all that a step reads or returns is a tensor on
-    that device; see `hashgym.envs.torch_backend`.
+    With `backend="torch"` (and `device`, `"auto"`, `"cpu"` or `"cuda"`) a step reads and returns only tensors on that
+    device; see `hashgym.envs.torch_backend`.
 
     ## Version History
     * v0: initial version; `codebook`, `flat`, `info`, `autoreset_mode` and `action="multidiscrete"` came later and
@@ -587,11 +591,11 @@ class BitGroupHashingVectorEnv(BitGroupHashingMixin, LockstepVectorEnv):
 
 
 class _InterleavedSteps:
-    """Detects scalar environments of one training run that step in turn and each write a codebook of their own."""
+    """Detection of scalar environments of one training run that step in turn, each with a codebook of its own."""
 
     ENOUGH = 3  # A, B, A, B: an environment for evaluation steps several times in a row
     words: ClassVar[int] = 0  # id of the codebook that the last step wrote
-    kind: ClassVar[tuple[Any, ...]] = ()  # what environments of one training run have in common
+    kind: ClassVar[tuple[Any, ...]] = ()  # properties that environments of one training run have in common
     switches: ClassVar[int] = 0
     warned: ClassVar[bool] = False
 

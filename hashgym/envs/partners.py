@@ -76,7 +76,7 @@ class PartnerSampler:
             place = np.arange(len(own))
             own_rank = ends[place, pattern] - self._counts[pattern] + self._place[own] - self._starts[pattern]
             rank += rank >= own_rank[:, None]
-        # One search over all rows: each row's counts are moved into a range of their own.
+        # One search over all rows: each row's counts are shifted into a range of their own.
         shift = np.arange(len(ends))[:, None] * (len(self._members) + 1)
         found = np.searchsorted((ends + shift).ravel(), (rank + shift).ravel(), side="right").reshape(rank.shape)
         pattern = found - np.arange(len(ends))[:, None] * ends.shape[1]

@@ -1,4 +1,4 @@
-"""RegionKeep-v0: an agent keeps or discards the hash codes of an image's regions (MCH). Scalar and native vector."""
+"""RegionKeep-v0, scalar and native vector: an agent keeps or discards the hash codes of an image's regions (MCH)."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def observation(
     *,
     sequential: bool = False,
 ) -> Observation:
-    """Return the observations of n images, for the environment and for encoding alike.
+    """Return the observations of n images, in the environment and in encoding.
 
     Args:
         image: float32 (n, D).
@@ -165,8 +165,8 @@ class _TrainingCodes:
 
     @classmethod
     def of(cls, dataset: HashingDataset, base: Hasher) -> _TrainingCodes:
-        """Return the codes of a dataset and base, those in use by another environment if there are any."""
-        # The attributes tell a base that was fitted again, which has other codes.
+        """Return the codes of a dataset and base; environments with the same two share them."""
+        # The ids of its attributes distinguish a base that was fitted again, which has other codes.
         key = (id(dataset), id(type(base)), *map(id, vars(base).values()))
         if (coded := cls.shared.get(key)) is None:
             coded = cls.shared[key] = cls(dataset, base)
@@ -243,7 +243,9 @@ class RegionKeepCore(BatchedCore):
         """Keep or discard the offered region's code in every environment, offer the next; return rewards and info."""
         array = np.asarray(action)
         if array.shape != (self.num_envs,) or array.dtype.kind not in "iub" or not ((array == 0) | (array == 1)).all():
-            raise ValueError(f"actions must be integers, 1 to keep or 0 to discard, of shape ({self.num_envs},)")
+            raise ValueError(
+                f"actions must be integers, 1 to keep or 0 to discard, of shape ({self.num_envs},), got {action!r:.60}"
+            )
         keep = array == 1
         added = keep & self.new
         self.kept[added, self.offered + 1] = self.region_code[added]
@@ -390,7 +392,7 @@ class RegionKeepEnv(RegionKeepMixin, ScalarEnv):
     kept a second time.
 
     ## Info
-    The info that `reset` or `step` returns with an observation holds, of the region in it,
+    The info that `reset` or `step` returns with an observation holds, for the region in it,
     - `index`, `region`: the image's row in the dataset, and which of its `train_regions`;
     - `keep_reward`: the reward for keeping it. As discarding has reward 0, the exact policy gradient is
       grad p(keep) * keep_reward (eq. 7 without sampling);
@@ -426,8 +428,8 @@ class RegionKeepEnv(RegionKeepMixin, ScalarEnv):
     given by name is fitted once for each dataset and length, also if several processes make environments: it is
     stored in the user's cache folder (`HASHGYM_CACHE` chooses another, empty for none). Codes are shared by all
     environments of a process that have the same dataset and base.
-    A curriculum may set the price at any time: `env.unwrapped.price = 0.01` counts from the next step, and in
-    `keep_reward` from the next info.
+    A curriculum may set the price at any time: `env.unwrapped.price = 0.01` takes effect at the next step, and in
+    `keep_reward` with the next info.
 
     ```python
     import gymnasium as gym
@@ -465,8 +467,7 @@ class RegionKeepVectorEnv(RegionKeepMixin, LockstepVectorEnv):
     one ignores its actions, has reward 0 and returns the next images; with "Disabled" ``reset`` returns them.
     ``reset(options={"index": [...], "regions": [[...], ...]})`` chooses the images (n,) and the regions (n, m) of all.
     With "SameStep" every observation of an episode holds the same ``image`` array, which is written once and never
-    modified.
-    No batch holds an image twice unless ``num_envs`` exceeds the number of training images.
+    modified. No batch holds an image twice unless ``num_envs`` exceeds the number of training images.
     """
 
     def __init__(
@@ -530,7 +531,10 @@ def _table(base: Hasher, task: RegionKeepTask, *, fitted: bool = True) -> NDArra
     else:
         table = np.asarray(task.loss, np.float64)
     if table.shape != (2, base.bits + 1) or not np.isfinite(table).all():
-        raise ValueError(f"loss must be a table (2, {base.bits + 1}) of finite numbers, row 1 for similar pairs")
+        raise ValueError(
+            f"loss must be a table (2, {base.bits + 1}) of finite numbers, row 1 for similar pairs, got "
+            f"{describe(table)}"
+        )
     return table
 
 

@@ -1,4 +1,4 @@
-"""Pictures and text of an episode."""
+"""Renderings of an episode as text or as a picture."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ONE, SIMILAR, DISSIMILAR = (36, 92, 160), (30, 140, 70), (200, 50, 40)
 
 @dataclass(frozen=True)
 class Scene(ABC):
-    """One environment at one step.
+    """The content of a rendering: one environment at one step.
 
     Attributes:
         dataset: the source of thumbnails and label names.
@@ -141,7 +141,7 @@ class RegionScene(Scene):
 
     @property
     def lines(self) -> list[str]:
-        """The lines of text of both forms."""
+        """The lines of text that both renderings have."""
         words = {1: "keep", 0: "discard", -1: "?"}
         return [
             f"decisions  {' '.join(words[decision] for decision in self.decisions)}",

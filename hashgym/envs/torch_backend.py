@@ -1,6 +1,6 @@
 """BitGroupHashing-v0 in torch: ``gym.make_vec("BitGroupHashing-v0", num_envs=N, backend="torch", device="cuda")``.
 
-For agents that train on a device. Features, codes, the codebook, labels, rewards and credit stay there. The NumPy
+For agents that train on a device, where features, codes, the codebook, labels, rewards and credit stay. The NumPy
 generator draws the next images and their partners on the host, once an episode, so that equal seeds give the episodes
 of the NumPy back end. Only flags are copied to the host: whether actions are in the action space, and rewards finite.
 Imports torch; ``import hashgym`` does not import this module.
@@ -102,7 +102,7 @@ class BitGroupHashingTorchVectorEnv(BitGroupHashingMixin, LockstepVectorEnv):
 
     @contextmanager
     def _own_mode(self) -> Iterator[None]:
-        """Compute alike in every context of the caller: no gradients, no autocast, no inference tensors."""
+        """Compute independently of the caller's context: no gradients, no autocast, no inference tensors."""
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             yield
 
@@ -114,7 +114,7 @@ class BitGroupHashingTorchVectorEnv(BitGroupHashingMixin, LockstepVectorEnv):
         return torch.full((self.num_envs,), value, dtype=dtype, device=self.device)
 
     def _split(self, observation: Any) -> Any:
-        """Return the batch as it is."""
+        """Return the batch unchanged."""
         return observation
 
     def _with_masks(self, info: dict[str, Any]) -> dict[str, Any]:
@@ -147,7 +147,7 @@ class TorchBitGroupHashingCore(BitGroupHashingCore):
 
     @property
     def book(self) -> Any:
-        """The codebook as rewards see it."""
+        """The codebook in the form that rewards read."""
         return torch_view.TensorCodebook(self.codebook, self.labels, self.label_words)
 
     def reset_run(self, rng: np.random.Generator) -> None:
@@ -177,7 +177,7 @@ class TorchBitGroupHashingCore(BitGroupHashingCore):
         return torch.cat([part.float() for part in parts], dim=1)
 
     def info(self) -> dict[str, Any]:
-        """Return the info of an observation: ``index``, the rows of the dataset that its images are."""
+        """Return the info of an observation: ``index``, its images' rows of the dataset."""
         return {"index": self.images[self.rows]}
 
     def get_state(self, rng: np.random.Generator) -> dict[str, Any]:
@@ -195,7 +195,7 @@ class TorchBitGroupHashingCore(BitGroupHashingCore):
 
     @staticmethod
     def host(array: Any) -> Any:
-        """Return a tensor as a new NumPy array, and anything else as it is."""
+        """Return a tensor as a new NumPy array, and anything else unchanged."""
         return array.cpu().numpy().copy() if isinstance(array, Tensor) else array
 
     def tensor(self, array: NDArray[Any]) -> Tensor:
@@ -211,7 +211,7 @@ class TorchBitGroupHashingCore(BitGroupHashingCore):
         return super().read_action(torch.as_tensor(action, device=self.device).detach())
 
     def view(self, start: int, stop: int, scope: Literal["group", "global"], last: bool) -> torch_view.TensorView:
-        """Return the view of a span of bits that rewards get."""
+        """Return the view of a span of bits, the argument of rewards."""
         positive_rows, negative_rows = self.partner_rows()
         return torch_view.TensorView(
             code=self.code[:, start:stop],

@@ -1,1 +1,1 @@
-"""Adapters of the environments to other libraries; each module imports its library."""
+"""Adapters of the environments to other libraries, one module for each, which imports the library."""

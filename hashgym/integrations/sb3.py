@@ -65,7 +65,7 @@ class HashVecEnv(VecEnv):
         def _on_step(self):
             info = self.training_env.unwrapped.last_info
             for name, reward in info.get("final_info", info)["rewards"].items():
-                if not name.startswith("_"):  # the masks that Gymnasium puts beside every key
+                if not name.startswith("_"):  # the masks that Gymnasium adds for every key
                     self.logger.record_mean(f"rewards/{name}", reward.mean())
             return True
     ```
@@ -74,14 +74,14 @@ class HashVecEnv(VecEnv):
     ``seed(s)``, which SB3 calls with the ``seed`` of a model, seeds the next reset; environments share one generator.
     ``set_options`` chooses the images of the next reset: a dict for all environments, as of the vector environment,
     ``{"index": [...]}``, or a list with one dict for each, ``[{"index": 3}, {"index": 8}, ...]``.
-    ``get_state()`` and ``set_state(state)`` restore an episode exactly, its statistics included; a model that
+    ``get_state()`` and ``set_state(state)`` save and restore an episode exactly, its statistics included; a model that
     continues from there needs ``model._last_obs = envs.set_state(state)``.
 
     ## Attributes and methods
     ``get_attr``, ``set_attr`` and ``env_method`` reach the vector environment, through its wrappers:
     attributes are equal for all environments and set for all at once, and a method is called once, for all of them.
-    ``set_attr("group_weight", 0.5)``, as ``"global_weight"`` or RegionKeep-v0's ``"price"``, counts from the next step,
-    also if a callback sets it: a curriculum.
+    ``set_attr("group_weight", 0.5)`` takes effect at the next step, so that a callback can implement a curriculum;
+    likewise ``"global_weight"``, and ``"price"`` of RegionKeep-v0.
     ``env_method("action_masks")`` returns each environment's mask, so that MaskablePPO of sb3-contrib works; masking is
     reported as supported if the environment has masks (``action="bits"`` and ``"index"`` of BitGroupHashing-v0).
 
@@ -95,7 +95,7 @@ class HashVecEnv(VecEnv):
         last_info: the info of the last reset or step; empty before the first reset.
 
     Raises:
-        ValueError: for anything else.
+        ValueError: for any other environment.
     """
 
     def __init__(self, envs: VectorEnv[Observation, Any, NDArray[Any]]) -> None:

@@ -1,4 +1,4 @@
-"""Rewards of spans of bits: one reward a file, found by name, or any callable."""
+"""Rewards of spans of bits: built-in ones by name, one a file, or any callable."""
 
 from functools import partial
 

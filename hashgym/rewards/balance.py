@@ -28,7 +28,7 @@ class Balance:
     which is 0 for balanced, uncorrelated bits. It ignores labels: use it in a sum with a reward that reads them.
 
     Args:
-        decorrelation: weight of the pairs beside the bits. A span of one bit has no pairs.
+        decorrelation: weight of the pairs relative to the bits. A span of one bit has no pairs.
     """
 
     name = "balance"

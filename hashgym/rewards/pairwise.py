@@ -33,7 +33,7 @@ class _LossTables(NamedTuple):
 
 
 class Pairwise:
-    """R = -(mean over the other training images j of w_ij L(d_ij, s_ij)), d the Hamming distance, s "share a label".
+    """R = -(mean over the other training images j of w_ij L(d_ij, s_ij)), d the Hamming distance, s 1 if similar.
 
     L is the loss of a base hasher (MCH, Table 1) at the span's length; the weights w_ij of similar and dissimilar pairs
     are those of the hasher fitted to the codebook's labels. A span of probabilities is scored by its bits.
@@ -63,7 +63,9 @@ class Pairwise:
         if isinstance(loss, str):
             name, self._hasher = loss, hashers.make(loss, **settings)
         elif settings:
-            raise ValueError(f"settings ({', '.join(settings)}) go with a hasher's name; set them on the hasher itself")
+            raise ValueError(
+                f"settings ({', '.join(settings)}) are only for a hasher given by name: set them on the hasher itself"
+            )
         elif isinstance(loss, hashers.Hasher):
             name, self._hasher = type(loss).__name__, loss
         else:
@@ -77,13 +79,13 @@ class Pairwise:
                     f"pairs; got {self._table.dtype} {self._table.shape}"
                 )
             if not np.isfinite(self._table).all():
-                raise ValueError("the table of a loss must be finite")
+                raise ValueError("loss must be a table of finite numbers, got NaN or infinity in it")
         if self._hasher is not None and not hasattr(self._hasher, "pair_loss"):
             close = closest(name, LOSSES)
             raise ValueError(f"hasher {name!r} has no pairwise loss{close}; the losses are {', '.join(LOSSES)}")
         self.name = f"pairwise:{name}"
-        self._made_for: Any = None  # the labels from which the tables and the weights were computed
-        self._made: dict[int, _LossTables] = {}
+        self._labels: Any = None  # from which the tables and the weights were computed
+        self._by_length: dict[int, _LossTables] = {}
         self._weights: NDArray[np.float64] | None = None
         self.reads_partners = against == "partners"
 
@@ -121,16 +123,16 @@ class Pairwise:
 
     def _tables(self, view: RewardView) -> _LossTables:
         """Return the tables for the span's length, computed once."""
-        if self._made_for is not view.codebook.label_words:
-            self._made_for, self._made, self._weights = view.codebook.label_words, {}, None
+        if self._labels is not view.codebook.label_words:
+            self._labels, self._by_length, self._weights = view.codebook.label_words, {}, None
         length = view.codebook.bits
-        if length not in self._made:
+        if length not in self._by_length:
             loss = self._loss(view, length)
             inner = np.pad(loss, ((0, 0), (1, 1)), mode="edge")  # the ends cancel
             ahead, back = inner[:, 2:] - loss, loss - inner[:, :-2]
-            made = (loss, (ahead + back) / 2, (ahead - back) / 2)
-            self._made[length] = _LossTables(*(view.asarray(np.append(t.T, 0).astype(np.float32)) for t in made))
-        return self._made[length]
+            tables = (loss, (ahead + back) / 2, (ahead - back) / 2)
+            self._by_length[length] = _LossTables(*(view.asarray(np.append(t.T, 0).astype(np.float32)) for t in tables))
+        return self._by_length[length]
 
     def _loss(self, view: RewardView, length: int) -> NDArray[np.float64]:
         """Return the loss that a pair of each kind and distance adds, float64 (2, length + 1)."""

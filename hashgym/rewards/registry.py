@@ -71,7 +71,7 @@ def register(name: str, factory: Callable[..., Reward] | str | None = None) -> C
 
     Args:
         name: the reward's name.
-        factory: ``factory(**options)`` returns the reward; or the factory's place, as "package.module:Name".
+        factory: ``factory(**options)`` returns the reward; or the factory's import path, "package.module:Name".
 
     Raises:
         ValueError: if the name is taken by another factory.
@@ -93,7 +93,7 @@ def available() -> list[str]:
 
 
 def make(reward: RewardLike, **options: Any) -> Reward:
-    """Return a reward built from its name or from ``{"name": ..., option: ...}``, or a reward object as it is.
+    """Return a reward built from its name or from ``{"name": ..., option: ...}``, or a reward object unchanged.
 
     A name is one of :func:`available`, or ``"package.module:Name"``, where Name is a factory, a reward, or a name that
     the module registers.
@@ -111,7 +111,7 @@ def make(reward: RewardLike, **options: Any) -> Reward:
             raise ValueError(f"a reward must be a name, a mapping with a 'name', or a callable, got {reward!r:.60}")
         if options:
             given = ", ".join(map(str, options))
-            raise ValueError(f"options ({given}) go with a reward's name; set them on the reward object itself")
+            raise ValueError(f"options ({given}) are only for a reward given by name: set them on the reward itself")
         return reward
     factory = REWARDS.find(reward)
     if not callable(factory):

@@ -15,8 +15,8 @@ __all__ = ["Triplet", "triplet_loss"]
 def triplet_loss(positive_distances, negative_distances, margin):  # type: ignore[no-untyped-def]
     """Return J = mean over all pairs (x+, x-) of max(0, m + d(x, x+) - d(x, x-)), DRLIH eq. 3.
 
-    For NumPy arrays and torch tensors alike, so that the function that scores bits in the environment also gives the
-    gradient on relaxed codes.
+    It takes NumPy arrays or torch tensors, so that one function scores bits in the environment and gives the gradient
+    on relaxed codes.
 
     Args:
         positive_distances: (n, P), squared distances of each image to its similar partners.
@@ -46,7 +46,7 @@ class Triplet:
         return -triplet_loss(view.positive_distances, view.negative_distances, self.margin)
 
     def value_and_credit(self, view: RewardView) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-        """Return -J and each bit's credit; a distance is (value - partner's bit)^2 plus that of the other bits."""
+        """Return -J (n,) and each bit's credit (n, s), from the distances with the bit set to 0 and to 1."""
         losses = []
         for value in (0.0, 1.0):
             positive, negative = (

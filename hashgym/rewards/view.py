@@ -149,7 +149,7 @@ class RewardView:
         return (self.codebook.bits / 2 - inner).astype(np.int16)
 
     def asarray(self, x: NDArray[Any]) -> Any:
-        """Return a NumPy array as the view's kind of array: here itself, in ``TensorView`` a tensor."""
+        """Return a NumPy array as the view's kind of array: here unchanged, in ``TensorView`` as a tensor."""
         return x
 
     def numbers(self, x: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
@@ -183,7 +183,7 @@ class RewardView:
         return squared_distance(self.code[:, None], partners())
 
 
-def drawn(rows):  # type: ignore[no-untyped-def]  # NumPy arrays and torch tensors alike
+def drawn(rows):  # type: ignore[no-untyped-def]  # NumPy arrays or torch tensors
     """Return rows of partners, (n, P), unchanged.
 
     Raises:
@@ -196,6 +196,6 @@ def drawn(rows):  # type: ignore[no-untyped-def]  # NumPy arrays and torch tenso
     return rows
 
 
-def squared_distance(a, b):  # type: ignore[no-untyped-def]  # NumPy arrays and torch tensors alike
+def squared_distance(a, b):  # type: ignore[no-untyped-def]  # NumPy arrays or torch tensors
     """Return the squared Euclidean distance over the last axis; for bits in {0, 1} the Hamming distance."""
     return ((a - b) ** 2).sum(-1)

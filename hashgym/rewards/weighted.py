@@ -19,7 +19,7 @@ class Weighted:
     """R = sum of weight x reward.
 
     Args:
-        terms: (weight, reward) pairs; :func:`hashgym.rewards.make` lists what a reward may be.
+        terms: (weight, reward) pairs; a reward is anything that :func:`hashgym.rewards.make` takes.
     """
 
     name = "weighted"

@@ -1,4 +1,4 @@
-"""Arguments of agents: former names, and the command line that all agents read alike."""
+"""Arguments of agents: former names, and the command line that is the same for all agents."""
 
 from __future__ import annotations
 

@@ -196,7 +196,7 @@ def test_one_call_of_the_cell_equals_step_by_step(variant: Any, bits: int, group
         torch.autograd.grad(each.square().sum(), list(policy.cell.parameters()), retain_graph=True)
         for each in (unrolled, torch.cat(logits, 1))
     ]
-    for one, other in zip(*gradients, strict=True):  # backpropagated through time alike
+    for one, other in zip(*gradients, strict=True):  # both backpropagate through time
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
@@ -241,7 +241,7 @@ def test_baseline_loss_equals_a_naive_loop() -> None:
 
 
 def test_baseline_loss_is_the_exact_gradient_in_expectation(small_task: Any) -> None:
-    """Two groups of two bits; the second group's value knows the first one's bits."""
+    """Two groups of two bits; the second group's value depends on the first one's bits."""
     logits, reward = small_task
     args = Args(bits=4, group_bits=2, entropy_weight=0.0)
 
@@ -289,7 +289,7 @@ def test_a_rollout_is_differentiated_under_the_policy_that_sampled(multi_label: 
     parts = [rollout.components[f"{scope}/triplet"] for scope in ("group", "global")]
     np.testing.assert_allclose(rollout.reward[:, -1], sum(parts), rtol=1e-5)
     torch.testing.assert_close(rollout.group_reward[:, [0, 4, 8]][:, :2], rollout.reward[:, :2])
-    assert (rollout.credit == 0).all()  # rewards alone were asked for
+    assert (rollout.credit == 0).all()  # only rewards are computed
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -217,7 +217,7 @@ def test_data_and_bases_that_cannot_be_used(scenes: HashingDataset, base: Pairwi
 
 
 def test_it_learns_which_regions_to_keep(scenes: HashingDataset) -> None:
-    """On images it never saw, asked for by others it never saw: retrieval improves in each way that MCH means."""
+    """On queries and database images that were not trained on, retrieval improves in each way that MCH claims."""
     base = hashers.make("dch", bits=24, hidden=256, updates=600)
     base.fit(scenes.features[scenes.train], scenes.labels[scenes.train])
     policy = mch.train(scenes, base, Args(updates=150, holdout=0.0, num_envs=128), progress=False)

@@ -45,7 +45,7 @@ def test_rows_have_the_runs_and_their_metrics(finished):
 def test_finished_runs_are_skipped_and_new_ones_added(finished, monkeypatch):
     args, _, _ = finished
     before = Results(args.out).path.read_bytes()
-    monkeypatch.setattr(cells, "_apart", lambda work, cell: pytest.fail(f"{cell} was run again"))
+    monkeypatch.setattr(cells, "_in_fresh_process", lambda work, cell: pytest.fail(f"{cell} was run again"))
     console = Console(record=True, width=120)
     assert drlih.main(args, console) == 0
     assert "2 of 2 runs are in" in console.export_text()
@@ -54,14 +54,14 @@ def test_finished_runs_are_skipped_and_new_ones_added(finished, monkeypatch):
 
 def test_another_configuration_stops_before_anything_runs(finished, monkeypatch):
     args, _, _ = finished
-    monkeypatch.setattr(cells, "_apart", lambda work, cell: pytest.fail("ran"))
+    monkeypatch.setattr(cells, "_in_fresh_process", lambda work, cell: pytest.fail("ran"))
     monkeypatch.setattr(drlih, "config", lambda cell, dataset: {"iterations": 51})
     with pytest.raises(ValueError, match=r"another configuration .*iterations: 50 -> 51|data: "):
         drlih.main(args)
 
 
 def test_one_failing_run_does_not_cost_the_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(cells, "_apart", lambda work, cell: work(cell))  # in this process: quicker
+    monkeypatch.setattr(cells, "_in_fresh_process", lambda work, cell: work(cell))  # in this process: quicker
     console = Console(record=True, width=200)
     args = drlih.Args(out=tmp_path, methods=("itq", "lsh"), bits=(62,), seeds=1)
     assert drlih.main(args, console) == 1
@@ -131,11 +131,11 @@ def test_curves_and_examples_stand_beside_the_rows(finished):
     np.testing.assert_allclose(json.loads(curve["precision_at"]), at, rtol=1e-3)
 
     queries, found, distances, right = (json.loads(example[c]) for c in ("queries", "found", "distances", "right"))
-    asked = {int(image): place for place, image in enumerate(dataset.query)}
+    places = {int(image): place for place, image in enumerate(dataset.query)}
     searched = {int(image): place for place, image in enumerate(dataset.database)}
     assert len({dataset.labels[q].argmax() for q in queries}) == 10  # one query of each label
     for q, images, bits_off, good in zip(queries, found, distances, right, strict=True):
-        every = (database != query[asked[q]]).sum(axis=1)
+        every = (database != query[places[q]]).sum(axis=1)
         assert bits_off == [every[searched[image]] for image in images] == sorted(every)[:10]
         assert good == [int((dataset.labels[q] & dataset.labels[image]).any()) for image in images]
 
@@ -143,13 +143,13 @@ def test_curves_and_examples_stand_beside_the_rows(finished):
 def test_a_row_without_its_curves_is_run_again(finished, monkeypatch):
     args, _, _ = finished
     (args.out / "curves.csv").unlink()
-    monkeypatch.setattr(cells, "_apart", lambda work, cell: work(cell))
+    monkeypatch.setattr(cells, "_in_fresh_process", lambda work, cell: work(cell))
     assert drlih.main(args, Console(quiet=True)) == 0
     assert len(Results(args.out, drlih.CURVES, results.KEY, "curves.csv").rows()) == 2
 
 
 def test_effort_is_a_share_of_the_gradient_steps(tmp_path, monkeypatch):
-    monkeypatch.setattr(cells, "_apart", lambda work, cell: work(cell))
+    monkeypatch.setattr(cells, "_in_fresh_process", lambda work, cell: work(cell))
     args = drlih.Args(out=tmp_path, methods=("noseq", "itq"), bits=(8,), seeds=1, effort=0.01)
     assert drlih.main(args, Console(quiet=True)) == 0
     noseq, itq = (json.loads(r["config"]) for r in Results(tmp_path).rows())
@@ -157,7 +157,7 @@ def test_effort_is_a_share_of_the_gradient_steps(tmp_path, monkeypatch):
 
 
 def test_heads_are_linear_for_all_networks_alike(tmp_path, monkeypatch):
-    monkeypatch.setattr(cells, "_apart", lambda work, cell: work(cell))
+    monkeypatch.setattr(cells, "_in_fresh_process", lambda work, cell: work(cell))
     args = drlih.Args(out=tmp_path, methods=("noseq", "csq", "sdh"), bits=(8,), seeds=1, effort=0.01, hidden=0)
     assert drlih.main(args, Console(quiet=True)) == 0
     heads = {r["method"]: json.loads(r["config"]).get("hidden") for r in Results(tmp_path).rows()}
@@ -165,7 +165,7 @@ def test_heads_are_linear_for_all_networks_alike(tmp_path, monkeypatch):
 
 
 def test_presets_name_every_method_of_the_papers_tables():
-    asked = {"drlih", "hashnet", "dsh", "ninh", "cnnh", "sdh", "itq", "sh", "lsh", "noseq", "ng"}
-    assert asked <= set(drlih.PRESETS["smoke"].methods)
+    wanted = {"drlih", "hashnet", "dsh", "ninh", "cnnh", "sdh", "itq", "sh", "lsh", "noseq", "ng"}
+    assert wanted <= set(drlih.PRESETS["smoke"].methods)
     for method in drlih.METHODS:
         methods.settings(methods.Cell("digits", method, 24, 0))

@@ -37,7 +37,7 @@ def never(work, cell):
 @pytest.fixture(autouse=True)
 def _quick(quick, monkeypatch):
     monkeypatch.setattr(mch, "settings", quick)
-    monkeypatch.setattr(cells, "_apart", here)
+    monkeypatch.setattr(cells, "_in_fresh_process", here)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def ran(folders, quick, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mch, "settings", quick)
-        patch.setattr(cells, "_apart", here)
+        patch.setattr(cells, "_in_fresh_process", here)
         patch.setattr(mch, "fit", fit_and_keep)
         assert mch.main(args, console) == 0
     return args, console.export_text(), codes
@@ -216,7 +216,7 @@ def test_pictures_are_written(ran):
 
 def test_finished_runs_are_not_run_again(ran, monkeypatch):
     args, _, _ = ran
-    monkeypatch.setattr(cells, "_apart", never)
+    monkeypatch.setattr(cells, "_in_fresh_process", never)
     before = {path: path.read_bytes() for path in args.out.glob("*.[cm][sd]*")}
     assert {path.name for path in before} == {"results.csv", "curves.csv", "table.md"}
     console = Console(record=True, width=250)
@@ -250,7 +250,7 @@ def test_a_run_with_missing_rows_is_run_again(ran, tmp_path):
 def test_another_configuration_stops_before_anything_runs(ran, folders, tmp_path, monkeypatch):
     args, _, _ = ran
     copy = copy_of(args, tmp_path)
-    monkeypatch.setattr(cells, "_apart", never)
+    monkeypatch.setattr(cells, "_in_fresh_process", never)
     before = (tmp_path / "results.csv").read_bytes()
     with pytest.raises(ValueError, match=r"digit-scenes .* dch .*another configuration .*data: .*--replace"):
         mch.main(dataclasses.replace(copy, queries=50))
@@ -302,7 +302,7 @@ def test_one_failing_run_does_not_cost_the_others(folders, tmp_path, monkeypatch
     ],
 )
 def test_bad_arguments_stop_before_anything_runs(folders, tmp_path, monkeypatch, change, message):
-    monkeypatch.setattr(cells, "_apart", never)
+    monkeypatch.setattr(cells, "_in_fresh_process", never)
     if change.get("sigma_features") == ("other",):
         change = {**change, "sigma_features": (folders[1],)}
     args = {"out": tmp_path, "features": folders[0], "bases": ("dch",), "bits": (8,), "seeds": 1, **change}
@@ -379,7 +379,7 @@ def test_other_data_in_the_folder_are_left_out_of_the_tables(ran, tmp_path, monk
         foreign = [["other-data", *row[1:]] for row in rest]
         with open(tmp_path / name, "w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([first, *foreign, *rest[::-1]])
-    monkeypatch.setattr(cells, "_apart", never)
+    monkeypatch.setattr(cells, "_in_fresh_process", never)
     assert mch.main(copy, Console(quiet=True)) == 0
     table, before = ((folder / "table.md").read_text() for folder in (tmp_path, args.out))
     assert "other-data" not in table

@@ -38,7 +38,7 @@ def test_without_faiss_the_bucket_search_is_skipped(capsys, monkeypatch):
     monkeypatch.setattr(retrieval, "find_spec", lambda name: None)
     report = main(Args(queries=10, database=100, bits=12, labels=5, rounds=1, buckets=SMALL, engines=FEW))
     assert report.buckets is None
-    assert "faiss is not installed" in capsys.readouterr().out
+    assert "faiss is not installed: pip install 'hashgym[faiss]'" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(find_spec("faiss") is None, reason="faiss is not installed")

@@ -31,7 +31,7 @@ def here(work, cell):
 
 @pytest.fixture(autouse=True)
 def _here(monkeypatch):
-    monkeypatch.setattr(cells, "_apart", here)
+    monkeypatch.setattr(cells, "_in_fresh_process", here)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def finished(tmp_path_factory):
     args = benchmark.Args(out=out, designs=("pairwise:hashnet", SUM), bits=(8,), seeds=2, updates=12)
     console = Console(record=True, width=160)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cells, "_apart", here)
+        patch.setattr(cells, "_in_fresh_process", here)
         failed = benchmark.main(args, console)
     return args, failed, console.export_text()
 
@@ -98,7 +98,7 @@ def test_finished_runs_are_skipped_and_others_replaced(finished, tmp_path, monke
     args, _, _ = finished
     console = Console(record=True, width=160)
     with monkeypatch.context() as patch:
-        patch.setattr(cells, "_apart", lambda work, cell: pytest.fail(f"{cell} was run again"))
+        patch.setattr(cells, "_in_fresh_process", lambda work, cell: pytest.fail(f"{cell} was run again"))
         assert benchmark.main(args, console) == 0
         assert "4 of 4 runs are in" in console.export_text()
         with pytest.raises(ValueError, match=r"another configuration \(updates: 12 -> 3\)"):

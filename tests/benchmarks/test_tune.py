@@ -17,10 +17,10 @@ from hashgym.retrieval import mean_average_precision
 
 def test_held_out_images_come_from_the_training_set_alone():
     dataset = digits.load()
-    inner, asked = tune.held_out(dataset)
-    np.testing.assert_array_equal(np.sort(np.concatenate([asked, inner.train])), np.sort(dataset.train))
-    assert len(asked) == len(dataset.train) // 5
-    np.testing.assert_array_equal(asked, tune.held_out(dataset)[1])
+    inner, outer = tune.held_out(dataset)
+    np.testing.assert_array_equal(np.sort(np.concatenate([outer, inner.train])), np.sort(dataset.train))
+    assert len(outer) == len(dataset.train) // 5
+    np.testing.assert_array_equal(outer, tune.held_out(dataset)[1])
 
 
 def test_tries_begin_with_the_defaults_and_never_repeat(monkeypatch):
@@ -44,7 +44,7 @@ def test_every_space_names_settings_that_the_method_has_and_accepts():
 @pytest.fixture
 def searched(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "SPACE", {"itq": {"iterations": (0, 2)}})
-    monkeypatch.setattr(cells, "_apart", lambda work, cell: work(cell))  # in this process: quicker
+    monkeypatch.setattr(cells, "_in_fresh_process", lambda work, cell: work(cell))  # in this process: quicker
     args = tune.Args(out=tmp_path, methods=("itq",), tries=3)
     assert tune.main(args, Console(quiet=True)) == 0
     return args
@@ -53,15 +53,15 @@ def searched(tmp_path, monkeypatch):
 def test_the_best_try_is_chosen_and_used(searched, tmp_path):
     rows = Results(searched.out, tune.COLUMNS, tune.KEY).rows()
     assert [r["trial"] for r in rows] == ["0", "1", "2"]
-    inner, asked = tune.held_out(hashgym.data.load("digits"))
+    inner, outer = tune.held_out(hashgym.data.load("digits"))
     inner = inner.standardized()
     for r in rows:  # the settings of a row give its mAP
         cell = methods.Cell("digits", "itq", 24, 0, tuple(json.loads(r["settings"]).items()))
-        found = methods.fit(cell, inner)[0](inner.features[asked])
+        found = methods.fit(cell, inner)[0](inner.features[outer])
         each = [  # an image does not find itself
-            mean_average_precision(found[[i]], inner.labels[asked[[i]]], found[others], inner.labels[asked[others]])
-            for i in range(len(asked))
-            for others in [np.delete(np.arange(len(asked)), i)]
+            mean_average_precision(found[[i]], inner.labels[outer[[i]]], found[others], inner.labels[outer[others]])
+            for i in range(len(outer))
+            for others in [np.delete(np.arange(len(outer)), i)]
         ]
         assert float(r["map"]) == pytest.approx(np.mean(each))
     best = max(rows, key=lambda r: float(r["map"]))
@@ -98,7 +98,7 @@ def test_an_ablation_has_the_settings_of_its_method(tmp_path):
 
 
 def test_a_search_is_not_repeated_and_another_rule_is_noticed(searched, monkeypatch):
-    monkeypatch.setattr(cells, "_apart", lambda work, cell: pytest.fail("tried again"))
+    monkeypatch.setattr(cells, "_in_fresh_process", lambda work, cell: pytest.fail("tried again"))
     assert tune.main(searched, Console(quiet=True)) == 0
     with pytest.raises(ValueError, match=r"another configuration \(tries: 3 -> 2"):
         tune.main(replace(searched, tries=2), Console(quiet=True))

@@ -42,7 +42,7 @@ def need(section: str, library: str) -> None:
     try:
         importlib.import_module(library)
     except ImportError as error:
-        pytest.skip(f"{section} is not installed here ({error}): make test-clients installs it, but for RLlib")
+        pytest.skip(f"{section} is not installed here ({error}): make test-clients installs it, except RLlib")
 
 
 def run(command: list[str], folder: Path) -> None:

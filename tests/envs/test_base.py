@@ -305,17 +305,17 @@ def test_the_step_after_the_end_is_the_reset(
                 np.testing.assert_array_equal(other[0][key], last)
         with pytest.raises(gym.error.ResetNeeded, match="has ended: call reset"):
             disabled.step(actions)
-        begun = following.step(np.full(7, np.nan)), disabled.reset(options={"reset_mask": np.ones(num_envs, bool)})
-        assert not begun[0][1].any()
-        assert not begun[0][2].any()
-        assert not begun[0][3].any()
-        assert begun[0][1].dtype == reward.dtype
-        assert begun[0][2].dtype == ended.dtype
-        assert begun[0][4].keys() == begun[1][1].keys() == first[1].keys()
+        restarted = following.step(np.full(7, np.nan)), disabled.reset(options={"reset_mask": np.ones(num_envs, bool)})
+        assert not restarted[0][1].any()
+        assert not restarted[0][2].any()
+        assert not restarted[0][3].any()
+        assert restarted[0][1].dtype == reward.dtype
+        assert restarted[0][2].dtype == ended.dtype
+        assert restarted[0][4].keys() == restarted[1][1].keys() == first[1].keys()
         for key in observation:
-            np.testing.assert_array_equal(begun[0][0][key], observation[key])
-            np.testing.assert_array_equal(begun[1][0][key], observation[key])
-        np.testing.assert_array_equal(begun[0][4]["index"], info["index"])
+            np.testing.assert_array_equal(restarted[0][0][key], observation[key])
+            np.testing.assert_array_equal(restarted[1][0][key], observation[key])
+        np.testing.assert_array_equal(restarted[0][4]["index"], info["index"])
 
 
 MODES_IN_ORDER = (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED)

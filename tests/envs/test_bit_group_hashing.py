@@ -156,7 +156,7 @@ make = gym.make if num_envs is None else lambda name, **rest: gym.make_vec(name,
 env = make("BitGroupHashing-v0", **kwargs).unwrapped
 with np.load(f"{folder}/arrays.npz") as arrays, open(f"{folder}/rest.json") as rest:
     observation, info = env.set_state(dict(arrays) | json.load(rest))
-steps = {"begun": observation["code"], "index": info["index"]}
+steps = {"code": observation["code"], "index": info["index"]}
 for i, action in enumerate(np.load(f"{folder}/actions.npy")):
     observation, reward, terminated, _, info = env.step(action)
     if num_envs is None and terminated:
@@ -198,9 +198,9 @@ def test_a_state_saved_in_files_is_restored_in_another_process(
     )
     steps = np.load(tmp_path / "steps.npz")
     group = env.task.span(0)[1]
-    begun = steps["begun"].reshape(num_envs or 1, -1)
-    assert begun[:, :group].all()  # one group is emitted
-    assert not begun[:, group:].any()
+    code = steps["code"].reshape(num_envs or 1, -1)
+    assert code[:, :group].all()  # one group is emitted
+    assert not code[:, group:].any()
     for i, action in enumerate(actions):
         observation, reward, terminated, _, info = env.step(action)
         if num_envs is None and terminated:
@@ -214,7 +214,7 @@ def test_a_state_saved_in_files_is_restored_in_another_process(
 
 @pytest.mark.parametrize("vector", [False, True])
 def test_a_state_can_be_taken_at_any_moment(multi_label: HashingDataset, vector: bool) -> None:
-    """Right after the reset, at the end, and with a reset or a seed afterwards: both environments continue alike."""
+    """Right after the reset, at the end, and with a reset or a seed afterwards: both environments continue equally."""
     kwargs: dict[str, Any] = {"bits": 12, "group_bits": 4, "reward": "average_precision", "counterfactual": True}
     env, again = (make_vec(multi_label, 3, **kwargs) if vector else make(multi_label, **kwargs) for _ in range(2))
     env.action_space.seed(0)
@@ -403,7 +403,7 @@ def test_the_last_group_is_shorter(multi_label: HashingDataset) -> None:
 
 def test_same_step_hands_over_the_final_observation_exactly(multi_label: HashingDataset) -> None:
     env = make_vec(multi_label, 4, bits=8, group_bits=4)
-    first, begun = env.reset(seed=0)
+    first, first_info = env.reset(seed=0)
     env.action_space.seed(0)
     action = env.action_space.sample(), env.action_space.sample()
     middle = env.step(action[0])[0]
@@ -414,11 +414,11 @@ def test_same_step_hands_over_the_final_observation_exactly(multi_label: Hashing
     for index in range(4):
         final = info["final_obs"][index]
         assert final in env.single_observation_space
-        np.testing.assert_array_equal(final["image"], multi_label.features[begun["index"][index]])
+        np.testing.assert_array_equal(final["image"], multi_label.features[first_info["index"][index]])
         np.testing.assert_array_equal(final["code"], np.concatenate([action[0][index], action[1][index]]) * 2.0 - 1)
         assert final["group"] == 1
         np.testing.assert_array_equal(observation["image"][index], multi_label.features[info["index"][index]])
-    np.testing.assert_array_equal(info["final_info"]["index"], begun["index"])
+    np.testing.assert_array_equal(info["final_info"]["index"], first_info["index"])
     assert not observation["code"].any()
     assert not observation["group"].any()
 
@@ -776,7 +776,7 @@ def test_the_default_group_is_no_longer_than_the_code(task: dict[str, Any], leng
         assert env.unwrapped.task.group_bits == length  # type: ignore[attr-defined]
 
 
-# ---- actions for libraries that know no MultiBinary
+# ---- actions for libraries that do not support MultiBinary
 
 
 @pytest.mark.parametrize("num_envs", [None, 3])

@@ -30,7 +30,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=CUDA)]
 
 
 def spread(view: Any) -> Any:
-    """A custom reward for arrays and tensors alike; without a credit, so that bits are flipped one by one."""
+    """A custom reward for both arrays and tensors; without a credit, so that bits are flipped one by one."""
     return view.code.sum(-1) * view.positives.sum(-1).sum(-1) - (view.others & view.similar & (view.distances < 3)).sum(
         -1
     )
@@ -142,8 +142,8 @@ def test_a_state_of_either_back_end_is_restored_in_the_other(
             assert type(part) is type(states[1][key])
             assert getattr(part, "dtype", None) == getattr(states[1][key], "dtype", None)
             np.testing.assert_array_equal(part, states[1][key])
-        begun = [env.set_state(states[source]) for env in fresh]
-        assert_equal(begun[0], begun[1], device, 0)
+        restored = [env.set_state(states[source]) for env in fresh]
+        assert_equal(restored[0], restored[1], device, 0)
         went_on, taken_up = envs[source], fresh[1 - source]
         for action in actions[steps:]:
             results = [env.step(action) for env in (went_on, taken_up)]

@@ -1,4 +1,4 @@
-"""HashVecEnv: equal to the vector environment step for step, to SB3's own DummyVecEnv, and all that SB3 asks of it."""
+"""HashVecEnv: equal to the vector environment step for step and to SB3's own DummyVecEnv; SB3's whole interface."""
 
 from __future__ import annotations
 
@@ -247,7 +247,7 @@ def test_a_state_restores_everything_and_the_statistics(name: str, task: dict[st
                 infos[index].get("episode", {}).pop("t", None)
         assert all(data_equivalence(a, b) for a, b in zip(ours[:3], theirs[:3], strict=True))
         assert data_equivalence(ours[3], theirs[3])
-    envs.set_state(envs.envs.unwrapped.get_state())  # without statistics: they begin anew
+    envs.set_state(envs.envs.unwrapped.get_state())  # without statistics: they start from zero
     with pytest.raises(ValueError, match="other arguments"):
         HashVecEnv(make(name, 2, **task)).set_state(state)
 
@@ -480,7 +480,7 @@ def test_a_seed_determines_training(make: Make) -> None:
 def test_maskable_ppo_never_emits_a_surplus_bit(task: dict[str, Any], make: Make) -> None:
     surplus: list[bool] = []
 
-    class Watch(BaseCallback):
+    class CheckActions(BaseCallback):
         def _on_step(self) -> bool:
             if self.locals["dones"][0]:  # the action was of the last group, which has two bits of four
                 action = self.locals["actions"].astype(int)
@@ -489,10 +489,10 @@ def test_maskable_ppo_never_emits_a_surplus_bit(task: dict[str, Any], make: Make
 
     envs = HashVecEnv(make(BITS, 8, bits=6, group_bits=4, **task))
     model = MaskablePPO("MultiInputPolicy", envs, n_steps=8, batch_size=32, n_epochs=1, seed=0, policy_kwargs={**TINY})
-    model.learn(8 * 64, callback=Watch())
+    model.learn(8 * 64, callback=CheckActions())
     assert len(surplus) == 32
     assert not any(surplus)
-    model.learn(8 * 8, callback=Watch(), use_masking=False)
+    model.learn(8 * 8, callback=CheckActions(), use_masking=False)
     assert any(surplus)  # what masks are for
 
 

@@ -190,7 +190,7 @@ def test_it_is_the_same_in_an_environment_as_on_the_final_codes() -> None:
         ("dch", {"against": "all"}, "'codebook' or 'partners'"),
         (np.zeros((3, 5)), {}, r"\(2, s \+ 1\).*got float64 \(3, 5\)"),
         (np.full((2, 5), np.nan), {}, "finite"),
-        (np.zeros((2, 5)), {"gamma": 1}, "go with a hasher's name"),
+        (np.zeros((2, 5)), {"gamma": 1}, "are only for a hasher given by name"),
     ],
 )
 def test_wrong_losses_are_rejected_at_once(loss, options, message) -> None:

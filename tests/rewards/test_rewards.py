@@ -118,7 +118,7 @@ def test_triplet_is_the_same_function_for_torch_and_has_the_papers_gradient() ->
         rewards.triplet_loss(*(d.detach().numpy() for d in distances), 5.0).item(), rel=1e-12
     )
     loss.sum().backward()
-    # Equation 9 with rows and signs put right, for an open hinge.
+    # Equation 9 with rows and signs corrected, for an open hinge.
     torch.testing.assert_close(x.grad, 2 * (negative - positive).detach())
     torch.testing.assert_close(positive.grad, 2 * (positive - x).detach())
     torch.testing.assert_close(negative.grad, 2 * (x - negative).detach())
@@ -168,7 +168,7 @@ def test_a_custom_reward_is_registered_once() -> None:
         ({"name": "average_precision", "against": "all"}, "'codebook' or 'partners'"),
         ({"name": "weighted", "terms": {}}, "at least one"),
         ({"margin": 1}, r"a mapping must name the reward, .*; got the keys \['margin'\]"),
-        ({"name": lambda view: view.bits, "margin": 1}, r"options \(margin\) go with a reward's name"),
+        ({"name": lambda view: view.bits, "margin": 1}, r"options \(margin\) are only for a reward given by name"),
         (3, "a name, a mapping"),
     ],
 )
@@ -201,9 +201,9 @@ def test_what_a_reward_returns_is_checked(returned: object, message: str, scope:
         return returned
 
     view = dataclasses.replace(make_view(0), scope=scope)
-    for ask in (rewards.value, rewards.value_and_credit):
+    for call in (rewards.value, rewards.value_and_credit):
         with pytest.raises(rewards.RewardError, match=rf"^reward mine, {scope} scope: its value {message}"):
-            ask(mine, view)  # type: ignore[operator]
+            call(mine, view)  # type: ignore[operator]
 
 
 class _Credit:
