@@ -165,5 +165,5 @@ class CodeSets:
 
     @property
     def filled(self) -> Words:
-        """``words`` with the item's own code wherever none is kept: the same sets without a mask."""
+        """``words`` with the item's own code in place of codes that are not kept: the same sets without a mask."""
         return np.where(self.kept[..., None], self.words, self.words[:, :1])

@@ -98,7 +98,7 @@ def test_a_class_too_small_for_a_split_is_named(photos, tmp_path, capsys):
         words(photos, tmp_path / "out", "--train", 1), 2, capsys
     ).replace("class cat", "class dog")
     error = fails(words(photos, tmp_path / "out", "--queries", 39), 2, capsys)
-    assert "39 query images wanted, and only 38 can be had" in error
+    assert "39 query images requested, but only 38 can be drawn" in error
     assert not list(tmp_path.glob("out*"))
 
 

@@ -213,7 +213,9 @@ def test_index_adds_and_removes(place, tmp_path, capsys):
     names = set(open_gallery(tmp_path / "index").names.values())
     assert {"cat/3.png", "dog/7.png"} & names == set()
     assert "has no image cat/3.png" in fails([*index, "--remove", "cat/3.png"], capsys)
-    assert "goes with --out and --uri only" in fails([*index, tmp_path / "dog", "--remove", "cat/1.png"], capsys)
+    assert "can be combined with --out and --uri only" in fails(
+        [*index, tmp_path / "dog", "--remove", "cat/1.png"], capsys
+    )
     assert "exists already" in fails([*index, tmp_path / "dog"], capsys)
     assert "nothing to index" in fails(index, capsys)
     assert "takes no options" in fails(
@@ -362,7 +364,7 @@ def test_encode_again_encodes_what_changed(place, tmp_path, capsys):
     (photos / "link").symlink_to(place / "photos")
     args = ["encode", encoder, photos, "--out", photos / "codes"]
     said = says([*args, "--exclude", "3.png"], capsys)
-    assert "passed over: 1 file that is not read: 1 .txt; 1 link (--follow-links follows them); 1 by --exclude" in said
+    assert "skipped: 1 file that is not read: 1 .txt; 1 link (--follow-links follows them); 1 by --exclude" in said
     assert "codes of 3 pictures, 12 bits each" in said
     said = says([*args, "--exclude", "3.png"], capsys)
     assert "is finished already and no picture has changed: it has codes of 3 pictures" in said

@@ -40,16 +40,16 @@ def test_an_agent_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["ict"], "nothing to train is called 'ict' (did you mean 'itq'?)"),
+        (["ict"], "unknown agent or hasher 'ict' (did you mean 'itq'?)"),
         (["itq", "--dataset", "nowhere"], "nowhere"),
         (["itq", "--out", "HERE"], "HERE"),
         (["drlih", "--variant", "lstn"], "did you mean 'lstm'"),
     ],
 )
-def test_what_cannot_work_is_said_before_anything_is_written(
+def test_errors_are_reported_before_anything_is_written(
     words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "photo.jpg").write_text("somebody's")
+    (tmp_path / "photo.jpg").write_text("not ours")
     with pytest.raises(SystemExit) as stopped:
         cli.main(["train", *(word.replace("HERE", str(tmp_path)) for word in words)])
     assert stopped.value.code == 2
@@ -63,7 +63,7 @@ def test_a_fitted_hasher_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureF
     before = (tmp_path / "lsh" / "hasher.npz").read_bytes()
     with pytest.raises(SystemExit):
         cli.main([*words, "--seed", "1"])
-    assert "holds a hasher already" in capsys.readouterr().err
+    assert "has a hasher already" in capsys.readouterr().err
     assert (tmp_path / "lsh" / "hasher.npz").read_bytes() == before
 
 

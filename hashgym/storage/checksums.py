@@ -56,7 +56,7 @@ def has_checksum(path: Path, checksum: str, *, again: bool = False, tick: Callab
 
 
 def _state(path: Path) -> list[str | int]:
-    """Return the place of a file, and what changes when it is changed or replaced."""
+    """Return the path of a file, and the values of its status that change when it is changed or replaced."""
     stat = path.stat()
     times = stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev
     return [platform.node(), os.path.realpath(path), *times]

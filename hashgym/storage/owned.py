@@ -1,6 +1,6 @@
 """Ownership of files: hashgym deletes only folders with its marker, and replaces only files that it wrote.
 
-Names are no proof: a folder called ``2023`` or ``photos.partial`` may be the user's. So a folder gets a marker file
+A name proves nothing: a folder called ``2023`` or ``photos.partial`` may be the user's. So a folder gets a marker file
 when it is created, and only marked folders are deleted. A file is replaced only if its content shows that hashgym
 wrote it.
 """
@@ -23,7 +23,7 @@ _TEXT = "hashgym created this folder and may delete it.\n"
 
 
 def create(folder: str | Path) -> Path:
-    """Create a folder with the marker, and its parents without; an existing folder must be empty or marked.
+    """Create a folder with the marker, and its parents without it; an existing folder must be empty or marked.
 
     Raises:
         DataError: if the path exists and is something else.
@@ -93,7 +93,7 @@ def publish(work: Path, target: Path, *, replace: bool = False) -> None:
 
     Raises:
         DataError: if the folder to replace has no marker.
-        OSError: if the folder cannot be renamed, as onto another folder without ``replace``; that one stays then.
+        OSError: if the folder cannot be renamed, as onto an existing folder without ``replace``, which is kept.
     """
     if not (replace and target.exists()):
         work.rename(target)

@@ -119,7 +119,7 @@ def test_where_pillow_reads_no_avif_the_message_lists_what_it_reads(
 ) -> None:
     monkeypatch.setattr(pictures.importlib.util, "find_spec", lambda name: None)
     (tmp_path / "a.avif").write_bytes(b"\0\0\0\x1cftypavif" + bytes(40))
-    with pytest.raises(DataError, match=r"a\.avif is damaged or not a picture: none of BMP, .*, WEBP$"):
+    with pytest.raises(DataError, match=r"a\.avif is damaged or not a picture: it is not one of BMP, .*, WEBP$"):
         pictures.open_image(tmp_path / "a.avif")
 
 
@@ -319,14 +319,14 @@ def test_bytes_and_streams_are_opened_as_files_are(tmp_path: Path) -> None:
     for source in (tmp_path / "a.png", data, BytesIO(data)):
         with pytest.raises(DataError, match=rf"image b has more than {len(data) - 1} bytes"):
             pictures.open_image(source, "b", max_bytes=len(data) - 1)
-    with pytest.raises(DataError, match="image uploaded is damaged or not a picture: none of BMP, GIF, JPEG"):
+    with pytest.raises(DataError, match="image uploaded is damaged or not a picture: it is not one of BMP, GIF, JPEG"):
         pictures.open_image(b"<svg/>")
 
 
 def test_formats_that_start_programs_are_rejected_whatever_the_name(tmp_path: Path) -> None:
     Image.new("RGB", (5, 3)).save(tmp_path / "a.eps")  # Ghostscript would run it
     (tmp_path / "a.eps").rename(tmp_path / "a.jpg")
-    with pytest.raises(DataError, match=r"a\.jpg is damaged or not a picture: none of BMP"):
+    with pytest.raises(DataError, match=r"a\.jpg is damaged or not a picture: it is not one of BMP"):
         pictures.open_image(tmp_path / "a.jpg")
 
 

@@ -405,12 +405,12 @@ def test_links_are_counted_or_followed_to_where_they_lead(encoder, tmp_path):
     codes = open_codes(everything)
     assert codes.root == tmp_path / "album"
     assert codes.names == ["other/3.png", "other/deep/4.png", "photos/1.png", "photos/sub/2.png"]
-    with pytest.raises(DataError, match=r"no images to encode \(passed over: 1 link \(--follow-links"):
+    with pytest.raises(DataError, match=r"no images to encode \(skipped: 1 link \(--follow-links"):
         encode(encoder, [photos / "5.png"], tmp_path / "one")
     assert find_images([photos / "5.png"], follow_links=True) == (other, ["3.png"])
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "1.png").symlink_to(photos / "1.png")
-    with pytest.raises(DataError, match=r"links holds no images \(passed over: 1 link \(--follow-links"):
+    with pytest.raises(DataError, match=r"links holds no images \(skipped: 1 link \(--follow-links"):
         encode(encoder, [tmp_path / "links"], tmp_path / "one")
 
 

@@ -141,7 +141,7 @@ def test_a_new_file_replaces_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="exists already"), atomic_write(path, new=True):
         pytest.fail("this is not reached")
     path.unlink()
-    with pytest.raises(DataError, match="was created meanwhile"), atomic_write(path, new=True):
+    with pytest.raises(DataError, match="was created in the meantime"), atomic_write(path, new=True):
         path.write_text("the user's")
     assert path.read_text() == "the user's"
     assert temporaries(tmp_path) == []
