@@ -245,7 +245,7 @@ def make(
     if share < 1:
         description += f"; counts scaled down, as {len(names):,} of {rule.images:,} images are present"
     if held_out:
-        description += f"; {counted(held_out, 'validation image')} held out: neither searched nor training from"
+        description += f"; {counted(held_out, 'validation image')} held out: neither searched nor learnt from"
     description += _absent_labels(kept_names, counts)
     counts_of = {name: (int(q), int(t), int(d)) for name, (q, t, d) in zip(kept_names, counts, strict=True)}
     return Split(split, query, database, training, kept, description, seed, (queries, train), counts_of)

@@ -88,7 +88,7 @@ def load(path: Any) -> Hasher:
         remedy = (
             f"import {module}" if module != name else "call hashgym.hashers.register, or import the module that does,"
         )
-        raise ValueError(f"{path} holds a hasher {name!r}, which is not known here: {remedy} before loading it")
+        raise ValueError(f"{path} holds a hasher {name!r}, which is not registered: {remedy} before loading it")
     return make(name, **meta["parameters"])._restore(state, path)
 
 

@@ -279,7 +279,7 @@ def test_indices_of_older_versions_drop_their_collections(inputs: Path, address:
 def test_only_collections_of_indices_are_dropped(address: str) -> None:
     with milvus._connected(address, "any", "", 30.0) as server:
         server._client.create_collection("letters", dimension=4)
-        with pytest.raises(ValueError, match="not of an index, so it is not dropped"):
+        with pytest.raises(ValueError, match="not that of an index, so it is not dropped"):
             milvus.drop(address, "letters")
         assert milvus.has(address, "letters")
         server._client.drop_collection("letters")

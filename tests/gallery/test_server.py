@@ -225,7 +225,7 @@ BAD = {
     "only-header.png": (b"\x89PNG\r\n\x1a\n", "damaged"),
     "huge.png": (png(100_000, 100_000, b""), "pixels"),
     "very-huge.png": (png(2**31 - 1, 2**31 - 1, b""), "pixels"),
-    "large.png": (png(1_001, 1_000, bytes(1000)), "1001 x 1000 pixels; more than 1,000,000"),
+    "large.png": (png(1_001, 1_000, bytes(1000)), "1001 x 1000 pixels, more than the limit of 1,000,000"),
     "bomb.png": (encoded(Image.new("1", (30_000, 30_000))), "pixels"),
     "empty.png": (png(0, 0, b""), "damaged"),
     "too-little.png": (png(900, 900, b"\0" * 10), "damaged"),

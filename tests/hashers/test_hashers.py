@@ -173,7 +173,7 @@ def test_files_that_are_no_saved_hasher_are_rejected(data, tmp_path):
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "absent")
 
-    def rejected(match="not a saved hasher|not hold a complete|not known here|no setting"):
+    def rejected(match="not a saved hasher|not hold a complete|not registered|no setting"):
         with pytest.raises(ValueError, match=match):
             load(bad)
 
