@@ -50,7 +50,7 @@ def backbones() -> dict[str, str]:
 
 
 def register(name: str, maker: Maker | str) -> None:
-    """Add a backbone: ``maker(size=, weights=, device=, runtime=)`` returns a :class:`Backbone`.
+    """Register a backbone: ``maker(size=, weights=, device=, runtime=)`` returns a :class:`Backbone`.
 
     Args:
         name: its name; it can be registered once.
@@ -91,5 +91,7 @@ def make(
 
     if name not in torchvision_classifiers.names():
         close = closest(name, [*backbones(), *torchvision_classifiers.names()])
-        raise ValueError(f"no backbone {name!r}{close}: choose {', '.join(backbones())} or a torchvision classifier")
+        raise ValueError(
+            f"unknown backbone {name!r}{close}: choose {', '.join(backbones())} or a torchvision classifier"
+        )
     return torchvision_classifiers.make(name, size=size, weights=weights, device=device, runtime=runtime)

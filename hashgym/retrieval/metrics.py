@@ -177,7 +177,7 @@ def precision_at(
     *,
     backend: Backend = "auto",
 ) -> float:
-    """Return the share of relevant items among the first ``k``, 1 <= k <= m. Arguments as :func:`evaluate`."""
+    """Return the precision among the first ``k`` items, 1 <= k <= m. Arguments and errors as :func:`evaluate`."""
     data = _Packed(query_codes, query_labels, database_codes, database_labels)
     _check_rank(k, data)
     return float(data.mean(lambda relevant, total: _precision_at(relevant, total, k), backend)[0])

@@ -189,7 +189,7 @@ def test_a_batch_of_another_shape_is_rejected(shape):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("nonsense", {}, "no backbone 'nonsense'.*efficientnet_lite0"),
+        ("nonsense", {}, "unknown backbone 'nonsense'.*efficientnet_lite0"),
         ("pixels", {"size": 0}, "size"),
         ("pixels", {"weights": "w.pth"}, "neither weights"),
         ("pixels", {"runtime": "onnx"}, "neither weights"),

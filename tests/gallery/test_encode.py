@@ -284,7 +284,7 @@ def test_pictures_that_are_there_and_not_named_stay(encoder, tmp_path):
     photos, out = write_pictures(tmp_path / "photos", NAMES), tmp_path / "out"
     before = content(encode(encoder, [photos], out))
     for places, options in (([photos / "a.png", photos / "z z.jpg"], {}), ([photos], {"exclude": ["b"]})):
-        with pytest.raises(DataError, match=r"codes of 3 pictures that are still there.*name all its pictures"):
+        with pytest.raises(DataError, match=r"codes of 3 pictures that still exist.*name all its pictures"):
             encode(encoder, places, out, **options)
     assert content(out) == before
 

@@ -393,13 +393,13 @@ def another_words(folder):
         (lambda f: (f / "index.json").write_text('{"format": "hashgym-cache"}'), "is of another format"),
         (lambda f: (f / "index.json").write_text((f / "index.json").read_text().replace(": 3", ": 4")), "was edited"),
         (lambda f: reseal(f, lambda meta: meta.update(version=9)), "version 9, this hashgym reads version 1"),
-        (lambda f: reseal(f, lambda meta: meta.update(bits=2)), "no codes of 2 bits"),
+        (lambda f: reseal(f, lambda meta: meta.update(bits=2)), "not hold codes of 2 bits"),
         (lambda f: reseal(f, lambda meta: meta.update(images=9)), "holds 2 of 9 images"),
         (
             lambda f: reseal(f, lambda meta: meta.update(backend="flann")),
             "back end 'flann', which is not registered: call hashgym.index.register",
         ),
-        (another_words, "no codes of 3 bits"),
+        (another_words, "not hold codes of 3 bits"),
         (lambda f: reseal(f, lambda meta: meta["files"]["ids.npy"].update(file="../ids.npy")), "was edited"),
         (lambda f: reseal(f, lambda meta: meta.update(files=[])), "was edited"),
         (lambda f: reseal(f, lambda meta: meta.pop("options")), "was edited"),
@@ -429,7 +429,7 @@ def test_names_that_could_not_be_read_again_are_not_saved(tmp_path):
 
 def test_a_foreign_folder_is_not_written_to(tmp_path):
     (tmp_path / "index.json").write_text('{"format": "something"}')
-    with pytest.raises(ValueError, match="not of a saved index; choose another folder"):
+    with pytest.raises(ValueError, match="not that of a saved index: choose another folder"):
         filled().save(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["index.json"]
 

@@ -223,7 +223,7 @@ def test_a_collection_is_shared_by_name_and_checked(address, tmp_path):
         ({"uri": "milvus://me:secret@localhost"}, "token='USER:PASSWORD'"),
         ({"uri": "http://localhost:19530/?token=secret"}, "token='USER:PASSWORD'"),
         ({"uri": "http://localhost\x1b[2J"}, "alone, like http://HOST:19530"),
-        ({"url": "x"}, "takes uri=, token=, collection=, timeout=; not url"),
+        ({"url": "x"}, "takes uri=, token=, collection=, timeout=, got url"),
     ],
 )
 def test_wrong_options_are_rejected(options, reason):
