@@ -93,8 +93,8 @@ def fit(job: Fitting[Any]) -> Any:
     if job.out is not None:
         try:
             write_hasher(job.out / "policy.onnx", hasher, dataset)
-        except ImportError as error:  # the hasher itself needs no ONNX
-            console.warn(f"no {job.out / 'policy.onnx'}: {error}")
+        except ImportError as error:  # only the encoder needs ONNX
+            console.warn(f"{job.out / 'policy.onnx'} is not written: {error}")
         hasher.save(job.out / HASHER)
     query, database = dataset.query, dataset.database
     query_codes, database_codes = (hasher.encode(dataset.features[rows]) for rows in (query, database))

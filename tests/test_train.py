@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import hashgym.data
-from hashgym import cli, hashers, load_encoder
+from hashgym import cli, hashers, load_encoder, train
 
 ROOT = Path(__file__).parents[1]
 
@@ -65,6 +65,24 @@ def test_a_fitted_hasher_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureF
         cli.main([*words, "--seed", "1"])
     assert "has a hasher already" in capsys.readouterr().err
     assert (tmp_path / "lsh" / "hasher.npz").read_bytes() == before
+
+
+def test_a_hasher_is_saved_where_onnx_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    cli.main(["train", "lsh", "--bits", "8", "--out", f"{tmp_path}/lsh"])
+    assert "policy.onnx is not written: ONNX models need onnx" in capsys.readouterr().err
+    assert hashers.load(tmp_path / "lsh" / "hasher.npz").bits == 8
+    assert not (tmp_path / "lsh" / "policy.onnx").exists()
+
+
+def test_help_lists_the_agents(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    shown = capsys.readouterr().out
+    assert all(f" {agent}, " in shown for agent in train.AGENTS)
+    assert "NAME OPTIONS..." in shown
 
 
 def test_the_wheel_brings_the_agents(tmp_path: Path) -> None:

@@ -70,8 +70,8 @@ class ADSH(DeepHasher, PairwiseHasher):
 
     Attributes:
         gamma: weight of the squared distance of outputs to learnt codes, summed over bits.
-        dissimilar: r, where S_ij = 1 for similar and -r for dissimilar pairs; ``pair_loss`` has r = 1, as Table 1. None is
-            the authors' choice, r = similar pairs / dissimilar pairs, so that S sums to 0: otherwise the many
+        dissimilar: r, where S_ij = 1 for similar and -r for dissimilar pairs; ``pair_loss`` has r = 1, as Table 1.
+            None is the authors' choice, r = similar pairs / dissimilar pairs, so that S sums to 0: otherwise the many
             dissimilar pairs, whose inner products cannot all be -q, outweigh the few similar ones. If similar pairs
             are more frequent, r is 1, since no inner product is below -q.
         passes: number of passes of coordinate descent after each pass over the images.
