@@ -14,7 +14,7 @@ __all__ = ["check_integer", "check_number", "closest", "counted", "is_integer"]
 
 
 def is_integer(value: Any) -> bool:
-    """Whether a value is an integer, of Python or NumPy; False for booleans."""
+    """Return whether a value is an integer, of Python or NumPy; False for booleans."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 

@@ -142,7 +142,7 @@ def _state_of(file: str) -> tuple[int, int] | None:
 
 
 def _features_facts(folder: str) -> tuple[dict[str, str], dict[str, Any]]:
-    """The description of a folder of features, and its files, after comparing them with their checksums."""
+    """Return the description of a folder of features, and its files, after comparing them with their checksums."""
     from hashgym.data import cache
 
     meta = cache.read_meta(folder)
@@ -159,7 +159,7 @@ def _features_facts(folder: str) -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def _codes_facts(folder: str) -> tuple[dict[str, str], dict[str, Any]]:
-    """The description of a folder of codes, and its files, after comparing them with their checksums."""
+    """Return the description of a folder of codes, and its files, after comparing them with their checksums."""
     from hashgym.gallery.encoded_images import CODES, open_codes
 
     codes = open_codes(folder, verify=True)
@@ -175,7 +175,7 @@ def _codes_facts(folder: str) -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def _index_facts(folder: str) -> tuple[dict[str, str], dict[str, Any]]:
-    """The description of an index, and its files with those of its back end; no server is contacted."""
+    """Return the description of an index, and its files with those of its back end; no server is contacted."""
     from pathlib import Path
 
     from hashgym import index as backends
@@ -742,7 +742,7 @@ def _escape_dashes(words: list[str]) -> list[str]:
 
 
 def _lines(value: Any) -> str:
-    """An entry of the provenance as text, a dictionary with one line for each key."""
+    """Return an entry of the provenance as text, a dictionary with one line for each key."""
     if isinstance(value, dict):
         return "\n".join(f"{key}: {entry}" for key, entry in value.items()) or "none"
     return str(value)

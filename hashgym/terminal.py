@@ -123,7 +123,7 @@ def _end(message: str, code: int) -> None:
 
 
 def _pipe_closed() -> bool:
-    """Whether the reader of the standard output is gone; if so, further output is discarded.
+    """Return whether the reader of the standard output is gone; if so, further output is discarded.
 
     A broken pipe may also be a network connection, such as that to Milvus, which is an error like any other.
     """

@@ -26,7 +26,7 @@ def test_every_extra_exists():
     assert set(optional.EXTRAS.values()) <= set(metadata.metadata("hashgym").get_all("Provides-Extra"))
 
 
-def test_a_hasher_without_torch_says_how_to_get_it():
+def test_errors_without_torch_name_the_command():
     for use, message in (
         ("h.make('dch')", "importing hashgym.hashers.dch failed: "),
         ("h.make('lsh', bits=1).fit([[1.0], [2.0]]).head()", "a hasher's module needs torch: "),

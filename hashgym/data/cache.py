@@ -51,7 +51,7 @@ ARRAYS = REQUIRED | OPTIONAL
 
 
 def is_cache(path: str | Path) -> bool:
-    """Whether ``path`` is a folder that looks like a cache."""
+    """Return whether ``path`` is a folder that looks like a cache."""
     return (Path(path) / CACHE.manifest).is_file()
 
 

@@ -179,7 +179,7 @@ class HashingDataset:
         return codes.pack(self.labels)
 
     def similar(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether images ``a`` and ``b`` share a label; index arrays broadcast against each other."""
+        """Return whether images ``a`` and ``b`` share a label; index arrays broadcast against each other."""
         return ((self.label_words[a] & self.label_words[b]) != 0).any(axis=-1)
 
     def require(self, *keys: str) -> None:

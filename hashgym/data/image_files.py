@@ -168,7 +168,7 @@ def subfolders(
 
 
 def looks_like_image(path: Path) -> bool:
-    """Whether a file is an image by its extension or, without one, by its first bytes; never for hidden files."""
+    """Return whether a file is an image by its extension or, without one, its first bytes; never for hidden files."""
     suffix = os.path.splitext(path.name)[1].lower()
     if path.name.startswith(".") or suffix:
         return not path.name.startswith(".") and suffix in IMAGE_SUFFIXES
@@ -183,7 +183,7 @@ def looks_like_image(path: Path) -> bool:
 
 
 def is_excluded(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a pattern matches a relative path or its last part."""
+    """Return whether a pattern matches a relative path or its last part."""
     short = name.rpartition("/")[2]
     return any(fnmatchcase(name, wanted) or fnmatchcase(short, wanted) for wanted in (p.rstrip("/") for p in patterns))
 
@@ -258,12 +258,12 @@ def _folders_in(
 
 
 def is_system(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or one that systems add."""
+    """Return whether a file or folder of this name is hidden, or one that systems add."""
     return name.startswith(".") or name.lower() in SYSTEM
 
 
 def is_own(folder: Path) -> bool:
-    """Whether hashgym wrote this folder: it has its marker or ``meta.json``, or is that of an unfinished job."""
+    """Return whether hashgym wrote this folder: it has its marker or ``meta.json``, or is that of an unfinished job."""
     if (folder / MARKER).is_file() or (folder.suffix == ".partial" and (folder / JOURNAL).is_file()):
         return True
     try:

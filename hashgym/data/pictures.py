@@ -286,7 +286,7 @@ def _strips(file: BinaryIO) -> int:
 
 
 def _short_text(file: BinaryIO, pixels: int) -> bool:
-    """Whether a PPM written as text is within its limits."""
+    """Return whether a PPM written as text is within its limits."""
     if pixels > MAX_TEXT_PIXELS or file.seek(0, os.SEEK_END) > 16 * MAX_TEXT_PIXELS:
         return False
     file.seek(0)

@@ -72,8 +72,8 @@ def make(
         name: one of :func:`backbones`, any classifier of ``torchvision.models``, or "package.module:make".
         size: side of the picture that the network sees, in pixels; None for the size that its weights were trained on.
         weights: a file of weights; None for the backbone's own.
-        device: ``auto`` (a GPU where there is one), or a torch device.
-        runtime: ``auto`` (ONNX Runtime on a CPU where it is installed, else torch), ``onnx`` or ``torch``.
+        device: ``auto`` (a GPU if there is one), or a torch device.
+        runtime: ``auto`` (ONNX Runtime on a CPU if it is installed, else torch), ``onnx`` or ``torch``.
 
     Raises:
         ValueError: for an unknown name, a package that is not installed, or a size, device or runtime that does not

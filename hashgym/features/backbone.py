@@ -101,7 +101,7 @@ _DESCRIBED = ("name", "dim", "size", "preprocessing", "weights", "digest")
 
 
 def check_size(size: int | None, default: int) -> int:
-    """Return ``size``, or the default where it is None.
+    """Return ``size``, or the default if it is None.
 
     Raises:
         ValueError: for a size below one pixel.

@@ -82,7 +82,7 @@ class DenseSift:
     """Descriptors of a picture, float32 (512, 128): points row by row with cells of 4 pixels, then of 8.
 
     Descriptors are upright, and square roots of SIFT divided by its sum (RootSIFT: Arandjelovic and Zisserman, CVPR
-    2012), so that their lengths are 1; where there is no gradient, 0.
+    2012), so that their lengths are 1, or 0 without any gradient.
 
     Args:
         side: of the pictures, in pixels.

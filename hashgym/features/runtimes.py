@@ -67,7 +67,7 @@ def compile_network(
         mean: per channel, subtracted from values 0 to 255.
         std: per channel, divided by.
         size: side of the pictures in pixels.
-        device: ``auto`` (a GPU where there is one), or a torch device.
+        device: ``auto`` (a GPU if there is one), or a torch device.
         runtime: ``auto``, ``onnx`` or ``torch``.
 
     Returns:

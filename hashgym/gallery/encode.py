@@ -182,7 +182,7 @@ class _Comparison:
     Attributes:
         names: n names.
         stamps: int64 (n, 2), of the files as they are now.
-        old: the finished codes; None where there are none yet.
+        old: the finished codes; None if there are none yet.
         rows: int64 (n,), the row of every picture in ``old``, -1 for none.
         wanted: bool (n,), whether a picture is to be encoded.
     """

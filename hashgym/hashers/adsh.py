@@ -16,7 +16,7 @@ _ROWS = 128  # images whose pairs with all others are computed at once: few enou
 
 
 def asymmetric_loss(distance: Tensor, similar: Tensor, bits: int) -> Tensor:
-    """((q - 2 d) - q (2 s - 1))^2: the inner product of two codes should be q or -q.
+    """Return ((q - 2 d) - q (2 s - 1))^2: the inner product of two codes should be q or -q.
 
     Args:
         distance: real numbers in [0, q].
@@ -94,7 +94,7 @@ class ADSH(DeepHasher, PairwiseHasher):
         return asymmetric_loss(distance, similar, self.bits)
 
     def objective(self, labels: Tensor) -> Objective:
-        """The asymmetric loss of a batch against all training images, and its distance to their codes."""
+        """Return the asymmetric loss of a batch against all training images, and its distance to their codes."""
         weights = pair_weights(labels.cpu().numpy())
         self._weigh(weights)
         r = dissimilar_value(weights, self.dissimilar)

@@ -51,7 +51,7 @@ def majority(labels: Tensor, codes: Tensor) -> Tensor:
 
 
 def central_loss(u: Tensor, centres: Tensor, quantization: float) -> Tensor:
-    """Cross-entropy of h = (tanh(u) + 1) / 2 with centres, plus ``log cosh(|2 h - 1| - 1)``: means over bits, (b,).
+    """Return cross-entropy of h = (tanh(u) + 1) / 2 with centres, plus ``log cosh(|2 h - 1| - 1)``: means of bits (b,).
 
     Args:
         u: (b, q), logits.

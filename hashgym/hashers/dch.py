@@ -14,7 +14,7 @@ __all__ = ["DCH", "cauchy_loss"]
 
 
 def cauchy_loss(distance: Tensor, similar: Tensor, gamma: float, nearest: float) -> Tensor:
-    """s log(d / gamma) + log(1 + gamma / d): log(1 + d / gamma) of similar and log(1 + gamma / d) of dissimilar pairs.
+    """Return s log(d / gamma) + log(1 + gamma / d): log(1 + d / gamma) if similar, log(1 + gamma / d) if dissimilar.
 
     Args:
         distance: real numbers in [0, q].

@@ -14,7 +14,7 @@ __all__ = ["DSH", "contrastive_loss"]
 
 
 def contrastive_loss(distance: Tensor, similar: Tensor, margin: float) -> Tensor:
-    """D / 2 of similar and max(0, margin - D) / 2 of dissimilar pairs, D = 4 d = ||b1 - b2||^2.
+    """Return D / 2 of similar and max(0, margin - D) / 2 of dissimilar pairs, D = 4 d = ||b1 - b2||^2.
 
     Args:
         distance: real numbers from 0 up, Hamming distances d or relaxed ones.

@@ -14,7 +14,7 @@ __all__ = ["HashNet", "likelihood_loss"]
 
 
 def likelihood_loss(distance: Tensor, similar: Tensor, bits: int, alpha: float) -> Tensor:
-    """log(1 + exp(a)) - s a, a = alpha (q - 2 d): minus the log-likelihood of s when sigmoid(a) is its probability.
+    """Return log(1 + exp(a)) - s a, a = alpha (q - 2 d): the negative log-likelihood of s of probability sigmoid(a).
 
     Args:
         distance: real numbers in [0, q].

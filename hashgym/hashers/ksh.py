@@ -18,7 +18,7 @@ __all__ = ["KSH", "RelaxedKSH", "ksh_loss"]
 
 
 def ksh_loss(distance: Tensor, similar: Tensor, bits: int) -> Tensor:
-    """((q - 2 d) / q - (2 s - 1))^2: the inner product of two codes, as a share of q, should be 1 or -1.
+    """Return ((q - 2 d) / q - (2 s - 1))^2: the inner product of two codes, as a share of q, should be 1 or -1.
 
     Args:
         distance: real numbers in [0, q].
@@ -82,7 +82,7 @@ class KSH(PairwiseHasher):
 
 
 def greedy_weights(kernel: Features, residual: Features, bits: int, iterations: int) -> Features:
-    """KSH's weights, float32 (m, bits), one column after the other; see :class:`KSH`.
+    """Return KSH's weights, float32 (m, bits), one column after the other; see :class:`KSH`.
 
     Args:
         kernel: float32 (l, m), centred.

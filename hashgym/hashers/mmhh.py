@@ -16,7 +16,7 @@ __all__ = ["MMHH", "max_margin_loss"]
 
 
 def max_margin_loss(distance: Tensor, similar: Tensor, radius: float) -> Tensor:
-    """s log(1 + max(0, d - H)) + (1 - s) log(1 + 1 / max(H, d)).
+    """Return s log(1 + max(0, d - H)) + (1 - s) log(1 + 1 / max(H, d)).
 
     Similar pairs inside a ball of radius H cost nothing; dissimilar ones have a gradient only outside it.
 

@@ -66,7 +66,7 @@ class PairwiseHasher(Hasher):
         return losses.sum() / max(len(losses), 1)
 
     def loss_table(self) -> NDArray[np.float64]:
-        """L(d, s) with w_ij at every Hamming distance, float64 (2, q + 1): row 0 for dissimilar pairs, row 1 similar.
+        """Return L(d, s) with w_ij at every Hamming distance, float64 (2, q + 1): rows of dissimilar and similar pairs.
 
         Raises:
             NotFittedError: before ``fit``.
@@ -119,12 +119,12 @@ def dissimilar_value(weights: NDArray[np.float64], given: float | None) -> float
 
 
 def inner_distance(a: Tensor, b: Tensor) -> Tensor:
-    """(q - a . b) / 2 of all rows of a (n, q) and b (m, q): on codes of -1 and +1 the Hamming distance (eq. 1)."""
+    """Return (q - a . b) / 2 of rows of a (n, q) and b (m, q): the Hamming distance of codes of -1 and +1 (eq. 1)."""
     return (a.shape[1] - a @ b.T) / 2
 
 
 def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
-    """q / 2 (1 - cos(a, b)) of all rows of a (n, q) and b (m, q): on codes of -1 and +1 the Hamming distance."""
+    """Return q / 2 (1 - cos(a, b)) of all rows of a (n, q) and b (m, q): on codes of -1 and +1 the Hamming distance."""
     return a.shape[1] / 2 * (1 - unit(a) @ unit(b).T)
 
 

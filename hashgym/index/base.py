@@ -99,7 +99,7 @@ class Index(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
 
     @property
     @abstractmethod
@@ -218,7 +218,7 @@ class Index(ABC):
         self.close()
 
     def _count(self, wanted: int) -> int:
-        """Return the number of images; where counting is slow, any lower bound >= ``wanted`` if there are that many."""
+        """Return the number of images, or, if counting is slow, any lower bound that is at least ``wanted``."""
         return len(self)
 
     @abstractmethod

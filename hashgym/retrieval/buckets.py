@@ -88,7 +88,7 @@ class BucketTable:
         self._images = np.searchsorted(images, np.arange(len(sets)))
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self._images)
 
     def lookup(self, query: ArrayLike, radius: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -200,7 +200,7 @@ def f1_bucket_curve(
     database_labels: ArrayLike,
     ks: Sequence[int],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """F1 and number of buckets visited by the bucket search, for each number of images to find.
+    """Return F1 and the number of buckets visited by the bucket search, for each number of images to find.
 
     F1 of the first k images is 2 hits / (k + relevant). Where the search ends inside a bucket, hits are the mean over
     all orders of the images first found there, so that the order of the database does not matter.

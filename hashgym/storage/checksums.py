@@ -27,7 +27,7 @@ def sha256(path: Path, tick: Callable[[], None] = lambda: None) -> str:
 
 
 def has_checksum(path: Path, checksum: str, *, again: bool = False, tick: Callable[[], None] = lambda: None) -> bool:
-    """Whether a file has this SHA-256. It is computed once on each machine, and again when the file has changed.
+    """Return whether a file has this SHA-256. It is computed once on each machine, and again when the file has changed.
 
     A note with the size, times and inode of a verified file is kept in the user's cache folder
     (:mod:`hashgym.storage.user_cache`), and the file is not read again while these stay the same. If the note cannot be

@@ -23,7 +23,7 @@ def lock_folder(folder: str | Path, busy: str, *, file: str | None = None) -> It
     Args:
         folder: must exist.
         busy: message of the error if another process has the folder.
-        file: name of a file in the folder to lock instead. It is created empty where it is missing and stays there; the
+        file: name of a file in the folder to lock instead. It is created empty if it is missing and is not removed; the
             lock holds on Windows too, and among all machines of a network file system. The thread that has the lock may
             lock the folder again.
 

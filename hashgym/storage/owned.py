@@ -44,13 +44,13 @@ def mark(folder: str | Path) -> None:
 
 
 def is_owned(folder: str | Path) -> bool:
-    """Whether this is a folder (not a link to one) with the marker."""
+    """Return whether this is a folder (not a link to one) with the marker."""
     path = Path(folder)
     return path.is_dir() and not path.is_symlink() and (path / MARKER).is_file()
 
 
 def is_empty(folder: str | Path) -> bool:
-    """Whether this is an empty folder, not a link to one."""
+    """Return whether this is an empty folder, not a link to one."""
     path = Path(folder)
     return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
 

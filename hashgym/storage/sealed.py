@@ -102,7 +102,7 @@ class FolderFormat:
                 file.unlink()
 
     def matches(self, folder: str | Path) -> bool:
-        """Whether there is a manifest of this format, damaged or not."""
+        """Return whether there is a manifest of this format, damaged or not."""
         try:
             with (Path(folder) / self.manifest).open("rb") as file:
                 return f'"{self.name}"'.encode() in file.read(200)
@@ -219,7 +219,7 @@ def digest(content: Mapping[str, Any]) -> str:
 
 
 def is_named_by_digest(file: Path) -> bool:
-    """Whether :meth:`FolderFormat.seal_version` wrote a file: its name has the digest of its content."""
+    """Return whether :meth:`FolderFormat.seal_version` wrote a file: its name has the digest of its content."""
     name = _STORED.fullmatch(file.name)
     return bool(name and file.is_file() and not file.is_symlink() and sha256(file)[:16] == name[1])
 

@@ -77,7 +77,7 @@ def test_images_without_features_name_the_command() -> None:
         data.load("nowhere/at/all")
 
 
-def test_read_images_names_what_is_wrong() -> None:
+def test_read_images_names_the_problem() -> None:
     with pytest.raises(DataError, match=r"unknown dataset of images 'mnist': choose one of cifar10, mirflickr25k"):
         data.read_images("mnist", ".")
     for name in ("folder:", "list:", "cifar10:x", "folder:PATH", "folder"):

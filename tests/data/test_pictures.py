@@ -114,7 +114,7 @@ def test_what_pillow_reads_is_found_and_read(tmp_path: Path) -> None:
         )
 
 
-def test_where_pillow_reads_no_avif_the_message_lists_what_it_reads(
+def test_without_avif_in_pillow_the_message_lists_the_other_formats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pictures.importlib.util, "find_spec", lambda name: None)
@@ -224,7 +224,7 @@ def test_truncated_images_are_rejected_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n" + bytes(40)])
-def test_other_bytes_are_no_picture(tmp_path: Path, content: bytes) -> None:
+def test_other_bytes_are_not_a_picture(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(DataError, match=r"a\.jpg is damaged or not a picture"):
         pictures.open_image(tmp_path / "a.jpg")
@@ -330,7 +330,7 @@ def test_formats_that_start_programs_are_rejected_whatever_the_name(tmp_path: Pa
         pictures.open_image(tmp_path / "a.jpg")
 
 
-def test_a_smaller_picture_is_no_smaller_than_asked_and_still_checked(tmp_path: Path) -> None:
+def test_a_reduced_picture_has_the_minimum_size_and_is_still_checked(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (400, 640, 3)).astype(np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.jpg")
     for at_least, size in [(400, (640, 400)), (200, (320, 200)), (60, (160, 100)), (1, (80, 50))]:

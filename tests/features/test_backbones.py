@@ -268,7 +268,7 @@ def test_weights_are_downloaded_once_and_checked(tmp_path, monkeypatch):
     assert [file.name for file in found.parent.iterdir()] == [found.name]
 
 
-def test_missing_packages_say_what_to_install(monkeypatch):
+def test_errors_of_missing_packages_name_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(ValueError, match=r"hashgym\[efficientnet\]"):
         features.make("efficientnet_lite0")

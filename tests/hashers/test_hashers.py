@@ -143,7 +143,7 @@ def test_bad_labels_are_rejected_by_name(data):
             hasher.fit(X, same)
 
 
-def test_unknown_names_and_settings_list_what_there_is():
+def test_errors_for_unknown_names_and_settings_list_the_known_ones():
     with pytest.raises(ValueError, match=r"unknown hasher .lhs. .did you mean 'lsh'.*; there are adsh, cnnh"):
         make("lhs")
     with pytest.raises(ValueError, match="itq has no setting margin: it has bits, seed, iterations"):
@@ -167,7 +167,7 @@ def test_the_registry_takes_users_hashers_and_rejects_a_taken_name(data, tmp_pat
         register("new", "users_own.Own")
 
 
-def test_files_that_are_no_saved_hasher_are_rejected(data, tmp_path):
+def test_files_that_are_not_a_saved_hasher_are_rejected(data, tmp_path):
     good, bad = tmp_path / "good.npz", tmp_path / "bad.npz"
     fitted("itq", data).save(good)
     with pytest.raises(FileNotFoundError):

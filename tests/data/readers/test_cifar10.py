@@ -137,7 +137,7 @@ def test_class_folders(tmp_path: Path, picture: Callable[..., Path]) -> None:
         read_images("cifar10", tmp_path)
 
 
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
+def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="needs the folder that it is in"):
         read_images("cifar10")
     with pytest.raises(DataError, match="nowhere is not a folder; expected: cifar-10-batches-bin"):

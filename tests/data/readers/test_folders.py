@@ -78,7 +78,7 @@ def drawn(root: Path, **options: Any) -> tuple[ImageCollection, splits.Split]:
 @pytest.mark.parametrize(
     "parts", [("train", "val", "test"), ("TRAIN", "Validation", "Test"), ("training", "valid", "queries", "Gallery")]
 )
-def test_parts_of_a_split_are_no_classes(tmp_path: Path, picture: Callable[..., Path], parts: tuple[str, ...]) -> None:
+def test_parts_of_a_split_are_not_classes(tmp_path: Path, picture: Callable[..., Path], parts: tuple[str, ...]) -> None:
     fill(picture, tmp_path, *(f"{part}/{label}" for part in parts for label in ("cat", "dog")))
     (tmp_path / "README.txt").touch()
     collection, split = drawn(tmp_path)
@@ -153,7 +153,7 @@ def test_links_are_passed_over_or_followed(tmp_path: Path, picture: Callable[...
     assert read_images(f"folder:{tmp_path / 'to photos'}").label_names == ("bird",)
 
 
-def test_output_and_system_folders_are_no_classes(tmp_path: Path, picture: Callable[..., Path]) -> None:
+def test_output_and_system_folders_are_not_classes(tmp_path: Path, picture: Callable[..., Path]) -> None:
     fill(picture, tmp_path, "cat", "dog", "@eaDir", "cat/@eaDir", "__MACOSX/cat")
     for name in ("features.partial/journal.jsonl", "runs/.hashgym"):
         (tmp_path / name).parent.mkdir()
