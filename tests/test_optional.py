@@ -8,7 +8,7 @@ from importlib import metadata
 
 import pytest
 
-from hashgym import optional
+from hashgym import data, optional
 
 
 def test_a_missing_package_is_named_with_its_command(monkeypatch):
@@ -24,6 +24,13 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch):
 
 def test_every_extra_exists():
     assert set(optional.EXTRAS.values()) <= set(metadata.metadata("hashgym").get_all("Provides-Extra"))
+
+
+@pytest.mark.parametrize("dataset", ["digits", "digit-scenes"])
+def test_embedded_datasets_without_scikit_learn_name_the_command(dataset, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(optional.MissingPackageError, match=f"the dataset {dataset} needs sklearn: pip install hashgym"):
+        data.load(dataset)
 
 
 def test_errors_without_torch_name_the_command():

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hashgym.data import splits
 from hashgym.data.dataset import HashingDataset
 from hashgym.data.readers import Reader
+from hashgym.optional import require
 
 SCENES = {"test": 400, "train+database": 1_600, "database": 1_000}
 QUERY_DIGITS = 450  # digits that are only in query scenes
@@ -38,6 +39,7 @@ def load(seed: int = 0) -> HashingDataset:
     Args:
         seed: for drawing digits, scenes, random regions and the codebook.
     """
+    require("sklearn", "the dataset digit-scenes")
     from sklearn.datasets import load_digits
 
     digits = load_digits()
