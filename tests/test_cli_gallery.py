@@ -132,7 +132,7 @@ def test_export_rejects(place, tmp_path, capsys, monkeypatch):
     for args, message in [
         (["moon", *features], "neither the folder of a training run"),
         (["itq", "--bits", 8], "give --features, the folder of features"),
-        (["itq", *features], "needs its length"),
+        (["itq", *features], "needs its code length"),
         (["itq", *features, "--bits", 800], "principal component"),
         ([tmp_path / "small.npz", *features, "--bits", 9], "leave out --bits"),
         ([tmp_path / "small.npz", *features], "fitted on 5 features, images of"),
@@ -168,7 +168,7 @@ def test_export_rejects_other_weights(place, tmp_path, capsys, monkeypatch):
     real = features.make
     monkeypatch.setattr(features, "make", lambda *args, **kwargs: replace(real(args[0], size=4), digest="f00"))
     args = ["export", "lsh", "--bits", 8, "--features", place / "features", "--out", tmp_path / "new.onnx"]
-    assert "give their file with --weights" in fails(args, capsys)
+    assert "give it with --weights" in fails(args, capsys)
     assert not list(tmp_path.iterdir())
 
 
