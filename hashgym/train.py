@@ -53,6 +53,8 @@ def read(words: Sequence[str]) -> Callable[[], Any]:
     from hashgym.hashers.registry import HASHERS
 
     name, *rest = words
+    if name.startswith("-"):
+        raise ValueError(f"got {name} before the agent or hasher: write `hashgym train NAME {name} ...`")
     if name in AGENTS:
         agent = _agent(name)
         return functools.partial(agent.main, agent.command(rest, prog=f"hashgym train {name}"))

@@ -41,6 +41,7 @@ def test_an_agent_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     ("words", "message"),
     [
         (["ict"], "unknown agent or hasher 'ict' (did you mean 'itq'?)"),
+        (["--dataset", "digits", "itq"], "write `hashgym train NAME --dataset ...`"),
         (["itq", "--dataset", "nowhere"], "nowhere"),
         (["itq", "--out", "HERE"], "HERE"),
         (["drlih", "--variant", "lstn"], "did you mean 'lstm'"),

@@ -292,9 +292,8 @@ class _Job:
                     store.write(key, same, getattr(found.old, key)[found.rows[same]])
                 store.write("stamps", same, found.stamps[same])
                 store.finish(-1, [])
-            read = map_array(
-                store.files["stamps"]
-            )  # of the time when a batch was finished; pictures may have changed since
+            # Stamps of the time when a batch was finished; pictures may have changed since.
+            read = map_array(store.files["stamps"])
             left = {
                 b: batch
                 for b, batch in enumerate(batches)
