@@ -12,7 +12,7 @@
 An image may have several codes; its distance from a query is the smallest of theirs. All back ends return the same
 images in the same order, by distance and then by id; the slowest, ``brute-force``, defines the answer.
 
-A saved index is a folder sealed by ``index.json`` (:mod:`hashgym.storage.sealed`), whose files are named by their
+A saved index is a folder sealed by ``index.json`` (``hashgym.storage.sealed``), whose files are named by their
 content. So a new version is written beside the old one and takes effect when ``index.json`` is replaced: a process that
 is killed while saving leaves the old version, complete. Nothing is unpickled.
 """

@@ -296,7 +296,7 @@ def test_two_processes_never_share_a_job(photos, tmp_path):
     collection = collect(photos)
 
     def meddling(index):
-        with pytest.raises(DataError, match="another process is at work"):
+        with pytest.raises(DataError, match="another process is working"):
             job(photos, tmp_path / "out")
         return collection.read(index)
 

@@ -241,7 +241,7 @@ def test_images_that_are_all_alike_are_rejected(name):
     if name == "lsh":
         assert not make(name, bits=4).fit(alike).encode(alike).any()
         return
-    for X, labels, message in ((alike, y, "all 12 training images are the same"), (alike[:1], y[:1], "one sample is")):
+    for X, labels, message in ((alike, y, "all 12 training images are equal"), (alike[:1], y[:1], "one sample is")):
         with pytest.raises(ValueError, match=message):
             make(name, bits=4).fit(X, labels)
 
