@@ -14,7 +14,7 @@ __all__ = ["check_integer", "check_number", "closest", "counted", "is_integer"]
 
 
 def is_integer(value: Any) -> bool:
-    """Whether a value is an integer, of Python or NumPy; False for booleans."""
+    """Return whether a value is an integer, of Python or NumPy; False for booleans."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
@@ -22,13 +22,13 @@ def check_integer(name: str, value: Any, least: int = 1, most: int | None = None
     """Return the value as an int.
 
     Args:
-        name: of the argument, for the message.
+        name: name of the argument, for the message.
         value: the argument.
         least: minimum.
         most: maximum, or None.
 
     Raises:
-        ValueError: for anything but an integer of Python or NumPy in that range; floats and booleans are rejected.
+        ValueError: for a value out of range, or of another type than int and NumPy's integers, such as float or bool.
     """
     if not is_integer(value):
         raise ValueError(f"{name} must be an integer, got {value!r}")
@@ -43,12 +43,12 @@ def check_number(name: str, value: Any, least: float | None = None) -> float:
     """Return the value as a float.
 
     Args:
-        name: of the argument, for the message.
+        name: name of the argument, for the message.
         value: the argument.
         least: minimum, or None.
 
     Raises:
-        ValueError: for anything but a finite real number, of Python or NumPy, in that range.
+        ValueError: for a value that is not a finite real number, of Python or NumPy, in that range.
     """
     if not isinstance(value, Real):
         raise ValueError(f"{name} must be a number, got {value!r:.60}")
@@ -61,8 +61,8 @@ def check_number(name: str, value: Any, least: float | None = None) -> float:
 def closest(name: object, known: Iterable[str]) -> str:
     """Return the part of an error message that suggests a name: `` (did you mean 'itq'?)``, or "" if none is close."""
     lower = {each.lower(): each for each in known}
-    found = get_close_matches(str(name).lower(), lower, n=1)
-    return f" (did you mean {lower[found[0]]!r}?)" if found else ""
+    matches = get_close_matches(str(name).lower(), lower, n=1)
+    return f" (did you mean {lower[matches[0]]!r}?)" if matches else ""
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:

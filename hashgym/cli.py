@@ -1,4 +1,4 @@
-"""The command line: features of datasets (``hashgym features``), and encoding and searching one's own pictures.
+"""The command line: features of datasets, training, and encoding and searching one's own pictures.
 
 Heavy packages are imported inside the commands, so that help is quick.
 """
@@ -10,7 +10,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
 
@@ -20,13 +20,10 @@ from hashgym.text import printable, quote
 
 __all__ = ["main"]
 
-if TYPE_CHECKING:
-    pass
-
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 Patterns = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATTERN")]
 
-SHOWN = 24  # labels of a split that are shown
+SHOWN = 24  # labels of a split that are printed
 
 DESCRIPTION = """Learning to hash as reinforcement learning.
 
@@ -118,7 +115,7 @@ def info(folder: tyro.conf.Positional[str], /) -> None:
             break
         except (OSError, ValueError) as error:
             if _state_of(os.path.join(folder, cache.CACHE.manifest)) != before:
-                continue  # it was replaced meanwhile
+                continue  # it was replaced in the meantime
             if not isinstance(error, DataError):
                 raise
             _error(str(error))
@@ -130,22 +127,22 @@ def info(folder: tyro.conf.Positional[str], /) -> None:
         table.add_row(name, kind, shape, f"{entry['bytes'] / 1e6:,.1f}")
     facts = _table("", "")
     facts.show_header = False
-    for key, value in rows.items():  # a terminal is not flooded by thousands of labels; a file gets them all
+    for key, value in rows.items():  # thousands of labels are cut off on a terminal, but not in a file
         facts.add_row(key, f"{value[:2_000]} ..." if len(value) > 2_000 and sys.stdout.isatty() else value)
     _print(facts, table, _styled(f"all {len(files)} checksums are right", "green"))
 
 
 def _state_of(file: str) -> tuple[int, int] | None:
-    """A value that changes when a file is replaced; None if there is none."""
+    """Return a value that changes when a file is replaced; None if there is no file."""
     try:
-        found = os.stat(file)
+        status = os.stat(file)
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_ino
+    return status.st_mtime_ns, status.st_ino
 
 
 def _features_facts(folder: str) -> tuple[dict[str, str], dict[str, Any]]:
-    """The description of a folder of features, and its files, after comparing them with their checksums."""
+    """Return the description of a folder of features, and its files, after comparing them with their checksums."""
     from hashgym.data import cache
 
     meta = cache.read_meta(folder)
@@ -162,7 +159,7 @@ def _features_facts(folder: str) -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def _codes_facts(folder: str) -> tuple[dict[str, str], dict[str, Any]]:
-    """The description of a folder of codes, and its files, after comparing them with their checksums."""
+    """Return the description of a folder of codes, and its files, after comparing them with their checksums."""
     from hashgym.gallery.encoded_images import CODES, open_codes
 
     codes = open_codes(folder, verify=True)
@@ -178,7 +175,7 @@ def _codes_facts(folder: str) -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def _index_facts(folder: str) -> tuple[dict[str, str], dict[str, Any]]:
-    """The description of an index, and its files with those of its back end; no server is asked."""
+    """Return the description of an index, and its files with those of its back end; no server is contacted."""
     from pathlib import Path
 
     from hashgym import index as backends
@@ -234,21 +231,21 @@ def features(
         size: side in pixels of the network's input; by default that of its training.
         weights: a file of weights, instead of the backbone's own.
         split: the query / database / train split; the dataset's first split by default.
-        seed: of the split and of the random regions.
+        seed: seed of the split and of the random regions.
         queries: number of queries, instead of the split's own.
         train: number of training images, instead of the split's own.
         regions: 5 to extract the four corners and the centre of every image too, for RegionKeep.
         sigma: ratio of a region's sides to the image's.
         train_regions: number of random regions of every image to extract, for training on RegionKeep.
-        thumbnail: side in pixels of the thumbnails kept for rendering; 0 for none.
+        thumbnail: side in pixels of the thumbnails stored for rendering; 0 for none.
         skip_bad: leave out and list images that cannot be read, instead of stopping at the first one.
         allow_missing: leave out images that are listed but missing (NUS-WIDE, COCO, lists).
         follow_links: for folder:PATH and list:FILE, also read the targets of links, or of `..` in a list; by default
-            links are passed over.
+            links are skipped.
         exclude: for folder:PATH and list:FILE, a pattern of names or relative paths to leave out; may be repeated.
         batch_size: images that are read, and recorded as finished, together.
         workers: threads that read images, of the executor local.
-        executor: ray distributes the batches over a Ray cluster, the one at RAY_ADDRESS or else one started here.
+        executor: ray distributes the batches over the Ray cluster at RAY_ADDRESS, or over one started here.
         device: a torch device; by default a GPU if there is one.
         runtime: onnx or torch; by default the one that suits the network and the device. --engine is its old name.
     """
@@ -288,7 +285,7 @@ def features(
             *map(printable, left_out.values()),
         )
     if passed := provenance.get("passed_over"):
-        _print(f"passed over: {printable(passed)}")
+        _print(f"skipped: {printable(passed)}")
     _print(printable(provenance["source"]))
     _print_split(provenance["split_counts"])
     _say(
@@ -324,13 +321,13 @@ def words(
         images: number of training images to learn from.
         size: side of the pictures in pixels, as for the features; 128 by default.
         split: the query / database / train split; the dataset's first split by default.
-        seed: of the split, of the sampling of images and patches, and of the clustering.
+        seed: seed of the split, of the sampling of images and patches, and of the clustering.
         queries: number of queries, instead of the split's own.
         train: number of training images, instead of the split's own.
         skip_bad: leave out images that cannot be read, instead of stopping at the first one.
         allow_missing: leave out images that are listed but missing (NUS-WIDE, COCO, lists).
         follow_links: for folder:PATH and list:FILE, also read the targets of links, or of `..` in a list; by default
-            links are passed over.
+            links are skipped.
         exclude: for folder:PATH and list:FILE, a pattern of names or relative paths to leave out; may be repeated.
     """
     from hashgym.data import read_images
@@ -356,17 +353,18 @@ def words(
 
 def train(
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")],
+    options: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="OPTIONS...")] = (),
     /,
-    *options: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OPTIONS")],
 ) -> None:
     """Train an agent or fit a hasher, and measure its codes.
 
-    NAME is an agent, drlih, mch or sb3, or a name that `hashgym hashers` lists. `hashgym train NAME --help` shows its
-    options. Example: `hashgym train drlih --dataset FEATURES --bits 32 --out runs/photos`.
+    NAME is an agent or a hasher that `hashgym hashers` lists. The agents are drlih, which emits codes group by group,
+    mch, which keeps codes of regions, and sb3, an algorithm of Stable-Baselines3. `hashgym train NAME --help` shows
+    the options. Example: `hashgym train drlih --dataset FEATURES --bits 32 --out runs/photos`.
 
     Args:
         name: the agent or hasher.
-        options: its options.
+        options: its options, such as --dataset and --out.
     """
     from hashgym.train import read
 
@@ -400,13 +398,13 @@ def export(
         features: the folder of features that the source was trained on. A hasher's codes are compared with the
             encoder's on up to 10,000 of its images.
         bits: code length of a hasher that is fitted here.
-        seed: of a hasher that is fitted here.
+        seed: seed of a hasher that is fitted here.
         features_only: leave out the backbone: the encoder takes features instead of pictures.
         unstandardized: the saved hasher was fitted to features as extracted, not to standardised ones.
         weights: the file of the backbone's weights, if they are not its own.
         train: the images that a hasher is fitted to here: the training images of the split, so that its queries measure
             it fairly, or all images of --features (with a label, if it needs labels), for use.
-        threads: for fitting, at most; the libraries' own choice by default.
+        threads: number of threads for fitting, at most; by default the libraries' own choice.
         quiet: show no progress bar.
     """
     from hashgym.encoders import build
@@ -459,7 +457,7 @@ def encode(
     Args:
         encoder: a file that `hashgym export` wrote.
         images: files, folders with all pictures below them (except hidden files and links), and patterns in quotes; a
-            picture that is named twice counts once.
+            picture that is named twice is encoded once.
         out: the folder to write; until it is finished it is called OUT.partial.
         skip_bad: leave out and list pictures that cannot be read, instead of stopping at the first one.
         follow_links: also encode the pictures that links lead to, under the paths of the targets.
@@ -491,7 +489,7 @@ def encode(
         reasons = map(printable, codes.left_out.values())
         _print(_styled(f"{counted(len(codes.left_out), 'picture was', 'pictures were')} left out:", "yellow"), *reasons)
     if done.passed_over:
-        _print(f"passed over: {printable(done.passed_over)}")
+        _print(f"skipped: {printable(done.passed_over)}")
     if done.note:
         _print(printable(done.note))
     has, use = ":", f"Make them searchable with `hashgym index {quote(out)} --out INDEX`."
@@ -540,7 +538,7 @@ def index(
     options = {} if uri is None else {"uri": uri}
     if remove:
         if codes or add or backend:
-            raise ValueError("--remove goes with --out and --uri only: add codes in a command of its own")
+            raise ValueError("--remove can be combined with --out and --uri only: add codes in a separate command")
         gallery.remove(out, remove, options=options)
     else:
         gallery.build(codes, out, backend, add, options=options)
@@ -590,16 +588,16 @@ def search(
         page.require_writable(html)
     _check_search(index, photo)
     picture = open_image(Path(photo))
-    with open_gallery(index, root, uri) as found:
-        matches = found.search(picture, k, radius)
+    with open_gallery(index, root, uri) as gallery:
+        matches = gallery.search(picture, k, radius)
         if html is not None:
-            page.write(page.results(found, picture, matches, Path(photo).name), html)
+            page.write(page.results(gallery, picture, matches, Path(photo).name), html)
     if json:
         _print_json(
             {
                 "query": photo,
-                "bits": found.encoder.bits,
-                "images": len(found),
+                "bits": gallery.encoder.bits,
+                "images": len(gallery),
                 "matches": [
                     {
                         "id": match.id,
@@ -615,7 +613,7 @@ def search(
         )
         return
     if not matches:
-        _print(f"none of {len(found):,} pictures is within {radius} bits; try a larger --radius, or leave it out")
+        _print(f"none of {len(gallery):,} pictures is within {radius} bits: increase --radius, or leave it out")
     else:
         table = _table("rank", "distance", "picture", "region that matched")
         for rank, match in enumerate(matches, 1):
@@ -626,7 +624,7 @@ def search(
 
 
 def _check_search(index: str, photo: str) -> None:
-    """Say which argument of `hashgym search` does not exist, or that the two are in the wrong order."""
+    """Raise ValueError if an argument of `hashgym search` does not exist, or the two are in the wrong order."""
     if os.path.isdir(photo) and not os.path.isdir(index):
         missing = "" if os.path.exists(index) else f", and there is no file {index}"
         raise ValueError(
@@ -664,7 +662,7 @@ def serve(
         max_megapixels: size limit of an uploaded picture, and of pictures in the index.
         max_seconds: time limit for decoding one picture.
         token: the secret in the address; random by default. Other users can see the arguments of a command, but not the
-            environment variable HASHGYM_TOKEN. With `--token ""` every user of this machine is answered.
+            environment variable HASHGYM_TOKEN. With `--token ""` every user of this machine can search.
     """
     from hashgym.gallery.server import serve as run
 
@@ -708,31 +706,31 @@ def main(args: Sequence[str] | None = None) -> None:
                 f"there is no command {words[0]!r}{closest(words[0], COMMANDS)}: choose one of {', '.join(COMMANDS)}"
             )
         if words[:1] == ["train"] and len(words) > 1 and words[1] not in ("-h", "--help"):
-            COMMANDS["train"](*words[1:])  # which has options of its own for each agent and hasher
+            COMMANDS["train"](words[1], tuple(words[2:]))  # the options depend on the agent or hasher
             return
         with arguments(words):
             run = tyro.extras.subcommand_cli_from_dict(
-                {name: _later(command) for name, command in COMMANDS.items()},
+                {name: _deferred(command) for name, command in COMMANDS.items()},
                 prog="hashgym",
                 description=DESCRIPTION,
-                args=_files_with_dashes(words),
+                args=_escape_dashes(words),
             )
-        with explain_full_disk("what the command makes"):
+        with explain_full_disk("the output"):
             run()
 
 
-def _later(command: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
-    """The command as a function that reads its arguments and returns it ready to run."""
+def _deferred(command: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
+    """Return a function that takes a command's arguments and returns the call, which is made later."""
 
     @functools.wraps(command)
-    def ready(*args: Any, **options: Any) -> Callable[[], Any]:
+    def bind(*args: Any, **options: Any) -> Callable[[], Any]:
         return functools.partial(command, *args, **options)
 
-    return ready
+    return bind
 
 
-def _files_with_dashes(words: list[str]) -> list[str]:
-    """The words of a command, with ``-dash.jpg`` as ``./-dash.jpg`` if such a file exists, as it is not an option."""
+def _escape_dashes(words: list[str]) -> list[str]:
+    """Return the words of a command, with ``./-dash.jpg`` for ``-dash.jpg`` if that is a file and not an option."""
     if not words or words[0] not in COMMANDS:
         return words
     names = inspect.signature(COMMANDS[words[0]]).parameters
@@ -744,7 +742,7 @@ def _files_with_dashes(words: list[str]) -> list[str]:
 
 
 def _lines(value: Any) -> str:
-    """An entry of the provenance as text, a dictionary with one line for each key."""
+    """Return an entry of the provenance as text, a dictionary with one line for each key."""
     if isinstance(value, dict):
         return "\n".join(f"{key}: {entry}" for key, entry in value.items()) or "none"
     return str(value)
@@ -797,8 +795,8 @@ def _print_json(content: Any) -> None:
 def _stopped(out: str) -> NoReturn:
     """Print after Ctrl-C how to resume, and exit."""
     partial = f"{out}.partial"
-    begun = os.path.isdir(partial)
-    _error(f"stopped; the same command resumes from {partial}" if begun else "stopped; nothing was written")
+    has_partial = os.path.isdir(partial)
+    _error(f"stopped; the same command resumes from {partial}" if has_partial else "stopped; nothing was written")
     raise SystemExit(130) from None
 
 

@@ -19,7 +19,7 @@ WORD_BITS = 64
 
 
 def word_count(bits: int) -> int:
-    """Number of 64-bit words that hold ``bits`` bits."""
+    """Return the number of 64-bit words that hold ``bits`` bits."""
     return -(-bits // WORD_BITS)
 
 
@@ -50,7 +50,7 @@ def pack(bits: ArrayLike) -> Words:
 
 
 def longer_than(words: Words, bits: int) -> bool:
-    """Whether any of the packed codes (..., ceil(bits / 64)) has a bit set beyond its first ``bits``."""
+    """Return whether any of the packed codes (..., ceil(bits / 64)) has a bit set beyond its first ``bits``."""
     return bits % WORD_BITS != 0 and bool((words[..., -1] >> np.uint64(bits % WORD_BITS)).any())
 
 
@@ -165,5 +165,5 @@ class CodeSets:
 
     @property
     def filled(self) -> Words:
-        """``words`` with the item's own code wherever none is kept: the same sets without a mask."""
+        """``words`` with the item's own code in place of codes that are not kept: the same sets without a mask."""
         return np.where(self.kept[..., None], self.words, self.words[:, :1])

@@ -41,17 +41,17 @@ _WIDE = 100_000  # columns of an output that is not a terminal
 
 
 def styled(text: object, style: str) -> Text:
-    """Text in a colour or weight such as "green", "bold" or "dim"."""
+    """Return text in a colour or weight such as "green", "bold" or "dim"."""
     return Text(printable(str(text), lines=True), style)
 
 
 class Console(rich.console.Console):
-    """A console of rich that shows text literally.
+    """A rich console that shows text literally.
 
     Args:
         stderr: write to the standard error.
         file: write there instead.
-        options: further ones of ``rich.console.Console``.
+        options: further options of ``rich.console.Console``.
     """
 
     def __init__(self, *, stderr: bool = False, file: IO[str] | None = None, **options: Any) -> None:
@@ -82,7 +82,7 @@ class Console(rich.console.Console):
 
 
 class Table(rich.table.Table):
-    """A table of rich whose cells are shown literally."""
+    """A rich table whose cells are shown literally."""
 
     def add_row(self, *cells: Any, **options: Any) -> None:
         """Add a row of strings or :class:`Text`."""
@@ -90,7 +90,7 @@ class Table(rich.table.Table):
 
 
 def plain_table(*columns: str, padding_below: int = 0) -> Table:
-    """A table with headings and without rules."""
+    """Return a table with headings and without rules."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, padding_below, 0))
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -120,12 +120,12 @@ def error(message: object) -> None:
 
 
 def bar(*columns: Any, console: rich.console.Console | None = None, show: bool = True) -> Progress:
-    """A progress bar: a description, a bar, the count and further ``columns``.
+    """Return a progress bar: a description, a bar, the count and further ``columns``.
 
     Args:
-        columns: of rich, beside the count.
-        console: to draw on; the standard output by default.
-        show: False for none.
+        columns: further rich columns, after the count.
+        console: the console to draw on; by default the standard output.
+        show: False to draw nothing.
     """
     shown = (Field("description"), progress.BarColumn(), progress.MofNCompleteColumn(), *columns)
     return Progress(*shown, console=console or Console(), disable=not show)
@@ -133,8 +133,8 @@ def bar(*columns: Any, console: rich.console.Console | None = None, show: bool =
 
 def track(items: Iterable[T], doing: str, *, total: int, show: bool = True) -> Iterator[T]:
     """Yield the items one by one while a progress bar is shown."""
-    with bar(progress.TimeRemainingColumn(), show=show) as drawn:
-        yield from drawn.track(items, total=total, description=doing)
+    with bar(progress.TimeRemainingColumn(), show=show) as progress_bar:
+        yield from progress_bar.track(items, total=total, description=doing)
 
 
 class Field(progress.ProgressColumn):
@@ -145,7 +145,7 @@ class Field(progress.ProgressColumn):
         self._name = name
 
     def render(self, task: progress.Task) -> Text:
-        """The field's text."""
+        """Return the text of the field."""
         return Text(printable(str(task.fields.get(self._name, task.description))))
 
 

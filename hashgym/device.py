@@ -13,15 +13,15 @@ __all__ = ["resolve_device"]
 
 
 def resolve_device(device: str | torch.device = "auto", kinds: tuple[str, ...] = ()) -> torch.device:
-    """Return the torch device of this name; "auto" is CUDA where there is one, else the CPU.
+    """Return the torch device of this name; "auto" is CUDA if it is available, else the CPU.
 
     Args:
         device: "auto", or a device of torch: "cpu", "cuda", "cuda:1", "mps".
-        kinds: the types of device that the caller can use; all where it is empty.
+        kinds: the types of device that the caller can use; empty for all.
 
     Raises:
         ValueError: if torch is not installed, and for another name, a type that is not among ``kinds``, or a device
-            that is not there.
+            that is not available.
     """
     require("torch", "a device")
     import torch
@@ -29,15 +29,15 @@ def resolve_device(device: str | torch.device = "auto", kinds: tuple[str, ...] =
     if str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = torch.device(device)
+        resolved = torch.device(device)
     except (RuntimeError, TypeError):
-        found = None
-    if found is None or (kinds and found.type not in kinds):
+        resolved = None
+    if resolved is None or (kinds and resolved.type not in kinds):
         known = " or ".join(kinds) or "a device of torch, such as 'cpu' or 'cuda:1'"
         raise ValueError(f"device must be 'auto' or {known}, got {device!r}")
     try:
-        torch.empty(0, device=found)
+        torch.empty(0, device=resolved)
     except (AssertionError, RuntimeError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"device={str(device)!r} cannot be used here ({reason}): use 'auto' or 'cpu'") from error
-    return found
+    return resolved

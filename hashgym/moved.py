@@ -53,7 +53,7 @@ MODULES: dict[str, str | tuple[str, ...]] = {  # old path -> new path, or those 
     "retrieval.milvus": "index.milvus",
     "retrieval.tensors": "retrieval.torch_kernels",
 }
-# Module that calls keep_old_names -> {name that it had: where it is now, "module" or, renamed, "module:name"}.
+# Module that calls keep_old_names -> {name that it had: its module now, or "module:name" if it is also renamed}.
 NAMES: dict[str, dict[str, str]] = {
     "data.dataset": {"described": "storage.errors:describe"},
     "encoders.build": {"Exported": "encoders.build:BuiltEncoder", "export": "encoders.build:build_encoder"},
@@ -85,10 +85,10 @@ NAMES: dict[str, dict[str, str]] = {
 
 
 def keep_old_names(module: str) -> None:
-    """Let names that have left a module (its row of :data:`NAMES`) be imported from it, with a DeprecationWarning.
+    """Keep the old names of a module (its row of :data:`NAMES`) importable from it, with a DeprecationWarning.
 
     Args:
-        module: its ``__name__``; it must have no ``__getattr__`` of its own.
+        module: ``__name__`` of the module, which must not define ``__getattr__`` itself.
     """
     moved = NAMES[module.removeprefix("hashgym.")]
 
@@ -121,7 +121,7 @@ class _MovedLoader:
     def create_module(spec: ModuleSpec) -> ModuleType:
         """Return the module itself, so that its classes and state are the same under both paths.
 
-        For a module that was split it is a new one, with the names of its parts.
+        For a module that was split, return a new module with the names of its parts.
         """
         new = MODULES[spec.name.removeprefix("hashgym.")]
         paths = [f"hashgym.{path}" for path in ([new] if isinstance(new, str) else new)]
@@ -146,13 +146,13 @@ class _MovedLoader:
 
 
 def install() -> None:
-    """Let old paths be imported; calling it again does nothing."""
+    """Make old paths importable; calling it again does nothing."""
     if not any(finder is _MovedFinder for finder in sys.meta_path):
         sys.meta_path.append(_MovedFinder)
 
 
 def renamed(**names: str) -> Callable[[Function], Function]:
-    """Let a function take keyword arguments under their old names too, ``renamed(old="new")``, with a warning.
+    """Make a function accept keyword arguments under their old names too, ``renamed(old="new")``, with a warning.
 
     Raises:
         TypeError: when the function is called with both.

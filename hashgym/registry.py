@@ -19,7 +19,7 @@ Object = TypeVar("Object")
 
 
 class Registry(Generic[T]):
-    """Objects by name. One that is registered as "package.module:Name" is imported when it is first asked for.
+    """Objects by name. One that is registered as "package.module:Name" is imported at first use.
 
     >>> greetings = Registry("greeting", {"dump": ("json:dumps", "any object as JSON")})
     >>> @greetings.register("hello")
@@ -32,10 +32,10 @@ class Registry(Generic[T]):
 
     Args:
         kind: what the objects are, for error messages: "reward".
-        own: where the first objects are, as "package.module:Name", and one line on each.
+        own: the initial entries: where each object is, as "package.module:Name", and one line on it.
 
     Attributes:
-        entries: the registered objects, or where they are.
+        entries: the registered objects, or where they are, as "package.module:Name".
         descriptions: one line on each.
     """
 
@@ -75,7 +75,7 @@ class Registry(Generic[T]):
             raise ValueError(f"target must look like 'package.module:Name', got {target!r}")
         taken = self.entries.get(name, target)
         if not _same(taken, target):
-            raise ValueError(f"a {self.kind} {name!r} is registered already, {_where(taken)}: choose another name")
+            raise ValueError(f"a {self.kind} {name!r} is registered already, {_address(taken)}: choose another name")
         if name not in self.entries or not isinstance(target, str):
             self.entries[name] = target  # also when a notebook cell defines the object again
         if not description:
@@ -110,7 +110,7 @@ class Registry(Generic[T]):
 
     def name_of(self, target: T) -> str:
         """Return the registered name of an object, or where it is, as "package.module:Name"."""
-        return next((name for name, known in self.entries.items() if _same(known, target)), _where(target))
+        return next((name for name, known in self.entries.items() if _same(known, target)), _address(target))
 
     def _imported(self, target: str) -> T:
         module, _, attribute = target.partition(":")
@@ -121,7 +121,9 @@ class Registry(Generic[T]):
             close = f" (did you mean {':'.join(target.rsplit('.', 1))!r}?)"
         unknown = f"unknown {self.kind} {target!r}{close}; {known}"
         if not module or not attribute:
-            raise ValueError(f"{unknown}. Worker processes find one of your own as 'package.module:Name'")
+            raise ValueError(
+                f"{unknown}. Name one of your own as 'package.module:Name', which worker processes find too"
+            )
         try:
             loaded = import_module(module)
         except ModuleNotFoundError as error:
@@ -145,12 +147,12 @@ class Registry(Generic[T]):
 
 
 def named_settings(what: str, given: Any, known: Any) -> None:
-    """Raise ValueError for settings that are not known; the message, of one line, lists those that are.
+    """Raise ValueError for unknown settings; the message is one line and lists the known ones.
 
     Args:
-        what: whose settings they are.
-        given: names that are given.
-        known: names that there are.
+        what: name of the object that has the settings.
+        given: names of the given settings.
+        known: names of the settings that exist.
     """
     if unknown := [name for name in given if name not in set(known)]:
         close = closest(str(unknown[0]), known)
@@ -158,7 +160,7 @@ def named_settings(what: str, given: Any, known: Any) -> None:
 
 
 def named_settings_of(what: str, *others: str) -> Callable[[type[T]], type[T]]:
-    """Decorate a dataclass to check its settings by :func:`named_settings`; ``others`` are known but not its own."""
+    """Decorate a dataclass to check its settings by :func:`named_settings`; ``others`` are valid settings too."""
 
     def decorate(cls: type[T]) -> type[T]:
         init: Any = cls.__init__
@@ -175,7 +177,7 @@ def named_settings_of(what: str, *others: str) -> Callable[[type[T]], type[T]]:
     return decorate
 
 
-def _where(target: Any) -> str:
+def _address(target: Any) -> str:
     """Return where an object is, as "package.module:Name"."""
     if isinstance(target, str):
         return target
@@ -184,5 +186,5 @@ def _where(target: Any) -> str:
 
 def _same(one: Any, other: Any) -> bool:
     """Return whether two objects are the same, or defined at the same place; local functions have no such place."""
-    where = _where(one)
-    return one is other or ("<" not in where and where == _where(other))
+    address = _address(one)
+    return one is other or ("<" not in address and address == _address(other))

@@ -1,4 +1,4 @@
-"""Ctrl-C while the program ``hashgym`` still imports its packages ends it at once, without a traceback.
+"""End the program ``hashgym`` without a traceback on Ctrl-C while it still imports its packages.
 
 The package imports this module before all others; :func:`hashgym.terminal.command_line` then takes over.
 """

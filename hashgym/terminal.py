@@ -1,4 +1,4 @@
-"""Begin and end a command line: arguments, version, errors, exit codes.
+"""Start and end a command line: arguments, version, errors, exit codes.
 
 This module imports no heavy package, so that ``--help`` stays quick; :mod:`hashgym.console` does the printing.
 """
@@ -38,9 +38,9 @@ def command_line(stopped: str = "stopped") -> Iterator[None]:
         stopped: the message after Ctrl-C, such as how to continue.
 
     Raises:
-        SystemExit: with 2 for wrong arguments, data or files, 130 for Ctrl-C, 141 if nobody reads the output.
+        SystemExit: with 2 for wrong arguments, data or files, 130 for Ctrl-C, 141 if the output is no longer read.
     """
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # about valid pictures, such as unreadable EXIF
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # on valid pictures, such as unreadable EXIF
     streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
     before = [stream.errors for stream in streams]
     for stream in streams:
@@ -60,7 +60,7 @@ def command_line(stopped: str = "stopped") -> Iterator[None]:
         _end(_with_remedy(error), 2)
     finally:
         for stream, errors in zip(streams, before, strict=True):
-            with suppress(OSError, ValueError):  # closed meanwhile
+            with suppress(OSError, ValueError):  # closed in the meantime
                 stream.reconfigure(errors=errors)
 
 
@@ -69,7 +69,7 @@ def parse(target: Callable[..., T], module: str, args: Sequence[str] | None = No
 
     Args:
         target: a dataclass of settings, or a function, which is called.
-        module: its name, such as "agents.drlih".
+        module: name of the module, such as "agents.drlih".
         args: the arguments; those of this process by default.
         options: of ``tyro.cli``.
     """
@@ -108,7 +108,7 @@ def wants_version(args: Sequence[str]) -> None:
 
 
 def _with_remedy(error: Exception) -> str:
-    """An error's message; that of a package which is missing names the command that installs it."""
+    """Return an error's message; for a missing package, with the command that installs it."""
     if not isinstance(error, ModuleNotFoundError) or error.name is None or "pip install" in str(error):
         return str(error)
     return f"this needs {error.name}, which is not installed: `{install_command(error.name)}`"
@@ -123,7 +123,7 @@ def _end(message: str, code: int) -> None:
 
 
 def _pipe_closed() -> bool:
-    """Whether the reader of the standard output is gone; if so, further output is discarded.
+    """Return whether the reader of the standard output is gone; if so, further output is discarded.
 
     A broken pipe may also be a network connection, such as that to Milvus, which is an error like any other.
     """
@@ -135,9 +135,9 @@ def _pipe_closed() -> bool:
     poll.register(descriptor, 0)  # errors are always reported
     if not poll.poll(0):
         return False
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, descriptor)
-    os.close(nowhere)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
+    os.close(null)
     return True
 
 

@@ -23,15 +23,15 @@ def printable(text: str, *, lines: bool = False) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(c if _shown(c) or (lines and c == "\n") else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return "".join(c if _is_visible(c) or (lines and c == "\n") else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def _shown(character: str) -> bool:
+def _is_visible(character: str) -> bool:
     return unicodedata.category(character) not in _HIDDEN or character in _JOINERS
 
 
 def quote(path: object) -> str:
-    """A path as an argument that can be pasted into a POSIX shell, whatever characters it has."""
+    """Return a path as an argument that can be pasted into a POSIX shell, whatever characters it has."""
     text = os.fspath(path) if isinstance(path, os.PathLike) else str(path)
     if text.startswith("-"):
         text = f"./{text}"

@@ -1,6 +1,6 @@
 """The command ``hashgym train``: train an agent, or fit a hasher, and measure its codes.
 
-Agents are in the folder ``agents`` of a checkout, which an installed package has as ``hashgym.agents``.
+Agents are in the folder ``agents`` of a checkout, which is installed as ``hashgym.agents``.
 """
 
 from __future__ import annotations
@@ -22,14 +22,10 @@ from hashgym.terminal import arguments
 
 __all__ = ["AGENTS", "HASHER", "Fitting", "fit", "read"]
 
-AGENTS = {
-    "drlih": "emits codes group by group, learning from BitGroupHashing-v0",
-    "mch": "keeps codes of an image's regions, learning from RegionKeep-v0",
-    "sb3": "any of eleven algorithms of Stable-Baselines3, on either environment",
-}
 H = TypeVar("H")
 
-HASHER = "hasher.npz"  # of the folder that a fitted hasher is written to
+AGENTS = ("drlih", "mch", "sb3")
+HASHER = "hasher.npz"  # file name of a fitted hasher in its folder
 
 
 @dataclass(frozen=True)
@@ -40,14 +36,14 @@ class Fitting(Generic[H]):
     dataset: str = "digits"
     """name of an embedded dataset, or a folder made by `hashgym features`"""
     out: Path | None = None
-    """folder for the hasher and its encoder"""
+    """folder to write the hasher (hasher.npz) and an encoder of its features (policy.onnx) to"""
 
 
 def read(words: Sequence[str]) -> Callable[[], Any]:
     """Read the words after ``hashgym train``, or print help and exit.
 
     Returns:
-        The job: call it to train and measure.
+        The job, a function that trains and measures.
 
     Raises:
         ValueError: for a name that is neither an agent nor a hasher, or an argument that the agent rejects.
@@ -57,12 +53,14 @@ def read(words: Sequence[str]) -> Callable[[], Any]:
     from hashgym.hashers.registry import HASHERS
 
     name, *rest = words
+    if name.startswith("-"):
+        raise ValueError(f"got {name} before the agent or hasher: write `hashgym train NAME {name} ...`")
     if name in AGENTS:
         agent = _agent(name)
         return functools.partial(agent.main, agent.command(rest, prog=f"hashgym train {name}"))
     if name not in HASHERS:
         known = [*AGENTS, *available()]
-        raise ValueError(f"nothing to train is called {name!r}{closest(name, known)}; there are {', '.join(known)}")
+        raise ValueError(f"unknown agent or hasher {name!r}{closest(name, known)}: choose one of {', '.join(known)}")
     job: Any = Fitting[HASHERS.find(name)]  # type: ignore[misc]  # hashers are dataclasses: their settings are options
     with arguments(rest):
         return functools.partial(fit, tyro.cli(job, prog=f"hashgym train {name}", args=rest))
@@ -75,7 +73,7 @@ def fit(job: Fitting[Any]) -> Any:
         The :class:`hashgym.retrieval.RetrievalResult`.
 
     Raises:
-        ValueError: for a dataset without what the hasher learns from, and a folder that holds something else.
+        ValueError: for a dataset that the hasher cannot learn from, and a folder that holds something else.
     """
     from hashgym import console, data
     from hashgym.encoders.build import write_hasher
@@ -86,10 +84,10 @@ def fit(job: Fitting[Any]) -> Any:
     dataset.require("labels")
     check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
     if job.out is None:
-        console.warn("there is no --out: the hasher is not saved; only its measures are printed")
+        console.warn("the hasher is not saved: give --out to save it")
     else:
         if (job.out / HASHER).exists():
-            raise ValueError(f"{job.out} holds a hasher already: choose another --out")
+            raise ValueError(f"{job.out} has a hasher already: choose another --out")
         owned.create(job.out)
     start_time = time.perf_counter()
     hasher.fit(dataset.features[dataset.train], dataset.labels[dataset.train])
@@ -97,12 +95,12 @@ def fit(job: Fitting[Any]) -> Any:
     if job.out is not None:
         try:
             write_hasher(job.out / "policy.onnx", hasher, dataset)
-        except ImportError as error:  # the hasher itself needs no ONNX
-            console.warn(f"no {job.out / 'policy.onnx'}: {error}")
+        except ImportError as error:  # only the encoder needs ONNX
+            console.warn(f"{job.out / 'policy.onnx'} is not written: {error}")
         hasher.save(job.out / HASHER)
-    codes = {rows: hasher.encode(dataset.features[getattr(dataset, rows)]) for rows in ("query", "database")}
-    labels = {rows: dataset.labels[getattr(dataset, rows)] for rows in codes}
-    result = evaluate(codes["query"], labels["query"], codes["database"], labels["database"])
+    query, database = dataset.query, dataset.database
+    query_codes, database_codes = (hasher.encode(dataset.features[rows]) for rows in (query, database))
+    result = evaluate(query_codes, dataset.labels[query], database_codes, dataset.labels[database])
     console.say(
         f"{hasher.bits} bits on {dataset.name}: mAP {result.map:.4f} (ties {result.map_pessimistic:.4f} to "
         f"{result.map_optimistic:.4f}), precision within radius 2 {result.precision_within:.4f}, fitted in "
@@ -120,7 +118,7 @@ def _agent(name: str) -> ModuleType:
     if importlib.util.find_spec("hashgym.agents") is not None:
         return importlib.import_module(f"hashgym.agents.{name}")
     checkout = Path(__file__).resolve().parents[1]
-    found = importlib.util.find_spec("agents")
-    if found is None or checkout / "agents" not in map(Path, found.submodule_search_locations or ()):
-        raise ImportError("hashgym was installed without its agents: `pip install .` in a checkout brings them")
+    spec = importlib.util.find_spec("agents")
+    if spec is None or checkout / "agents" not in map(Path, spec.submodule_search_locations or ()):
+        raise ImportError("hashgym was installed without its agents: `pip install .` in a checkout installs them")
     return importlib.import_module(f"agents.{name}")

@@ -59,7 +59,7 @@ def test_numbers_are_taken(value):
         (1j, "x must be a number, got 1j"),
     ],
 )
-def test_what_is_no_number_is_named(value, message):
+def test_invalid_numbers_are_named(value, message):
     with pytest.raises(ValueError, match=message):
         check_number("x", value, 0)
 

@@ -48,15 +48,15 @@ def flat(text: str) -> str:
 def test_features_then_info(photos, tmp_path, capsys):
     options = ("--size", 4, "--regions", 5, "--sigma", 0.6, "--train-regions", 2, "--queries", 4, "--train", 8)
     cli.main(words(photos, tmp_path / "out", *options))
-    said = flat(capsys.readouterr().out)
-    assert "40/40" in said
-    assert "4 queries" in said
+    output = flat(capsys.readouterr().out)
+    assert "40/40" in output
+    assert "4 queries" in output
     data = cache.open_cache(tmp_path / "out", verify=True)
     assert (len(data), data.dim, len(data.query), len(data.train)) == (40, 48, 4, 8)
     assert data.regions.shape == (40, 5, 48)
     assert data.train_regions.shape == (40, 2, 48)
     cli.main(["info", str(tmp_path / "out")])
-    said = flat(capsys.readouterr().out)
+    output = flat(capsys.readouterr().out)
     for wanted in (
         "40, 48 features each",
         "2: cat, dog",
@@ -65,10 +65,10 @@ def test_features_then_info(photos, tmp_path, capsys):
         "40 x 5 x 48",
         "checksums are right",
     ):
-        assert wanted in said
+        assert wanted in output
 
 
-def test_features_says_what_it_took_for_a_split_and_what_it_passed_over(photos, tmp_path, capsys):
+def test_features_prints_the_split_and_the_skipped_files(photos, tmp_path, capsys):
     """Folders for the parts of a split, in any case; files of other kinds, links and what --exclude names."""
     for part, kind in (("Train", "cat"), ("Train", "dog"), ("val", "cat"), ("test", "dog")):
         (tmp_path / "set" / part / kind).mkdir(parents=True)
@@ -79,13 +79,13 @@ def test_features_says_what_it_took_for_a_split_and_what_it_passed_over(photos, 
     (tmp_path / "set" / "Train" / "cat" / "8.txt").touch()
     (tmp_path / "set" / "Train" / "bird").symlink_to(photos / "cat")
     cli.main(words(tmp_path / "set", tmp_path / "out", "--exclude", "3.png", "--exclude", "*/dog/2.*"))
-    said = flat(capsys.readouterr().out)
-    assert "in folders for the parts of a split: Train, test, val" in said
-    assert "2 files that are not read: 1 .heic (pictures of a format that is not read here" in said
-    assert "1 link (--follow-links follows them); 6 by --exclude" in said
-    assert "cat: 0 queries, 3 to train, 3 in the database dog: 2 queries, 2 to train, 2 in the database" in said
-    assert "3 validation images held out" in said
-    assert "no queries of cat" in said
+    output = flat(capsys.readouterr().out)
+    assert "in folders for the parts of a split: Train, test, val" in output
+    assert "2 files that are not read: 1 .heic (pictures of a format that is not read here" in output
+    assert "1 link (--follow-links follows them); 6 by --exclude" in output
+    assert "cat: 0 queries, 3 to train, 3 in the database dog: 2 queries, 2 to train, 2 in the database" in output
+    assert "3 validation images held out" in output
+    assert "no queries of cat" in output
     cli.main(words(tmp_path / "set", tmp_path / "followed", "--follow-links"))
     data = cache.open_cache(tmp_path / "followed")
     assert data.label_names == ("bird", "cat", "dog")
@@ -98,7 +98,7 @@ def test_a_class_too_small_for_a_split_is_named(photos, tmp_path, capsys):
         words(photos, tmp_path / "out", "--train", 1), 2, capsys
     ).replace("class cat", "class dog")
     error = fails(words(photos, tmp_path / "out", "--queries", 39), 2, capsys)
-    assert "39 query images wanted, and only 38 can be had" in error
+    assert "39 query images requested, but only 38 can be drawn" in error
     assert not list(tmp_path.glob("out*"))
 
 
@@ -107,9 +107,9 @@ def test_words_then_features(photos, tmp_path, capsys):
     shared = ("--dataset", f"folder:{photos}", "--size", "16", "--queries", "4", "--seed", "3")
     learn = ["words", *shared, "--out", str(tmp_path / "w.npy"), "--words", "7", "--images", "9"]
     cli.main(learn)
-    said = flat(capsys.readouterr().out)
-    assert "9/9" in said or "100%" in said
-    assert "7 words" in said
+    output = flat(capsys.readouterr().out)
+    assert "9/9" in output or "100%" in output
+    assert "7 words" in output
     cli.main(
         ["features", *shared, "--backbone", "bow", "--weights", f"{tmp_path / 'w.npy'}", "--out", f"{tmp_path}/out"]
     )
@@ -141,9 +141,9 @@ def test_a_bad_image(photos, tmp_path, capsys):
     assert "--skip-bad" in error
     assert "Traceback" not in error
     cli.main(words(photos, tmp_path / "out", "--skip-bad"))
-    said = capsys.readouterr().out
-    assert "1 image was left out" in said
-    assert "dog/7.png" in said
+    output = capsys.readouterr().out
+    assert "1 image was left out" in output
+    assert "dog/7.png" in output
     assert len(cache.open_cache(tmp_path / "out")) == 39
 
 
@@ -176,17 +176,17 @@ def test_wrong_arguments_exit_with_2(args, capsys):
 
 def test_lists(capsys):
     cli.main(["datasets"])
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for name in ("digits", "digit-scenes", "cifar10", "mirflickr25k", "nuswide21", "coco", "folder:PATH", "list:FILE"):
-        assert re.search(rf"^{name}\b", said, re.MULTILINE)
+        assert re.search(rf"^{name}\b", output, re.MULTILINE)
     cli.main(["backbones"])
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for name in ("pixels", "gist", "bow", "efficientnet_lite0", "alexnet", "vgg19", "torchvision"):
-        assert name in said
+        assert name in output
     cli.main(["hashers"])
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for name in ("lsh", "itq"):
-        assert re.search(rf"^{name}\b", said, re.MULTILINE)
+        assert re.search(rf"^{name}\b", output, re.MULTILINE)
 
 
 def test_help_lists_the_commands_and_is_light():
@@ -270,15 +270,15 @@ def test_odd_names_are_shown_as_they_are_and_quoted_in_commands(photos, tmp_path
     bad.write_text("no picture")
     (photos / "cat").rename(photos / "[old] a:cat:b")
     cli.main(words(photos, ODD, "--skip-bad"))
-    said = capsys.readouterr().out
-    assert f"{ODD}: " in said
-    assert f"`hashgym info '{ODD}'`" in said
-    assert "[b]x[old] :dog:\ufffd[31m\ufffd.png" in said
+    output = capsys.readouterr().out
+    assert f"{ODD}: " in output
+    assert f"`hashgym info '{ODD}'`" in output
+    assert "[b]x[old] :dog:\ufffd[31m\ufffd.png" in output
     cli.main(["info", ODD])
     shown = capsys.readouterr().out
     assert "[old] a:cat:b, dog" in shown
     assert "[b]x[old] :dog:\ufffd[31m\ufffd.png" in shown
-    assert not set("\x1b\u202e") & set(said + shown)
+    assert not set("\x1b\u202e") & set(output + shown)
     assert f"{ODD} exists already" in fails(words(photos, ODD), 2, capsys)
 
 
@@ -292,8 +292,8 @@ def test_info_is_whole_when_piped(photos, tmp_path):
     data = cache.open_cache(tmp_path / "out")
     environment = os.environ | {"COLUMNS": "40"}
     args = [sys.executable, "-m", "hashgym", "info", str(tmp_path / "out")]
-    said = subprocess.run(args, capture_output=True, text=True, check=True, env=environment).stdout
-    lines = said.splitlines()
+    output = subprocess.run(args, capture_output=True, text=True, check=True, env=environment).stdout
+    lines = output.splitlines()
     assert f"402: {', '.join(data.label_names)}" in next(line for line in lines if line.startswith("labels"))
     assert lines[-1].endswith("checksums are right")
     assert all(line == line.rstrip() for line in lines)
@@ -323,5 +323,5 @@ def test_a_closed_pipe_ends_it_quietly(photos, tmp_path):
 
 @pytest.mark.parametrize("option", ["--runtime", "--engine"])
 def test_the_runtime_has_its_old_name_too(photos, tmp_path, capsys, option):
-    said = flat(fails(words(photos, tmp_path / "out", option, "onnx"), 2, capsys))
-    assert "neither weights nor a device nor a runtime" in said
+    output = flat(fails(words(photos, tmp_path / "out", option, "onnx"), 2, capsys))
+    assert "neither weights nor a device nor a runtime" in output

@@ -50,10 +50,10 @@ def fails(args: list[object], capsys: pytest.CaptureFixture[str], code: int = 2)
     with pytest.raises(SystemExit) as stopped:
         cli.main([str(arg) for arg in args])
     assert stopped.value.code == code
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "Traceback" not in said
-    return said
+    output = capsys.readouterr().err
+    assert output.count("\n") == 1
+    assert "Traceback" not in output
+    return output
 
 
 def says(args: list[object], capsys: pytest.CaptureFixture[str]) -> str:
@@ -75,11 +75,13 @@ def test_the_codes_are_the_hashers(place):
         assert (bits == wanted[name]).all()
 
 
-def test_export_says_how_far_it_agrees(place, tmp_path, capsys):
-    said = says(["export", "lsh", "--bits", 70, "--features", place / "features", "--out", tmp_path / "l.onnx"], capsys)
-    assert "2,800 bits of 40 images: 0 differ from those of lsh" in said
-    assert "70 bits from pictures" in said
-    assert "hashgym encode" in said
+def test_export_prints_the_agreement(place, tmp_path, capsys):
+    output = says(
+        ["export", "lsh", "--bits", 70, "--features", place / "features", "--out", tmp_path / "l.onnx"], capsys
+    )
+    assert "2,800 bits of 40 images: 0 differ from those of lsh" in output
+    assert "70 bits from pictures" in output
+    assert "hashgym encode" in output
     encoder = load_encoder(tmp_path / "l.onnx")
     assert (encoder.takes, encoder.bits, encoder.metadata["source"]["hasher"]) == ("pictures", 70, "LSH")
     args = ["export", "lsh", "--bits", 8, "--features", place / "features", "--features-only"]
@@ -101,8 +103,10 @@ def test_export_of_saved_hashers_and_runs(place, tmp_path, capsys):
         ["export", tmp_path / "moved.npz", *features, "--features-only", "--out", tmp_path / "run" / "policy.onnx"],
         capsys,
     )
-    said = says(["export", tmp_path / "raw.npz", *features, "--unstandardized", "--out", tmp_path / "raw.onnx"], capsys)
-    assert "0 differ" in said
+    output = says(
+        ["export", tmp_path / "raw.npz", *features, "--unstandardized", "--out", tmp_path / "raw.onnx"], capsys
+    )
+    assert "0 differ" in output
     run, encoder = load_encoder(tmp_path / "run" / "policy.onnx"), load_encoder(tmp_path / "raw.onnx")
     for name in data.names[:5]:
         row = data.names.index(name)
@@ -128,7 +132,7 @@ def test_export_rejects(place, tmp_path, capsys, monkeypatch):
     for args, message in [
         (["moon", *features], "neither the folder of a training run"),
         (["itq", "--bits", 8], "give --features, the folder of features"),
-        (["itq", *features], "needs its length"),
+        (["itq", *features], "needs its code length"),
         (["itq", *features, "--bits", 800], "principal component"),
         ([tmp_path / "small.npz", *features, "--bits", 9], "leave out --bits"),
         ([tmp_path / "small.npz", *features], "fitted on 5 features, images of"),
@@ -164,16 +168,16 @@ def test_export_rejects_other_weights(place, tmp_path, capsys, monkeypatch):
     real = features.make
     monkeypatch.setattr(features, "make", lambda *args, **kwargs: replace(real(args[0], size=4), digest="f00"))
     args = ["export", "lsh", "--bits", 8, "--features", place / "features", "--out", tmp_path / "new.onnx"]
-    assert "give their file with --weights" in fails(args, capsys)
+    assert "give it with --weights" in fails(args, capsys)
     assert not list(tmp_path.iterdir())
 
 
-def test_encode_says_what_it_did(place, tmp_path, capsys):
+def test_encode_prints_a_report(place, tmp_path, capsys):
     words = ["encode", place / "encoder.onnx", place / "photos"]
-    said = says([*words, "--out", tmp_path / "codes", "--batch-size", 7, "--workers", 1], capsys)
-    assert "40/40" in said
-    assert "images/s" in said
-    assert "codes of 40 pictures, 12 bits each. Make them searchable with `hashgym index" in said
+    output = says([*words, "--out", tmp_path / "codes", "--batch-size", 7, "--workers", 1], capsys)
+    assert "40/40" in output
+    assert "images/s" in output
+    assert "codes of 40 pictures, 12 bits each. Make them searchable with `hashgym index" in output
     before = content(tmp_path / "codes")
     assert "is finished already" in says([*words, "--out", tmp_path / "codes"], capsys)
     assert content(tmp_path / "codes") == before
@@ -181,10 +185,10 @@ def test_encode_says_what_it_did(place, tmp_path, capsys):
     bad.write_text("no picture")
     some = ["encode", place / "encoder.onnx", place / "photos" / "cat" / "1.png", bad, "--out", tmp_path / "some"]
     assert "--skip-bad leaves such images out" in fails(some, capsys)
-    said = says([*some, "--skip-bad"], capsys)
-    assert "1 picture was left out" in said
-    assert "bad\ufffd[31m.png" in said
-    assert "codes of 1 picture," in said
+    output = says([*some, "--skip-bad"], capsys)
+    assert "1 picture was left out" in output
+    assert "bad\ufffd[31m.png" in output
+    assert "codes of 1 picture," in output
     for args, message in [
         ([place / "photos" / "cat" / "1.png", place / "photos"], "not an encoder of hashgym"),
         ([place / "encoder.onnx"], "there are no images"),
@@ -206,14 +210,16 @@ def test_index_adds_and_removes(place, tmp_path, capsys):
     for kind in ("cat", "dog"):
         says(["encode", place / "encoder.onnx", place / "photos" / kind, "--out", tmp_path / kind], capsys)
     index = ["index", "--out", tmp_path / "index"]
-    said = says(["index", tmp_path / "cat", "--out", tmp_path / "index", "--backend", "brute-force"], capsys)
-    assert "20 pictures, codes of 12 bits, back end brute-force. Search it with" in said
+    output = says(["index", tmp_path / "cat", "--out", tmp_path / "index", "--backend", "brute-force"], capsys)
+    assert "20 pictures, codes of 12 bits, back end brute-force. Search it with" in output
     assert "40 pictures" in says([*index, tmp_path / "dog", "--add"], capsys)
     assert "38 pictures" in says([*index, "--remove", "cat/3.png", "dog/7.png"], capsys)
     names = set(open_gallery(tmp_path / "index").names.values())
     assert {"cat/3.png", "dog/7.png"} & names == set()
     assert "has no image cat/3.png" in fails([*index, "--remove", "cat/3.png"], capsys)
-    assert "goes with --out and --uri only" in fails([*index, tmp_path / "dog", "--remove", "cat/1.png"], capsys)
+    assert "can be combined with --out and --uri only" in fails(
+        [*index, tmp_path / "dog", "--remove", "cat/1.png"], capsys
+    )
     assert "exists already" in fails([*index, tmp_path / "dog"], capsys)
     assert "nothing to index" in fails(index, capsys)
     assert "takes no options" in fails(
@@ -223,9 +229,9 @@ def test_index_adds_and_removes(place, tmp_path, capsys):
 
 def test_search_in_a_table_json_and_html(place, tmp_path, capsys):
     photo = place / "photos" / "dog" / "5.png"
-    said = says(["search", place / "index", photo, "--k", 3, "--html", tmp_path / "out.html"], capsys)
-    assert "rank distance picture region that matched 1 0 dog/5.png whole 2" in said
-    assert "out.html shows these pictures." in said
+    output = says(["search", place / "index", photo, "--k", 3, "--html", tmp_path / "out.html"], capsys)
+    assert "rank distance picture region that matched 1 0 dog/5.png whole 2" in output
+    assert "out.html shows these pictures." in output
     assert (tmp_path / "out.html").read_text().count("<figure>") == 3
     cli.main(["search", str(place / "index"), str(photo), "--k", "4", "--json", "--html", str(tmp_path / "out.html")])
     answer = json.loads(capsys.readouterr().out)
@@ -238,8 +244,8 @@ def test_search_in_a_table_json_and_html(place, tmp_path, capsys):
     assert {match["distance"] for match in json.loads(far)["matches"]} <= {0, 1, 2}
     blank = tmp_path / "blank.png"
     Image.new("RGB", (5, 5)).save(blank)
-    said = says(["search", place / "index", blank, "--radius", 0], capsys)
-    assert "pictures is within 0 bits" in said or "1 0" in said
+    output = says(["search", place / "index", blank, "--radius", 0], capsys)
+    assert "pictures is within 0 bits" in output or "1 0" in output
 
 
 def test_search_overwrites_no_page_of_others(place, tmp_path, capsys):
@@ -250,15 +256,15 @@ def test_search_overwrites_no_page_of_others(place, tmp_path, capsys):
 
 
 def test_info_of_codes_and_indices(place, tmp_path, capsys):
-    said = says(["info", place / "codes"], capsys)
+    output = says(["info", place / "codes"], capsys)
     for wanted in (
         "of 40 pictures, 12 bits each",
         f"below {place / 'photos'}",
         "words.npy",
         "all 7 checksums are right",
     ):
-        assert wanted in said
-    said = says(["info", place / "index"], capsys)
+        assert wanted in output
+    output = says(["info", place / "index"], capsys)
     for wanted in (
         "of 40 pictures, codes of 12 bits",
         "back end buckets",
@@ -266,7 +272,7 @@ def test_info_of_codes_and_indices(place, tmp_path, capsys):
         "1/engine/words-",
         "checksums are right",
     ):
-        assert wanted in said
+        assert wanted in output
     shutil.copytree(place / "index", tmp_path / "index")
     shutil.copytree(place / "codes", tmp_path / "codes")
     data = [*(tmp_path / "index" / "1").rglob("*.npy"), *(tmp_path / "codes").glob("*.npy"), *tmp_path.rglob("*.json")]
@@ -274,9 +280,9 @@ def test_info_of_codes_and_indices(place, tmp_path, capsys):
     for file in data:
         octets = file.read_bytes()
         file.write_bytes(octets[:-3] + bytes([octets[-3] ^ 1]) + octets[-2:])
-        said = fails(["info", tmp_path / file.relative_to(tmp_path).parts[0]], capsys, 1)
-        assert "damaged" in said
-        assert file.name in said
+        output = fails(["info", tmp_path / file.relative_to(tmp_path).parts[0]], capsys, 1)
+        assert "damaged" in output
+        assert file.name in output
         file.write_bytes(octets)
     owned.create(tmp_path / "begun.partial")
     for name in ("begun", "begun.partial"):
@@ -348,12 +354,12 @@ def test_help_shows_an_example(command, capsys):
 def test_help_shows_all_steps(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
-    said = capsys.readouterr().out
-    places = [said.index(f"`hashgym {command} ") for command in ("features", "export", "encode", "index", "search")]
+    output = capsys.readouterr().out
+    places = [output.index(f"`hashgym {command} ") for command in ("features", "export", "encode", "index", "search")]
     assert places == sorted(places)
 
 
-def test_encode_again_encodes_what_changed(place, tmp_path, capsys):
+def test_encode_again_encodes_changed_pictures(place, tmp_path, capsys):
     photos, encoder = tmp_path / "photos", place / "encoder.onnx"
     for i in range(4):
         (photos / "sub").mkdir(parents=True, exist_ok=True)
@@ -361,26 +367,26 @@ def test_encode_again_encodes_what_changed(place, tmp_path, capsys):
     (photos / "notes.txt").touch()
     (photos / "link").symlink_to(place / "photos")
     args = ["encode", encoder, photos, "--out", photos / "codes"]
-    said = says([*args, "--exclude", "3.png"], capsys)
-    assert "passed over: 1 file that is not read: 1 .txt; 1 link (--follow-links follows them); 1 by --exclude" in said
-    assert "codes of 3 pictures, 12 bits each" in said
-    said = says([*args, "--exclude", "3.png"], capsys)
-    assert "is finished already and no picture has changed: it has codes of 3 pictures" in said
+    output = says([*args, "--exclude", "3.png"], capsys)
+    assert "skipped: 1 file that is not read: 1 .txt; 1 link (--follow-links follows them); 1 by --exclude" in output
+    assert "codes of 3 pictures, 12 bits each" in output
+    output = says([*args, "--exclude", "3.png"], capsys)
+    assert "is finished already and no picture has changed: it has codes of 3 pictures" in output
     (photos / "sub" / "1.png").write_bytes((place / "photos" / "dog" / "7.png").read_bytes())
     (photos / "sub" / "0.png").unlink()
-    said = says(args, capsys)
-    assert "1 new, 1 changed, 1 removed, the others unchanged; codes of 3 pictures" in said
-    assert f"Update an index with `hashgym index {photos}/codes --out INDEX --add`" in said
-    assert "The index keeps removed pictures until `--remove` names them." in said
-    assert "updating" in said
-    assert "resuming" not in said
+    output = says(args, capsys)
+    assert "1 new, 1 changed, 1 removed, the others unchanged; codes of 3 pictures" in output
+    assert f"Update an index with `hashgym index {photos}/codes --out INDEX --add`" in output
+    assert "The index keeps removed pictures until `--remove` names them." in output
+    assert "updating" in output
+    assert "resuming" not in output
     assert "finished already" in says([*args, "--checksum"], capsys)
 
 
 def test_search_takes_a_short_k_and_names_swapped_arguments(place, capsys):
     photo = place / "photos" / "dog" / "5.png"
-    said = says(["search", place / "index", photo, "-k", 3], capsys)
-    assert said == says(["search", place / "index", photo, "--k", 3], capsys)
+    output = says(["search", place / "index", photo, "-k", 3], capsys)
+    assert output == says(["search", place / "index", photo, "--k", 3], capsys)
     error = fails(["search", photo, place / "index", "-k", 3], capsys)
     assert "the arguments are in the wrong order" in error
     assert f"`hashgym search {place / 'index'} {photo}`" in error
@@ -391,14 +397,14 @@ def test_files_that_begin_with_a_dash(place, tmp_path, monkeypatch, capsys):
     picture = Image.open(place / "photos" / "dog" / "5.png")
     picture.save("-dash.png")
     picture.save("--k", "PNG")  # an option's name stays an option
-    said = says(["search", place / "index", "-dash.png", "-k", 3], capsys)
-    assert "1 0 dog/5.png whole" in said
-    assert said == says(["search", place / "index", "--k", 3, "--", "-dash.png"], capsys)
+    output = says(["search", place / "index", "-dash.png", "-k", 3], capsys)
+    assert "1 0 dog/5.png whole" in output
+    assert output == says(["search", place / "index", "--k", 3, "--", "-dash.png"], capsys)
     picture.save("other.png")
-    said = says(["encode", place / "encoder.onnx", "-dash.png", "other.png", "--out", "codes"], capsys)
-    assert "codes of 2 pictures" in said
-    said = says(["index", "codes", "--out=-index", "--backend", "brute-force"], capsys)
-    assert "`hashgym search ./-index photo.jpg`" in said
+    output = says(["encode", place / "encoder.onnx", "-dash.png", "other.png", "--out", "codes"], capsys)
+    assert "codes of 2 pictures" in output
+    output = says(["index", "codes", "--out=-index", "--backend", "brute-force"], capsys)
+    assert "`hashgym search ./-index photo.jpg`" in output
     assert "1 picture," in says(["index", "--out=-index", "--remove=-dash.png"], capsys)
     assert "Unrecognized options: -none.png" in flat_error(["search", place / "index", place, "-none.png"], capsys)
 
@@ -502,7 +508,7 @@ def test_info_looks_again_where_the_folder_was_replaced_meanwhile(place, tmp_pat
 
 
 @pytest.mark.parametrize("command", ["encode", "features"])
-def test_a_folder_of_somebody_else_is_not_said_to_be_removable(place, tmp_path, capsys, monkeypatch, command):
+def test_the_error_for_a_foreign_folder_does_not_suggest_removing_it(place, tmp_path, capsys, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
     (tmp_path / "dangling").symlink_to("nowhere")
@@ -511,7 +517,7 @@ def test_a_folder_of_somebody_else_is_not_said_to_be_removable(place, tmp_path, 
             "encode": ["encode", place / "encoder.onnx", place / "photos", "--out", out],
             "features": ["features", "--dataset", f"folder:{place}/photos", "--backbone", "pixels", "--out", out],
         }[command]
-        said = fails(arguments, capsys, 2)
-        assert "exists already" in said
-        assert "remove" not in said
+        output = fails(arguments, capsys, 2)
+        assert "exists already" in output
+        assert "remove" not in output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "mine"]

@@ -30,7 +30,7 @@ BENCHMARKS = [  # every module at the top of benchmarks/, and benchmarks.report
 
 @pytest.mark.parametrize("module", AGENTS + BENCHMARKS)
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
-def test_a_command_line_knows_its_name_and_version(module, monkeypatch, capsys):
+def test_a_command_line_prints_its_name_and_version(module, monkeypatch, capsys):
     def run(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["anything.py", *words])
         with pytest.raises(SystemExit) as stopped:
@@ -69,9 +69,9 @@ def test_wrong_arguments_are_one_message_and_code_2(module, words, message, tmp_
     with pytest.raises(SystemExit) as stopped:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     assert stopped.value.code == 2
-    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
-    assert message in said
-    assert "Traceback" not in said
+    output = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert message in output
+    assert "Traceback" not in output
 
 
 @pytest.mark.parametrize("module", ["agents.drlih", "benchmarks.drlih"])
@@ -98,7 +98,7 @@ def started(command: list[str], folder: Path) -> subprocess.Popen[str]:
     )
 
 
-def test_ctrl_c_says_how_to_resume(tmp_path):
+def test_ctrl_c_prints_how_to_resume(tmp_path):
     """The signal goes to the program and its children, as from a terminal."""
     out = tmp_path / "a [/b] :dog:"
     command = [sys.executable, "-m", "agents.drlih", "--bits", "12", "--num-envs", "16", "--updates", "1000000"]
@@ -122,10 +122,10 @@ def test_ctrl_c_and_no_folder(tmp_path, capsys):
     ):
         with pytest.raises(SystemExit) as stopped, training.interruptible(out):  # noqa: PT012 - what it says comes before
             training.warn_unsaved(out)
-            said = capsys.readouterr().err
+            output = capsys.readouterr().err
             raise KeyboardInterrupt
-        assert warning in said
-        assert bool(said) == bool(warning)
+        assert warning in output
+        assert bool(output) == bool(warning)
         assert stopped.value.code == 130
         assert message in capsys.readouterr().err
 

@@ -39,13 +39,13 @@ def test_names_are_neither_markup_nor_emoji(name, capsys):
     assert printed(plain).split() == [name, name]
     for function in (say, lambda text: say(styled(text, "red")), error, warn):
         function(name)
-        said = capsys.readouterr()
-        assert said.out + said.err == f"{name}\n"
+        captured = capsys.readouterr()
+        assert captured.out + captured.err == f"{name}\n"
     assert list(track([7], name, total=1)) == [7]
     assert capsys.readouterr().out.startswith(name)
 
 
-def test_what_steers_a_terminal_is_shown(capsys):
+def test_control_characters_are_shown(capsys):
     table, plain = Table(title=HOSTILE), plain_table(HOSTILE)
     for filled in (table, plain):
         filled.add_row(HOSTILE)
@@ -57,13 +57,13 @@ def test_what_steers_a_terminal_is_shown(capsys):
     error(HOSTILE)
     with bar() as drawn:
         drawn.add_task(HOSTILE, total=1)
-    said = capsys.readouterr()
-    assert said.out.startswith(f"{SHOWN}{SHOWN}\n{SHOWN} ")
-    assert said.err == f"{SHOWN}\n"
-    assert not set("\x1b\x9b\u202e") & set(said.out + said.err)
+    captured = capsys.readouterr()
+    assert captured.out.startswith(f"{SHOWN}{SHOWN}\n{SHOWN} ")
+    assert captured.err == f"{SHOWN}\n"
+    assert not set("\x1b\x9b\u202e") & set(captured.out + captured.err)
 
 
-def test_lines_are_neither_broken_nor_cut_where_there_is_no_terminal():
+def test_lines_are_neither_wrapped_nor_cut_without_a_terminal():
     digest = "0123456789abcdef" * 40
     table = plain_table("key", "value")
     table.add_row("weights", digest)
@@ -101,9 +101,9 @@ def test_every_encoding_gets_all_lines(encoding):
 
 def test_json_keeps_the_bytes_of_any_name(capsys):
     say_json([os.fsdecode(b"\xff.png"), "größe"])
-    said = capsys.readouterr().out
-    assert said.isascii()
-    assert [os.fsencode(name) for name in json.loads(said)] == [b"\xff.png", "größe".encode()]
+    captured = capsys.readouterr().out
+    assert captured.isascii()
+    assert [os.fsencode(name) for name in json.loads(captured)] == [b"\xff.png", "größe".encode()]
 
 
 def parsed(path: Path) -> ast.Module:

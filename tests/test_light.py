@@ -88,7 +88,7 @@ def test_encode_index_search_and_serve(light: Path, tmp_path: Path) -> None:
             server.send_signal(signal.SIGKILL)
 
 
-def test_what_is_missing_is_named(light: Path, tmp_path: Path) -> None:
+def test_missing_files_are_named(light: Path, tmp_path: Path) -> None:
     args, env = command(light, "export", "itq", "--features", "digits", "--bits", "8", "--out", tmp_path / "itq.onnx")
     failed = subprocess.run(args, env=env, capture_output=True, text=True)
     assert failed.returncode == 2

@@ -43,7 +43,7 @@ def clean(folder: Path, *names: str) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_clean_removes_what_can_be_made_again(tmp_path: Path) -> None:
+def test_clean_removes_generated_files(tmp_path: Path) -> None:
     assert clean(tmp_path, *OURS, *OTHERS) == sorted(["Makefile", *OTHERS])
     assert not (tmp_path / ".venv").exists()
     assert not (tmp_path / "tests" / "__pycache__").exists()

@@ -17,6 +17,45 @@ from hashgym.moved import renamed
 NEEDS_EXTRA = {"index.faiss": "faiss", "retrieval.numba_kernels": "numba", "features.runtimes": "torch"}
 
 
+# Names of the reference (docs/api.md) before modules moved, at the paths that it gave.
+DOCUMENTED = {
+    "codes": "CodeSets Words hamming longer_than pack span span_mask unpack word_count",
+    "data": "DataError DatasetInfo HashingDataset ImageCollection datasets load read_images",
+    "data.cache": "is_cache open_cache read_meta save verify",
+    "data.files": "open_image",
+    "data.splits": "PARTS RULES Rule Split apply default make rules",
+    "encoders.encoder": "Encoder load_encoder",
+    "encoders.export": "TIE Agreement add_backbone compare write",
+    "encoders.sources": "Exported Train backbone_of export",
+    "envs.bit_group_hashing": "BitGroupHashingEnv BitGroupHashingVectorEnv HashingTask make_vector_env",
+    "envs.region_keep": "RegionKeepEnv RegionKeepTask RegionKeepVectorEnv",
+    "envs.torch_backend": "BitGroupHashingTorchVectorEnv TensorCodebook TensorView",
+    "features": "Backbone backbones extract make register",
+    "features.regions": "Box corner_and_centre random_boxes",
+    "gallery": "Codes Gallery Match build encode_images find_images open_codes open_gallery read_meta remove verify",
+    "gallery.page": "results write",
+    "gallery.server": "create_app serve",
+    "hashers": "Hasher NotFittedError available load make register",
+    "integrations.sb3": "HashVecEnv",
+    "retrieval": "BucketIndex BucketSearch RetrievalResult average_precision average_precision_credit check_labels "
+    "distance_histograms evaluate f1_bucket_curve mean_average_precision precision_at precision_recall_by_radius "
+    "precision_within recall_within",
+    "retrieval.buckets": "BucketIndex BucketSearch ball f1_bucket_curve pack_queries",
+    "retrieval.index": "Found Ids Index backends check_options foreign load make ranked verify",
+    "retrieval.kernels": "Backend Denominator Ties average_precision average_precision_credit distance_histograms",
+    "retrieval.milvus": "MilvusIndex",
+    "retrieval.tensors": "average_precision average_precision_credit distance_histograms",
+    "rewards": "AveragePrecision Balance Codebook Pairwise Reward RewardError RewardLike RewardView Triplet Weighted "
+    "available flip_credit make register squared_distance triplet_loss value value_and_credit weighted",
+}
+DOCUMENTED_EXTRA = {
+    "envs.torch_backend": "torch",
+    "gallery.server": "flask",
+    "integrations.sb3": "stable_baselines3",
+    "retrieval.tensors": "torch",
+}
+
+
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget old paths that were imported before, and afterwards those that a test imported."""
@@ -60,6 +99,20 @@ def test_a_name_that_left_a_module_is_found_there(module: str, name: str) -> Non
     assert found[0].filename == __file__
     with pytest.raises(AttributeError, match=f"module 'hashgym.{module}' has no attribute 'nonsense'"):
         _ = old.nonsense
+
+
+@pytest.mark.parametrize("old", DOCUMENTED)
+def test_documented_names_are_found_at_their_former_paths(old: str) -> None:
+    if old in DOCUMENTED_EXTRA:
+        pytest.importorskip(DOCUMENTED_EXTRA[old])
+    names = DOCUMENTED[old].split()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        module = import_module(f"hashgym.{old}")
+        assert all(getattr(module, name) is not None for name in names)
+    left = moved.NAMES.get(module.__name__.removeprefix("hashgym."), {})
+    messages = [str(warning.message) for warning in caught if "has moved to hashgym" in str(warning.message)]
+    assert len(messages) == (old in moved.MODULES) + sum(name in left for name in names)
 
 
 def test_new_paths_give_no_warning() -> None:

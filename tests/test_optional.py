@@ -8,7 +8,7 @@ from importlib import metadata
 
 import pytest
 
-from hashgym import optional
+from hashgym import data, optional
 
 
 def test_a_missing_package_is_named_with_its_command(monkeypatch):
@@ -26,7 +26,14 @@ def test_every_extra_exists():
     assert set(optional.EXTRAS.values()) <= set(metadata.metadata("hashgym").get_all("Provides-Extra"))
 
 
-def test_a_hasher_without_torch_says_how_to_get_it():
+@pytest.mark.parametrize("dataset", ["digits", "digit-scenes"])
+def test_embedded_datasets_without_scikit_learn_name_the_command(dataset, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(optional.MissingPackageError, match=f"the dataset {dataset} needs sklearn: pip install hashgym"):
+        data.load(dataset)
+
+
+def test_errors_without_torch_name_the_command():
     for use, message in (
         ("h.make('dch')", "importing hashgym.hashers.dch failed: "),
         ("h.make('lsh', bits=1).fit([[1.0], [2.0]]).head()", "a hasher's module needs torch: "),

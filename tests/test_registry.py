@@ -171,7 +171,7 @@ def test_a_saved_hasher_names_its_module_and_imports_nothing(own: str, tmp_path:
     fitted.save(tmp_path / "own.npz")
     np.testing.assert_array_equal(hashers.load(tmp_path / "own.npz").encode(X), fitted.encode(X))
     del sys.modules[own]
-    with pytest.raises(ValueError, match=f"'{own}:Unregistered', which is not known here: import {own} before"):
+    with pytest.raises(ValueError, match=f"'{own}:Unregistered', which is not registered: import {own} before"):
         hashers.load(tmp_path / "own.npz")
     assert own not in sys.modules
 
@@ -183,7 +183,7 @@ def test_a_saved_hasher_names_its_module_and_imports_nothing(own: str, tmp_path:
     hashers.register("local", Local)
     Local(bits=2).fit(X).save(tmp_path / "local.npz")
     hashers.HASHERS.entries.pop("local")
-    with pytest.raises(ValueError, match=r"'local', which is not known here: call hashgym.hashers.register"):
+    with pytest.raises(ValueError, match=r"'local', which is not registered: call hashgym.hashers.register"):
         hashers.load(tmp_path / "local.npz")
 
 

@@ -25,7 +25,7 @@ from hashgym.text import printable, quote
         ("", ""),
     ],
 )
-def test_what_steers_a_terminal_is_replaced(text, shown):
+def test_control_characters_are_replaced(text, shown):
     assert printable(text) == shown
     assert printable(text, lines=True).replace("\n", "\ufffd") == shown
 

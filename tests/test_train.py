@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import hashgym.data
-from hashgym import cli, hashers, load_encoder
+from hashgym import cli, hashers, load_encoder, train
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,16 +40,17 @@ def test_an_agent_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["ict"], "nothing to train is called 'ict' (did you mean 'itq'?)"),
+        (["ict"], "unknown agent or hasher 'ict' (did you mean 'itq'?)"),
+        (["--dataset", "digits", "itq"], "write `hashgym train NAME --dataset ...`"),
         (["itq", "--dataset", "nowhere"], "nowhere"),
         (["itq", "--out", "HERE"], "HERE"),
         (["drlih", "--variant", "lstn"], "did you mean 'lstm'"),
     ],
 )
-def test_what_cannot_work_is_said_before_anything_is_written(
+def test_errors_are_reported_before_anything_is_written(
     words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "photo.jpg").write_text("somebody's")
+    (tmp_path / "photo.jpg").write_text("not ours")
     with pytest.raises(SystemExit) as stopped:
         cli.main(["train", *(word.replace("HERE", str(tmp_path)) for word in words)])
     assert stopped.value.code == 2
@@ -63,8 +64,26 @@ def test_a_fitted_hasher_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureF
     before = (tmp_path / "lsh" / "hasher.npz").read_bytes()
     with pytest.raises(SystemExit):
         cli.main([*words, "--seed", "1"])
-    assert "holds a hasher already" in capsys.readouterr().err
+    assert "has a hasher already" in capsys.readouterr().err
     assert (tmp_path / "lsh" / "hasher.npz").read_bytes() == before
+
+
+def test_a_hasher_is_saved_where_onnx_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    cli.main(["train", "lsh", "--bits", "8", "--out", f"{tmp_path}/lsh"])
+    assert "policy.onnx is not written: ONNX models need onnx" in capsys.readouterr().err
+    assert hashers.load(tmp_path / "lsh" / "hasher.npz").bits == 8
+    assert not (tmp_path / "lsh" / "policy.onnx").exists()
+
+
+def test_help_lists_the_agents(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    shown = capsys.readouterr().out
+    assert all(f" {agent}, " in shown for agent in train.AGENTS)
+    assert "NAME OPTIONS..." in shown
 
 
 def test_the_wheel_brings_the_agents(tmp_path: Path) -> None:

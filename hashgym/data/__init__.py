@@ -64,8 +64,8 @@ def register(name: str, reader: Reader | str, description: str) -> None:
     """Add a dataset of your own, for :func:`read_images` or, embedded, for :func:`load`.
 
     Args:
-        name: what to call it; ``"pets:PATH"`` is a dataset whose name carries a path, as ``folder:PATH`` does.
-        reader: how it is read, or where that is, as "package.module:READER", which is imported at first use.
+        name: its name; ``"pets:PATH"`` is a dataset whose name contains a path, like ``folder:PATH``.
+        reader: its reader, or where that is, as "package.module:READER", which is imported at first use.
         description: one line for :func:`datasets`.
 
     Raises:
@@ -87,12 +87,12 @@ def read_images(
     """Find a dataset's images and labels on disk; no image is decoded yet.
 
     Args:
-        dataset: a name out of :func:`datasets`, with ``folder:PATH`` and ``list:FILE`` filled in.
+        dataset: a name of :func:`datasets`, with ``folder:PATH`` and ``list:FILE`` filled in.
         root: the folder of the dataset. For ``list:`` the folder that the paths in the list are relative to, by default
             that of the list; not needed for ``folder:``.
         allow_missing: leave out images that are listed but missing (NUS-WIDE, COCO, lists), instead of an error.
-        follow_links: with ``folder:`` and ``list:``, follow links to files and folders, also out of the folder; links
-            are skipped otherwise. Other datasets are always read with links.
+        follow_links: with ``folder:`` and ``list:``, follow links to files and folders, also out of the folder;
+            they are skipped by default. In other datasets links are always followed.
         exclude: with ``folder:`` and ``list:``, patterns of names or relative paths to leave out.
 
     Raises:
@@ -102,7 +102,7 @@ def read_images(
     if found is None:
         names = _names(embedded=False)
         raise DataError(
-            f"there is no dataset {dataset!r}{closest(dataset, names)} of images; there are {', '.join(names)}"
+            f"unknown dataset of images {dataset!r}{closest(dataset, names)}: choose one of {', '.join(names)}"
         )
     reader, path = found
     if reader.embedded:
@@ -110,7 +110,7 @@ def read_images(
     if exclude and "exclude" not in reader.options:
         raise DataError(f"{dataset} has a fixed set of images: --exclude is for folder:PATH and list:FILE")
     if root is None and not path:
-        raise DataError(f"{dataset} needs the folder it lies in (--root); wanted: {reader.reads_from}")
+        raise DataError(f"{dataset} needs the folder that it is in (--root); expected: {reader.reads_from}")
     given = {"root": root, "allow_missing": allow_missing, "follow_links": follow_links, "exclude": exclude}
     collection: ImageCollection = reader.read(path or root, **{name: given[name] for name in reader.options})
     return collection
@@ -128,9 +128,9 @@ def load(
 
     Args:
         source: ``"digits"``, ``"digit-scenes"``, a folder that ``hashgym features`` wrote, or a dataset, which is
-            returned unchanged unless another split is asked for.
+            returned unchanged unless another split is given.
         split: a split by name (see :func:`datasets`), instead of the stored one.
-        seed: that the split is drawn with, instead of the stored one; 0 by default.
+        seed: seed of the split, instead of the stored one; 0 by default.
         queries: number of queries, instead of the split's own.
         train: number of training images, instead of the split's own.
 
@@ -138,7 +138,7 @@ def load(
         DataError: for an unknown name, a dataset whose features are not extracted yet, a damaged folder, or a split
             that the data do not allow.
     """
-    again = any(option is not None for option in (split, seed, queries, train))
+    redraw = any(option is not None for option in (split, seed, queries, train))
     if not isinstance(source, HashingDataset):
         source = checked_source(source)
     if isinstance(source, HashingDataset):
@@ -146,7 +146,7 @@ def load(
     elif (found := find_reader(source)) is not None and found[0].embedded:
         dataset = found[0].read(seed or 0)
     elif Path(source).exists():
-        dataset = open_cache(Path(source), all_labels=again)
+        dataset = open_cache(Path(source), all_labels=redraw)
     elif found is not None:
         root = "" if source.startswith("folder:") else " --root DIR"
         raise DataError(
@@ -157,7 +157,7 @@ def load(
         names = _names(embedded=True)
         close = closest(source, names)
         raise DataError(f"{source} is neither a folder of features nor one of {', '.join(names)}{close}")
-    if not again:
+    if not redraw:
         return dataset
     dataset.require("labels")
     stored = dataset.provenance

@@ -51,7 +51,7 @@ ARRAYS = REQUIRED | OPTIONAL
 
 
 def is_cache(path: str | Path) -> bool:
-    """Whether ``path`` is a folder that looks like a cache."""
+    """Return whether ``path`` is a folder that looks like a cache."""
     return (Path(path) / CACHE.manifest).is_file()
 
 
@@ -91,7 +91,7 @@ def save(dataset: HashingDataset, path: str | Path, *, overwrite: bool = False) 
 
 
 def _foreign(folder: Path) -> list[str]:
-    """Names of files in a cache that are not part of it."""
+    """Return the names of files in a cache that are not part of it."""
     # A job that was killed at its very end leaves its journal.
     ours = {owned.MARKER, CACHE.manifest, NAMES, JOURNAL, *(f"{key}.npy" for key in ARRAYS)}
     return sorted(path.name for path in folder.iterdir() if path.name not in ours or not path.is_file())
@@ -107,7 +107,7 @@ def seal(
 ) -> None:
     """Turn a folder of arrays into a cache: add the names and, last and atomically, ``meta.json``; sync everything.
 
-    ``columns`` are the labels that count in the split; None for all.
+    ``columns`` are the labels that define similarity in the split; None for all.
     """
     write_json(folder / NAMES, {"names": list(names), "label_names": list(label_names)})
     images, dim = map_array(folder / "features.npy").shape
@@ -139,7 +139,7 @@ def open_cache(path: str | Path, verify: Verify = "once", *, all_labels: bool = 
         path: the cache's folder.
         verify: whether the checksums of larger files are verified: ``"once"`` on this machine, and again after a file
             has changed (see ``hashgym.storage.checksums.has_checksum``); True each time; False never.
-        all_labels: also keep the labels that do not count in the stored split, so that another one can be drawn.
+        all_labels: also keep the labels that the stored split ignores, so that another one can be drawn.
 
     Raises:
         DataError: if a file is missing, truncated, of another shape or type than it was written with or not an array of

@@ -1,4 +1,4 @@
-"""Conversion of a user's arrays to a dataset: features of any real type, labels in any of the usual forms."""
+"""Convert a user's arrays to a dataset: features of any real type, labels in any of the usual forms."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def fields_of(
     n = len(numbers)
     known = _strings("label_names", label_names)
     if len(set(known)) < len(known):
-        twice = next(label for label in known if known.count(label) > 1)
-        raise DataError(f"label_names must be different, got {twice!r} more than once")
+        repeated = next(label for label in known if known.count(label) > 1)
+        raise DataError(f"label_names must be different, got {repeated!r} more than once")
     table, columns = _labels(labels, n, known)
     names = _strings("names", names) or tuple(str(i) for i in range(n))
     if len(names) != n:
@@ -77,21 +77,22 @@ def _numbers(what: str, given: Any, ndim: int) -> NDArray[np.float32]:
     except Exception as error:  # rows of different lengths, tensors on another device or with a gradient
         raise DataError(
             f"{what} must be real numbers of shape {shape}, got {describe(given)}: make an array of them first, with "
-            "rows of one length; of a tensor tensor.detach().cpu().numpy()"
+            "rows of one length; for a tensor use tensor.detach().cpu().numpy()"
         ) from error
     if array.dtype.kind not in "fiub":
         raise DataError(
             f"{what} must be real numbers of shape {shape}, got {describe(given if array.ndim == 0 else array)}"
-            + ("; of a sparse matrix matrix.toarray()" if hasattr(given, "toarray") else "")
-            + ("; of a table of numbers table.to_numpy('float32')" if array.dtype == object and array.ndim else "")
+            + ("; for a sparse matrix use matrix.toarray()" if hasattr(given, "toarray") else "")
+            + ("; for a table of numbers use table.to_numpy('float32')" if array.dtype == object and array.ndim else "")
         )
     if array.ndim != ndim or 0 in array.shape:
         remedy = ""
         if ndim == 2 and array.ndim == 1:
-            remedy = "; a single image is features[None]"
+            remedy = "; for a single image use features[None]"
         elif ndim == 2 and array.ndim > 2:
             remedy = (
-                "; `hashgym features` makes features of pictures, features.reshape(len(features), -1) uses their pixels"
+                "; `hashgym features` extracts features of pictures, features.reshape(len(features), -1) uses their "
+                "pixels"
             )
         raise DataError(f"{what} must have shape {shape}, not empty, got {describe(array)}{remedy}")
     with np.errstate(over="ignore"):
@@ -154,8 +155,8 @@ def _labels(given: Any, n: int, names: tuple[str, ...]) -> tuple[NDArray[np.uint
 
 def _of_one_type(rows: Any) -> NDArray[Any]:
     """Convert single labels of one type to an array; NumPy would turn numbers among strings into strings."""
-    for of in (str, (bool, np.bool_), (int, np.integer), (float, int, np.floating, np.integer)):
-        if all(isinstance(label, of) for label in rows):
+    for kind in (str, (bool, np.bool_), (int, np.integer), (float, int, np.floating, np.integer)):
+        if all(isinstance(label, kind) for label in rows):
             return np.asarray(rows if isinstance(rows, list) else rows.tolist())
     first = type(rows[0])
     row, label = next(
@@ -163,7 +164,7 @@ def _of_one_type(rows: Any) -> NDArray[Any]:
     )
     raise DataError(
         f"labels must all be strings or all be integers: row {row} holds {describe(label)}. For an image without a "
-        "label give lists of names, [] for that one"
+        "label give lists of names, [] for that image"
     )
 
 
@@ -186,7 +187,7 @@ def _classes(classes: NDArray[Any], names: tuple[str, ...]) -> tuple[NDArray[np.
     values, column = np.unique(classes, return_inverse=True)
     if len(values) == len(classes) > 1:
         raise DataError(
-            f"each of the {len(classes):,} images has a class of its own, so no two are similar: "
+            f"each of the {len(classes):,} images has a class of its own, so that no two are similar: "
             "give classes that images share, or labels=None"
         )
     if not names:
@@ -225,13 +226,19 @@ def _multi_hot(table: NDArray[Any], names: tuple[str, ...], given: Any) -> tuple
     wrong = (table != 0) & (table != 1)
     if wrong.any():
         row, column = np.argwhere(wrong)[0].tolist()
-        remedy = "classes have shape (n,): labels.ravel()" if table.shape[1] == 1 else "of -1 and 1 give labels > 0"
+        remedy = (
+            "classes have shape (n,): labels.ravel()"
+            if table.shape[1] == 1
+            else "for labels of -1 and 1 use labels > 0"
+        )
         raise DataError(
             f"labels of shape {table.shape} are multi-hot and must be 0 or 1, row {row} holds "
             f"{table[row, column]}; {remedy}"
         )
     if names and len(names) != table.shape[1]:
-        raise DataError(f"{len(names)} label_names for {table.shape[1]} columns of labels")
+        raise DataError(
+            f"{len(names)} label_names for {table.shape[1]} columns of labels: give one name for each column"
+        )
     return table.astype(np.uint8), names or tuple(str(i) for i in range(table.shape[1]))
 
 
@@ -260,14 +267,14 @@ def _split(
 ) -> dict[str, Any]:
     """Return the indices of query, database and training images, and the provenance with the split."""
     n = len(names)
-    asked = {"queries": _part("queries", queries, n), "train": _part("train", train, n)}
-    counts = {what: None if isinstance(part, np.ndarray) else part for what, part in asked.items()}
-    given = {what: part for what, part in asked.items() if isinstance(part, np.ndarray)}
+    requested = {"queries": _part("queries", queries, n), "train": _part("train", train, n)}
+    counts = {what: None if isinstance(part, np.ndarray) else part for what, part in requested.items()}
+    given = {what: part for what, part in requested.items() if isinstance(part, np.ndarray)}
     if database is not None:
-        searched = _part("database", database, n)
-        if not isinstance(searched, np.ndarray):
-            raise DataError("database must be indices or a mask; by default it is all images but the queries")
-        given["database"] = searched
+        database_rows = _part("database", database, n)
+        if not isinstance(database_rows, np.ndarray):
+            raise DataError("database must be indices or a mask; by default it is all images except the queries")
+        given["database"] = database_rows
     if not labels.shape[1]:  # all images may be drawn
         labels, label_names = np.ones((n, 1), np.uint8), ("all images",)
     if not given:
@@ -289,19 +296,21 @@ def _split(
     def draw(what: str, pool: NDArray[np.int64], default: int) -> NDArray[np.int64]:
         count = counts[what] or max(1, min(default, len(pool)))
         if count > len(pool):
-            raise DataError(f"{what}: {count:,} images wanted, {len(pool):,} are left to choose from")
+            raise DataError(f"{what}: {count:,} images requested, but only {len(pool):,} are left to choose from")
         return np.sort(pool[:count])
 
     query = given.get("queries")
     if query is None:
-        free = order[~np.isin(order, np.concatenate([given[what] for what in ("train", "database") if what in given]))]
-        query = draw("queries", free, min(1_000, n // 10))
+        available = order[
+            ~np.isin(order, np.concatenate([given[what] for what in ("train", "database") if what in given]))
+        ]
+        query = draw("queries", available, min(1_000, n // 10))
     rest = order[~np.isin(order, query)]
-    learnt = given["train"] if "train" in given else draw("train", rest, min(5_000, n // 4))
+    train_rows = given["train"] if "train" in given else draw("train", rest, min(5_000, n // 4))
     return {
         "query": query,
         "database": given.get("database", np.sort(rest)),
-        "train": learnt,
+        "train": train_rows,
         "provenance": provenance | {"split": "indices", "split_description": "as indices say"},
     }
 
@@ -315,6 +324,6 @@ def _part(what: str, given: Any, n: int) -> NDArray[np.int64] | int | None:
         raise DataError(f"{what} must be a number of images, their indices, or a mask (n,); got {describe(given)}")
     if array.dtype.kind == "b" and array.size:
         if len(array) != n:
-            raise DataError(f"{what} is a mask of {len(array):,} for {n:,} images")
+            raise DataError(f"{what} is a mask of length {len(array):,} for {n:,} images")
         return np.flatnonzero(array)
     return array.astype(np.int64)

@@ -30,7 +30,7 @@ FROM_ARRAYS = "HashingDataset.from_arrays(features, labels=...)"
 NO_LABELS = "give it labels, or use hashers that need none: lsh, itq, sh"
 REGIONS_COMMAND = (
     "`hashgym features --dataset NAME --root DIR --backbone BACKBONE --regions 5 --sigma 0.5 --train-regions 4 "
-    + "--out DIR`"
+    "--out DIR`"
 )
 
 
@@ -127,7 +127,7 @@ class HashingDataset:
                 that labels may name, in the order of the columns. By default the labels themselves, sorted.
             queries: the number of query images, their indices, or a mask (n,). By default a tenth, at most 1,000.
             train: the number of training images, their indices, or a mask. By default a quarter, at most 5,000.
-            database: indices or a mask of the database images. By default all but the queries.
+            database: indices or a mask of the database images. By default all except the queries.
             seed: an integer of at least 0, for drawing the parts that are not given by indices; images without any
                 label are not drawn.
             standardize: whether to return :meth:`standardized`.
@@ -179,7 +179,7 @@ class HashingDataset:
         return codes.pack(self.labels)
 
     def similar(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether images ``a`` and ``b`` share a label; index arrays broadcast against each other."""
+        """Return whether images ``a`` and ``b`` share a label; index arrays broadcast against each other."""
         return ((self.label_words[a] & self.label_words[b]) != 0).any(axis=-1)
 
     def require(self, *keys: str) -> None:
@@ -228,39 +228,39 @@ class HashingDataset:
         deviation = sample.std(0)
         center, scale = center.astype(np.float32), np.where(deviation > 1e-6, deviation, 1.0).astype(np.float32)
 
-        def move(x: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
+        def standardize(x: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
             if x is None:
                 return None
-            moved = np.empty(x.shape, np.float32)
+            result = np.empty(x.shape, np.float32)
             for rows in _blocks(x):
-                np.subtract(x[rows], center, out=moved[rows])
-                moved[rows] /= scale
-            return moved
+                np.subtract(x[rows], center, out=result[rows])
+                result[rows] /= scale
+            return result
 
-        features = move(self.features)
+        features = standardize(self.features)
         assert features is not None
         return dataclasses.replace(
             self,
             features=features,
-            regions=move(self.regions),
-            train_regions=move(self.train_regions),
+            regions=standardize(self.regions),
+            train_regions=standardize(self.train_regions),
             center=center,
             scale=scale,
         )
 
     def with_split(self, split: Split) -> HashingDataset:
-        """Return the dataset with another split, and only the labels that count in it.
+        """Return the dataset with another split, and only the labels that define similarity in it.
 
         Raises:
-            DataError: if it is standardised already, by the training images of its present split.
+            DataError: if it is standardised already, by the training images of its current split.
         """
         if self.center is not None:
             raise DataError(f"{self.name} is standardised by its training images: choose another split before that")
-        every = len(split.labels) == self.labels.shape[1]
+        keeps_all_labels = len(split.labels) == self.labels.shape[1]
         counts = {"split_counts": split.described_counts} if "split_counts" in self.provenance else {}
         return dataclasses.replace(
             self,
-            labels=self.labels if every else self.labels[:, split.labels],
+            labels=self.labels if keeps_all_labels else self.labels[:, split.labels],
             label_names=tuple(self.label_names[i] for i in split.labels),
             query=split.query,
             database=split.database,
@@ -294,7 +294,9 @@ class HashingDataset:
         if len(self.names) != n or len(set(self.names)) != n:
             raise DataError(f"names must be {n} different names, one for each image")
         if len(self.label_names) != self.labels.shape[1]:
-            raise DataError(f"{len(self.label_names)} label names for {self.labels.shape[1]} labels")
+            raise DataError(
+                f"{len(self.label_names)} label names for {self.labels.shape[1]} labels: give each label one"
+            )
 
     def _check_regions(self) -> None:
         n = len(self)
@@ -332,7 +334,7 @@ class HashingDataset:
         if not len(self.train):
             raise DataError("the training split is empty: give it at least one image")
         if np.intersect1d(self.query, self.train).size or np.intersect1d(self.query, self.database).size:
-            raise DataError("an image is both a query and in the training set or the database; split them apart")
+            raise DataError("an image is both a query and in the training set or the database; separate them")
 
     def _check_finite(self) -> None:
         for key in ("features", "regions", "train_regions", "boxes", "train_boxes"):
@@ -345,7 +347,7 @@ class HashingDataset:
 
 
 def _first_not_finite(array: NDArray[np.float32]) -> int | None:
-    """Row of the first value that is NaN or infinite, read in blocks."""
+    """Return the row of the first value that is NaN or infinite, read in blocks."""
     for rows in _blocks(array):
         block = array[rows]
         finite = np.isfinite(block).reshape(len(block), -1).all(axis=1)

@@ -51,7 +51,7 @@ KINDS = 8  # extensions in a summary: those of pictures first, then the most fre
 
 
 def natural(text: str) -> list[tuple[int, str]]:
-    """Sorting key that puts ``im2`` before ``im10``; ``im02`` and ``im2`` stay different."""
+    """Return a sorting key that puts ``im2`` before ``im10``; ``im02`` and ``im2`` stay different."""
     parts = re.split(r"([0-9]+)", text)
     return [(int(part), part) if i % 2 else (0, part) for i, part in enumerate(parts)]
 
@@ -60,11 +60,11 @@ def folder(root: str | Path, wanted: str) -> Path:
     """Return ``root`` as a path.
 
     Raises:
-        DataError: if it is not a folder; ``wanted`` describes what belongs there.
+        DataError: if it is not a folder; ``wanted`` describes the expected content.
     """
     path = Path(root)
     if not path.is_dir():
-        raise DataError(f"{path} is not a folder; wanted: {wanted}")
+        raise DataError(f"{path} is not a folder; expected: {wanted}")
     return path
 
 
@@ -72,12 +72,12 @@ def find(root: Path, *places: str, wanted: str) -> Path:
     """Return the first of ``places`` in ``root`` that exists.
 
     Raises:
-        DataError: if none does; the message lists them and the layout that is ``wanted``.
+        DataError: if none exists; the message lists them and the expected layout, ``wanted``.
     """
     for place in places:
         if (root / place).exists():
             return root / place
-    raise DataError(f"{root} has no {' or '.join(places)}; wanted: {wanted}")
+    raise DataError(f"{root} has no {' or '.join(places)}; expected: {wanted}")
 
 
 @dataclass
@@ -139,7 +139,7 @@ def list_images(path: Path, below: str = "", *, follow_links: bool = False, excl
     Raises:
         DataError: if a folder cannot be read.
     """
-    found = Listing()
+    listing = Listing()
     seen: set[str] = set()
     folders, links = [below], list[str]()
     while folders or links:
@@ -148,10 +148,10 @@ def list_images(path: Path, below: str = "", *, follow_links: bool = False, excl
         if (real := os.path.realpath(place)) in seen or (inside and is_own(place)):
             continue
         seen.add(real)
-        for name, entry in _folders_in(path, inside, found, follow_links, exclude):
+        for name, entry in _folders_in(path, inside, listing, follow_links, exclude):
             (links if entry.is_symlink() else folders).append(name)
-    found.names.sort(key=natural)
-    return found
+    listing.names.sort(key=natural)
+    return listing
 
 
 def subfolders(
@@ -168,7 +168,7 @@ def subfolders(
 
 
 def looks_like_image(path: Path) -> bool:
-    """Whether a file is an image by its extension or, without one, by its first bytes; never for hidden files."""
+    """Return whether a file is an image by its extension or, without one, its first bytes; never for hidden files."""
     suffix = os.path.splitext(path.name)[1].lower()
     if path.name.startswith(".") or suffix:
         return not path.name.startswith(".") and suffix in IMAGE_SUFFIXES
@@ -183,7 +183,7 @@ def looks_like_image(path: Path) -> bool:
 
 
 def is_excluded(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a pattern matches a relative path or its last part."""
+    """Return whether a pattern matches a relative path or its last part."""
     short = name.rpartition("/")[2]
     return any(fnmatchcase(name, wanted) or fnmatchcase(short, wanted) for wanted in (p.rstrip("/") for p in patterns))
 
@@ -195,9 +195,9 @@ def require_all(
 
     Raises:
         DataError: if there are any and ``allow_missing`` is false; the message has their number and the first names,
-            and ends with ``looked``, where they were looked for.
+            and ``looked``, the place that was searched.
     """
-    missing = [name for name, there in zip(names, present, strict=True) if not there]
+    missing = [name for name, is_present in zip(names, present, strict=True) if not is_present]
     if missing and not allow_missing:
         first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise DataError(
@@ -223,7 +223,7 @@ def resolved(root: Path, name: str) -> Path:
 
 
 def stamp(path: Path) -> tuple[int, int]:
-    """Size in bytes and modification time in ns of a file, links followed; -1, -1 if it cannot be read."""
+    """Return the size in bytes and modification time in ns of a file, links followed; -1, -1 if it cannot be read."""
     try:
         status = path.stat()
     except (OSError, ValueError):
@@ -258,12 +258,12 @@ def _folders_in(
 
 
 def is_system(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or one that systems add."""
+    """Return whether a file or folder of this name is hidden, or one that systems add."""
     return name.startswith(".") or name.lower() in SYSTEM
 
 
 def is_own(folder: Path) -> bool:
-    """Whether hashgym wrote this folder: it has its marker or ``meta.json``, or is that of an unfinished job."""
+    """Return whether hashgym wrote this folder: it has its marker or ``meta.json``, or is that of an unfinished job."""
     if (folder / MARKER).is_file() or (folder.suffix == ".partial" and (folder / JOURNAL).is_file()):
         return True
     try:

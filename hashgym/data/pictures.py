@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BACKGROUND", "OpenImage", "open_image", "to_rgb"]
 
-# For other formats Pillow starts programs, or its decoders are little tested. JPEG includes MPO, of which the first
+# For other formats Pillow starts programs, or its decoders are little tested. JPEG includes MPO, whose first
 # picture is read. AVIF is read if Pillow was built with it, as its wheels are since 11.3.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP", "AVIF")
 BACKGROUND = "white"  # below transparent pixels, so that pictures that look the same on white get the same code
@@ -51,7 +51,7 @@ def open_image(
 ) -> Image:
     """Open an image as RGB, fully decoded, upright by its EXIF orientation, transparent pixels on white.
 
-    The format is detected by content, not by name. Of an animation or an MPO the first picture is read. The limits
+    The format is detected by content, not by name. The first picture of an animation or an MPO is read. The limits
     below are checked before the pixels are decoded; those besides bytes and pixels are far above what cameras and
     programs write, and keep small files from taking minutes or gigabytes:
 
@@ -89,7 +89,7 @@ def open_image(
     try:
         with file:
             if file.seek(0, os.SEEK_END) > limit:
-                raise DataError(f"image {label} has more than {limit:,} bytes")
+                raise DataError(f"image {label} has more than {limit:,} bytes, the limit")
             return _without_warnings(lambda: _decoded(file, label, pixels, at_least))
     except DataError:
         raise
@@ -105,13 +105,13 @@ def _problem(error: Exception) -> str:
         return "does not fit in memory: make it smaller, or free some memory"
     if isinstance(error, _TooManyReads):
         return (
-            "consists of too many small parts, or is stored in a way that takes too long to decode: save it anew as "
+            "consists of too many small parts, or is stored in a way that takes too long to decode: save it again as "
             "PNG or JPEG"
         )
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):  # the warning as an error
         return f"has too many pixels: {error}"
     if isinstance(error, UnidentifiedImageError):  # Pillow's message has a memory address, which differs in every run
-        return f"is damaged or not a picture: none of {', '.join(_formats())}"
+        return f"is damaged or not a picture: it is not one of {', '.join(_formats())}"
     if isinstance(error, OSError) and error.errno is not None:
         return f"cannot be read: {error.strerror}"
     return f"is damaged or not a picture: {error}"
@@ -168,7 +168,7 @@ def _stream(source: Path | bytes | BinaryIO, most: int) -> BinaryIO:
 
 
 def _formats() -> tuple[str, ...]:
-    """The formats of FORMATS that this Pillow reads."""
+    """Return the formats of FORMATS that this Pillow reads."""
     return tuple(name for name in FORMATS if name != "AVIF" or importlib.util.find_spec("PIL._avif"))
 
 
@@ -196,13 +196,15 @@ def _decoded(file: BinaryIO, label: str, max_pixels: int, at_least: int | None) 
     from PIL import Image
 
     if _strips(file) > MAX_STRIPS:
-        raise DataError(f"image {label} is a TIFF of more than {MAX_STRIPS:,} strips: save it anew")
+        raise DataError(f"image {label} is a TIFF of more than {MAX_STRIPS:,} strips: save it again as PNG or JPEG")
     with Image.open(cast(BinaryIO, _Reads(file)), formats=_formats()) as image:
         pixels = image.width * image.height
         if pixels > max_pixels:
-            raise DataError(f"image {label} has {image.width} x {image.height} pixels; more than {max_pixels:,}")
+            raise DataError(
+                f"image {label} has {image.width} x {image.height} pixels, more than the limit of {max_pixels:,}"
+            )
         if image.format in ("JPEG", "MPO") and _scans(file, MAX_SCANS) > MAX_SCANS:
-            raise DataError(f"image {label} is a JPEG of more than {MAX_SCANS} scans; save it anew")
+            raise DataError(f"image {label} is a JPEG of more than {MAX_SCANS} scans: save it again")
         if image.tile and image.tile[0][0] == "ppm_plain" and not _short_text(file, pixels):
             raise DataError(f"image {label} is a large PPM written as text, which is slow to decode: save it as PNG")
         _check_depth(image, f"image {label}")
@@ -240,11 +242,11 @@ def _to_rgb(image: Image) -> Image:
 def _check_depth(image: Image, what: str) -> None:
     """Raise DataError for a picture that conversion to RGB would clip."""
     if image.mode.startswith(("I", "F")):
-        raise DataError(f"{what} has more than 8 bits a channel; convert it to 8 bits")
+        raise DataError(f"{what} has more than 8 bits per channel: convert it to 8 bits")
 
 
 def _scans(file: BinaryIO, most: int) -> int:
-    """Upper bound on the number of scans of a JPEG; exact if the bound is above ``most``.
+    """Return an upper bound on the number of scans of a JPEG; exact if the bound is above ``most``.
 
     Data after the end of the picture (a film, another picture) is not decoded and does not count.
     """
@@ -264,7 +266,7 @@ def _scans(file: BinaryIO, most: int) -> int:
 
 
 def _strips(file: BinaryIO) -> int:
-    """Number of strips or tiles in the directory of a TIFF; 0 for other files."""
+    """Return the number of strips or tiles in the directory of a TIFF; 0 for other files."""
     file.seek(0)
     head = file.read(16)
     order = {b"II": "<", b"MM": ">"}.get(head[:2])
@@ -284,7 +286,7 @@ def _strips(file: BinaryIO) -> int:
 
 
 def _short_text(file: BinaryIO, pixels: int) -> bool:
-    """Whether a PPM written as text is within its limits."""
+    """Return whether a PPM written as text is within its limits."""
     if pixels > MAX_TEXT_PIXELS or file.seek(0, os.SEEK_END) > 16 * MAX_TEXT_PIXELS:
         return False
     file.seek(0)

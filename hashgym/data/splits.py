@@ -1,7 +1,7 @@
-"""Splits: the query, database and training images of a dataset, and the labels that count.
+"""Splits: the query, database and training images of a dataset, and the labels that define similarity.
 
 A split depends only on image names, labels and a seed. Images are ordered by a hash of seed and name, and counts are
-taken from the front, so the split is the same on every machine and with every version of NumPy, and leaving out a
+taken from the front. So the split is the same on every machine and with every version of NumPy, and leaving out a
 damaged image changes the place of few others.
 """
 
@@ -29,7 +29,7 @@ PARTS = {  # first folder of a name, in lower case -> part of the split
     **dict.fromkeys(("database", "gallery"), "database"),
     "train+database": "train+database",
 }
-COUNTED = 100  # labels, at most, whose counts are described
+COUNTED = 100  # most labels whose counts are described
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Split:
         train: int64 (T,), ascending: training images.
         labels: int64 (L,), ascending: columns of the labels that define similarity.
         description: one line with the counts.
-        seed: that it was drawn with.
-        asked: numbers of queries and training images that the user asked for, instead of the split's own.
+        seed: the seed that it was drawn with.
+        asked: numbers of queries and training images that the user gave, instead of the split's own.
         counts: label -> its images among the queries, the training images and the database.
     """
 
@@ -71,18 +71,18 @@ class Split:
 
     @property
     def described_counts(self) -> dict[str, str]:
-        """A description of the counts of every label; empty for more than 100 labels."""
+        """Descriptions of the counts of every label; empty for more than 100 labels."""
         if len(self.counts) > COUNTED:
             return {}
         return {
-            label: f"{counted(query, 'query', 'queries')}, {learnt:,} to train, {searched:,} in the database"
-            for label, (query, learnt, searched) in self.counts.items()
+            label: f"{counted(query, 'query', 'queries')}, {train:,} to train, {database:,} in the database"
+            for label, (query, train, database) in self.counts.items()
         }
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How a named split is drawn.
+    """The rule by which a named split is drawn.
 
     Attributes:
         description: one line, for lists of splits.
@@ -93,8 +93,8 @@ class Rule:
             see :data:`PARTS`).
         train_in_database: whether training images are in the database too. With "part", whether those in ``train`` are;
             if no image is in ``database``, they always are.
-        label_count: labels that the split needs; 0 for any number.
-        keeps: whether a label of this name counts.
+        label_count: number of labels that the split needs; 0 for any number.
+        keeps: whether a label of this name defines similarity.
     """
 
     description: str
@@ -110,7 +110,7 @@ class Rule:
 _RANDOM = Rule("a tenth (at most 1,000) as queries, a quarter (at most 5,000) to train, the rest database", 0, 0)
 _GENERIC = {
     "random": _RANDOM,
-    "given": Rule("as the folders or lists train, test (and val, database) say", None, None, 0, "part", False),
+    "given": Rule("as given by the folders or lists train, test (and val, database)", None, None, 0, "part", False),
 }
 
 RULES: Mapping[str, Mapping[str, Rule]] = {
@@ -155,12 +155,12 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
 
 
 def rules(dataset: str) -> Mapping[str, Rule]:
-    """The splits of a dataset by name, its default first; a dataset without its own has ``random`` and ``given``."""
+    """Return the splits of a dataset by name, its default first; by default these are ``random`` and ``given``."""
     return RULES.get(dataset, _GENERIC)
 
 
 def default(dataset: str, names: Sequence[str] = ()) -> str:
-    """Name of the default split: ``given`` if the images' names tell queries from others."""
+    """Return the name of the default split: ``given`` if the names of images contain a part of a split."""
     if dataset not in RULES:
         parts = {_part(name) for name in names}
         if parts & {"query", "validation"} and parts & {"train", "database", "train+database"}:
@@ -179,7 +179,7 @@ def make(
     queries: int | None = None,
     train: int | None = None,
 ) -> Split:
-    """Draw a split. Images without any of the labels that count are in no part of it.
+    """Draw a split. Images without any of the labels that define similarity are in no part of it.
 
     At least one image of every label is left to search, and one to learn from where the number of training images
     allows it; of a label with few images, no more than half are drawn as queries while others have some left. By parts,
@@ -188,7 +188,7 @@ def make(
 
     Args:
         dataset: the dataset's name.
-        split: a name out of :func:`rules`, or None for the default.
+        split: a name of :func:`rules`, or None for the default.
         labels: uint8 (n, L) of 0 and 1.
         label_names: L names.
         names: n different image names.
@@ -197,8 +197,8 @@ def make(
         train: number of training images, instead of the split's own.
 
     Raises:
-        DataError: for an unknown split, labels that the split does not know, or more images asked for than there are;
-            the message names the labels that are too few.
+        DataError: for an unknown split, labels that do not fit the split, or more images than there are; the message
+            names the labels with too few images.
     """
     split = split or default(dataset, names)
     rule, kept = _rule_and_labels(dataset, split, label_names)
@@ -221,7 +221,9 @@ def make(
         else:
             part[part == "validation"] = "query"
         query = sampler.draw("query", order[part == "query"], queries, rule.queries, spare=0)
-        learnt = sampler.draw("training", order[np.isin(part, ("train", "train+database"))], train, rule.train, spare=0)
+        training = sampler.draw(
+            "training", order[np.isin(part, ("train", "train+database"))], train, rule.train, spare=0
+        )
         searched = np.isin(part, ("database", "train+database"))
         if rule.train_in_database or not searched.any():
             searched |= part == "train"
@@ -231,13 +233,13 @@ def make(
         apart = not rule.train_in_database
         query = sampler.draw("query", order, queries, rule.queries, spare=1 + apart)
         rest = order[~np.isin(order, query)]
-        learnt = sampler.draw("training", rest, train, rule.train, spare=int(apart))
-        database = np.setdiff1d(rest, learnt) if apart else np.sort(rest)
+        training = sampler.draw("training", rest, train, rule.train, spare=int(apart))
+        database = np.setdiff1d(rest, training) if apart else np.sort(rest)
     if not len(database):
         raise DataError(f"split {split!r} of {dataset} leaves no image for the database; ask for fewer")
 
-    counts = np.stack([labels[index].sum(axis=0, dtype=np.int64) for index in (query, learnt, database)], axis=1)
-    description = _description(query, learnt, database, len(kept))
+    counts = np.stack([labels[index].sum(axis=0, dtype=np.int64) for index in (query, training, database)], axis=1)
+    description = _description(query, training, database, len(kept))
     if len(order) < len(names):
         description += f"; {counted(len(names) - len(order), 'image')} without a label left out"
     if share < 1:
@@ -246,11 +248,11 @@ def make(
         description += f"; {counted(held_out, 'validation image')} held out: neither searched nor learnt from"
     description += _absent_labels(kept_names, counts)
     counts_of = {name: (int(q), int(t), int(d)) for name, (q, t, d) in zip(kept_names, counts, strict=True)}
-    return Split(split, query, database, learnt, kept, description, seed, (queries, train), counts_of)
+    return Split(split, query, database, training, kept, description, seed, (queries, train), counts_of)
 
 
 def _rule_and_labels(dataset: str, split: str, label_names: Sequence[str]) -> tuple[Rule, NDArray[np.int64]]:
-    """The rule of a split by name, and the columns of the labels that count in it."""
+    """Return the rule of a split by name, and the columns of the labels that define similarity in it."""
     known = rules(dataset)
     if split not in known:
         raise DataError(f"{dataset} has no split {split!r}{closest(split, known)}; it has {', '.join(known)}")
@@ -271,9 +273,9 @@ class _Sampler:
     Attributes:
         dataset, split: names, for messages; splits of :data:`RULES` are published and keep to their rules exactly.
         rule: of the split.
-        labels: uint8 (n, L), those that count.
+        labels: uint8 (n, L), those that define similarity.
         label_names: L names.
-        share: part of the dataset that is present.
+        share: fraction of the dataset that is present.
     """
 
     dataset: str
@@ -284,29 +286,29 @@ class _Sampler:
     share: float
 
     def draw(
-        self, role: str, pool: NDArray[np.int64], asked: int | None, own: int | None, *, spare: int
+        self, role: str, pool: NDArray[np.int64], requested: int | None, own: int | None, *, spare: int
     ) -> NDArray[np.int64]:
         """Draw images from a pool, ascending.
 
         Args:
             role: "query" or "training".
             pool: indices in the order of drawing.
-            asked: number of images that the user asked for.
+            requested: number of images that the user gave.
             own: number of images of the rule; None for the whole pool.
             spare: images of every label that are left in the pool.
         """
         labels, by_part, published = self.labels, self.rule.sample == "part", self.dataset in RULES
-        wanted = asked or (len(pool) if own is None else max(1, round(own * self.share)))
-        about = f"split {self.split!r} of {self.dataset}: {wanted:,} {role} images wanted"
+        wanted = requested or (len(pool) if own is None else max(1, round(own * self.share)))
+        about = f"split {self.split!r} of {self.dataset}: {wanted:,} {role} images requested"
         if not 1 <= wanted <= len(pool):
             where = f" in folders or lists for {'train' if role == 'training' else 'test'}" if by_part else ""
-            raise DataError(f"{about}, {len(pool):,} are there{where}")
+            raise DataError(f"{about}, but there are {len(pool):,}{where}")
         drawn = _stratified(pool, labels, wanted, self.rule.sample == "label", spare)
-        if not len(drawn) or (asked and len(drawn) < wanted):
+        if not len(drawn) or (requested and len(drawn) < wanted):
             counts = labels[pool].sum(axis=0, dtype=np.int64)
             few = [f"{self.label_names[i]} has {counts[i]:,}" for i in np.argsort(counts, kind="stable") if counts[i]]
             raise DataError(
-                f"{about}, and only {len(drawn):,} can be had with at least {spare} of every label left over "
+                f"{about}, but only {len(drawn):,} can be drawn with at least {spare} of every label left over "
                 f"({', '.join(few[:3])}{', ...' if few[3:] else ''}): ask for fewer, add images, or put images "
                 "without a class of their own into one class"
             )
@@ -322,18 +324,20 @@ class _Sampler:
         return np.sort(drawn)
 
 
-def _description(query: NDArray[np.int64], learnt: NDArray[np.int64], database: NDArray[np.int64], labels: int) -> str:
-    """The number of labels, and of images in each part."""
-    both = int(np.isin(learnt, database).sum())
+def _description(
+    query: NDArray[np.int64], training: NDArray[np.int64], database: NDArray[np.int64], labels: int
+) -> str:
+    """Return the number of labels, and of images in each part, as text."""
+    both = int(np.isin(training, database).sum())
     return (
         f"{counted(labels, 'label')}, {counted(len(query), 'query', 'queries')}, "
-        f"{counted(len(learnt), 'training image')}, database of {len(database):,} "
+        f"{counted(len(training), 'training image')}, database of {len(database):,} "
         + (f"with {counted(both, 'training image')}" if both else "without training images")
     )
 
 
 def _absent_labels(label_names: Sequence[str], counts: NDArray[np.int64]) -> str:
-    """The labels that a part of the split lacks, of those that another has; ``counts`` has a column for each part."""
+    """Return as text the labels that only some parts of the split have; ``counts`` has a column for each part."""
     text = ""
     for what, column in zip(("queries", "training images", "images in the database"), counts.T, strict=True):
         absent = [label_names[i] for i in np.flatnonzero((column == 0) & counts.any(axis=1)).tolist()]
@@ -343,7 +347,7 @@ def _absent_labels(label_names: Sequence[str], counts: NDArray[np.int64]) -> str
 
 
 def _order(names: Sequence[str], seed: int) -> NDArray[np.int64]:
-    """Indices of the images in the order of the hashes of seed and name."""
+    """Return the indices of the images in the order of the hashes of seed and name."""
     keys = [
         int.from_bytes(blake2b(f"{seed}/{name}".encode(errors="surrogateescape"), digest_size=8).digest(), "big")
         for name in names
@@ -352,12 +356,12 @@ def _order(names: Sequence[str], seed: int) -> NDArray[np.int64]:
 
 
 def _part(name: str) -> str:
-    """The part of an image by the first folder of its name, a value of :data:`PARTS`; empty if there is none."""
+    """Return the part of an image by the first folder of its name, a value of :data:`PARTS`; empty if there is none."""
     return PARTS.get(name.partition("/")[0].lower(), "") if "/" in name else ""
 
 
 def _random_rule(labels: NDArray[np.uint8]) -> Rule:
-    """The rule of ``random``; balanced over classes if every image has one label."""
+    """Return the rule of ``random``; balanced over classes if every image has one label."""
     images = len(labels)
     queries, train = max(1, min(1_000, images // 10)), max(1, min(5_000, images // 4))
     if (labels.sum(axis=1, dtype=np.int64) > 1).any():

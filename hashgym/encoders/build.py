@@ -32,7 +32,7 @@ keep_old_names(__name__)
 
 Train = Literal["split", "all"]
 
-COMPARED = 10_000  # images at most
+COMPARED = 10_000  # most images whose codes are compared
 POLICY = "policy.onnx"
 
 
@@ -72,14 +72,14 @@ def build_encoder(
         out: the file to write.
         features: the features that the source was trained on; a hasher needs them. Its codes are compared with the
             encoder's on up to 10,000 of them.
-        bits: q, of a hasher that is fitted here.
-        seed: of a hasher that is fitted here.
+        bits: q, code length of a hasher that is fitted here.
+        seed: seed of a hasher that is fitted here.
         standardized: whether a saved hasher was fitted to ``dataset.standardized()``, as those of hashgym are.
         features_only: leave out the backbone, so that the encoder takes features.
         weights: the file of the backbone's weights, if they are not its own.
         train: the images that a hasher is fitted to here: the training images of the ``split``, or ``all`` images of
             ``features`` (with a label, if the hasher needs labels); measurements on the split are then meaningless.
-        threads: for fitting and comparing, at most; None for the libraries' own choice.
+        threads: number of threads for fitting and comparing, at most; None for the libraries' own choice.
         progress: whether to show a progress bar, if the hasher that is fitted has one.
 
     Raises:
@@ -101,8 +101,8 @@ def build_encoder(
             _check_run(run, place, bits, train)
             head = run
         else:
-            with _at_most(threads):
-                extracted, dataset, hasher = _hasher(
+            with _limited_threads(threads):
+                extracted, dataset, hasher = _fitted_hasher(
                     place, str(source), features, bits, seed, standardized, train, progress
                 )
                 write_hasher(head, hasher, dataset, train)
@@ -129,23 +129,23 @@ def backbone_of(encoder: Encoder, weights: str | None = None) -> Backbone:
     """
     from hashgym.features import make
 
-    made: Mapping[str, Any] | None = encoder.metadata["backbone"]
-    if not made:
+    stored: Mapping[str, Any] | None = encoder.metadata["backbone"]
+    if not stored:
         raise ValueError(
             "the features of this source do not name the backbone that extracted them, so it cannot be included: "
             "--features-only writes an encoder of features"
         )
-    backbone = make(made["name"], size=made["size"], weights=weights, device="cpu")
-    if backbone.digest != made["digest"]:
+    backbone = make(stored["name"], size=stored["size"], weights=weights, device="cpu")
+    if backbone.digest != stored["digest"]:
         raise DataError(
-            f"{made['name']} has other weights here ({backbone.weights}, SHA-256 {backbone.digest[:12]}) than those "
-            f"that extracted the features ({made['weights']}, {made['digest'][:12]}): give their file with --weights"
+            f"{stored['name']} has other weights here ({backbone.weights}, SHA-256 {backbone.digest[:12]}) than those "
+            f"that extracted the features ({stored['weights']}, {stored['digest'][:12]}): give it with --weights"
         )
     return backbone
 
 
 @contextmanager
-def _at_most(threads: int | None) -> Iterator[None]:
+def _limited_threads(threads: int | None) -> Iterator[None]:
     """Limit the threads of NumPy and torch."""
     if threads is None:
         yield
@@ -165,7 +165,7 @@ def _at_most(threads: int | None) -> Iterator[None]:
 def _check_run(run: Path, place: Path, bits: int | None, train: Train) -> None:
     """Reject a run without a policy, and options of hashers."""
     if bits is not None:
-        raise ValueError("--bits is for a hasher that is fitted here: a run has its length already")
+        raise ValueError("--bits is for a hasher that is fitted here: a run has its code length already")
     if train != "split":
         raise ValueError("--train is for a hasher that is fitted here: a run is trained already")
     if not run.is_file():
@@ -175,7 +175,7 @@ def _check_run(run: Path, place: Path, bits: int | None, train: Train) -> None:
         )
 
 
-def _hasher(
+def _fitted_hasher(
     place: Path,
     name: str,
     features: str | Path | None,
@@ -185,7 +185,7 @@ def _hasher(
     train: Train,
     progress: bool,
 ) -> tuple[HashingDataset, HashingDataset, hashers.Hasher]:
-    """The features as extracted, the features on the hasher's scale, and the fitted hasher."""
+    """Return the features as extracted, the features on the hasher's scale, and the fitted hasher."""
     saved = place.suffix == ".npz"
     if not saved and name not in hashers.HASHERS:
         raise ValueError(
@@ -197,25 +197,25 @@ def _hasher(
     if features is None:
         raise ValueError(f"{name} is a hasher: give --features, the folder of features that it is fitted to")
     if saved == (bits is not None):
-        given = "is fitted already and has its length: leave out --bits" if saved else "needs its length: --bits 64"
-        raise ValueError(f"the hasher {name} {given}")
+        problem = "is fitted already: leave out --bits" if saved else "needs its code length, such as --bits 64"
+        raise ValueError(f"the hasher {name} {problem}")
     if not saved and not standardized:
         raise ValueError("--unstandardized is for a saved hasher: one that is fitted here gets standardised features")
     if saved and train != "split":
         raise ValueError("--train is for a hasher that is fitted here: a saved one is fitted already")
     extracted = load(features)
     extracted = dataclasses.replace(extracted, regions=None, train_regions=None, boxes=None, train_boxes=None)
-    own = {} if saved else {"bits": bits, "seed": seed}
+    settings = {} if saved else {"bits": bits, "seed": seed}
     if not saved and progress and "verbose" in hashers.make(name).parameters():
-        own["verbose"] = True
+        settings["verbose"] = True
     if train == "all":
-        extracted = _learning_from_all(extracted, labelled=hashers.make(name).supervised)
+        extracted = _train_on_all(extracted, labelled=hashers.make(name).supervised)
     dataset = extracted.standardized() if standardized else extracted
-    return extracted, dataset, hashers.fitted(place if saved else name, dataset, **own)
+    return extracted, dataset, hashers.fitted(place if saved else name, dataset, **settings)
 
 
-def _learning_from_all(dataset: HashingDataset, labelled: bool) -> HashingDataset:
-    """The dataset with all images, or all that have a label, as its training images; none is a query."""
+def _train_on_all(dataset: HashingDataset, labelled: bool) -> HashingDataset:
+    """Return the dataset with all images, or all that have a label, as its training images, and without queries."""
     rows = np.arange(len(dataset))
     train = rows[dataset.labels.any(axis=1)] if labelled else rows
     return dataclasses.replace(dataset, query=rows[:0], database=rows, train=train)
@@ -227,21 +227,21 @@ def write_hasher(path: Path, hasher: hashers.Hasher, dataset: HashingDataset, tr
     Args:
         path: the file to write.
         hasher: the hasher, fitted to the dataset's features.
-        dataset: with ``center`` and ``scale`` where it is standardised; the encoder takes features as extracted.
-        train: the images it has learnt from, recorded where that is not the training split.
+        dataset: with ``center`` and ``scale`` if it is standardised; the encoder takes features as extracted.
+        train: the images that it was fitted to, recorded if they are not the training split.
     """
     from hashgym.encoders.heads import hasher_head
     from hashgym.encoders.write import write
 
-    made: dict[str, Any] = {"hasher": type(hasher).__name__, "dataset": dataset.name, "settings": hasher.get_params()}
+    origin: dict[str, Any] = {"hasher": type(hasher).__name__, "dataset": dataset.name, "settings": hasher.get_params()}
     if train != "split":
-        made["train"] = train
+        origin["train"] = train
     write(
         path,
         hasher_head(hasher),
         dim=dataset.dim,
         bits=hasher.bits,
-        source=made,
+        source=origin,
         center=dataset.center,
         scale=dataset.scale,
         backbone=dataset.provenance.get("backbone"),
@@ -274,7 +274,7 @@ def _compare(
 
 
 def _check_features(encoder: Encoder, features: str | Path) -> None:
-    """Raise for features of another backbone than the run's."""
+    """Raise ValueError for features of another backbone than the run's."""
     dataset = load(features)
     if dataset.dim != encoder.dim or dataset.provenance.get("backbone") != encoder.metadata["backbone"]:
-        raise ValueError(f"{features} were extracted with another backbone than the run was trained on")
+        raise ValueError(f"{features} were extracted with another backbone than those of the run: give its features")

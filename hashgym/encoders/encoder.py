@@ -1,8 +1,8 @@
 """Encoder: a hash function from features or pictures to codes in one file, run by ONNX Runtime.
 
-The file is an ONNX model. Its input is ``features``, float32 (n, D) as a backbone gives them, or where the backbone is
-included ``pictures``, uint8 (n, size, size, 3); encoders of images with regions read V views of each, (n, V, ...), of
-which view 0 is the whole image. Outputs: ``bits``, bool (n[, V], q); ``margin``, float32 of the same shape, above 0
+The file is an ONNX model. Its input is ``features``, float32 (n, D) as a backbone gives them, or, if the backbone is
+included, ``pictures``, uint8 (n, size, size, 3); encoders of images with regions read V views of each, (n, V, ...), and
+view 0 is the whole image. Outputs: ``bits``, bool (n[, V], q); ``margin``, float32 of the same shape, above 0
 where the bit is 1; with regions ``keep``, float32 (n, V), the probability that a view's code is kept.
 
 Metadata: ``hashgym.encoder``, a JSON description of the hash function, and as the last entry ``hashgym.sha256``, the
@@ -48,12 +48,12 @@ _EMPTY = b"0" * 64
 
 
 def seal(model: bytes) -> bytes:
-    """An ONNX model with its digest appended, as :func:`load_encoder` requires."""
+    """Return an ONNX model with its digest appended, as :func:`load_encoder` requires."""
     return model + _SEAL + hashlib.sha256(model + _SEAL + _EMPTY).hexdigest().encode()
 
 
 def is_sealed(path: str | Path) -> bool:
-    """Whether a file ends like an encoder; the digest is not checked."""
+    """Return whether a file ends like an encoder; the digest is not checked."""
     with open(path, "rb") as file:
         file.seek(max(0, file.seek(0, 2) - len(_SEAL) - 64))
         return file.read(len(_SEAL)) == _SEAL
@@ -64,32 +64,35 @@ def load_encoder(path: str | Path, threads: int | None = None) -> Encoder:
 
     Args:
         path: the file, from ``hashgym export`` or a training run's ``policy.onnx``.
-        threads: of one call; ``OMP_NUM_THREADS`` by default, or all cores. Calls from several threads are safe.
+        threads: number of threads of one call; ``OMP_NUM_THREADS`` by default, or all cores. Calls from several threads
+            are safe.
 
     Raises:
         DataError: if the file is missing, damaged, of 2 GB or more, or not an encoder; was written in a later format;
             needs other files or operators that are not ONNX's own; or has metadata that do not fit its network.
-        ValueError: if ONNX Runtime is not installed.
+        MissingPackageError: if ONNX Runtime is not installed.
     """
     file = Path(path)
     try:
         model = read_bounded(file, MAX_BYTES)
     except OSError as error:
         raise DataError(f"the encoder {file} cannot be read ({error.strerror}): `hashgym export` writes one") from error
-    body, found = memoryview(model)[:-64], model[-64:]
+    body, claimed = memoryview(model)[:-64], model[-64:]
     if body[-len(_SEAL) :] != _SEAL:
         state = "is damaged" if _SEAL in model else "is not an encoder of hashgym, or was cut off"
         raise DataError(f"{file} {state}: copy it again, or write it with `hashgym export`")
     sha256 = hashlib.sha256(body)
     sha256.update(_EMPTY)
     digest = sha256.hexdigest()
-    if digest.encode() != found:
+    if digest.encode() != claimed:
         raise DataError(f"{file} is damaged (its SHA-256 does not match): copy it again, or export it again")
     require_runtime()
     try:
         check_self_contained(model)
     except ValueError as error:
-        raise DataError(f"{file} cannot be run: it {error}; export it again, or ask its author") from error
+        raise DataError(
+            f"{file} cannot be run: it {error}; export it again, or get it again from its author"
+        ) from error
     try:
         session = open_session(model, threads or thread_count())
         metadata = json.loads(session.get_modelmeta().custom_metadata_map[KEY])
@@ -132,8 +135,8 @@ def _check(metadata: Mapping[str, Any], session: InferenceSession) -> None:
         value = metadata[key]
         if regions == 0 and value is None:
             continue
-        sound = type(value) in (int, float) and 0 <= value <= 1 and math.isfinite(value)
-        if not regions or not sound or (key == "sigma" and value == 0):
+        is_valid = type(value) in (int, float) and 0 <= value <= 1 and math.isfinite(value)
+        if not regions or not is_valid or (key == "sigma" and value == 0):
             wanted = f"a number from {least} to 1" if regions else "null, as there are no regions"
             raise ValueError(f"has {key} = {_short(value)}, not {wanted}")
     if not isinstance(metadata["backbone"], dict | None):
@@ -162,7 +165,7 @@ _Values = dict[str, tuple[str, Sequence[Any]]]  # name -> type and shape
 
 
 def _fits(kind: str, shape: Sequence[Any], wanted_kind: str, wanted: Sequence[int | None]) -> bool:
-    """Whether the types are equal, and the shapes as far as both are known."""
+    """Return whether the types are equal, and the shapes as far as both are known."""
     pairs = zip(shape, wanted, strict=False)
     known = all(x == y for x, y in pairs if isinstance(x, int) and y is not None)
     return kind == wanted_kind and len(shape) == len(wanted) and known
@@ -176,7 +179,7 @@ def _shapes(values: _Values) -> str:
 
 
 def _short(value: Any) -> str:
-    """A value in at most 60 characters."""
+    """Return a value as text of at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -217,7 +220,7 @@ class Encoder:
         return f"Encoder({self.bits} bits from {self.takes}{regions}, {self.digest[:12]})"
 
     def encode(self, features: NDArray[np.float32]) -> CodeSets:
-        """Codes of images by their features.
+        """Return the codes of images, from their features.
 
         Args:
             features: float32 (n, D), as the backbone gives them; with regions also (n, V, D), the whole image first.
@@ -231,7 +234,7 @@ class Encoder:
         return self._encode(self._features(features))
 
     def encode_pictures(self, pictures: NDArray[np.uint8]) -> CodeSets:
-        """Codes of images.
+        """Return the codes of images, from their pictures.
 
         Args:
             pictures: uint8 (n, size, size, 3), as :meth:`prepare` makes them; with regions also (n, V, size, size, 3),
@@ -246,7 +249,7 @@ class Encoder:
         return self._encode(self._pictures(pictures))
 
     def margins(self, x: NDArray[Any]) -> NDArray[np.float32]:
-        """The margins of the bits, float32 (n, V, q): a bit is 1 where its margin is above 0.
+        """Return the margins of the bits, float32 (n, V, q): a bit is 1 where its margin is above 0.
 
         Args:
             x: features or pictures, as the encoder takes them.
@@ -258,11 +261,11 @@ class Encoder:
         return margin if self.regions else margin[:, None]
 
     def outputs(self, x: NDArray[Any], *names: str) -> list[NDArray[Any]]:
-        """Outputs of the network by name: ``bits``, ``margin`` and with regions ``keep``.
+        """Return outputs of the network by name: ``bits``, ``margin`` and with regions ``keep``.
 
         Args:
             x: features or pictures, as the encoder takes them.
-            names: of the outputs.
+            names: names of the outputs.
 
         Raises:
             ValueError: as :meth:`encode` and :meth:`encode_pictures`.
@@ -270,7 +273,7 @@ class Encoder:
         return self._run(self._features(x) if self.takes == "features" else self._pictures(x), names)
 
     def boxes(self, width: int, height: int) -> list[Box]:
-        """The boxes of an image's V views, in pixels: the whole image first.
+        """Return the boxes of an image's V views, in pixels: the whole image first.
 
         Raises:
             ValueError: for an image without pixels.
@@ -281,7 +284,7 @@ class Encoder:
         return [whole] if self.sigma is None else [whole, *corner_and_centre(width, height, self.sigma)]
 
     def prepare(self, image: Image, regions: bool = True) -> NDArray[np.uint8]:
-        """An image's V views as inputs of the network, uint8 (V, size, size, 3): the whole image first.
+        """Return an image's V views as inputs of the network, uint8 (V, size, size, 3): the whole image first.
 
         Args:
             image: a picture from :func:`hashgym.data.pictures.open_image` or ``PIL.Image.open``; it is turned upright
@@ -290,7 +293,7 @@ class Encoder:
 
         Raises:
             ValueError: if the encoder takes features.
-            DataError: if the picture has more than 8 bits a channel.
+            DataError: if the picture has more than 8 bits per channel.
         """
         if self._preprocess is None:
             raise ValueError(_NO_BACKBONE)
@@ -319,7 +322,7 @@ class Encoder:
         return self._shaped("pictures", pictures, (self.size, self.size, 3))
 
     def _shaped(self, name: str, x: NDArray[Any], view: tuple[int, ...]) -> NDArray[Any]:
-        """``x`` in the shape that the network takes: n times V views with regions, else n views."""
+        """Return ``x`` in the shape that the network takes: n times V views with regions, else n views."""
         several = self.regions > 0 and x.ndim == len(view) + 2
         if x.shape[1 + several :] != view or not x.size or (several and x.shape[1] > 1 + self.regions):
             size = ", ".join(map(str, view))

@@ -24,7 +24,7 @@ class Actor(Protocol):
     """A torch module that emits codes group by group, like an agent on BitGroupHashing-v0."""
 
     def act(self, image: Tensor, code: Tensor, group: int, state: Any) -> tuple[Tensor, Any]:
-        """Real values (n, k) of a group's bits, of which a shorter last group uses the first; and the next state.
+        """Return real values (n, k) of a group's bits (a shorter last group uses the first ones), and the next state.
 
         Args:
             image: float32 (n, D).
@@ -38,11 +38,11 @@ class Keeper(Protocol):
     """A torch module that keeps codes of regions, like an agent on RegionKeep-v0."""
 
     def keep(self, observation: dict[str, Tensor]) -> Tensor:
-        """P(keep), (n,), of observations of the environment."""
+        """Return P(keep), (n,), for observations of the environment."""
 
 
 def hasher_head(hasher: Hasher) -> nn.Module:
-    """A fitted hasher as a torch module with the same arithmetic: :meth:`Hasher.head`, compared with ``transform``.
+    """Return :meth:`Hasher.head` of a fitted hasher, a torch module, after comparing it with ``transform``.
 
     Raises:
         NotFittedError: before ``fit``.
@@ -67,7 +67,7 @@ def hasher_head(hasher: Hasher) -> nn.Module:
 
 
 def signs(values: Tensor) -> Tensor:
-    """The code of real values as -1 and +1; -1 at 0."""
+    """Return the code of real values as -1 and +1; -1 at 0."""
     return (values > 0).to(values.dtype) * 2 - 1
 
 
@@ -85,7 +85,7 @@ class GroupsHead(nn.Module):
         self.actor, self.bits, self.group_bits = actor, bits, group_bits
 
     def forward(self, image: Tensor) -> Tensor:
-        """Real values (n, q) of features (n, D)."""
+        """Return real values (n, q) of features (n, D)."""
         values: list[Tensor] = []
         state = None
         for group, start in enumerate(range(0, self.bits, self.group_bits)):
@@ -100,9 +100,9 @@ class RegionsHead(nn.Module):
     """Codes of an image and its regions, and which of these are kept: :func:`hashgym.encode_regions` as a module.
 
     Args:
-        base: of the base hasher, see :func:`hasher_head`.
+        base: head of the base hasher, see :func:`hasher_head`.
         keeper: decides which regions are kept.
-        threshold: xi, if regions are offered in turn and each sees the code that it would improve on, as with
+        threshold: xi, if regions are offered in turn and observations have the nearest kept code, as with
             ``regions_per_episode`` above 1; None if each is offered independently.
         regions: R, the largest number of regions that are offered in turn.
     """
@@ -112,14 +112,16 @@ class RegionsHead(nn.Module):
         self.base, self.keeper, self.threshold, self.regions = base, keeper, threshold, regions
 
     def forward(self, views: Tensor) -> tuple[Tensor, Tensor]:
-        """Values (n, V, q) and P(keep) (n, V), 1 for the image itself, of views (n, V, D)."""
+        """Return values (n, V, q) and P(keep) (n, V), 1 for the image itself, of views (n, V, D)."""
         n, count, dim = views.shape
         values = self.base(views.reshape(-1, dim)).reshape(n, count, -1)
         codes = signs(values)
         threshold = self.threshold
-        return values, self._each(views, codes) if threshold is None else self._in_turn(views, codes, threshold)
+        return values, self._independently(views, codes) if threshold is None else self._in_turn(
+            views, codes, threshold
+        )
 
-    def _each(self, views: Tensor, codes: Tensor) -> Tensor:
+    def _independently(self, views: Tensor, codes: Tensor) -> Tensor:
         image, own = views[:, :1].expand_as(views), codes[:, :1].expand_as(codes)
         shown = {"image": image, "region": views, "image_code": own, "region_code": codes}
         # The image is offered as well, so that no tensor is empty if there are no regions.
@@ -132,8 +134,8 @@ class RegionsHead(nn.Module):
         views, codes = nn.functional.pad(views, missing), nn.functional.pad(codes, missing)
         p = torch.ones_like(codes[:, :1, 0])
         for r in range(1, self.regions + 1):
-            likeness = (codes[:, :r] * codes[:, r : r + 1]).sum(2)  # q - 2 x the Hamming distance
-            nearest = torch.where(p.double() >= threshold, likeness, -bits - 1.0).argmax(1)
+            agreement = (codes[:, :r] * codes[:, r : r + 1]).sum(2)  # q - 2 x the Hamming distance
+            nearest = torch.where(p.double() >= threshold, agreement, -bits - 1.0).argmax(1)
             kept = codes[:, :r].gather(1, nearest[:, None, None].expand(-1, 1, bits))[:, 0]
             shown = {"image": views[:, 0], "region": views[:, r], "image_code": codes[:, 0]}
             decided = self.keeper.keep({**shown, "region_code": codes[:, r], "kept": kept})

@@ -3,8 +3,7 @@
 An encoder is one file, and its digest covers everything that determines its codes. But ONNX lets a tensor name another
 file, in many places, and ONNX Runtime reads it, below the working directory even for a model that is given as bytes. So
 the file is parsed as Protocol Buffers, and every field that can name a file is rejected; so are kinds of tensors and
-nodes that hashgym never writes. Field numbers are those of onnx.proto, which never
-change their meaning.
+nodes that hashgym never writes. Field numbers are those of onnx.proto, whose meaning never changes.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _DOMAIN = ("node", 7)  # of a node's operator
 
 
 def check_self_contained(model: bytes) -> None:
-    """Raise for an ONNX model that needs other files, or has content that hashgym does not write.
+    """Raise ValueError for an ONNX model that needs other files, or has content that hashgym does not write.
 
     Raises:
         ValueError: if a tensor, anywhere in the model, has its data outside the file; if a node is not one of ONNX's
@@ -71,7 +70,7 @@ def check_self_contained(model: bytes) -> None:
 
 
 def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
-    """A number of up to ten bytes of seven bits each, and the position after it."""
+    """Return a number of up to ten bytes of seven bits each, and the position after it."""
     value = 0
     for i, byte in enumerate(data[at : min(at + 10, end)]):
         value |= (byte & 127) << (7 * i)

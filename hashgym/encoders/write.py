@@ -29,12 +29,8 @@ __all__ = ["TIE", "Agreement", "add_backbone", "compare", "write"]
 
 TIE = 1e-5  # relative to the mean size of a bit's margins: below, the order of float32 sums may decide the bit
 _GREATEST = (1 << 31) - (1 << 20)  # bytes of a file: Protocol Buffers' own bound, with room for metadata
-_DECIDING = (
-    "name",
-    "size",
-    "preprocessing",
-    "digest",
-)  # in a backbone's provenance: what determines its features
+# Entries of a backbone's provenance that determine its features.
+_DECIDING = ("name", "size", "preprocessing", "digest")
 _PACKAGES = ("hashgym", "numpy", "onnx", "onnxruntime", "torch")
 
 
@@ -87,7 +83,7 @@ def write(
         raise ValueError(f"sigma must be in (0, 1], got {sigma}")
     if threshold is not None and not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be in [0, 1], got {threshold}")
-    described = _text(
+    description = _json(
         {
             "format": FORMAT,
             "takes": "features",
@@ -103,7 +99,7 @@ def write(
             "versions": versions(_PACKAGES),
         }
     )
-    _save(path, _head_model(head, dim, bits, regions, center, scale), described)
+    _save(path, _head_model(head, dim, bits, regions, center, scale), description)
 
 
 def add_backbone(source: str | Path, out: str | Path, backbone: Backbone) -> None:
@@ -125,7 +121,7 @@ def add_backbone(source: str | Path, out: str | Path, backbone: Backbone) -> Non
 
     encoder = load_encoder(source)
     if encoder.takes != "features":
-        raise ValueError(f"{source} has its backbone already: give the encoder of features that it was made from")
+        raise ValueError(f"{source} has its backbone already: give the encoder of features that it was built from")
     _check_backbone(encoder, backbone)
     preprocess, network = describe_preprocess(backbone.preprocess), backbone.to_onnx()
     if len(network) + Path(source).stat().st_size > _GREATEST:
@@ -138,7 +134,7 @@ def add_backbone(source: str | Path, out: str | Path, backbone: Backbone) -> Non
     model = _join(onnx.load_from_string(network), onnx.load(source), backbone, views=encoder.regions > 0)
     added = {"takes": "pictures", "backbone": backbone.provenance, "preprocess": preprocess, "background": BACKGROUND}
     added |= {"versions": versions(_PACKAGES)}
-    _save(out, model, _text(encoder.metadata | added))
+    _save(out, model, _json(encoder.metadata | added))
 
 
 @dataclass(frozen=True)
@@ -152,7 +148,7 @@ class Agreement:
         ties: number of bits that float32 rounding may decide either way: the size of their margin is at most TIE times
             the mean size of that bit's margins.
         different_ties: number of bits that differ and are ties, or follow one that differs, since a policy that acts on
-            groups of bits sees the groups before.
+            groups of bits observes the groups before.
         different_keeps: number of codes that only one of the two keeps, in images whose codes are equal.
     """
 
@@ -208,7 +204,7 @@ def compare(
 
 
 def _check_backbone(encoder: Encoder, backbone: Backbone) -> None:
-    """Raise for a backbone that extracts other features than the encoder was trained on."""
+    """Raise ValueError for a backbone that extracts other features than the encoder was trained on."""
     if encoder.dim != backbone.dim:
         raise ValueError(f"the encoder takes {encoder.dim} features, {backbone.name} extracts {backbone.dim}")
     trained, given = encoder.metadata["backbone"] or {}, backbone.provenance
@@ -322,21 +318,21 @@ def _compare_outputs(
         raise ValueError("its keep is not 1 for the whole image")
 
 
-def _text(described: Mapping[str, Any]) -> str:
+def _json(description: Mapping[str, Any]) -> str:
     try:
-        return json.dumps(described, sort_keys=True, allow_nan=False)
+        return json.dumps(description, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"the description of an encoder must be plain JSON: {error}") from error
 
 
-def _save(path: str | Path, model: ModelProto, described: str) -> None:
+def _save(path: str | Path, model: ModelProto, description: str) -> None:
     """Clean up a model, seal it with its description, and write it atomically."""
     import onnx
 
     _tidy(model.graph)
     del model.metadata_props[:], model.opset_import[1:]
     model.graph.name, model.producer_name, model.producer_version = "encoder", "hashgym", ""
-    onnx.helper.set_model_props(model, {KEY: described})
+    onnx.helper.set_model_props(model, {KEY: description})
     onnx.checker.check_model(model)
     with atomic_write(path) as file:
         file.write(seal(model.SerializeToString(deterministic=True)))

@@ -50,7 +50,7 @@ def backbones() -> dict[str, str]:
 
 
 def register(name: str, maker: Maker | str) -> None:
-    """Add a backbone: ``maker(size=, weights=, device=, runtime=)`` returns a :class:`Backbone`.
+    """Register a backbone: ``maker(size=, weights=, device=, runtime=)`` returns a :class:`Backbone`.
 
     Args:
         name: its name; it can be registered once.
@@ -72,8 +72,8 @@ def make(
         name: one of :func:`backbones`, any classifier of ``torchvision.models``, or "package.module:make".
         size: side of the picture that the network sees, in pixels; None for the size that its weights were trained on.
         weights: a file of weights; None for the backbone's own.
-        device: ``auto`` (a GPU where there is one), or a torch device.
-        runtime: ``auto`` (ONNX Runtime on a CPU where it is installed, else torch), ``onnx`` or ``torch``.
+        device: ``auto`` (a GPU if there is one), or a torch device.
+        runtime: ``auto`` (ONNX Runtime on a CPU if it is installed, else torch), ``onnx`` or ``torch``.
 
     Raises:
         ValueError: for an unknown name, a package that is not installed, or a size, device or runtime that does not
@@ -91,5 +91,7 @@ def make(
 
     if name not in torchvision_classifiers.names():
         close = closest(name, [*backbones(), *torchvision_classifiers.names()])
-        raise ValueError(f"no backbone {name!r}{close}: choose {', '.join(backbones())} or a torchvision classifier")
+        raise ValueError(
+            f"unknown backbone {name!r}{close}: choose {', '.join(backbones())} or a torchvision classifier"
+        )
     return torchvision_classifiers.make(name, size=size, weights=weights, device=device, runtime=runtime)

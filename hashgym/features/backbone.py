@@ -26,17 +26,17 @@ Preprocess = Callable[["Image"], NDArray[np.uint8]]
 class Backbone:
     """A frozen image network with the preprocessing that its weights expect.
 
-    Preprocessing is split in two: ``preprocess`` makes every picture one size, in bytes, so that threads can do it
-    ahead; the network itself scales the bytes as in the training of its weights.
+    Preprocessing is split in two: ``preprocess`` converts every picture to bytes of one size, so that threads can do it
+    in advance; the network itself scales the bytes as in the training of its weights.
 
     Attributes:
         name: its name for :func:`hashgym.features.make`.
         dim: D, the number of features.
-        size: side in pixels of the square the network sees.
+        size: side in pixels of the network's input.
         preprocessing: a description in words, for the provenance.
-        weights: the weights' name; empty where there are none.
-        digest: sha256 of the weights' file; empty where there are none.
-        runtime: that of the network: ``numpy``, ``onnx`` or ``torch:DEVICE``.
+        weights: name of the weights; empty if there are none.
+        digest: SHA-256 of the file of weights; empty if there are none.
+        runtime: runtime of the network: ``numpy``, ``onnx`` or ``torch:DEVICE``.
         preprocess: picture -> uint8 (size, size, 3); pictures are converted to RGB first.
         network: uint8 (n, size, size, 3) -> float32 (n, D). Its method ``to_onnx()``, if it has one, returns the
             ONNX model of :meth:`to_onnx`.
@@ -81,7 +81,7 @@ class Backbone:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """All that determines the features' values, ready for JSON; the runtime has its old name ``engine`` there."""
+        """Everything that determines the features, ready for JSON; the runtime has its old name ``engine`` there."""
         return {**{key: getattr(self, key) for key in _DESCRIBED}, "engine": self.runtime}
 
     @property
@@ -101,13 +101,13 @@ _DESCRIBED = ("name", "dim", "size", "preprocessing", "weights", "digest")
 
 
 def check_size(size: int | None, default: int) -> int:
-    """Return ``size``, or the default where it is None.
+    """Return ``size``, or the default if it is None.
 
     Raises:
         ValueError: for a size below one pixel.
     """
     if size is not None and size < 1:
-        raise ValueError(f"size is the side of the network's picture in pixels, at least 1, got {size}")
+        raise ValueError(f"size, the side of the network's input in pixels, must be at least 1, got {size}")
     return default if size is None else size
 
 
@@ -126,7 +126,7 @@ class Stretch:
         _check_side("size", self.size)
 
     def __call__(self, image: Image) -> NDArray[np.uint8]:
-        """The picture, upright and in RGB, uint8 (size, size, 3)."""
+        """Return the picture, upright and in RGB, uint8 (size, size, 3)."""
         from PIL import Image
 
         image, side = to_rgb(image), (self.size, self.size)
@@ -137,8 +137,8 @@ class Stretch:
 class Fit:
     """Resize the shorter side to ``short_side``, keeping proportions, and crop the centre size x size.
 
-    Interpolation is one of INTERPOLATIONS. Of a picture more than 32 times as long as wide only the middle is resized,
-    since the whole might not fit in memory.
+    Interpolation is one of INTERPOLATIONS. If a picture is more than 32 times as long as wide, only the middle
+    is resized, since the whole might not fit in memory.
     """
 
     size: int
@@ -152,7 +152,7 @@ class Fit:
             raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
 
     def __call__(self, image: Image) -> NDArray[np.uint8]:
-        """The picture, upright and in RGB, uint8 (size, size, 3)."""
+        """Return the picture, upright and in RGB, uint8 (size, size, 3)."""
         from PIL import Image
 
         image = to_rgb(image)
@@ -180,8 +180,8 @@ def describe_preprocess(preprocess: Preprocess) -> dict[str, Any]:
     Raises:
         ValueError: for any other function.
     """
-    for kind, made in _PREPROCESS.items():
-        if isinstance(preprocess, made):
+    for kind, cls in _PREPROCESS.items():
+        if isinstance(preprocess, cls):
             return {"kind": kind, **asdict(preprocess)}
     raise ValueError(
         f"only preprocessing by hashgym.features.backbone.Stretch or Fit can be described, got {preprocess!r:.80}"

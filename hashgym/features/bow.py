@@ -28,13 +28,13 @@ CELLS = (4, 8)  # sides in pixels of the 4 x 4 cells of a descriptor, at the two
 LENGTH = 128
 COMMAND = "`hashgym words --dataset NAME --root DIR --out words.npy`"
 MOST_WORDS = 1_000_000  # 512 MB
-PER_IMAGE = 100  # descriptors of an image that words are learnt from
+PER_IMAGE = 100  # descriptors of an image from which words are learnt
 
 
 def make(
     *, size: int | None = None, weights: str | None = None, device: str = "auto", runtime: str = "auto"
 ) -> Backbone:
-    """Histogram, with sum 1, of the visual words in ``weights`` at size x size (128): W features, one for each word.
+    """Return the backbone: a histogram, with sum 1, of the W visual words in ``weights`` at size x size (128).
 
     Args:
         size: side of the picture in pixels, at least 16.
@@ -43,8 +43,8 @@ def make(
         runtime: ``auto``.
 
     Raises:
-        ValueError: without words or OpenCV, for a size below 16, or for a device or a runtime: it uses none.
-        DataError: for a file that holds no words.
+        ValueError: without words or OpenCV, for a size below 16, or for a device or a runtime, which it does not use.
+        DataError: for a file without words.
     """
     if device not in ("auto", "cpu") or runtime != "auto":
         raise ValueError("the backbone `bow` takes neither a device nor a runtime")
@@ -72,7 +72,7 @@ def make(
 
 
 def histogram(descriptors: NDArray[np.float32], words: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Share of the descriptors, (n, 128), that each of the words, (W, 128), is nearest to: float32 (W,) with sum 1."""
+    """Return the share of descriptors (n, 128) to which each word (W, 128) is nearest: float32 (W,) with sum 1."""
     # |d - w|² = |d|² - 2 (d.w - |w|² / 2)
     nearest = (descriptors @ words.T - (words**2).sum(axis=1) / 2).argmax(axis=1)
     return (np.bincount(nearest, minlength=len(words)) / len(descriptors)).astype(np.float32)
@@ -82,7 +82,7 @@ class DenseSift:
     """Descriptors of a picture, float32 (512, 128): points row by row with cells of 4 pixels, then of 8.
 
     Descriptors are upright, and square roots of SIFT divided by its sum (RootSIFT: Arandjelovic and Zisserman, CVPR
-    2012), so that their lengths are 1; where there is no gradient, 0.
+    2012), so that their lengths are 1, or 0 without any gradient.
 
     Args:
         side: of the pictures, in pixels.
@@ -101,7 +101,7 @@ class DenseSift:
         self._sift = cv2.SIFT.create()
 
     def __call__(self, picture: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Descriptors of a picture, uint8 (side, side, 3)."""
+        """Return the descriptors of a picture, uint8 (side, side, 3)."""
         import cv2
 
         values = self._sift.compute(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), self._points)[1]
@@ -112,10 +112,10 @@ class DenseSift:
 
 
 def read_words(path: str | Path) -> NDArray[np.float32]:
-    """Visual words, float32 (W, 128), from a file of :func:`learn_words`.
+    """Return visual words, float32 (W, 128), from a file of :func:`learn_words`.
 
     Raises:
-        DataError: where the file is missing or damaged, or holds anything else.
+        DataError: if the file is missing or damaged, or holds anything else.
     """
     if not Path(path).is_file():
         raise DataError(f"no visual words at {path}: {COMMAND} learns them")
@@ -161,13 +161,13 @@ def learn_words(
         collection: the images.
         out: the file to write, ``.npy``; it must not exist.
         words: W, their number.
-        images: number of training images to use, drawn by ``seed``; all where there are fewer.
+        images: number of training images to use, drawn by ``seed``; all if there are fewer.
         size: side of the pictures in pixels, as for :func:`make`.
         split: the split's name; None for the dataset's default.
-        seed: of the split, the draw of images and patches, and the clustering.
+        seed: seed of the split, the draw of images and patches, and the clustering.
         queries: number of queries; None for the split's own.
         train: number of training images; None for the split's own.
-        skip_bad: leave images out that cannot be read, instead of stopping.
+        skip_bad: leave out images that cannot be read, instead of stopping.
         progress: show a progress bar.
 
     Returns:
@@ -198,16 +198,19 @@ def learn_words(
     chosen = rng.permutation(drawn.train)[:images]
     rows = rng.permuted(np.tile(np.arange(2 * GRID**2), (len(chosen), 1)), axis=1)[:, :PER_IMAGE]
 
-    def sampled(index: int, some: NDArray[np.int64]) -> NDArray[np.float32]:
+    def describe_sample(index: int, points: NDArray[np.int64]) -> NDArray[np.float32]:
         try:
-            return describe(preprocess(collection.read(index)))[some]
+            return describe(preprocess(collection.read(index)))[points]
         except (OSError, DataError) as error:
             if not skip_bad:
                 raise DataError(f"{error}. Fix it, or leave such images out with --skip-bad") from error
             return np.zeros((0, LENGTH), np.float32)
 
     with atomic_write(path, new=True) as file:
-        sample = [sampled(index, some) for index, some in zip(_track(chosen.tolist(), progress), rows, strict=True)]
+        sample = [
+            describe_sample(index, points)
+            for index, points in zip(_track(chosen.tolist(), progress), rows, strict=True)
+        ]
         np.save(file, _cluster(np.concatenate(sample), words, seed), allow_pickle=False)
     return path
 

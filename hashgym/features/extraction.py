@@ -71,7 +71,7 @@ def extract(
         backbone: computes their features.
         out: folder of the cache; it must not exist. The job resumes from ``out.partial`` if that is of the same job.
         split: the split's name; None for the dataset's default.
-        seed: of the split, and, with the image's number, of its random regions.
+        seed: seed of the split and, with the image's number, of its random regions.
         queries: number of queries; None for the split's own.
         train: number of training images; None for the split's own.
         regions: 5 for the four corners and the centre, 0 for none.
@@ -81,9 +81,9 @@ def extract(
         batch_size: images that are read and recorded as finished together.
         workers: threads that read and preprocess, of the executor ``local``.
         executor: ``local``; or ``ray``: a batch on every CPU of the cluster at ``RAY_ADDRESS``, or of this machine
-            where that is not set. This process alone writes the results, and either executor can resume the other's
+            if that is not set. This process alone writes the results, and either executor can resume the other's
             job. Machines of a cluster need the same packages, and the images under the same path.
-        skip_bad: leave images out that cannot be read, and list them in the provenance, instead of stopping.
+        skip_bad: leave out images that cannot be read, and list them in the provenance, instead of stopping.
         progress: show a progress bar.
 
     Returns:
@@ -95,7 +95,7 @@ def extract(
         DataError: before any work if ``out`` exists, ``out.partial`` belongs to another job, the split is impossible
             or the disk is too small; during work for an image that cannot be read (unless ``skip_bad``) or whose
             features are not finite. Finished batches are kept.
-        ChildProcessError: if Ray loses the processes of a batch again and again. Finished batches are kept.
+        ChildProcessError: if Ray loses the processes of a batch repeatedly. Finished batches are kept.
     """
     check_integer("batch_size", batch_size)
     check_integer("workers", workers)
@@ -143,7 +143,7 @@ def _check_executor(executor: str, backbone: Backbone) -> None:
 
 
 def _check_free(target: Path) -> None:
-    """Raise DataError where something is at ``target`` already."""
+    """Raise DataError if ``target`` exists."""
     if os.path.lexists(target):
         if cache.is_cache(target):
             _tidy(target)
@@ -162,14 +162,14 @@ def _unfinished(store: JobStore, stamps: NDArray[np.int64] | None, batch_size: i
 
 
 def _write(store: JobStore, batch: int, rows: _Rows, stamps: NDArray[np.int64] | None, skip_bad: bool) -> None:
-    """Write the rows of a batch and note it as finished.
+    """Write the rows of a batch and record it as finished.
 
     Raises:
         DataError: for an image that cannot be read, unless ``skip_bad``.
     """
     if rows.bad and not skip_bad:
         raise DataError(
-            f"{rows.bad[0].reason}. Fix it and run the same command again: it goes on from here; "
+            f"{rows.bad[0].reason}. Fix it and run the same command again, which resumes the job; "
             "--skip-bad leaves such images out"
         )
     for key, values in rows.values.items():
@@ -251,7 +251,7 @@ class _Recipe:
 
     @property
     def description(self) -> dict[str, Any]:
-        """All that determines the values, for the provenance and to identify the job."""
+        """Everything that determines the values, for the provenance and to identify the job."""
         return {
             "backbone": self.backbone.provenance,
             "regions": self.regions,
@@ -347,7 +347,7 @@ def _tidy(target: Path) -> None:
 
 
 def _square(image: Image, side: int) -> NDArray[np.uint8]:
-    """The centre square of a picture at side x side, uint8 (side, side, 3)."""
+    """Return the centre square of a picture at side x side, uint8 (side, side, 3)."""
     from PIL import Image, ImageOps
 
     if side == 0:
@@ -356,7 +356,7 @@ def _square(image: Image, side: int) -> NDArray[np.uint8]:
 
 
 def _in_square(boxes: Sequence[Box], width: int, height: int) -> NDArray[np.float32]:
-    """Boxes in pixels as parts of the centre square's sides, float32 (R, 4)."""
+    """Return boxes in pixels as fractions of the centre square's sides, float32 (R, 4)."""
     side = min(width, height)
     corner = np.array([width - side, height - side] * 2) / 2
     return ((np.reshape(boxes, (-1, 4)) - corner) / side).astype(np.float32)
@@ -378,7 +378,7 @@ def _in_threads(
 def _on_ray(
     recipe: _Recipe, collection: ImageCollection, batches: Mapping[int, range], workers: int
 ) -> Generator[tuple[int, _Rows]]:
-    """Yield the same from a Ray cluster, as batches end; the batch of a lost process is computed again."""
+    """Yield the results of every batch from a Ray cluster, as batches end; batches of lost processes are repeated."""
     with cluster() as ray:
         try:
             job = ray.put((recipe, collection, os.getcwd(), versions(RECORDED)))
@@ -402,7 +402,7 @@ def _on_ray(
                 b = running.pop(ended)
                 submit(1)
                 rows = task_result(ray, ended)
-                for bad in rows.bad:  # not left out if only the worker cannot read them
+                for bad in rows.bad:  # an image that only the worker cannot read is an error
                     if isinstance(recipe.prepare(collection, bad.index), _Prepared):
                         raise DataError(f"{bad.reason} on a Ray worker, but it can be read here: share the folder")
                 yield b, rows

@@ -26,12 +26,12 @@ def make(
 ) -> Backbone:
     """Return the backbone GIST: of the grey picture at size x size (64), 4 scales x 8 orientations x 4 x 4 cells = 512.
 
-    Features are in this order: scales from fine to coarse; in each the orientations, of which number j responds to
+    Features are in this order: scales from fine to coarse; in each the orientations, where number j responds to
     gratings that vary along the direction j * 22.5 degrees counterclockwise from the horizontal; in each the cells,
     row by row.
 
     Raises:
-        ValueError: for a size that is no multiple of 4 or below 16, for weights, a device or a runtime.
+        ValueError: for a size that is not a multiple of 4 or is below 16, for weights, a device or a runtime.
     """
     if weights is not None or device not in ("auto", "cpu") or runtime != "auto":
         raise ValueError("the backbone `gist` takes neither weights nor a device nor a runtime")
@@ -57,12 +57,12 @@ def make(
 
 
 def describe(picture: NDArray[np.uint8], bank: NDArray[np.float32]) -> NDArray[np.float32]:
-    """GIST, float32 (512,), of a picture, uint8 (size, size, 3), by the filters of :func:`transfer_functions`."""
+    """Return GIST, float32 (512,), of a picture, uint8 (size, size, 3), by filters of :func:`transfer_functions`."""
     side = len(picture)
     margin = side // 4
     inside = slice(margin, margin + side)
     spectrum = scipy.fft.fft2(np.pad(contrast(picture), margin, mode="symmetric"))
-    # Columns of the margin are dropped between the two passes, which spares a third of the second.
+    # Columns of the margin are dropped between the two passes, which saves a third of the second.
     half = scipy.fft.ifft(spectrum * bank, axis=2, overwrite_x=True)[:, :, inside]
     response = np.abs(scipy.fft.ifft(half, axis=1)[:, inside])
     cell = side // CELLS
@@ -90,7 +90,7 @@ def contrast(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def transfer_functions(side: int) -> NDArray[np.float32]:
-    """The filters' spectra, float32 (32, m, m) with m = 1.5 side, for pictures with a margin of a quarter around them.
+    """Return the filters' spectra, float32 (32, m, m) with m = 1.5 side, for pictures with a margin of a quarter.
 
     Filter number 8 s + j is exp(-3.5 (f / f_s - 1)² - 2π (θ + jπ / 8)²), with f_s = 0.3 / 1.85^s cycles a pixel and
     the angle in [-π, π]: it passes one half of the plane, so that the response's magnitude is its envelope.
@@ -104,6 +104,6 @@ def transfer_functions(side: int) -> NDArray[np.float32]:
 
 
 def _frequencies(m: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Horizontal and vertical frequencies in cycles a pixel of a spectrum's m x m entries; y points down."""
+    """Return horizontal and vertical frequencies in cycles a pixel of a spectrum's m x m entries; y points down."""
     frequency = np.fft.fftfreq(m)
     return frequency[None, :], frequency[:, None]

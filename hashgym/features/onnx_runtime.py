@@ -6,7 +6,7 @@ import importlib.util
 import os
 from typing import TYPE_CHECKING
 
-from hashgym.optional import install_command
+from hashgym.optional import MissingPackageError, install_command
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -19,31 +19,31 @@ TOLERANCE = 1e-3  # greatest difference between the runtimes, relative to the la
 
 
 def require_runtime(*modules: str) -> None:
-    """Raise where ONNX Runtime is not installed, or one of these modules.
+    """Check that ONNX Runtime and these modules are installed.
 
     Raises:
-        ValueError: with the command that installs them.
+        MissingPackageError: with the command that installs them.
     """
     if absent := [name for name in (*modules, "onnxruntime") if importlib.util.find_spec(name) is None]:
-        raise ValueError(f"ONNX models need {' and '.join(absent)}: {install_command('onnx')}")
+        command = install_command("onnx")
+        raise MissingPackageError(f"ONNX models need {' and '.join(absent)}: {command}", name=absent[0])
 
 
 def open_session(model: bytes, threads: int) -> InferenceSession:
-    """Return a session of a model that uses so many threads."""
+    """Return a session of a model that uses this number of threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.load_model_format", "ONNX")  # never ORT's own format
     options.intra_op_num_threads = threads  # ONNX Runtime does not read OMP_NUM_THREADS by itself
-    options.add_session_config_entry(
-        "session.intra_op.allow_spinning", "0"
-    )  # leaves the cores to the threads that read pictures
+    # Leaves the cores to the threads that read pictures.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def thread_count() -> int:
-    """Return OMP_NUM_THREADS where it is set, else the number of cores that this process may use."""
+    """Return OMP_NUM_THREADS if it is set, else the number of cores that this process may use."""
     wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     if wanted.isdecimal() and int(wanted):
         return int(wanted)

@@ -17,7 +17,7 @@ def make(
     """Return the backbone of RGB values in [0, 1], row by row, of the picture at size x size (32): 3 x size x size.
 
     Raises:
-        ValueError: for weights, a device or a runtime: pixels use none.
+        ValueError: for weights, a device or a runtime, which pixels do not use.
     """
     if weights is not None or device not in ("auto", "cpu") or runtime != "auto":
         raise ValueError("the backbone `pixels` takes neither weights nor a device nor a runtime")

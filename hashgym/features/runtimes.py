@@ -1,7 +1,7 @@
 """The runtime of a network: ONNX Runtime or torch.
 
 On a CPU, ONNX Runtime is three times as fast for networks of many small layers such as EfficientNet-Lite0, so ``auto``
-chooses it where it is installed. For a few large layers, as in VGG, the two are within a tenth, and converting hundreds
+chooses it if it is installed. For a few large layers, as in VGG, the two are within a tenth, and converting hundreds
 of megabytes of weights takes several times their memory: there, and on a GPU, ``auto`` chooses torch.
 """
 
@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 from hashgym.checks import closest
 from hashgym.device import resolve_device
 from hashgym.features.backbone import Network
-from hashgym.features.onnx_runtime import OPSET, PICTURES_AT_ONCE, TOLERANCE, open_session
-from hashgym.optional import install_command
+from hashgym.features.onnx_runtime import OPSET, PICTURES_AT_ONCE, TOLERANCE, open_session, require_runtime
 
 __all__ = ["RUNTIMES", "compile_network", "to_onnx"]
 
@@ -68,14 +67,14 @@ def compile_network(
         mean: per channel, subtracted from values 0 to 255.
         std: per channel, divided by.
         size: side of the pictures in pixels.
-        device: ``auto`` (a GPU where there is one), or a torch device.
+        device: ``auto`` (a GPU if there is one), or a torch device.
         runtime: ``auto``, ``onnx`` or ``torch``.
 
     Returns:
         The function from uint8 (n, size, size, 3) to float32 (n, D), and the runtime: ``onnx`` or ``torch:DEVICE``.
 
     Raises:
-        ValueError: for an unknown or impossible runtime, device or size.
+        ValueError: for an unknown, missing or impossible runtime, device or size.
     """
     if runtime not in RUNTIMES:
         raise ValueError(
@@ -83,8 +82,8 @@ def compile_network(
         )
     place = resolve_device(device)
     installed = all(importlib.util.find_spec(module) is not None for module in ("onnx", "onnxruntime"))
-    if runtime == "onnx" and not installed:
-        raise ValueError(f"the runtime onnx needs onnx and onnxruntime: {install_command('onnx')}")
+    if runtime == "onnx":
+        require_runtime("onnx")
     if runtime == "onnx" and place.type != "cpu":
         raise ValueError(f"the runtime onnx runs on the CPU; use device='cpu', or runtime='torch' on {place}")
     network = _FromBytes(body, mean, std).eval()
@@ -174,7 +173,7 @@ class _Session:
 
 @dataclass(frozen=True)
 class _InBatches:
-    """Runs a network on ``count`` pictures at a time."""
+    """A network that is run on ``count`` pictures at a time."""
 
     run: _Torch | _Session
     count: int

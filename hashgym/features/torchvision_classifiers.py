@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hashgym.checks import closest
 from hashgym.features.backbone import Backbone, Fit, check_size
 from hashgym.features.torchvision_compat import import_torchvision
 from hashgym.storage.checksums import sha256
@@ -25,12 +26,12 @@ def names() -> list[str]:
 def make(
     name: str, *, size: int | None = None, weights: str | None = None, device: str = "auto", runtime: str = "auto"
 ) -> Backbone:
-    """Return a classifier as a backbone: the input of its last linear layer; of ``alexnet`` and ``vgg19`` 4,096, fc7.
+    """Return a classifier as a backbone: the input of its last linear layer; for ``alexnet`` and ``vgg19`` fc7, 4,096.
 
     Args:
         name: a classifier of ``torchvision.models``.
-        size: side of the picture in pixels; that of torchvision's preset where None.
-        weights: a file of the network's state_dict; torchvision's default weights, downloaded once, where None.
+        size: side of the picture in pixels; None for that of torchvision's preset.
+        weights: a file of the network's state_dict; None for torchvision's default weights, downloaded once.
         device: ``auto``, or a torch device.
         runtime: ``auto``, ``onnx`` or ``torch``.
 
@@ -40,7 +41,7 @@ def make(
     """
     models = import_torchvision().models
     if name not in names():
-        raise ValueError(f"torchvision has no classifier {name!r}")
+        raise ValueError(f"unknown classifier {name!r}{closest(name, names())}: give one of torchvision.models")
     default = models.get_model_weights(name).DEFAULT
     preset = default.transforms()
     side = check_size(size, preset.crop_size[0])
@@ -114,7 +115,7 @@ def _headless(name: str, state: dict[str, Any], path: Path) -> tuple[Any, int]:
 
 
 def _build(name: str) -> Any:
-    """Build the classifier, on the meta device where possible: drawing random weights takes long, and none is used."""
+    """Build the classifier, on the meta device where possible: drawing random weights takes long and is not needed."""
     import torch
 
     models = import_torchvision().models

@@ -17,14 +17,14 @@ from hashgym.optional import require
 __all__ = ["import_torchvision"]
 
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-_keep: list[Any] = []  # a torch library is undone when it is collected
+_keep: list[Any] = []  # a torch library is removed when it is garbage-collected
 
 
 def import_torchvision() -> ModuleType:
-    """Return the torchvision package; where its import fails for lack of an operator, declare the operators first.
+    """Return the torchvision package; if its import fails for lack of an operator, declare the operators first.
 
     Raises:
-        ValueError: where torchvision is not installed.
+        MissingPackageError: if torchvision is not installed.
     """
     try:
         return require("torchvision", "this backbone")
@@ -34,7 +34,7 @@ def import_torchvision() -> ModuleType:
     from torch.library import Library
 
     for module in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        del sys.modules[module]  # what the failed import left behind
+        del sys.modules[module]  # left by the failed import
     library = Library("torchvision", "DEF")
     for operator in ("nms", "qnms"):
         library.define(operator + _SCHEMA)

@@ -15,7 +15,7 @@ __all__ = ["fill", "read"]
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read the state dictionary in a torch file, memory-mapped where its format allows.
+    """Read the state dictionary in a torch file, memory-mapped if its format allows.
 
     Raises:
         DataError: if the file is missing, damaged, or holds anything but named tensors.

@@ -1,4 +1,4 @@
-"""Encode one's own pictures, index their codes, search them, and show what was found on a page or in a browser."""
+"""Encode one's own pictures, index their codes, search them, and show the results on a page or in a browser."""
 
 from __future__ import annotations
 

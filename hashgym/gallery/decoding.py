@@ -34,7 +34,7 @@ from hashgym.storage.errors import DataError
 
 __all__ = ["Decoded", "Decoders"]
 
-BASE_BYTES = 512 * 2**20  # address space of the interpreter and its libraries, with room to spare
+BASE_BYTES = 512 * 2**20  # address space of the interpreter and its libraries, with a reserve
 BYTES_PER_PIXEL = 16  # a picture with an alpha channel, a copy of it turned upright, and one as RGB take 12
 ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(2**20),  # glibc then returns a picture's memory at once
@@ -58,7 +58,7 @@ class Decoded:
 
 
 class Decoders:
-    """A few worker processes, started when they are first needed. Calls from several threads are safe.
+    """Worker processes, started at first use. Calls from several threads are safe.
 
     Args:
         max_bytes: size limit of an uploaded file.
@@ -92,13 +92,13 @@ class Decoders:
 
         Args:
             source: a file, or the stream of an upload.
-            name: of the picture, for error messages.
+            name: name of the picture, for error messages.
             longer: longer side of the thumbnail, in pixels.
             preprocess: an encoder's preprocessing, from its metadata; its result is returned too.
 
         Raises:
             DataError: for a file that :func:`hashgym.data.pictures.open_image` does not open, or that takes too long.
-            MemoryError: if the picture needs more memory than a worker may use, or than there is.
+            MemoryError: if the picture needs more memory than a worker may use or the machine has.
             TimeoutError: if all workers remain busy, or after :meth:`close`.
         """
         request = {
@@ -116,7 +116,7 @@ class Decoders:
         try:
             if self._closed:
                 raise TimeoutError("the decoders are closed")
-            answer, body = worker.ask(request, None if isinstance(source, Path) else source, self.seconds)
+            answer, body = worker.send(request, None if isinstance(source, Path) else source, self.seconds)
         finally:
             self._idle.put(worker)
         match answer.get("error"):
@@ -127,7 +127,7 @@ class Decoders:
             case "slow":
                 raise DataError(f"image {name} takes more than {self.seconds:g} s to decode; save it as PNG or JPEG")
             case "memory":
-                raise MemoryError(f"image {name} needs more memory than there is")
+                raise MemoryError(f"image {name} needs more memory than is available")
             case _:
                 raise RuntimeError(answer["message"])
         width, height = answer["thumbnail"]
@@ -151,14 +151,14 @@ class _Worker:
         self._memory = memory
         self._process: subprocess.Popen[bytes] | None = None
 
-    def ask(self, request: Mapping[str, Any], data: IO[bytes] | None, seconds: float) -> tuple[dict[str, Any], bytes]:
-        """The answer of the process, and the bytes that follow it."""
-        process, late = self._process or self._start(), threading.Event()
+    def send(self, request: Mapping[str, Any], data: IO[bytes] | None, seconds: float) -> tuple[dict[str, Any], bytes]:
+        """Send a request; return the answer of the process and the bytes that follow it."""
+        process, timed_out = self._process or self._start(), threading.Event()
         assert process.stdin is not None
         assert process.stdout is not None
 
         def stop() -> None:
-            late.set()
+            timed_out.set()
             process.kill()
 
         timer = threading.Timer(seconds, stop)
@@ -179,12 +179,12 @@ class _Worker:
             pass
         finally:
             timer.cancel()
-            if late.is_set():
+            if timed_out.is_set():
                 self.close()
         with suppress(subprocess.TimeoutExpired):
-            process.wait(1)  # its own status, if it has one
+            process.wait(1)  # so that its own exit status is used, if it has ended
         self.close()
-        if late.is_set():
+        if timed_out.is_set():
             return {"error": "slow"}, b""
         code = process.wait()
         if code == -9:  # killed, as Linux does when memory runs out
@@ -194,7 +194,7 @@ class _Worker:
         return {"error": "failed", "message": f"a decoding process ended with status {code}"}, b""
 
     def _start(self) -> subprocess.Popen[bytes]:
-        # The same modules as in this process, whatever the current folder is.
+        # The worker imports the same modules as this process, whatever the current folder is.
         program = f"import sys; sys.path[:] = {sys.path!r}; from hashgym.gallery.decoding import _work; _work()"
         process = subprocess.Popen(
             [sys.executable, "-c", program, str(self._memory)],
@@ -229,9 +229,9 @@ def _work() -> None:
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # when memory runs out, Linux ends this process first
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    silence = os.open(os.devnull, os.O_WRONLY)
+    null = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):  # C libraries print warnings about pictures
-        os.dup2(silence, stream)
+        os.dup2(null, stream)
     while line := requests.readline():
         request = json.loads(line)
         try:
@@ -257,7 +257,7 @@ def _answer(request: Mapping[str, Any], data: bytes) -> tuple[dict[str, Any], by
         request["name"],
         max_bytes=request["max_bytes"],
         max_pixels=request["max_pixels"],
-        at_least=None if preprocess else request["longer"],  # codes are those of the picture in full
+        at_least=None if preprocess else request["longer"],  # codes are computed from the full picture
     )
     thumbnail = small(picture, request["longer"])
     view = None if preprocess is None else np.ascontiguousarray(preprocess(picture), np.uint8)

@@ -1,8 +1,8 @@
 """Encode pictures into a folder of codes, see ``gallery/encoded_images.py``: a job that can be killed at any moment.
 
-While the work lasts the folder ``OUT`` is called ``OUT.partial``. Where pictures have changed since, the same job
-encodes those alone. The new content becomes a numbered folder in ``OUT``, and ``meta.json`` is replaced when that is on
-the disk: at any moment there are the old codes or the new ones.
+Until it is finished the folder ``OUT`` is called ``OUT.partial``. If pictures have changed since, the same job encodes
+only those. The new content becomes a numbered folder in ``OUT``, and ``meta.json`` is replaced when that is on the
+disk: at any moment the folder has either the old codes or the new ones.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ __all__ = ["EncodingReport", "EncodingSettings", "encode_images", "update_codes"
 
 keep_old_names(__name__)
 
-LISTED = "listed.json"  # the names that a job began with, while it is unfinished
+LISTED = "listed.json"  # the names that an unfinished job was started with
 RECORDED = ("hashgym", "numpy", "pillow", "onnxruntime")
 
 
 @dataclass(frozen=True)
 class EncodingSettings:
-    """How pictures are found and encoded; the arguments of :func:`encode_images`.
+    """Settings for finding and encoding pictures; the arguments of :func:`encode_images`.
 
     Raises:
         ValueError: for a batch size or a number of workers below 1.
@@ -83,7 +83,7 @@ class EncodingReport:
         removed: pictures that no longer exist.
         unchanged: pictures whose codes are those of an earlier run.
         passed_over: a description of the files and links that were skipped; empty for none.
-        note: why changed pictures could not be recognised; empty where they could.
+        note: why changed pictures could not be recognised; empty if they could.
     """
 
     folder: Path
@@ -108,19 +108,19 @@ def encode_images(
     exclude: Sequence[str] = (),
     checksum: bool = False,
 ) -> Path:
-    """Encode pictures into the folder ``out``; where it is finished already, those that are new or have changed.
+    """Encode pictures into the folder ``out``; if it is finished already, only those that are new or have changed.
 
     Args:
         encoder_path: an encoder that takes pictures, as ``hashgym export`` writes.
-        images: files, folders (with all below them, except what ``hashgym.data.image_files.list_images`` passes over),
-            and patterns such as ``photos/*.jpg``; an image that is named twice counts once.
+        images: files, folders (with all below them, except what ``hashgym.data.image_files.list_images`` skips),
+            and patterns such as ``photos/*.jpg``; an image that is named twice is encoded once.
         out: the folder to write; the job resumes from ``out.partial``.
         skip_bad: leave out and list images that cannot be read, instead of stopping at the first one.
         batch_size: images that are read, and recorded as finished, together.
         workers: batches processed at a time, each in its own thread; the cores are divided among them.
         progress: show a progress bar.
-        follow_links: also take the pictures that links below the folders lead to, under the paths where they lie. A
-            folder that is named itself is followed anyway.
+        follow_links: also encode the targets of links below the folders, under their own paths. A folder that is named
+            itself may always be a link.
         exclude: patterns of names, or of paths relative to a folder, that are left out.
         checksum: recognise changed pictures by their content, instead of their size and modification time.
 
@@ -165,13 +165,13 @@ def update_codes(
     root, names, passed = list_places(images, settings.follow_links, settings.exclude)
     job = _Job(encoder, Path(encoder_path), target, root, set(names), threads, settings)
     done = EncodingReport(target)
-    if begun := _begun(_unfinished(target), root, names):
-        done = job.run(begun)
+    if started := _started_names(_unfinished(target), root, names):
+        done = job.run(started)
     more = job.run(names)
     return EncodingReport(
         target,
         *(done.new + more.new, done.changed + more.changed, done.removed + more.removed),
-        *(done.unchanged if begun else more.unchanged, passed.summary(), more.note),
+        *(done.unchanged if started else more.unchanged, passed.summary(), more.note),
     )
 
 
@@ -182,9 +182,9 @@ class _Comparison:
     Attributes:
         names: n names.
         stamps: int64 (n, 2), of the files as they are now.
-        old: the finished codes; None where there are none yet.
+        old: the finished codes; None if there are none yet.
         rows: int64 (n,), the row of every picture in ``old``, -1 for none.
-        wanted: bool (n,), whether it is to be encoded.
+        wanted: bool (n,), whether a picture is to be encoded.
     """
 
     names: list[str]
@@ -195,17 +195,17 @@ class _Comparison:
 
     @property
     def removed(self) -> int:
-        """How many pictures of ``old`` are gone."""
+        """Number of pictures of ``old`` that no longer exist."""
         return 0 if self.old is None else len(self.old) - int((self.rows >= 0).sum())
 
     def is_unchanged(self) -> bool:
-        """Whether the codes in ``old`` are those of the pictures."""
+        """Return whether the codes in ``old`` are those of the pictures."""
         if self.old is None:
             return False
         names, before = self.names, self.old.left_out_stamps
-        again = any(self.stamps[i].tolist() != before.get(names[i]) for i in np.flatnonzero(self.rows < 0))
+        repaired = any(self.stamps[i].tolist() != before.get(names[i]) for i in np.flatnonzero(self.rows < 0))
         changed = bool((self.wanted & (self.rows >= 0)).any())
-        return not (self.removed or again or changed or set(self.old.left_out) - set(names))
+        return not (self.removed or repaired or changed or set(self.old.left_out) - set(names))
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ class _Job:
         encoder_path: its file.
         target: the folder to write or to update.
         root: the folder that names are relative to.
-        there: names of all pictures that exist now.
+        existing: names of all pictures that exist now.
         threads: batches processed at a time.
         settings: as the user gave them.
     """
@@ -226,20 +226,20 @@ class _Job:
     encoder_path: Path
     target: Path
     root: Path
-    there: set[str]
+    existing: set[str]
     threads: int
     settings: EncodingSettings
 
     def run(self, names: list[str]) -> EncodingReport:
-        """Encode the pictures ``names`` as far as they are new or have changed, and publish the codes of them all."""
+        """Encode those of the pictures ``names`` that are new or have changed, and publish the codes of all."""
         n, stamps = len(names), np.array([stamp(self.root / name) for name in names], np.int64)
         description = self._description(names)
         found = _Comparison(names, stamps, None, np.full(n, -1), np.ones(n, bool))
-        with ExitStack() as held:  # a finished folder is locked until the end
+        with ExitStack() as locks:  # a finished folder is locked until the end
             if os.path.lexists(self.target):
-                old = _finished(self.target, description, held)
+                old = _finished(self.target, description, locks)
                 if old.stamps is None:
-                    return EncodingReport(self.target, unchanged=len(old), note=_cannot_tell(old, names))
+                    return EncodingReport(self.target, unchanged=len(old), note=_without_stamps(old, names))
                 found = _Comparison(names, stamps, old, *self._compare(old, names, stamps))
                 if found.is_unchanged():
                     return EncodingReport(self.target, unchanged=len(old))
@@ -259,7 +259,7 @@ class _Job:
         return EncodingReport(self.target, new, len(encoded) - new, found.removed, len(kept) - len(encoded))
 
     def _description(self, names: list[str]) -> dict[str, Any]:
-        """The settings that must be equal for a job to be resumed."""
+        """Return the settings that must be equal for a job to be resumed."""
         return {
             "encoder": self.encoder.digest,
             "root": str(self.root),
@@ -271,7 +271,7 @@ class _Job:
         }
 
     def _arrays(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Shape and type of a row of every array."""
+        """Return shape and type of a row of every array."""
         views = 1 + self.encoder.regions
         return {
             "words": ((views, word_count(self.encoder.bits)), "uint64"),
@@ -292,7 +292,8 @@ class _Job:
                     store.write(key, same, getattr(found.old, key)[found.rows[same]])
                 store.write("stamps", same, found.stamps[same])
                 store.finish(-1, [])
-            read = map_array(store.files["stamps"])  # when a batch was finished; pictures may have changed since
+            # Stamps of the time when a batch was finished; pictures may have changed since.
+            read = map_array(store.files["stamps"])
             left = {
                 b: batch
                 for b, batch in enumerate(batches)
@@ -300,14 +301,14 @@ class _Job:
             }
         ready = n - sum(map(len, left.values()))
         doing = "updating" if found.old is not None else "resuming" if ready else "encoding"
-        work = partial(_encoded, self.encoder, self.root, found.names, batches)
+        work = partial(_encode_batch, self.encoder, self.root, found.names, batches)
         with (
             progress_bar(n, ready, self.settings.progress, doing) as tick,
             closing(prefetch(work, {b: [b] for b in left}, self.threads, 2 * self.threads)) as finished,
         ):
             for b, [(arrays_of, bad)] in finished:
                 if not self.settings.skip_bad:
-                    for reason in (reason for index, (reason, *_) in bad if found.names[index] in self.there):
+                    for reason in (reason for index, (reason, *_) in bad if found.names[index] in self.existing):
                         raise DataError(
                             f"{reason}. Fix or remove it and run the same command again; --skip-bad leaves such images "
                             "out"
@@ -325,7 +326,7 @@ class _Job:
         left_out: dict[int, Any],
         description: dict[str, Any],
     ) -> None:
-        """Make the store a finished folder, or the content of the one that it updates."""
+        """Turn the store into a finished folder, or into the new content of the folder that it updates."""
         names = found.names
         facts: dict[str, Any] = {
             "images": len(kept),
@@ -352,10 +353,10 @@ class _Job:
             return
         meta = CODES.read(self.target)
         if meta["digest"] != found.old.digest:
-            raise DataError(f"{self.target} was changed by another process meanwhile: run the same command again")
+            raise DataError(f"{self.target} was changed by another process in the meantime: run the same command again")
         _tidy(self.target, meta)
-        taken = {path.name for path in self.target.iterdir()}
-        content = next(number for number in map(str, count(int(meta.get("content") or 1) + 1)) if number not in taken)
+        used = {path.name for path in self.target.iterdir()}
+        content = next(number for number in map(str, count(int(meta.get("content") or 1) + 1)) if number not in used)
         store.publish(self.target / content, {}, seal)
         (self.target / content / LISTED).unlink(missing_ok=True)
         CODES.seal(self.target, [*content_files(content), ENCODER], content=content, **facts)
@@ -364,17 +365,17 @@ class _Job:
     def _compare(
         self, old: EncodedImages, names: list[str], stamps: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """The row of every picture in ``old``, -1 for none; and whether it is to be encoded."""
+        """Return the row of every picture in ``old``, -1 for none, and whether it is to be encoded."""
         before, digests = old.stamps, old.digests
         assert before is not None
         assert digests is not None
-        where = {name: row for row, name in enumerate(old.names)}
-        rows = np.array([where.get(name, -1) for name in names], np.int64)
-        here = set(names)
-        if gone := [name for name in old.names if name not in here and os.path.exists(self.root / name)]:
+        row_of = {name: row for row, name in enumerate(old.names)}
+        rows = np.array([row_of.get(name, -1) for name in names], np.int64)
+        named = set(names)
+        if omitted := [name for name in old.names if name not in named and os.path.exists(self.root / name)]:
             raise DataError(
-                f"{old.folder} has codes of {len(gone):,} pictures that are still there and were not named, such as "
-                f"{gone[0]}: name all its pictures, or choose another --out"
+                f"{old.folder} has codes of {len(omitted):,} pictures that still exist and were not named, such as "
+                f"{omitted[0]}: name all its pictures, or choose another --out"
             )
         known = np.flatnonzero(rows >= 0)
         suspect = known if self.settings.checksum else known[(before[rows[known]] != stamps[known]).any(axis=1)]
@@ -399,19 +400,19 @@ class _Job:
 
 
 def _unfinished(target: Path) -> Path:
-    """The folder of the unfinished job; where OUT is a link, beside its target, so that it can be renamed."""
-    if target.is_symlink() or not target.name:  # as . has none
+    """Return the folder of the unfinished job; if OUT is a link, beside its target, so that it can be renamed."""
+    if target.is_symlink() or not target.name:  # "." has no name
         target = Path(os.path.realpath(target))
     return target.with_name(target.name + ".partial")
 
 
-def _begun(folder: Path, root: Path, names: Sequence[str]) -> list[str] | None:
-    """The pictures of an unfinished job, if there are new ones now and those not named any more are gone."""
-    here = set(names)
+def _started_names(folder: Path, root: Path, names: Sequence[str]) -> list[str] | None:
+    """Return the pictures of an unfinished job, if the names differ now and those no longer named do not exist."""
+    named = set(names)
     with suppress(DataError):
-        begun = read_json(folder / LISTED, CODES.remedy)
-        if begun != names and all(name in here or not os.path.lexists(root / name) for name in begun):
-            return list(begun)
+        started = read_json(folder / LISTED, CODES.remedy)
+        if started != names and all(name in named or not os.path.lexists(root / name) for name in started):
+            return list(started)
     return None
 
 
@@ -428,7 +429,7 @@ class _Picture:
 def _prepare(
     encoder: Encoder, root: Path, names: Sequence[str], index: int
 ) -> tuple[tuple[int, int], _Picture | UnreadableImage]:
-    """A picture, or the reason why it cannot be read; and the stamp of its file at that time."""
+    """Return a picture, or the reason why it cannot be read, with the stamp of its file at that time."""
     before = (-1, -1)
     try:
         path = resolved(root, names[index])
@@ -446,10 +447,10 @@ def _prepare(
         return before, UnreadableImage(index, str(error))
 
 
-def _encoded(
+def _encode_batch(
     encoder: Encoder, root: Path, names: Sequence[str], batches: Sequence[NDArray[np.int64]], batch: int
 ) -> tuple[dict[str, tuple[NDArray[np.int64], NDArray[Any]]], list[tuple[int, tuple[str, int, int]]]]:
-    """Rows and values of every array for a batch; for images that cannot be read, the reason and their stamps."""
+    """Return rows and values of every array for a batch; for images that cannot be read, the reason and the stamps."""
     read = [_prepare(encoder, root, names, index) for index in batches[batch].tolist()]
     bad = [(image.index, (image.reason, *at)) for at, image in read if isinstance(image, UnreadableImage)]
     pictures = [(at, image) for at, image in read if isinstance(image, _Picture)]
@@ -475,34 +476,38 @@ def _digest(path: Path) -> bytes:
     return digest.digest()
 
 
-def _finished(target: Path, job: dict[str, Any], held: ExitStack) -> EncodedImages:
-    """The codes in ``target``, if this job may update them; locked until ``held`` is left."""
+def _finished(target: Path, job: dict[str, Any], locks: ExitStack) -> EncodedImages:
+    """Return the codes in ``target``, if this job may update them; they stay locked until ``locks`` is closed."""
     if not CODES.matches(target):
         raise DataError(f"{target} exists already and is not a folder of codes: choose another --out")
-    held.enter_context(lock_folder(target, f"another process is writing to {target}: wait for it, or stop it"))
+    locks.enter_context(lock_folder(target, f"another process is writing to {target}: wait for it, or stop it"))
     old = open_codes(target)
     if (old.encoder, str(old.root)) != (job["encoder"], job["root"]):
-        of = f"pictures in another folder, {old.root}" if old.encoder == job["encoder"] else "another encoder"
+        other = f"pictures in another folder, {old.root}" if old.encoder == job["encoder"] else "another encoder"
         raise DataError(
-            f"{target} holds codes of {of}: choose another --out; `hashgym index --add` adds the codes of new pictures "
-            "to an index"
+            f"{target} has codes of {other}: choose another --out; `hashgym index --add` adds the codes of new "
+            "pictures to an index"
         )
     _tidy(target, CODES.read(target))
     return old
 
 
-def _cannot_tell(old: EncodedImages, names: Sequence[str]) -> str:
-    """The reason why codes of an older version are left unchanged, if they are those of the same pictures."""
-    why = (
+def _without_stamps(old: EncodedImages, names: Sequence[str]) -> str:
+    """Return the reason why codes of an older version are left unchanged.
+
+    Raises:
+        DataError: if they are those of other pictures.
+    """
+    reason = (
         "was written by a version of hashgym that did not record sizes and modification times of the pictures, so "
         "changed pictures cannot be recognised"
     )
     if sorted([*old.names, *old.left_out]) != sorted(names):
         raise DataError(
-            f"{old.folder} holds codes of other pictures, and {why}: encode to another --out; `hashgym index --add` "
+            f"{old.folder} has codes of other pictures, and {reason}: encode to another --out; `hashgym index --add` "
             "adds the codes of new pictures to an index"
         )
-    return f"{old.folder} {why}: encode to another --out to be sure"
+    return f"{old.folder} {reason}: encode to another --out to be sure"
 
 
 def _tidy(target: Path, meta: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 It has ``words.npy`` (uint64 (n, V, W), packed codes of an image and its V - 1 regions), ``kept.npy`` (bool (n, V),
 which of them it has), ``sizes.npy`` (int32 (n, 2), width and height of the upright picture), ``stamps.npy`` (int64
-(n, 2), the file's size in bytes and its time of change in ns), ``digests.npy`` (uint8 (n, 16), BLAKE2b of the file),
+(n, 2), the file's size in bytes and its modification time in ns), ``digests.npy`` (uint8 (n, 16), BLAKE2b of the file),
 ``names.json`` (n names relative to the root, with forward slashes), ``encoder.onnx`` and ``meta.json``. After an update
 the arrays and names lie in a numbered folder, which ``meta.json`` names. Folders of older versions have no stamps and
 digests.
@@ -43,7 +43,7 @@ class EncodedImages:
     """An open folder of codes; arrays are mapped.
 
     Attributes:
-        folder: where it is.
+        folder: the folder.
         root: the folder that the names are relative to.
         names: n names.
         words: uint64 (n, V, W).
@@ -53,8 +53,8 @@ class EncodedImages:
         encoder: digest of the encoder.
         digest: of the whole folder.
         left_out: names of images that could not be read -> reason.
-        stamps: int64 (n, 2), size in bytes and time of change in ns of the files; None in a folder of an older version.
-        digests: uint8 (n, 16), BLAKE2b of the files; None in a folder of an older version.
+        stamps: int64 (n, 2), size in bytes and modification time in ns of the files; None in folders of older versions.
+        digests: uint8 (n, 16), BLAKE2b of the files; None in folders of older versions.
         left_out_stamps: stamps of the images that could not be read.
     """
 
@@ -76,7 +76,7 @@ class EncodedImages:
         return len(self.names)
 
     def sets(self, rows: slice = slice(None)) -> CodeSets:
-        """The code sets of some images."""
+        """Return the code sets of some images."""
         return CodeSets(np.array(self.words[rows]), np.array(self.kept[rows]), self.bits)
 
 
@@ -101,7 +101,7 @@ def open_codes(folder: str | Path, *, verify: Verify = "once") -> EncodedImages:
         try:
             return _opened(path, meta, verify)
         except DataError:
-            if CODES.read(path) == meta:  # else it was replaced meanwhile
+            if CODES.read(path) == meta:  # otherwise it was replaced in the meantime
                 raise
 
 
@@ -133,6 +133,6 @@ def _opened(path: Path, meta: dict[str, Any], verify: Verify) -> EncodedImages:
 
 
 def content_files(content: str = "") -> list[str]:
-    """The files of a folder of codes that change with its pictures."""
+    """Return the files of a folder of codes that change with its pictures."""
     below = f"{content}/" if content else ""
     return [*(f"{below}{key}.npy" for key in (*ARRAYS, *RECORD)), f"{below}{NAMES}"]

@@ -17,7 +17,7 @@ __all__ = ["find_images", "list_places"]
 def find_images(
     places: Sequence[str | Path], *, follow_links: bool = False, exclude: Sequence[str] = ()
 ) -> tuple[Path, list[str]]:
-    """The images in files, folders and patterns, each once; arguments as of :func:`hashgym.gallery.encode_images`.
+    """Return the images in files, folders and patterns, once each; arguments as :func:`hashgym.gallery.encode_images`.
 
     Returns:
         root: the common parent of the folders, and of the folders that the files lie in; links in it are resolved.
@@ -32,26 +32,26 @@ def find_images(
 def list_places(
     places: Sequence[str | Path], follow_links: bool, exclude: Sequence[str]
 ) -> tuple[Path, list[str], Listing]:
-    """Root and names of the images, and the files and links that were passed over."""
+    """Return the root and names of the images, and the files and links that were skipped."""
     folders: set[str] = set()
     files: set[str] = set()
-    passed = Listing()
+    skipped = Listing()
     for place in map(str, places):
         for path in _expanded(place):
             named = path == place
-            if not named and not _taken(place, path, follow_links, exclude, passed):
+            if not named and not _is_used(place, path, follow_links, exclude, skipped):
                 continue
             if os.path.isdir(path):
                 base = os.path.realpath(path)
                 found = list_images(Path(base), follow_links=follow_links, exclude=exclude)
                 if not found.names and named:
-                    over = f" (passed over: {found.summary()})" if found.summary() else ""
-                    raise DataError(f"{path} holds no images{over}; wanted: files that end in .jpg, .png, .webp, ...")
-                passed.add(found)
+                    hint = f" (skipped: {found.summary()})" if found.summary() else ""
+                    raise DataError(f"{path} holds no images{hint}; expected: files that end in .jpg, .png, .webp, ...")
+                skipped.add(found)
                 inside = [os.path.join(base, name) for name in found.names]
                 folders.add(base)
             elif os.path.islink(path) and not follow_links:
-                passed.links += 1
+                skipped.links += 1
                 continue
             else:
                 file = os.path.join(os.path.realpath(os.path.dirname(path) or "."), os.path.basename(path))
@@ -62,30 +62,32 @@ def list_places(
                 folders.update(map(os.path.dirname, inside))
             files.update(inside)
     if not files:
-        over = f" (passed over: {passed.summary()})" if passed.summary() else ""
-        raise DataError(f"there are no images to encode{over}: name files, folders, or patterns in quotes")
+        hint = f" (skipped: {skipped.summary()})" if skipped.summary() else ""
+        raise DataError(f"there are no images to encode{hint}: name files, folders, or patterns in quotes")
     try:
         root = os.path.commonpath(folders)
     except ValueError:
-        raise DataError("the images lie on different drives: encode those of each drive to their own folder") from None
+        raise DataError(
+            "the images are on different drives: encode those of each drive to a folder of its own"
+        ) from None
     names = sorted((Path(os.path.relpath(file, root)).as_posix() for file in files), key=natural)
-    return Path(root), names, passed
+    return Path(root), names, skipped
 
 
 def _expanded(place: str) -> list[str]:
-    """The place itself if it exists, else the files and folders that match it as a pattern."""
+    """Return the place itself if it exists, else the files and folders that match it as a pattern."""
     if os.path.lexists(place):
         return [place]
     if not glob.has_magic(place):
-        raise DataError(f"{place} does not exist")
+        raise DataError(f"{place} does not exist: name files, folders, or patterns in quotes")
     found = sorted(glob.glob(place, recursive=True))
     if not any(os.path.isdir(path) or looks_like_image(Path(path)) for path in found):
         raise DataError(f"no image or folder matches {place}")
     return found
 
 
-def _taken(place: str, path: str, follow_links: bool, exclude: Sequence[str], passed: Listing) -> bool:
-    """Whether a match of a pattern is used, by the rules for listed folders; if not, it is counted in ``passed``."""
+def _is_used(place: str, path: str, follow_links: bool, exclude: Sequence[str], skipped: Listing) -> bool:
+    """Return whether a match of a pattern is used, by the rules for listed folders; else count it in ``skipped``."""
     parts = Path(path).parts
     fixed = sum(1 for _ in takewhile(lambda part: not glob.has_magic(part), Path(place).parts))
     for end in range(fixed + 1, len(parts) + 1):
@@ -93,12 +95,12 @@ def _taken(place: str, path: str, follow_links: bool, exclude: Sequence[str], pa
         if is_system(parts[end - 1]) or (upper.is_dir() and is_own(upper)):
             return False
         if is_excluded("/".join(parts[fixed:end]), exclude):
-            passed.excluded += 1
+            skipped.excluded += 1
             return False
         if upper.is_symlink() and not follow_links:
-            passed.links += 1
+            skipped.links += 1
             return False
     if not os.path.isdir(path) and not looks_like_image(Path(path)):
-        passed.ignored[os.path.splitext(path)[1].lower()] += 1
+        skipped.ignored[os.path.splitext(path)[1].lower()] += 1
         return False
     return True

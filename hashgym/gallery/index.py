@@ -1,9 +1,9 @@
 """Build an index of pictures from their codes, add to it and remove from it; for its format see ``gallery/search.py``.
 
 The index and each content carry the marker of :mod:`hashgym.storage.owned`; a content without it, or with other files
-in it, is never deleted. On a Milvus server a content is a collection of its own, whose name is derived
-from this computer, the folder and the number: no other collection is emptied or dropped. The server's token goes only
-to an address that the user gave.
+in it, is never deleted. On a Milvus server a content is a collection of its own, whose name is derived from this
+computer, the folder and the number: no other collection is emptied or dropped. The server's token is sent only to an
+address that the user gave.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from hashgym.storage.pipeline import progress_bar
 
 __all__ = ["build", "remove"]
 
-AT_ONCE = 1 << 16  # images that are given to a back end together
+AT_ONCE = 1 << 16  # images that are added to a back end at once
 
 
 def build(
@@ -55,8 +55,7 @@ def build(
     Args:
         codes: folders of codes, all of the same encoder.
         out: the folder of the index.
-        backend: a name that :func:`hashgym.index.backends` lists; by default ``faiss``, or that of the index that is
-            added to.
+        backend: a name that :func:`hashgym.index.backends` lists; by default ``faiss``, or that of the existing index.
         add: add to the index in ``out``.
         progress: show a progress bar.
         options: of the back end, such as ``uri``; by default of Milvus the environment variable ``MILVUS_URI``.
@@ -66,7 +65,7 @@ def build(
 
     Raises:
         DataError: for codes that are damaged or of different encoders; if ``out`` exists without ``add``, does not
-            exist with it, or is something else than an index. Nothing was written or deleted then.
+            exist with it, or is not an index. Nothing was written or deleted then.
         ValueError: for an unknown back end or option, or a back end whose package is not installed.
         ConnectionError: if the server does not answer.
     """
@@ -78,20 +77,20 @@ def build(
     digests = [part.digest for part in given]
 
     def checked() -> tuple[str, dict[str, Any], dict[str, Any] | None]:
-        """The back end, its options, and ``meta.json`` of the index if it exists."""
-        there = _existing(folder, add)
-        other = there is not None and backend not in (None, there["backend"])
-        if there is not None and add and other:
-            raise DataError(f"{folder} has the back end {there['backend']}: leave out --backend to add to it")
-        if there is not None and not add and (other or there["codes"] != digests):
+        """Return the back end, its options, and ``meta.json`` of the index if it exists."""
+        existing = _existing(folder, add)
+        other = existing is not None and backend not in (None, existing["backend"])
+        if existing is not None and add and other:
+            raise DataError(f"{folder} has the back end {existing['backend']}: leave out --backend to add to it")
+        if existing is not None and not add and (other or existing["codes"] != digests):
             raise DataError(f"{folder} exists already: --add adds to it; or remove it, or choose another --out")
-        name = backend or (there["backend"] if there else "faiss")
-        return name, _options(folder, name, there, options), there
+        name = backend or (existing["backend"] if existing else "faiss")
+        return name, _options(folder, name, existing, options), existing
 
     _, own, _ = checked()
     with _locked(folder, own):
-        name, own, there = checked()  # another process may have changed it meanwhile
-        old = None if there is None else _Content.of(folder)
+        name, own, existing = checked()  # another process may have changed it before it was locked
+        old = None if existing is None else _Content.of(folder)
         if old is not None and (not add or set(digests) <= set(old.meta["codes"])):
             return folder
         _check_same_encoder(given, folder, old)
@@ -111,7 +110,7 @@ def remove(
 
     Args:
         index: the folder of the index.
-        names: of the images, as ``hashgym search`` shows them.
+        names: names of the images, as ``hashgym search`` shows them.
         progress: show a progress bar.
         options: of the back end, as for :func:`build`.
 
@@ -143,7 +142,7 @@ def remove(
 
 @dataclass(frozen=True)
 class _Content:
-    """The images of an index: arrays as in a folder of codes, ids, and for one on the disk ``meta.json``."""
+    """The images of an index: ids, arrays as in a folder of codes, and ``meta.json`` if the index is on the disk."""
 
     root: Path
     names: list[str]
@@ -157,7 +156,7 @@ class _Content:
 
     @classmethod
     def of(cls, folder: Path) -> _Content:
-        """The content of an index."""
+        """Return the content of an index."""
         meta = read_meta(folder)
         arrays = content_arrays(folder, meta)
         names = Names(arrays["ids"], arrays.pop("text"), arrays.pop("ends"))
@@ -165,17 +164,17 @@ class _Content:
         return cls(Path(meta["root"]), listed, **arrays, bits=meta["bits"], next_id=meta["next_id"], meta=meta)
 
     def select(self, rows: NDArray[np.int64]) -> _Content:
-        """The content of some rows."""
+        """Return the content of some rows."""
         arrays = {key: getattr(self, key)[rows] for key in ARRAYS[:4]}
         return replace(self, names=[self.names[row] for row in rows], **arrays)
 
 
 def _merged(old: _Content | None, given: Sequence[EncodedImages]) -> _Content:
-    """Each image once, by its path: with its old id if it has one, and the last of its codes."""
+    """Return each image once, by its path, with its old id if it has one, and the last of its codes."""
     parts: list[_Content | EncodedImages] = [*([old] if old else []), *given]
     root = Path(os.path.commonpath([part.root for part in parts]))
     slots: dict[str, int] = {}  # name -> its row in the result
-    source: list[int] = []  # row -> the place of its codes, counted over all parts
+    source: list[int] = []  # row -> the row of its codes in all parts together
     places = count()
     for part in parts:
         below = part.root.relative_to(root).as_posix()
@@ -233,7 +232,7 @@ def _replace(
             **meta,
         )
     except BaseException:
-        if not INDEX.matches(folder) or read_meta(folder)["content"] != number:  # else it is the index now
+        if not INDEX.matches(folder) or read_meta(folder)["content"] != number:  # otherwise it is the index now
             _delete(work, options)
         raise
     _tidy(folder, options)
@@ -242,10 +241,10 @@ def _replace(
 def _options(
     folder: Path, backend: str, old: Mapping[str, Any] | None, given: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """The checked options of a back end: those given now, and those that the index was built with."""
+    """Return the checked options of a back end: those given now, and those that the index was built with."""
     recorded = {key: value for key, value in (old["options"] if old else {}).items() if key in ("uri", "timeout")}
     options = {**recorded, **(given or {})}
-    if backend == "milvus" and not (old and "uri" not in options):  # one that is embedded stays so
+    if backend == "milvus" and not (old and "uri" not in options):  # an embedded one stays embedded
         given_uri, token = (given or {}).get("uri"), options.get("token")
         options |= server_options(folder, backend, str(recorded.get("uri", "")), given_uri, token)
     backends.check_options(backend, options)
@@ -253,18 +252,18 @@ def _options(
 
 
 def _collection(folder: Path, number: str) -> str:
-    """The name of a content's collection on a server, unique to this computer and folder."""
+    """Return the name of a content's collection on a server, unique to this computer and folder."""
     place = os.fsencode(f"{platform.node()}\0{os.path.realpath(folder)}")
     return f"hashgym_{hashlib.sha256(place).hexdigest()[:16]}_{number}"
 
 
 def _former_collection(folder: Path, bits: int, number: str) -> str:
-    """The name of a content's collection in older versions, without the computer's name."""
+    """Return the name of a content's collection in older versions, without the computer's name."""
     return f"hashgym_{hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:16]}_{bits}_{number}"
 
 
 def _free_number(folder: Path, last: int, options: Mapping[str, Any]) -> str:
-    """The first number after ``last`` that is unused in the folder and on the server."""
+    """Return the first number after ``last`` that is unused in the folder and on the server."""
     for number in map(str, count(last + 1)):
         place = folder / number
         if os.path.lexists(place) and not owned.is_empty(place):
@@ -283,7 +282,7 @@ def _connection(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _adopt(folder: Path, meta: Mapping[str, Any]) -> None:
-    """Mark the content of an index of a version without markers, if all files in it are the index's own."""
+    """Mark the content of an index of a version without markers, if it has no other files."""
     content = folder / meta["content"]
     if not owned.is_owned(content) and not _foreign(content):
         backends.verify(content / BACKEND)  # the other files were compared with their checksums when they were read
@@ -291,7 +290,7 @@ def _adopt(folder: Path, meta: Mapping[str, Any]) -> None:
 
 
 def _foreign(content: Path) -> list[str]:
-    """The names of files in a content's folder that are not part of it."""
+    """Return the names of files in a content's folder that are not part of it."""
     known = {owned.MARKER, ENCODER, BACKEND, *(f"{key}.npy" for key in ARRAYS)}
     found = sorted(path.name for path in content.iterdir() if path.name not in known)
     backend = content / BACKEND
@@ -317,7 +316,7 @@ def _delete(content: Path, options: Mapping[str, Any]) -> None:
             from hashgym.index import milvus
 
             own = _collection(content.parent, content.name)
-            with suppress(ValueError):  # without a saved backend it has the name that is derived now
+            with suppress(ValueError):  # without a saved back end the collection has the current name
                 saved = backends.read_meta(content / BACKEND)
                 former = _former_collection(content.parent, saved["bits"], content.name)
                 if saved["options"].get("collection") == former:
@@ -343,7 +342,7 @@ def _numbered(folder: Path) -> list[Path]:
 
 
 def _is_leftover(path: Path) -> bool:
-    """Whether this is an unfinished ``meta.json`` that a killed run of this or an older version left."""
+    """Return whether this is an unfinished ``meta.json`` that a killed run of this or an older version left."""
     if re.fullmatch(rf"\.{re.escape(INDEX.manifest)}\.[0-9a-f.]+\.hashgym-tmp", path.name):
         return True
     start = f'{{\n "format": "{INDEX.name}"'.encode()
@@ -356,7 +355,7 @@ def _is_leftover(path: Path) -> bool:
 
 @contextmanager
 def _locked(folder: Path, options: Mapping[str, Any]) -> Iterator[None]:
-    """Create the folder if it does not exist, and lock it, where the system has such locks.
+    """Create the folder if it does not exist, and lock it, if the system has such locks.
 
     If the work fails, a folder that was created here is deleted, and one that was empty before is empty again.
     """
@@ -376,7 +375,7 @@ def _locked(folder: Path, options: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _existing(folder: Path, add: bool) -> dict[str, Any] | None:
-    """The ``meta.json`` of the index in a folder; None if there is none yet.
+    """Return the ``meta.json`` of the index in a folder; None if there is none yet.
 
     Raises:
         DataError: if there is no index to add to; or if the folder holds something that is neither an index nor an
@@ -389,13 +388,13 @@ def _existing(folder: Path, add: bool) -> dict[str, Any] | None:
     if add:
         raise DataError(f"{folder} is not an index, so nothing can be added: leave out --add and choose another --out")
     if os.path.lexists(folder) and not owned.is_empty(folder) and not _is_unfinished(folder):
-        there = f"; it has {', '.join(_shown(folder))}" if folder.is_dir() else ""
-        raise DataError(f"{folder} exists already and is not an index{there}: choose another --out")
+        content = f"; it has {', '.join(_first_names(folder))}" if folder.is_dir() else ""
+        raise DataError(f"{folder} exists already and is not an index{content}: choose another --out")
     return None
 
 
 def _is_unfinished(folder: Path) -> bool:
-    """Whether the folder holds nothing but an unfinished index that a killed run left."""
+    """Return whether the folder has only an unfinished index that a killed run left."""
     if not owned.is_owned(folder):
         return False
     contents = {path for path in _numbered(folder) if owned.is_owned(path) or owned.is_empty(path)}
@@ -403,8 +402,8 @@ def _is_unfinished(folder: Path) -> bool:
     return set(folder.iterdir()) <= ours
 
 
-def _shown(folder: Path, most: int = 3) -> list[str]:
-    """The first names in a folder, for a message."""
+def _first_names(folder: Path, most: int = 3) -> list[str]:
+    """Return the first names in a folder, for a message."""
     names = sorted(path.name for path in folder.iterdir())
     return names[:most] + (["..."] if len(names) > most else [])
 
@@ -412,13 +411,13 @@ def _shown(folder: Path, most: int = 3) -> list[str]:
 def _check_same_encoder(
     given: Sequence[EncodedImages], folder: Path | None = None, old: _Content | None = None
 ) -> None:
-    wanted, bits, whose = given[0].encoder, given[0].bits, str(given[0].folder)
+    encoder, bits, source = given[0].encoder, given[0].bits, str(given[0].folder)
     if old is not None:
-        wanted, bits, whose = old.meta["encoder"], old.bits, str(folder)
+        encoder, bits, source = old.meta["encoder"], old.bits, str(folder)
     for part in given:
-        if part.encoder != wanted:
+        if part.encoder != encoder:
             raise DataError(
-                f"{part.folder} has codes of another encoder ({part.encoder[:12]}, {part.bits} bits) than {whose} "
-                f"({wanted[:12]}, {bits} bits), and those cannot be compared: encode its pictures with "
-                f"{Path(whose) / ENCODER}, or build another index"
+                f"{part.folder} has codes of another encoder ({part.encoder[:12]}, {part.bits} bits) than {source} "
+                f"({encoder[:12]}, {bits} bits), and those cannot be compared: encode its pictures with "
+                f"{Path(source) / ENCODER}, or build another index"
             )

@@ -26,26 +26,26 @@ GENERATOR = b'<meta name="generator" content="hashgym search">'  # as in the tem
 
 
 def results(gallery: Gallery, query: Image, matches: Sequence[Match], name: str = "query") -> str:
-    """The page as HTML: the query, and every match with its thumbnail, distance, and the region that matched framed.
+    """Return the page as HTML: the query, and every match with its thumbnail, distance and the region that matched.
 
     Args:
         gallery: the index that was searched.
         query: the picture that was searched for.
         matches: the result of the search.
-        name: of the query.
+        name: name of the query.
     """
     return _template().render(
         query=_data(query),
         name=name,
         bits=gallery.encoder.bits,
         images=len(gallery),
-        matches=[_shown(gallery, match) for match in matches],
+        matches=[_entry(gallery, match) for match in matches],
         printable=printable,
     )
 
 
 def require_writable(path: str | Path) -> None:
-    """Check that a page can be written to a file without overwriting anything but such a page.
+    """Check that a page can be written to a file without overwriting anything else than such a page.
 
     Raises:
         DataError: if the file exists and is something else.
@@ -63,8 +63,8 @@ def write(html: str, path: str | Path) -> None:
     write_text(path, html)
 
 
-def _shown(gallery: Gallery, match: Match) -> dict[str, Any]:
-    """The values that the page shows of a match; lengths in per cent of the picture."""
+def _entry(gallery: Gallery, match: Match) -> dict[str, Any]:
+    """Return the values of a match that the page shows; lengths in per cent of the picture."""
     frame = ""
     if match.box is not None:
         left, top, right, bottom = match.box
@@ -81,9 +81,9 @@ def _shown(gallery: Gallery, match: Match) -> dict[str, Any]:
 
 
 def small(picture: Image, longer: int) -> Image:
-    """A thumbnail of a picture, RGB, its longer side at most ``longer`` pixels.
+    """Return a thumbnail of a picture, RGB, its longer side at most ``longer`` pixels.
 
-    It has the pixels only, without the comments, EXIF, XMP and colour profile of the picture.
+    It has only the pixels, without the comments, EXIF, XMP and colour profile of the picture.
     """
     from PIL import Image
 
@@ -95,14 +95,14 @@ def small(picture: Image, longer: int) -> Image:
 
 
 def jpeg(picture: Image) -> bytes:
-    """A thumbnail from :func:`small` as a JPEG."""
+    """Return a thumbnail from :func:`small` as a JPEG."""
     out = BytesIO()
     picture.save(out, "JPEG", quality=85)
     return out.getvalue()
 
 
 def _data(picture: Image) -> dict[str, Any]:
-    """A thumbnail as a data URL for an <img>, and its size."""
+    """Return a thumbnail as a data URL for an <img>, and its size."""
     thumbnail = small(picture, THUMBNAIL)
     return {
         "src": "data:image/jpeg;base64," + base64.b64encode(jpeg(thumbnail)).decode(),

@@ -1,9 +1,9 @@
 """Open an index of pictures and search it; :mod:`hashgym.gallery.index` builds and changes one.
 
-``INDEX/meta.json`` says what the index is and which numbered folder beside it has its content: ``ids.npy`` (int64 (n,),
-ascending, never given twice), ``words.npy``, ``kept.npy``, ``sizes.npy`` as in a folder of codes, names in ``text.npy``
-and ``ends.npy``, ``encoder.onnx``, and ``engine``, the back end's folder. Every change makes a new numbered folder, and
-``meta.json`` is replaced when that is on the disk: at any moment there is the old index or the new one.
+``INDEX/meta.json`` describes the index and names the numbered folder beside it that has its content: ``ids.npy``
+(int64 (n,), ascending, never given twice), ``words.npy``, ``kept.npy``, ``sizes.npy`` as in a folder of codes, names in
+``text.npy`` and ``ends.npy``, ``encoder.onnx``, and ``engine``, the back end's folder. Every change creates a numbered
+folder, and ``meta.json`` is replaced when that is on the disk: at any moment the index is the old or the new one.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ class Match:
     """A picture that was found.
 
     Attributes:
-        id: of the picture in the index.
-        name: relative to the root.
-        path: of the file, links followed; None if that is outside the root.
+        id: id of the picture in the index.
+        name: name of the picture, relative to the root.
+        path: path of the file, links followed; None if it is outside the root.
         distance: Hamming distance of the query's code to the nearest of its codes.
         region: which of its codes is nearest: 0 for the whole picture, else the number of a region (:data:`REGIONS`).
         box: the region in pixels of the upright picture; None for the whole.
@@ -107,7 +107,7 @@ class Names(Mapping[int, str]):
         return len(self._ids)
 
     def at(self, row: int) -> str:
-        """The name in a row of the arrays."""
+        """Return the name in a row of the arrays."""
         start = int(self._ends[row - 1]) if row else 0
         return self._text[start : int(self._ends[row])].tobytes().decode("utf-8", "surrogateescape")
 
@@ -117,7 +117,7 @@ class Gallery:
     """An open index: see :func:`open_gallery`.
 
     Attributes:
-        folder: of the index.
+        folder: folder of the index.
         root: the folder that names are relative to.
         encoder: encodes queries.
         index: the back end.
@@ -149,12 +149,12 @@ class Gallery:
         return CodeSets(np.array(self.words), np.array(self.kept), self.encoder.bits)
 
     def size(self, id: int) -> tuple[int, int]:
-        """Width and height in pixels that an image had when it was encoded."""
+        """Return the width and height in pixels that an image had when it was encoded."""
         width, height = self.sizes[np.searchsorted(self.ids, id)].tolist()
         return width, height
 
     def path(self, id: int) -> Path:
-        """The file of an image, links followed.
+        """Return the file of an image, links followed.
 
         Raises:
             KeyError: for an id that is not in the index.
@@ -163,7 +163,7 @@ class Gallery:
         return resolved(self.root, self.names[id])
 
     def search(self, image: Image | str | Path, k: int | None = 10, radius: int | None = None) -> list[Match]:
-        """The images nearest to a picture, by the least distance of its code to any of their codes; ties by id.
+        """Return the images nearest to a picture, by the distance of its code to the nearest of theirs; ties by id.
 
         Args:
             image: a picture or its file.
@@ -179,11 +179,11 @@ class Gallery:
         return self.search_code(query[0], k, radius)
 
     def search_code(self, query: Words, k: int | None = 10, radius: int | None = None) -> list[Match]:
-        """The images nearest to a packed code, uint64 (W,), as :meth:`search`."""
+        """Return the images nearest to a packed code, uint64 (W,), as :meth:`search`."""
         if k is not None and k < 1:
-            raise ValueError(f"k is the number of images to find, at least 1, got {k}")
+            raise ValueError(f"k, the number of images to find, must be at least 1, got {k}")
         if radius is not None and radius < 0:
-            raise ValueError(f"radius is a number of bits, at least 0, got {radius}")
+            raise ValueError(f"radius, a number of bits, must be at least 0, got {radius}")
         if radius is not None:
             _, ids, distances = self.index.within(query[None], radius)
             ids, distances = ids[:k], distances[:k]
@@ -233,8 +233,8 @@ def open_gallery(folder: str | Path, root: str | Path | None = None, uri: str | 
 
     Raises:
         DataError: if it is not an index or damaged, or the pictures are not where they were.
-        ValueError: where a back end's package is missing, or the index is on a server whose address the user must give.
-        ConnectionError: where the server does not answer.
+        ValueError: if a back end's package is missing, or the index is on a server whose address the user must give.
+        ConnectionError: if the server does not answer.
     """
     path = Path(folder)
     while True:
@@ -253,7 +253,7 @@ def open_gallery(folder: str | Path, root: str | Path | None = None, uri: str | 
             backend = backends.load(path / meta["content"] / BACKEND, **options)
             break
         except (OSError, ValueError):
-            if INDEX.read(path) == meta:  # else it was replaced meanwhile
+            if INDEX.read(path) == meta:  # otherwise it was replaced in the meantime
                 raise
     names = Names(arrays["ids"], arrays.pop("text"), arrays.pop("ends"))
     gallery = Gallery(path, place, encoder, backend, names, **arrays, meta=meta)
@@ -268,7 +268,7 @@ def open_gallery(folder: str | Path, root: str | Path | None = None, uri: str | 
 
 
 def read_meta(folder: str | Path) -> dict[str, Any]:
-    """The ``meta.json`` of an index: its images, bits, back end, root, and the digest of its encoder.
+    """Return the ``meta.json`` of an index: its images, bits, back end, root, and the digest of its encoder.
 
     Raises:
         DataError: if it is not an index, or damaged.
@@ -280,7 +280,7 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
 
 
 def verify(folder: str | Path) -> dict[str, Any]:
-    """The ``meta.json`` of an index, after comparing all its files with their checksums. No server is asked.
+    """Return the ``meta.json`` of an index, after comparing all its files with their checksums; contacts no server.
 
     Raises:
         DataError: if it is not an index, or damaged.
@@ -299,11 +299,11 @@ def verify(folder: str | Path) -> dict[str, Any]:
 def server_options(
     folder: Path, backend: str, recorded: str, uri: str | None, token: str | None = None
 ) -> dict[str, str]:
-    """The address of a back end's server, and the token if the user gave that address; empty if it is embedded.
+    """Return the address of a back end's server, and the token if the user gave that address; empty if it is embedded.
 
     Args:
-        folder: of the index.
-        backend: its name.
+        folder: folder of the index.
+        backend: name of the back end.
         recorded: the address that the index was built with.
         uri: the address that the user gave; by default ``MILVUS_URI``.
         token: the token that the user gave; by default ``MILVUS_TOKEN``.
@@ -325,7 +325,7 @@ def server_options(
 
 
 def content_arrays(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays of an index's content, compared with their checksums and checked against each other."""
+    """Return the arrays of an index's content, compared with their checksums and checked against each other."""
     INDEX.verify(folder, meta, large_files=True)
     arrays = {key: INDEX.open_array(folder, meta, f"{meta['content']}/{key}.npy") for key in ARRAYS}
     rows = {len(arrays[key]) for key in ARRAYS if key != "text"}
@@ -342,7 +342,7 @@ def content_arrays(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _root(folder: Path, root: Path, given: bool) -> Path:
-    """The folder of the pictures, links resolved."""
+    """Return the folder of the pictures, links resolved."""
     if not root.is_dir():
         problem = (
             f"--root {root} is not a folder" if given else f"the pictures of {folder} were in {root}, which is missing"
@@ -352,5 +352,5 @@ def _root(folder: Path, root: Path, given: bool) -> Path:
 
 
 def _exists(gallery: Gallery, row: int) -> bool:
-    """Whether the file of the picture in a row exists."""
+    """Return whether the file of the picture in a row exists."""
     return os.path.lexists(gallery.root / gallery.names.at(row))

@@ -30,6 +30,7 @@ from hashgym.console import say
 from hashgym.gallery.decoding import Decoded, Decoders
 from hashgym.gallery.page import jpeg
 from hashgym.gallery.search import INDEX, REGIONS, Gallery, open_gallery, read_meta
+from hashgym.optional import MissingPackageError, install_command
 from hashgym.storage.errors import DataError
 
 try:
@@ -42,8 +43,10 @@ try:
         ServiceUnavailable,
         UnprocessableEntity,
     )
-except ImportError as missing:
-    raise ValueError(f"{missing}: the web page needs pip install 'hashgym[serve]'") from missing
+except ModuleNotFoundError as error:
+    raise MissingPackageError(
+        f"the web page needs {error.name}: {install_command('flask')}", name=error.name
+    ) from error
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -62,7 +65,7 @@ CONNECTIONS = 500  # open at once
 PATIENCE = 30.0  # seconds without a byte after which a connection is closed; a request may take four times as long
 CROWDED_PATIENCE = 5.0  # the same while more than half of all connections are open
 THREADS = 32
-WORKING = 28  # requests at once that may wait for a decoder or the index; other threads answer the rest
+SLOW_REQUESTS = 28  # requests at once that may wait for a decoder or the index; other threads answer the rest
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self' data:; style-src 'self'; script-src 'self'; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -83,7 +86,7 @@ def create_app(
     token: str = "",
     reopen: Callable[[], Gallery] | None = None,
 ) -> flask.Flask:
-    """The web application of a gallery.
+    """Return the web application of a gallery.
 
     ``GET /`` is the page; ``POST /`` is the page with the images nearest to the uploaded ``picture`` (or to the image
     ``id``), at most ``k``; ``POST /search`` takes the same and answers in JSON; ``GET /thumbnail?id=`` is an image of
@@ -98,7 +101,7 @@ def create_app(
         max_pixels: size limit of any picture, uploaded or in the gallery.
         seconds: time limit for decoding a picture.
         token: required in every request, as ``?token=``, as ``Authorization: Bearer``, or by the cookie that
-            ``GET /?token=`` sets; empty: all requests are answered.
+            ``GET /?token=`` sets; empty to answer all requests.
         reopen: opens the gallery again after a change; by default :func:`hashgym.gallery.open_gallery` on its folder.
     """
     app = flask.Flask(__name__, static_folder=None)
@@ -144,7 +147,7 @@ def serve(
         max_pixels: size limit of any picture.
         seconds: time limit for decoding a picture.
         token: required in every request, see :func:`create_app`. By default the environment variable HASHGYM_TOKEN, or
-            a random one; empty: every user of this machine is answered.
+            a random one; empty to answer every user of this machine.
 
     Raises:
         ValueError: for a port that is taken or not allowed, limits below 1, or a token that is short or has characters
@@ -165,7 +168,7 @@ def serve(
     limits = {"max_bytes": max_bytes, "max_pixels": max_pixels}
     app = create_app(gallery := reopen(), **limits, seconds=seconds, token=token, reopen=reopen)
     with closing(app.extensions["hashgym"]):
-        logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a browser asks for many thumbnails at once
+        logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a browser requests many thumbnails at once
         try:
             server = _Server(app, port, max_bytes)
         except OSError as error:
@@ -185,19 +188,19 @@ def serve(
 
 
 class _Site:
-    """The requests of an application, in the order in which :func:`create_app` lets them pass: checks, then answers.
+    """The request handlers of an application, in the order of their calls: checks, then answers.
 
     Args:
         live: the gallery.
-        decoders: of uploaded pictures and of thumbnails.
+        decoders: decode uploaded pictures and thumbnails.
         token: required in every request; empty for none.
     """
 
     def __init__(self, live: _LiveGallery, decoders: Decoders, token: str) -> None:
         self.decoders = decoders
         self._live, self._token = live, token
-        self._searching = threading.Lock()  # back ends need not be safe for threads
-        self._working = threading.BoundedSemaphore(WORKING)
+        self._searching = threading.Lock()  # back ends may not be thread-safe
+        self._working = threading.BoundedSemaphore(SLOW_REQUESTS)
 
     def check_origin(self) -> flask.Response | None:
         """Reject requests that name another host, and posts of other sites."""
@@ -214,16 +217,16 @@ class _Site:
             return None
         request = flask.request
         cookie, value = _cookie(self._token, request.headers.get("Host", ""))
-        if _same(request.args.get("token", ""), self._token):
+        if _equal(request.args.get("token", ""), self._token):
             if request.method != "GET" or request.path != "/":
                 return None
-            kept: dict[str, Any] = {key: request.args[key] for key in ("id", "k") if key in request.args}
-            answer = flask.redirect(flask.url_for("home", **kept), 303)  # the token leaves the address bar
+            query: dict[str, Any] = {key: request.args[key] for key in ("id", "k") if key in request.args}
+            answer = flask.redirect(flask.url_for("home", **query), 303)  # removes the token from the address bar
             answer.set_cookie(cookie, value, httponly=True, samesite="Strict")
             return answer
-        if _same(request.headers.get("Authorization", ""), f"Bearer {self._token}"):
+        if _equal(request.headers.get("Authorization", ""), f"Bearer {self._token}"):
             return None
-        if _same(request.cookies.get(cookie, ""), value):
+        if _equal(request.cookies.get(cookie, ""), value):
             return None
         return _plain(
             "This page needs its token: open the address that `hashgym serve` printed, with ?token= in it.", 403
@@ -231,16 +234,16 @@ class _Site:
 
     def open_gallery(self) -> None:
         """Open the gallery as it is now, for this request."""
-        flask.g.using = ExitStack()
-        flask.g.gallery = flask.g.using.enter_context(self._live.use())
+        flask.g.resources = ExitStack()
+        flask.g.gallery = flask.g.resources.enter_context(self._live.use())
 
     def release_gallery(self, _: BaseException | None) -> None:
         """Release the gallery after the request."""
-        if using := flask.g.pop("using", None):
-            using.close()
+        if resources := flask.g.pop("resources", None):
+            resources.close()
 
     def failed(self, error: HTTPException) -> Any:
-        """The answer to a request that failed: JSON, plain text or the page, as it was asked for."""
+        """Return the answer to a request that failed: JSON, plain text or the page, depending on its path."""
         code, message = error.code or 500, error.description or error.name
         if code == 413:
             message = f"The picture is too large: {self.decoders.max_bytes / 2**20:.3g} MB at most."
@@ -253,15 +256,15 @@ class _Site:
         return self._page(error=message), code
 
     def home(self) -> str:
-        """The page, with the images nearest to one of the gallery where the address has its id."""
-        return self._page(**self._found()) if "id" in flask.request.args else self._page()
+        """Return the page, with the images nearest to one of the gallery if the address has its id."""
+        return self._page(**self._matches()) if "id" in flask.request.args else self._page()
 
     def results(self) -> str:
-        """The page with the images nearest to the picture that was sent."""
-        return self._page(**self._found())
+        """Return the page with the images nearest to the picture that was sent."""
+        return self._page(**self._matches())
 
     def search(self) -> dict[str, Any]:
-        """The nearest images, for JSON."""
+        """Return the nearest images, for JSON."""
         return {
             "bits": flask.g.gallery.encoder.bits,
             "images": len(flask.g.gallery.names),
@@ -274,12 +277,12 @@ class _Site:
                     "box": None if match.box is None else [int(side) for side in match.box],
                     "thumbnail": flask.url_for("thumbnail", id=match.id, region=match.region),
                 }
-                for match in self._found()["matches"]
+                for match in self._matches()["matches"]
             ],
         }
 
     def thumbnail(self) -> flask.Response:
-        """A small JPEG of an image of the gallery."""
+        """Return a small JPEG of an image of the gallery."""
         request, gallery = flask.request, flask.g.gallery
         identifier, path = self._requested_image()
         region = _number("region", 0, len(REGIONS) - 1, 0)
@@ -288,13 +291,13 @@ class _Site:
         try:
             state = path.stat()
         except OSError:
-            raise NotFound("The image is no longer there.") from None
+            raise NotFound("The file of the image no longer exists.") from None
         identity = f"{path}\0{state.st_mtime_ns}\0{state.st_size}\0{region}\0{gallery.encoder.sigma}"
         tag = hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:32]
         response = flask.Response(status=304) if tag in request.if_none_match else flask.Response()
         response.set_etag(tag)
         if response.status_code == 200:
-            with self._turn():
+            with self._slot():
                 try:
                     picture = self._decoded(path, gallery.names[identifier]).thumbnail
                 except UnprocessableEntity:
@@ -304,7 +307,7 @@ class _Site:
         return response
 
     def static(self, name: str) -> flask.Response:
-        """The style or the script of the page."""
+        """Return the style sheet or the script of the page."""
         return flask.send_from_directory(Path(__file__).parent / "templates", name)
 
     def close(self) -> None:
@@ -312,9 +315,9 @@ class _Site:
         self.decoders.close()
         self._live.close()
 
-    def _found(self) -> dict[str, Any]:
-        """The images nearest to the picture that was sent, or to the image whose id was, as the page shows them."""
-        request, began, gallery = flask.request, time.perf_counter(), flask.g.gallery
+    def _matches(self) -> dict[str, Any]:
+        """Return the images nearest to the picture or to the image id that was sent, as values of the page."""
+        request, start_time, gallery = flask.request, time.perf_counter(), flask.g.gallery
         k = _number("k", 1, MAX_RESULTS, RESULTS)
         upload, identifier = request.files.get("picture"), None
         source: Path | IO[bytes]
@@ -325,7 +328,7 @@ class _Site:
             name = gallery.names[identifier]
         else:
             raise BadRequest("This request has no picture: choose one first.")
-        with self._turn():
+        with self._slot():
             picture = self._decoded(source, name, preprocess=gallery.encoder.metadata.get("preprocess"))
             if picture.view is None:
                 raise ServiceUnavailable("The encoder of this index takes features, not pictures.")
@@ -333,10 +336,10 @@ class _Site:
                 with self._searching:
                     query = gallery.encoder.encode_pictures(picture.view[None]).words[0, 0]
                     matches = gallery.search_code(query, k)
-            except (ValueError, OSError) as error:  # a back end that is a server of its own may be gone
+            except (ValueError, OSError) as error:  # a back end on another server may not answer
                 raise ServiceUnavailable(f"The index cannot be searched: {_text(str(error))[:500]}.") from error
         preview = "data:image/jpeg;base64," + base64.b64encode(jpeg(picture.thumbnail)).decode()
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start_time
         return {"k": k, "id": identifier, "name": name, "preview": preview, "matches": matches, "seconds": seconds}
 
     def _page(self, **values: Any) -> str:
@@ -345,7 +348,7 @@ class _Site:
         return flask.render_template("serve.html", gallery=flask.g.gallery, **limits, **{**defaults, **values})
 
     def _requested_image(self) -> tuple[int, Path]:
-        """Id and file of the image of the gallery that the request names."""
+        """Return id and file of the image of the gallery that the request names."""
         identifier = _number("id", 0, 2**62)
         try:
             return identifier, flask.g.gallery.path(identifier)
@@ -353,8 +356,8 @@ class _Site:
             raise NotFound("There is no such image in this index.") from None
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """A turn at slow work; there are fewer turns than threads, so that plain requests are always answered."""
+    def _slot(self) -> Iterator[None]:
+        """Reserve a slot for slow work; there are fewer slots than threads, so other requests are always answered."""
         if not self._working.acquire(blocking=False):
             raise ServiceUnavailable("The server is busy: try again in a moment.")
         try:
@@ -375,7 +378,7 @@ class _LiveGallery:
     """The gallery of an index, opened again when the index has changed on the disk.
 
     Args:
-        gallery: open; it is closed once another has taken its place and no request uses it.
+        gallery: an open gallery; it is closed when another has replaced it and no request uses it.
         reopen: opens the index again; by default with its pictures where they are now.
     """
 
@@ -391,7 +394,7 @@ class _LiveGallery:
 
     @contextmanager
     def use(self) -> Iterator[Gallery]:
-        """The gallery as the index is now.
+        """Yield the gallery in the current state of the index.
 
         Raises:
             ServiceUnavailable: if the index is damaged or missing, since removed pictures must not be shown.
@@ -400,12 +403,12 @@ class _LiveGallery:
             state = self._stat()
             if state is None or state != self._state:
                 try:
-                    opened = self._reopen()
+                    reopened = self._reopen()
                 except (ValueError, OSError) as error:
                     raise ServiceUnavailable(f"The index cannot be opened: {_text(str(error))[:500]}.") from error
-                before, self._gallery, self._state = self._gallery, opened, state
-                if not self._users.get(id(before)):
-                    before.close()
+                previous, self._gallery, self._state = self._gallery, reopened, state
+                if not self._users.get(id(previous)):
+                    previous.close()
             gallery = self._gallery
             self._users[id(gallery)] = self._users.get(id(gallery), 0) + 1
         try:
@@ -424,10 +427,10 @@ class _LiveGallery:
 
     def _stat(self) -> tuple[int, ...] | None:
         try:
-            found = (self._folder / INDEX.manifest).stat()
+            status = (self._folder / INDEX.manifest).stat()
         except OSError:
             return None
-        return found.st_mtime_ns, found.st_ino, found.st_size
+        return status.st_mtime_ns, status.st_ino, status.st_size
 
 
 class _Server(TcpWSGIServer):
@@ -450,7 +453,7 @@ class _Server(TcpWSGIServer):
             ident=None,
             connection_limit=limit,
             cleanup_interval=1,
-            log_socket_errors=False,  # clients may leave at any time
+            log_socket_errors=False,  # clients may disconnect at any time
             asyncore_use_poll=hasattr(select, "poll"),
             inbuf_overflow=2**16,  # bytes of a request in memory; the rest goes to a temporary file
             max_request_header_size=2**15,
@@ -467,8 +470,8 @@ class _Server(TcpWSGIServer):
         """Close connections that are silent or whose request does not end."""
         patience = CROWDED_PATIENCE if len(self.active_channels) > self._limit / 2 else PATIENCE
         for channel in self.active_channels.values():
-            begun = now if channel.request is None else self._seen.setdefault(channel.request, now)
-            if not channel.requests and (now - channel.last_activity > patience or now - begun > 4 * patience):
+            started = now if channel.request is None else self._seen.setdefault(channel.request, now)
+            if not channel.requests and (now - channel.last_activity > patience or now - started > 4 * patience):
                 channel.will_close = True
 
 
@@ -484,18 +487,18 @@ def _secure(response: flask.Response) -> flask.Response:
 
 
 def _cookie(token: str, host: str) -> tuple[str, str]:
-    """Name and value of the cookie at a port: browsers send a cookie to all ports of a host."""
+    """Return name and value of the cookie at a port: browsers send a cookie to all ports of a host."""
     name = f"hashgym-{host.partition(':')[2] or '80'}"
     return name, hmac.new(token.encode(), name.encode(), "sha256").hexdigest()
 
 
-def _same(given: str, wanted: str) -> bool:
+def _equal(given: str, wanted: str) -> bool:
     """Compare two secrets in a time that does not depend on where they differ."""
     return hmac.compare_digest(given.encode(errors="replace"), wanted.encode())
 
 
 def _number(name: str, low: int, high: int, default: int | None = None) -> int:
-    """An integer parameter of the request.
+    """Return an integer parameter of the request.
 
     Raises:
         BadRequest: if it is missing or out of bounds.
@@ -509,7 +512,7 @@ def _number(name: str, low: int, high: int, default: int | None = None) -> int:
 
 
 def _framed(picture: Image, box: tuple[int, int, int, int]) -> Image:
-    """The picture with a frame around ``box`` and the rest darkened."""
+    """Return the picture with a frame around ``box`` and the rest darkened."""
     from PIL import Image, ImageDraw
 
     framed = Image.blend(picture, Image.new("RGB", picture.size), 0.5)
@@ -525,5 +528,5 @@ def _plain(message: str, code: int) -> flask.Response:
 
 
 def _text(text: str) -> str:
-    """The text with question marks for bytes of a file name that are not UTF-8."""
+    """Return the text with question marks for bytes of a file name that are not UTF-8."""
     return text.encode(errors="replace").decode()

@@ -37,8 +37,8 @@ def register(name: str, target: type[Hasher] | str, description: str = "") -> No
 def register(name: str, target: Any = None, description: str = "") -> Callable[[HasherClass], HasherClass] | None:
     """Register a hasher of your own for :func:`make` and :func:`load`.
 
-    ``@register("mine")`` before a class does the same. Another process knows only the names that its imported modules
-    register: name a hasher of your own ``"package.module:Class"`` where workers make it.
+    ``@register("mine")`` before a class does the same. Another process finds only the names that its imported modules
+    register: name a hasher of your own ``"package.module:Class"`` if workers make it.
 
     Args:
         name: its name; it can be registered once.
@@ -60,7 +60,7 @@ def register(name: str, target: Any = None, description: str = "") -> Callable[[
 
 
 def make(name: str, **kwargs: Any) -> Hasher:
-    """Return a new hasher, not fitted yet; ``kwargs`` are its settings, of which all have ``bits`` and ``seed``.
+    """Return a new hasher, not fitted yet; ``kwargs`` are its settings, always including ``bits`` and ``seed``.
 
     A name is one of :func:`available`, or ``"package.module:Class"``.
 
@@ -88,7 +88,7 @@ def load(path: Any) -> Hasher:
         remedy = (
             f"import {module}" if module != name else "call hashgym.hashers.register, or import the module that does,"
         )
-        raise ValueError(f"{path} holds a hasher {name!r}, which is not known here: {remedy} before loading it")
+        raise ValueError(f"{path} holds a hasher {name!r}, which is not registered: {remedy} before loading it")
     return make(name, **meta["parameters"])._restore(state, path)
 
 
@@ -96,7 +96,7 @@ def fitted(source: str | Path | Hasher, dataset: HashingDataset, **settings: Any
     """Return a fitted hasher: read from a file, or made and fitted to the training images of a dataset.
 
     Args:
-        source: a name, as for :func:`make`; the path of a saved hasher; or a hasher, which is fitted where it is not
+        source: a name, as for :func:`make`; the path of a saved hasher; or a hasher, which is fitted if it is not
             yet. A text that is a registered name is never taken for a path.
         dataset: the images: a new hasher is fitted to ``features[train]``, with ``labels[train]``.
         settings: of a new hasher made by name, as for :func:`make`; a saved hasher has its own.

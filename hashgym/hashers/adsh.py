@@ -16,7 +16,7 @@ _ROWS = 128  # images whose pairs with all others are computed at once: few enou
 
 
 def asymmetric_loss(distance: Tensor, similar: Tensor, bits: int) -> Tensor:
-    """((q - 2 d) - q (2 s - 1))^2: the inner product of two codes should be q or -q.
+    """Return ((q - 2 d) - q (2 s - 1))^2: the inner product of two codes should be q or -q.
 
     Args:
         distance: real numbers in [0, q].
@@ -63,18 +63,18 @@ def similarity_product(labels: Tensor, dissimilar: float, values: Tensor) -> Ten
 class ADSH(DeepHasher, PairwiseHasher):
     """A network with outputs u = tanh(logits), and codes v of all training images, learnt in turn.
 
-    Minimised is the mean over a batch's images i and all training images j of (u_i v_j - q S_ij)^2, plus ``gamma``
-    times the mean of ||v_i - u_i||^2. After each pass over the images, their codes V are improved by
-    :func:`discrete_coordinate_descent` against the network's most recent outputs. V serves training alone: all images
-    are encoded by the network, since MCH encodes regions too.
+    Training minimises the mean over images i of a batch and all training images j of (u_i v_j - q S_ij)^2, plus
+    ``gamma`` times the mean of ||v_i - u_i||^2. After each pass over the images, their codes V are improved by
+    :func:`discrete_coordinate_descent` against the network's most recent outputs. V is used in training only: all
+    images are encoded by the network, since MCH encodes regions too.
 
     Attributes:
         gamma: weight of the squared distance of outputs to learnt codes, summed over bits.
-        dissimilar: r, where S_ij = 1 for similar and -r for dissimilar pairs; ``pair_loss`` has r = 1, as Table 1. None
-            is the authors' choice, r = similar pairs / dissimilar pairs, so that S sums to 0: otherwise the many
-            dissimilar pairs, whose inner products cannot all be -q, outweigh the few similar ones. Where similar pairs
-            are more frequent r is 1, since no inner product is below -q.
-        passes: of coordinate descent after each pass over the images.
+        dissimilar: r, where S_ij = 1 for similar and -r for dissimilar pairs; ``pair_loss`` has r = 1, as Table 1.
+            None is the authors' choice, r = similar pairs / dissimilar pairs, so that S sums to 0: otherwise the many
+            dissimilar pairs, whose inner products cannot all be -q, outweigh the few similar ones. If similar pairs
+            are more frequent, r is 1, since no inner product is below -q.
+        passes: number of passes of coordinate descent after each pass over the images.
     """
 
     gamma: float = 0.1
@@ -94,7 +94,7 @@ class ADSH(DeepHasher, PairwiseHasher):
         return asymmetric_loss(distance, similar, self.bits)
 
     def objective(self, labels: Tensor) -> Objective:
-        """The asymmetric loss of a batch against all training images, and its distance to their codes."""
+        """Return the asymmetric loss of a batch against all training images, and its distance to their codes."""
         weights = pair_weights(labels.cpu().numpy())
         self._weigh(weights)
         r = dissimilar_value(weights, self.dissimilar)

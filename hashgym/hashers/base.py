@@ -34,7 +34,7 @@ _ROWS = 8192  # rows that are transformed at once: keeps memory constant, also f
 _FORMAT = "hashgym.hasher/1"
 _MAX_DIM = 1 << 24  # features of a saved hasher; a picture of 224 x 224 has 150,528
 
-ALIKE = "the features of all {n} training images are the same, so there is nothing to learn: check the features"
+ALIKE = "the features of all {n} training images are equal, so there is nothing to learn: check the features"
 ONE = "one sample is too few to learn from: give several training images that differ"
 
 
@@ -54,10 +54,10 @@ class Hasher(ABC):
     A hasher is an estimator of scikit-learn: it works in ``Pipeline``, ``clone`` and ``GridSearchCV``.
 
     Attributes:
-        bits: the code length q.
-        seed: of all random draws; the same seed on the same data and machine gives the same codes.
+        bits: q, the code length.
+        seed: seed of all random draws; the same seed on the same data and machine gives the same codes.
         n_features_in_: D, set by ``fit``.
-        feature_names_in_: names of the columns (D,), set by ``fit`` where it is given a data frame.
+        feature_names_in_: names of the columns (D,), set by ``fit`` if X is a data frame.
     """
 
     bits: int = 32
@@ -89,7 +89,7 @@ class Hasher(ABC):
             The hasher itself.
 
         Raises:
-            ValueError: for features that are not finite, sparse or not two-dimensional, images that are all alike,
+            ValueError: for features that are not finite, sparse or not two-dimensional, images that are all equal,
                 labels that are missing, of another length or not multi-hot, and more bits than the method can give on
                 this data.
         """
@@ -147,10 +147,10 @@ class Hasher(ABC):
 
     @abstractmethod
     def _transform(self, X: Features) -> Features:
-        """Return the real values of checked features; tensors, where these and the fitted attributes are tensors."""
+        """Return the real values of checked features, as tensors if these and the fitted attributes are tensors."""
 
     def _needed_labels(self, y: ArrayLike | None, n: int) -> Labels | None:
-        """The labels of n images as ``_fit`` takes them: None unless supervised."""
+        """Return the labels of n images as ``_fit`` takes them: None unless supervised."""
         if not self.supervised:
             return None
         name = type(self).__name__
@@ -166,7 +166,7 @@ class Hasher(ABC):
     def _check_names(self, X: Any, reset: bool) -> None:
         """Set ``feature_names_in_`` to the columns of a data frame (``reset``), or compare them, as scikit-learn does.
 
-        It does so from version 1.6 on; without data frames scikit-learn is not imported.
+        This needs scikit-learn 1.6, which is not imported without data frames.
         """
         if hasattr(X, "columns") or hasattr(self, "feature_names_in_"):
             with suppress(ImportError):
@@ -210,7 +210,7 @@ class Hasher(ABC):
         )
 
     def _more_tags(self) -> dict[str, Any]:
-        """The tags for scikit-learn before 1.6."""
+        """Return the tags for scikit-learn before 1.6."""
         return {"requires_y": self.supervised, "preserves_dtype": [np.float32]}
 
     def save(self, path: str | Path) -> None:
@@ -246,7 +246,7 @@ class Hasher(ABC):
 
     @classmethod
     def _registered_name(cls) -> str:
-        """The class's name in a saved file: its registered name, or "module:Class"."""
+        """Return the class's name in a saved file: its registered name, or "module:Class"."""
         name = HASHERS.name_of(cls)
         if name.startswith("__main__:") or "<locals>" in name:
             raise ValueError(
@@ -256,7 +256,7 @@ class Hasher(ABC):
         return name
 
     def _state(self) -> dict[str, NDArray[Any]]:
-        """The fitted attributes, by name."""
+        """Return the fitted attributes, by name."""
         state = {name: np.asarray(value) for name, value in vars(self).items() if name.endswith("_")}
         return {name: value.astype(str) if value.dtype == object else value for name, value in state.items()}
 

@@ -27,7 +27,7 @@ class CNNH(DeepHasher):
     CNNH+ has outputs for the labels as well; it is not implemented.)
 
     Attributes:
-        passes: of coordinate descent over all entries of the codes.
+        passes: number of passes of coordinate descent over all entries of the codes.
         dissimilar: r, where S = -r for dissimilar pairs: 1 in the paper; None for similar pairs / dissimilar pairs, at
             most 1, so that S sums to 0 and dissimilar pairs do not outweigh few similar ones.
         code_losses_: float64 (passes + 1,), ||S - H H^T / q||^2 / n^2 from the random start on; never increases.
@@ -44,7 +44,7 @@ class CNNH(DeepHasher):
             )
 
     def objective(self, labels: Tensor) -> Objective:
-        """Mean binary cross entropy of a batch's logits to the codes learnt here."""
+        """Return the mean binary cross entropy of a batch's logits to the codes learnt here."""
         hot = labels.cpu().numpy().astype(np.uint8)
         r = dissimilar_value(pair_weights(hot), self.dissimilar)
         H, self.code_losses_ = similarity_codes(hot, self.bits, r, self.passes, np.random.default_rng(self.seed))
@@ -69,7 +69,7 @@ def similarity_codes(
         labels: multi-hot (n, L); S is 1 where two share a label, -``dissimilar`` elsewhere.
         bits: q.
         dissimilar: a number from 0 up.
-        passes: over all entries.
+        passes: number of passes over all entries.
         rng: draws the uniform start.
 
     Returns:

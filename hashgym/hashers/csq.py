@@ -20,9 +20,9 @@ _DRAWS = 1000  # random candidates for the code of each class
 def targets(classes: int, bits: int, seed: int) -> NDArray[np.float32]:
     """Return a code for each class, far from all others: float32 (classes, bits) of -1 and +1.
 
-    Where bits are a power of two and classes at most twice as many, the codes are rows, and then negated rows, of a
-    Hadamard matrix, in random order and with random signs: any two differ in half their bits, or in all. Elsewhere a
-    class gets, of many random codes, the one whose nearest earlier code is farthest. Half of every code's bits are 1
+    If bits are a power of two and classes at most twice as many, the codes are rows, and then negated rows, of a
+    Hadamard matrix, in random order and with random signs: any two differ in half their bits, or in all. Otherwise
+    a class gets the one of many random codes whose nearest earlier code is farthest. Half of every code's bits are 1
     (one more or less, if bits are odd), except for the constant row of a Hadamard matrix, which comes last.
     """
     from scipy.linalg import hadamard
@@ -51,7 +51,7 @@ def majority(labels: Tensor, codes: Tensor) -> Tensor:
 
 
 def central_loss(u: Tensor, centres: Tensor, quantization: float) -> Tensor:
-    """Cross-entropy of h = (tanh(u) + 1) / 2 with centres, plus ``log cosh(|2 h - 1| - 1)``: means over bits, (b,).
+    """Return cross-entropy of h = (tanh(u) + 1) / 2 with centres, plus ``log cosh(|2 h - 1| - 1)``: means of bits (b,).
 
     Args:
         u: (b, q), logits.
@@ -81,7 +81,7 @@ class CSQ(DeepHasher):
             raise ValueError(f"quantization must be at least 0, got {self.quantization}")
 
     def objective(self, labels: Tensor) -> Objective:
-        """Mean of :func:`central_loss` over the labelled images of a batch."""
+        """Return the mean of :func:`central_loss` over the labelled images of a batch."""
         pair_weights(labels.cpu().numpy())  # raises if there is no similar or no dissimilar pair
         codes = torch.from_numpy(targets(labels.shape[1], self.bits, self.seed)).to(labels)
         centres, labelled = majority(labels, codes), labels.amax(1)

@@ -14,13 +14,13 @@ __all__ = ["DCH", "cauchy_loss"]
 
 
 def cauchy_loss(distance: Tensor, similar: Tensor, gamma: float, nearest: float) -> Tensor:
-    """s log(d / gamma) + log(1 + gamma / d): log(1 + d / gamma) of similar and log(1 + gamma / d) of dissimilar pairs.
+    """Return s log(d / gamma) + log(1 + gamma / d): log(1 + d / gamma) if similar, log(1 + gamma / d) if dissimilar.
 
     Args:
         distance: real numbers in [0, q].
         similar: bool, of a shape that broadcasts with ``distance``.
         gamma: scale of the Cauchy distribution, in bits.
-        nearest: in bits; dissimilar pairs that are nearer count as this far apart, for their loss has no bound.
+        nearest: in bits; dissimilar pairs that are nearer count as this far apart, as their loss is not bounded.
     """
     return torch.where(similar, torch.log1p(distance / gamma), torch.log1p(gamma / distance.clamp(min=nearest)))
 
@@ -54,7 +54,7 @@ class DCH(DeepHasher, PairwiseHasher):
         return cauchy_loss(distance, similar, self.gamma, self.nearest)
 
     def objective(self, labels: Tensor) -> Objective:
-        """Mean over the pairs of a batch of w L, plus the mean quantisation loss of its images."""
+        """Return the mean over the pairs of a batch of w L, plus the mean quantisation loss of its images."""
         self._weigh(pair_weights(labels.cpu().numpy()))
 
         def loss(u: Tensor, rows: Tensor, update: int) -> Tensor:

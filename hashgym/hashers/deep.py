@@ -30,14 +30,14 @@ class DeepHasher(Hasher):
     raw and standardised features give equal codes. The weights are NumPy arrays: encoding needs no accelerator.
 
     Attributes:
-        hidden: width of the hidden layer; 0 for a linear head, which has no ``hidden_weight_`` and ``hidden_bias_``.
+        hidden: width of the hidden layer; 0 for a linear head, without ``hidden_weight_`` and ``hidden_bias_``.
         dropout: share of the hidden units left out at each update.
         input_dropout: share of the features left out at each update.
         updates: number of gradient steps.
-        batch_size: images a step.
-        learning_rate: at the start; it falls to 0 along a cosine.
-        weight_decay: AdamW's.
-        device: "cpu", "cuda", ..., or "auto": an accelerator where there is one.
+        batch_size: number of images in a step.
+        learning_rate: initial learning rate; it falls to 0 along a cosine.
+        weight_decay: weight decay of AdamW.
+        device: "cpu", "cuda", ..., or "auto": a GPU if there is one.
         verbose: whether to show a progress bar.
         hidden_weight_: float32 (D, hidden).
         hidden_bias_: float32 (hidden,).
@@ -61,7 +61,7 @@ class DeepHasher(Hasher):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.hidden < 0:
-            raise ValueError(f"hidden must be at least 0, which is a linear head, got {self.hidden}")
+            raise ValueError(f"hidden must be at least 0 (0 for a linear head), got {self.hidden}")
         for name in ("updates", "batch_size", "learning_rate"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")

@@ -14,7 +14,7 @@ __all__ = ["DSH", "contrastive_loss"]
 
 
 def contrastive_loss(distance: Tensor, similar: Tensor, margin: float) -> Tensor:
-    """D / 2 of similar and max(0, margin - D) / 2 of dissimilar pairs, D = 4 d = ||b1 - b2||^2.
+    """Return D / 2 of similar and max(0, margin - D) / 2 of dissimilar pairs, D = 4 d = ||b1 - b2||^2.
 
     Args:
         distance: real numbers from 0 up, Hamming distances d or relaxed ones.
@@ -28,12 +28,12 @@ def contrastive_loss(distance: Tensor, similar: Tensor, margin: float) -> Tensor
 class DSH(DeepHasher, PairwiseHasher):
     """The contrastive loss of all pairs of a batch, on unbounded outputs, and a regulariser towards -1 and +1.
 
-    Bits are not balanced: where nearly as many pairs are similar as not, some bits become the same for all images; a
+    Bits are not balanced: if nearly as many pairs are similar as not, some bits become the same for all images; a
     larger ``margin`` gives fewer of those.
 
     Attributes:
-        margin: m, the squared distance that dissimilar images should keep, 4 for each bit; None for the authors' twice
-            the bits, half of the code.
+        margin: m, the squared distance that dissimilar images should have, 4 for each bit; None for twice the bits, as
+            in the paper, which is half of the code.
         alpha: weight of ``|| |b| - 1 ||_1``, summed over bits and a pair's two images.
     """
 
@@ -50,7 +50,7 @@ class DSH(DeepHasher, PairwiseHasher):
         return contrastive_loss(distance, similar, 2 * self.bits if self.margin is None else self.margin)
 
     def objective(self, labels: Tensor) -> Objective:
-        """Mean over the pairs of a batch."""
+        """Return the mean over the pairs of a batch."""
         self._weigh(pair_weights(labels.cpu().numpy()))
 
         def loss(b: Tensor, rows: Tensor, update: int) -> Tensor:

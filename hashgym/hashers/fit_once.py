@@ -19,12 +19,12 @@ _PATIENCE = 3600.0  # seconds to wait for another process that fits the same has
 
 
 def fit_once(hasher: Hasher, X: Features, y: Labels) -> Hasher:
-    """Return the hasher fitted to (X, y), read from the user's cache where a process has fitted it before.
+    """Return the hasher fitted to (X, y), read from the user's cache if a process has fitted it before.
 
     The cache is keyed by the hasher's name and settings, the bytes of X and y, and the versions of hashgym, NumPy and
     torch, so that a cached hasher equals a fitted one. One process fits while the others wait for it. Without a cache
-    folder, and for a class that is not hashgym's own, whose code may change between two runs, the hasher is fitted
-    here.
+    folder, and for a class that is not part of hashgym, whose code may change between two runs, the hasher is
+    fitted here.
 
     Args:
         hasher: not fitted yet.
@@ -43,17 +43,17 @@ def fit_once(hasher: Hasher, X: Features, y: Labels) -> Hasher:
     from hashgym.versions import versions
 
     name = hasher._registered_name()
-    found = {"hashgym": hashgym.__version__, **versions(("numpy", "torch"))}
-    digest = hashlib.sha256(json.dumps([name, hasher.get_params(), found, X.shape, y.shape]).encode())
+    installed = {"hashgym": hashgym.__version__, **versions(("numpy", "torch"))}
+    digest = hashlib.sha256(json.dumps([name, hasher.get_params(), installed, X.shape, y.shape]).encode())
     digest.update(np.ascontiguousarray(X).data)
     digest.update(np.ascontiguousarray(y).data)
     file = place / f"base-{digest.hexdigest()[:32]}.npz"
     try:
         with filelock.FileLock(f"{file}.lock", timeout=_PATIENCE):
             try:
-                known = hashers.load(file)
-                if _is_fitted(known, hasher, X.shape[1]):
-                    return known
+                cached = hashers.load(file)
+                if _is_fitted(cached, hasher, X.shape[1]):
+                    return cached
                 file.unlink()
             except FileNotFoundError:
                 pass
@@ -67,10 +67,10 @@ def fit_once(hasher: Hasher, X: Features, y: Labels) -> Hasher:
         return hasher.fit(X, y)
 
 
-def _is_fitted(known: Hasher, hasher: Hasher, dim: int) -> bool:
+def _is_fitted(cached: Hasher, hasher: Hasher, dim: int) -> bool:
     """Return whether a cached hasher has the class and settings of ``hasher``, and takes features of this dimension."""
     return (
-        type(known) is type(hasher)
-        and known.get_params() == hasher.get_params()
-        and getattr(known, "n_features_in_", None) == dim
+        type(cached) is type(hasher)
+        and cached.get_params() == hasher.get_params()
+        and getattr(cached, "n_features_in_", None) == dim
     )

@@ -14,7 +14,7 @@ __all__ = ["HashNet", "likelihood_loss"]
 
 
 def likelihood_loss(distance: Tensor, similar: Tensor, bits: int, alpha: float) -> Tensor:
-    """log(1 + exp(a)) - s a, a = alpha (q - 2 d): minus the log-likelihood of s when sigmoid(a) is its probability.
+    """Return log(1 + exp(a)) - s a, a = alpha (q - 2 d): the negative log-likelihood of s of probability sigmoid(a).
 
     Args:
         distance: real numbers in [0, q].
@@ -31,10 +31,10 @@ class HashNet(DeepHasher, PairwiseHasher):
     """The weighted likelihood of all pairs of a batch, on outputs tanh(beta u) that approach signs as beta grows.
 
     Attributes:
-        alpha: slope of the sigmoid from inner products to probabilities; None for 10 / bits, as the authors have it.
-        beta: final scale of the outputs; it grows from 1 as the square root of the share of updates done (the authors'
-            schedule, which ends near 7).
-        stages: in how many equal parts of the training it grows; it stays 1 with a single one.
+        alpha: slope of the sigmoid from inner products to probabilities; None for 10 / bits, as in the authors' code.
+        beta: final scale of the outputs; it grows from 1 as the square root of the share of updates so far (the
+            authors' schedule, which ends near 7).
+        stages: number of equal stages of the training in which beta grows; with one it stays 1.
     """
 
     alpha: float | None = None
@@ -57,12 +57,12 @@ class HashNet(DeepHasher, PairwiseHasher):
         return likelihood_loss(distance, similar, self.bits, alpha)
 
     def scale(self, update: int) -> float:
-        """The beta of tanh(beta u) at an update."""
+        """Return the beta of tanh(beta u) at an update."""
         stage = update * self.stages // self.updates
         return (1 + (self.beta**2 - 1) * stage / max(self.stages - 1, 1)) ** 0.5
 
     def objective(self, labels: Tensor) -> Objective:
-        """Mean over the pairs of a batch of w L."""
+        """Return the mean over the pairs of a batch of w L."""
         self._weigh(pair_weights(labels.cpu().numpy()))
 
         def loss(u: Tensor, rows: Tensor, update: int) -> Tensor:

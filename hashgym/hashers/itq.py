@@ -20,7 +20,7 @@ class ITQ(Hasher):
     brings V close to the corners of the cube, by minimising ||B - V R||^2 over B = sign(V R) and over R in turn.
 
     Attributes:
-        iterations: how often B and R are updated.
+        iterations: number of updates of B and R.
         center_: float32 (D,), mean of the training features.
         components_: float32 (D, q), principal directions.
         rotation_: float32 (q, q), orthogonal.

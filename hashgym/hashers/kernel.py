@@ -8,7 +8,7 @@ __all__ = ["rbf", "squared_distances"]
 
 
 def squared_distances(X: Features, anchors: Features) -> Features:
-    """Squared Euclidean distances, float32 (n, m), of rows of X (n, D) to anchors (m, D)."""
+    """Return squared Euclidean distances, float32 (n, m), of rows of X (n, D) to anchors (m, D)."""
     center = anchors.mean(0)  # products of large numbers would lose the differences
     X, anchors = X - center, anchors - center
     norms, anchor_norms = (namespace(X).einsum("nd,nd->n", rows, rows) for rows in (X, anchors))
@@ -16,5 +16,5 @@ def squared_distances(X: Features, anchors: Features) -> Features:
 
 
 def rbf(squares: Features, width: float) -> Features:
-    """exp(-squares / (2 width^2))."""
+    """Return exp(-squares / (2 width^2))."""
     return namespace(squares).exp(squares / (-2 * width**2))

@@ -18,7 +18,7 @@ __all__ = ["KSH", "RelaxedKSH", "ksh_loss"]
 
 
 def ksh_loss(distance: Tensor, similar: Tensor, bits: int) -> Tensor:
-    """((q - 2 d) / q - (2 s - 1))^2: the inner product of two codes, as a share of q, should be 1 or -1.
+    """Return ((q - 2 d) / q - (2 s - 1))^2: the inner product of two codes, as a share of q, should be 1 or -1.
 
     Args:
         distance: real numbers in [0, q].
@@ -34,14 +34,14 @@ class KSH(PairwiseHasher):
 
     The codes H (l, q) of ``labelled`` images minimise ||H H^T - q S||^2, S = 1 and -1. The k-th bit h approximates the
     residual R = q S - (earlier bits' h h^T): it maximises h^T R h. Its weights start at the leading
-    solution of K^T R K a = lambda K^T K a, h being K a; from there the smooth h = 2 sigmoid(K a) - 1 is climbed by
-    L-BFGS. Of the two, the one whose signs have the larger h^T R h is kept.
+    solution of K^T R K a = lambda K^T K a, h being K a; from there L-BFGS maximises the objective for the
+    smooth h = 2 sigmoid(K a) - 1. The one of the two whose signs have the larger h^T R h is kept.
 
     Attributes:
-        anchors: number of random training images that the kernel compares with; all, where there are fewer.
-        labelled: number of random training images whose pairs are learnt from; all, where there are fewer. Memory and
+        anchors: number of random training images that the kernel compares with; all if there are fewer.
+        labelled: number of random training images whose pairs are learnt from; all if there are fewer. Memory and
             time grow with its square.
-        iterations: of L-BFGS, at most, for each bit.
+        iterations: number of L-BFGS iterations for each bit, at most.
         anchors_: float32 (anchors, D).
         width_: the kernel is exp(-||x - anchor||^2 / (2 width^2)), width the root mean squared distance to anchors.
         means_: float32 (anchors,), of the kernel over all training images.
@@ -82,13 +82,13 @@ class KSH(PairwiseHasher):
 
 
 def greedy_weights(kernel: Features, residual: Features, bits: int, iterations: int) -> Features:
-    """KSH's weights, float32 (m, bits), one column after the other; see :class:`KSH`.
+    """Return KSH's weights, float32 (m, bits), one column after the other; see :class:`KSH`.
 
     Args:
         kernel: float32 (l, m), centred.
         residual: float32 (l, l), q S; changed in place: each bit's h h^T is subtracted.
-        bits: how many bits to learn.
-        iterations: of L-BFGS for each bit.
+        bits: number of bits to learn.
+        iterations: number of L-BFGS iterations for each bit, at most.
     """
     from scipy.linalg import eigh
     from scipy.optimize import minimize
@@ -101,18 +101,20 @@ def greedy_weights(kernel: Features, residual: Features, bits: int, iterations: 
     gram[np.diag_indices(m)] += 1e-6 * np.trace(gram) / m + 1e-12  # anchors may depend on each other
 
     def scaled(a: NDArray[np.float64]) -> NDArray[np.float64]:
-        """``a`` with outputs of mean square 1: where the sigmoid is neither flat nor straight."""
+        """Return ``a`` with outputs of mean square 1, where the sigmoid is neither flat nor linear."""
         return a * np.sqrt(len(kernel) / max(float(a @ gram @ a), 1e-12))
 
-    def climb(a: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    def negative_objective(a: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         h = np.tanh(kernel @ a.astype(np.float32) / 2)  # 2 sigmoid - 1
         explained = residual @ h
         return -float(h @ explained), -((1 - h * h) * explained @ kernel).astype(np.float64)
 
-    with threadpool_limits(1, "blas"):  # many short products: threads wait for each other longer than they help
+    with threadpool_limits(1, "blas"):  # many short products: threads cost more time than they save
         for k in range(bits):
             spectral = scaled(eigh(kernel.T @ residual @ kernel, gram, subset_by_index=[m - 1, m - 1])[1][:, 0])
-            smooth = scaled(minimize(climb, spectral, jac=True, method="L-BFGS-B", options={"maxiter": iterations}).x)
+            smooth = scaled(
+                minimize(negative_objective, spectral, jac=True, method="L-BFGS-B", options={"maxiter": iterations}).x
+            )
             candidates = [(np.where(kernel @ a > 0, np.float32(1), np.float32(-1)), a) for a in (spectral, smooth)]
             h, weights[:, k] = max(candidates, key=lambda found: float(found[0] @ residual @ found[0]))
             residual -= h[:, None] * h
@@ -128,7 +130,7 @@ class RelaxedKSH(DeepHasher, PairwiseHasher):
         return ksh_loss(distance, similar, self.bits)
 
     def objective(self, labels: Tensor) -> Objective:
-        """Mean over the pairs of a batch of L."""
+        """Return the mean over the pairs of a batch of L."""
         self._weigh(pair_weights(labels.cpu().numpy()))
 
         def loss(u: Tensor, rows: Tensor, update: int) -> Tensor:

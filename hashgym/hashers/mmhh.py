@@ -1,4 +1,4 @@
-"""mmhh: maximum-margin Hamming hashing (Kang, Cao, Long, Wang, Yu, ICCV 2019), as Table 1 of MCH states it."""
+"""mmhh: maximum-margin Hamming hashing (Kang, Cao, Long, Wang, Yu, ICCV 2019), as in Table 1 of MCH."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["MMHH", "max_margin_loss"]
 
 
 def max_margin_loss(distance: Tensor, similar: Tensor, radius: float) -> Tensor:
-    """s log(1 + max(0, d - H)) + (1 - s) log(1 + 1 / max(H, d)).
+    """Return s log(1 + max(0, d - H)) + (1 - s) log(1 + 1 / max(H, d)).
 
     Similar pairs inside a ball of radius H cost nothing; dissimilar ones have a gradient only outside it.
 
@@ -38,9 +38,9 @@ class MMHH(DeepHasher, PairwiseHasher):
 
     Attributes:
         radius: H, in bits, of the Hamming ball that holds similar images.
-        dissimilar: factor of w_ij of dissimilar pairs, in training and in ``pair_weights_``; 1 is Table 1 to the
-            letter. With 1, one code for all images costs little, log(1 + 1 / H) a dissimilar pair, and where labels
-            overlap no other codes cost less: training collapses to that code.
+        dissimilar: factor of w_ij of dissimilar pairs, in training and in ``pair_weights_``; 1 is exactly
+            Table 1. With 1, one code for all images costs little, log(1 + 1 / H) for each dissimilar pair, and if
+            labels overlap no other codes cost less: training collapses to that code.
         quantization: weight of ||b - u||^2, summed over bits, mean over images.
     """
 
@@ -66,7 +66,7 @@ class MMHH(DeepHasher, PairwiseHasher):
         super()._weigh(weights * [self.dissimilar, 1])
 
     def objective(self, labels: Tensor) -> Objective:
-        """Mean over the pairs of a batch of w L, plus the mean quantisation loss of its images."""
+        """Return the mean over the pairs of a batch of w L, plus the mean quantisation loss of its images."""
         self._weigh(pair_weights(labels.cpu().numpy()))
 
         def loss(u: Tensor, rows: Tensor, update: int) -> Tensor:

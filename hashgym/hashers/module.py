@@ -29,10 +29,10 @@ class Transform(nn.Module):
         super().__init__()
         self.hasher = copy.copy(hasher)
         for name, value in vars(hasher).items():
-            if isinstance(value, np.ndarray) and value.dtype.kind not in "OU":  # names of columns are no tensors
+            if isinstance(value, np.ndarray) and value.dtype.kind not in "OU":  # names of columns stay arrays
                 setattr(self.hasher, name, torch.from_numpy(value.copy()))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Real values (n, q) of features (n, D); a bit is 1 where they are above 0."""
+        """Return real values (n, q) of features (n, D); a bit is 1 where they are above 0."""
         values: Tensor = self.hasher._transform(features)
         return values

@@ -18,7 +18,7 @@ _FLAT = 1e-5  # added to variances, as batch normalisation does
 
 
 def cosine_softmax_loss(z: Tensor, codes: Tensor, labels: Tensor, scale: float, margin: float) -> Tensor:
-    """Cross-entropy of the labels, as shares of 1, with softmax(scale (cos(z, code) - margin y)), y the labels: (b,).
+    """Return the cross-entropy (b,) of labels y, as shares of 1, with softmax(scale (cos(z, code) - margin y)).
 
     Args:
         z: (b, q).
@@ -55,7 +55,7 @@ class OrthoHash(DeepHasher):
             raise ValueError(f"batch_size must be at least 2, since batches are normalised; got {self.batch_size}")
 
     def objective(self, labels: Tensor) -> Objective:
-        """Mean of :func:`cosine_softmax_loss` over the labelled images of a batch."""
+        """Return the mean of :func:`cosine_softmax_loss` over the labelled images of a batch."""
         pair_weights(labels.cpu().numpy())  # raises if there is no similar or no dissimilar pair
         codes = torch.from_numpy(targets(labels.shape[1], self.bits, self.seed)).to(labels)
 

@@ -29,11 +29,11 @@ __all__ = [
 class PairwiseHasher(Hasher):
     """A hasher with a loss L(d, s) of a pair's Hamming distance d and similarity s (1 where a label is shared).
 
-    A subclass sets ``pair_weights_`` while it is fitted. Being a function of an integer, L is a table of 2 (q + 1)
+    A subclass sets ``pair_weights_`` while it is fitted. As a function of an integer, L is a table of 2 (q + 1)
     numbers once the hasher is fitted; RegionKeep-v0 computes its reward from it.
 
     Attributes:
-        pair_weights_: float64 (2,), w_ij of dissimilar and of similar pairs; ones where Table 1 has no weights.
+        pair_weights_: float64 (2,), w_ij of dissimilar and of similar pairs; ones if Table 1 has no weights.
     """
 
     supervised = True
@@ -42,7 +42,7 @@ class PairwiseHasher(Hasher):
 
     @abstractmethod
     def pair_loss(self, distance: Tensor, similar: Tensor) -> Tensor:
-        """L(d, s) of Table 1 without w_ij, element by element.
+        """Return L(d, s) of Table 1 without w_ij, element by element.
 
         Args:
             distance: real numbers in [0, q]: Hamming distances, or relaxed ones.
@@ -50,12 +50,12 @@ class PairwiseHasher(Hasher):
         """
 
     def weighted_pair_loss(self, distance: Tensor, similar: Tensor) -> Tensor:
-        """L(d, s) of Table 1 with w_ij. Arguments as :meth:`pair_loss`."""
+        """Return L(d, s) of Table 1 with w_ij. Arguments as :meth:`pair_loss`."""
         different, same = torch.as_tensor(self.pair_weights_).to(distance)
         return torch.where(similar, same, different) * self.pair_loss(distance, similar)
 
     def batch_loss(self, distance: Tensor, labels: Tensor) -> Tensor:
-        """Mean of L(d, s) with w_ij over the pairs of two different images of a batch; 0 for a batch of one.
+        """Return the mean of L(d, s) with w_ij over the pairs of two different images of a batch; 0 for a batch of one.
 
         Args:
             distance: (n, n), relaxed distances of all pairs.
@@ -66,7 +66,7 @@ class PairwiseHasher(Hasher):
         return losses.sum() / max(len(losses), 1)
 
     def loss_table(self) -> NDArray[np.float64]:
-        """L(d, s) with w_ij at every Hamming distance, float64 (2, q + 1): row 0 for dissimilar pairs, row 1 similar.
+        """Return L(d, s) with w_ij at every Hamming distance, float64 (2, q + 1): rows of dissimilar and similar pairs.
 
         Raises:
             NotFittedError: before ``fit``.
@@ -119,12 +119,12 @@ def dissimilar_value(weights: NDArray[np.float64], given: float | None) -> float
 
 
 def inner_distance(a: Tensor, b: Tensor) -> Tensor:
-    """(q - a . b) / 2 of all rows of a (n, q) and b (m, q): on codes of -1 and +1 the Hamming distance (eq. 1)."""
+    """Return (q - a . b) / 2 of rows of a (n, q) and b (m, q): the Hamming distance of codes of -1 and +1 (eq. 1)."""
     return (a.shape[1] - a @ b.T) / 2
 
 
 def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
-    """q / 2 (1 - cos(a, b)) of all rows of a (n, q) and b (m, q): on codes of -1 and +1 the Hamming distance."""
+    """Return q / 2 (1 - cos(a, b)) of all rows of a (n, q) and b (m, q): on codes of -1 and +1 the Hamming distance."""
     return a.shape[1] / 2 * (1 - unit(a) @ unit(b).T)
 
 
@@ -134,5 +134,5 @@ def unit(a: Tensor) -> Tensor:
 
 
 def signs(u: Tensor) -> Tensor:
-    """The code of outputs as -1 and +1, -1 at 0, without a gradient."""
+    """Return the code of outputs as -1 and +1, -1 at 0, without a gradient."""
     return torch.where(u.detach() > 0, 1.0, -1.0).to(u.dtype)

@@ -1,4 +1,4 @@
-"""The registry of hashers; a module is imported when a hasher of it is asked for, since most need torch."""
+"""The registry of hashers; their modules are imported at first use, since most need torch."""
 
 from __future__ import annotations
 

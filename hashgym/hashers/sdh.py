@@ -32,15 +32,15 @@ class SDH(Hasher):
     on P keeps its least squares solvable, and is part of the objective so that no step raises it.
 
     Attributes:
-        anchors: number of random training images that the kernel compares with; all, where there are fewer.
-        width: of the kernel exp(-||x - anchor||^2 / (2 width_^2)), as a multiple of the root mean squared distance.
-        lambda_w: lambda, of the classifier.
+        anchors: number of random training images that the kernel compares with; all if there are fewer.
+        width: width of the kernel exp(-||x - anchor||^2 / (2 width_^2)), in units of the root mean squared distance.
+        lambda_w: lambda, regularisation of the classifier.
         nu: weight of the distance between the codes and the hash function.
-        ridge: of the hash function.
-        iterations: how often B, W and F are updated.
-        passes: over the columns of B in each iteration, at most; fewer once nothing changes.
+        ridge: regularisation of the hash function.
+        iterations: number of updates of B, W and F.
+        passes: number of passes over the columns of B in each iteration, at most.
         anchors_: float32 (anchors, D).
-        width_: the kernel's, in the features' own units.
+        width_: width of the kernel, in units of the features.
         means_: float32 (anchors,), of the kernel over all training images.
         weights_: float32 (anchors, q), P.
         intercept_: float32 (q,), c.
@@ -111,7 +111,7 @@ def codes_step(B: Matrix, W: Matrix, Y: Matrix, F: Matrix, nu: float, passes: in
         Y: float64 (n, L).
         F: float64 (n, q).
         nu: weight of the second term.
-        passes: over all columns, at most.
+        passes: number of passes over all columns, at most.
     """
     codes, gram, target = (torch.from_numpy(array) for array in (B, W @ W.T, Y @ W.T + nu * F))
     for _ in range(passes):

@@ -17,16 +17,16 @@ __all__ = ["SH"]
 class SH(Hasher):
     """Spectral hashing (Weiss, Torralba and Fergus, NIPS 2008). It is deterministic: ``seed`` makes no difference.
 
-    Codes that are balanced, uncorrelated and alike for neighbours are thresholded eigenfunctions of the Laplacian. Were
-    the data uniform on [a, b] along each principal direction, those would be, for modes k = 1, 2, ...,
+    Codes that are balanced, uncorrelated and similar for neighbours are thresholded eigenfunctions of the Laplacian.
+    For data that are uniform on [a, b] along each principal direction these are, for modes k = 1, 2, ...,
 
         sin(pi / 2 + k pi (x - a) / (b - a)),   with eigenvalue 1 - exp(-(eps^2 / 2) (k pi / (b - a))^2),
 
-    and the q of smallest eigenvalue, that is of smallest k / (b - a), over directions and modes are the bits. So a long
+    and the bits are the q of smallest eigenvalue, that is of smallest k / (b - a), over directions and modes. So a long
     direction gives several bits before a short one gives any; eps does not change the choice.
 
     Attributes:
-        components: number of leading principal directions that may give bits; None for ``bits``. Fewer are used where
+        components: number of leading principal directions that may give bits; None for ``bits``. Fewer are used if
             the data have fewer.
         trim: share of the training images beyond each end of [a, b]; 0 is the paper's whole range, which an outlier
             stretches until bits hardly vary.

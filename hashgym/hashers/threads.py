@@ -1,4 +1,4 @@
-"""The number of threads in training: one for small networks, where several cost more time than they save."""
+"""Number of threads in training: one for small networks, for which several cost more time than they save."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def limit_threads(multiplications: int) -> Iterator[None]:
     The number depends on the size alone, never on how busy the machine is, so that the same seed gives the same result.
 
     Args:
-        multiplications: of the largest product, such as batch size x features x hidden units
+        multiplications: number of multiplications of the largest product, such as batch size x features x hidden units
             (:func:`largest_product` of a network).
     """
     if multiplications >= WORTH_THREADS:

@@ -9,8 +9,8 @@
 >>> ids.tolist(), distances.tolist()
 ([[7, 4]], [[0, 1]])
 
-An image may have several codes; its distance from a query is the least over them. All back ends return the same images
-in the same order, by distance and then by id; the slowest, ``brute-force``, defines the answer.
+An image may have several codes; its distance from a query is the smallest of theirs. All back ends return the same
+images in the same order, by distance and then by id; the slowest, ``brute-force``, defines the answer.
 
 A saved index is a folder sealed by ``index.json`` (``hashgym.storage.sealed``), whose files are named by their
 content. So a new version is written beside the old one and takes effect when ``index.json`` is replaced: a process that
@@ -99,7 +99,7 @@ class Index(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
 
     @property
     @abstractmethod
@@ -119,11 +119,11 @@ class Index(ABC):
         """
         ids, order = _sorted_ids(ids)
         if not isinstance(sets, CodeSets):
-            raise ValueError(f"the codes of images are CodeSets (CodeSets.of(bits) makes them), got {type(sets)}")
+            raise ValueError(f"the codes of images must be CodeSets, as CodeSets.of(bits) makes them, got {type(sets)}")
         if sets.bits != self.bits:
             raise ValueError(f"the index has codes of {self.bits} bits, got {sets.bits}: encode with the same encoder")
         if len(ids) != len(sets):
-            raise ValueError(f"{len(sets)} images need as many ids, got {len(ids)}")
+            raise ValueError(f"{len(sets)} images need {len(sets)} ids, got {len(ids)}")
         if known := _some(ids[self._known(ids)]):
             raise ValueError(f"the index has images with these ids already: {known}; remove them first")
         self._add(ids, sets if np.array_equal(order, np.arange(len(order))) else sets[order])
@@ -136,12 +136,12 @@ class Index(ABC):
         """
         ids, _ = _sorted_ids(ids)
         if unknown := _some(ids[~self._known(ids)] if len(ids) else ids):
-            raise ValueError(f"the index has no images with these ids: {unknown}; `index.ids` are those it has")
+            raise ValueError(f"the index has no images with these ids: {unknown}; `index.ids` lists those it has")
         if len(ids):
             self._remove(ids)
 
     def search(self, queries: ArrayLike, k: int) -> tuple[Ids, Ids]:
-        """The ``k`` images nearest to each query, all images where there are fewer.
+        """Return the ``k`` images nearest to each query, or all images if there are fewer.
 
         Returns:
             ids, distances: int64 (m, min(k, len(self))), nearest first, at equal distance by ascending id.
@@ -157,7 +157,7 @@ class Index(ABC):
         return self._search(words, k)
 
     def within(self, queries: ArrayLike, radius: int) -> Found:
-        """All images within a Hamming radius of each query.
+        """Return all images within a Hamming radius of each query.
 
         Returns:
             offsets: int64 (m + 1,); query i has found ``ids[offsets[i] : offsets[i + 1]]``.
@@ -191,8 +191,8 @@ class Index(ABC):
             )
         manifest, work = folder / FORMAT.manifest, folder / SAVING
         if manifest.exists() and not FORMAT.matches(folder):
-            raise ValueError(f"{manifest} is not of a saved index; choose another folder")
-        owned.remove(work)  # of a process that was killed
+            raise ValueError(f"{manifest} is not that of a saved index: choose another folder")
+        owned.remove(work)  # left by a process that was killed
         owned.create(work)
         try:
             options = self._write(work)
@@ -218,12 +218,12 @@ class Index(ABC):
         self.close()
 
     def _count(self, wanted: int) -> int:
-        """Number of images; where counting is slow, any number >= ``wanted`` will do if there are that many."""
+        """Return the number of images, or, if counting is slow, any lower bound that is at least ``wanted``."""
         return len(self)
 
     @abstractmethod
     def _known(self, ids: Ids) -> NDArray[np.bool_]:
-        """Whether each of the ids is in the index, bool (n,)."""
+        """Return whether each of the ids is in the index, bool (n,)."""
 
     @abstractmethod
     def _add(self, ids: Ids, sets: CodeSets) -> None:
@@ -250,7 +250,7 @@ class Index(ABC):
         """Write the index to files in an empty folder, named like ``words.npy``, in lower-case letters.
 
         Returns:
-            the options that :meth:`_read` needs besides, ready for JSON.
+            The options that :meth:`_read` needs, ready for JSON.
         """
 
     @classmethod
@@ -260,18 +260,18 @@ class Index(ABC):
 
         Args:
             meta: the content of ``index.json``, with ``bits`` and ``images``.
-            files: the files by the names that they were written under, compared with their checksums.
+            files: the files by the names that they were written with; their checksums are verified.
             options: those that :meth:`_write` returned, replaced by those that the user gave.
         """
 
 
-# Modules are imported when a back end of theirs is asked for: some need packages that may not be installed.
+# Modules are imported at first use of their back ends: some need packages that may not be installed.
 BACKENDS: Registry[type[Index]] = Registry(
     "back end",
     {
         "brute-force": (
             "hashgym.index.brute_force:BruteForceIndex",
-            "compares with every code, in NumPy; needs nothing else",
+            "compares with every code, in NumPy; needs no other package",
         ),
         "faiss": (
             "hashgym.index.faiss:FaissIndex",
@@ -279,12 +279,12 @@ BACKENDS: Registry[type[Index]] = Registry(
         ),
         "faiss-hash": (
             "hashgym.index.faiss:FaissHashIndex",
-            "faiss's hash tables of parts of the codes; for near codes of many",
+            "faiss's hash tables of parts of the codes; for the nearest of many codes",
         ),
         "buckets": ("hashgym.index.buckets:BucketTableIndex", "a hash table of whole codes; for small radii"),
         "milvus": (
             "hashgym.index.milvus:MilvusIndex",
-            "Milvus, embedded or a cluster (uri=): for more than one machine holds",
+            "Milvus, embedded or a cluster (uri=): for more codes than fit on one machine",
         ),
     },
 )
@@ -300,7 +300,7 @@ def register(name: str, *, description: str = "") -> Callable[[IndexClass], Inde
 @overload
 def register(name: str, target: type[Index] | str, description: str = "") -> None: ...
 def register(name: str, target: Any = None, description: str = "") -> Callable[[IndexClass], IndexClass] | None:
-    """Let :func:`make` and :func:`load` find a back end of your own, a subclass of :class:`Index`.
+    """Register a back end of your own, a subclass of :class:`Index`, for :func:`make` and :func:`load`.
 
     ``@register("mine")`` before a class does the same. A name can be registered once.
 
@@ -348,8 +348,8 @@ def check_options(backend: str, options: Mapping[str, Any]) -> None:
     cls = _class(backend)
     if unknown := set(options) - set(cls.options):
         raise ValueError(
-            f"the back end {backend!r} takes {', '.join(f'{name}=' for name in cls.options) or 'no options'}; "
-            f"not {', '.join(sorted(unknown))}"
+            f"the back end {backend!r} takes {', '.join(f'{name}=' for name in cls.options) or 'no options'}, "
+            f"got {', '.join(sorted(unknown))}"
         )
     cls._check_options(**options)
 
@@ -373,9 +373,9 @@ def load(folder: str | Path, **options: Any) -> Index:
     meta = verify(folder)
     backend = meta["backend"]
     module = backend.partition(":")[0]
-    if backend not in BACKENDS.entries and (module == backend or module not in sys.modules):  # a file imports nothing
+    if backend not in BACKENDS.entries and (module == backend or module not in sys.modules):  # no file causes an import
         remedy = "call hashgym.index.register" if module == backend else f"import {module}"
-        raise ValueError(f"{folder} has the back end {backend!r}, which is not known here: {remedy} before loading it")
+        raise ValueError(f"{folder} has the back end {backend!r}, which is not registered: {remedy} before loading it")
     check_options(backend, options)
     files = {name: FORMAT.path(folder, meta, name) for name in meta["files"]}
     index: Index = _class(backend)._read(meta, files, meta["options"] | options)
@@ -397,10 +397,10 @@ def verify(folder: str | Path) -> dict[str, Any]:
 
 
 def foreign(folder: str | Path) -> list[str]:
-    """Names of the files in the folder of a saved index that are not part of any version of it."""
+    """Return the names of the files in the folder of a saved index that are not part of any version of it."""
     folder = Path(folder)
     ours = {FORMAT.manifest, owned.MARKER, *(file.name for file in temporaries(folder / FORMAT.manifest))}
-    with suppress(ValueError):  # else they are compared with their names
+    with suppress(ValueError):  # without a readable manifest, files are recognised by the digests in their names
         ours |= {entry["file"] for entry in FORMAT.read(folder)["files"].values()}
     if owned.is_owned(folder / SAVING) or owned.is_empty(folder / SAVING):
         ours.add(SAVING)
@@ -422,21 +422,21 @@ def ranked(queries: Ids, ids: Ids, distances: Ids, count: int, several: bool = T
     Args:
         queries, ids, distances: int64 (n,), in any order.
         count: number of queries.
-        several: whether an image may be there more than once; the least distance stays.
+        several: whether an image may occur more than once; its smallest distance is kept.
     """
     order = np.lexsort((ids, distances, queries))
     queries, ids, distances = queries[order], ids[order], distances[order]
     if several and len(ids):
-        same = np.lexsort((ids, queries))  # stable: of one image the least distance comes first
-        again = (queries[same][1:] == queries[same][:-1]) & (ids[same][1:] == ids[same][:-1])
+        same = np.lexsort((ids, queries))  # stable: the smallest distance of an image comes first
+        repeated = (queries[same][1:] == queries[same][:-1]) & (ids[same][1:] == ids[same][:-1])
         first = np.ones(len(ids), np.bool_)
-        first[same[1:][again]] = False
+        first[same[1:][repeated]] = False
         queries, ids, distances = queries[first], ids[first], distances[first]
     return np.searchsorted(queries, np.arange(count + 1)), ids, distances
 
 
 def _class(backend: str) -> Any:
-    """The class of a back end, which takes ``bits`` and its own options."""
+    """Return the class of a back end, which takes ``bits`` and its own options."""
     return _checked(backend, BACKENDS.find(backend))
 
 
@@ -447,7 +447,7 @@ def _checked(name: str, cls: Any) -> type[Index]:
 
 
 def _sorted_ids(ids: ArrayLike) -> tuple[Ids, Ids]:
-    """The ids in ascending order, and the order (n,) that sorts them."""
+    """Return the ids in ascending order, and the order (n,) that sorts them."""
     array = np.asarray(ids)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise ValueError(f"ids must be integers of shape (n,), got {array.dtype} {array.shape}")
@@ -455,11 +455,11 @@ def _sorted_ids(ids: ArrayLike) -> tuple[Ids, Ids]:
     array = array[order].astype(np.int64)
     if array.size and array[0] < 0:
         raise ValueError(f"ids must be 0 or more, got {array[0]}")
-    if again := _some(array[1:][array[1:] == array[:-1]]):
-        raise ValueError(f"these ids are given more than once: {again}")
+    if repeated := _some(array[1:][array[1:] == array[:-1]]):
+        raise ValueError(f"these ids are given more than once: {repeated}")
     return array, order
 
 
 def _some(ids: Ids) -> str:
-    """The first ids, for a message; empty where there are none."""
+    """Return the first ids, for a message; empty if there are none."""
     return ", ".join(map(str, ids[:5])) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")

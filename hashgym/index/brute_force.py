@@ -27,7 +27,7 @@ _BLOCK = 1 << 16  # codes compared at once: their distances stay in the cache
 class BruteForceIndex(Index):
     """Images in ascending order of their ids, each with its codes in neighbouring rows.
 
-    Subclasses build their own structure from that with :meth:`_build`, when it is first needed after a change. An
+    Subclasses build their own structure from the codes with :meth:`_build`, at the first search after a change. An
     image's position is its rank among the ids, so results in order of position are in order of id.
     """
 
@@ -71,7 +71,7 @@ class BruteForceIndex(Index):
 
     def _search(self, words: Words, k: int) -> tuple[Ids, Ids]:
         ids, distances = np.empty((2, len(words), k), np.int64)
-        enough = min(k * self._most, len(self._words))  # codes, among which are those of k images
+        enough = min(k * self._most, len(self._words))  # number of codes that includes those of k images
         for i, query in enumerate(words):
             rows = self._distances(query)
             radius = int(np.searchsorted(np.cumsum(np.bincount(rows)), enough))
@@ -85,7 +85,7 @@ class BruteForceIndex(Index):
         return np.cumsum([0, *(len(near) for near, _ in found)]), ids, distances
 
     def _distances(self, query: Words) -> NDArray[np.unsignedinteger]:
-        """The codes' distances (N,) from a query (W,)."""
+        """Return the codes' distances (N,) from a query (W,)."""
         distances = np.empty(len(self._words), np.min_scalar_type(self.bits))
         for start in range(0, len(distances), _BLOCK):
             rows = slice(start, start + _BLOCK)
@@ -95,7 +95,7 @@ class BruteForceIndex(Index):
         return distances
 
     def _near(self, rows: NDArray[np.unsignedinteger], radius: int) -> tuple[Ids, Ids]:
-        """The images within a radius in order, and their distances, from the distances of all codes."""
+        """Return the images within a radius in order, and their distances, from the distances of all codes."""
         (near,) = np.nonzero(rows <= radius)
         _, positions, distances = ranked(
             np.zeros(len(near), np.int64), self._positions(near), rows[near].astype(np.int64), 1, self._most > 1
@@ -103,11 +103,11 @@ class BruteForceIndex(Index):
         return self._ids[positions], distances
 
     def _positions(self, rows: Ids) -> Ids:
-        """The images whose codes are in these rows of the table."""
+        """Return the images whose codes are in these rows of the table."""
         return rows if self._most == 1 else np.searchsorted(self._starts, rows, side="right") - 1
 
     def _ready(self) -> Any:
-        """The result of :meth:`_build` for the present codes."""
+        """Return the result of :meth:`_build` for the current codes."""
         with self._lock:
             if self._built is None:
                 self._built = self._build()
@@ -129,15 +129,15 @@ class BruteForceIndex(Index):
         except (KeyError, DataError) as error:
             raise ValueError(f"the index does not hold ids, counts and words of codes ({error}); {REMEDY}") from error
         shapes = (ids.shape, counts.shape, words.shape)
-        whole = shapes == ((n := len(ids),), (n,), (int(counts.sum()), word_count(index.bits)))
-        whole &= (ids.dtype, counts.dtype, words.dtype) == (np.int64, np.int64, np.uint64)
-        if not whole or (np.diff(ids) <= 0).any() or (counts < 1).any() or (n and longer_than(words, index.bits)):
-            raise ValueError(f"the index holds no codes of {index.bits} bits by ascending ids; {REMEDY}")
+        is_valid = shapes == ((n := len(ids),), (n,), (int(counts.sum()), word_count(index.bits)))
+        is_valid &= (ids.dtype, counts.dtype, words.dtype) == (np.int64, np.int64, np.uint64)
+        if not is_valid or (np.diff(ids) <= 0).any() or (counts < 1).any() or (n and longer_than(words, index.bits)):
+            raise ValueError(f"the index does not hold codes of {index.bits} bits by ascending ids; {REMEDY}")
         index._set(ids, counts, words)
         return index
 
 
 def _ranges(starts: Ids, counts: Ids) -> Ids:
-    """The numbers starts[i], ..., starts[i] + counts[i] - 1 for every i, one after the other."""
+    """Return the numbers starts[i], ..., starts[i] + counts[i] - 1 for every i, one after the other."""
     ends = np.cumsum(counts)
     return np.arange(ends[-1]) + np.repeat(starts - ends + counts, counts)

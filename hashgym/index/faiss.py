@@ -1,11 +1,11 @@
 """The faiss back ends (``pip install 'hashgym[faiss]'``): its flat binary index, its hash tables of parts of codes.
 
-Codes are padded with zeros to 32, 64, 128, 256 or 512 bits, for which faiss has its quickest code, or beyond that to
-whole words. A single query runs on one thread, because a second one costs more than it saves; several queries use as
+Codes are padded with zeros to 32, 64, 128, 256 or 512 bits, for which faiss is fastest, or beyond that to whole
+words. A single query runs on one thread, because a second one costs more than it saves; several queries use as
 many as faiss does (``OMP_NUM_THREADS``).
 
-faiss does not promise which of the codes that tie at the last place it returns. So more rows are requested than are
-needed; and where even the last of them is no farther than the k-th image, all codes within that distance.
+Of codes that tie at the last place, faiss returns arbitrary ones. So more rows are requested than needed; if the last
+of them is not farther than the k-th image, all codes within that distance are requested.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from hashgym.retrieval.buckets import ball
 __all__ = ["FaissHashIndex", "FaissIndex"]
 
 _SPARE = 64  # rows requested beyond those that are needed
-_ROWS = 1 << 14  # rows for a query above which comparing all codes in NumPy is quicker than faiss
+_ROWS = 1 << 14  # rows for a query above which comparing all codes in NumPy is faster than faiss
 _ANSWERS = 1 << 22  # rows for several queries that are in memory at once
-_COMPARED = 256  # codes that are compared in the time in which a bucket is looked up
+_COMPARED = 256  # codes that are compared in the time that looking up a bucket takes
 _PADDED = (32, 64, 128, 256, 512)
 
 
@@ -44,19 +44,19 @@ class FaissIndex(BruteForceIndex):
         super().__init__(bits)
 
     def _build(self) -> tuple[Any, Any]:
-        """The faiss index that is searched, and the flat one."""
+        """Return the faiss index that is searched, and the flat one."""
         flat: Any = self._faiss.IndexBinaryFlat(self._padded)
-        flat.use_heap = False  # counting by distance is quicker
+        flat.use_heap = False  # counting by distance is faster
         flat.add(self._octets(self._words))
         return flat, flat
 
     @property
     def _padded(self) -> int:
-        """The length of a code in faiss."""
+        """Length of a code in faiss, in bits."""
         return next((bits for bits in _PADDED if bits >= self.bits), 64 * self._words.shape[1])
 
     def _octets(self, words: Words) -> NDArray[np.uint8]:
-        """Codes in faiss's layout, uint8 (n, padded / 8)."""
+        """Return codes in faiss's layout, uint8 (n, padded / 8)."""
         octets = np.ascontiguousarray(words.astype("<u8", copy=False)).view(np.uint8)
         wanted, given = self._padded // 8, octets.shape[1]
         return np.ascontiguousarray(np.pad(octets, ((0, 0), (0, max(0, wanted - given))))[:, :wanted])
@@ -75,14 +75,14 @@ class FaissIndex(BruteForceIndex):
         return offsets, self._ids[positions], distances
 
     def _nearest(self, words: Words, k: int, rows: int) -> tuple[Ids, Ids]:
-        """Positions and distances (m, k) of the nearest images."""
+        """Return positions and distances (m, k) of the nearest images."""
         return self._attempt(self._ready()[1], words, k, rows, self.bits)
 
     def _attempt(self, index: Any, words: Words, k: int, rows: int, sure: int) -> tuple[Ids, Ids]:
-        """Positions and distances (m, k) that a faiss index finds, exact where the last distance is at most ``sure``.
+        """Return positions and distances (m, k) from a faiss index, exact if the last distance is at most ``sure``.
 
-        The faiss index must find all codes within that distance. Where it finds fewer than k images, distances end in
-        bits + 1.
+        The faiss index must find all codes within that distance. If it finds fewer than k images, the missing distances
+        are bits + 1.
         """
         with self._threads(words):
             near, found = index.search(self._octets(words), rows)
@@ -100,14 +100,14 @@ class FaissIndex(BruteForceIndex):
         return positions, distances
 
     def _reach(self, index: Any, words: Words, radius: int) -> Found:
-        """The images that a faiss index finds within a radius, with positions in place of ids."""
+        """Return the images that a faiss index finds within a radius, with positions in place of ids."""
         with self._threads(words):
             ends, distances, rows = index.range_search(self._octets(words), radius + 1)  # faiss excludes the radius
         query = np.repeat(np.arange(len(words)), np.diff(ends.astype(np.int64)))
         return ranked(query, self._positions(rows), distances.astype(np.int64), len(words), self._most > 1)
 
     def _heads(self, hits: Found, k: int) -> tuple[Ids, Ids]:
-        """Positions and distances (m, k) of the first k hits of each query."""
+        """Return positions and distances (m, k) of the first k hits of each query."""
         offsets, positions, distances = hits
         at = offsets[:-1, None] + np.arange(k)
         at[at >= offsets[1:, None]] = len(positions)
@@ -128,9 +128,9 @@ class FaissIndex(BruteForceIndex):
 class FaissHashIndex(FaissIndex):
     """Look codes up by their parts, with ``faiss.IndexBinaryMultiHash``, and compare only those that are found.
 
-    Codes at distance d differ in at most ``d // parts`` bits in one of their parts at least, so that looking up all
-    neighbours of the query's parts at that distance finds every such code. The search widens until it is sure of the
-    k-th image, and compares all codes where that is quicker than to look up so many neighbours.
+    Codes at distance d differ by at most ``d // parts`` bits in at least one of their parts, so that looking up all
+    neighbours of the query's parts at that distance finds every such code. The search widens until the k-th image is
+    certain, and compares all codes if that is faster than looking up the neighbours.
     """
 
     def _build(self) -> tuple[Any, Any]:
@@ -143,10 +143,10 @@ class FaissHashIndex(FaissIndex):
         return table, flat
 
     def _within(self, words: Words, radius: int) -> Found:
-        with self._lock:  # the number of bits to flip belongs to the faiss index, not to the search
+        with self._lock:  # the number of bits to flip is a setting of the faiss index, not of a search
             table, _ = self._ready()
             flips = radius // self._parts
-            if not self._worth(flips):
+            if not self._is_faster(flips):
                 return super()._within(words, radius)
             table.nflip = flips
             offsets, positions, distances = self._reach(table, words, radius)
@@ -157,7 +157,7 @@ class FaissHashIndex(FaissIndex):
         left, flips = np.arange(len(words)), 0
         with self._lock:
             table, _ = self._ready()
-            while len(left) and self._worth(flips):
+            while len(left) and self._is_faster(flips):
                 table.nflip = flips
                 sure = self._parts * (flips + 1) - 1
                 positions[left], distances[left] = self._attempt(table, words[left], k, rows, sure)
@@ -167,7 +167,7 @@ class FaissHashIndex(FaissIndex):
             positions[left], distances[left] = super()._nearest(words[left], k, rows)
         return positions, distances
 
-    def _worth(self, flips: int) -> bool:
-        """Whether looking up all neighbours of the parts is quicker than comparing all codes."""
+    def _is_faster(self, flips: int) -> bool:
+        """Return whether looking up all neighbours of the parts is faster than comparing all codes."""
         enough = max(1, int(len(self._words) / (self._parts * _COMPARED)))
         return flips <= self._width and ball(self._width, flips, enough) <= enough

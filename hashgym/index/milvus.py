@@ -1,12 +1,12 @@
 """The Milvus back end (``pip install 'hashgym[milvus]'``): embedded, as a child of this process, or a server at a URI.
 
-A collection has one entity a code: the image's id, the code's place among the image's codes, and the code, padded with
-zeros to whole words, under a flat index. The entity's key is id * 2^16 + place, so a search returns nothing but keys
-and distances. Several codes of one image are merged here, because Milvus does not group binary vectors by a field.
+A collection has one entity for each code: the image's id, the code's place among the image's codes, and the code,
+padded with zeros to whole words, under a flat index. The entity's key is id * 2^16 + place, so a search returns only
+keys and distances. Several codes of one image are merged here, because Milvus does not group binary vectors by a field.
 
-Milvus returns at most 16,384 entities a search, and arbitrary ones of those that tie at the last place. So the k-th
+Milvus returns at most 16,384 entities for a query, and arbitrary ones of those that tie at the last place. So the k-th
 image's distance is found first, and then, unless the answer shows that no tie is missing, all entities within that
-distance: where those are too many for one answer, the range of ids is halved until each part fits.
+distance: if those are too many for one answer, the range of ids is halved until each part fits.
 
 The embedded Milvus is a process of its own with a file. It works on a private copy, so that a saved index is never
 half changed and several processes may open one. It ends with :meth:`MilvusIndex.close`, or with this process.
@@ -55,16 +55,16 @@ class MilvusIndex(Index):
 
     Args:
         bits: q, the length of the codes.
-        uri: a server's address, ``http://HOST:19530``; Milvus is embedded where this is empty. On a server every change
+        uri: a server's address, ``http://HOST:19530``; if empty, Milvus is embedded. On a server every change
             is permanent at once, and saving records only where the collection is.
         token: the server's API key, or ``user:password``. It is never written to a file.
-        collection: its name. An existing one of an index with as many bits is opened; where there is none, it is made.
+        collection: its name. An existing one of an index with the same bits is opened; a missing one is created.
         timeout: seconds to wait for an answer of the server.
 
     Raises:
-        ValueError: for another collection of that name, or a name or address that Milvus does not take.
+        ValueError: for another collection of that name, or a name or address that Milvus does not accept.
         ImportError: if pymilvus, or for the embedded Milvus milvus-lite, is not installed.
-        ConnectionError: if the server cannot be reached. All methods raise it where the server stops answering. An
+        ConnectionError: if the server cannot be reached. All methods raise it if the server stops answering. An
             interrupted :meth:`add` has added some of the images, each with all its codes; :attr:`ids` lists them.
     """
 
@@ -96,7 +96,7 @@ class MilvusIndex(Index):
     def _open(
         self, uri: str, token: str, collection: str, timeout: float, saved: bool = False, file: Path | None = None
     ) -> None:
-        """Connect to a server, or start one on a new file or a copy of one, and open or make the collection."""
+        """Connect to a server, or start one on a new file or a copy of one, and open or create the collection."""
         self._set(uri, collection, timeout)
         if not uri:
             self._server = _Server(file)
@@ -136,7 +136,7 @@ class MilvusIndex(Index):
                 sleep(0.05)
 
     def _answer(self, method: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """Call a method of pymilvus; its errors become a ConnectionError that says which server and what to do."""
+        """Call a method of pymilvus; its errors become a ConnectionError that names the server and the remedy."""
         import grpc  # type: ignore[import-untyped]
         from pymilvus.exceptions import MilvusException
 
@@ -145,8 +145,8 @@ class MilvusIndex(Index):
         except (MilvusException, grpc.RpcError, grpc.FutureTimeoutError) as error:
             where = f"Milvus at {self._uri}" if self._uri else "the embedded Milvus"
             reason = without_password(" ".join(str(getattr(error, "message", error)).split()))[:300]
-            fix = "is it running, and are uri= and token= right?" if self._uri else "open the index again"
-            raise ConnectionError(f"{where}: request failed ({reason}); {fix}") from error
+            remedy = "is it running, and are uri= and token= correct?" if self._uri else "open the index again"
+            raise ConnectionError(f"{where}: request failed ({reason}); {remedy}") from error
 
     def _call(self, method: str, *args: Any, **options: Any) -> Any:
         """Call a method of the client on the collection."""
@@ -171,11 +171,11 @@ class MilvusIndex(Index):
         self._call("create_collection", schema=schema, index_params=flat, consistency_level="Strong")
 
     def _check(self) -> None:
-        found = self._call("describe_collection")["description"]
-        if found != self._description:
+        description = self._call("describe_collection")["description"]
+        if description != self._description:
             raise ValueError(
-                f"the collection {self._collection!r} is not of an index with codes of {self.bits} bits, but "
-                f"{found or 'of something else'!r}: choose another name by collection=, or drop it"
+                f"the collection {self._collection!r} is not that of an index with codes of {self.bits} bits, its "
+                f"description is {description!r}: choose another name by collection=, or drop it"
             )
 
     def __len__(self) -> int:
@@ -208,8 +208,8 @@ class MilvusIndex(Index):
 
     def _known(self, ids: Ids) -> NDArray[np.bool_]:
         found: list[int] = []
-        for some in _batches(ids) if len(self) else ():
-            entities = self._call("query", filter=f"{_among(some)} and place == 0", output_fields=["image"])
+        for batch in _batches(ids) if len(self) else ():
+            entities = self._call("query", filter=f"{_filter(batch)} and place == 0", output_fields=["image"])
             found.extend(entity["image"] for entity in entities)
         return np.isin(ids, found)
 
@@ -233,8 +233,8 @@ class MilvusIndex(Index):
 
     def _remove(self, ids: Ids) -> None:
         self._images = 0
-        for some in _batches(ids):
-            self._call("delete", filter=_among(some))
+        for batch in _batches(ids):
+            self._call("delete", filter=_filter(batch))
 
     def _search(self, words: Words, k: int) -> tuple[Ids, Ids]:
         limit = min(4 * k + 64, _LIMIT)
@@ -243,7 +243,7 @@ class MilvusIndex(Index):
         return ids, distances
 
     def _nearest(self, query: Words, hits: Found, k: int, limit: int) -> tuple[Ids, Ids]:
-        """The k nearest images to a query, from the ``limit`` nearest entities that Milvus returned."""
+        """Return the k nearest images to a query, from the ``limit`` nearest entities that Milvus returned."""
         _, ids, distances = ranked(*hits, 1)
         if len(hits[1]) == limit and not (len(ids) >= k and distances[k - 1] < distances[-1]):
             radius = int(distances[k - 1] if len(ids) >= k else distances[-1])
@@ -261,7 +261,7 @@ class MilvusIndex(Index):
         return np.cumsum([0, *(len(own) for own, _ in found)]), ids, distances
 
     def _around(self, query: Words, radius: int) -> tuple[Ids, Ids]:
-        """The images within the radius of a query (W,) in order, and their distances."""
+        """Return the images within the radius of a query (W,) in order, and their distances."""
         parts, ranges = [], [(0, 1 << 63)]
         while ranges:
             low, high = ranges.pop()
@@ -269,7 +269,7 @@ class MilvusIndex(Index):
             (hits,) = self._hits(query[None], _LIMIT, radius, " and ".join(bounds))
             if len(hits[1]) < _LIMIT:
                 parts.append(hits)
-            else:  # more than that, perhaps
+            else:  # there may be more: split the range of ids
                 ids = np.unique(hits[1])
                 middle = int(ids[len(ids) // 2])
                 ranges += [(low, middle), (middle, high)]
@@ -277,7 +277,7 @@ class MilvusIndex(Index):
         return ranked(queries, ids, distances, 1)[1:]
 
     def _hits(self, words: Words, limit: int, radius: int | None = None, where: str = "") -> Iterator[Found]:
-        """For each query the nearest entities: zeros, image ids and distances, nearest first."""
+        """Yield for each query the nearest entities: zeros, image ids and distances, nearest first."""
         # Milvus excludes the radius.
         bounds = {} if radius is None else {"radius": radius + 1}
         block = max(1, _ANSWER // limit)
@@ -313,7 +313,7 @@ class MilvusIndex(Index):
         Index.__init__(index, meta["bits"])
         uri, file = options.get("uri", ""), files.get(_FILE)
         if not uri and not file:
-            raise ValueError("the index is on a server, and its address was not saved: give it by uri=")
+            raise ValueError("the index is on a server, and its address was not saved: give it as uri=")
         token, timeout = options.get("token", ""), options.get("timeout", 30.0)
         index._open(uri, token, options["collection"], timeout, saved=True, file=file)
         return index
@@ -324,7 +324,7 @@ class _Server:
 
     def __init__(self, file: Path | None) -> None:
         self._kind = _milvus_lite()
-        _sweep()
+        _remove_abandoned_folders()
         folder = tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-")
         owned.mark(folder)
         self._clean = finalize(self, shutil.rmtree, folder, ignore_errors=True)
@@ -354,21 +354,21 @@ class _Server:
             self._process = None
 
     def copy(self, target: Path) -> None:
-        """Stop, and copy the file."""
+        """Stop the process, and copy its file."""
         self.stop()
         shutil.copyfile(self._file, target)
 
     def close(self) -> None:
-        """Stop, and remove the file."""
+        """Stop the process, and remove its file."""
         self.stop()
         self._clean()
 
 
 def has(uri: str, collection: str, token: str = "", timeout: float = 30.0) -> bool:
-    """Whether a server has a collection of this name.
+    """Return whether a server has a collection of this name.
 
     Raises:
-        ValueError: for an address or a name that Milvus does not take.
+        ValueError: for an address or a name that Milvus does not accept.
         ConnectionError: if the server cannot be reached.
     """
     with closing(_connected(uri, collection, token, timeout)) as index:
@@ -376,21 +376,21 @@ def has(uri: str, collection: str, token: str = "", timeout: float = 30.0) -> bo
 
 
 def drop(uri: str, collection: str, token: str = "", timeout: float = 30.0) -> None:
-    """Drop a collection of a server that :class:`MilvusIndex` made; do nothing where there is none of this name.
+    """Drop a collection of a server that :class:`MilvusIndex` created; do nothing if there is none of this name.
 
     Raises:
-        ValueError: if the collection is not one of an index, and for an address or a name that Milvus does not take.
+        ValueError: if the collection is not one of an index, and for an address or a name that Milvus does not accept.
         ConnectionError: if the server cannot be reached.
     """
     with closing(_connected(uri, collection, token, timeout)) as index:
         if index._call("has_collection"):
             if not index._call("describe_collection")["description"].startswith(_DESCRIPTION):
-                raise ValueError(f"the collection {collection!r} is not of an index, so it is not dropped")
+                raise ValueError(f"the collection {collection!r} is not that of an index, so it is not dropped")
             index._call("drop_collection")
 
 
 def _connected(uri: str, collection: str, token: str, timeout: float) -> MilvusIndex:
-    """A connection to a server that neither opens nor makes the collection."""
+    """Return a connection to a server, without opening or creating the collection."""
     index = MilvusIndex.__new__(MilvusIndex)
     index._set(uri, collection, timeout)
     index._connect(token)
@@ -398,9 +398,9 @@ def _connected(uri: str, collection: str, token: str, timeout: float) -> MilvusI
 
 
 def _pymilvus() -> Any:
-    """Import pymilvus. That may read a file ``.env`` into the environment, which is undone.
+    """Import pymilvus, and undo that it reads a file ``.env`` into the environment.
 
-    Otherwise whoever wrote the current folder could choose the server that the token is sent to.
+    Otherwise a file in the current folder could choose the server that the token is sent to.
     """
     before = set(os.environ)
     try:
@@ -410,8 +410,8 @@ def _pymilvus() -> Any:
             del os.environ[name]
 
 
-def _sweep() -> None:
-    """Remove folders of ours that killed processes left: their file is not locked, or they are old and have no file."""
+def _remove_abandoned_folders() -> None:
+    """Remove folders that killed processes left: their file is not locked, or they are old and have no file."""
     with suppress(ImportError):
         import fcntl
 
@@ -430,38 +430,38 @@ def _sweep() -> None:
 
 
 def _milvus_lite() -> Any:
-    """The class of milvus-lite that runs its process.
+    """Return the class of milvus-lite that runs its process.
 
     It reads its own version from ``pkg_resources``, which setuptools no longer has since version 82.
     """
     name = "pkg_resources"
     module = "milvus_lite.server"
     with suppress(ImportError):
-        return _at_home(import_module(module).Server)
+        return _with_own_home(import_module(module).Server)
     stand_in: Any = ModuleType(name)
     stand_in.DistributionNotFound, stand_in.get_distribution = metadata.PackageNotFoundError, metadata.distribution
     sys.modules[name] = stand_in
     try:
-        return _at_home(require(module, _USER).Server)
+        return _with_own_home(require(module, _USER).Server)
     finally:
         del sys.modules[name]
 
 
-def _at_home(server: Any) -> Any:
-    """The class, with a home folder for each process: every one clears ``~/.cache/milvus``, which others may use."""
+def _with_own_home(server: Any) -> Any:
+    """Return the class with a home folder for each process: it clears ``~/.cache/milvus``, which others may use."""
 
-    class AtHome(server):
+    class WithOwnHome(server):
         @property
         def args(self) -> list[Any]:
             return ["env", f"HOME={self._work_dir}", *super().args]
 
-    return AtHome
+    return WithOwnHome
 
 
 def _batches(ids: Ids) -> list[Ids]:
     return np.split(ids, range(_BATCH, len(ids), _BATCH))
 
 
-def _among(ids: Ids) -> str:
-    """The condition that an entity is of one of these images."""
+def _filter(ids: Ids) -> str:
+    """Return the condition that an entity is of one of these images."""
     return f"image in {ids.tolist()}"

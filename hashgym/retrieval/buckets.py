@@ -62,7 +62,7 @@ class BucketTable:
         ValueError: for codes that are not a 0/1 table or are empty.
         ImportError: for ``backend="numba"`` if numba is not installed.
 
-    Queries are bool or 0/1 integers (..., q), or packed words, uint64 (..., ceil(q / 64)), a little faster.
+    Queries are bool or 0/1 integers (..., q), or packed words, uint64 (..., ceil(q / 64)), which is a little faster.
     """
 
     def __init__(self, database: ArrayLike | CodeSets, backend: Backend = "auto") -> None:
@@ -88,11 +88,11 @@ class BucketTable:
         self._images = np.searchsorted(images, np.arange(len(sets)))
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self._images)
 
     def lookup(self, query: ArrayLike, radius: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The images within a Hamming radius of one query, in the order of the search.
+        """Return the images within a Hamming radius of one query, in the order of the search.
 
         Args:
             query: (q,), or packed.
@@ -158,18 +158,18 @@ class BucketTable:
         return offsets, np.concatenate([ids for ids, _ in parts]), np.concatenate([d for _, d in parts])
 
     def _worth_flipping(self, radius: int) -> bool:
-        """Whether the ball has no more buckets than there are distinct codes to scan."""
+        """Return whether the ball has no more buckets than there are distinct codes to scan."""
         return ball(self.bits, radius, len(self._codes)) <= len(self._codes)
 
     def _probe(self, queries: Words, masks: Words) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Offsets (n + 1,) of the queries' images, and for each image its row and the mask by which it was found."""
+        """Return offsets (n + 1,) of the queries' images, and for each image its row and the mask that found it."""
         several = len(self._ids) > len(self)
         return self._kernel(queries, masks, self._codes, self._directory, self._starts, self._ids, self._shift, several)
 
     def _scan(self, query: Words, k: int = 1, radius: int | None = None) -> tuple[Words, NDArray[np.intp]]:
-        """Flip masks (b, W) of the buckets within the radius, or the least radius that has k images, as visited.
+        """Return flip masks (b, W) of the buckets within the radius, or the least radius that has k images, in order.
 
-        Also (n,), for each image the place of the first of its buckets among them, b if it is in none.
+        The second array (n,) has for each image the place of the first of its buckets among them, b if it is in none.
         """
         masks = self._codes ^ query
         distances = _weights(masks)
@@ -183,7 +183,7 @@ class BucketTable:
         return masks[within], np.minimum.reduceat(places[self._buckets], self._images)
 
     def _visited(self, mask: Words) -> int:
-        """Number of buckets visited up to and with the one that this mask (W,) leads to."""
+        """Return the number of buckets visited, up to and including the one of this mask (W,)."""
         positions = np.flatnonzero(codes.unpack(mask, self.bits)).tolist()
         rank = sum(comb(position, i + 1) for i, position in enumerate(positions))
         return _inside(self.bits, len(positions)) + rank + 1
@@ -200,7 +200,7 @@ def f1_bucket_curve(
     database_labels: ArrayLike,
     ks: Sequence[int],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """F1 and number of buckets visited by the bucket search, for each number of images to find.
+    """Return F1 and the number of buckets visited by the bucket search, for each number of images to find.
 
     F1 of the first k images is 2 hits / (k + relevant). Where the search ends inside a bucket, hits are the mean over
     all orders of the images first found there, so that the order of the database does not matter.
@@ -216,7 +216,7 @@ def f1_bucket_curve(
         f1, buckets: float64 (len(ks),), means over the queries with something relevant in the database.
 
     Raises:
-        ValueError: for codes, labels or lengths that disagree, invalid or no ``ks``, and where no query has anything
+        ValueError: for codes, labels or lengths that disagree, invalid or no ``ks``, or if no query has anything
             relevant.
     """
     table = database if isinstance(database, BucketTable) else BucketTable(database)
@@ -274,7 +274,7 @@ def _code_sets(table: Any) -> CodeSets:
 
 
 def _hash(words: Words) -> Words:
-    """Hash values (...,) of codes (..., W), well mixed in their top bits; numba_kernels.probe has the same."""
+    """Return hash values (...,) of codes (..., W), well mixed in their top bits, as in numba_kernels.probe."""
     value = np.zeros(words.shape[:-1], np.uint64)
     for w in range(words.shape[-1]):
         value = ((value >> _HALF) ^ value ^ words[..., w]) * _MULTIPLIER
@@ -282,19 +282,19 @@ def _hash(words: Words) -> Words:
 
 
 def _weights(masks: Words) -> NDArray[np.int64]:
-    """Bits set in each mask (..., W)."""
+    """Return the number of bits set in each mask (..., W)."""
     return np.bitwise_count(masks).sum(axis=-1, dtype=np.int64)
 
 
 @lru_cache(maxsize=1024)
 def _inside(bits: int, radius: int) -> int:
-    """Number of codes at a distance less than the radius."""
+    """Return the number of codes at a distance less than the radius."""
     return sum(comb(bits, r) for r in range(radius))
 
 
 @lru_cache(maxsize=64)
 def ball(bits: int, radius: int, limit: int) -> int:
-    """Number of codes of ``bits`` bits within a radius of one, or some number above the limit."""
+    """Return the number of codes of ``bits`` bits within a radius of one, or some number above the limit."""
     total = 0
     for r in range(min(radius, bits) + 1):
         if (total := total + comb(bits, r)) > limit:
@@ -304,7 +304,7 @@ def ball(bits: int, radius: int, limit: int) -> int:
 
 @lru_cache(maxsize=8)
 def _flips(bits: int, radius: int) -> tuple[Words, NDArray[np.int64]]:
-    """The flip masks (f, W) of all buckets within a radius in the order of the search, and their distances (f,)."""
+    """Return the flip masks (f, W) of all buckets within a radius, in the order of the search, and distances (f,)."""
     spheres = [np.zeros((1, codes.word_count(bits)), np.uint64)]
     for r in range(1, min(radius, bits) + 1):
         # With p as the highest of r bits, the others are any r - 1 of the p lower ones: the first C(p, r - 1) masks.
@@ -324,7 +324,7 @@ def _probe(
     shift: np.uint64,
     several: bool,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """NumPy's version of numba_kernels.probe."""
+    """Look up buckets as numba_kernels.probe does, in NumPy."""
     block = max(1, _KEYS // len(masks))
     counts, images, flips = [np.zeros(1, np.intp)], [], []
     for begin in range(0, len(queries), block):

@@ -5,9 +5,9 @@ histograms for each query: the items at every distance, and the relevant ones am
 and no queries x database matrix exists. Two items are relevant to each other when they share a label.
 
 Codes and labels come packed, uint64, see :mod:`hashgym.codes`. Every function that counts takes ``backend``:
-"numba" (the compiled kernels; numba must be installed), "numpy", or "auto", numba where it is installed. Counts are
+"numba" (the compiled kernels; numba must be installed), "numpy", or "auto", numba if it is installed. Counts are
 identical in both, averages equal up to rounding. Both use the cores this process may run on, at most
-``OMP_NUM_THREADS`` where that is set; no number depends on how many.
+``OMP_NUM_THREADS`` if that is set; results do not depend on the number of cores.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Denominator = Literal["attainable", "retrieved"]
 Kernel = Callable[..., Any]
 
 _BLOCK = 1 << 15  # database items that NumPy compares at once: their words and keys stay in the cache
-_SMALL = 1 << 21  # comparisons below which one thread is quicker: starting another takes as long as some 10^5 of them
+_SMALL = 1 << 21  # comparisons below which one thread is quicker: starting another takes as long as about 10^5 of them
 
 
 def distance_histograms(
@@ -113,7 +113,7 @@ def average_precision(
     Args:
         relevant: int64 (..., D), relevant items at each distance.
         total: int64 (..., D), all items at each distance.
-        topk: rank after which a ranking is cut, None for the whole of it.
+        topk: rank after which a ranking is cut, None for the whole ranking.
         ties: how tied items are ordered.
         denominator: the divisor of the sum of precisions at the hits. "attainable" divides by
             min(relevant items, topk), so that a perfect ranking scores 1 and more hits never score less; "retrieved"
@@ -189,7 +189,7 @@ def average_precision_credit(
 
     Returns:
         ap: float64 (n,), average precision over the whole database, averaged over ties, 0 where nothing is relevant.
-        credit: float64 (n, q), AP(bit b = 1) - AP(bit b = 0), all other bits as they are, 0 where nothing is relevant.
+        credit: float64 (n, q), AP(bit b = 1) - AP(bit b = 0), all other bits unchanged, 0 where nothing is relevant.
 
     Raises:
         ValueError: as :func:`distance_histograms`.
@@ -255,7 +255,7 @@ def _check(
 
 
 def choose_kernel(plain: Kernel, backend: Backend) -> Kernel:
-    """The backend's version of a NumPy kernel: itself, or the function of numba_kernels named without the underscore.
+    """Return a kernel for a backend: the NumPy kernel, or the function of numba_kernels of its name without underscore.
 
     Raises:
         ValueError: for an unknown backend.
@@ -285,17 +285,17 @@ def _compiled() -> ModuleType | ImportError:
 
 
 def _plain(array: NDArray) -> NDArray:
-    """A contiguous, writable array of NumPy's own class, so that one compiled version fits every caller."""
+    """Return a contiguous, writable array of NumPy's own class, so that one compiled version fits every caller."""
     return np.require(array, requirements=["C", "W", "E"])
 
 
 def _columns(words: Words) -> Words:
-    """Words (m, W) as (W, m), (m, K, W) as (K, W, m): the same word of neighbouring items side by side."""
+    """Return words (m, W) as (W, m), (m, K, W) as (K, W, m): the same word of neighbouring items side by side."""
     return _plain(np.moveaxis(words, 0, -1))
 
 
 def _on_threads(run: Callable[[int, int], None], rows: int, size: int) -> None:
-    """Call ``run(start, stop)`` for parts of the rows, in threads where there is enough work."""
+    """Call ``run(start, stop)`` for parts of the rows, in threads if there is enough work."""
     threads = min(rows, _threads()) if rows * size > _SMALL else 1
     edges = np.linspace(0, rows, threads + 1).astype(int).tolist()
     if threads == 1:
@@ -306,12 +306,12 @@ def _on_threads(run: Callable[[int, int], None], rows: int, size: int) -> None:
 
 def _threads() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return min(cores, int(asked)) if asked.isdigit() and int(asked) else cores
+    requested = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores, int(requested)) if requested.isdigit() and int(requested) else cores
 
 
 def _harmonic(size: int) -> NDArray[np.float64]:
-    """Harmonic numbers H(0), H(1), ..., up to H(size) or further."""
+    """Return the harmonic numbers H(0), H(1), ..., up to H(size) or further."""
     return _harmonic_table(1 << size.bit_length())
 
 
@@ -331,10 +331,10 @@ def _cut_through(
     whole: float,
     harmonic: NDArray[np.float64],
 ) -> float:
-    """Mean of AP / hits retrieved where the cut leaves ``shown`` of ``total`` tied items.
+    """Return the mean of AP / hits retrieved if the cut leaves ``shown`` of ``total`` tied items.
 
-    The number of hits among the items shown is hypergeometric, and given that number every order is as likely, so
-    the closed form holds for each.
+    The number of hits among the items shown is hypergeometric, and given that number every order is equally
+    likely, so the closed form holds for each.
     """
     found = np.arange(max(0, shown - (total - relevant)), min(relevant, shown) + 1)
     now, following = found[:-1], found[1:]
@@ -348,7 +348,7 @@ def _cut_through(
 
 
 def _distances(code: Words, items: Words) -> NDArray[np.uint16]:
-    """Distance of every item (W, m) to a code (W,)."""
+    """Return the distance of every item (W, m) to a code (W,)."""
     distances = np.bitwise_count(items[0] ^ code[0]).astype(np.uint16)
     for word, column in zip(code[1:], items[1:], strict=True):
         distances += np.bitwise_count(column ^ word)
@@ -356,7 +356,7 @@ def _distances(code: Words, items: Words) -> NDArray[np.uint16]:
 
 
 def _keys(distances: NDArray[np.uint16], label: Words, labels: Words, width: int) -> NDArray[np.intp]:
-    """The distances, plus ``width`` for the items that share a label."""
+    """Return the distances, plus ``width`` for the items that share a label."""
     similar = np.zeros(len(distances), np.bool_)
     for word, column in zip(label, labels, strict=True):
         if word:
@@ -365,7 +365,7 @@ def _keys(distances: NDArray[np.uint16], label: Words, labels: Words, width: int
 
 
 def _histograms(queries: Words, query_labels: Words, items: Words, labels: Words, counts: NDArray[np.int64]) -> None:
-    """NumPy's version of numba_kernels.histograms."""
+    """Count as numba_kernels.histograms does, in NumPy."""
     width = counts.shape[2]
     for start in range(0, items.shape[2], _BLOCK):
         block = slice(start, start + _BLOCK)
@@ -385,7 +385,7 @@ def _credit(
     ap: NDArray[np.float64],
     flipped: NDArray[np.float64],
 ) -> None:
-    """NumPy's version of numba_kernels.credit."""
+    """Compute the same as numba_kernels.credit, in NumPy."""
     bits = flipped.shape[1]
     width = bits + 1
     octets = codes.unpack(items.T, bits).view(np.uint8)

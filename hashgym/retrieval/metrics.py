@@ -7,9 +7,9 @@ label. :func:`evaluate` returns all measures from one pass; recall and precision
 (R@H=0 and P@H=0) are ``recall_by_radius[0]`` and ``precision_by_radius[0]`` of its result.
 
 A measure is a mean over the queries that have something relevant in the database; the others are left out, and
-:func:`evaluate` counts them. Where everything in the database is relevant to all of them, as with labels of a single
-class, any ranking scores 1: this is a warning here, and a ValueError of :func:`check_labels`, to be called before long
-work. Items at the same distance are tied, and measures of a ranking are exact means over all orders of tied items
+:func:`evaluate` counts them. If everything in the database is relevant to all of them, as with labels of a single
+class, any ranking scores 1: the measures warn, and :func:`check_labels`, to be called before long work, raises a
+ValueError. Items at the same distance are tied, and measures of a ranking are exact means over all orders of tied items
 unless ``ties`` says otherwise. A lookup within radius r returns the items at distances <= r.
 """
 
@@ -45,7 +45,7 @@ _QUERIES = 4096  # queries counted at once
 NOTHING_RELEVANT = "no query has a relevant item in the database, so there is nothing to measure: check the labels"
 ALL_RELEVANT = (
     "every item of the database is relevant to every query, so that any ranking scores 1: "
-    "such labels say nothing about codes; give labels of at least two classes"
+    "such labels cannot measure codes; give labels of at least two classes"
 )
 
 _TIES: tuple[Ties, ...] = ("average", "best", "worst")
@@ -62,7 +62,7 @@ class RetrievalResult:
         map: mean average precision, at ``topk``, averaged over ties.
         map_optimistic: the same with the relevant items first inside every distance.
         map_pessimistic: the same with the relevant items last inside every distance.
-        precision_at: precision among the first k, by k.
+        precision_at: k -> precision among the first k.
         precision_within: precision of the lookup within ``radius``; a lookup that finds nothing scores 0.
         recall_within: recall of the lookup within ``radius``.
         precision_by_radius: float64 (q + 1,), precision of the lookup within radius 0, 1, ..., q.
@@ -114,7 +114,7 @@ def evaluate(
 
     Raises:
         ValueError: for codes or labels that are not 0/1 tables, bits, labels or lengths that disagree, empty input,
-            ``topk``, ranks or a radius out of range, and where no query has anything relevant.
+            ``topk``, ranks or a radius out of range, or if no query has anything relevant.
     """
     data = _Packed(query_codes, query_labels, database_codes, database_labels)
     radius = check_integer("radius", radius, 0)
@@ -157,10 +157,10 @@ def mean_average_precision(
     denominator: Denominator = "attainable",
     backend: Backend = "auto",
 ) -> float:
-    """Mean average precision: of the whole ranking, or of its first ``topk`` items.
+    """Return the mean average precision: of the whole ranking, or of its first ``topk`` items.
 
     Arguments and errors as :func:`evaluate`; ``ties`` and ``denominator`` as
-    :func:`~hashgym.retrieval.kernels.average_precision`. mAP@5000 of published NUS-WIDE tables has
+    :func:`~hashgym.retrieval.kernels.average_precision`. mAP@5000 in published NUS-WIDE tables uses
     ``denominator="retrieved"``.
     """
     data = _Packed(query_codes, query_labels, database_codes, database_labels)
@@ -177,7 +177,7 @@ def precision_at(
     *,
     backend: Backend = "auto",
 ) -> float:
-    """Share of relevant items among the first ``k``, 1 <= k <= m. Arguments and errors as :func:`evaluate`."""
+    """Return the precision among the first ``k`` items, 1 <= k <= m. Arguments and errors as :func:`evaluate`."""
     data = _Packed(query_codes, query_labels, database_codes, database_labels)
     _check_rank(k, data)
     return float(data.mean(lambda relevant, total: _precision_at(relevant, total, k), backend)[0])
@@ -191,7 +191,7 @@ def precision_recall_by_radius(
     *,
     backend: Backend = "auto",
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Precision and recall of the lookup within radius 0, 1, ..., q, each float64 (q + 1,).
+    """Return precision and recall of the lookup within radius 0, 1, ..., q, each float64 (q + 1,).
 
     Both are means over queries, and a lookup that finds nothing has precision 0. Arguments and errors as
     :func:`evaluate`.
@@ -213,7 +213,7 @@ def precision_within(
     radius: int = 2,
     backend: Backend = "auto",
 ) -> float:
-    """Precision of the lookup within ``radius``; one that finds nothing scores 0. See :func:`evaluate`."""
+    """Return the precision of the lookup within ``radius``; 0 if it finds nothing. See :func:`evaluate`."""
     radius = check_integer("radius", radius, 0)
     precision, _ = precision_recall_by_radius(
         query_codes, query_labels, database_codes, database_labels, backend=backend
@@ -230,7 +230,7 @@ def recall_within(
     radius: int = 2,
     backend: Backend = "auto",
 ) -> float:
-    """Share of the relevant items that the lookup within ``radius`` finds. See :func:`evaluate`."""
+    """Return the share of the relevant items that the lookup within ``radius`` finds. See :func:`evaluate`."""
     radius = check_integer("radius", radius, 0)
     _, recall = precision_recall_by_radius(query_codes, query_labels, database_codes, database_labels, backend=backend)
     return float(recall[: radius + 1][-1])
@@ -243,13 +243,15 @@ class _Packed:
         self.queries, self.bits = pack_table("query codes", query_codes)
         self.database, bits = pack_table("database codes", database_codes)
         if bits != self.bits:
-            raise ValueError(f"query codes have {self.bits} bits, database codes {bits}: encode both alike")
+            raise ValueError(
+                f"query codes have {self.bits} bits, database codes {bits}: encode both with the same hasher"
+            )
         self.query_labels, self.database_labels = pack_labels(
             query_labels, database_labels, len(self.queries), len(self.database)
         )
 
     def mean(self, measure: Measure, backend: Backend) -> tuple[NDArray[np.float64], int]:
-        """The measure's mean over the queries with something relevant, and their number; queries go in blocks."""
+        """Return the measure's mean over the queries with something relevant, and their number."""
         nothing = np.zeros((0, self.bits + 1), np.int64)
         total = np.asarray(measure(nothing, nothing).sum(axis=0))  # raises for invalid arguments before the work
         count, all_relevant = 0, True
@@ -275,7 +277,7 @@ class _Packed:
 
 
 def check_labels(query_labels: ArrayLike, database_labels: ArrayLike) -> None:
-    """Check that labels can tell good codes from bad ones, before any work.
+    """Check, before any work, that labels can distinguish good codes from bad ones.
 
     Args:
         query_labels: multi-hot (n, L).
@@ -299,10 +301,10 @@ def check_labels(query_labels: ArrayLike, database_labels: ArrayLike) -> None:
 def pack_labels(
     query_labels: ArrayLike, database_labels: ArrayLike, queries: int, database: int
 ) -> tuple[Words, Words]:
-    """The packed labels of so many queries and database items.
+    """Return the packed labels, checked against the numbers of query and database codes.
 
     Raises:
-        ValueError: for labels that are not 0/1 tables, of different columns or numbers.
+        ValueError: for labels that are not 0/1 tables, or of different numbers of columns or rows.
     """
     of_queries, columns = pack_table("query labels", query_labels)
     of_database, database_columns = pack_table("database labels", database_labels)
@@ -315,14 +317,14 @@ def pack_labels(
 
 
 def pack_table(name: str, table: Any) -> tuple[Words, int]:
-    """The packed rows of a 0/1 table (n, width), or of code sets, and their width."""
+    """Return the packed rows of a 0/1 table (n, width), or of code sets, and their width."""
     if isinstance(table, CodeSets):
         return table.filled, table.bits
     table = np.asarray(table)
     if table.ndim != 2 or table.size == 0:
         remedy = ""
         if name.endswith("labels") and table.ndim == 1 and table.size:
-            remedy = "; classes y become one by `y[:, None] == classes`, an array of the classes of all images"
+            remedy = "; convert classes y by `y[:, None] == classes`, with an array of all classes"
         raise ValueError(
             f"{name} must be a 0/1 table of shape (n, columns) and not empty, got shape {table.shape}{remedy}"
         )
@@ -333,7 +335,7 @@ def pack_table(name: str, table: Any) -> tuple[Words, int]:
 
 
 def _level_of_caller() -> int:
-    """Stack level, for a warning, of the first frame outside this module."""
+    """Return the stack level, for a warning, of the first frame outside this module."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_code.co_filename == __file__:
         frame, level = frame.f_back, level + 1

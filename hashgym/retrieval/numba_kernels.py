@@ -1,4 +1,4 @@
-"""The compiled kernels of :mod:`hashgym.retrieval.kernels` and ``buckets``; imported only where numba is installed.
+"""The compiled kernels of :mod:`hashgym.retrieval.kernels` and ``buckets``; imported only if numba is installed.
 
 All kernels release the GIL, and those that count write only to the rows of their own queries, so kernels.py runs them
 on Python threads. Numba's own ``parallel=True`` would start an OpenMP pool, which aborts a process that is forked
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 _TILE = 2048  # database items whose words, keys and counters stay in the first-level cache
 _BYTE = 255  # items a byte counter holds
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # of buckets._hash
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # as in buckets._hash
 
 
 def _compile(function: Any) -> Any:
@@ -59,7 +59,7 @@ _count_bits: Any = intrinsic(_emit_count_bits)
 def _fill_distances(
     code: NDArray[np.uint64], database: NDArray[np.uint64], start: int, distances: NDArray[np.uint16]
 ) -> None:
-    """distances[j] = distance of item start + j of the database (W, m) to the code (W,)."""
+    """Set distances[j] to the distance of item start + j of the database (W, m) to the code (W,)."""
     word, column = code[0], database[0][start : start + len(distances)]
     for j in range(len(distances)):
         distances[j] = _popcount(word ^ column[j])
@@ -130,7 +130,7 @@ def histograms(
 
 @_compile
 def _group(relevant: float, total: float, hits: float, seen: float, harmonic: float) -> float:
-    """The share of one group of ties in the sum of precisions (see kernels.average_precision)."""
+    """Return the share of one group of ties in the sum of precisions (see kernels.average_precision)."""
     slope = (relevant - 1.0) / max(total - 1.0, 1.0)
     return relevant * slope + relevant / max(total, 1.0) * (hits + 1.0 - slope * (seen + 1.0)) * harmonic
 
@@ -143,7 +143,7 @@ def _precisions(
     precision: NDArray[np.float64],
     flipped: NDArray[np.float64],
 ) -> None:
-    """AP of one code and of its one-bit neighbours, from the items by key and how many differ in each bit."""
+    """Compute AP of one code and of its one-bit neighbours, from the items by key and how many differ in each bit."""
     bits = len(flipped)
     width = bits + 1
     hits, seen, precision[0] = 0.0, 0, 0.0
@@ -190,7 +190,7 @@ def credit(
     precision: NDArray[np.float64],
     flipped: NDArray[np.float64],
 ) -> None:
-    """AP of every code into ``precision`` (n,), and with bit b flipped into ``flipped`` (n, bits); 0 if undefined."""
+    """Write AP of every code to ``precision`` (n,), with bit b flipped to ``flipped`` (n, bits); 0 if undefined."""
     (words, size), bits = database.shape, flipped.shape[1]
     width = bits + 1
     trash = 2 * width
@@ -224,7 +224,7 @@ def credit(
 
 @_compile
 def _grown(array: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """The array, or a longer copy if it has no room for ``size`` numbers."""
+    """Return the array, or a longer copy if it has no room for ``size`` numbers."""
     if size <= len(array):
         return array
     longer = np.empty(2 * size, np.int64)
@@ -246,7 +246,7 @@ def probe(
     """Look up the buckets that each mask leads to from each query (see buckets.BucketTable for the table).
 
     Returns offsets (n + 1,) of the queries' images, and for each image its row and the number of the first mask by
-    which it is found. ``several`` says that images may stand in several buckets.
+    which it is found. ``several`` is true if images may be in several buckets.
     """
     offsets = np.zeros(len(queries) + 1, np.int64)
     images, flips = np.empty(64, np.int64), np.empty(64, np.int64)

@@ -102,7 +102,7 @@ def average_precision_credit(
 
     Returns:
         ap: float64 (n,), average precision over the whole database, averaged over ties, 0 where nothing is relevant.
-        credit: float64 (n, q), AP(bit b = 1) - AP(bit b = 0), all other bits as they are, 0 where nothing is relevant.
+        credit: float64 (n, q), AP(bit b = 1) - AP(bit b = 0), all other bits unchanged, 0 where nothing is relevant.
     """
     _check(queries, query_labels, database, database_labels, exclude)
     if backend == "auto" and queries.device.type == "cpu":
@@ -159,13 +159,13 @@ def _blocks(
 
 
 def _tally(keys: Tensor, weights: Tensor, width: int) -> Tensor:
-    """Sums of the items' weights (m, c) by key (r, m), float32 (r, 2, width, c): a product with one-hot keys."""
+    """Return sums of the items' weights (m, c) by key (r, m), float32 (r, 2, width, c): a product with one-hot keys."""
     hot = keys[:, None] == torch.arange(2 * width, device=keys.device)[:, None]
     return _product(hot.float(), weights).view(len(keys), 2, width, -1)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """The product in float32, also where the caller's autocast would round it."""
+    """Return the product in float32, also if the caller's autocast would round it."""
     with torch.autocast(a.device.type, enabled=False):
         return a @ b
 

@@ -73,7 +73,9 @@ def atomic_write(path: str | Path, *, new: bool = False) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
                 if new and os.path.lexists(target):
-                    raise DataError(f"{target} was created meanwhile and is not overwritten: choose another --out")
+                    raise DataError(
+                        f"{target} was created in the meantime and is not overwritten: choose another --out"
+                    )
                 if os.name == "nt":  # open files cannot be renamed there
                     file.close()
                 os.replace(temporary, target)  # still locked, so that no other writer removes it as abandoned
@@ -85,7 +87,7 @@ def atomic_write(path: str | Path, *, new: bool = False) -> Iterator[BinaryIO]:
 
 
 def temporaries(path: str | Path) -> list[Path]:
-    """The temporary files of running and killed writers of a file."""
+    """Return the temporary files of running and killed writers of a file."""
     target = Path(path)
     named = re.compile(re.escape(_prefix(target)) + r"[0-9a-f]{16}\.hashgym-tmp")
     return [target.with_name(entry.name) for entry in os.scandir(target.parent) if named.fullmatch(entry.name)]
@@ -158,20 +160,20 @@ def explain_full_disk(path: str | Path) -> Iterator[None]:
 
 
 def full_disk_error(error: BaseException | None) -> OSError | None:
-    """Find the error of a full disk among an error and its causes; None if there is none.
+    """Return the full-disk error among an error and its causes; None if there is none.
 
     Libraries hide it: torch raises a RuntimeError while handling it, NumPy and FAISS only mention it in the message.
     """
-    found = None
+    disk_error = None
     while error is not None:
         if isinstance(error, DiskFullError):
             return error
         if isinstance(error, OSError) and error.errno in _FULL.values():
-            found = error
+            disk_error = error
         elif isinstance(error, (OSError, RuntimeError)) and (match := _MESSAGE.search(str(error))):
-            found = OSError(_FULL.get(match[0], errno.ENOSPC), match[0])
+            disk_error = OSError(_FULL.get(match[0], errno.ENOSPC), match[0])
         error = error.__cause__ or error.__context__
-    return found
+    return disk_error
 
 
 def _open_temporary(target: Path) -> tuple[Path, BinaryIO]:
@@ -186,7 +188,7 @@ def _open_temporary(target: Path) -> tuple[Path, BinaryIO]:
 
 
 def _prefix(target: Path) -> str:
-    """Prefix of the names of a file's temporary files; a long name is cut, to stay within 255 bytes."""
+    """Return the prefix of the names of a file's temporary files; a long name is cut, to stay within 255 bytes."""
     digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:8]
     return f".{target.name[:40]}.{digest}."
 

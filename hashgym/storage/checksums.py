@@ -27,7 +27,7 @@ def sha256(path: Path, tick: Callable[[], None] = lambda: None) -> str:
 
 
 def has_checksum(path: Path, checksum: str, *, again: bool = False, tick: Callable[[], None] = lambda: None) -> bool:
-    """Whether a file has this SHA-256. It is computed once on each machine, and again when the file has changed.
+    """Return whether a file has this SHA-256. It is computed once on each machine, and again when the file has changed.
 
     A note with the size, times and inode of a verified file is kept in the user's cache folder
     (:mod:`hashgym.storage.user_cache`), and the file is not read again while these stay the same. If the note cannot be
@@ -56,7 +56,7 @@ def has_checksum(path: Path, checksum: str, *, again: bool = False, tick: Callab
 
 
 def _state(path: Path) -> list[str | int]:
-    """Return the place of a file, and what changes when it is changed or replaced."""
+    """Return the path of a file, and the values of its status that change when it is changed or replaced."""
     stat = path.stat()
     times = stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev
     return [platform.node(), os.path.realpath(path), *times]

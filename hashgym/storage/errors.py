@@ -1,4 +1,4 @@
-"""DataError, and how error messages describe what they were given."""
+"""DataError, and descriptions of values for error messages."""
 
 from __future__ import annotations
 

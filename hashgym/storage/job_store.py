@@ -42,7 +42,7 @@ class JobStore:
 
     The line of a batch is written once its rows are on the disk, so the journal is right whenever the process ends. It
     has a checksum of every block of rows, which is verified when the job is resumed: a batch whose rows or line were
-    damaged is done again. Rows are written through files rather than maps, whose pages would count as memory of the
+    damaged is computed again. Rows are written through files rather than maps, whose pages would count as memory of the
     job.
 
     Args:
@@ -87,7 +87,7 @@ class JobStore:
             raise DataError(f"{self.folder} cannot be used: {error}") from error
         try:
             if lock_open_file(self.journal) is False:
-                raise DataError(f"another process is at work in {self.folder}: wait for it, or stop it")
+                raise DataError(f"another process is working in {self.folder}: wait for it, or stop it")
             self._resume()
         except BaseException:
             self.journal.close()
@@ -117,7 +117,7 @@ class JobStore:
         """Record a batch as finished, once its rows are on the disk."""
         for file in self.files.values():
             sync(file)
-        self._note({"batch": batch, "bad": bad, "blocks": self._blocks})
+        self._append({"batch": batch, "bad": bad, "blocks": self._blocks})
         self._blocks = []
         self.finished[batch] = bad
 
@@ -125,7 +125,7 @@ class JobStore:
         """Leave out all other rows. No batch can be written afterwards."""
         if len(kept) < self.images:
             if not self.closed:
-                self._note(CLOSED)
+                self._append(CLOSED)
             for file in self.files.values():
                 _compact(file, kept)
 
@@ -136,21 +136,21 @@ class JobStore:
         seal(self.folder)
         if os.path.lexists(target):
             raise DataError(
-                f"{target} was created meanwhile and is not overwritten; the finished work is in {self.folder}"
+                f"{target} was created in the meantime and is not overwritten; the finished work is in {self.folder}"
             )
         owned.publish(self.folder, target)
         remove_journal(target)
 
     def _create(self) -> None:
-        rows = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in self.arrays.values())
+        row_bytes = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in self.arrays.values())
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder.parent).free
-        if free < (needed := self.images * rows) + (1 << 20):
+        if free < (needed := self.images * row_bytes) + (1 << 20):
             raise DataError(
                 f"the result takes {needed / 1e6:,.0f} MB, and {self.folder.parent} has {free / 1e6:,.0f} MB free: "
                 "choose an --out on a larger disk"
             )
-        # Renamed when complete, so that a killed process leaves no incomplete job; the marker is locked meanwhile.
+        # Renamed when complete, so that a killed process leaves no incomplete job; the marker is locked until then.
         self._remove_abandoned_setups()
         setup = owned.create(self.folder.with_name(f".{self.folder.name}.{secrets.token_hex(8)}.new"))
         with (setup / owned.MARKER).open("r+b") as marker:
@@ -203,7 +203,7 @@ class JobStore:
                 f"{self.folder} holds another, unfinished job (other {', '.join(different)}): finish that one, "
                 "remove the folder to abandon it, or choose another --out"
             )
-        self.journal.truncate(len(complete))  # it is known to be ours only now
+        self.journal.truncate(len(complete))  # not earlier: only now is it known to be the journal of this job
         self.journal.seek(len(complete))
         return lines
 
@@ -217,12 +217,12 @@ class JobStore:
         lengths = self._check_arrays(len(kept))
         rows = {key: np.arange(self.images) if lengths[key] == self.images else kept for key in self.arrays}
         damaged = self._damaged({batch: line.get("blocks", []) for batch, line in batches.items()}, rows)
-        if again := len(damaged) + lines.count(None):
+        if damaged_count := len(damaged) + lines.count(None):
             if set(lengths.values()) != {self.images}:
                 raise DataError(f"{self.folder} is damaged in finished rows: remove it and start again")
-            _log.warning("%s: %d finished batches were damaged and are done again", self.folder, again)
+            _log.warning("%s: %d finished batches were damaged and are computed again", self.folder, damaged_count)
             self.closed = False
-        # Batches with unreadable images are done again, as these may have been repaired, unless the rows are gone.
+        # Batches with unreadable images are computed again, as these may have been repaired, unless the rows are gone.
         self.finished = {
             batch: line["bad"]
             for batch, line in batches.items()
@@ -230,19 +230,23 @@ class JobStore:
         }
 
     def _check_arrays(self, kept: int) -> dict[str, int]:
-        """Number of rows of every array, all or only those kept. Raises DataError for another shape or type."""
-        found = {}
+        """Return the number of rows of every array, all or only those kept.
+
+        Raises:
+            DataError: for an array of another shape or type.
+        """
+        lengths = {}
         for key, (shape, kind) in self.arrays.items():
             array = map_array(self.files[key])
-            sound = array.shape[1:] == shape and array.dtype == kind and array.flags.c_contiguous
-            if not sound or len(array) not in (self.images, kept):
+            is_valid = array.shape[1:] == shape and array.dtype == kind and array.flags.c_contiguous
+            if not is_valid or len(array) not in (self.images, kept):
                 raise DataError(f"{self.files[key]} is damaged: remove {self.folder} and start again")
-            found[key] = len(array)
-        return found
+            lengths[key] = len(array)
+        return lengths
 
     def _damaged(self, batches: dict[int, list[Block]], rows: dict[str, NDArray[np.int64]]) -> set[int]:
-        """Batches of which a block differs from what was written; ``rows`` are those that each array has."""
-        found = set()
+        """Return the batches with a block that differs from its checksum; ``rows`` are the rows that each array has."""
+        damaged = set()
         for key, (shape, kind) in self.arrays.items():
             size = int(np.prod(shape)) * np.dtype(kind).itemsize
             with self.files[key].open("rb") as file:
@@ -251,10 +255,10 @@ class JobStore:
                         first, last = np.searchsorted(rows[key], [start, stop])
                         file.seek(self.offsets[key] + int(first) * size)
                         if hashlib.sha256(file.read(int(last - first) * size)).hexdigest() != checksum:
-                            found.add(batch)
-        return found
+                            damaged.add(batch)
+        return damaged
 
-    def _note(self, entry: dict[str, Any]) -> None:
+    def _append(self, entry: dict[str, Any]) -> None:
         self.journal.write(_line(entry))
         self.journal.flush()
         os.fsync(self.journal.fileno())
@@ -267,7 +271,7 @@ def remove_journal(target: Path) -> None:
 
 
 def _line(entry: dict[str, Any]) -> bytes:
-    """A line of the journal: JSON with a digest of itself."""
+    """Return a line of the journal: JSON with a digest of itself."""
     entry = json.loads(json.dumps(entry))
     return json.dumps(entry | {"digest": digest(entry)}).encode() + b"\n"
 
@@ -279,14 +283,14 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         claimed = entry.pop("digest", None)
     except (ValueError, AttributeError, TypeError, RecursionError):
         return None
-    known = (
+    is_valid = (
         claimed == digest(entry) if claimed else entry == CLOSED or "images" in entry or set(entry) == {"batch", "bad"}
     )
-    return entry if known else None
+    return entry if is_valid else None
 
 
 def _offset(file: Path, folder: Path) -> int:
-    """Offset of the first row of the array in ``file``."""
+    """Return the offset of the first row of the array in ``file``."""
     try:
         return int(map_array(file).offset)  # type: ignore[attr-defined]
     except DataError as error:

@@ -1,4 +1,4 @@
-"""Locks that keep other processes out. They are the system's own and end with their process, so none is ever stale."""
+"""Locks that keep other processes out. They are locks of the operating system and end with their process."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["lock_folder", "lock_open_file"]
 def lock_folder(folder: str | Path, busy: str, *, file: str | None = None) -> Iterator[None]:
     """Keep other processes out of a folder while the block runs; never waits.
 
-    Without ``file`` the folder itself is locked: nothing is written into it, the lock holds among the processes of one
-    machine, and where the system has no such locks there is none.
+    Without ``file`` the folder itself is locked: nothing is written into it, and the lock holds among the processes of
+    one machine. On a system without such locks the folder is not locked.
 
     Args:
         folder: must exist.
         busy: message of the error if another process has the folder.
-        file: name of a file in the folder to lock instead. It is created empty where it is missing and stays there; the
+        file: name of a file in the folder to lock instead. It is created empty if it is missing and is not removed; the
             lock holds on Windows too, and among all machines of a network file system. The thread that has the lock may
             lock the folder again.
 
@@ -50,7 +50,7 @@ def lock_open_file(file: IO[Any] | int) -> bool | None:
     """Lock an open file, or the descriptor of a file or folder, until it is closed; never waits.
 
     Returns:
-        True if it is locked now, False if another one has locked it, None where the system has no such locks.
+        True if it is locked now, False if it was locked already, None if the system has no such locks.
     """
     try:
         import fcntl

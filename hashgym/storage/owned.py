@@ -1,6 +1,6 @@
 """Ownership of files: hashgym deletes only folders with its marker, and replaces only files that it wrote.
 
-Names are no proof: a folder called ``2023`` or ``photos.partial`` may be the user's. So a folder gets a marker file
+A name proves nothing: a folder called ``2023`` or ``photos.partial`` may be the user's. So a folder gets a marker file
 when it is created, and only marked folders are deleted. A file is replaced only if its content shows that hashgym
 wrote it.
 """
@@ -23,7 +23,7 @@ _TEXT = "hashgym created this folder and may delete it.\n"
 
 
 def create(folder: str | Path) -> Path:
-    """Create a folder with the marker, and its parents without; an existing folder must be empty or marked.
+    """Create a folder with the marker, and its parents without it; an existing folder must be empty or marked.
 
     Raises:
         DataError: if the path exists and is something else.
@@ -44,13 +44,13 @@ def mark(folder: str | Path) -> None:
 
 
 def is_owned(folder: str | Path) -> bool:
-    """Whether this is a folder (not a link to one) with the marker."""
+    """Return whether this is a folder (not a link to one) with the marker."""
     path = Path(folder)
     return path.is_dir() and not path.is_symlink() and (path / MARKER).is_file()
 
 
 def is_empty(folder: str | Path) -> bool:
-    """Whether this is an empty folder, not a link to one."""
+    """Return whether this is an empty folder, not a link to one."""
     path = Path(folder)
     return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
 
@@ -93,7 +93,7 @@ def publish(work: Path, target: Path, *, replace: bool = False) -> None:
 
     Raises:
         DataError: if the folder to replace has no marker.
-        OSError: if the folder cannot be renamed, as onto another folder without ``replace``; that one stays then.
+        OSError: if the folder cannot be renamed, as onto an existing folder without ``replace``, which is kept.
     """
     if not (replace and target.exists()):
         work.rename(target)

@@ -66,7 +66,7 @@ def progress_bar(
 
     Args:
         total: number of images.
-        done: images that an earlier run has finished.
+        done: number of images that an earlier run has finished.
         show: False for no bar.
         doing: name of the activity, one word.
         of: name of the things counted.

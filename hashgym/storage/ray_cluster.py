@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from hashgym.moved import keep_old_names
+from hashgym.optional import require
 from hashgym.storage.addresses import without_password
 
 __all__ = ["cluster", "import_ray", "task_result"]
@@ -21,13 +22,9 @@ def import_ray() -> Any:
     """Import ``ray``.
 
     Raises:
-        ValueError: if Ray is not installed.
+        MissingPackageError: if Ray is not installed.
     """
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{error}: the executor `ray` needs pip install 'hashgym[ray]'") from error
-    return ray
+    return require("ray", "the executor ray")
 
 
 @contextmanager
@@ -67,10 +64,10 @@ def cluster(cpus: int | None = None) -> Iterator[Any]:
 
 
 def task_result(ray: Any, reference: Any) -> Any:
-    """Return the result of a task, or raise its own error instead of Ray's error around it.
+    """Return the result of a task, or raise the error of the task itself, without Ray's error around it.
 
     Raises:
-        ChildProcessError: if Ray lost the task's process, and every retry.
+        ChildProcessError: if Ray lost the process of the task and of every retry.
     """
     try:
         return ray.get(reference)

@@ -17,7 +17,7 @@ from hashgym.storage.errors import DataError
 __all__ = ["MAX_WHOLE_BYTES", "check_stored", "map_array", "open_regular", "read_arrays", "read_bounded"]
 
 MAX_BYTES = 2 << 30  # of an .npz file
-MAX_WHOLE_BYTES = 2**30  # of a file that is read at once, such as a list of labels; the annotations of COCO have 0.5 GB
+MAX_WHOLE_BYTES = 2**30  # of a file that is read at once, such as a list of labels; annotations of COCO: 0.5 GB
 
 
 def map_array(file: str | Path) -> NDArray[Any]:
@@ -66,15 +66,15 @@ def check_stored(file: str | Path, most: int) -> None:
         ValueError: if it takes more, as a compressed one may, or is not a regular file.
         OSError: if it cannot be read; ``zipfile`` raises other errors for a damaged one.
     """
-    found = os.stat(file)
-    if not stat.S_ISREG(found.st_mode):
+    status = os.stat(file)
+    if not stat.S_ISREG(status.st_mode):
         raise ValueError("it is not a regular file")
-    if found.st_size > most:
-        raise ValueError(f"it has {found.st_size:,} bytes, and at most {most:,} are read")
+    if status.st_size > most:
+        raise ValueError(f"it has {status.st_size:,} bytes, and at most {most:,} are read")
     with zipfile.ZipFile(file) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise ValueError("its content is compressed")
-        if sum(entry.file_size for entry in archive.infolist()) > found.st_size:
+        if sum(entry.file_size for entry in archive.infolist()) > status.st_size:
             raise ValueError("its content is larger than the file")
 
 

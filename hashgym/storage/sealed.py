@@ -28,7 +28,7 @@ from hashgym.storage.reading import map_array, read_bounded
 __all__ = ["FolderFormat", "Verify", "digest", "is_named_by_digest", "read_json", "write_json"]
 
 SMALL = 1 << 24  # bytes; smaller files are read so quickly that their checksums are always compared
-PATIENCE = 2.0  # seconds of comparing checksums after which a message says why it takes long
+PATIENCE = 2.0  # seconds of comparing checksums after which a message is logged
 _STORED = re.compile(r"[a-z]+-([0-9a-f]{16})\.[a-z]+")  # NAME-DIGEST.SUFFIX, of FolderFormat.seal_version
 
 Verify: TypeAlias = bool | Literal["once"]
@@ -102,7 +102,7 @@ class FolderFormat:
                 file.unlink()
 
     def matches(self, folder: str | Path) -> bool:
-        """Whether there is a manifest of this format, damaged or not."""
+        """Return whether there is a manifest of this format, damaged or not."""
         try:
             with (Path(folder) / self.manifest).open("rb") as file:
                 return f'"{self.name}"'.encode() in file.read(200)
@@ -116,12 +116,12 @@ class FolderFormat:
             DataError: if there is none, it is of another format or version, or it is damaged.
         """
         file = Path(folder) / self.manifest
-        wanted = f"{folder} is not {self.description}"
+        problem = f"{folder} is not {self.description}"
         if not file.is_file():
-            raise DataError(f"{wanted}: it has no {self.manifest}; `{self.command}` writes one")
+            raise DataError(f"{problem}: it has no {self.manifest}; `{self.command}` writes one")
         manifest = read_json(file, self.remedy)
         if not isinstance(manifest, dict) or manifest.get("format") != self.name:
-            raise DataError(f"{wanted}: its {self.manifest} is of another format; `{self.command}` writes one")
+            raise DataError(f"{problem}: its {self.manifest} is of another format; `{self.command}` writes one")
         if manifest.get("version") != self.version:
             raise DataError(
                 f"{folder} is of version {manifest.get('version')!r}, this hashgym reads version {self.version}: "
@@ -160,7 +160,7 @@ class FolderFormat:
             raise DataError(f"{folder} is damaged: {', '.join(found)}; {self.remedy}")
 
     def path(self, folder: str | Path, manifest: Mapping[str, Any], name: str) -> Path:
-        """The path of a file that the manifest lists."""
+        """Return the path of a file that the manifest lists."""
         stored: str = manifest["files"][name].get("file", name)
         return Path(folder) / stored
 
@@ -179,8 +179,8 @@ class FolderFormat:
             raise DataError(f"{error}; {self.remedy}") from error
         found = {"dtype": str(array.dtype), "shape": list(array.shape)}
         if any(value != entry.get(key, value) for key, value in found.items()):
-            is_, was = f"{array.dtype} {list(array.shape)}", f"{entry['dtype']} {entry['shape']}"
-            raise DataError(f"{name} in {folder} is {is_}, {was} was written; {self.remedy}")
+            actual, written = f"{array.dtype} {list(array.shape)}", f"{entry['dtype']} {entry['shape']}"
+            raise DataError(f"{name} in {folder} is {actual}, {written} was written; {self.remedy}")
         return array
 
     def _write_manifest(self, folder: Path, fields: Mapping[str, Any], entries: Mapping[str, Any]) -> None:
@@ -188,7 +188,7 @@ class FolderFormat:
         write_json(folder / self.manifest, content | {"digest": digest(content)}, indent=1)
 
     def _is_valid(self, manifest: Mapping[str, Any]) -> bool:
-        """Whether all fields are there and no file is outside the folder; anybody can write a digest that is right."""
+        """Return whether all fields exist and no file is outside the folder; a correct digest does not imply this."""
         types = {"files": dict, **self.fields}
         return _has(manifest, types) and all(_is_valid_entry(*entry) for entry in manifest["files"].items())
 
@@ -213,13 +213,13 @@ def write_json(file: Path, content: Any, indent: int | None = None) -> None:
 
 
 def digest(content: Mapping[str, Any]) -> str:
-    """SHA-256 of the content of a manifest, without its digest."""
+    """Return the SHA-256 of the content of a manifest, without its digest."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def is_named_by_digest(file: Path) -> bool:
-    """Whether :meth:`FolderFormat.seal_version` wrote a file: its name has the digest of its content."""
+    """Return whether :meth:`FolderFormat.seal_version` wrote a file: its name has the digest of its content."""
     name = _STORED.fullmatch(file.name)
     return bool(name and file.is_file() and not file.is_symlink() and sha256(file)[:16] == name[1])
 
@@ -245,10 +245,10 @@ def _problem(file: Path, entry: Mapping[str, Any], large_files: Verify, tick: Ca
         if not file.is_file():  # reading a pipe or a device may never end
             return "is not a regular file"
         if size <= SMALL:
-            right = sha256(file) == entry["sha256"]
+            is_unchanged = sha256(file) == entry["sha256"]
         else:
-            right = not large_files or has_checksum(file, entry["sha256"], again=large_files is True, tick=tick)
-        return "" if right else "has changed since it was written"
+            is_unchanged = not large_files or has_checksum(file, entry["sha256"], again=large_files is True, tick=tick)
+        return "" if is_unchanged else "has changed since it was written"
     except FileNotFoundError:
         return "is missing"
     except OSError as error:

@@ -23,7 +23,7 @@ def folder() -> Path | None:
     any time.
 
     Its content is trusted, so a folder that belongs to another user, or that every user can write to, is not used; a
-    warning is logged then.
+    warning is logged in that case.
     """
     import platformdirs
 
@@ -33,13 +33,13 @@ def folder() -> Path | None:
     path = Path(wanted) if wanted else platformdirs.user_cache_path("hashgym")
     try:
         path.mkdir(parents=True, exist_ok=True)
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    if os.name == "posix" and (found.st_uid != os.geteuid() or found.st_mode & stat.S_IWOTH):
-        whose = "belongs to another user" if found.st_uid != os.geteuid() else "can be written by every user"
+    if os.name == "posix" and (status.st_uid != os.geteuid() or status.st_mode & stat.S_IWOTH):
+        problem = "belongs to another user" if status.st_uid != os.geteuid() else "can be written by every user"
         if path not in _warned:
             _warned.add(path)
-            _log.warning("%s %s and is not used: name a folder of your own in %s", path, whose, VARIABLE)
+            _log.warning("%s %s and is not used: name a folder of your own in %s", path, problem, VARIABLE)
         return None
     return path if os.access(path, os.W_OK) else None

@@ -88,7 +88,7 @@ def test_an_existing_folder_is_not_overwritten_unless_asked(folder):
     assert [p.name for p in folder.parent.iterdir()] == ["features"]
 
 
-def test_what_is_no_cache_is_never_overwritten(tmp_path):
+def test_only_a_cache_is_overwritten(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "im1.jpg").write_bytes(b"precious")
     with pytest.raises(DataError, match="exists already"):

@@ -144,7 +144,7 @@ def test_standardized() -> None:
     np.testing.assert_array_equal(without.features, moved.features)
 
 
-def test_standardized_ignores_what_is_not_for_training() -> None:
+def test_standardized_uses_training_images_only() -> None:
     given_ = fields()
     other = {**given_, "features": given_["features"].copy()}
     other["features"][:4] += 100

@@ -99,7 +99,7 @@ def test_patterns_exclude_files_and_folders(tmp_path: Path) -> None:
         assert (found.names, found.excluded) == (names, count)
 
 
-def test_what_hashgym_wrote_is_not_listed(tmp_path: Path) -> None:
+def test_folders_of_hashgym_are_not_listed(tmp_path: Path) -> None:
     touch(tmp_path, "a/1.jpg", "page/.hashgym", "page/2.jpg", "out.partial/journal.jsonl", "out.partial/3.jpg")
     touch(tmp_path, "diary/journal.jsonl", "diary/4.jpg", "site/5.jpg", "codes/6.jpg")
     (tmp_path / "site" / "meta.json").write_text('{"format": "jekyll"}')

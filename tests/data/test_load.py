@@ -77,15 +77,15 @@ def test_images_without_features_name_the_command() -> None:
         data.load("nowhere/at/all")
 
 
-def test_read_images_names_what_is_wrong() -> None:
-    with pytest.raises(DataError, match=r"no dataset 'mnist' of images; there are cifar10, mirflickr25k"):
+def test_read_images_names_the_problem() -> None:
+    with pytest.raises(DataError, match=r"unknown dataset of images 'mnist': choose one of cifar10, mirflickr25k"):
         data.read_images("mnist", ".")
     for name in ("folder:", "list:", "cifar10:x", "folder:PATH", "folder"):
         with pytest.raises(DataError):
             data.read_images(name, ".")
     with pytest.raises(DataError, match=r"digits is embedded and has features already: use hashgym.data.load"):
         data.read_images("digits", ".")
-    with pytest.raises(DataError, match=r"coco needs the folder it lies in \(--root\); wanted: annotations"):
+    with pytest.raises(DataError, match=r"coco needs the folder that it is in \(--root\); expected: annotations"):
         data.read_images("coco")
 
 

@@ -114,12 +114,12 @@ def test_what_pillow_reads_is_found_and_read(tmp_path: Path) -> None:
         )
 
 
-def test_where_pillow_reads_no_avif_the_message_lists_what_it_reads(
+def test_without_avif_in_pillow_the_message_lists_the_other_formats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pictures.importlib.util, "find_spec", lambda name: None)
     (tmp_path / "a.avif").write_bytes(b"\0\0\0\x1cftypavif" + bytes(40))
-    with pytest.raises(DataError, match=r"a\.avif is damaged or not a picture: none of BMP, .*, WEBP$"):
+    with pytest.raises(DataError, match=r"a\.avif is damaged or not a picture: it is not one of BMP, .*, WEBP$"):
         pictures.open_image(tmp_path / "a.avif")
 
 
@@ -224,7 +224,7 @@ def test_truncated_images_are_rejected_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n" + bytes(40)])
-def test_other_bytes_are_no_picture(tmp_path: Path, content: bytes) -> None:
+def test_other_bytes_are_not_a_picture(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(DataError, match=r"a\.jpg is damaged or not a picture"):
         pictures.open_image(tmp_path / "a.jpg")
@@ -307,7 +307,7 @@ def test_decompression_bombs_are_rejected_before_they_are_decoded(
 def test_a_limit_on_pixels_is_the_most_that_is_allowed(tmp_path: Path) -> None:
     Image.new("L", (30, 20)).save(tmp_path / "a.png")
     assert pictures.open_image(tmp_path / "a.png", max_pixels=600).size == (30, 20)
-    with pytest.raises(DataError, match="30 x 20 pixels; more than 599"):
+    with pytest.raises(DataError, match="30 x 20 pixels, more than the limit of 599"):
         pictures.open_image(tmp_path / "a.png", max_pixels=599)
 
 
@@ -319,18 +319,18 @@ def test_bytes_and_streams_are_opened_as_files_are(tmp_path: Path) -> None:
     for source in (tmp_path / "a.png", data, BytesIO(data)):
         with pytest.raises(DataError, match=rf"image b has more than {len(data) - 1} bytes"):
             pictures.open_image(source, "b", max_bytes=len(data) - 1)
-    with pytest.raises(DataError, match="image uploaded is damaged or not a picture: none of BMP, GIF, JPEG"):
+    with pytest.raises(DataError, match="image uploaded is damaged or not a picture: it is not one of BMP, GIF, JPEG"):
         pictures.open_image(b"<svg/>")
 
 
 def test_formats_that_start_programs_are_rejected_whatever_the_name(tmp_path: Path) -> None:
     Image.new("RGB", (5, 3)).save(tmp_path / "a.eps")  # Ghostscript would run it
     (tmp_path / "a.eps").rename(tmp_path / "a.jpg")
-    with pytest.raises(DataError, match=r"a\.jpg is damaged or not a picture: none of BMP"):
+    with pytest.raises(DataError, match=r"a\.jpg is damaged or not a picture: it is not one of BMP"):
         pictures.open_image(tmp_path / "a.jpg")
 
 
-def test_a_smaller_picture_is_no_smaller_than_asked_and_still_checked(tmp_path: Path) -> None:
+def test_a_reduced_picture_has_the_minimum_size_and_is_still_checked(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (400, 640, 3)).astype(np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.jpg")
     for at_least, size in [(400, (640, 400)), (200, (320, 200)), (60, (160, 100)), (1, (80, 50))]:

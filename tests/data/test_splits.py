@@ -259,11 +259,14 @@ def test_errors() -> None:
         ({"split": "mch"}, "cifar10 has no split 'mch'; it has cifar10-1, cifar10, cifar10-2"),
         ({"queries": 0}, "queries must be at least 1, got 0"),
         ({"train": -1}, "train must be at least 1, got -1"),
-        ({"queries": 101}, "101 query images wanted, 100 are there"),
-        ({"queries": 50, "train": 51}, "51 training images wanted, 50 are there"),
-        ({"queries": 100}, r"100 query images wanted, and only 90 can be had with at least 1 of every label left over"),
-        ({"split": "cifar10", "queries": 50, "train": 50}, "only 40 can be had with at least 1 of every label"),
-        ({"split": "cifar10-2"}, "0 query images wanted, 0 are there"),
+        ({"queries": 101}, "101 query images requested, but there are 100"),
+        ({"queries": 50, "train": 51}, "51 training images requested, but there are 50"),
+        (
+            {"queries": 100},
+            r"100 query images requested, but only 90 can be drawn with at least 1 of every label left over",
+        ),
+        ({"split": "cifar10", "queries": 50, "train": 50}, "only 40 can be drawn with at least 1 of every label"),
+        ({"split": "cifar10-2"}, "0 query images requested, but there are 0"),
     ):
         with pytest.raises(DataError, match=reason):
             draw("cifar10", **{"split": None, **options}, labels=labels)  # type: ignore[arg-type]
@@ -275,17 +278,17 @@ def test_errors() -> None:
             label_names=mirflickr25k.LABELS[:24],
             names=[str(i) for i in range(50)],
         )
-    with pytest.raises(DataError, match="0 query images wanted, 0 are there in folders or lists for test"):
+    with pytest.raises(DataError, match="0 query images requested, but there are 0 in folders or lists for test"):
         draw("folder:x", "given", labels)
-    with pytest.raises(DataError, match="0 training images wanted, 0 are there in folders or lists for train"):
+    with pytest.raises(DataError, match="0 training images requested, but there are 0 in folders or lists for train"):
         draw("folder:x", None, classes(9, 2), [f"{'query' if i < 3 else 'gallery'}/{i}.jpg" for i in range(9)])
     with pytest.raises(
-        DataError, match=r"9 training images wanted, which leaves none of class \d: ask for at least 10"
+        DataError, match=r"9 training images requested, which leaves none of class \d: ask for at least 10"
     ):
         draw("folder:x", None, labels, train=9)
-    with pytest.raises(DataError, match=r"only 0 can be had.*0 has 1, 1 has 1, 2 has 1, .*into one class"):
+    with pytest.raises(DataError, match=r"only 0 can be drawn.*0 has 1, 1 has 1, 2 has 1, .*into one class"):
         draw("folder:x", None, classes(5, 5))
-    with pytest.raises(DataError, match="1 query images wanted, 0 are there"):
+    with pytest.raises(DataError, match="1 query images requested, but there are 0"):
         draw("folder:x", "random", np.zeros((9, 2), np.uint8))
 
 

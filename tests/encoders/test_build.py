@@ -41,7 +41,7 @@ def test_threads_are_limited_and_given_back():
     before, pools = torch.get_num_threads(), [pool["num_threads"] for pool in threadpool_info()]
     try:
         torch.set_num_threads(2)
-        with build._at_most(1):
+        with build._limited_threads(1):
             assert torch.get_num_threads() == 1
             assert {pool["num_threads"] for pool in threadpool_info()} == {1}
         assert torch.get_num_threads() == 2

@@ -131,7 +131,7 @@ def test_damage_anywhere_is_seen(files, tmp_path_factory, data):
             load_encoder(path)
 
 
-def test_files_that_are_no_encoders(files, tmp_path):
+def test_files_that_are_not_encoders(files, tmp_path):
     path = tmp_path / "encoder.onnx"
     with pytest.raises(DataError, match=r"the encoder .* cannot be read .No such file"):
         load_encoder(path)
@@ -164,12 +164,12 @@ def test_a_later_format_is_rejected(files, tmp_path):
 def rewritten(path, target, **changes):
     """The encoder with other metadata and a digest of its own; None removes a key."""
     model = onnx.load(path)
-    said = json.loads({entry.key: entry.value for entry in model.metadata_props}["hashgym.encoder"])
-    said |= changes
+    metadata = json.loads({entry.key: entry.value for entry in model.metadata_props}["hashgym.encoder"])
+    metadata |= changes
     for key in [key for key, value in changes.items() if value is ...]:
-        del said[key]
+        del metadata[key]
     del model.metadata_props[:]
-    onnx.helper.set_model_props(model, {"hashgym.encoder": json.dumps(said)})
+    onnx.helper.set_model_props(model, {"hashgym.encoder": json.dumps(metadata)})
     target.write_bytes(seal(model.SerializeToString()))
     return target
 
@@ -214,17 +214,17 @@ def test_metadata_of_pictures_and_regions_that_do_not_fit_are_rejected(files, tm
         load_encoder(rewritten(files["pictures of views"], tmp_path / "bad.onnx", **{key: value}))
 
 
-def test_metadata_that_are_no_object_are_rejected(files, tmp_path):
-    for said in ("null", "[]", "3", "", "{", "[" * 100_000, '{"format": 1}', '{"format": [1]}'):
+def test_metadata_that_are_not_an_object_are_rejected(files, tmp_path):
+    for metadata in ("null", "[]", "3", "", "{", "[" * 100_000, '{"format": 1}', '{"format": [1]}'):
         model = onnx.load(files["features"])
         del model.metadata_props[:]
-        onnx.helper.set_model_props(model, {"hashgym.encoder": said})
+        onnx.helper.set_model_props(model, {"hashgym.encoder": metadata})
         (tmp_path / "bad.onnx").write_bytes(seal(model.SerializeToString()))
         with pytest.raises(DataError, match=r"bad\.onnx"):
             load_encoder(tmp_path / "bad.onnx")
 
 
-def test_what_earlier_versions_did_not_say_is_no_fault(files, tmp_path):
+def test_metadata_missing_in_earlier_versions_are_accepted(files, tmp_path):
     """They laid transparent pixels on nothing; pictures without such pixels are read as ever."""
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
     whole = load_encoder(files["pictures of views"])
@@ -235,9 +235,9 @@ def test_what_earlier_versions_did_not_say_is_no_fault(files, tmp_path):
     assert earlier.prepare(Image.new("RGBA", (4, 4))).min() == 255
 
 
-def test_a_network_that_gives_other_shapes_than_it_says_is_rejected(files, tmp_path):
+def test_a_network_with_other_shapes_than_declared_is_rejected(files, tmp_path):
     model = onnx.load(files["features"])
-    for output in model.graph.output:  # n x 8 is said; the same values are given as 2n x 4
+    for output in model.graph.output:  # the file declares n x 8; the same values are given as 2n x 4
         name, node = output.name, next(node for node in model.graph.node if output.name in node.output)
         node.output[list(node.output).index(name)] = f"{name}/whole"
         for other in model.graph.node:
@@ -276,7 +276,7 @@ def test_a_picture_and_its_file_have_one_code(files, tmp_path):
         encoder.prepare(Image.new("I;16", (4, 4), 40_000))
 
 
-def test_giant_files_are_no_encoders(tmp_path):
+def test_giant_files_are_not_encoders(tmp_path):
     with (tmp_path / "encoder.onnx").open("wb") as file:
         file.truncate(40_000_000_000)  # sparse
     with bounded(octets=1 << 26), pytest.raises(DataError, match="more than 2,147,483,648 bytes"):

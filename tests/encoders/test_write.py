@@ -264,7 +264,7 @@ class Wrong(torch.nn.Module):
         ({"source": {"path": object()}}, "JSON"),
     ],
 )
-def test_what_cannot_be_written(tmp_path, change, message):
+def test_invalid_arguments_are_rejected(tmp_path, change, message):
     arguments = {"head": Linear(4, 8), "dim": 4, "bits": 8, "source": {}} | change
     with pytest.raises(ValueError, match=message):
         write.write(tmp_path / "encoder.onnx", arguments.pop("head"), **arguments)

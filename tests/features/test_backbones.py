@@ -189,7 +189,7 @@ def test_a_batch_of_another_shape_is_rejected(shape):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("nonsense", {}, "no backbone 'nonsense'.*efficientnet_lite0"),
+        ("nonsense", {}, "unknown backbone 'nonsense'.*efficientnet_lite0"),
         ("pixels", {"size": 0}, "size"),
         ("pixels", {"weights": "w.pth"}, "neither weights"),
         ("pixels", {"runtime": "onnx"}, "neither weights"),
@@ -268,7 +268,7 @@ def test_weights_are_downloaded_once_and_checked(tmp_path, monkeypatch):
     assert [file.name for file in found.parent.iterdir()] == [found.name]
 
 
-def test_missing_packages_say_what_to_install(monkeypatch):
+def test_errors_of_missing_packages_name_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(ValueError, match=r"hashgym\[efficientnet\]"):
         features.make("efficientnet_lite0")

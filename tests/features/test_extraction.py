@@ -88,7 +88,7 @@ def _centre_square(width, height):
     return ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
 
 
-def test_batches_and_workers_do_not_change_what_comes_out(photos, tmp_path):
+def test_batches_and_workers_do_not_change_the_output(photos, tmp_path):
     first = cache.open_cache(job(photos, tmp_path / "a", batch_size=4, workers=1))
     second = cache.open_cache(job(photos, tmp_path / "b", batch_size=64, workers=4))
     for key in ("features", "regions", "train_regions", "boxes", "train_boxes", "thumbnails", "query", "train"):
@@ -221,7 +221,7 @@ def test_a_bad_image_can_be_left_out_on_resuming_and_a_fixed_one_is_added(photos
     assert contents(tmp_path / "out") == contents(job(photos, tmp_path / "whole"))
 
 
-def test_an_unfinished_job_notices_what_changed(photos, tmp_path):
+def test_an_unfinished_job_detects_changes(photos, tmp_path):
     truncate(photos / "dog" / "5.png")
     with pytest.raises(DataError, match=r"dog/5\.png.*Fix it and run the same command again"):
         job(photos, tmp_path / "out")
@@ -296,7 +296,7 @@ def test_two_processes_never_share_a_job(photos, tmp_path):
     collection = collect(photos)
 
     def meddling(index):
-        with pytest.raises(DataError, match="another process is at work"):
+        with pytest.raises(DataError, match="another process is working"):
             job(photos, tmp_path / "out")
         return collection.read(index)
 
@@ -305,7 +305,7 @@ def test_two_processes_never_share_a_job(photos, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]\n", "null\n", '{"dataset": "moon"}\n', "%s"])
-def test_a_damaged_journal_says_so(photos, tmp_path, text):
+def test_a_damaged_journal_is_an_error(photos, tmp_path, text):
     truncate(photos / "dog" / "5.png")
     with pytest.raises(DataError):
         job(photos, tmp_path / "out")
@@ -315,7 +315,7 @@ def test_a_damaged_journal_says_so(photos, tmp_path, text):
         job(photos, tmp_path / "out")
 
 
-def test_a_damaged_partial_folder_says_so(photos, tmp_path):
+def test_a_damaged_partial_folder_is_an_error(photos, tmp_path):
     truncate(photos / "dog" / "5.png")
     with pytest.raises(DataError):
         job(photos, tmp_path / "out")

@@ -147,7 +147,7 @@ def test_rows_of_mapped_files_are_sent(tmp_path):
     assert contents(job(images, tmp_path / "ray", executor="ray", **options)) == contents(local)
 
 
-def test_what_cannot_be_sent_says_so(photos, tmp_path):
+def test_objects_that_cannot_be_sent_are_an_error(photos, tmp_path):
     (pixels, file) = make("pixels", size=4), (photos / "cat" / "0.png").open("rb")
 
     def network(batch):

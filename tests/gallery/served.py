@@ -84,9 +84,9 @@ def serving(index: Path, **options: int) -> Iterator[tuple[str, subprocess.Popen
     process = subprocess.Popen(command, **pipes, text=True, env={**os.environ, "HASHGYM_TOKEN": TOKEN})
     try:
         assert process.stdout is not None
-        said = process.stdout.readline()
-        address = re.search(rf"(http://127\.0\.0\.1:\d+)/\?token={TOKEN} ", said)
-        assert address, said + process.communicate(timeout=300)[1]
+        output = process.stdout.readline()
+        address = re.search(rf"(http://127\.0\.0\.1:\d+)/\?token={TOKEN} ", output)
+        assert address, output + process.communicate(timeout=300)[1]
         yield address[1], process
     finally:
         if process.poll() is None:

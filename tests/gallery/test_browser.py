@@ -98,7 +98,7 @@ def test_a_picked_picture_shows_the_nearest_at_once(page: Any) -> None:
     assert page.locator("#results li").count() == 0
     pick(page, png(picture(3)), "<b>three</b>.png")
     sync_api.expect(heading(page)).to_have_text("12 nearest to <b>three</b>.png")
-    sync_api.expect(page.locator("#said")).to_have_text("12 nearest to <b>three</b>.png")
+    sync_api.expect(page.locator("#status")).to_have_text("12 nearest to <b>three</b>.png")
     assert page.locator("#results .name").all_text_contents()[:2] == ["3.png", "20.png"]
     assert "0 of 48 bits differ" in page.locator("#results li").nth(0).inner_text()
     assert "matched: top right" in page.locator("#results li").nth(1).inner_text()

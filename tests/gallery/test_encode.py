@@ -218,7 +218,7 @@ def entries(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name != owned.MARKER)
 
 
-def test_what_changed_is_encoded_again_and_nothing_else(encoder, tmp_path, monkeypatch):
+def test_only_changed_pictures_are_encoded_again(encoder, tmp_path, monkeypatch):
     photos, out = write_pictures(tmp_path / "photos", NAMES), tmp_path / "out"
     (photos / "bad.png").write_text("no picture")
     assert update(encoder, [photos], out, skip_bad=True) == EncodingReport(out, new=5)
@@ -284,7 +284,7 @@ def test_pictures_that_are_there_and_not_named_stay(encoder, tmp_path):
     photos, out = write_pictures(tmp_path / "photos", NAMES), tmp_path / "out"
     before = content(encode(encoder, [photos], out))
     for places, options in (([photos / "a.png", photos / "z z.jpg"], {}), ([photos], {"exclude": ["b"]})):
-        with pytest.raises(DataError, match=r"codes of 3 pictures that are still there.*name all its pictures"):
+        with pytest.raises(DataError, match=r"codes of 3 pictures that still exist.*name all its pictures"):
             encode(encoder, places, out, **options)
     assert content(out) == before
 
@@ -340,7 +340,7 @@ def test_an_update_that_is_stopped_leaves_the_old_codes_or_the_new(encoder, tmp_
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_an_unfinished_job_notices_what_changed(encoder, tmp_path):
+def test_an_unfinished_job_detects_changes(encoder, tmp_path):
     photos = write_pictures(tmp_path / "photos", [f"{i}.png" for i in range(9)])
     (photos / "7.png").write_text("no picture")
     with pytest.raises(DataError, match=r"7\.png.*Fix or remove it and run the same command again"):
@@ -405,12 +405,12 @@ def test_links_are_counted_or_followed_to_where_they_lead(encoder, tmp_path):
     codes = open_codes(everything)
     assert codes.root == tmp_path / "album"
     assert codes.names == ["other/3.png", "other/deep/4.png", "photos/1.png", "photos/sub/2.png"]
-    with pytest.raises(DataError, match=r"no images to encode \(passed over: 1 link \(--follow-links"):
+    with pytest.raises(DataError, match=r"no images to encode \(skipped: 1 link \(--follow-links"):
         encode(encoder, [photos / "5.png"], tmp_path / "one")
     assert find_images([photos / "5.png"], follow_links=True) == (other, ["3.png"])
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "1.png").symlink_to(photos / "1.png")
-    with pytest.raises(DataError, match=r"links holds no images \(passed over: 1 link \(--follow-links"):
+    with pytest.raises(DataError, match=r"links holds no images \(skipped: 1 link \(--follow-links"):
         encode(encoder, [tmp_path / "links"], tmp_path / "one")
 
 
@@ -430,7 +430,7 @@ def test_a_link_put_in_place_of_a_listed_picture_is_not_followed_out(encoder, tm
         encode(encoder, [photos], tmp_path / "out")
 
 
-def test_what_is_passed_over_is_counted(encoder, tmp_path, monkeypatch):
+def test_skipped_files_are_counted(encoder, tmp_path, monkeypatch):
     photos = write_pictures(tmp_path / "photos", [*NAMES, "@eaDir/a.png", "raw/x.png", "b/raw.png", "bare"])
     for name in ("b/1.psd", "notes.txt", "Thumbs.db"):
         (photos / name).touch()
@@ -526,7 +526,7 @@ def test_two_updates_at_once(encoder, tmp_path, monkeypatch):
     assert update(encoder, [photos], out).unchanged == 5
 
 
-def test_only_what_an_update_left_is_deleted(encoder, tmp_path):
+def test_only_leftovers_of_an_update_are_deleted(encoder, tmp_path):
     """Other results may lie in the folder under a number, also with our marker; so may the user's files."""
     photos, out = write_pictures(tmp_path / "photos", NAMES), tmp_path / "out"
     encode(encoder, [photos], out)

@@ -204,7 +204,7 @@ def test_any_order_of_changes(codes, photos, tmp_path_factory, order, seed):
         ids = found
 
 
-def test_what_is_rejected_before_work(encoder, codes, photos, tmp_path):
+def test_invalid_arguments_are_rejected_before_work(encoder, codes, photos, tmp_path):
     other = write_encoder(tmp_path / "other.onnx", bits=40)
     encode_images(other, [photos / "a"], tmp_path / "other", progress=False)
     index = make([codes / "a"], tmp_path / "index")
@@ -447,7 +447,7 @@ def test_folders_of_others_are_neither_taken_nor_deleted(codes, tmp_path, names,
         assert "choose another --out" in str(error.value)
 
 
-def test_other_folders_of_ours_are_no_place_for_an_index(encoder, codes, photos, tmp_path):
+def test_other_folders_of_hashgym_are_not_used_for_an_index(encoder, codes, photos, tmp_path):
     """Each carries the marker, but is not an unfinished index."""
     places = [shutil.copytree(codes / "a", tmp_path / "codes"), tmp_path / "codes.partial", tmp_path / "begun"]
     owned.mark(places[0])
@@ -563,8 +563,8 @@ def test_files_of_others_in_an_index_of_an_older_version_are_left_alone(codes, t
 def test_a_content_elsewhere_is_rejected(codes, tmp_path, number):
     index = make([codes / "a"], tmp_path / "index")
     meta = json.loads((index / "meta.json").read_text())
-    said = {key: value for key, value in meta.items() if key != "digest"} | {"content": number}
-    (index / "meta.json").write_text(json.dumps(said | {"digest": sealed.digest(said)}))
+    changed = {key: value for key, value in meta.items() if key != "digest"} | {"content": number}
+    (index / "meta.json").write_text(json.dumps(changed | {"digest": sealed.digest(changed)}))
     for use in (open_gallery, verify, lambda folder: remove(folder, ["0.png"], progress=False)):
         with pytest.raises(DataError, match="not named by a number"):
             use(index)

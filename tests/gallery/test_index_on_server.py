@@ -100,9 +100,9 @@ def collections(uri: str) -> set[str]:
 
 def reseal(folder: Path, name: str, digest: Callable[[dict[str, Any]], str], **changed: Any) -> None:
     """Change what a file of an index says, with a digest that fits."""
-    said = json.loads((folder / name).read_text()) | changed
-    said.pop("digest")
-    (folder / name).write_text(json.dumps(said | {"digest": digest(said)}))
+    manifest = json.loads((folder / name).read_text()) | changed
+    manifest.pop("digest")
+    (folder / name).write_text(json.dumps(manifest | {"digest": digest(manifest)}))
 
 
 def moved(folder: Path, uri: str) -> Path:
@@ -130,10 +130,10 @@ def test_the_token_goes_to_no_address_that_only_the_index_names(
         with pytest.raises(SystemExit) as stopped:
             cli.main(words)
         assert stopped.value.code == 2
-        said = capsys.readouterr().err
-        assert f"give --uri {recorder.uri} or set MILVUS_URI" in said
-        assert "unset MILVUS_TOKEN" in said
-        assert TOKEN not in said
+        output = capsys.readouterr().err
+        assert f"give --uri {recorder.uri} or set MILVUS_URI" in output
+        assert "unset MILVUS_TOKEN" in output
+        assert TOKEN not in output
     assert recorder.headers == []
     assert content(crafted) == before
     monkeypatch.delenv("MILVUS_TOKEN")
@@ -279,7 +279,7 @@ def test_indices_of_older_versions_drop_their_collections(inputs: Path, address:
 def test_only_collections_of_indices_are_dropped(address: str) -> None:
     with milvus._connected(address, "any", "", 30.0) as server:
         server._client.create_collection("letters", dimension=4)
-        with pytest.raises(ValueError, match="not of an index, so it is not dropped"):
+        with pytest.raises(ValueError, match="not that of an index, so it is not dropped"):
             milvus.drop(address, "letters")
         assert milvus.has(address, "letters")
         server._client.drop_collection("letters")

@@ -133,7 +133,7 @@ def test_the_page_shows_what_the_gallery_finds(client: Any, gallery: Gallery) ->
         assert [int(d) for d in re.findall(r"<b>(\d+)</b> of 48 bits differ", page.text)] == [m.distance for m in found]
 
 
-def test_json_says_the_same(client: Any, gallery: Gallery) -> None:
+def test_json_has_the_same_results(client: Any, gallery: Gallery) -> None:
     answer = post(client, encoded(picture(3)), to="/search", k=22).json
     found = gallery.search(picture(3), 22)
     assert answer["bits"] == 48
@@ -203,7 +203,7 @@ def test_foreign_host_names_are_rejected_without_details_of_the_gallery(client: 
         ({"Sec-Fetch-Site": "same-site"}, 403),
     ],
 )
-def test_what_other_sites_post_is_rejected(client: Any, headers: dict[str, str], code: int) -> None:
+def test_posts_of_other_sites_are_rejected(client: Any, headers: dict[str, str], code: int) -> None:
     for path in ("/", "/search"):
         data = {"picture": (io.BytesIO(encoded(picture(0))), "a.png")}
         assert client.post(path, data=data, headers=headers).status_code == code
@@ -212,9 +212,12 @@ def test_what_other_sites_post_is_rejected(client: Any, headers: dict[str, str],
 GREY16 = Image.fromarray(np.full((40, 40), 40_000, np.uint16))
 BAD = {
     "nothing": (b"", "damaged or not a picture"),
-    "html.jpg": (b"<!doctype html><script>alert(1)</script>", "damaged or not a picture: none of BMP, GIF, JPEG"),
-    "active.svg": (b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>', "none of BMP"),
-    "postscript.png": (encoded(picture(0), "EPS"), "none of BMP"),
+    "html.jpg": (
+        b"<!doctype html><script>alert(1)</script>",
+        "damaged or not a picture: it is not one of BMP, GIF, JPEG",
+    ),
+    "active.svg": (b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>', "not one of BMP"),
+    "postscript.png": (encoded(picture(0), "EPS"), "not one of BMP"),
     "truncated.png": (encoded(picture(0))[:150], "damaged"),
     "truncated.jpg": (encoded(picture(0), "JPEG")[:900], "damaged"),
     "truncated.webp": (encoded(picture(0), "WEBP", lossless=True)[:90], "damaged"),
@@ -222,11 +225,11 @@ BAD = {
     "only-header.png": (b"\x89PNG\r\n\x1a\n", "damaged"),
     "huge.png": (png(100_000, 100_000, b""), "pixels"),
     "very-huge.png": (png(2**31 - 1, 2**31 - 1, b""), "pixels"),
-    "large.png": (png(1_001, 1_000, bytes(1000)), "1001 x 1000 pixels; more than 1,000,000"),
+    "large.png": (png(1_001, 1_000, bytes(1000)), "1001 x 1000 pixels, more than the limit of 1,000,000"),
     "bomb.png": (encoded(Image.new("1", (30_000, 30_000))), "pixels"),
     "empty.png": (png(0, 0, b""), "damaged"),
     "too-little.png": (png(900, 900, b"\0" * 10), "damaged"),
-    "deep.png": (encoded(GREY16), "more than 8 bits a channel; convert it"),
+    "deep.png": (encoded(GREY16), "more than 8 bits per channel: convert it"),
     "float.tiff": (encoded(Image.new("F", (8, 8)), "TIFF"), "more than 8 bits"),
     "wide.gif": (b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\x02\x02D\x01\0;", "pixels"),
     "large.ppm": (b"P6 99999 99999 255 ", "pixels"),
@@ -240,10 +243,10 @@ def test_damaged_and_hostile_pictures_get_a_message(client: Any, name: str) -> N
     for path in ("/", "/search"):
         answer = post(client, data, name, to=path)
         assert answer.status_code == 422
-        said = message(answer) if path == "/" else answer.json["error"]
-        assert said.startswith(f"image {name} ")
-        assert reason in said
-        assert len(said) < 600
+        text = message(answer) if path == "/" else answer.json["error"]
+        assert text.startswith(f"image {name} ")
+        assert reason in text
+        assert len(text) < 600
     assert still_serves(client)
 
 
@@ -400,7 +403,7 @@ def test_names_are_shown_as_they_are(client: Any) -> None:
     assert "<img src=x" not in page.text
 
 
-def test_thumbnails_are_small_jpegs_drawn_anew(client: Any, gallery: Gallery) -> None:
+def test_thumbnails_are_small_jpegs_encoded_again(client: Any, gallery: Gallery) -> None:
     answer = client.get("/thumbnail?id=0")
     assert answer.mimetype == "image/jpeg"
     assert Image.open(io.BytesIO(answer.data)).size == (160, 120)
@@ -531,8 +534,8 @@ def test_internal_errors_are_reported_without_details(
 
 def test_a_missing_package_is_named() -> None:
     program = "import sys; sys.modules['waitress'] = None; import hashgym.gallery.server"
-    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False).stderr
-    assert "pip install 'hashgym[serve]'" in said.splitlines()[-1]
+    errors = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False).stderr
+    assert "pip install 'hashgym[serve]'" in errors.splitlines()[-1]
 
 
 SECRET = "0123456789-_.~abcXYZ"

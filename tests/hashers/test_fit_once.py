@@ -33,7 +33,7 @@ def test_what_is_read_is_what_was_fitted(cache: Path) -> None:
     assert len(list(cache.glob("base-*.npz"))) == 1
 
 
-def test_other_data_settings_and_seeds_are_fitted_anew(cache: Path) -> None:
+def test_other_data_settings_and_seeds_are_fitted_again(cache: Path) -> None:
     (X, y), (other, _) = data(), data(1)
     for hasher, features, labels in (
         (hashers.make("ksh", bits=6), X, y),
@@ -50,7 +50,7 @@ def test_other_data_settings_and_seeds_are_fitted_anew(cache: Path) -> None:
     assert len(list(cache.glob("base-*.npz"))) == 6
 
 
-def test_a_damaged_file_is_fitted_and_written_anew(cache: Path) -> None:
+def test_a_damaged_file_is_fitted_and_written_again(cache: Path) -> None:
     X, y = data()
     codes = fit_once(hashers.make("ksh", bits=6), X, y).encode(X)
     (file,) = cache.glob("base-*.npz")
@@ -60,7 +60,7 @@ def test_a_damaged_file_is_fitted_and_written_anew(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["", "/dev/null/nowhere"])
-def test_no_cache_is_no_error(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+def test_a_missing_cache_is_not_an_error(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     monkeypatch.setenv("HASHGYM_CACHE", place)
     X, y = data()
     assert fit_once(hashers.make("ksh", bits=6), X, y).encode(X).shape == (60, 6)
@@ -89,7 +89,9 @@ def test_processes_fit_once_together(cache: Path) -> None:
 
 
 @pytest.mark.parametrize(("bits", "seed", "dim"), [(7, 0, 5), (6, 1, 5), (6, 0, 4)])
-def test_a_whole_file_of_another_hasher_is_fitted_and_written_anew(cache: Path, bits: int, seed: int, dim: int) -> None:
+def test_an_intact_file_of_another_hasher_is_fitted_and_written_again(
+    cache: Path, bits: int, seed: int, dim: int
+) -> None:
     X, y = data()
     codes = fit_once(hashers.make("ksh", bits=6), X, y).encode(X)
     (file,) = cache.glob("base-*.npz")

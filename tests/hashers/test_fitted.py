@@ -24,7 +24,7 @@ def test_a_supervised_hasher_gets_the_labels(multi_label):
     assert hashers.fitted("sdh", multi_label, bits=4).n_features_in_ == multi_label.dim
 
 
-def test_a_registered_name_is_no_path(multi_label, tmp_path, monkeypatch):
+def test_a_registered_name_is_not_a_path(multi_label, tmp_path, monkeypatch):
     (tmp_path / "lsh").write_text("not a hasher")
     monkeypatch.chdir(tmp_path)
     assert type(hashers.fitted("lsh", multi_label, bits=4)).__name__ == "LSH"

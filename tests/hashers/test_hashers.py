@@ -143,7 +143,7 @@ def test_bad_labels_are_rejected_by_name(data):
             hasher.fit(X, same)
 
 
-def test_unknown_names_and_settings_list_what_there_is():
+def test_errors_for_unknown_names_and_settings_list_the_known_ones():
     with pytest.raises(ValueError, match=r"unknown hasher .lhs. .did you mean 'lsh'.*; there are adsh, cnnh"):
         make("lhs")
     with pytest.raises(ValueError, match="itq has no setting margin: it has bits, seed, iterations"):
@@ -167,13 +167,13 @@ def test_the_registry_takes_users_hashers_and_rejects_a_taken_name(data, tmp_pat
         register("new", "users_own.Own")
 
 
-def test_files_that_are_no_saved_hasher_are_rejected(data, tmp_path):
+def test_files_that_are_not_a_saved_hasher_are_rejected(data, tmp_path):
     good, bad = tmp_path / "good.npz", tmp_path / "bad.npz"
     fitted("itq", data).save(good)
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "absent")
 
-    def rejected(match="not a saved hasher|not hold a complete|not known here|no setting"):
+    def rejected(match="not a saved hasher|not hold a complete|not registered|no setting"):
         with pytest.raises(ValueError, match=match):
             load(bad)
 
@@ -241,7 +241,7 @@ def test_images_that_are_all_alike_are_rejected(name):
     if name == "lsh":
         assert not make(name, bits=4).fit(alike).encode(alike).any()
         return
-    for X, labels, message in ((alike, y, "all 12 training images are the same"), (alike[:1], y[:1], "one sample is")):
+    for X, labels, message in ((alike, y, "all 12 training images are equal"), (alike[:1], y[:1], "one sample is")):
         with pytest.raises(ValueError, match=message):
             make(name, bits=4).fit(X, labels)
 

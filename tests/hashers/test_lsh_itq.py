@@ -10,7 +10,7 @@ from hashgym.hashers.itq import ITQ
 from hashgym.hashers.lsh import LSH
 
 
-def test_lsh_bits_differ_as_often_as_the_angle_says():
+def test_lsh_bits_differ_in_proportion_to_the_angle():
     directions = np.array([[1, 0], [np.cos(0.7), np.sin(0.7)], [-1, 0]], np.float32)
     data = np.concatenate([directions, -directions]) + 5  # symmetric about 5: the mean is known
     code = LSH(bits=20000).fit(data).encode(data)

@@ -31,7 +31,7 @@ def cost(B, W, Y, F, nu):
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 12), st.floats(1e-5, 3), st.floats(1e-3, 10), st.floats(1e-3, 10))
-def test_the_objective_never_increases_and_is_what_the_fitted_hasher_says(seed, bits, nu, ridge, lambda_w):
+def test_the_objective_never_increases_and_is_that_of_the_fitted_hasher(seed, bits, nu, ridge, lambda_w):
     X, y = random_problem(seed)
     sdh = make("sdh", bits=bits, anchors=20, nu=nu, ridge=ridge, lambda_w=lambda_w, seed=seed).fit(X, y)
     assert len(sdh.losses_) == 6
@@ -96,7 +96,7 @@ def test_labels_count_with_rows_of_unit_length():
     assert (first == second).all()
 
 
-def test_separable_classes_are_told_apart_perfectly():
+def test_separable_classes_are_separated_perfectly():
     rng = np.random.default_rng(0)
     classes = np.arange(90) % 3
     X = (8 * np.eye(3)[classes] + rng.standard_normal((90, 3))).astype(np.float32)

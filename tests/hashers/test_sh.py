@@ -96,7 +96,7 @@ def test_components_limit_the_directions_and_trim_leaves_outliers_out():
 
 def test_settings_and_features_that_cannot_work_are_rejected():
     for same, message in (
-        (np.ones((5, 3)), "are the same, so there is nothing to learn"),
+        (np.ones((5, 3)), "are equal, so there is nothing to learn"),
         (np.ones((1, 3)), "one sample"),
     ):
         with pytest.raises(ValueError, match=message):

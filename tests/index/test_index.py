@@ -173,7 +173,7 @@ BITS = np.array([[1, 0, 0]])
     [
         (lambda i: i.add([1, 1], CodeSets.of([[1, 0, 0], [0, 1, 1]])), "given more than once: 1"),
         (lambda i: i.add([1, 7], CodeSets.of([[1, 0, 0], [0, 1, 1]])), "ids already: 7; remove them"),
-        (lambda i: i.add([1], CodeSets.of([[1, 0, 0], [0, 1, 1]])), "2 images need as many ids, got 1"),
+        (lambda i: i.add([1], CodeSets.of([[1, 0, 0], [0, 1, 1]])), "2 images need 2 ids, got 1"),
         (lambda i: i.add([-1], CodeSets.of(BITS)), "0 or more, got -1"),
         (lambda i: i.add([0.5], CodeSets.of(BITS)), "ids must be integers"),
         (lambda i: i.add([[1]], CodeSets.of(BITS)), r"shape \(n,\)"),
@@ -204,7 +204,7 @@ def test_back_ends_are_named():
     assert list(index.backends()) == ["brute-force", "faiss", "faiss-hash", "buckets", "milvus"]
     with pytest.raises(ValueError, match="unknown back end 'flann'; there are brute-force, buckets, "):
         index.make("flann", 8)
-    with pytest.raises(ValueError, match="takes no options; not uri"):
+    with pytest.raises(ValueError, match="takes no options, got uri"):
         index.make("brute-force", 8, uri="http://localhost:19530")
     with pytest.raises(ValueError, match=r"unknown back end 'fais' \(did you mean 'faiss'\?\)"):
         index.make("fais", 8)
@@ -235,7 +235,7 @@ def test_a_back_end_of_ones_own_is_made_saved_and_loaded_by_its_name(tmp_path, r
     with pytest.raises(ValueError, match="a back end 'mine' is registered already"):
         index.register("mine", FlatIndex)
     registry.entries.pop("mine")
-    with pytest.raises(ValueError, match=r"'mine', which is not known here: call hashgym\.index\.register before"):
+    with pytest.raises(ValueError, match=r"'mine', which is not registered: call hashgym\.index\.register before"):
         index.load(tmp_path)
     with pytest.raises(ValueError, match="Mine is not registered, and no module holds it"):
         made.save(tmp_path)
@@ -250,7 +250,7 @@ def test_a_back_end_that_is_not_registered_is_known_by_its_module(tmp_path):
     filled(place).save(tmp_path)
     assert type(index.load(tmp_path)) is FlatIndex
     reseal(tmp_path, lambda meta: meta.update(backend="antigravity:FlatIndex"))
-    with pytest.raises(ValueError, match="not known here: import antigravity before loading it"):
+    with pytest.raises(ValueError, match="not registered: import antigravity before loading it"):
         index.load(tmp_path)
     assert "antigravity" not in sys.modules
     with pytest.raises(ValueError, match=r"must be a subclass of hashgym\.index\.Index"):
@@ -393,13 +393,13 @@ def another_words(folder):
         (lambda f: (f / "index.json").write_text('{"format": "hashgym-cache"}'), "is of another format"),
         (lambda f: (f / "index.json").write_text((f / "index.json").read_text().replace(": 3", ": 4")), "was edited"),
         (lambda f: reseal(f, lambda meta: meta.update(version=9)), "version 9, this hashgym reads version 1"),
-        (lambda f: reseal(f, lambda meta: meta.update(bits=2)), "no codes of 2 bits"),
+        (lambda f: reseal(f, lambda meta: meta.update(bits=2)), "not hold codes of 2 bits"),
         (lambda f: reseal(f, lambda meta: meta.update(images=9)), "holds 2 of 9 images"),
         (
             lambda f: reseal(f, lambda meta: meta.update(backend="flann")),
-            "back end 'flann', which is not known here: call hashgym.index.register",
+            "back end 'flann', which is not registered: call hashgym.index.register",
         ),
-        (another_words, "no codes of 3 bits"),
+        (another_words, "not hold codes of 3 bits"),
         (lambda f: reseal(f, lambda meta: meta["files"]["ids.npy"].update(file="../ids.npy")), "was edited"),
         (lambda f: reseal(f, lambda meta: meta.update(files=[])), "was edited"),
         (lambda f: reseal(f, lambda meta: meta.pop("options")), "was edited"),
@@ -429,12 +429,12 @@ def test_names_that_could_not_be_read_again_are_not_saved(tmp_path):
 
 def test_a_foreign_folder_is_not_written_to(tmp_path):
     (tmp_path / "index.json").write_text('{"format": "something"}')
-    with pytest.raises(ValueError, match="not of a saved index; choose another folder"):
+    with pytest.raises(ValueError, match="not that of a saved index: choose another folder"):
         filled().save(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["index.json"]
 
 
 def test_options_are_checked_when_an_index_is_opened(tmp_path):
     filled().save(tmp_path)
-    with pytest.raises(ValueError, match="takes no options; not uri"):
+    with pytest.raises(ValueError, match="takes no options, got uri"):
         index.load(tmp_path, uri="http://localhost:19530")

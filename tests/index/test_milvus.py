@@ -203,7 +203,9 @@ def test_a_collection_is_shared_by_name_and_checked(address, tmp_path):
         assert made.search(BITS, 5)[0].tolist() == [[7]]
         made.save(tmp_path)
         assert "token" not in (tmp_path / "index.json").read_text()
-    with pytest.raises(ValueError, match=r"not of an index with codes of 4 bits, but .*3 bits.*collection="):
+    with pytest.raises(
+        ValueError, match=r"not that of an index with codes of 4 bits, its description is .*3 bits.*collection="
+    ):
         index.make("milvus", 4, uri=address, collection="shared")
     with index.load(tmp_path) as again:
         assert again.search(BITS, 5)[1].tolist() == [[3]]
@@ -221,7 +223,7 @@ def test_a_collection_is_shared_by_name_and_checked(address, tmp_path):
         ({"uri": "milvus://me:secret@localhost"}, "token='USER:PASSWORD'"),
         ({"uri": "http://localhost:19530/?token=secret"}, "token='USER:PASSWORD'"),
         ({"uri": "http://localhost\x1b[2J"}, "alone, like http://HOST:19530"),
-        ({"url": "x"}, "takes uri=, token=, collection=, timeout=; not url"),
+        ({"url": "x"}, "takes uri=, token=, collection=, timeout=, got url"),
     ],
 )
 def test_wrong_options_are_rejected(options, reason):

@@ -346,7 +346,7 @@ def test_forked_workers_count_too():
     worker.join()
 
 
-def test_without_numba_numpy_serves_and_asking_for_numba_says_what_to_install():
+def test_without_numba_numpy_is_used_and_the_error_names_the_command():
     program = """
 import sys
 sys.modules["numba"] = None

@@ -284,7 +284,7 @@ def test_the_order_of_the_database_changes_nothing():
         ({2: np.full((6, 8), -1)}, "database codes: bits must be 0 or 1"),
         (
             {3: np.arange(6)},
-            r"database labels must be a 0/1 table .*\(6,\); classes y become one by `y\[:, None\] == cl",
+            r"database labels must be a 0/1 table .*\(6,\); convert classes y by `y\[:, None\] == cl",
         ),
         ({0: np.ones((0, 8), bool), 1: np.ones((0, 3), bool)}, "query codes must be .* not empty"),
         ({2: np.ones((0, 8), bool), 3: np.ones((0, 3), bool)}, "database codes must be .* not empty"),

@@ -141,7 +141,7 @@ def test_a_new_file_replaces_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="exists already"), atomic_write(path, new=True):
         pytest.fail("this is not reached")
     path.unlink()
-    with pytest.raises(DataError, match="was created meanwhile"), atomic_write(path, new=True):
+    with pytest.raises(DataError, match="was created in the meantime"), atomic_write(path, new=True):
         path.write_text("the user's")
     assert path.read_text() == "the user's"
     assert temporaries(tmp_path) == []
@@ -174,7 +174,7 @@ def fill_tensors(file: Any) -> None:
 
 
 @pytest.mark.parametrize("fill", [fill_bytes, fill_array, fill_arrays, fill_tensors])
-def test_a_full_disk_is_named_with_what_helps(tmp_path: Path, fill: Callable[[Any], None]) -> None:
+def test_the_error_of_a_full_disk_names_the_remedy(tmp_path: Path, fill: Callable[[Any], None]) -> None:
     path = tmp_path / "a"
     write_text(path, "old")
     with file_limit(50_000), pytest.raises(DiskFullError) as caught, atomic_write(path) as file:

@@ -75,7 +75,7 @@ def test_another_machine_reads_it_too(path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"null", b"\xff"])
-def test_a_damaged_note_is_written_anew(path: Path, notes: Path, damage: bytes) -> None:
+def test_a_damaged_note_is_written_again(path: Path, notes: Path, damage: bytes) -> None:
     is_read(path)
     (note,) = notes.iterdir()
     note.write_bytes(damage)
@@ -102,7 +102,7 @@ def features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "features"
 
 
-def test_a_flipped_bit_in_a_large_file_is_found_by_whoever_loads_features(features: Path, tmp_path: Path) -> None:
+def test_a_flipped_bit_in_a_large_file_is_found_when_features_are_loaded(features: Path, tmp_path: Path) -> None:
     rng, file = np.random.default_rng(0), features / "features.npy"
     data.load(features)
     whole = file.read_bytes()

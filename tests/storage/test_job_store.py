@@ -71,7 +71,7 @@ def test_a_flipped_bit_in_a_finished_row_is_found_and_the_batch_done_again(
         caplog.clear()
         flip(folder / f"{key}.npy", byte, int(rng.integers(8)))
         with make(folder) as job:
-            assert "1 finished batches were damaged and are done again" in caplog.text
+            assert "1 finished batches were damaged and are computed again" in caplog.text
             assert work(job, 3) == [row // BATCH]
     with make(folder) as job:
         assert work(job) == [3, 4]
@@ -249,7 +249,7 @@ def test_a_broken_link_is_not_used_for_a_job(tmp_path: Path) -> None:
         pass
     with make(tmp_path / "out.partial") as job:
         work(job)
-        with pytest.raises(DataError, match="out was created meanwhile"):
+        with pytest.raises(DataError, match="out was created in the meantime"):
             job.publish(tmp_path / "out", {}, lambda folder: None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.partial"]
 

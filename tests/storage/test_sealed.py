@@ -90,7 +90,7 @@ def test_a_manifest_names_no_file_elsewhere(tmp_path: Path, stored: Any) -> None
         ("{", "is damaged: "),
     ],
 )
-def test_what_is_no_manifest_is_described(tmp_path: Path, content: str | None, reason: str) -> None:
+def test_invalid_manifests_are_described(tmp_path: Path, content: str | None, reason: str) -> None:
     if content is not None:
         (tmp_path / "index.json").write_text(content)
     with pytest.raises(DataError, match=reason):

@@ -13,7 +13,7 @@ __all__ = ["DATASETS", "Reader", "find_reader"]
 
 @dataclass(frozen=True)
 class Reader:
-    """How a dataset is read.
+    """The reader of a dataset.
 
     Attributes:
         read: for images on disk ``read(folder, **options)``, which returns an ImageCollection and decodes nothing yet;
@@ -30,7 +30,7 @@ class Reader:
 
 
 DATASETS: Registry[Reader] = Registry("dataset")
-for _name, _module, _description in (  # imported when asked for
+for _name, _module, _description in (  # imported at first use
     ("digits", "digits", "1,797 handwritten digits of 8 x 8 pixels, 10 classes"),
     ("digit-scenes", "digit_scenes", "boards of 1 to 4 handwritten digits, 10 labels, with regions"),
     ("cifar10", "cifar10", "60,000 pictures of 32 x 32 pixels, 10 classes"),

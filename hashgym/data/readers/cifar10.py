@@ -30,8 +30,8 @@ def read(root: str | Path) -> ImageCollection:
     """Read all images, the training part first. Names begin with ``train/`` or ``test/``, on which splits are based.
 
     Args:
-        root: the folder with the official batches or their folder, or with ``train/`` and ``test/``. Of several, binary
-            batches come before Python batches, and these before class folders.
+        root: the folder with the official batches or their folder, or with ``train/`` and ``test/``. If there are
+            several, binary batches are preferred to Python batches, and these to class folders.
 
     Raises:
         DataError: if none is found, a batch file is missing or damaged, or a class folder is missing or empty.
@@ -45,7 +45,7 @@ def read(root: str | Path) -> ImageCollection:
             return _from_batches(place, "")
     if (base / "train").is_dir() and (base / "test").is_dir():
         return _from_folders(base)
-    raise DataError(f"{base} holds no CIFAR-10; wanted: {LAYOUT}")
+    raise DataError(f"{base} has no CIFAR-10; expected: {LAYOUT}")
 
 
 READER = Reader(read, LAYOUT)
@@ -59,7 +59,7 @@ def _from_folders(base: Path) -> ImageCollection:
             place = base / part / label
             files = list_images(place, follow_links=True).names if place.is_dir() else []
             if not files:
-                raise DataError(f"{place} holds no images; wanted: {LAYOUT}")
+                raise DataError(f"{place} holds no images; expected: {LAYOUT}")
             names += [f"{part}/{label}/{file}" for file in files]
             targets += [target] * len(files)
     return _collection(names, np.array(targets), OpenImage(base, names), "class folders of images")
@@ -73,7 +73,7 @@ def _from_batches(base: Path, suffix: str) -> ImageCollection:
     for batch in BATCHES:
         path = base / f"{batch}{suffix}"
         if not path.is_file():
-            raise DataError(f"{path} is missing; wanted: {', '.join(b + suffix for b in BATCHES)} in {base}")
+            raise DataError(f"{path} is missing; expected: {', '.join(b + suffix for b in BATCHES)} in {base}")
         pixels, labels = read_batch(path)
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(CLASSES):
             raise DataError(f"{path} is damaged: it has labels outside 0 to {len(CLASSES) - 1}")

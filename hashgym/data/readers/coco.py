@@ -39,7 +39,7 @@ def read(root: str | Path, *, allow_missing: bool = False) -> ImageCollection:
         path = find(base, f"annotations/instances_{part}.json", f"instances_{part}.json", wanted=LAYOUT)
         find(base, part, wanted=LAYOUT)
         try:
-            content = json.loads(read_bounded(path), object_hook=_essence)
+            content = json.loads(read_bounded(path), object_hook=_needed_fields)
             files |= {number: f"{part}/{file}" for number, file in sorted(content["images"])}
             objects += [(image, category) for image, category in content["annotations"]]
             categories.append(dict(sorted(content["categories"])))
@@ -54,10 +54,10 @@ def read(root: str | Path, *, allow_missing: bool = False) -> ImageCollection:
         labels[[rows[image] for image, _ in objects], [columns[category] for _, category in objects]] = 1
     except KeyError as error:
         raise DataError(f"annotations in {base} have image or category {error}, which is not listed") from None
-    there = {f"{part}/{file.name}" for part in PARTS for file in (base / part).iterdir()}
-    present = [name in there for name in files.values()]
+    existing = {f"{part}/{file.name}" for part in PARTS for file in (base / part).iterdir()}
+    present = [name in existing for name in files.values()]
     missing = require_all("coco", files.values(), present, allow_missing)
-    names = tuple(name for name in files.values() if name in there)
+    names = tuple(name for name in files.values() if name in existing)
     return ImageCollection(
         name="coco",
         names=names,
@@ -72,7 +72,7 @@ def read(root: str | Path, *, allow_missing: bool = False) -> ImageCollection:
 READER = Reader(read, LAYOUT, options=("allow_missing",))
 
 
-def _essence(entry: dict[str, Any]) -> Any:
+def _needed_fields(entry: dict[str, Any]) -> Any:
     """Reduce a JSON object to the needed fields: outlines are dropped while reading, to bound the memory."""
     if "category_id" in entry:
         return entry["image_id"], entry["category_id"]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hashgym.data import splits
 from hashgym.data.dataset import HashingDataset
 from hashgym.data.readers import Reader
+from hashgym.optional import require
 
 SCENES = {"test": 400, "train+database": 1_600, "database": 1_000}
 QUERY_DIGITS = 450  # digits that are only in query scenes
@@ -38,6 +39,7 @@ def load(seed: int = 0) -> HashingDataset:
     Args:
         seed: for drawing digits, scenes, random regions and the codebook.
     """
+    require("sklearn", "the dataset digit-scenes")
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -112,7 +114,7 @@ def _nearest(patches: NDArray[np.float32], centers: NDArray[np.float32]) -> Inte
 
 
 def _words(patches: Integers, centers: NDArray[np.float32]) -> Integers:
-    """The nearest word of every patch, (n, positions, positions); WORDS for a patch without ink."""
+    """Return the nearest word of every patch, (n, positions, positions); WORDS for a patch without ink."""
     words = np.full(patches.shape[:3], WORDS)
     for start in range(0, len(patches), 200):
         scenes, found = patches[start : start + 200], words[start : start + 200]
@@ -129,7 +131,7 @@ def _histogram(words: Integers) -> NDArray[np.float32]:
 
 
 def _regions(words: Integers, corners: Integers) -> NDArray[np.float32]:
-    """Histograms, (n, R, WORDS), of the patches inside regions given by their upper left ``corners``, (n, R, 2)."""
+    """Return histograms (n, R, WORDS) of the patches inside regions given by their upper left ``corners`` (n, R, 2)."""
     scene = np.arange(len(words))[:, None, None, None]
     inside = np.arange(DIGIT - PATCH + 1)
     row = corners[:, :, 0, None, None] + inside[:, None]
@@ -139,6 +141,6 @@ def _regions(words: Integers, corners: Integers) -> NDArray[np.float32]:
 
 
 def _boxes(corners: Integers) -> NDArray[np.float32]:
-    """Left, top, right and bottom of regions, (n, R, 4), as fractions of the scene."""
+    """Return left, top, right and bottom of regions, (n, R, 4), as fractions of the scene."""
     start = corners[..., ::-1]  # corners are (row, column)
     return (np.concatenate([start, start + DIGIT], axis=-1) / SIDE).astype(np.float32)

@@ -7,6 +7,7 @@ import numpy as np
 from hashgym.data import splits
 from hashgym.data.dataset import HashingDataset
 from hashgym.data.readers import Reader
+from hashgym.optional import require
 
 
 def load(seed: int = 0) -> HashingDataset:
@@ -15,6 +16,7 @@ def load(seed: int = 0) -> HashingDataset:
     Args:
         seed: for drawing the query and training images, the same number of every class.
     """
+    require("sklearn", "the dataset digits")
     from sklearn.datasets import load_digits
 
     digits = load_digits()

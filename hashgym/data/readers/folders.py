@@ -40,22 +40,22 @@ def read(root: str | Path, *, follow_links: bool = False, exclude: Sequence[str]
     """
     base = folder(root, LAYOUT)
     options: dict[str, Any] = {"follow_links": follow_links, "exclude": exclude}
-    top, passed = subfolders(base, **options)
-    if passed.names:
-        raise DataError(f"{base} holds images outside class folders ({passed.names[0]}); wanted: {LAYOUT}")
+    top, skipped = subfolders(base, **options)
+    if skipped.names:
+        raise DataError(f"{base} holds images outside class folders ({skipped.names[0]}); expected: {LAYOUT}")
     parts = _parts(base, top, options)
     files: dict[tuple[str, str], list[str]] = {}  # part, class -> names
     for part in parts or [""]:
-        labels, beside = subfolders(base, part, **options) if part else (top, Listing())
-        passed.add(beside)
+        labels, other_entries = subfolders(base, part, **options) if part else (top, Listing())
+        skipped.add(other_entries)
         for label in labels:
             found = list_images(base, f"{part}/{label}" if part else label, **options)
             files[part, label] = found.names
-            passed.add(found)
+            skipped.add(found)
     classes = sorted({label for _, label in files}, key=natural)
-    hint = f" (passed over: {words})" if (words := passed.summary()) else ""
+    hint = f" (skipped: {summary})" if (summary := skipped.summary()) else ""
     if not classes:
-        raise DataError(f"{base} has no subfolders, so no classes{hint}; wanted: {LAYOUT}")
+        raise DataError(f"{base} has no subfolders, so no classes{hint}; expected: {LAYOUT}")
     if empty := [label for label in classes if not any(files.get((part, label)) for part in parts or [""])]:
         raise DataError(
             f"class folder {empty[0]!r} in {base} holds no images{hint}; fill it, remove it, or leave it out with "
@@ -82,7 +82,7 @@ def read(root: str | Path, *, follow_links: bool = False, exclude: Sequence[str]
         label_names=tuple(classes),
         read=(opener := OpenImage(base, names, inside=not follow_links)),
         stamp=opener.stamp,
-        provenance={"source": source, **({"passed_over": words} if words else {})},
+        provenance={"source": source, **({"passed_over": summary} if summary else {})},
     )
 
 
@@ -100,7 +100,7 @@ def _parts(base: Path, top: Sequence[str], options: Mapping[str, Any]) -> list[s
             name, image = next(iter(loose.items()))
             raise DataError(
                 f"{base / name} is for a part of a split, by its name, and holds images outside class folders "
-                f"({image}); wanted: {LAYOUT}"
+                f"({image}); expected: {LAYOUT}"
             )
         return [] if loose else named
     if len({PARTS[name.lower()] for name in holders}) > 1:
@@ -108,6 +108,6 @@ def _parts(base: Path, top: Sequence[str], options: Mapping[str, Any]) -> list[s
         raise DataError(
             f"{base} mixes folders for the parts of a split ({', '.join(holders)}) and others ({', '.join(others[:3])}"
             f"{', ...' if len(others) > 3 else ''}): move the others into these, or leave them out with --exclude "
-            f"{others[0]}; wanted: {LAYOUT}"
+            f"{others[0]}; expected: {LAYOUT}"
         )
     return []

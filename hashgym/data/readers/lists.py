@@ -61,7 +61,7 @@ def read(
     """
     source = Path(path)
     if not source.exists():
-        raise DataError(f"{source} does not exist; wanted: a file of {LAYOUT}, or a folder of such lists")
+        raise DataError(f"{source} does not exist; expected: a file of {LAYOUT}, or a folder of such lists")
     lists = {part: source / f"{part}.txt" for part in PARTS} if source.is_dir() else {"": source}
     if source.is_dir() and not (lists["test"].is_file() and lists["train"].is_file()):
         raise DataError(f"{source} must hold test.txt and train.txt, and may hold database.txt: {LAYOUT}")
@@ -69,7 +69,7 @@ def read(
 
     roles, rows, excluded = _merged(lists, exclude)
     if not rows:
-        raise DataError(f"{source} lists no images; wanted: {LAYOUT}")
+        raise DataError(f"{source} lists no images; expected: {LAYOUT}")
     if len(counts := {len(row) for row in rows.values()}) > 1:
         raise DataError(f"the lists in {source} have different numbers of labels: {sorted(counts)}")
     places = {name: _place(base, name, follow_links) for name in rows}
@@ -78,19 +78,19 @@ def read(
         rows,
         [place is not None for place in places.values()],
         allow_missing,
-        f"; they were looked for in {base.absolute()}: name the folder that the paths start from with --root",
+        f"; they were searched for in {base.absolute()}: name the folder that the paths start from with --root",
     )
-    there = {name: place for name, place in places.items() if place is not None}
-    if clash := _same_file(base, there):
+    found = {name: place for name, place in places.items() if place is not None}
+    if clash := _same_file(base, found):
         raise DataError(f"{source} lists one file twice, as {clash[0]} and as {clash[1]}: remove one of the lines")
-    names = tuple("/".join((roles[name], name.lstrip("/"))).lstrip("/") for name in there)
-    labels, label_names = _labels(source, list(rows.values()), [rows[name] for name in there])
+    names = tuple("/".join((roles[name], name.lstrip("/"))).lstrip("/") for name in found)
+    labels, label_names = _labels(source, list(rows.values()), [rows[name] for name in found])
     return ImageCollection(
         name=f"list:{source.stem}",
         names=names,
         labels=labels,
         label_names=label_names,
-        read=(opener := OpenImage(base, tuple(there.values()), inside=not follow_links)),
+        read=(opener := OpenImage(base, tuple(found.values()), inside=not follow_links)),
         stamp=opener.stamp,
         provenance={
             "source": f"list {source.name}",
@@ -116,9 +116,9 @@ def _merged(
                 excluded += 1
                 continue
             if name in roles and (roles[name], part) != ("train", "database"):
-                raise DataError(f"{file} lists {name}, which is listed before: keep one line, in one of the lists")
+                raise DataError(f"{file} lists {name}, which is listed already: keep one line, in one of the lists")
             if rows.setdefault(name, row) != row:
-                raise DataError(f"{file} gives {name} other labels than the list before")
+                raise DataError(f"{file} gives {name} other labels than an earlier list: make them equal")
             roles[name] = "train+database" if name in roles else part
     return roles, rows, excluded
 
@@ -137,13 +137,13 @@ def _lines(file: Path) -> list[tuple[str, tuple[str, ...]]]:
         start = len(rest) - len(rest.lstrip())
         path = line[start : len(rest)].strip('"')
         numbers = [_is_number(word) for word in words[-2:]]  # of one column, the word before must not be a number
-        unlike = bool(lines) and len(labels) != len(lines[0][1])
-        if unlike or not labels or not path or not numbers[-1] or (columns == 1 and len(words) > 2 and numbers[0]):
+        differs = bool(lines) and len(labels) != len(lines[0][1])
+        if differs or not labels or not path or not numbers[-1] or (columns == 1 and len(words) > 2 and numbers[0]):
             wanted = LAYOUT
             if lines:
                 each = len(lines[0][1])
                 wanted = f"a path and {each} labels of 0 or 1" if each > 1 else "a path and the number of a class"
-            raise DataError(f"line {number} of {file} is {line[:80]!r}; wanted: {wanted}")
+            raise DataError(f"line {number} of {file} is {line[:80]!r}; expected: {wanted}")
         lines.append((posixpath.normpath(path), tuple(labels)))
     return lines
 
@@ -169,7 +169,7 @@ def _labels(
     classes = sorted({int(label) for (label,) in listed})
     if len(classes) * len(present) > LARGEST:
         raise DataError(
-            f"{source} has {len(classes):,} classes of {len(listed):,} images: are they numbers of classes?"
+            f"{source} has {len(classes):,} classes for {len(listed):,} images: is the column the number of a class?"
         )
     columns = {label: column for column, label in enumerate(classes)}
     labels = np.zeros((len(present), len(classes)), np.uint8)

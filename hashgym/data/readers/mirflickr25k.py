@@ -43,7 +43,7 @@ def read(root: str | Path) -> ImageCollection:
     base = folder(root, LAYOUT)
     photos = next((p for p in (base, base / "mirflickr", base / "images") if any(p.glob("im[0-9]*.jpg"))), None)
     if photos is None:
-        raise DataError(f"{base} holds no im*.jpg, nor do mirflickr/ and images/ in it; wanted: {LAYOUT}")
+        raise DataError(f"{base} holds no im*.jpg, nor do mirflickr/ and images/ in it; expected: {LAYOUT}")
     places = ("mirflickr25k_annotations_v080", "annotations", "mirflickr/annotations")
     lists = find(base, *(f"{p}/{LABELS[0]}.txt" for p in (*places, ".", "mirflickr")), wanted=LAYOUT).parent
 
@@ -74,7 +74,7 @@ def _ids(path: Path) -> list[int]:
     try:
         ids = [int(line) for line in read_bounded(path).split()]
     except FileNotFoundError:
-        raise DataError(f"annotation list {path} is missing; wanted: {LAYOUT}") from None
+        raise DataError(f"annotation list {path} is missing; expected: {LAYOUT}") from None
     except ValueError as error:
         raise DataError(f"annotation list {path} must hold one photo number a line: {error}") from None
     if ids and not (min(ids) >= 1 and max(ids) <= PHOTOS):

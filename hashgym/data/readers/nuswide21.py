@@ -39,7 +39,7 @@ def read(root: str | Path, *, allow_missing: bool = False) -> ImageCollection:
     listing = _text(find(base, "ImageList/Imagelist.txt", "Imagelist.txt", wanted=LAYOUT))
     paths = [line.strip().replace("\\", "/") for line in listing.splitlines() if line.strip()]
     if not concepts or len(set(concepts)) < len(concepts) or len(set(paths)) < len(paths):
-        raise DataError(f"the lists in {base} have no concept, or a concept or a photo twice; wanted: {LAYOUT}")
+        raise DataError(f"the lists in {base} have no concept, or a concept or a photo twice; expected: {LAYOUT}")
     truth = find(base, "Groundtruth/AllLabels", "AllLabels", wanted=LAYOUT)
     photos = find(base, "Flickr", "images", wanted=LAYOUT)
 
@@ -49,10 +49,10 @@ def read(root: str | Path, *, allow_missing: bool = False) -> ImageCollection:
     used = np.flatnonzero(labels.any(axis=1))
     names = [paths[i] for i in used]
     # Listing each folder is much faster than a query for each photo, in particular on a network drive.
-    there = {str(p.name): {f.name for f in p.iterdir()} for p in photos.iterdir() if p.is_dir()}
-    present = [name.rpartition("/")[2] in there.get(name.rpartition("/")[0], ()) for name in names]
+    existing = {str(p.name): {f.name for f in p.iterdir()} for p in photos.iterdir() if p.is_dir()}
+    present = [name.rpartition("/")[2] in existing.get(name.rpartition("/")[0], ()) for name in names]
     missing = require_all("nuswide21", names, present, allow_missing)
-    names = [name for name, is_there in zip(names, present, strict=True) if is_there]
+    names = [name for name, is_present in zip(names, present, strict=True) if is_present]
     return ImageCollection(
         name="nuswide21",
         names=tuple(names),
@@ -78,7 +78,7 @@ def _text(path: Path) -> str:
 def _column(path: Path, rows: int) -> NDArray[np.uint8]:
     """Read a file with 0 or 1 on each line."""
     if not os.path.isfile(path):  # also False for a name that is too long
-        raise DataError(f"{path} is missing; wanted: {LAYOUT}")
+        raise DataError(f"{path} is missing; expected: {LAYOUT}")
     octets = np.frombuffer(read_bounded(path), np.uint8)
     digits = octets[octets > ord(" ")] - np.uint8(ord("0"))
     if len(digits) != rows or (rows and digits.max() > 1):

@@ -37,7 +37,7 @@ async function search() {
     if (found) {
       results.replaceChildren(...found.childNodes);
       document.title = page.title;
-      document.getElementById("said").textContent = results.querySelector("h2")?.textContent ?? "";
+      document.getElementById("status").textContent = results.querySelector("h2")?.textContent ?? "";
     } else if (answer.headers.get("Content-Type")?.startsWith("text/plain")) fail(text);
     else fail(`The search failed (${answer.status} ${answer.statusText}).`);
   } catch (error) {

@@ -137,12 +137,12 @@ def test_class_folders(tmp_path: Path, picture: Callable[..., Path]) -> None:
         read_images("cifar10", tmp_path)
 
 
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="needs the folder it lies in"):
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="needs the folder that it is in"):
         read_images("cifar10")
-    with pytest.raises(DataError, match="nowhere is not a folder; wanted: cifar-10-batches-bin"):
+    with pytest.raises(DataError, match="nowhere is not a folder; expected: cifar-10-batches-bin"):
         read_images("cifar10", tmp_path / "nowhere")
-    with pytest.raises(DataError, match="holds no CIFAR-10; wanted: cifar-10-batches-bin"):
+    with pytest.raises(DataError, match="has no CIFAR-10; expected: cifar-10-batches-bin"):
         read_images("cifar10", tmp_path)
     write_binary(tmp_path / "cifar-10-batches-bin")
     (tmp_path / "cifar-10-batches-bin" / "data_batch_4.bin").unlink()

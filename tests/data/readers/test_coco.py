@@ -87,7 +87,7 @@ def test_missing_photos_are_an_error_unless_allowed(tmp_path: Path, picture: Cal
 
 
 def test_errors(tmp_path: Path, picture: Callable[..., Path]) -> None:
-    with pytest.raises(DataError, match=r"has no annotations/instances_train2014.json.*wanted: annotations"):
+    with pytest.raises(DataError, match=r"has no annotations/instances_train2014.json.*expected: annotations"):
         read_images("coco", tmp_path)
     write(tmp_path, picture)
     path = tmp_path / "annotations" / "instances_val2014.json"

@@ -38,7 +38,7 @@ def test_shapes_and_splits(scenes: HashingDataset) -> None:
     assert np.isin(few.query, scenes.query).all()
 
 
-def test_labels_say_what_the_board_shows_and_queries_show_other_digits(scenes: HashingDataset) -> None:
+def test_labels_are_the_digits_of_the_board_and_queries_have_other_digits(scenes: HashingDataset) -> None:
     digits = load_digits()
     known: dict[bytes, set[int]] = {}
     for image, target in zip(digits.images, digits.target, strict=True):
@@ -116,7 +116,7 @@ def test_the_same_bytes_every_time(scenes: HashingDataset) -> None:
     assert digest(load("digit-scenes", seed=1)) != digest(scenes)
 
 
-def test_what_is_learnt_on_scenes_reads_regions(scenes: HashingDataset) -> None:
+def test_a_hasher_fitted_to_scenes_encodes_regions(scenes: HashingDataset) -> None:
     data = scenes.standardized()
     assert data.regions is not None
     models = [

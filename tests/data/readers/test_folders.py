@@ -48,7 +48,7 @@ def test_parts_are_kept_apart(tmp_path: Path, picture: Callable[..., Path], part
 
 
 def test_errors(tmp_path: Path, picture: Callable[..., Path]) -> None:
-    with pytest.raises(DataError, match="is not a folder; wanted: PATH/CLASS"):
+    with pytest.raises(DataError, match="is not a folder; expected: PATH/CLASS"):
         read_images(f"folder:{tmp_path / 'nowhere'}")
     with pytest.raises(DataError, match="has no subfolders"):
         read_images(f"folder:{tmp_path}")
@@ -78,7 +78,7 @@ def drawn(root: Path, **options: Any) -> tuple[ImageCollection, splits.Split]:
 @pytest.mark.parametrize(
     "parts", [("train", "val", "test"), ("TRAIN", "Validation", "Test"), ("training", "valid", "queries", "Gallery")]
 )
-def test_parts_of_a_split_are_no_classes(tmp_path: Path, picture: Callable[..., Path], parts: tuple[str, ...]) -> None:
+def test_parts_of_a_split_are_not_classes(tmp_path: Path, picture: Callable[..., Path], parts: tuple[str, ...]) -> None:
     fill(picture, tmp_path, *(f"{part}/{label}" for part in parts for label in ("cat", "dog")))
     (tmp_path / "README.txt").touch()
     collection, split = drawn(tmp_path)
@@ -134,7 +134,7 @@ def test_links_are_passed_over_or_followed(tmp_path: Path, picture: Callable[...
     photos.mkdir()
     for label in ("cat", "dog"):
         (photos / label).symlink_to(tmp_path / "else" / label)
-    with pytest.raises(DataError, match=r"no classes \(passed over: 2 links \(--follow-links follows them\)\)"):
+    with pytest.raises(DataError, match=r"no classes \(skipped: 2 links \(--follow-links follows them\)\)"):
         read_images(f"folder:{photos}")
     collection = read_images(f"folder:{photos}", follow_links=True)
     assert collection.names[:4] == ("cat/0.jpg", "cat/1.jpg", "cat/2.jpg", "dog/0.jpg")
@@ -153,7 +153,7 @@ def test_links_are_passed_over_or_followed(tmp_path: Path, picture: Callable[...
     assert read_images(f"folder:{tmp_path / 'to photos'}").label_names == ("bird",)
 
 
-def test_output_and_system_folders_are_no_classes(tmp_path: Path, picture: Callable[..., Path]) -> None:
+def test_output_and_system_folders_are_not_classes(tmp_path: Path, picture: Callable[..., Path]) -> None:
     fill(picture, tmp_path, "cat", "dog", "@eaDir", "cat/@eaDir", "__MACOSX/cat")
     for name in ("features.partial/journal.jsonl", "runs/.hashgym"):
         (tmp_path / name).parent.mkdir()

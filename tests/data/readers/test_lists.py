@@ -81,11 +81,11 @@ def test_missing_images_can_be_left_out(tmp_path: Path, picture: Callable[..., P
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("a.jpg 0 1\nb.jpg 0 1 1\n", r"line 2 of .*all.txt is 'b.jpg 0 1 1'; wanted: a path and 2 labels of 0 or 1"),
-        ("a.jpg 0 2\n", "line 1 of .* is 'a.jpg.*'; wanted: lines of"),
-        ("a.jpg\n", "line 1 of .* is 'a.jpg.*'; wanted: lines of"),
+        ("a.jpg 0 1\nb.jpg 0 1 1\n", r"line 2 of .*all.txt is 'b.jpg 0 1 1'; expected: a path and 2 labels of 0 or 1"),
+        ("a.jpg 0 2\n", "line 1 of .* is 'a.jpg.*'; expected: lines of"),
+        ("a.jpg\n", "line 1 of .* is 'a.jpg.*'; expected: lines of"),
         ("0 1 0\n", None),
-        ("a.jpg 0 1\na.jpg 0 1\n", r"lists a.jpg, which is listed before"),
+        ("a.jpg 0 1\na.jpg 0 1\n", r"lists a.jpg, which is listed already"),
         ("\n", "lists no images"),
     ],
 )
@@ -98,15 +98,15 @@ def test_bad_lines_are_named(tmp_path: Path, picture: Callable[..., Path], text:
 
 
 def test_bad_sets_of_lists(tmp_path: Path, picture: Callable[..., Path]) -> None:
-    with pytest.raises(DataError, match="does not exist; wanted: a file of lines"):
+    with pytest.raises(DataError, match="does not exist; expected: a file of lines"):
         read_images(f"list:{tmp_path / 'nowhere'}")
     with pytest.raises(DataError, match=r"must hold test.txt and train.txt"):
         read_images(f"list:{tmp_path}")
     for name in ("a.jpg", "b.jpg"):
         picture(tmp_path / name)
     cases = {
-        "which is listed before": ("a.jpg 1\n", "b.jpg 1\n", "a.jpg 1\n"),  # a query in the database
-        "other labels than the list before": ("a.jpg 1\n", "b.jpg 1\n", "b.jpg 0\n"),
+        "which is listed already": ("a.jpg 1\n", "b.jpg 1\n", "a.jpg 1\n"),  # a query in the database
+        "other labels than an earlier list": ("a.jpg 1\n", "b.jpg 1\n", "b.jpg 0\n"),
         "different numbers of labels": ("a.jpg 1\n", "b.jpg 1 0\n", ""),
     }
     for reason, texts in cases.items():
@@ -167,7 +167,7 @@ def test_numbers_too_many_to_be_classes(
     lines = [f"{picture(tmp_path / f'{i}.jpg').name} {10**20 + i}\n" for i in range(3)]
     assert len(listed(tmp_path, "".join(lines)).label_names) == 3
     monkeypatch.setattr(lists, "LARGEST", 8)
-    with pytest.raises(DataError, match="3 classes of 3 images: are they numbers of classes"):
+    with pytest.raises(DataError, match="3 classes for 3 images: is the column the number of a class"):
         listed(tmp_path, "".join(lines))
 
 
@@ -175,7 +175,7 @@ def test_two_ways_to_write_a_path_are_one_image(tmp_path: Path, picture: Callabl
     picture(tmp_path / "img" / "1.jpg")
     assert listed(tmp_path, "./img//1.jpg 1 0\n").names == ("img/1.jpg",)
     for other in ("./img/1.jpg", "img//1.jpg", "img/x/../1.jpg"):
-        with pytest.raises(DataError, match=r"lists img/1\.jpg, which is listed before"):
+        with pytest.raises(DataError, match=r"lists img/1\.jpg, which is listed already"):
             listed(tmp_path, f"img/1.jpg 1 0\n{other} 1 0\n")
     for other in ("img\\\\1.jpg", "/theirs/img/1.jpg"):
         with pytest.raises(DataError, match=r"lists one file twice, as img/1\.jpg and as "):
@@ -183,7 +183,7 @@ def test_two_ways_to_write_a_path_are_one_image(tmp_path: Path, picture: Callabl
 
 
 def test_where_missing_images_were_looked_for(tmp_path: Path) -> None:
-    wanted = rf"all.txt: 1 of 1 images are missing \(data/a.jpg\); they were looked for in {tmp_path}"
+    wanted = rf"all.txt: 1 of 1 images are missing \(data/a.jpg\); they were searched for in {tmp_path}"
     with pytest.raises(DataError, match=wanted):
         listed(tmp_path, "./data/a.jpg 1 0\n")
 

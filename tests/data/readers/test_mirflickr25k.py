@@ -49,7 +49,7 @@ def test_layouts(tmp_path: Path, picture: Callable[..., Path], photos: str, list
 
 
 def test_errors(tmp_path: Path, picture: Callable[..., Path]) -> None:
-    with pytest.raises(DataError, match=r"holds no im\*.jpg.*wanted: im1.jpg"):
+    with pytest.raises(DataError, match=r"holds no im\*.jpg.*expected: im1.jpg"):
         read_images("mirflickr25k", tmp_path)
     picture(tmp_path / "im1.jpg")
     with pytest.raises(DataError, match=r"has no mirflickr25k_annotations_v080/animals.txt or annotations/animals.txt"):

@@ -69,7 +69,9 @@ def test_missing_photos_are_an_error_unless_allowed(tmp_path: Path, picture: Cal
 
 
 def test_errors(tmp_path: Path, picture: Callable[..., Path]) -> None:
-    with pytest.raises(DataError, match=r"has no ConceptsList/Concepts81.txt or Concepts81.txt; wanted: ConceptsList"):
+    with pytest.raises(
+        DataError, match=r"has no ConceptsList/Concepts81.txt or Concepts81.txt; expected: ConceptsList"
+    ):
         read_images("nuswide21", tmp_path)
     write(tmp_path, picture)
     column = tmp_path / "Groundtruth" / "AllLabels" / "Labels_concept07.txt"
