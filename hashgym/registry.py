@@ -16,6 +16,7 @@ __all__ = ["Registry", "named_settings", "named_settings_of"]
 
 T = TypeVar("T")
 Object = TypeVar("Object")
+Check = Callable[[str, Any], Any]
 
 
 class Registry(Generic[T]):
@@ -47,16 +48,21 @@ class Registry(Generic[T]):
             self.register(name, place, description)
 
     @overload
-    def register(self, name: str, *, description: str = "") -> Callable[[Object], Object]: ...
+    def register(
+        self, name: str, target: None = None, description: str = "", *, check: Check | None = None
+    ) -> Callable[[Object], Object]: ...
     @overload
-    def register(self, name: str, target: T | str, description: str = "") -> None: ...
-    def register(self, name: str, target: Any = None, description: str = "") -> Callable[[Object], Object] | None:
+    def register(self, name: str, target: T | str, description: str = "", *, check: Check | None = None) -> None: ...
+    def register(
+        self, name: str, target: Any = None, description: str = "", *, check: Check | None = None
+    ) -> Callable[[Object], Object] | None:
         """Add an object; the same one again does nothing. Without a target it is a decorator.
 
         Args:
             name: its name.
             target: the object, or where it is, as "package.module:Name".
             description: one line; by default the first line of the object's docstring.
+            check: called with the name and the object before it is added; raises ValueError for a wrong one.
 
         Raises:
             ValueError: if the name is taken by another object or is not a string, or a text is not of the form
@@ -65,7 +71,7 @@ class Registry(Generic[T]):
         if target is None:
 
             def decorate(target: Object) -> Object:
-                self.register(name, target, description)  # type: ignore[arg-type]
+                self.register(name, target, description, check=check)  # type: ignore[arg-type]
                 return target
 
             return decorate
@@ -73,6 +79,8 @@ class Registry(Generic[T]):
             raise ValueError(f"the name of a {self.kind} must be a string that is not empty, got {name!r:.60}")
         if isinstance(target, str) and not all(target.partition(":")):
             raise ValueError(f"target must look like 'package.module:Name', got {target!r}")
+        if check is not None and not isinstance(target, str):
+            check(name, target)
         taken = self.entries.get(name, target)
         if not _same(taken, target):
             raise ValueError(f"a {self.kind} {name!r} is registered already, {_address(taken)}: choose another name")

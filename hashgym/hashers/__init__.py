@@ -48,15 +48,7 @@ def register(name: str, target: Any = None, description: str = "") -> Callable[[
     Raises:
         ValueError: if the name is taken by another class, or the target is neither a hasher's class nor of that form.
     """
-    if target is None:
-
-        def decorate(cls: HasherClass) -> HasherClass:
-            register(name, cls, description)
-            return cls
-
-        return decorate
-    HASHERS.register(name, target if isinstance(target, str) else _checked(name, target), description)
-    return None
+    return HASHERS.register(name, target, description, check=_checked)
 
 
 def make(name: str, **kwargs: Any) -> Hasher:

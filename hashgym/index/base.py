@@ -312,15 +312,7 @@ def register(name: str, target: Any = None, description: str = "") -> Callable[[
     Raises:
         ValueError: if the name is taken by another class, or the target is neither a subclass nor of that form.
     """
-    if target is None:
-
-        def decorate(cls: IndexClass) -> IndexClass:
-            register(name, cls, description)
-            return cls
-
-        return decorate
-    BACKENDS.register(name, target if isinstance(target, str) else _checked(name, target), description)
-    return None
+    return BACKENDS.register(name, target, description, check=_checked)
 
 
 def make(backend: str, bits: int, **options: Any) -> Index:

@@ -76,15 +76,7 @@ def register(name: str, factory: Callable[..., Reward] | str | None = None) -> C
     Raises:
         ValueError: if the name is taken by another factory.
     """
-    if factory is None:
-
-        def decorate(factory: Factory) -> Factory:
-            REWARDS.register(name, factory)
-            return factory
-
-        return decorate
-    REWARDS.register(name, factory)
-    return None
+    return REWARDS.register(name, factory)
 
 
 def available() -> list[str]:
