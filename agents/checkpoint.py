@@ -7,11 +7,13 @@ import functools
 import hashlib
 import json
 import os
+import signal
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -55,8 +57,25 @@ def save(content: dict[str, Any], path: Path) -> None:
     Raises:
         DiskFullError: if it does not fit on the disk; the old file is still there.
     """
-    with atomic_write(path) as file:
+    with atomic_write(path) as file, _interrupts_delayed():
         torch.save(content, file)
+
+
+@contextmanager
+def _interrupts_delayed() -> Iterator[None]:
+    """Delay Ctrl-C until the block ends: within ``torch.save`` it becomes a RuntimeError, or aborts the process."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield  # Ctrl-C does not interrupt other threads
+        return
+    received: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: received.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if received:
+            handler(*received[0])
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -150,3 +150,25 @@ def test_runs_of_earlier_versions_resume_and_load(tmp_path: Path) -> None:
     for name, part in policy.state_dict().items():
         assert torch.equal(part, loaded.state_dict()[name])
         assert torch.equal(part, resumed.state_dict()[name])
+
+
+def test_ctrl_c_within_a_save_is_ctrl_c(tmp_path: Path) -> None:
+    """Inside torch.save it would be a RuntimeError, or abort the process; the file in force stays complete."""
+    path = tmp_path / "checkpoint.pt"
+    content = {"weights": torch.arange(500_000.0), "more": [torch.zeros(1000) for _ in range(200)]}
+    checkpoint.save(content, path)
+    interrupted = 0
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        for trial in range(60):
+            timer = threading.Timer(0.0005 * (1 + trial % 20), os.kill, (os.getpid(), signal.SIGINT))
+            try:
+                timer.start()
+                checkpoint.save(content, path)
+                timer.join()
+            except KeyboardInterrupt:
+                interrupted += 1
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert interrupted == 60
+    assert torch.equal(torch.load(path, weights_only=True)["weights"], content["weights"])
