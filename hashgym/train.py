@@ -75,12 +75,12 @@ def fit(job: Fitting[Any]) -> Any:
     Raises:
         ValueError: for a dataset that the hasher cannot learn from, and a folder that holds something else.
     """
-    from hashgym import console, data
+    from hashgym import console, data, hashers
     from hashgym.encoders.build import write_hasher
     from hashgym.retrieval import check_labels, evaluate
     from hashgym.storage import owned
 
-    hasher, dataset = job.hasher, data.load(job.dataset).standardized()
+    dataset = data.load(job.dataset).standardized()
     dataset.require("labels")
     check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
     if job.out is None:
@@ -90,7 +90,7 @@ def fit(job: Fitting[Any]) -> Any:
             raise ValueError(f"{job.out} has a hasher already: choose another --out")
         owned.create(job.out)
     start_time = time.perf_counter()
-    hasher.fit(dataset.features[dataset.train], dataset.labels[dataset.train])
+    hasher = hashers.fitted(job.hasher, dataset)
     seconds = time.perf_counter() - start_time
     if job.out is not None:
         try:
