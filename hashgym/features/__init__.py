@@ -29,8 +29,28 @@ BACKBONES: Registry[Maker] = Registry(
             "bag of visual words over dense SIFT, words of `hashgym words`: as many features as words, 500",
         ),
         "efficientnet_lite0": (
-            "hashgym.features.efficientnet_lite0:make",
+            "hashgym.features.efficientnet_lite:lite0",
             "EfficientNet-Lite0, ImageNet weights that need no internet: 1,280 features",
+        ),
+        "efficientnet_lite2": (
+            "hashgym.features.efficientnet_lite:lite2",
+            "EfficientNet-Lite2, more accurate at 1.5 times the cost of Lite0: 1,280 features",
+        ),
+        "alexnet_conv": (
+            "hashgym.features.convolutions:alexnet_conv",
+            "convolutions of AlexNet, ImageNet weights that need no internet, relu5 averaged: 256 features",
+        ),
+        "alexnet_conv_pool5": (
+            "hashgym.features.convolutions:alexnet_conv_pool5",
+            "the same, the map pool5 flattened: 9,216 features at 224 pixels",
+        ),
+        "vgg16_conv": (
+            "hashgym.features.convolutions:vgg16_conv",
+            "convolutions of VGG-16, weights that need no internet, relu4_3 and relu5_3 averaged: 1,024 features",
+        ),
+        "vgg16_conv_pool5": (
+            "hashgym.features.convolutions:vgg16_conv_pool5",
+            "the same, the map pool5 flattened: 25,088 features at 224 pixels",
         ),
         "alexnet": (
             "hashgym.features.torchvision_classifiers:alexnet",

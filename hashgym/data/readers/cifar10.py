@@ -117,9 +117,9 @@ def _binary_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 def _python_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Read pixels (n, 3072) and labels (n,) of a batch of the Python version, without unpickling it."""
-    from hashgym.data.readers.cifar_batches import parse
+    from hashgym.storage import array_pickles
 
-    batch = parse(path)
+    batch = array_pickles.parse(path)
     pixels, labels = batch.get("data"), batch.get("labels")
     if not isinstance(pixels, np.ndarray) or pixels.ndim != 2 or pixels.shape[1] != PIXELS or pixels.dtype != np.uint8:
         raise DataError(f"{path} is damaged: 'data' is not a uint8 array of shape (n, {PIXELS})")

@@ -1,8 +1,9 @@
-"""CIFAR's Python batches, read without unpickling them.
+"""Pickles of dicts of NumPy arrays, read without unpickling them.
 
-They are pickles of a dict with lists, numbers, strings and one NumPy array. A pickle is a program, which unpickling
-runs. This module only parses the instructions, supports the few that such a dict needs, and raises an error for any
-other: the calls that rebuild an array are recognised by name and emulated; nothing is ever imported or called.
+CIFAR's Python batches and some files of network weights are pickles of dicts, lists, numbers, strings and NumPy arrays.
+A pickle is a program, which unpickling runs. This module only parses the instructions, supports the few that such a
+dict needs, and raises an error for any other: the calls that rebuild an array are recognised by name and emulated;
+nothing is ever imported or called.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from hashgym.storage.reading import read_bounded
 __all__ = ["parse"]
 
 _MARK = object()
-_BYTE = np.dtype(np.uint8)
+_DTYPES = {"u1": np.dtype(np.uint8), "|u1": np.dtype(np.uint8), "f4": np.dtype("<f4"), "<f4": np.dtype("<f4")}
 _MENTIONED = {
     "numpy.core.multiarray _reconstruct": "array",
     "numpy._core.multiarray _reconstruct": "array",
@@ -31,7 +32,9 @@ _MENTIONED = {
     "_codecs encode": "encode",
 }
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-_LITERALS = {"BININT", "BININT1", "BININT2", "BINSTRING", "SHORT_BINSTRING", "BINUNICODE"}
+_LITERALS = {
+    *("BININT", "BININT1", "BININT2", "BINSTRING", "SHORT_BINSTRING", "BINUNICODE", "BINBYTES", "SHORT_BINBYTES"),
+}
 
 
 @dataclass(frozen=True)
@@ -45,24 +48,32 @@ class _Name:
 class _Array:
     """An array whose value is set once its content is read."""
 
-    value: NDArray[np.uint8] | None = None
+    value: NDArray[Any] | None = None
 
 
 def parse(path: Path) -> dict[str, Any]:
-    """Return the dict in a batch file.
+    """Return the dict in a file; its arrays are uint8 or float32, its keys text.
 
     Raises:
-        DataError: if the file is damaged, or has content that a batch of CIFAR does not have.
+        DataError: if the file is damaged, or has content other than dicts, lists, numbers, text and such arrays.
     """
     try:
-        content = _run(read_bounded(path))
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise DataError(f"{path} is damaged or not a CIFAR batch: {error}") from None
-    return {str(key): value.value if isinstance(value, _Array) else value for key, value in content.items()}
+        return _arrays_of(_run(read_bounded(path)))
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
+        raise DataError(f"{path} is damaged, or not a pickled dict of arrays: {error}") from None
+
+
+def _arrays_of(content: dict[Any, Any]) -> dict[str, Any]:
+    """Return a dict with arrays in place of their stand-ins, also in the dicts that it holds."""
+    plain = {}
+    for key, value in content.items():
+        inner = _arrays_of(value) if isinstance(value, dict) else value
+        plain[str(key)] = inner.value if isinstance(inner, _Array) else inner
+    return plain
 
 
 def _run(program: bytes) -> dict[Any, Any]:
-    """Interpret the instructions of pickle protocol 2, in which the batches are written."""
+    """Interpret the instructions of pickle protocols 2 and 3."""
     stack: list[Any] = []
     memo: dict[Any, Any] = {}
 
@@ -114,7 +125,7 @@ def _run(program: bytes) -> dict[Any, Any]:
             (state,) = pop(1)
             if isinstance(stack[-1], _Array):
                 stack[-1].value = _array(state)
-            elif stack[-1] is not _BYTE:
+            elif not isinstance(stack[-1], np.dtype):
                 raise ValueError("it sets attributes of an object that is not an array")
         elif name == "STOP" and isinstance(stack[-1], dict):
             return stack[-1]
@@ -130,17 +141,19 @@ def _call(function: Any, arguments: Any) -> Any:
         text, encoding = arguments
         if encoding == "latin1":
             return text.encode("latin-1")
-    elif kind == "dtype" and arguments[0] in ("u1", "|u1"):
-        return _BYTE
+    elif kind == "dtype" and arguments[0] in _DTYPES:
+        return _DTYPES[arguments[0]]
     elif kind == "array":
         return _Array()
     raise ValueError(f"unexpected call: {kind or type(function).__name__}")
 
 
-def _array(state: Any) -> NDArray[np.uint8]:
-    """Return the uint8 array of NumPy's array state: version, shape, dtype, column order, bytes."""
+def _array(state: Any) -> NDArray[Any]:
+    """Return the array of NumPy's array state: version, shape, dtype, column order, bytes."""
     _, shape, dtype, columns_first, data = state
     octets = data.encode("latin-1") if isinstance(data, str) else data
-    if dtype is not _BYTE or not isinstance(octets, bytes) or len(octets) != math.prod(shape):
+    if not isinstance(dtype, np.dtype) or not isinstance(octets, bytes):
+        raise ValueError("an array has no type or no bytes")
+    if len(octets) != math.prod(shape) * dtype.itemsize:
         raise ValueError("the bytes of the array do not have its shape")
-    return np.frombuffer(octets, np.uint8).reshape(shape, order="F" if columns_first else "C")
+    return np.frombuffer(octets, dtype).reshape(shape, order="F" if columns_first else "C")
