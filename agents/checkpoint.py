@@ -121,7 +121,8 @@ def load_checkpoint(out: Path | None, args: CommonArgs, resume: bool) -> dict[st
     if not resume:
         raise ValueError(f"{out} holds a run: resume it, remove it, or name another folder")
     checkpoint = load(path)
-    saved = current_names(json.loads(checkpoint["args"]))
+    # Arguments that did not exist when it was saved had their defaults.
+    saved = dataclasses.asdict(type(args)()) | current_names(json.loads(checkpoint["args"]))
     if changed := [key for key, value in json.loads(as_json(args)).items() if saved.get(key) != value]:
         raise ValueError(
             f"the run in {out} was started with another {', '.join(changed)}; give the same, or another folder"
@@ -139,7 +140,7 @@ def fingerprint(dataset: HashingDataset) -> str:
     """Return a digest of the training images' indices, labels and features, which tells data apart."""
     digest = hashlib.sha256(dataset.train.tobytes())
     digest.update(dataset.labels[dataset.train].tobytes())
-    digest.update(np.ascontiguousarray(dataset.features[dataset.train]).tobytes())
+    digest.update(np.ascontiguousarray(dataset.training_images).data)
     return digest.hexdigest()
 
 
@@ -153,7 +154,7 @@ def as_arrays(state: dict[str, Any]) -> dict[str, Any]:
     return {key: part.numpy() if isinstance(part, Tensor) else part for key, part in state.items()}
 
 
-def policy_payload(policy: nn.Module, dataset: HashingDataset, args: CommonArgs, **shape: int) -> dict[str, Any]:
+def policy_payload(policy: nn.Module, dataset: HashingDataset, args: CommonArgs, **shape: Any) -> dict[str, Any]:
     """Return the content of ``policy.pt``: arguments, weights, and the standardisation of the training features."""
     moments = as_tensors({"center": dataset.center, "scale": dataset.scale})
     return {"agent": args.agent, "args": as_json(args), **shape, "weights": policy.state_dict(), **moments}

@@ -21,6 +21,7 @@ The file reads from top to bottom: arguments, networks, losses, variants, and on
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -44,6 +45,7 @@ from hashgym.data import HashingDataset
 from hashgym.device import resolve_device
 from hashgym.encoders.heads import GroupsHead
 from hashgym.envs.bit_group_hashing import DEFAULT_GROUP_BITS
+from hashgym.features.trainable import TrainableBackbone, spec_of
 from hashgym.hashers.noseq import triplet_ranking_loss
 from hashgym.retrieval import metrics
 from hashgym.terminal import command_line
@@ -62,12 +64,14 @@ __all__ = [
     "any_reward",
     "baseline_loss",
     "bit_credit",
+    "build",
     "command",
     "credit_loss",
     "load",
     "main",
     "reinforce_loss",
     "released_loss",
+    "resolved",
     "reward_to_go",
     "train",
     "triplet_reward",
@@ -106,6 +110,12 @@ class Args(RunArgs):
     """Adam's, at the start of a cosine that ends at 0"""
     weight_decay: float = 1e-4
     """L2 penalty on the weights, in the gradient"""
+    backbone: str | None = None
+    """network that is trained with the policy: NAME:CUT for activations, NAME for pixels; by default the images' own"""
+    backbone_learning_rate: float = 5e-4
+    """Adam's for the backbone, at the start of the same cosine"""
+    augment: str = "crop-flip"
+    """how pixels are augmented in training: crop-flip, or none"""
     group_weight: float = 0.0
     """weight of the group reward relative to the whole code's; not for `paper` and `released`"""
     value_weight: float = 0.5
@@ -117,7 +127,7 @@ class Args(RunArgs):
         if self.variant not in VARIANTS:
             known = ", ".join(VARIANTS)
             raise ValueError(f"variant must be one of {known}, got {self.variant!r}{closest(self.variant, VARIANTS)}")
-        self.check_positive("bits", "group_bits", "hidden", "rnn_hidden", "learning_rate")
+        self.check_positive("bits", "group_bits", "hidden", "rnn_hidden", "learning_rate", "backbone_learning_rate")
         object.__setattr__(self, "group_bits", min(self.group_bits, self.bits))
         self.check_fraction("dropout", "input_dropout")
         for name in ("value_weight", "entropy_weight"):
@@ -130,7 +140,10 @@ class Policy(nn.Module):
     """A stochastic policy over groups of bits: given the image and the bits so far, a group's bits are independent.
 
     Subclasses implement :meth:`initial_state`, computed once for an image, and :meth:`step`, the logits of a group.
+    They read features; with a backbone, which is trained with the policy, images are activations or pixels.
     """
+
+    backbone: TrainableBackbone | None = None
 
     def __init__(self, dim: int, args: Args) -> None:
         super().__init__()
@@ -147,9 +160,13 @@ class Policy(nn.Module):
         """Return logits (n, bits of the group) and the next state; code (n, q) is -1, +1, and 0 where unset."""
         raise NotImplementedError
 
+    def begin(self, image: Tensor) -> State:
+        """Return the state at the start of an episode, from images (n, D), or (n, C, H, W) with a backbone."""
+        return self.initial_state(image if self.backbone is None else self.backbone(image))
+
     def act(self, image: Tensor, code: Tensor, group: int, state: State | None) -> tuple[Tensor, State]:
         """Return the same as :meth:`step`; a state of None starts an episode."""
-        return self.step(self.initial_state(image) if state is None else state, code, group)
+        return self.step(self.begin(image) if state is None else state, code, group)
 
     def predict(
         self,
@@ -161,7 +178,8 @@ class Policy(nn.Module):
         """Act on a batch of observations, as Stable-Baselines3 models do; all are at the same group.
 
         Args:
-            observation: ``image`` (n, D), ``code`` (n, q), ``group`` (n,), as the environment returns them.
+            observation: ``image`` (n, D) or (n, C, H, W), ``code`` (n, q), ``group`` (n,), as the environment returns
+                them.
             state: the state that the last call returned, None at the start of the episodes.
             episode_start: ignored, as an episode starts where ``state`` is None.
             deterministic: return the likelier bits; otherwise sample them.
@@ -494,6 +512,30 @@ PRESETS = {name: Args(variant=name, **variant.defaults) for name, variant in VAR
 """The default arguments of each variant."""
 
 
+def resolved(args: Args, dataset: HashingDataset) -> Args:
+    """Return the arguments with the backbone of the dataset's images, where none is given.
+
+    Raises:
+        ValueError: if the images are activations or pixels, and the dataset does not name their backbone.
+    """
+    return args if args.backbone else dataclasses.replace(args, backbone=spec_of(dataset))
+
+
+def build(image_shape: tuple[int, ...], args: Args) -> Policy:
+    """Return a new policy for images of this shape: (D,), or (C, H, W) with a backbone.
+
+    Raises:
+        ValueError: for images that the backbone does not take.
+    """
+    network = VARIANTS[args.variant].network
+    if args.backbone is None:
+        return network(image_shape[0], args)
+    backbone = TrainableBackbone(args.backbone, image_shape, augment=args.augment)
+    policy = network(backbone.dim, args)
+    policy.backbone = backbone
+    return policy
+
+
 class Run(training.Run):
     """State of a training run on BitGroupHashing-v0."""
 
@@ -502,7 +544,12 @@ class Run(training.Run):
 
     def __init__(self, policy: Policy, dataset: HashingDataset, held_out: NDArray[np.int64], args: Args) -> None:
         self.variant, self.held_out = VARIANTS[args.variant], held_out
-        optimizer = torch.optim.Adam(policy.parameters(), weight_decay=args.weight_decay, fused=True)
+        backbone = [] if policy.backbone is None else list(policy.backbone.parameters())
+        own = {id(parameter) for parameter in backbone}
+        groups = [[p for p in policy.parameters() if id(p) not in own], backbone]
+        self.learning_rates = [args.learning_rate, args.backbone_learning_rate][: len(groups) if backbone else 1]
+        parameters = [{"params": group} for group in groups if group]
+        optimizer = torch.optim.Adam(parameters, weight_decay=args.weight_decay, fused=True)
         task = {"bits": args.bits, "group_bits": args.group_bits, **self.variant.reward(args)}
         envs: Any = gym.make_vec("BitGroupHashing-v0", num_envs=args.num_envs, dataset=dataset, **task)
         super().__init__(policy, optimizer, envs.unwrapped, dataset, args)
@@ -511,7 +558,7 @@ class Run(training.Run):
         """Emit the code of every environment's image, group by group, with bits sampled from the policy."""
         args, policy = self.args, self.policy
         labels = self.tensor(self.dataset.labels[self.info["index"]])
-        initial = state = policy.initial_state(self.tensor(self.obs["image"]))
+        initial = state = policy.begin(self.images(self.obs["image"]))
         fused = policy if isinstance(policy, FusedGRU) else None  # acts without a graph, and has a critic
         code = torch.zeros(args.num_envs, args.bits, device=self.device)  # -1, +1, 0 where not emitted
         credit = torch.zeros_like(code)
@@ -547,8 +594,8 @@ class Run(training.Run):
         """Make one update: a rollout, the variant's loss, a gradient step. Returns scalars to log."""
         start_time = time.perf_counter()
         args, optimizer = self.args, self.optimizer
-        for param_group in optimizer.param_groups:
-            param_group["lr"] = args.learning_rate * (1 + math.cos(math.pi * self.num_updates / args.updates)) / 2
+        for param_group, learning_rate in zip(optimizer.param_groups, self.learning_rates, strict=True):
+            param_group["lr"] = learning_rate * (1 + math.cos(math.pi * self.num_updates / args.updates)) / 2
 
         rollout = self.rollout()
         loss = self.variant.loss(rollout, args)
@@ -607,15 +654,17 @@ def train(
             that the environment rejects; if another process is training into ``out``.
         DiskFullError: if a file does not fit on the disk; the last checkpoint is complete.
     """
+    args = resolved(args, dataset)
     checkpoint = files.load_checkpoint(out, args, resume)
     device = resolve_device(args.device)
     learning, held_out = training.split(dataset, args)
     with training.seed_everything(args.seed, device):
-        policy = VARIANTS[args.variant].network(dataset.dim, args).to(device).train()
+        policy = build(dataset.image_shape, args).to(device).train()
         run, title = Run(policy, learning, held_out, args), f"{args.variant}, {args.bits} bits"
         training.train_loop(run, title, out=out, checkpoint=checkpoint, progress=progress)
     if out is not None:
-        files.save(files.policy_payload(policy, dataset, args, dim=policy.dim), out / "policy.pt")
+        shape: dict[str, Any] = {"dim": policy.dim, "image_shape": list(dataset.image_shape)}
+        files.save(files.policy_payload(policy, dataset, args, **shape), out / "policy.pt")
         code = {"bits": args.bits, "group_bits": args.group_bits}
         files.write_encoder(lambda: GroupsHead(policy, **code), dataset, args, out / "policy.onnx", **code)
     return policy.eval()
@@ -628,7 +677,7 @@ def load(path: Path, device: str = "auto") -> Policy:
         ValueError: if the file is missing, corrupt, or no policy of this agent.
     """
     saved, args = files.load_policy(path, Args)
-    policy = VARIANTS[args.variant].network(saved["dim"], args)
+    policy = build(tuple(saved.get("image_shape", [saved["dim"]])), args)
     policy.load_state_dict(saved["weights"])
     return policy.to(resolve_device(device)).eval()
 
@@ -658,16 +707,16 @@ def main(run: Main) -> metrics.RetrievalResult:
         dataset = data.load(run.dataset).standardized()
         metrics.check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
         with files.hold_folder(run.out):
-            files.load_checkpoint(run.out, run.args, run.resume)  # rejects the folder before anything is printed
+            files.load_checkpoint(
+                run.out, resolved(run.args, dataset), run.resume
+            )  # rejects the folder before anything is printed
             training.warn_unsaved(run.out)
             start_time = time.perf_counter()
             policy = train(dataset, run.args, out=run.out, resume=run.resume)
             seconds = time.perf_counter() - start_time
-        query, database = (
-            hashgym.encode(policy, dataset.features[rows], bits=run.args.bits, group_bits=run.args.group_bits)
-            for rows in (dataset.query, dataset.database)
-        )
-        result = metrics.evaluate(query, dataset.labels[dataset.query], database, dataset.labels[dataset.database])
+        query, database = dataset.query, dataset.database
+        codes = hashgym.encode(policy, dataset.features, bits=run.args.bits, group_bits=run.args.group_bits)
+        result = metrics.evaluate(codes[query], dataset.labels[query], codes[database], dataset.labels[database])
         console.say(
             f"{run.args.variant}, {run.args.bits} bits on {dataset.name}: mAP {result.map:.4f} "
             f"(ties {result.map_pessimistic:.4f} to {result.map_optimistic:.4f}), "

@@ -19,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from hashgym import codes, console
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
+from hashgym.device import explain_out_of_memory
 from hashgym.hashers.threads import largest_product, limit_threads
 from hashgym.retrieval import kernels
 from hashgym.terminal import STOPPED
@@ -92,6 +93,10 @@ class Run(ABC):
         if checkpoint["device_generator"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(checkpoint["device_generator"], self.device)
 
+    def images(self, array: NDArray[Any]) -> Tensor:
+        """Return observed images on the run's device: float32, or uint8 for pixels."""
+        return torch.from_numpy(array).to(self.device) if array.dtype == np.uint8 else self.tensor(array)
+
     def tensor(self, array: NDArray[Any]) -> Tensor:
         """Return an array as float32 on the run's device."""
         return torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(self.device)
@@ -103,8 +108,9 @@ def train_loop(run: Run, title: str, *, out: Path | None, checkpoint: dict[str, 
     if checkpoint is not None:
         run.restore(checkpoint)
     curves = nullcontext() if out is None else SummaryWriter(str(out), purge_step=run.num_updates + 1)
-    threads = limit_threads(largest_product(run.policy, args.num_envs))
-    with threads, curves as writer, progress_bar(progress) as bar:
+    has_backbone = getattr(run.policy, "backbone", None) is not None  # whose convolutions always gain by threads
+    threads = nullcontext() if has_backbone else limit_threads(largest_product(run.policy, args.num_envs))
+    with threads, explain_out_of_memory("num_envs", args.num_envs), curves as writer, progress_bar(progress) as bar:
         task = bar.add_task(title, total=args.updates, completed=run.num_updates)
         while run.num_updates < args.updates:
             scalars = run.update()

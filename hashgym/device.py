@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from hashgym.optional import require
@@ -9,7 +11,7 @@ from hashgym.optional import require
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["resolve_device"]
+__all__ = ["explain_out_of_memory", "resolve_device"]
 
 
 def resolve_device(device: str | torch.device = "auto", kinds: tuple[str, ...] = ()) -> torch.device:
@@ -41,3 +43,25 @@ def resolve_device(device: str | torch.device = "auto", kinds: tuple[str, ...] =
         reason = str(error).partition("\n")[0]
         raise ValueError(f"device={str(device)!r} cannot be used here ({reason}): use 'auto' or 'cpu'") from error
     return resolved
+
+
+@contextmanager
+def explain_out_of_memory(setting: str, value: int) -> Iterator[None]:
+    """Explain that a GPU has too little memory for the block.
+
+    Args:
+        setting: the name of the setting that determines the size of a batch.
+        value: its value.
+
+    Raises:
+        MemoryError: in place of torch's error, naming the setting to lower.
+    """
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition(". ")[0]
+        raise MemoryError(
+            f"{reason}: lower {setting} (now {value}), or use a smaller picture or a later cut"
+        ) from error

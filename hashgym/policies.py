@@ -21,16 +21,17 @@ from hashgym.storage.errors import DataError, describe
 
 __all__ = ["encode", "encode_regions", "keep_probabilities"]
 
+VECTORS_AT_ONCE, MAPS_AT_ONCE = 4096, 64  # images; activations of whole pictures take up to 50 MB each
 _SAME_NUMBERS = ("FlattenObservation", "DtypeObservation")  # wrappers of Gymnasium that keep all values
 
 
 def encode(
     policy: Any,
-    features: NDArray[np.float32],
+    features: NDArray[Any],
     *,
     bits: int,
     group_bits: int | None = None,
-    batch_size: int = 4096,
+    batch_size: int | None = None,
 ) -> NDArray[np.bool_]:
     """Encode images with a policy, one group of bits at a time, as in the environment.
 
@@ -44,10 +45,11 @@ def encode(
             actions. Actions are bits or probabilities (n, group_bits), or indices (n,); a bit is 1 where the action is
             above 0.5. A policy whose ``observation_space`` is a ``Box`` gets observations as of an environment with
             ``flat=True``.
-        features: float32 (n, D), on the scale the policy was trained on (``env.unwrapped.dataset.features``).
+        features: (n, D), on the scale the policy was trained on (``env.unwrapped.dataset.features``); for a policy
+            with a backbone its activations (n, C, H, W), or pixels, uint8 (n, 3, H, W).
         bits: q, the code length the policy was trained for.
         group_bits: k, the group length the policy was trained for; by default min(12, ``bits``).
-        batch_size: images encoded at once.
+        batch_size: images encoded at once; by default 4096 feature vectors, or 64 activations or pictures.
 
     Returns:
         bool (n, bits).
@@ -59,29 +61,44 @@ def encode(
     """
     policy = _as_trained(policy)
     features = np.asarray(features)
-    if features.ndim != 2:
-        raise ValueError(f"features must have shape (n, D), got {features.shape}")
+    if features.ndim not in (2, 4):
+        raise ValueError(f"features must have shape (n, D), or (n, C, H, W) for a backbone, got {features.shape}")
     if features.dtype.kind not in "fiub":
         raise ValueError(f"features must be real numbers (n, D), got {describe(features)}")
-    if not np.isfinite(features).all():
-        row = int(np.argmin(np.isfinite(features).all(axis=1)))
-        raise ValueError(f"features hold NaN or infinity, first in row {row}: leave such rows out")
+    if batch_size is None:
+        batch_size = MAPS_AT_ONCE if features.ndim == 4 else VECTORS_AT_ONCE
     bits, batch_size = check_integer("bits", bits), check_integer("batch_size", batch_size)
+    if features.ndim == 2:
+        _check_finite(features, 0)
     encoded = np.zeros((len(features), bits), np.bool_)
     group_bits = min(DEFAULT_GROUP_BITS, bits) if group_bits is None else group_bits
     for start in range(0, len(features), batch_size):
-        image = np.asarray(features[start : start + batch_size], np.float32)
+        image = features[start : start + batch_size]
+        if features.ndim == 4:
+            _check_finite(image, start)
+        if features.ndim == 2 or image.dtype != np.uint8:
+            image = image.astype(np.float32, copy=False)
         encoded[start : start + batch_size] = _encode_batch(policy, image, bits, group_bits)
     return encoded
 
 
-def _encode_batch(policy: Any, image: NDArray[np.float32], bits: int, group_bits: int) -> NDArray[np.bool_]:
+def _check_finite(features: NDArray[Any], first: int) -> None:
+    """Raise ValueError if the features of an image, from number ``first`` on, hold NaN or infinity."""
+    finite = np.isfinite(features).reshape(len(features), -1).all(axis=1)
+    if not finite.all():
+        row = first + int(np.argmin(finite))
+        raise ValueError(f"features hold NaN or infinity, first in row {row}: leave such rows out")
+
+
+def _encode_batch(policy: Any, image: NDArray[Any], bits: int, group_bits: int) -> NDArray[np.bool_]:
     state, episode_start = None, np.ones(len(image), np.bool_)
     task = HashingTask(bits=bits, group_bits=group_bits)
     code = np.zeros((len(image), bits), np.bool_)
     for group in range(task.groups):
         start, stop = task.span(group)
-        seen = _as_observed(policy, observation(image, code, start, group), task.observation_space(image.shape[1]))
+        seen = _as_observed(
+            policy, observation(image, code, start, group), task.observation_space(image.shape[1:], image.dtype)
+        )
         if hasattr(policy, "predict"):
             action, state = policy.predict(seen, state=state, episode_start=episode_start, deterministic=True)
         else:

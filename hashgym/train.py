@@ -99,8 +99,8 @@ def fit(job: Fitting[Any]) -> Any:
             console.warn(f"{job.out / 'policy.onnx'} is not written: {error}")
         hasher.save(job.out / HASHER)
     query, database = dataset.query, dataset.database
-    query_codes, database_codes = (hasher.encode(dataset.features[rows]) for rows in (query, database))
-    result = evaluate(query_codes, dataset.labels[query], database_codes, dataset.labels[database])
+    codes = hasher.encode(dataset.features)
+    result = evaluate(codes[query], dataset.labels[query], codes[database], dataset.labels[database])
     console.say(
         f"{hasher.bits} bits on {dataset.name}: mAP {result.map:.4f} (ties {result.map_pessimistic:.4f} to "
         f"{result.map_optimistic:.4f}), precision within radius 2 {result.precision_within:.4f}, fitted in "

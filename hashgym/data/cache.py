@@ -1,14 +1,15 @@
 """The on-disk cache: a dataset as a folder of ``.npy`` files and ``meta.json``.
 
 ``features.npy``, ``labels.npy``, ``query.npy``, ``database.npy``, ``train.npy``, if the dataset has them also
-``regions.npy``, ``train_regions.npy``, ``boxes.npy``, ``train_boxes.npy``, ``thumbnails.npy``, ``center.npy`` and
-``scale.npy``, and ``names.json`` (image names, label names). ``meta.json`` has the version of the format, the size,
-shape, type and SHA-256 of each file, the provenance of the features, and a digest of itself. Arrays are mapped, so
-opening a cache of many gigabytes takes no memory; nothing is ever unpickled.
+``regions.npy``, ``train_regions.npy``, ``boxes.npy``, ``train_boxes.npy``, ``thumbnails.npy``, ``center.npy``,
+``scale.npy``, ``views.npy`` and ``viewed.npy``, and ``names.json`` (image names, label names). ``meta.json`` has the
+version of the format, the size, shape, type and SHA-256 of each file, the provenance of the features, and a digest of
+itself. Arrays are mapped, so opening a cache of many gigabytes takes no memory; nothing is ever unpickled.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 from collections.abc import Mapping, Sequence
@@ -37,8 +38,15 @@ CACHE = FolderFormat(
     fields={"name": str, "columns": list, "provenance": dict},
 )
 NAMES = "names.json"
-REQUIRED = {"features": "float32", "labels": "uint8", "query": "int64", "database": "int64", "train": "int64"}
-OPTIONAL = {
+MAPS = ("float16", "float32", "uint8")
+REQUIRED: dict[str, str | tuple[str, ...]] = {
+    "features": MAPS,
+    "labels": "uint8",
+    "query": "int64",
+    "database": "int64",
+    "train": "int64",
+}
+OPTIONAL: dict[str, str | tuple[str, ...]] = {
     "regions": "float32",
     "train_regions": "float32",
     "thumbnails": "uint8",
@@ -46,8 +54,10 @@ OPTIONAL = {
     "scale": "float32",
     "boxes": "float32",
     "train_boxes": "float32",
+    "views": MAPS,
+    "viewed": "int64",
 }
-ARRAYS = REQUIRED | OPTIONAL
+ARRAYS: Mapping[str, str | tuple[str, ...]] = {**REQUIRED, **OPTIONAL}
 
 
 def is_cache(path: str | Path) -> bool:
@@ -110,13 +120,13 @@ def seal(
     ``columns`` are the labels that define similarity in the split; None for all.
     """
     write_json(folder / NAMES, {"names": list(names), "label_names": list(label_names)})
-    images, dim = map_array(folder / "features.npy").shape
+    images, *shape = map_array(folder / "features.npy").shape
     CACHE.seal(
         folder,
         [*(f"{key}.npy" for key in ARRAYS if (folder / f"{key}.npy").exists()), NAMES],
         name=name,
         images=images,
-        dim=dim,
+        dim=math.prod(shape),
         labels=len(label_names),
         columns=list(range(len(label_names)) if columns is None else columns),
         provenance=dict(provenance),
@@ -183,6 +193,7 @@ def verify(path: str | Path) -> None:
 
 def _open_array(folder: Path, meta: Mapping[str, Any], key: str) -> NDArray[Any]:
     array = CACHE.open_array(folder, meta, f"{key}.npy")
-    if array.dtype != np.dtype(ARRAYS[key]):
-        raise DataError(f"{key}.npy in {folder} is {array.dtype}, but must be {ARRAYS[key]}; {CACHE.remedy}")
+    wanted = ARRAYS[key]
+    if array.dtype.name not in ((wanted,) if isinstance(wanted, str) else wanted):
+        raise DataError(f"{key}.npy in {folder} is {array.dtype}, but must be {wanted}; {CACHE.remedy}")
     return array

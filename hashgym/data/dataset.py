@@ -1,8 +1,9 @@
-"""HashingDataset: image features, labels and splits, in memory or mapped from a cache folder."""
+"""HashingDataset: images as features, activations or pixels, labels and splits, in memory or mapped from a folder."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import mmap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,18 +35,23 @@ REGIONS_COMMAND = (
 )
 
 
-_OPTIONAL = ("regions", "train_regions", "thumbnails", "center", "scale", "boxes", "train_boxes")
+MAPS_COMMAND = "`hashgym features --dataset NAME --root DIR --backbone BACKBONE --cut BLOCK --views 8 --out DIR`"
+
+_OPTIONAL = ("regions", "train_regions", "thumbnails", "center", "scale", "boxes", "train_boxes", "views", "viewed")
+_MAP_TYPES = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.uint8))
 
 
 @dataclass(frozen=True)
 class HashingDataset:
-    """Images as feature vectors, with multi-hot labels and retrieval splits.
+    """Images with multi-hot labels and retrieval splits.
 
+    Images are feature vectors, or maps for a network that is trained: activations at a cut of a backbone, or pixels.
     Two images are similar when they share at least one label. Arrays may be memory maps.
 
     Attributes:
         name: the dataset's name.
-        features: float32 (n, D), all finite.
+        features: vectors, float32 (n, D); activations, float16 or float32 (n, C, H, W); or pixels, uint8 (n, 3, H, W).
+            All finite.
         labels: uint8 (n, L) of 0 and 1; L is 0 for a dataset without labels.
         query: int64 indices of the query images.
         database: int64 indices of the database images.
@@ -62,6 +68,9 @@ class HashingDataset:
             of the thumbnail, which is the square in the middle of an image, so values may be below 0 or above 1; or
             None.
         train_boxes: float32 (n, M, 4), positions of the random regions, or None.
+        views: (m, V, C, H, W) of the type of ``features``, activations of V augmented views of each image in
+            ``viewed``, the first one without augmentation; or None.
+        viewed: int64 (m,), indices of the images that have views; they include all training images. None without views.
 
     Raises:
         DataError: for arrays of another shape or type, lengths that disagree, features that are not finite, labels
@@ -70,7 +79,7 @@ class HashingDataset:
     """
 
     name: str
-    features: NDArray[np.float32]
+    features: NDArray[Any]
     labels: NDArray[np.uint8]
     query: NDArray[np.int64]
     database: NDArray[np.int64]
@@ -85,6 +94,8 @@ class HashingDataset:
     scale: NDArray[np.float32] | None = None
     boxes: NDArray[np.float32] | None = None
     train_boxes: NDArray[np.float32] | None = None
+    views: NDArray[Any] | None = None
+    viewed: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         for key in ("features", "labels", "query", "database", "train", *_OPTIONAL):
@@ -165,8 +176,54 @@ class HashingDataset:
 
     @property
     def dim(self) -> int:
-        """D, the number of features of an image."""
-        return int(self.features.shape[1])
+        """D, the number of features of an image; C x H x W for maps."""
+        return math.prod(self.image_shape)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of an image: (D,) for vectors, (C, H, W) for activations and pixels."""
+        return self.features.shape[1:]
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether images are activations or pixels, which a trained network reads, instead of vectors."""
+        return self.features.ndim == 4
+
+    @property
+    def num_views(self) -> int:
+        """V, the number of views of a training image; 1 without ``views``."""
+        return 1 if self.views is None else self.views.shape[1]
+
+    def images(self, index: NDArray[np.int64], view: NDArray[np.int64] | None = None) -> NDArray[Any]:
+        """Return images as networks take them: float32, or uint8 for pixels.
+
+        Args:
+            index: (b,), of images.
+            view: (b,), the view of each, from 0 (not augmented) to V - 1, of images that have views; None for 0.
+        """
+        if view is None or self.views is None:
+            images = self.features[index]
+        else:
+            images = self.views[self._row_of_views[index], view]
+        return images if images.dtype == np.uint8 else images.astype(np.float32, copy=False)
+
+    @property
+    def training_images(self) -> NDArray[Any]:
+        """The training images as hashers are fitted to them: ``features[train]``, or (N, V, C, H, W) with views."""
+        if self.views is None:
+            return self.features[self.train]
+        assert self.viewed is not None
+        if np.array_equal(self.viewed, self.train):
+            return self.views  # not copied: it may be larger than the memory
+        return self.views[self._row_of_views[self.train]]
+
+    @cached_property
+    def _row_of_views(self) -> NDArray[np.int64]:
+        """The row of each image in ``views``, -1 where it has none."""
+        assert self.viewed is not None
+        rows = np.full(len(self), -1)
+        rows[self.viewed] = np.arange(len(self.viewed))
+        return rows
 
     @cached_property
     def label_words(self) -> codes.Words:
@@ -201,7 +258,7 @@ class HashingDataset:
 
     @cached_property
     def _scale_is_near(self) -> bool:
-        if self.center is not None:
+        if self.center is not None or self.has_maps:
             return True
         sample = np.asarray(self.features[self.train[:: max(1, len(self.train) // _SAMPLE)]], np.float64)
         deviation, offset = np.sqrt(sample.var(0).mean()), np.sqrt(np.square(sample.mean(0)).mean())
@@ -219,9 +276,10 @@ class HashingDataset:
 
         Constant features are only centred. Regions are standardised by the mean and deviation of the image features,
         because a hash function fitted to images must get regions on the same scale. Mean and deviation are kept in
-        ``center`` and ``scale``; a dataset that is standardised already is returned unchanged.
+        ``center`` and ``scale``; a dataset that is standardised already is returned unchanged, and so is one of maps,
+        which networks take as they are.
         """
-        if self.center is not None:
+        if self.center is not None or self.has_maps:
             return self
         sample = np.asarray(self.features[self.train], np.float64)
         center = sample.mean(0)
@@ -252,10 +310,16 @@ class HashingDataset:
         """Return the dataset with another split, and only the labels that define similarity in it.
 
         Raises:
-            DataError: if it is standardised already, by the training images of its current split.
+            DataError: if it is standardised already, by the training images of its current split, or has views of these
+                alone.
         """
         if self.center is not None:
             raise DataError(f"{self.name} is standardised by its training images: choose another split before that")
+        if self.viewed is not None and not np.isin(split.train, self.viewed).all():
+            raise DataError(
+                f"{self.name} has views of its own training images alone: extract it with the other split, "
+                "`hashgym features --split NAME`"
+            )
         keeps_all_labels = len(split.labels) == self.labels.shape[1]
         counts = {"split_counts": split.described_counts} if "split_counts" in self.provenance else {}
         return dataclasses.replace(
@@ -273,15 +337,21 @@ class HashingDataset:
         self._check_regions()
         self._check_thumbnails()
         self._check_split()
+        self._check_views()
         self._check_finite()
 
     def _check_features_and_labels(self) -> None:
         n = len(self.features)
-        if self.features.ndim != 2 or self.features.dtype != np.float32 or n == 0 or self.features.shape[1] == 0:
+        kind, shape = self.features.dtype, self.features.shape
+        is_vector = len(shape) == 2 and kind == np.float32
+        is_map = len(shape) == 4 and kind in _MAP_TYPES and (kind != np.uint8 or shape[1] == 3)
+        if not (is_vector or is_map) or 0 in shape:
             raise DataError(
-                f"features must be float32 of shape (n, D), got {self.features.dtype} {self.features.shape}: "
-                f"{FROM_ARRAYS} converts"
+                "features must be float32 of shape (n, D), activations (n, C, H, W) of float16 or float32, or pixels, "
+                f"uint8 (n, 3, H, W), got {kind} {shape}: {FROM_ARRAYS} converts"
             )
+        if is_map and (self.regions is not None or self.train_regions is not None):
+            raise DataError("regions belong to feature vectors: a dataset of activations or pixels has none")
         if self.labels.ndim != 2 or self.labels.dtype != np.uint8:
             raise DataError(
                 f"labels must be multi-hot uint8 of shape (n, L), got {self.labels.dtype} {self.labels.shape}: "
@@ -316,6 +386,25 @@ class HashingDataset:
                     f"{key}, got {boxes.dtype} {boxes.shape}"
                 )
 
+    def _check_views(self) -> None:
+        views, viewed = self.views, self.viewed
+        if views is None and viewed is None:
+            return
+        if views is None or viewed is None:
+            raise DataError("views and viewed belong together: give both or neither")
+        if viewed.ndim != 1 or viewed.dtype != np.int64 or len(np.unique(viewed)) != len(viewed):
+            raise DataError(f"viewed must be int64 (m,), different images, got {viewed.dtype} {viewed.shape}")
+        wanted = (len(viewed), *views.shape[1:2], *self.image_shape)
+        if not self.has_maps or views.shape != wanted or views.dtype != self.features.dtype or 0 in views.shape:
+            raise DataError(
+                f"views must be {self.features.dtype} of shape ({len(viewed)}, V, C, H, W), activations like features "
+                f"{self.features.shape}, got {views.dtype} {views.shape}"
+            )
+        if len(viewed) and (viewed.min() < 0 or viewed.max() >= len(self)):
+            raise DataError(f"viewed has indices outside 0 to {len(self) - 1}")
+        if not np.isin(self.train, viewed).all():
+            raise DataError("views of some training images are missing: viewed must include all of train")
+
     def _check_thumbnails(self) -> None:
         small, n = self.thumbnails, len(self)
         if small is not None and (small.ndim != 4 or small.dtype != np.uint8 or len(small) != n or small.shape[3] != 3):
@@ -337,16 +426,17 @@ class HashingDataset:
             raise DataError("an image is both a query and in the training set or the database; separate them")
 
     def _check_finite(self) -> None:
-        for key in ("features", "regions", "train_regions", "boxes", "train_boxes"):
+        for key in ("features", "regions", "train_regions", "boxes", "train_boxes", "views"):
             array = getattr(self, key)
-            if array is not None and (bad := _first_not_finite(array)) is not None:
+            if array is not None and array.dtype != np.uint8 and (bad := _first_not_finite(array)) is not None:
+                bad = bad if key != "views" or self.viewed is None else int(self.viewed[bad])
                 raise DataError(
                     f"{key} of image {bad} ({self.names[bad]!r}) hold NaN or infinity: extract them again, "
                     "or leave the image out"
                 )
 
 
-def _first_not_finite(array: NDArray[np.float32]) -> int | None:
+def _first_not_finite(array: NDArray[Any]) -> int | None:
     """Return the row of the first value that is NaN or infinite, read in blocks."""
     for rows in _blocks(array):
         block = array[rows]

@@ -33,6 +33,7 @@ __all__ = [
     "Observation",
     "ScalarEnv",
     "flatten",
+    "image_space",
     "standardized",
     "task_property",
 ]
@@ -91,7 +92,9 @@ class BatchedCore(ABC):
         started: whether :meth:`reset_run` has been called.
         order, cursor: the current shuffled pass over the images, and the position in it.
         rows: int64 (n,), the image of each environment, as a row of ``dataset.train``.
-        image: float32 (n, D), features of those images; written once an episode and never modified.
+        views: int64 (n,), the view of each image that is shown; only for a dataset with views.
+        image: those images: features, float32 (n, D); activations, float32 (n, C, H, W); or pixels, uint8
+            (n, 3, H, W). Written once an episode and never modified.
         reward_parts: the weighted components of the last reward, float64 (n,) each.
         state_shapes: names of the attributes that form the state, and the shape of each.
     """
@@ -99,6 +102,7 @@ class BatchedCore(ABC):
     OPTIONS: ClassVar[tuple[str, ...]] = ("index",)
     ENCODER: ClassVar[str] = "hashgym.encode"  # the function for images that have no episode, named in messages
     eligible: NDArray[np.int64]
+    views: NDArray[np.int64] | None = None
     task: Any
     started = False
 
@@ -114,7 +118,8 @@ class BatchedCore(ABC):
     @property
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         """See the class."""
-        return {"order": (len(self.eligible),), "cursor": (), "rows": (self.num_envs,)}
+        shapes: dict[str, tuple[int, ...]] = {"order": (len(self.eligible),), "cursor": (), "rows": (self.num_envs,)}
+        return shapes if self.dataset.views is None else shapes | {"views": (self.num_envs,)}
 
     def reset_run(self, rng: np.random.Generator) -> None:
         """Shuffle the images; called at the first reset and at each reset with a seed."""
@@ -123,13 +128,16 @@ class BatchedCore(ABC):
     def reset_episode(self, rng: np.random.Generator, options: dict[str, Any]) -> None:
         """Begin an episode in every environment, on the images in ``options`` or the next ones of the shuffled pass."""
         index = options.get("index")
-        self.set_images(self._next_rows(rng) if index is None else self._requested_rows(index))
+        rows = self._next_rows(rng) if index is None else self._requested_rows(index)
+        if self.dataset.views is not None:
+            self.views = rng.integers(self.dataset.num_views, size=self.num_envs)
+        self.set_images(rows)
         self.reward_parts: dict[str, NDArray[np.float64]] = {}
 
     def set_images(self, rows: NDArray[np.int64]) -> None:
-        """Assign an image, a row of ``dataset.train``, to every environment."""
+        """Assign an image, a row of ``dataset.train``, to every environment, in the view that ``views`` has for it."""
         self.rows: Any = rows
-        self.image: Any = self.dataset.features[self.dataset.train[rows]]
+        self.image: Any = self.dataset.images(self.dataset.train[rows], self.views)
 
     def update_task(self, **arguments: Any) -> None:
         """Change arguments of the task, from the next step on; validates like the constructor."""
@@ -498,12 +506,26 @@ def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
     return found
 
 
+def image_space(shape: tuple[int, ...], dtype: Any) -> spaces.Box:
+    """Return the space of one image: float32, or uint8 for pixels, which libraries take for a picture.
+
+    Args:
+        shape: (D,), or (C, H, W) of activations or pixels.
+        dtype: of the dataset's features.
+    """
+    if np.dtype(dtype) == np.uint8:
+        return spaces.Box(0, 255, shape, np.uint8)
+    return spaces.Box(-np.inf, np.inf, shape, np.float32)
+
+
 def flatten(observation: Observation, space: spaces.Dict) -> NDArray[np.float32]:
     """Return observations as one array (n, width): parts in the order of the space, ``Discrete`` one-hot."""
-    parts = [
-        observation[key][:, None] == np.arange(part.n) if isinstance(part, spaces.Discrete) else observation[key]
-        for key, part in space.items()
-    ]
+    parts = []
+    for key, part in space.items():
+        values = observation[key]
+        if isinstance(part, spaces.Discrete):
+            values = values[:, None] == np.arange(part.n)
+        parts.append(values.reshape(len(values), -1))
     return np.concatenate(parts, axis=1, dtype=np.float32)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -17,7 +18,16 @@ from numpy.typing import ArrayLike, NDArray
 from hashgym import codes, rewards
 from hashgym.checks import check_integer, check_number
 from hashgym.data import HashingDataset
-from hashgym.envs.base import BatchedCore, EnvMixin, Info, LockstepVectorEnv, Observation, ScalarEnv, task_property
+from hashgym.envs.base import (
+    BatchedCore,
+    EnvMixin,
+    Info,
+    LockstepVectorEnv,
+    Observation,
+    ScalarEnv,
+    image_space,
+    task_property,
+)
 from hashgym.envs.rendering import CodeScene
 from hashgym.moved import keep_old_names
 from hashgym.registry import named_settings_of
@@ -36,6 +46,7 @@ __all__ = [
 BINARY = ("bits", "multidiscrete")  # actions that are bits
 MAX_INDEX_BITS = 10
 DEFAULT_GROUP_BITS = 12
+GRID = 4  # cells on each side of a map whose means make the first codes
 NEAREST = 6  # neighbours shown in a rendering
 
 keep_old_names(__name__)
@@ -89,10 +100,10 @@ class HashingTask:
         """Return the first bit and the end of a group (0-based); the last group may be shorter than ``group_bits``."""
         return group * self.group_bits, min((group + 1) * self.group_bits, self.bits)
 
-    def observation_space(self, dim: int) -> spaces.Dict:
-        """Return the space of one observation of images with ``dim`` features."""
+    def observation_space(self, image_shape: tuple[int, ...], dtype: Any = np.float32) -> spaces.Dict:
+        """Return the space of one observation of images of this shape and type; see :func:`image_space`."""
         return spaces.Dict(
-            image=spaces.Box(-np.inf, np.inf, (dim,), np.float32),
+            image=image_space(image_shape, dtype),
             code=spaces.Box(-1, 1, (self.bits,), np.float32),
             group=spaces.Discrete(self.groups),
         )
@@ -129,13 +140,13 @@ def observation(image: NDArray[np.float32], bits: NDArray[np.bool_], emitted: in
     """Return the observations of n images, in the environment and in encoding.
 
     Args:
-        image: float32 (n, D).
+        image: (n, D), or (n, C, H, W).
         bits: bool (n, q), of which the first ``emitted`` are read.
         emitted: number of bits emitted so far.
         group: the group to emit next.
 
     Returns:
-        ``image`` (n, D) float32, ``code`` (n, q) float32 of -1, +1 and 0 for bits not emitted, ``group`` (n,) int64.
+        ``image`` as given, ``code`` (n, q) float32 of -1, +1 and 0 for bits not emitted, ``group`` (n,) int64.
     """
     code = np.where(bits, np.float32(1), np.float32(-1))
     code[:, emitted:] = 0
@@ -176,6 +187,24 @@ def action_bits(action: Any, task: HashingTask, num_envs: int, xp: Any = np) -> 
     return relaxed
 
 
+def summaries(dataset: HashingDataset) -> NDArray[np.float32]:
+    """Return vectors of the training images, float32 (N, D), for the first codes: the features, or maps made small.
+
+    Activations and pixels are averaged over the cells of a grid, GRID x GRID for each channel, so D is 16 C.
+    """
+    if not dataset.has_maps:
+        return dataset.features[dataset.train]
+    channels, *sides = dataset.image_shape
+    means = np.empty((len(dataset.train), channels, GRID, GRID), np.float32)
+    rows, columns = ([side * i // GRID for i in range(GRID + 1)] for side in sides)
+    for i, index in enumerate(dataset.train):
+        image = dataset.features[index].astype(np.float32)
+        for y, x in itertools.product(range(GRID), repeat=2):
+            cell = image[:, rows[y] : max(rows[y] + 1, rows[y + 1]), columns[x] : max(columns[x] + 1, columns[x + 1])]
+            means[i, :, y, x] = cell.mean(axis=(1, 2))
+    return means.reshape(len(means), -1)
+
+
 class CodebookWords:
     """The array behind a codebook, of one environment or of all that share it.
 
@@ -206,7 +235,7 @@ class CodebookWords:
         return words
 
     def restart(self, planes: NDArray[np.float32]) -> None:
-        """Replace all codes by the signs of projections onto ``planes``, float32 (D, q).
+        """Replace all codes by the signs of projections onto ``planes``, float32 (D, q), of :func:`summaries`.
 
         They are computed when first read: if N environments are seeded one after another, only once, for the last seed.
         """
@@ -216,7 +245,7 @@ class CodebookWords:
     def words(self) -> Any:
         """The codes; see the class."""
         if self._planes is not None:
-            features = self.dataset.features[self.dataset.train]
+            features = summaries(self.dataset)
             self.words = codes.pack((features - features.mean(0)) @ self._planes > 0)
         return self._words
 
@@ -250,7 +279,9 @@ class BitGroupHashingCore(BatchedCore):
 
     def spaces(self) -> tuple[spaces.Dict, spaces.Space[Any]]:
         """Return the observation and action space of one environment."""
-        return self.task.observation_space(self.dataset.dim), self.task.action_space()
+        return self.task.observation_space(
+            self.dataset.image_shape, self.dataset.features.dtype
+        ), self.task.action_space()
 
     @property
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -279,7 +310,8 @@ class BitGroupHashingCore(BatchedCore):
 
     def reset_run(self, rng: np.random.Generator) -> None:
         """Start a new codebook from signed random projections, and shuffle the images."""
-        self._words.restart(rng.standard_normal((self.dataset.dim, self.task.bits), np.float32))
+        dim = self.dataset.image_shape[0] * (GRID**2 if self.dataset.has_maps else 1)
+        self._words.restart(rng.standard_normal((dim, self.task.bits), np.float32))
         super().reset_run(rng)
 
     def reset_episode(self, rng: np.random.Generator, options: dict[str, Any]) -> None:
@@ -451,11 +483,14 @@ class BitGroupHashingEnv(BitGroupHashingMixin, ScalarEnv):
 
     ## Observation Space
     `Dict` of
-    - `image`: `Box(-inf, inf, (D,), float32)`, the image's features;
+    - `image`: `Box(-inf, inf, (D,), float32)`, the image's features; for a dataset of activations
+      `Box(-inf, inf, (C, H, W), float32)`, one of the image's views at random, and for a dataset of pixels
+      `Box(0, 255, (3, H, W), uint8)`, which the CNN extractors of Stable-Baselines3 take for a picture;
     - `code`: `Box(-1, 1, (bits,), float32)`, -1 or +1 for bits emitted, 0 for the rest;
     - `group`: `Discrete(G)`, the group to emit next (in the final observation: the last one).
 
-    With `flat=True` one `Box` (D + bits + G,) of float32: image, code, and the group one-hot, in this order, so that
+    With `flat=True` one `Box` (D + bits + G,) of float32: image (of activations and pixels all numbers, D = C x H x W),
+    code, and the group one-hot, in this order, so that
     `observation[..., :D]` is the image, `observation[..., D:D + bits]` the code and the rest the group;
     `env.unwrapped.slices` holds the three slices by name.
 

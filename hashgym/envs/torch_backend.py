@@ -141,7 +141,8 @@ class TorchBitGroupHashingCore(BitGroupHashingCore):
         self.array_kind = f"torch {device}"
         super().__init__(num_envs, dataset, task)
         self.device, train = device, self.dataset.train
-        self.features, self.labels = (self.tensor(x[train]) for x in (self.dataset.features, self.dataset.labels))
+        self.features = self.tensor(self.dataset.training_images)  # float16 stays so, to fit in the device's memory
+        self.labels = self.tensor(self.dataset.labels[train])
         self.images = self.tensor(train)
         self.sampler = TorchPartnerSampler(self.sampler, self.labels)
 
@@ -158,7 +159,8 @@ class TorchBitGroupHashingCore(BitGroupHashingCore):
     def set_images(self, rows: NDArray[np.int64]) -> None:
         """Assign an image, a row of ``dataset.train``, to every environment."""
         self.rows = self.tensor(rows)
-        self.image = self.features[self.rows]
+        image = self.features[self.rows] if self.views is None else self.features[self.rows, self.tensor(self.views)]
+        self.image = image if image.dtype == torch.uint8 else image.float()
 
     def observe(self) -> Observation:
         """Return the observations of all environments."""
@@ -173,7 +175,7 @@ class TorchBitGroupHashingCore(BitGroupHashingCore):
             part = observation[key]
             if isinstance(space, spaces.Discrete):
                 part = part[:, None] == torch.arange(int(space.n), device=self.device)
-            parts.append(part)
+            parts.append(part.flatten(1))
         return torch.cat([part.float() for part in parts], dim=1)
 
     def info(self) -> dict[str, Any]:

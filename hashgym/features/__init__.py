@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from inspect import signature
+from typing import TYPE_CHECKING
 
 from hashgym.checks import closest
 from hashgym.features.backbone import Backbone
@@ -12,7 +13,10 @@ from hashgym.features.extraction import extract
 from hashgym.moved import renamed
 from hashgym.registry import Registry
 
-__all__ = ["Backbone", "backbones", "extract", "make", "register"]
+if TYPE_CHECKING:
+    from hashgym.features.blocks import Pretrained
+
+__all__ = ["NETWORKS", "Backbone", "backbones", "extract", "load_network", "make", "register"]
 
 Maker = Callable[..., Backbone]
 
@@ -63,6 +67,30 @@ BACKBONES: Registry[Maker] = Registry(
     },
 )
 
+Loader = Callable[..., "Pretrained"]
+
+NETWORKS: Registry[Loader] = Registry(
+    "network",
+    {
+        "efficientnet_lite0": ("hashgym.features.efficientnet_lite:load", "16 bottlenecks and a convolution"),
+        "efficientnet_lite2": (
+            "hashgym.features.efficientnet_lite:load",
+            "23 blocks: 22 bottlenecks and a convolution",
+        ),
+        **{
+            name: ("hashgym.features.convolutions:load", f"{count} convolutions")
+            for name, count in {
+                "alexnet_conv": 5,
+                "alexnet_conv_pool5": 5,
+                "vgg16_conv": 13,
+                "vgg16_conv_pool5": 13,
+            }.items()
+        },
+        "convnet": ("hashgym.features.convnet:load", "3 convolutions, no weights: for small pictures"),
+    },
+)
+"""Networks that can be cut and trained, each a function of its name and a file of weights."""
+
 
 def backbones() -> dict[str, str]:
     """Return the name and a one-line description of every registered backbone; any torchvision classifier works too."""
@@ -84,7 +112,13 @@ def register(name: str, maker: Maker | str) -> None:
 
 @renamed(engine="runtime")
 def make(
-    name: str, *, size: int | None = None, weights: str | None = None, device: str = "auto", runtime: str = "auto"
+    name: str,
+    *,
+    size: int | None = None,
+    weights: str | None = None,
+    device: str = "auto",
+    runtime: str = "auto",
+    cut: int | None = None,
 ) -> Backbone:
     """Build a backbone.
 
@@ -94,12 +128,17 @@ def make(
         weights: a file of weights; None for the backbone's own.
         device: ``auto`` (a GPU if there is one), or a torch device.
         runtime: ``auto`` (ONNX Runtime on a CPU if it is installed, else torch), ``onnx`` or ``torch``.
+        cut: the block of the network after which it ends, so that the result is the activations there, which
+            :class:`hashgym.features.trainable.TrainableBackbone` takes; 0 for the preprocessed pixels; None for the
+            whole network.
 
     Raises:
-        ValueError: for an unknown name, a package that is not installed, or a size, device or runtime that does not
-            work.
+        ValueError: for an unknown name, a package that is not installed, a size, device or runtime that does not work,
+            or a cut that the network does not have.
         DataError: for weights that are missing, damaged or of another network.
     """
+    if cut is not None:
+        return load_network(name, weights).backbone(size=size, device=device, runtime=runtime, cut=cut)
     if name in BACKBONES:
         maker = BACKBONES.find(name)
         parameters = signature(maker).parameters
@@ -115,3 +154,28 @@ def make(
             f"unknown backbone {name!r}{close}: choose {', '.join(backbones())} or a torchvision classifier"
         )
     return torchvision_classifiers.make(name, size=size, weights=weights, device=device, runtime=runtime)
+
+
+def load_network(name: str, weights: str | None = None) -> Pretrained:
+    """Load a network as a sequence of blocks, which can be cut and trained.
+
+    Args:
+        name: one of ``NETWORKS``, or a classifier of ``torchvision.models`` that is a plain sequence, such as alexnet,
+            vgg19, resnet18, mobilenet_v2 or efficientnet_b0.
+        weights: a file of weights; None for the network's own.
+
+    Raises:
+        ValueError: for a name of another backbone or none, or a package that is not installed.
+        DataError: for weights that are missing, damaged or of another network.
+    """
+    if name in NETWORKS:
+        return NETWORKS.find(name)(name, weights)
+    from hashgym.features import torchvision_classifiers
+
+    if name not in torchvision_classifiers.names():
+        known = [*NETWORKS.entries, "alexnet", "vgg19", "resnet18"]
+        raise ValueError(
+            f"{name!r} is not a network that can be cut or trained{closest(name, known)}: choose "
+            f"{', '.join(NETWORKS.entries)}, or a classifier of torchvision such as alexnet, vgg19 or resnet18"
+        )
+    return torchvision_classifiers.load(name, weights)

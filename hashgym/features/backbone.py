@@ -1,4 +1,4 @@
-"""Backbone: a fixed function from pictures to feature vectors."""
+"""Backbone: a fixed function from pictures to feature vectors, or to the activations at a cut."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Backbone", "Fit", "Stretch", "check_size", "describe_preprocess", "preprocess_of"]
 
-Network = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+Network = Callable[[NDArray[np.uint8]], NDArray[Any]]
 Preprocess = Callable[["Image"], NDArray[np.uint8]]
 
 
@@ -31,15 +31,17 @@ class Backbone:
 
     Attributes:
         name: its name for :func:`hashgym.features.make`.
-        dim: D, the number of features.
+        dim: D, the number of features; C x H x W at a cut.
         size: side in pixels of the network's input.
         preprocessing: a description in words, for the provenance.
         weights: name of the weights; empty if there are none.
         digest: SHA-256 of the file of weights; empty if there are none.
         runtime: runtime of the network: ``numpy``, ``onnx`` or ``torch:DEVICE``.
         preprocess: picture -> uint8 (size, size, 3); pictures are converted to RGB first.
-        network: uint8 (n, size, size, 3) -> float32 (n, D). Its method ``to_onnx()``, if it has one, returns the
-            ONNX model of :meth:`to_onnx`.
+        network: uint8 (n, size, size, 3) -> float32 (n, D), or (n, C, H, W) at a cut. Its method ``to_onnx()``, if it
+            has one, returns the ONNX model of :meth:`to_onnx`.
+        cut: the block after which the network is cut, 0 for the pixels themselves; None for the whole network.
+        map_shape: (C, H, W) at a cut; None for the whole network.
     """
 
     name: str
@@ -51,9 +53,23 @@ class Backbone:
     runtime: str
     preprocess: Preprocess
     network: Network
+    cut: int | None = None
+    map_shape: tuple[int, int, int] | None = None
 
-    def __call__(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of the result for one picture: (D,), or (C, H, W) at a cut."""
+        return (self.dim,) if self.map_shape is None else self.map_shape
+
+    @property
+    def dtype(self) -> str:
+        """Type in which the results are stored: features float32, activations float16, pixels uint8."""
+        return "float32" if self.cut is None else "float16" if self.cut else "uint8"
+
+    def __call__(self, batch: NDArray[np.uint8]) -> NDArray[Any]:
         """Return the features, float32 (n, D), of preprocessed pictures, uint8 (n, size, size, 3).
+
+        At a cut they are activations, float32 (n, C, H, W), or at cut 0 the pixels, uint8 (n, 3, H, W).
 
         Raises:
             ValueError: for a batch of another shape or type.
@@ -63,7 +79,7 @@ class Backbone:
                 f"{self.name} takes preprocessed pictures, uint8 (n, {self.size}, {self.size}, 3), "
                 f"got {batch.dtype} {batch.shape}"
             )
-        return self.network(batch)
+        return self.network(batch).reshape(len(batch), *self.image_shape)
 
     def to_onnx(self) -> bytes:
         """Return the network as an ONNX model: ``pictures``, uint8 (n, size, size, 3), to ``features``, float32 (n, D).
@@ -82,7 +98,8 @@ class Backbone:
     @property
     def provenance(self) -> dict[str, Any]:
         """Everything that determines the features, ready for JSON; the runtime has its old name ``engine`` there."""
-        return {**{key: getattr(self, key) for key in _DESCRIBED}, "engine": self.runtime}
+        cut = {} if self.cut is None else {"cut": self.cut}
+        return {**{key: getattr(self, key) for key in _DESCRIBED}, **cut, "engine": self.runtime}
 
     @property
     def engine(self) -> str:

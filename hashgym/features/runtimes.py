@@ -25,7 +25,7 @@ from hashgym.device import resolve_device
 from hashgym.features.backbone import Network
 from hashgym.features.onnx_runtime import OPSET, PICTURES_AT_ONCE, TOLERANCE, open_session, require_runtime
 
-__all__ = ["RUNTIMES", "compile_network", "to_onnx"]
+__all__ = ["RUNTIMES", "compile_network", "pictures_to_features", "to_onnx"]
 
 Axes = Mapping[int, str]
 
@@ -35,7 +35,7 @@ LARGE = 400_000_000  # bytes of weights that `auto` leaves to torch on a CPU too
 
 
 class _FromBytes(torch.nn.Module):
-    """The network with its scaling in front: uint8 (n, size, size, 3) -> float32 (n, D)."""
+    """The network with its scaling in front: uint8 (n, size, size, 3) -> float32 (n, D), or a map (n, C, H, W)."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -48,7 +48,8 @@ class _FromBytes(torch.nn.Module):
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         scaled = (pictures.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        return self.body(scaled).flatten(1)
+        result = self.body(scaled)
+        return result.flatten(1) if result.shape[2:] == (1, 1) else result
 
 
 def compile_network(
@@ -63,7 +64,7 @@ def compile_network(
     """Return a network as a function of arrays of bytes.
 
     Args:
-        body: takes float32 (n, 3, size, size), scaled, and gives (n, D) or (n, D, 1, 1).
+        body: takes float32 (n, 3, size, size), scaled, and gives (n, D), (n, D, 1, 1) or a map (n, C, H, W).
         mean: per channel, subtracted from values 0 to 255.
         std: per channel, divided by.
         size: side of the pictures in pixels.
@@ -71,7 +72,8 @@ def compile_network(
         runtime: ``auto``, ``onnx`` or ``torch``.
 
     Returns:
-        The function from uint8 (n, size, size, 3) to float32 (n, D), and the runtime: ``onnx`` or ``torch:DEVICE``.
+        The function from uint8 (n, size, size, 3) to float32 (n, D) or (n, C, H, W), and the runtime: ``onnx`` or
+        ``torch:DEVICE``.
 
     Raises:
         ValueError: for an unknown, missing or impossible runtime, device or size.
@@ -97,7 +99,7 @@ def compile_network(
     large = sum(p.numel() * p.element_size() for p in network.parameters()) > LARGE
     if runtime == "onnx" or (runtime == "auto" and installed and place.type == "cpu" and not large):
         try:
-            run = _InBatches(_Session(_pictures_to_features(network, example)), AT_ONCE["cpu"])
+            run = _InBatches(_Session(pictures_to_features(network, example)), AT_ONCE["cpu"])
             worst = float(np.abs(run(example.numpy()) - expected).max() / max(float(np.abs(expected).max()), 1e-12))
             if worst > TOLERANCE:
                 raise ValueError(f"its features differ from torch's by {worst:.1e} of the largest")
@@ -133,7 +135,8 @@ def to_onnx(
         return path.read_bytes()
 
 
-def _pictures_to_features(network: torch.nn.Module, example: torch.Tensor) -> bytes:
+def pictures_to_features(network: torch.nn.Module, example: torch.Tensor) -> bytes:
+    """Return a network as the ONNX model of :meth:`hashgym.features.Backbone.to_onnx`."""
     return to_onnx(network, example, {"pictures": {0: "n"}}, {"features": {0: "n"}})
 
 
@@ -151,7 +154,7 @@ class _Torch:
 
     def to_onnx(self) -> bytes:
         network = copy.deepcopy(self.network).to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        return _pictures_to_features(network, torch.zeros(2, self.size, self.size, 3, dtype=torch.uint8))
+        return pictures_to_features(network, torch.zeros(2, self.size, self.size, 3, dtype=torch.uint8))
 
 
 class _Session:

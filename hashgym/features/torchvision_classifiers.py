@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hashgym.checks import closest
 from hashgym.features.backbone import Backbone, Fit, check_size
 from hashgym.features.torchvision_compat import import_torchvision
 from hashgym.storage.checksums import sha256
 from hashgym.storage.errors import DataError
+
+if TYPE_CHECKING:
+    from hashgym.features.blocks import Pretrained
 
 _TRANSFORM_INPUT = ("googlenet", "inception_v3")  # whose weights were trained on another scale
 
@@ -39,15 +44,11 @@ def make(
         ValueError: for an unknown classifier, one that does not end in a linear layer, or a size it cannot read.
         DataError: for weights that cannot be downloaded or used.
     """
-    models = import_torchvision().models
     if name not in names():
         raise ValueError(f"unknown classifier {name!r}{closest(name, names())}: give one of torchvision.models")
-    default = models.get_model_weights(name).DEFAULT
-    preset = default.transforms()
-    side = check_size(size, preset.crop_size[0])
-    short_side = round(side * preset.resize_size[0] / preset.crop_size[0])
-    interpolation = preset.interpolation.value
-    path = Path(weights) if weights is not None else _download(default.url, name)
+    preset = _preset(name)
+    side = check_size(size, preset.size)
+    path = Path(weights) if weights is not None else _download(preset.url, name)
 
     from hashgym.features.runtimes import compile_network
     from hashgym.features.weights import read
@@ -55,8 +56,8 @@ def make(
     network, dim = _headless(name, read(path), path)
     run, runtime = compile_network(
         network,
-        mean=[255 * x for x in preset.mean],
-        std=[255 * x for x in preset.std],
+        mean=preset.mean,
+        std=preset.std,
         size=side,
         device=device,
         runtime=runtime,
@@ -65,17 +66,107 @@ def make(
         name=name,
         dim=dim,
         size=side,
-        preprocessing=f"RGB, {interpolation} until the shorter side is {short_side}, centre {side} x {side}, "
-        f"mean {preset.mean} and deviation {preset.std} of values in [0, 1]",
+        preprocessing=preset.describe(side),
         weights=path.name,
         digest=sha256(path),
         runtime=runtime,
-        preprocess=Fit(side, short_side, interpolation),
+        preprocess=preset.preprocess(side),
         network=run,
     )
 
 
 alexnet, vgg19 = partial(make, "alexnet"), partial(make, "vgg19")
+
+
+def load(name: str, weights: str | None = None) -> Pretrained:
+    """Return a classifier without its last layer as a sequence of blocks.
+
+    Blocks are the layers of ``network.features``, or of a ResNet the stem and its bottlenecks; what comes after the
+    last map (fc6 and fc7 of AlexNet and VGG) pools it.
+
+    Raises:
+        ValueError: for a classifier that is not a plain sequence.
+        DataError: for weights that cannot be downloaded or used.
+    """
+    import torch
+    from torch import nn
+
+    from hashgym.features.blocks import BlockNetwork, Pretrained
+    from hashgym.features.weights import read
+
+    preset = _preset(name)
+    path = Path(weights) if weights is not None else _download(preset.url, name)
+    network, _ = _headless(name, read(path), path)
+    if hasattr(network, "features"):
+        layers = list(network.features)
+    elif hasattr(network, "layer4"):
+        stages = [network.layer1, network.layer2, network.layer3, network.layer4]
+        layers = [
+            nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool),
+            *(b for s in stages for b in s),
+        ]
+    else:
+        layers = []
+    pool = nn.Sequential(getattr(network, "avgpool", nn.AdaptiveAvgPool2d(1)), nn.Flatten())
+    pool.extend(getattr(network, "classifier", []))
+    blocks = BlockNetwork(dict(enumerate(layers, start=1)), pool, [len(layers)]).eval()
+    example = torch.zeros(1, 3, preset.size, preset.size)
+    with torch.inference_mode():
+        if not layers or not torch.allclose(blocks(example), network(example).flatten(1), atol=1e-5):
+            raise ValueError(
+                f"{name} is not a plain sequence of blocks, so it cannot be cut or trained here: choose alexnet, "
+                "vgg19, resnet18, mobilenet_v2, efficientnet_b0 or another of these families"
+            )
+    return Pretrained(
+        name=name,
+        network=blocks,
+        mean=preset.mean,
+        std=preset.std,
+        size=preset.size,
+        preprocess=preset.preprocess,
+        describe=preset.describe,
+        weights=path.name,
+        digest=sha256(path),
+    )
+
+
+@dataclass(frozen=True)
+class _Preset:
+    """The preprocessing of torchvision's default weights of a classifier, and their address."""
+
+    size: int
+    resize: int
+    interpolation: str
+    values: tuple[Sequence[float], Sequence[float]]
+    url: str
+
+    @property
+    def mean(self) -> list[float]:
+        return [255 * x for x in self.values[0]]
+
+    @property
+    def std(self) -> list[float]:
+        return [255 * x for x in self.values[1]]
+
+    def short_side(self, size: int) -> int:
+        return round(size * self.resize / self.size)
+
+    def preprocess(self, size: int) -> Fit:
+        return Fit(size, self.short_side(size), self.interpolation)
+
+    def describe(self, size: int) -> str:
+        mean, std = self.values
+        return (
+            f"RGB, {self.interpolation} until the shorter side is {self.short_side(size)}, centre {size} x {size}, "
+            f"mean {mean} and deviation {std} of values in [0, 1]"
+        )
+
+
+def _preset(name: str) -> _Preset:
+    default = import_torchvision().models.get_model_weights(name).DEFAULT
+    preset = default.transforms()
+    values = preset.mean, preset.std
+    return _Preset(preset.crop_size[0], preset.resize_size[0], preset.interpolation.value, values, default.url)
 
 
 def head(network: Any, name: str) -> str:

@@ -7,6 +7,7 @@ hasher.save("itq.npz"); hashgym.hashers.load("itq.npz")
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -110,13 +111,30 @@ def fitted(source: str | Path | Hasher, dataset: HashingDataset, **settings: Any
             f"{', '.join(available())}"
         )
     if not hasattr(hasher, "n_features_in_"):
-        return hasher.fit(dataset.features[dataset.train], dataset.labels[dataset.train])
+        if dataset.has_maps:
+            hasher = _with_backbone(hasher, dataset)
+        return hasher.fit(dataset.training_images, dataset.labels[dataset.train])
     if hasher.n_features_in_ != dataset.dim:
         raise ValueError(
             f"the hasher was fitted on {hasher.n_features_in_} features, images of {dataset.name!r} have "
             f"{dataset.dim}: fit it on features of the same backbone"
         )
     return hasher
+
+
+def _with_backbone(hasher: Hasher, dataset: HashingDataset) -> Hasher:
+    """Return a hasher that takes activations or pixels: with the dataset's own backbone, unless it names one."""
+    from hashgym.features.trainable import spec_of
+
+    if "backbone" not in hasher.parameters():
+        raise ValueError(
+            f"{type(hasher).__name__} takes feature vectors, and the images of {dataset.name!r} are maps of shape "
+            f"{dataset.image_shape}: extract features without --cut, or use a hasher that trains a network, such as "
+            "orthohash or hashnet"
+        )
+    if hasher.backbone is not None:  # type: ignore[attr-defined]
+        return hasher
+    return dataclasses.replace(hasher, backbone=spec_of(dataset))  # type: ignore[call-arg]
 
 
 def _checked(name: str, cls: Any) -> type[Hasher]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,12 +26,13 @@ if TYPE_CHECKING:
     from torch import nn
     from typing_extensions import Self
 
-__all__ = ["Features", "Hasher", "Labels", "NotFittedError", "namespace"]
+__all__ = ["Features", "Hasher", "Labels", "NotFittedError", "as_maps", "namespace"]
 
 Features = NDArray[np.float32]
 Labels = NDArray[np.uint8]
 
 _ROWS = 8192  # rows that are transformed at once: keeps memory constant, also for memory maps
+_MAPS = 64  # images whose activations are checked at once
 _FORMAT = "hashgym.hasher/1"
 _MAX_DIM = 1 << 24  # features of a saved hasher; a picture of 224 x 224 has 150,528
 
@@ -93,11 +95,11 @@ class Hasher(ABC):
                 labels that are missing, of another length or not multi-hot, and more bits than the method can give on
                 this data.
         """
-        features = _features(X)
+        features = self._check_images(X, views=True)
         if self.learns and not _differ(features):
             raise ValueError(ONE if len(features) == 1 else ALIKE.format(n=len(features)))
         self._fit(features, self._needed_labels(y, len(features)))
-        self.n_features_in_ = features.shape[1]
+        self.n_features_in_ = math.prod(features.shape[-3:]) if features.ndim > 2 else features.shape[1]
         self._check_names(X, reset=True)
         return self
 
@@ -113,10 +115,10 @@ class Hasher(ABC):
             ValueError: for features of another dimension than those fitted on, or not finite.
         """
         self._check_fitted()
-        features = _features(X)
-        if features.shape[1] != self.n_features_in_:
+        features = self._check_images(X, views=False)
+        if (dim := math.prod(features.shape[1:])) != self.n_features_in_:
             raise ValueError(
-                f"X has {features.shape[1]} features, but {type(self).__name__} is expecting {self.n_features_in_} "
+                f"X has {dim} features, but {type(self).__name__} is expecting {self.n_features_in_} "
                 "features as input: encode with the backbone that it was fitted on"
             )
         self._check_names(X, reset=False)
@@ -140,6 +142,13 @@ class Hasher(ABC):
         from hashgym.hashers.module import Transform
 
         return Transform(self)
+
+    def _check_images(self, X: ArrayLike, *, views: bool) -> Features:
+        """Return checked images: feature vectors (n, D), or what else the hasher takes.
+
+        ``views``: they may be several views of each image, where the hasher takes such.
+        """
+        return _features(X)
 
     @abstractmethod
     def _fit(self, X: Features, y: Labels | None) -> None:
@@ -268,7 +277,10 @@ class Hasher(ABC):
             dim = self.n_features_in_
             if not is_integer(dim) or not 1 <= dim <= _MAX_DIM:
                 raise ValueError(f"n_features_in_ is {dim!r:.60}")
-            values = self._transform(np.zeros((1, dim), np.float32))
+            shape = getattr(self, "image_shape_", (dim,))
+            if math.prod(shape) != dim:
+                raise ValueError(f"image_shape_ is {shape!r:.60}")
+            values = self._transform(np.zeros((1, *shape), np.float32))
             if values.shape != (1, self.bits):  # one value would be broadcast to every bit
                 raise ValueError(f"the values of a vector have the shape {values.shape}, not (1, {self.bits})")
         except Exception as error:  # users' classes raise any type for arrays that do not fit, MemoryError too
@@ -333,7 +345,32 @@ def _features(X: ArrayLike) -> Features:
     return features
 
 
-def _differ(X: Features) -> bool:
+def as_maps(X: ArrayLike, *, views: bool) -> NDArray[Any]:
+    """Return images as networks take them, (n, C, H, W), or with ``views`` also (n, V, C, H, W); not copied.
+
+    Raises:
+        ValueError: for arrays of another shape, of another type than uint8, float16 or float32, or not finite.
+    """
+    array = np.asarray(X)
+    if array.ndim not in ((4, 5) if views else (4,)) or array.dtype.name not in ("uint8", "float16", "float32"):
+        raise ValueError(
+            f"a hasher with a backbone takes images (n, C, H, W), pixels of uint8 or activations of float16 or float32, "
+            f"got {array.dtype} {array.shape}: `hashgym features --cut BLOCK` extracts them; for feature vectors leave "
+            "out backbone"
+        )
+    if 0 in array.shape:
+        raise ValueError(f"there is no image: the array has the shape {array.shape}")
+    if array.dtype != np.uint8:
+        for start in range(0, len(array), _MAPS):
+            finite = (
+                np.isfinite(array[start : start + _MAPS]).reshape(len(array[start : start + _MAPS]), -1).all(axis=1)
+            )
+            if not finite.all():
+                raise ValueError(f"image {start + int(finite.argmin())} holds NaN or infinity: leave it out")
+    return array
+
+
+def _differ(X: NDArray[Any]) -> bool:
     """Return whether any two rows differ."""
     return any((X[start : start + _ROWS] != X[0]).any() for start in range(0, len(X), _ROWS))
 

@@ -1,21 +1,30 @@
-"""DeepHasher: a linear head or one with a hidden layer, trained by the objective of a subclass."""
+"""DeepHasher: a linear head or one with a hidden layer, on features or on a trained backbone, and its training."""
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from hashgym.device import resolve_device
-from hashgym.hashers.base import Features, Hasher, Labels
+from hashgym.device import explain_out_of_memory, resolve_device
+from hashgym.hashers.base import Features, Hasher, Labels, as_maps
+from hashgym.hashers.module import Transform
 from hashgym.hashers.threads import limit_threads
 
+if TYPE_CHECKING:
+    from hashgym.features.trainable import TrainableBackbone
+
 __all__ = ["DeepHasher", "Objective"]
+
+AT_ONCE = 64  # images in a pass of the backbone when encoding; more take memory and are no faster on a CPU
 
 Objective: TypeAlias = Callable[[Tensor, Tensor, int], Tensor]
 
@@ -29,6 +38,10 @@ class DeepHasher(Hasher):
     Features are standardised by the training set's mean and deviation first, which is folded into the first layer, so
     raw and standardised features give equal codes. The weights are NumPy arrays: encoding needs no accelerator.
 
+    With ``backbone`` images are activations or pixels, and the network below the head is trained as well. ``fit`` then
+    takes images (n, C, H, W), or V views of each (n, V, C, H, W), of which each batch draws one at random, and
+    ``transform`` takes images (n, C, H, W): ``dataset.training_images`` and ``dataset.features``.
+
     Attributes:
         hidden: width of the hidden layer; 0 for a linear head, without ``hidden_weight_`` and ``hidden_bias_``.
         dropout: share of the hidden units left out at each update.
@@ -37,6 +50,10 @@ class DeepHasher(Hasher):
         batch_size: number of images in a step.
         learning_rate: initial learning rate; it falls to 0 along a cosine.
         weight_decay: weight decay of AdamW.
+        backbone: the network that is trained with the head: ``NAME:CUT`` for activations after block CUT, ``NAME`` for
+            pixels (see :func:`hashgym.features.load_network`); None for feature vectors.
+        backbone_learning_rate: its initial learning rate.
+        augment: how pixels are augmented in training, one of :data:`hashgym.features.trainable.AUGMENTATIONS`.
         device: "cpu", "cuda", ..., or "auto": a GPU if there is one.
         verbose: whether to show a progress bar.
         hidden_weight_: float32 (D, hidden).
@@ -44,6 +61,8 @@ class DeepHasher(Hasher):
         code_weight_: float32 (hidden, q), or (D, q) of a linear head.
         code_bias_: float32 (q,).
         losses_: float32 (updates,), the training loss.
+        image_shape_: int64 (3,), shape of the images, with a backbone.
+        backbone_weights_: float32, all numbers of the trained backbone in the order of its state_dict, with a backbone.
     """
 
     hidden: int = 512
@@ -53,6 +72,9 @@ class DeepHasher(Hasher):
     batch_size: int = 128
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
+    backbone: str | None = None
+    backbone_learning_rate: float = 5e-4
+    augment: str = "crop-flip"
     device: str = "auto"
     verbose: bool = False
 
@@ -62,7 +84,7 @@ class DeepHasher(Hasher):
         super().__post_init__()
         if self.hidden < 0:
             raise ValueError(f"hidden must be at least 0 (0 for a linear head), got {self.hidden}")
-        for name in ("updates", "batch_size", "learning_rate"):
+        for name in ("updates", "batch_size", "learning_rate", "backbone_learning_rate"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         for name in ("dropout", "input_dropout"):
@@ -88,48 +110,130 @@ class DeepHasher(Hasher):
         from hashgym.console import track
 
         device = resolve_device(self.device)
-        center, scale = X.mean(0, dtype=np.float64), X.std(0, dtype=np.float64)
-        scale = np.where(scale > 1e-6, scale, 1.0)
-        x = torch.from_numpy(((X - center) / scale).astype(np.float32)).to(device)
         labels = torch.from_numpy(np.asarray(y, np.float32)).to(device)
-
+        batch_size = self.batch_size
         # Restores the global generators, which dropout draws from.
         forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-        with forked, limit_threads(self.batch_size * x.shape[1] * (self.hidden or self.bits)):
+        with forked, explain_out_of_memory("batch_size", batch_size), self._limited_threads(X):
             torch.manual_seed(self.seed)
+            images: _Vectors | _Maps = _Vectors(X, device) if self.backbone is None else _Maps(X, device)
+            backbone = None if self.backbone is None else self._new_backbone(X.shape[-3:]).to(device)
+            width = X.shape[1] if backbone is None else backbone.dim
             layers: list[nn.Module] = [nn.Dropout(self.input_dropout)]
             if self.hidden:
-                layers += [nn.Linear(x.shape[1], self.hidden), nn.ReLU(), nn.Dropout(self.dropout)]
-            network = nn.Sequential(*layers, self.hash_layer(self.hidden or x.shape[1])).to(device)
-            optimizer = torch.optim.AdamW(
-                network.parameters(), self.learning_rate, weight_decay=self.weight_decay, fused=True
-            )
+                layers += [nn.Linear(width, self.hidden), nn.ReLU(), nn.Dropout(self.dropout)]
+            head = nn.Sequential(*layers, self.hash_layer(self.hidden or width)).to(device)
+            network = head if backbone is None else nn.Sequential(backbone, head)
+            parameters = [{"params": head.parameters(), "lr": self.learning_rate}]
+            if backbone is not None:
+                parameters.append({"params": backbone.parameters(), "lr": self.backbone_learning_rate})
+            optimizer = torch.optim.AdamW(parameters, weight_decay=self.weight_decay, fused=True)
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.updates)
             objective = self.objective(labels)
             order, losses = torch.empty(0, dtype=torch.int64), torch.empty(self.updates, device=device)
             for step in track(range(self.updates), type(self).__name__, total=self.updates, show=self.verbose):
-                while len(order) < self.batch_size:
-                    order = torch.cat([order, torch.randperm(len(x))])
-                batch, order = order[: self.batch_size].to(device), order[self.batch_size :]
-                loss = objective(network(x[batch]), batch, step)
+                while len(order) < batch_size:
+                    order = torch.cat([order, torch.randperm(len(X))])
+                batch, order = order[:batch_size], order[batch_size:]
+                loss = objective(network(images.batch(batch)), batch.to(device), step)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 schedule.step()
                 losses[step] = loss.detach()
 
-        linear = [layer for layer in network.cpu() if isinstance(layer, nn.Linear)]
+        linear = [layer for layer in head.cpu() if isinstance(layer, nn.Linear)]
         if not torch.isfinite(linear[-1].weight).all():
             raise ValueError(f"training diverged: lower the learning rate of {self.learning_rate}")
         parts = [(layer.weight.detach().numpy().T, layer.bias.detach().numpy().copy()) for layer in linear]
-        weight, bias = parts[0]
-        weight = weight / scale[:, None]
-        parts[0] = weight.astype(np.float32), (bias - center @ weight).astype(np.float32)
+        if isinstance(images, _Vectors):
+            parts[0] = images.unscaled(*parts[0])
         if self.hidden:
             self.hidden_weight_, self.hidden_bias_ = parts[0]
         self.code_weight_, self.code_bias_ = np.ascontiguousarray(parts[-1][0]), parts[-1][1]
         self.losses_ = losses.cpu().numpy()
+        if backbone is not None:
+            self.image_shape_ = np.array(backbone.image_shape)
+            self.backbone_weights_ = backbone.numbers()
+            self._backbone = backbone.cpu().eval()
 
     def _transform(self, X: Features) -> Features:
-        hidden = (X @ self.hidden_weight_ + self.hidden_bias_).clip(0) if self.hidden else X
+        features = X if self.backbone is None else self._features_of(X)
+        hidden = (features @ self.hidden_weight_ + self.hidden_bias_).clip(0) if self.hidden else features
         return hidden @ self.code_weight_ + self.code_bias_
+
+    def head(self) -> nn.Module:
+        """Return :meth:`transform` as a torch module, of features (n, D) or of images (n, C, H, W), to (n, q)."""
+        if self.backbone is None:
+            return super().head()
+        self._check_fitted()
+        linear = copy.copy(self)
+        linear.backbone = None
+        return nn.Sequential(copy.deepcopy(self._trained_backbone()), Transform(linear))
+
+    def _check_images(self, X: ArrayLike, *, views: bool) -> Features:
+        if self.backbone is None:
+            return super()._check_images(X, views=views)
+        return as_maps(X, views=views)
+
+    def _features_of(self, X: NDArray[Any]) -> Features:
+        """Return the features (n, D) of images (n, C, H, W)."""
+        device = resolve_device(self.device)
+        backbone = self._trained_backbone().to(device)
+        with torch.inference_mode():
+            parts = [
+                backbone(torch.from_numpy(np.array(X[start : start + AT_ONCE])).to(device)).cpu()
+                for start in range(0, len(X), AT_ONCE)
+            ]
+        return torch.cat(parts).numpy()
+
+    def _new_backbone(self, image_shape: tuple[int, ...]) -> TrainableBackbone:
+        from hashgym.features.trainable import TrainableBackbone
+
+        assert self.backbone is not None
+        return TrainableBackbone(self.backbone, image_shape, augment=self.augment).train()
+
+    def _trained_backbone(self) -> TrainableBackbone:
+        """Return the trained backbone in evaluation mode; it is rebuilt from its weights where they were loaded."""
+        if getattr(self, "_backbone", None) is None:
+            self._backbone = self._new_backbone(tuple(self.image_shape_.tolist())).eval()
+            self._backbone.fill(self.backbone_weights_)
+        return self._backbone
+
+    def _limited_threads(self, X: Features) -> AbstractContextManager[None]:
+        if self.backbone is not None:  # convolutions always gain by threads
+            return nullcontext()
+        return limit_threads(self.batch_size * X.shape[1] * (self.hidden or self.bits))
+
+
+class _Vectors:
+    """Feature vectors on a device, standardised by their mean and deviation."""
+
+    def __init__(self, X: Features, device: torch.device) -> None:
+        self.center, scale = X.mean(0, dtype=np.float64), X.std(0, dtype=np.float64)
+        self.scale = np.where(scale > 1e-6, scale, 1.0)
+        self.x = torch.from_numpy(((X - self.center) / self.scale).astype(np.float32)).to(device)
+
+    def batch(self, rows: Tensor) -> Tensor:
+        """Return images (b, D) by their rows."""
+        return self.x[rows.to(self.x.device)]
+
+    def unscaled(self, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> tuple[Features, Features]:
+        """Return the weight (D, m) and bias (m,) of a layer for features before standardisation."""
+        unscaled = weight / self.scale[:, None]
+        return unscaled.astype(np.float32), (bias - self.center @ unscaled).astype(np.float32)
+
+
+class _Maps:
+    """Activations or pixels, which stay where they are, and views of them: a batch is read and moved to a device."""
+
+    def __init__(self, X: NDArray[Any], device: torch.device) -> None:
+        self.X, self.device = X, device
+
+    def batch(self, rows: Tensor) -> Tensor:
+        """Return images (b, C, H, W) by their rows, one view of each at random."""
+        if self.X.ndim == 4:
+            images = self.X[rows.numpy()]
+        else:
+            images = self.X[rows.numpy(), torch.randint(self.X.shape[1], rows.shape).numpy()]
+        return torch.from_numpy(images).to(self.device)

@@ -69,7 +69,7 @@ class OrthoHash(DeepHasher):
 
     def _fit(self, X: Features, y: Labels | None) -> None:
         super()._fit(X, y)
-        values = self._transform(X)
+        values = self._transform(X[:, 0] if X.ndim == 5 else X)
         deviation = (values.var(0) + _FLAT) ** 0.5
         self.code_weight_ /= deviation
         self.code_bias_ = (self.code_bias_ - values.mean(0)) / deviation

@@ -1,0 +1,47 @@
+"""A small convolutional network without pretrained weights, for small pictures such as the digits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hashgym.features.backbone import Stretch
+from hashgym.storage.errors import DataError
+
+if TYPE_CHECKING:
+    from hashgym.features.blocks import Pretrained
+
+__all__ = ["load"]
+
+WIDTHS = (32, 64, 128)
+
+
+def load(name: str = "convnet", weights: str | None = None) -> Pretrained:
+    """Return the network: three convolutions 3 x 3 with batch normalisation and ReLU; all but the first halve the size.
+
+    Its weights are drawn from torch's generator.
+
+    Raises:
+        DataError: if weights are given.
+    """
+    from torch import nn
+
+    from hashgym.features.blocks import BlockNetwork, Pretrained
+
+    if weights is not None:
+        raise DataError(f"{name} has no pretrained weights: leave out --weights")
+    blocks: dict[int, nn.Module] = {}
+    for number, (before, width) in enumerate(zip((3, *WIDTHS), WIDTHS, strict=False), start=1):
+        convolution = nn.Conv2d(before, width, 3, stride=1 if number == 1 else 2, padding=1, bias=False)
+        blocks[number] = nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU())
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    return Pretrained(
+        name=name,
+        network=BlockNetwork(blocks, pool, [len(blocks)]).eval(),
+        mean=[127.5] * 3,
+        std=[127.5] * 3,
+        size=32,
+        preprocess=Stretch,
+        describe=lambda side: f"RGB, bicubic to {side} x {side}, (x - 127.5) / 127.5",
+        weights="",
+        digest="",
+    )
