@@ -211,6 +211,7 @@ def write_encoder(
             path,
             make_head(),
             dim=dataset.dim,
+            image_shape=dataset.image_shape,
             bits=bits,
             group_bits=group_bits,
             source={"agent": args.agent, "dataset": dataset.name, "settings": dataclasses.asdict(args)},

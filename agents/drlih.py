@@ -143,11 +143,10 @@ class Policy(nn.Module):
     They read features; with a backbone, which is trained with the policy, images are activations or pixels.
     """
 
-    backbone: TrainableBackbone | None = None
-
     def __init__(self, dim: int, args: Args) -> None:
         super().__init__()
         self.dim, self.args = dim, args
+        self.backbone: TrainableBackbone | None = None
         self.groups = [
             (start, min(start + args.group_bits, args.bits)) for start in range(0, args.bits, args.group_bits)
         ]
@@ -544,12 +543,13 @@ class Run(training.Run):
 
     def __init__(self, policy: Policy, dataset: HashingDataset, held_out: NDArray[np.int64], args: Args) -> None:
         self.variant, self.held_out = VARIANTS[args.variant], held_out
-        backbone = [] if policy.backbone is None else list(policy.backbone.parameters())
-        own = {id(parameter) for parameter in backbone}
-        groups = [[p for p in policy.parameters() if id(p) not in own], backbone]
-        self.learning_rates = [args.learning_rate, args.backbone_learning_rate][: len(groups) if backbone else 1]
-        parameters = [{"params": group} for group in groups if group]
-        optimizer = torch.optim.Adam(parameters, weight_decay=args.weight_decay, fused=True)
+        backbone = [] if policy.backbone is None else [p for p in policy.backbone.parameters() if p.requires_grad]
+        head = [p for name, p in policy.named_parameters() if not name.startswith("backbone.")]
+        groups, self.learning_rates = [{"params": head}], [args.learning_rate]
+        if backbone:
+            groups.append({"params": backbone})
+            self.learning_rates.append(args.backbone_learning_rate)
+        optimizer = torch.optim.Adam(groups, weight_decay=args.weight_decay, fused=True)
         task = {"bits": args.bits, "group_bits": args.group_bits, **self.variant.reward(args)}
         envs: Any = gym.make_vec("BitGroupHashing-v0", num_envs=args.num_envs, dataset=dataset, **task)
         super().__init__(policy, optimizer, envs.unwrapped, dataset, args)

@@ -117,6 +117,7 @@ def _train_and_export(
             folder / "hasher.onnx",
             hasher_head(hasher),
             dim=dataset.dim,
+            image_shape=dataset.image_shape,
             bits=args.bits,
             source={},
             center=dataset.center,

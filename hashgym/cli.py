@@ -10,13 +10,16 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import tyro
 
 from hashgym.checks import closest, counted
 from hashgym.terminal import arguments, command_line, wants_version
 from hashgym.text import printable, quote
+
+if TYPE_CHECKING:
+    from hashgym.data import HashingDataset
 
 __all__ = ["main"]
 
@@ -150,7 +153,7 @@ def _features_facts(folder: str) -> tuple[dict[str, str], dict[str, Any]]:
     dataset = cache.open_cache(folder)
     return {
         "dataset": dataset.name,
-        "images": f"{len(dataset):,}, {dataset.dim:,} features each",
+        "images": f"{len(dataset):,}, {_described_images(dataset)}",
         "labels": f"{len(dataset.label_names)}: {', '.join(dataset.label_names)}",
         "roles": f"{counted(len(dataset.query), 'query', 'queries')}, {len(dataset.database):,} in the database, "
         f"{len(dataset.train):,} to train",
@@ -195,6 +198,15 @@ def _index_facts(folder: str) -> tuple[dict[str, str], dict[str, Any]]:
     }, meta["files"] | files
 
 
+def _described_images(dataset: HashingDataset) -> str:
+    """Describe the images of a dataset in a few words: "1,280 features each"."""
+    if not dataset.has_maps:
+        return f"{dataset.dim:,} features each"
+    kind = "pixels" if dataset.features.dtype == "uint8" else "activations"
+    views = "" if dataset.views is None else f", {dataset.num_views} views of each training image"
+    return f"{kind} {' x '.join(map(str, dataset.image_shape))} each{views}"
+
+
 def features(
     *,
     dataset: str,
@@ -210,6 +222,8 @@ def features(
     regions: int = 0,
     sigma: float = 0.5,
     train_regions: int = 0,
+    cut: int | None = None,
+    views: int = 1,
     thumbnail: int = 32,
     skip_bad: Flag = False,
     allow_missing: Flag = False,
@@ -237,6 +251,10 @@ def features(
         regions: 5 to extract the four corners and the centre of every image too, for RegionKeep.
         sigma: ratio of a region's sides to the image's.
         train_regions: number of random regions of every image to extract, for training on RegionKeep.
+        cut: write the activations after this block of the network instead of features, so that the rest of it can be
+            trained with an agent or a hasher; 0 for pixels.
+        views: number of views of every training image to keep with --cut: the first plain, the others cropped and
+            mirrored at random.
         thumbnail: side in pixels of the thumbnails stored for rendering; 0 for none.
         skip_bad: leave out and list images that cannot be read, instead of stopping at the first one.
         allow_missing: leave out images that are listed but missing (NUS-WIDE, COCO, lists).
@@ -257,7 +275,7 @@ def features(
         remedy = "remove it, or choose" if cache.is_cache(out) else "choose"
         raise DataError(f"{out} exists already: {remedy} another --out")
     collection = read_images(dataset, root, allow_missing=allow_missing, follow_links=follow_links, exclude=exclude)
-    network = make(backbone, size=size, weights=weights, device=device, runtime=runtime)
+    network = make(backbone, size=size, weights=weights, device=device, runtime=runtime, cut=cut)
     try:
         extract(
             collection,
@@ -270,6 +288,7 @@ def features(
             regions=regions,
             sigma=sigma,
             train_regions=train_regions,
+            views=views,
             thumbnail=thumbnail,
             batch_size=batch_size,
             workers=workers,

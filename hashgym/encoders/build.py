@@ -32,7 +32,7 @@ keep_old_names(__name__)
 
 Train = Literal["split", "all"]
 
-COMPARED = 10_000  # most images whose codes are compared
+COMPARED, COMPARED_MAPS = 10_000, 1_000  # most images whose codes are compared; activations and pixels are large
 POLICY = "policy.onnx"
 
 
@@ -135,7 +135,7 @@ def backbone_of(encoder: Encoder, weights: str | None = None) -> Backbone:
             "the features of this source do not name the backbone that extracted them, so it cannot be included: "
             "--features-only writes an encoder of features"
         )
-    backbone = make(stored["name"], size=stored["size"], weights=weights, device="cpu")
+    backbone = make(stored["name"], size=stored["size"], weights=weights, device="cpu", cut=stored.get("cut"))
     if backbone.digest != stored["digest"]:
         raise DataError(
             f"{stored['name']} has other weights here ({backbone.weights}, SHA-256 {backbone.digest[:12]}) than those "
@@ -240,6 +240,7 @@ def write_hasher(path: Path, hasher: hashers.Hasher, dataset: HashingDataset, tr
         path,
         hasher_head(hasher),
         dim=dataset.dim,
+        image_shape=dataset.image_shape,
         bits=hasher.bits,
         source=origin,
         center=dataset.center,
@@ -263,7 +264,8 @@ def _compare(
     """
     from hashgym.encoders.write import compare
 
-    rows = np.unique(np.linspace(0, len(dataset) - 1, COMPARED).astype(np.int64))
+    count = COMPARED_MAPS if dataset.has_maps else COMPARED
+    rows = np.unique(np.linspace(0, len(dataset) - 1, count).astype(np.int64))
     agreement = compare(head, hasher.encode(dataset.features[rows]), extracted.features[rows], threads)
     if not agreement.exact:
         raise ValueError(

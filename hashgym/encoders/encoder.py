@@ -223,7 +223,8 @@ class Encoder:
         """Return the codes of images, from their features.
 
         Args:
-            features: float32 (n, D), as the backbone gives them; with regions also (n, V, D), the whole image first.
+            features: float32 (n, D), as the backbone gives them; with regions also (n, V, D), the whole image first. Of
+                a trained backbone activations or pixels (n, C, H, W).
 
         Returns:
             n code sets of up to V codes.
@@ -305,6 +306,8 @@ class Encoder:
         if self.takes != "features":
             raise ValueError("this encoder takes pictures, not features: call encode_pictures")
         features = np.asarray(features)
+        if features.ndim == 4:  # activations of float16, or pixels
+            features = features.reshape(len(features), -1).astype(np.float32)
         if features.dtype != np.float32:
             raise ValueError(f"features must be float32, got {features.dtype}")
         features = self._shaped("features", features, (self.dim,))
@@ -337,7 +340,8 @@ class Encoder:
         return CodeSets.of(bits, keep.astype(np.float64) >= self.threshold)
 
     def _run(self, views: NDArray[Any], names: Sequence[str]) -> list[NDArray[Any]]:
-        at_once = FEATURES_AT_ONCE if self.takes == "features" else PICTURES_AT_ONCE
+        has_network = self.takes == "pictures" or "cut" in (self.metadata["backbone"] or {})
+        at_once = PICTURES_AT_ONCE if has_network else FEATURES_AT_ONCE
         step = max(1, round(at_once / views.shape[1])) if self.regions else at_once
         parts = [
             self._session.run(names, {self.takes: np.ascontiguousarray(views[start : start + step])})

@@ -27,7 +27,7 @@ class Actor(Protocol):
         """Return real values (n, k) of a group's bits (a shorter last group uses the first ones), and the next state.
 
         Args:
-            image: float32 (n, D).
+            image: float32 (n, D), or (n, C, H, W) with a backbone.
             code: float32 (n, q), -1 and +1, and 0 for bits not emitted.
             group: index of the group to emit.
             state: from the previous call; None at first.
@@ -49,7 +49,8 @@ def hasher_head(hasher: Hasher) -> nn.Module:
         ValueError: for a user's hasher that runs in NumPy only, or whose ``head`` returns other values.
     """
     head = hasher.head().eval()
-    rows = np.random.default_rng(0).standard_normal((16, hasher.n_features_in_), np.float32)
+    shape = getattr(hasher, "image_shape_", (hasher.n_features_in_,))
+    rows = np.random.default_rng(0).standard_normal((16, *shape), np.float32)
     expected, name = hasher.transform(rows), type(hasher).__name__
     try:
         # NumPy rejects tensors that require a gradient. It accepts others, but its results are not part of a graph.
@@ -85,7 +86,7 @@ class GroupsHead(nn.Module):
         self.actor, self.bits, self.group_bits = actor, bits, group_bits
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return real values (n, q) of features (n, D)."""
+        """Return real values (n, q) of images (n, D), or (n, C, H, W)."""
         values: list[Tensor] = []
         state = None
         for group, start in enumerate(range(0, self.bits, self.group_bits)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ def write(
     head: torch.nn.Module,
     *,
     dim: int,
+    image_shape: tuple[int, ...] | None = None,
     bits: int,
     group_bits: int | None = None,
     regions: int = 0,
@@ -55,8 +57,9 @@ def write(
         path: the file to write; one that exists is replaced.
         head: maps standardised features, float32 (n, D), to margins (n, q), above 0 where a bit is 1; with regions
             (n, V, D), the whole image first, V from 1 to 1 + regions, to margins (n, V, q) and probabilities to keep
-            (n, V), 1 for the whole image.
-        dim: D, the number of features.
+            (n, V), 1 for the whole image. With a backbone that is trained it maps activations or pixels (n, C, H, W).
+        dim: D, the number of features; C x H x W for activations or pixels.
+        image_shape: (C, H, W) of activations or pixels, which the encoder takes in a row; None for features.
         bits: q, the length of a code.
         group_bits: k, the group length of a policy that acts on groups.
         regions: number of an image's regions besides the whole: 0 or 5.
@@ -73,6 +76,9 @@ def write(
     """
     require_runtime("onnx")
     owned.require_replaceable(path, "an encoder", is_sealed)
+    shape = (dim,) if image_shape is None else image_shape
+    if math.prod(shape) != dim:
+        raise ValueError(f"images of shape {shape} have {math.prod(shape)} numbers, got dim={dim}")
     if dim < 1 or bits < 1:
         raise ValueError(f"bits and dim must be at least 1, got {bits} and {dim}")
     if regions not in (0, 5):
@@ -99,7 +105,7 @@ def write(
             "versions": versions(_PACKAGES),
         }
     )
-    _save(path, _head_model(head, dim, bits, regions, center, scale), description)
+    _save(path, _head_model(head, shape, bits, regions, center, scale), description)
 
 
 def add_backbone(source: str | Path, out: str | Path, backbone: Backbone) -> None:
@@ -127,7 +133,7 @@ def add_backbone(source: str | Path, out: str | Path, backbone: Backbone) -> Non
     if len(network) + Path(source).stat().st_size > _GREATEST:
         raise ValueError(f"{backbone.name} is too large for one ONNX file of {_GREATEST:,} bytes at most")
     pictures = np.random.default_rng(0).integers(0, 256, (2, backbone.size, backbone.size, 3), np.uint8)
-    expected = backbone(pictures)
+    expected = backbone(pictures).reshape(len(pictures), -1)
     found = open_session(network, thread_count()).run(["features"], {"pictures": pictures})[0]
     if not np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max():
         raise ValueError(f"the features from ONNX Runtime differ from those of {backbone.name} ({backbone.runtime})")
@@ -247,7 +253,7 @@ def _join(network: ModelProto, head: ModelProto, backbone: Backbone, *, views: b
 
 def _head_model(
     head: torch.nn.Module,
-    dim: int,
+    image_shape: tuple[int, ...],
     bits: int,
     regions: int,
     center: NDArray[np.float32] | None,
@@ -258,6 +264,7 @@ def _head_model(
 
     from hashgym.features.runtimes import to_onnx
 
+    dim = math.prod(image_shape)
     if (center is None) != (scale is None):
         raise ValueError("center and scale belong together: give both or neither")
     for name, values in (("center", center), ("scale", scale)):
@@ -279,6 +286,8 @@ def _head_model(
         def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, ...]:
             if center is not None:
                 features = (features - self.get_buffer("center")) / self.get_buffer("scale")
+            if len(image_shape) > 1:
+                features = features.reshape(-1, *image_shape)
             result = self.head(features)
             margin, *keep = result if regions else (result,)
             margin = margin.float()

@@ -38,7 +38,7 @@ class Backbone:
         digest: SHA-256 of the file of weights; empty if there are none.
         runtime: runtime of the network: ``numpy``, ``onnx`` or ``torch:DEVICE``.
         preprocess: picture -> uint8 (size, size, 3); pictures are converted to RGB first.
-        network: uint8 (n, size, size, 3) -> float32 (n, D), or (n, C, H, W) at a cut. Its method ``to_onnx()``, if it
+        network: uint8 (n, size, size, 3) -> float32 (n, D), at a cut the flattened map. Its method ``to_onnx()``, if it
             has one, returns the ONNX model of :meth:`to_onnx`.
         cut: the block after which the network is cut, 0 for the pixels themselves; None for the whole network.
         map_shape: (C, H, W) at a cut; None for the whole network.

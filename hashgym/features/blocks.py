@@ -149,4 +149,4 @@ class _Pixels:
 
 class _Permuted(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
-        return pictures.permute(0, 3, 1, 2).float()
+        return pictures.permute(0, 3, 1, 2).flatten(1).float()

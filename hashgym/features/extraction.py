@@ -1,4 +1,4 @@
-"""The extraction job: from a collection of images to a cache of features; it can be killed and resumed at any moment.
+"""The extraction job: from images to a cache of features or activations; it can be killed and resumed at any moment.
 
 The job writes to ``OUT.partial``: arrays of their full size, and a journal with a line for every batch whose rows are
 on the disk. A later run of the same job computes the batches without a line, and those with an image whose file has
@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
@@ -29,6 +29,7 @@ from hashgym.data.images import ImageCollection
 from hashgym.data.pictures import BACKGROUND, to_rgb
 from hashgym.features.backbone import Backbone
 from hashgym.features.regions import Box, corner_and_centre, random_boxes
+from hashgym.features.views import random_view
 from hashgym.storage.errors import DataError
 from hashgym.storage.job_store import JobStore, remove_journal
 from hashgym.storage.pipeline import PREFETCH, UnreadableImage, prefetch, progress_bar
@@ -57,6 +58,7 @@ def extract(
     regions: int = 0,
     sigma: float = 0.5,
     train_regions: int = 0,
+    views: int = 1,
     thumbnail: int = 32,
     batch_size: int = 64,
     workers: int = 2,
@@ -66,17 +68,21 @@ def extract(
 ) -> Path:
     """Extract features and write them to the cache ``out``.
 
+    With a backbone that is cut they are its activations, in float16, or at cut 0 pixels.
+
     Args:
         collection: the images.
         backbone: computes their features.
         out: folder of the cache; it must not exist. The job resumes from ``out.partial`` if that is of the same job.
         split: the split's name; None for the dataset's default.
-        seed: seed of the split and, with the image's number, of its random regions.
+        seed: seed of the split and, with the image's number, of its random regions and views.
         queries: number of queries; None for the split's own.
         train: number of training images; None for the split's own.
         regions: 5 for the four corners and the centre, 0 for none.
         sigma: ratio of a region's sides to the image's.
         train_regions: number of random regions of each image.
+        views: V, number of views of each training image whose activations are kept: the first plain, the others with a
+            random crop of at least half the area, half of them mirrored (:mod:`hashgym.features.views`).
         thumbnail: side in pixels of the small square pictures that are kept for renderings; 0 for none.
         batch_size: images that are read and recorded as finished together.
         workers: threads that read and preprocess, of the executor ``local``.
@@ -100,17 +106,21 @@ def extract(
     check_integer("batch_size", batch_size)
     check_integer("workers", workers)
     _check_executor(executor, backbone)
-    recipe = _Recipe(backbone, regions, sigma, train_regions, seed, thumbnail)
+    recipe = _Recipe(backbone, regions, sigma, train_regions, seed, thumbnail, views)
     target = Path(out)
     _check_free(target)
     n = len(collection)
     draw = partial(_draw, collection, split, seed=seed, queries=queries, train=train)
     drawn = draw(np.arange(n))
+    if views > 1:
+        recipe = replace(recipe, viewed=np.sort(drawn.train))
     _check_dataset(collection, drawn)
     job = {"dataset": collection.name, "images": n, "names": _digest(collection.names), "batch_size": batch_size}
     stamps = None if collection.stamp is None else np.array([collection.stamp(i) for i in range(n)], np.int64)
     arrays = recipe.arrays | ({} if stamps is None else {STAMPS: ((2,), "int64")})
-    store = JobStore(target.with_name(target.name + ".partial"), n, arrays, job | recipe.description)
+    partial_folder = target.with_name(target.name + ".partial")
+    subsets = {} if recipe.viewed is None else {"views": recipe.viewed}
+    store = JobStore(partial_folder, n, arrays, job | recipe.description, subsets=subsets)
 
     with store:
         left = _unfinished(store, stamps, batch_size)
@@ -126,7 +136,9 @@ def extract(
         kept = np.setdiff1d(np.arange(n), list(left_out))
         if not len(kept):
             raise DataError(f"none of the {n:,} images can be read, the first: {left_out[0]}")
-        _publish(store, target, collection, draw(kept) if left_out else drawn, recipe, kept, left_out)
+        if left_out:
+            drawn = draw(kept) if recipe.viewed is None else _among(drawn, kept)
+        _publish(store, target, collection, drawn, recipe, kept, left_out)
     _tidy(target)
     return target
 
@@ -173,7 +185,7 @@ def _write(store: JobStore, batch: int, rows: _Rows, stamps: NDArray[np.int64] |
             "--skip-bad leaves such images out"
         )
     for key, values in rows.values.items():
-        store.write(key, rows.good, values)
+        store.write(key, rows.viewed if key == "views" else rows.good, values)
     if stamps is not None and len(rows.good):
         store.write(STAMPS, rows.good, stamps[rows.good])
     store.finish(batch, [[bad.index, bad.reason] for bad in rows.bad])
@@ -190,9 +202,17 @@ def _publish(
 ) -> None:
     """Turn the finished job into the cache ``target`` of the images ``kept``."""
     store.keep(kept)
+    parts: dict[str, NDArray[Any]] = {
+        "labels": collection.labels[kept],
+        "query": drawn.query,
+        "database": drawn.database,
+        "train": drawn.train,
+    }
+    if recipe.viewed is not None:
+        parts["viewed"] = np.flatnonzero(np.isin(kept, recipe.viewed))
     store.publish(
         target,
-        {"labels": collection.labels[kept], "query": drawn.query, "database": drawn.database, "train": drawn.train},
+        parts,
         partial(
             cache.seal,
             name=collection.name,
@@ -212,7 +232,7 @@ def _publish(
 
 @dataclass(frozen=True)
 class _Prepared:
-    """An image with its regions: pictures uint8 (1 + R + M, size, size, 3), boxes, and a thumbnail."""
+    """An image with its regions or views: pictures uint8 (m, size, size, 3), boxes, and a thumbnail."""
 
     index: int
     pictures: NDArray[np.uint8]
@@ -222,9 +242,10 @@ class _Prepared:
 
 @dataclass(frozen=True)
 class _Rows:
-    """The results of a batch: for the images ``good`` rows of every array, and the images that cannot be read."""
+    """The results of a batch: rows of the images ``good``, or ``viewed`` among them, and images that cannot be read."""
 
     good: NDArray[np.int64]
+    viewed: NDArray[np.int64]
     values: dict[str, NDArray[Any]]
     bad: list[UnreadableImage]
 
@@ -239,8 +260,17 @@ class _Recipe:
     train_regions: int
     seed: int
     thumbnail: int
+    views: int = 1
+    viewed: NDArray[np.int64] | None = None  # the images that have views, ascending; None without views
 
     def __post_init__(self) -> None:
+        cut = self.backbone.cut
+        check_integer("views", self.views)
+        if self.views > 1 and not cut:
+            problem = "a whole network has none" if cut is None else "pixels are augmented anew in training"
+            raise ValueError(f"views are of activations at a cut of the backbone, and {problem}: leave out --views")
+        if cut is not None and (self.regions or self.train_regions):
+            raise ValueError("regions are of feature vectors: leave out --cut, or --regions and --train-regions")
         if self.regions not in (0, 5):
             raise ValueError(f"regions must be 5 (corners and centre) or 0, got {self.regions}")
         for name in ("train_regions", "thumbnail", "seed"):
@@ -261,30 +291,34 @@ class _Recipe:
             "thumbnail": self.thumbnail,
             "background": BACKGROUND,
             "versions": versions(RECORDED),
-        }
+        } | ({} if self.views == 1 else {"views": self.views, "view_seed": self.seed})
 
     @property
     def arrays(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and type of an image's row in every array."""
-        dim, side = self.backbone.dim, self.thumbnail
+        backbone, dim, side = self.backbone, self.backbone.dim, self.thumbnail
         rows = {
-            "features": ((dim,), "float32"),
+            "features": (backbone.image_shape, backbone.dtype),
             "regions": ((self.regions, dim), "float32"),
             "train_regions": ((self.train_regions, dim), "float32"),
             "boxes": ((self.regions, 4), "float32"),
             "train_boxes": ((self.train_regions, 4), "float32"),
             "thumbnails": ((side, side, 3), "uint8"),
+            "views": ((0 if self.viewed is None else self.views, *backbone.image_shape), backbone.dtype),
         }
         return {key: (shape, kind) for key, (shape, kind) in rows.items() if 0 not in shape}
 
     def prepare(self, collection: ImageCollection, index: int) -> _Prepared | UnreadableImage:
-        """Read image ``index``, crop its regions, and preprocess them and the image."""
+        """Read image ``index``, make its regions or views, and preprocess them and the image."""
         try:
             image = to_rgb(collection.read(index))
             boxes = corner_and_centre(*image.size, self.sigma) if self.regions else []
             generator = np.random.default_rng([self.seed, index])
             boxes += random_boxes(generator, *image.size, self.sigma, self.train_regions)
-            pictures = np.stack([self.backbone.preprocess(x) for x in (image, *(image.crop(box) for box in boxes))])
+            others = [image.crop(box) for box in boxes]
+            if self.has_views(index):
+                others = [random_view(image, self.seed, index, view) for view in range(1, self.views)]
+            pictures = np.stack([self.backbone.preprocess(x) for x in (image, *others)])
             return _Prepared(index, pictures, _in_square(boxes, *image.size), _square(image, self.thumbnail))
         except (OSError, DataError) as error:
             return UnreadableImage(index, str(error))
@@ -294,24 +328,40 @@ class _Recipe:
         bad = [image for image in images if isinstance(image, UnreadableImage)]
         batch = [image for image in images if isinstance(image, _Prepared)]
         good = np.array([prepared.index for prepared in batch], np.int64)
+        viewed = np.array([index for index in good.tolist() if self.has_views(index)], np.int64)
         if not batch:
-            return _Rows(good, {}, bad)
+            return _Rows(good, viewed, {}, bad)
         pictures = np.concatenate([prepared.pictures for prepared in batch])
-        values = self.backbone(pictures).reshape(len(batch), -1, self.backbone.dim)
-        finite = np.isfinite(values).all(axis=(1, 2))
-        if not finite.all():
-            name = names[batch[int(np.argmin(finite))].index]
-            raise DataError(f"{self.backbone.name} gives NaN or infinity for image {name}: are the weights damaged?")
+        with np.errstate(over="ignore"):
+            values = self.backbone(pictures).astype(self.backbone.dtype, copy=False)
+        ends = np.cumsum([len(prepared.pictures) for prepared in batch])
+        of_image = np.split(values, ends[:-1])
+        for prepared, own in zip(batch, of_image, strict=True):
+            if own.dtype != np.uint8 and not np.isfinite(own).all():
+                raise DataError(
+                    f"{self.backbone.name} gives NaN or infinity for image {names[prepared.index]}: are the weights "
+                    "damaged?"
+                )
         boxes = np.stack([prepared.boxes for prepared in batch])
         rows: dict[str, NDArray[Any]] = {
-            "features": values[:, 0],
-            "regions": values[:, 1 : 1 + self.regions],
-            "train_regions": values[:, 1 + self.regions :],
+            "features": np.stack([own[0] for own in of_image]),
             "boxes": boxes[:, : self.regions],
             "train_boxes": boxes[:, self.regions :],
             "thumbnails": np.stack([prepared.thumbnail for prepared in batch]),
         }
-        return _Rows(good, {key: rows[key] for key in self.arrays}, bad)
+        if self.viewed is None:
+            rows["regions"] = np.stack([own[1 : 1 + self.regions] for own in of_image])
+            rows["train_regions"] = np.stack([own[1 + self.regions :] for own in of_image])
+        elif len(viewed):
+            rows["views"] = np.stack([own for own in of_image if len(own) > 1])
+        return _Rows(good, viewed, {key: rows[key] for key in self.arrays if key in rows}, bad)
+
+    def has_views(self, index: int) -> bool:
+        """Return whether image ``index`` has several views."""
+        if self.viewed is None:
+            return False
+        place = int(np.searchsorted(self.viewed, index))
+        return place < len(self.viewed) and int(self.viewed[place]) == index
 
 
 def _draw(collection: ImageCollection, split: str | None, kept: NDArray[np.int64], **options: Any) -> splits.Split:
@@ -324,6 +374,13 @@ def _draw(collection: ImageCollection, split: str | None, kept: NDArray[np.int64
         names=[collection.names[i] for i in kept],
         **options,
     )
+
+
+def _among(drawn: splits.Split, kept: NDArray[np.int64]) -> splits.Split:
+    """Return the split without the images that are left out: those with views stay the training images."""
+    parts = {part: getattr(drawn, part) for part in ("query", "database", "train")}
+    moved = {part: np.searchsorted(kept, index[np.isin(index, kept)]) for part, index in parts.items()}
+    return replace(drawn, **moved)
 
 
 def _check_dataset(collection: ImageCollection, drawn: splits.Split) -> None:

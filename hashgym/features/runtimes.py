@@ -35,7 +35,7 @@ LARGE = 400_000_000  # bytes of weights that `auto` leaves to torch on a CPU too
 
 
 class _FromBytes(torch.nn.Module):
-    """The network with its scaling in front: uint8 (n, size, size, 3) -> float32 (n, D), or a map (n, C, H, W)."""
+    """The network with its scaling in front: uint8 (n, size, size, 3) -> float32 (n, D); maps are flattened."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -48,8 +48,7 @@ class _FromBytes(torch.nn.Module):
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         scaled = (pictures.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        result = self.body(scaled)
-        return result.flatten(1) if result.shape[2:] == (1, 1) else result
+        return self.body(scaled).flatten(1)
 
 
 def compile_network(
@@ -64,7 +63,7 @@ def compile_network(
     """Return a network as a function of arrays of bytes.
 
     Args:
-        body: takes float32 (n, 3, size, size), scaled, and gives (n, D), (n, D, 1, 1) or a map (n, C, H, W).
+        body: takes float32 (n, 3, size, size), scaled, and gives (n, D), or a map (n, C, H, W), which is flattened.
         mean: per channel, subtracted from values 0 to 255.
         std: per channel, divided by.
         size: side of the pictures in pixels.
@@ -72,8 +71,7 @@ def compile_network(
         runtime: ``auto``, ``onnx`` or ``torch``.
 
     Returns:
-        The function from uint8 (n, size, size, 3) to float32 (n, D) or (n, C, H, W), and the runtime: ``onnx`` or
-        ``torch:DEVICE``.
+        The function from uint8 (n, size, size, 3) to float32 (n, D), and the runtime: ``onnx`` or ``torch:DEVICE``.
 
     Raises:
         ValueError: for an unknown, missing or impossible runtime, device or size.

@@ -32,8 +32,8 @@ def parse(spec: str) -> tuple[str, int]:
 class TrainableBackbone(nn.Module):
     """Pixels or activations of images -> features (n, D) with mean 0 and deviation 1 over the batches.
 
-    Pixels are augmented in training, and scaled as the weights expect. On CUDA devices that have bfloat16 the network
-    is trained in mixed precision.
+    Pixels are augmented in training, and scaled as the weights expect. Depthwise filters keep their weights. On CUDA
+    devices that have bfloat16 the network is trained in mixed precision.
 
     Args:
         spec: ``NAME:CUT`` for images that are activations after block CUT, ``NAME`` for pixels.
@@ -74,6 +74,9 @@ class TrainableBackbone(nn.Module):
                 f"cut that they were extracted with ({str(error).partition(chr(10))[0]})"
             ) from error
         self.requires_grad_(True)
+        for module in self.network.modules():
+            if isinstance(module, nn.Conv2d) and module.groups > 1:  # the gradient of a depthwise filter costs as much
+                module.weight.requires_grad_(False)  # as all else in its block on a CPU, for 2% of the parameters
         self.normalize = nn.BatchNorm1d(self.dim, affine=False, momentum=0.05)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -123,7 +126,7 @@ def spec_of(dataset: HashingDataset) -> str | None:
     if "name" not in backbone or "cut" not in backbone:
         raise ValueError(
             f"the images of {dataset.name!r} are maps of shape {dataset.image_shape}, and the dataset does not name "
-            "the network that takes them: give backbone='NAME:CUT' for activations, or backbone='NAME' for pixels, such as "
+            "the network that takes them: give backbone='NAME:CUT' for activations, or 'NAME' for pixels, such as "
             "'convnet' for small pictures"
         )
     return f"{backbone['name']}:{backbone['cut']}" if backbone["cut"] else str(backbone["name"])

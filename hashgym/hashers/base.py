@@ -354,7 +354,7 @@ def as_maps(X: ArrayLike, *, views: bool) -> NDArray[Any]:
     array = np.asarray(X)
     if array.ndim not in ((4, 5) if views else (4,)) or array.dtype.name not in ("uint8", "float16", "float32"):
         raise ValueError(
-            f"a hasher with a backbone takes images (n, C, H, W), pixels of uint8 or activations of float16 or float32, "
+            "a hasher with a backbone takes images (n, C, H, W), pixels of uint8 or activations of float16 or float32, "
             f"got {array.dtype} {array.shape}: `hashgym features --cut BLOCK` extracts them; for feature vectors leave "
             "out backbone"
         )
@@ -362,9 +362,8 @@ def as_maps(X: ArrayLike, *, views: bool) -> NDArray[Any]:
         raise ValueError(f"there is no image: the array has the shape {array.shape}")
     if array.dtype != np.uint8:
         for start in range(0, len(array), _MAPS):
-            finite = (
-                np.isfinite(array[start : start + _MAPS]).reshape(len(array[start : start + _MAPS]), -1).all(axis=1)
-            )
+            block = array[start : start + _MAPS]
+            finite = np.isfinite(block).reshape(len(block), -1).all(axis=1)
             if not finite.all():
                 raise ValueError(f"image {start + int(finite.argmin())} holds NaN or infinity: leave it out")
     return array

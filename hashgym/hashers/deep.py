@@ -126,7 +126,8 @@ class DeepHasher(Hasher):
             network = head if backbone is None else nn.Sequential(backbone, head)
             parameters = [{"params": head.parameters(), "lr": self.learning_rate}]
             if backbone is not None:
-                parameters.append({"params": backbone.parameters(), "lr": self.backbone_learning_rate})
+                trained = [p for p in backbone.parameters() if p.requires_grad]
+                parameters.append({"params": trained, "lr": self.backbone_learning_rate})
             optimizer = torch.optim.AdamW(parameters, weight_decay=self.weight_decay, fused=True)
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.updates)
             objective = self.objective(labels)

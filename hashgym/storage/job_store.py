@@ -8,7 +8,7 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -49,6 +49,7 @@ class JobStore:
         folder: created if it is missing, else the job in it is resumed.
         images: number of rows of every array.
         arrays: shape and type of a row of every array.
+        subsets: for an array with rows of some images only, the indices of these images, ascending.
         job: the settings of the job, JSON-serialisable; a job with other settings cannot resume it.
         command: the command that creates such folders, for messages.
 
@@ -63,10 +64,17 @@ class JobStore:
     """
 
     def __init__(
-        self, folder: Path, images: int, arrays: Arrays, job: dict[str, Any], command: str = "hashgym features"
+        self,
+        folder: Path,
+        images: int,
+        arrays: Arrays,
+        job: dict[str, Any],
+        command: str = "hashgym features",
+        subsets: Mapping[str, NDArray[np.int64]] | None = None,
     ) -> None:
         self.folder, self.images, self.arrays, self.command = folder, images, arrays, command
         self.job = json.loads(json.dumps(job))
+        self.subsets = {} if subsets is None else subsets
         self.files = {key: folder / f"{key}.npy" for key in arrays}
         self.offsets: dict[str, int] = {}
         self.finished: dict[int, list[Any]] = {}
@@ -105,13 +113,16 @@ class JobStore:
                     raise error
 
     def write(self, key: str, rows: NDArray[np.int64], values: NDArray[Any]) -> None:
-        """Write ``values`` (len(rows), ...) to rows of an array."""
+        """Write ``values`` (len(rows), ...) to the rows of these images of an array; all of them have a row in it."""
+        places = np.searchsorted(self.subsets[key], rows) if key in self.subsets else rows
         with self.files[key].open("r+b") as file:
-            for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1):
-                first, content = int(rows[run[0]]), values[run].tobytes()
-                file.seek(self.offsets[key] + first * values[0].nbytes)
+            for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(places) != 1) + 1):
+                if not len(run):
+                    continue
+                first, last, content = int(rows[run[0]]), int(rows[run[-1]]), values[run].tobytes()
+                file.seek(self.offsets[key] + int(places[run[0]]) * values[0].nbytes)
                 file.write(content)
-                self._blocks.append((key, first, first + len(run), hashlib.sha256(content).hexdigest()))
+                self._blocks.append((key, first, last + 1, hashlib.sha256(content).hexdigest()))
 
     def finish(self, batch: int, bad: list[Any]) -> None:
         """Record a batch as finished, once its rows are on the disk."""
@@ -122,12 +133,13 @@ class JobStore:
         self.finished[batch] = bad
 
     def keep(self, kept: NDArray[np.int64]) -> None:
-        """Leave out all other rows. No batch can be written afterwards."""
+        """Leave out the rows of all other images. No batch can be written afterwards."""
         if len(kept) < self.images:
             if not self.closed:
                 self._append(CLOSED)
-            for file in self.files.values():
-                _compact(file, kept)
+            for key, file in self.files.items():
+                subset = self.subsets.get(key)
+                _compact(file, kept if subset is None else np.flatnonzero(np.isin(subset, kept)))
 
     def publish(self, target: Path, parts: dict[str, NDArray[Any]], seal: Callable[[Path], None]) -> None:
         """Add small arrays, let ``seal`` complete the folder and sync it, and rename it to ``target``."""
@@ -142,10 +154,13 @@ class JobStore:
         remove_journal(target)
 
     def _create(self) -> None:
-        row_bytes = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in self.arrays.values())
+        needed = sum(
+            len(self._images_in(key)) * int(np.prod(shape)) * np.dtype(kind).itemsize
+            for key, (shape, kind) in self.arrays.items()
+        )
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder.parent).free
-        if free < (needed := self.images * row_bytes) + (1 << 20):
+        if free < needed + (1 << 20):
             raise DataError(
                 f"the result takes {needed / 1e6:,.0f} MB, and {self.folder.parent} has {free / 1e6:,.0f} MB free: "
                 "choose an --out on a larger disk"
@@ -177,7 +192,8 @@ class JobStore:
         """Write empty arrays and a journal without batches."""
         for key, (shape, kind) in self.arrays.items():
             file = setup / f"{key}.npy"
-            np.lib.format.open_memmap(file, mode="w+", dtype=np.dtype(kind), shape=(self.images, *shape))
+            rows = len(self._images_in(key))
+            np.lib.format.open_memmap(file, mode="w+", dtype=np.dtype(kind), shape=(rows, *shape))
             if hasattr(os, "posix_fallocate"):  # reserve the space now rather than run out of it hours later
                 with file.open("r+b") as stream:
                     os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
@@ -214,11 +230,10 @@ class JobStore:
         self.closed = lines[-1:] == [CLOSED]
         bad = {index for line in batches.values() for index, _ in line["bad"]} if self.closed else set()
         kept = np.setdiff1d(np.arange(self.images), list(bad))
-        lengths = self._check_arrays(len(kept))
-        rows = {key: np.arange(self.images) if lengths[key] == self.images else kept for key in self.arrays}
+        rows = self._check_arrays(kept)
         damaged = self._damaged({batch: line.get("blocks", []) for batch, line in batches.items()}, rows)
         if damaged_count := len(damaged) + lines.count(None):
-            if set(lengths.values()) != {self.images}:
+            if any(len(rows[key]) != len(self._images_in(key)) for key in rows):
                 raise DataError(f"{self.folder} is damaged in finished rows: remove it and start again")
             _log.warning("%s: %d finished batches were damaged and are computed again", self.folder, damaged_count)
             self.closed = False
@@ -229,20 +244,26 @@ class JobStore:
             if (self.closed or not line["bad"]) and batch not in damaged
         }
 
-    def _check_arrays(self, kept: int) -> dict[str, int]:
-        """Return the number of rows of every array, all or only those kept.
+    def _images_in(self, key: str) -> NDArray[np.int64]:
+        """Return the images that have a row in an array."""
+        return self.subsets[key] if key in self.subsets else np.arange(self.images)
+
+    def _check_arrays(self, kept: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+        """Return the images of the rows of every array, all or only those kept.
 
         Raises:
             DataError: for an array of another shape or type.
         """
-        lengths = {}
+        rows = {}
         for key, (shape, kind) in self.arrays.items():
             array = map_array(self.files[key])
             is_valid = array.shape[1:] == shape and array.dtype == kind and array.flags.c_contiguous
-            if not is_valid or len(array) not in (self.images, kept):
+            every = self._images_in(key)
+            some = np.intersect1d(every, kept)
+            if not is_valid or len(array) not in (len(every), len(some)):
                 raise DataError(f"{self.files[key]} is damaged: remove {self.folder} and start again")
-            lengths[key] = len(array)
-        return lengths
+            rows[key] = every if len(array) == len(every) else some
+        return rows
 
     def _damaged(self, batches: dict[int, list[Block]], rows: dict[str, NDArray[np.int64]]) -> set[int]:
         """Return the batches with a block that differs from its checksum; ``rows`` are the rows that each array has."""
