@@ -59,7 +59,7 @@ def write(
             (n, V, D), the whole image first, V from 1 to 1 + regions, to margins (n, V, q) and probabilities to keep
             (n, V), 1 for the whole image. With a backbone that is trained it maps activations or pixels (n, C, H, W).
         dim: D, the number of features; C x H x W for activations or pixels.
-        image_shape: (C, H, W) of activations or pixels, which the encoder takes in a row; None for features.
+        image_shape: (C, H, W) of activations or pixels, which the network takes in a row; None or (D,) for features.
         bits: q, the length of a code.
         group_bits: k, the group length of a policy that acts on groups.
         regions: number of an image's regions besides the whole: 0 or 5.
@@ -83,6 +83,8 @@ def write(
         raise ValueError(f"bits and dim must be at least 1, got {bits} and {dim}")
     if regions not in (0, 5):
         raise ValueError(f"regions must be 5 (corners and centre) or 0, got {regions}")
+    if regions and len(shape) > 1:
+        raise ValueError(f"regions are of feature vectors, got images of shape {shape}")
     if (regions > 0) != (sigma is not None) or (regions > 0) != (threshold is not None):
         raise ValueError(f"sigma and threshold belong to regions: got {regions=}, {sigma=}, {threshold=}")
     if sigma is not None and not 0 < sigma <= 1:
@@ -96,6 +98,7 @@ def write(
             "bits": int(bits),
             "group_bits": group_bits,
             "dim": int(dim),
+            **({} if len(shape) == 1 else {"image_shape": list(shape)}),
             "regions": regions,
             "sigma": sigma,
             "threshold": threshold,
