@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["TIE", "Agreement", "add_backbone", "compare", "write"]
 
-TIE = 1e-5  # relative to the mean size of a bit's margins: below, the order of float32 sums may decide the bit
+# Relative to the mean size of a bit's margins: below, the order of float32 sums may decide the bit, more of them in an
+# encoder with a trained backbone.
+TIE, NETWORK_TIE = 1e-5, 1e-4
 _GREATEST = (1 << 31) - (1 << 20)  # bytes of a file: Protocol Buffers' own bound, with room for metadata
 # Entries of a backbone's provenance that determine its features.
 _DECIDING = ("name", "size", "preprocessing", "digest")
@@ -155,7 +157,7 @@ class Agreement:
         bits: number of bits that were compared, over all codes of all images.
         different: number of bits that differ.
         ties: number of bits that float32 rounding may decide either way: the size of their margin is at most TIE times
-            the mean size of that bit's margins.
+            the mean size of that bit's margins; NETWORK_TIE times of an encoder with a trained backbone.
         different_ties: number of bits that differ and are ties, or follow one that differs, since a policy that acts on
             groups of bits observes the groups before.
         different_keeps: number of codes that only one of the two keeps, in images whose codes are equal.
@@ -198,7 +200,8 @@ def compare(
             f"encoder gives {len(margin)} images with {margin.shape[1]} codes of {encoder.bits} bits"
         )
     different = unpack(wanted.words, wanted.bits) != (margin > 0)
-    ties = np.abs(margin) <= TIE * np.abs(margin).mean(axis=(0, 1))
+    tie = TIE if encoder.image_shape is None else NETWORK_TIE
+    ties = np.abs(margin) <= tie * np.abs(margin).mean(axis=(0, 1))
     group = np.arange(encoder.bits) // (encoder.metadata["group_bits"] or encoder.bits)
     first = np.where(different, group, encoder.bits).min(axis=2, keepdims=True)  # the first group in which bits differ
     keeps = 0

@@ -114,7 +114,8 @@ def fitted(source: str | Path | Hasher, dataset: HashingDataset, **settings: Any
         if dataset.has_maps:
             _set_backbone(hasher, dataset)
         return hasher.fit(dataset.training_images, dataset.labels[dataset.train])
-    if (shape := tuple(getattr(hasher, "image_shape_", (hasher.n_features_in_,)))) != dataset.image_shape:
+    shape = tuple(map(int, getattr(hasher, "image_shape_", (hasher.n_features_in_,))))
+    if shape != dataset.image_shape:
         if len(shape) > 1 or dataset.has_maps:
             raise ValueError(
                 f"the hasher was fitted on images of shape {shape}, those of {dataset.name!r} have the shape "

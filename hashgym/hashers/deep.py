@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DeepHasher", "Objective"]
 
-AT_ONCE = 64  # images in a pass of the backbone when encoding; more take memory and are no faster on a CPU
+AT_ONCE = 64  # most images in a pass of the backbone when encoding; more take memory and are no faster
+_NUMBERS = 1 << 18  # of the images of a pass on a CPU: larger passes leave its caches and are slower
 
 Objective: TypeAlias = Callable[[Tensor, Tensor, int], Tensor]
 
@@ -206,10 +207,11 @@ class DeepHasher(Hasher):
         """Return the features (n, D) of images (n, C, H, W)."""
         device = resolve_device(self.device)
         backbone = self._trained_backbone().to(device)
+        count = max(16, min(AT_ONCE, _NUMBERS // X[0].size)) if device.type == "cpu" else AT_ONCE
         with torch.inference_mode():
             parts = [
-                backbone(torch.from_numpy(np.array(X[start : start + AT_ONCE])).to(device)).cpu()
-                for start in range(0, len(X), AT_ONCE)
+                backbone(torch.from_numpy(np.array(X[start : start + count])).to(device)).cpu()
+                for start in range(0, len(X), count)
             ]
         return torch.cat(parts).numpy()
 
