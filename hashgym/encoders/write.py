@@ -293,7 +293,7 @@ def _head_model(
             if center is not None:
                 features = (features - self.get_buffer("center")) / self.get_buffer("scale")
             if len(image_shape) > 1:
-                features = features.reshape(-1, *image_shape)
+                features = features.unflatten(1, image_shape)  # after reshape the exporter does not know the sides
             result = self.head(features)
             margin, *keep = result if regions else (result,)
             margin = margin.float()
