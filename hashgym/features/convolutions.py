@@ -79,11 +79,11 @@ def load(name: str, weights: str | None = None) -> Pretrained:
     from torch import nn
 
     from hashgym.features.blocks import BlockNetwork, Pretrained
-    from hashgym.features.torchvision_compat import import_torchvision
+    from hashgym.features.torchvision_classifiers import build
     from hashgym.features.weights import fill, read
 
     architecture, pooling = NETWORKS[name]
-    network = import_torchvision().models.get_model(architecture, weights=None).features
+    network = build(architecture).features
     if weights is None:
         path = _packaged(architecture, name)
         state = _state(path, architecture, network)

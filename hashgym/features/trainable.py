@@ -15,6 +15,7 @@ from hashgym.features.torchvision_compat import import_torchvision
 __all__ = ["AUGMENTATIONS", "TrainableBackbone", "augmentation", "parse", "spec_of"]
 
 AUGMENTATIONS = ("crop-flip", "none")
+"""Names of augmentations of pixels, see :func:`augmentation`."""
 
 
 def parse(spec: str) -> tuple[str, int]:
@@ -55,7 +56,8 @@ class TrainableBackbone(nn.Module):
         loaded.check_cut(cut)
         self.spec, self.cut, self.image_shape = spec, cut, tuple(image_shape)
         self.network = loaded.network.after(cut)
-        self.augment = augmentation(augment, self.image_shape) if cut == 0 else nn.Identity()
+        augmented = augmentation(augment, self.image_shape)
+        self.augment = augmented if cut == 0 else nn.Identity()
         for key, values in (("mean", loaded.mean), ("std", loaded.std)):
             scaling = torch.tensor(list(values), dtype=torch.float32).view(-1, 1, 1)
             self.register_buffer(key, scaling, persistent=False)
@@ -118,7 +120,7 @@ def spec_of(dataset: HashingDataset) -> str | None:
     """Return the backbone whose activations or pixels a dataset holds, as :func:`parse` reads it; None for vectors.
 
     Raises:
-        ValueError: if the dataset does not name it.
+        ValueError: if the dataset does not name it, or its activations are of other weights than the network's own.
     """
     if not dataset.has_maps:
         return None
@@ -129,7 +131,16 @@ def spec_of(dataset: HashingDataset) -> str | None:
             "the network that takes them: give backbone='NAME:CUT' for activations, or 'NAME' for pixels, such as "
             "'convnet' for small pictures"
         )
-    return f"{backbone['name']}:{backbone['cut']}" if backbone["cut"] else str(backbone["name"])
+    name, cut = str(backbone["name"]), backbone["cut"]
+    if not cut:
+        return name
+    own = load_network(name)
+    if backbone.get("digest", own.digest) != own.digest:
+        raise ValueError(
+            f"the activations of {dataset.name!r} were extracted with --weights {backbone.get('weights')}, and the "
+            f"blocks after the cut would get other ones, {own.weights}: extract them without --weights"
+        )
+    return f"{name}:{cut}"
 
 
 def augmentation(name: str, image_shape: tuple[int, ...]) -> nn.Module:
