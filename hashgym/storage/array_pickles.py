@@ -134,6 +134,8 @@ def _run(program: bytes) -> dict[Any, Any]:
                 stack[-1].value = _array(state)
             elif not isinstance(stack[-1], np.dtype):
                 raise ValueError("it sets attributes of an object that is not an array")
+            elif state[1] not in ("<", "|"):
+                raise ValueError(f"an array has the byte order {str(state[1])[:9]}")
         elif name == "STOP" and isinstance(stack[-1], dict):
             return stack[-1]
         else:
