@@ -55,7 +55,8 @@ def network(name: str, files: dict[str, Path]) -> Pretrained:
     if (package := PACKAGES.get(name.partition("_")[0])) and find_spec(package) is None and name not in files:
         pytest.skip(f"needs the weights in {package}")
     if name not in LOADED:
-        LOADED[name] = features.load_network(name, str(files[name]) if name in files else None)
+        with torch.inference_mode(False):
+            LOADED[name] = features.load_network(name, str(files[name]) if name in files else None)
     return LOADED[name]
 
 
