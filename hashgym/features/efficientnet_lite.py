@@ -22,7 +22,12 @@ SIZES = {"efficientnet_lite0": 224, "efficientnet_lite2": 260}
 
 
 def make(
-    name: str, *, size: int | None = None, weights: str | None = None, device: str = "auto", runtime: str = "auto"
+    name: str = "efficientnet_lite0",
+    *,
+    size: int | None = None,
+    weights: str | None = None,
+    device: str = "auto",
+    runtime: str = "auto",
 ) -> Backbone:
     """Return the backbone: the mean over the picture of the last feature map, 1,280 features.
 
@@ -37,7 +42,7 @@ lite0, lite2 = partial(make, "efficientnet_lite0"), partial(make, "efficientnet_
 
 
 def load(name: str, weights: str | None = None, pretrained: bool = True) -> Pretrained:
-    """Return the network: its inverted bottlenecks as blocks 1 to 16 (Lite2: 23), and the last convolution as one more.
+    """Return the network: its inverted bottlenecks as blocks 1 to 16 (Lite2: 21), and the last convolution as one more.
 
     With ``pretrained=False`` its numbers are arbitrary, and no weights are read.
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 _TRANSFORM_INPUT = ("googlenet", "inception_v3")  # whose weights were trained on another scale
 
+SEQUENTIAL = re.compile(r"alexnet|vgg\d+(_bn)?|(wide_)?resnet\d+(_2)?|resnext.*|mobilenet_v[23].*|efficientnet_.*")
+"""Names of the classifiers whose layers are one sequence, so that they can be cut."""
+
 
 def names() -> list[str]:
     """Return the names of all classifiers that torchvision can build."""
@@ -81,15 +84,19 @@ alexnet, vgg19 = partial(make, "alexnet"), partial(make, "vgg19")
 def load(name: str, weights: str | None = None, pretrained: bool = True) -> Pretrained:
     """Return a classifier without its last layer as a sequence of blocks.
 
-    Blocks are the layers of ``network.features``, or of a ResNet the stem and its bottlenecks; what comes after the
+    Blocks are the layers of ``network.features``, or of a ResNet the stem and its residual blocks; what comes after the
     last map (fc6 and fc7 of AlexNet and VGG) pools it. With ``pretrained=False`` its numbers are arbitrary, and no
     weights are read.
 
     Raises:
-        ValueError: for a classifier that is not a plain sequence.
+        ValueError: for a classifier whose layers are not one sequence.
         DataError: for weights that cannot be downloaded or used.
     """
-    import torch
+    if not SEQUENTIAL.fullmatch(name):
+        raise ValueError(
+            f"{name} is not one sequence of blocks, so it cannot be cut or trained here: choose alexnet, vgg19, "
+            "resnet18, mobilenet_v2, efficientnet_b0 or another of these families"
+        )
     from torch import nn
 
     from hashgym.features.blocks import BlockNetwork, Pretrained
@@ -102,29 +109,19 @@ def load(name: str, weights: str | None = None, pretrained: bool = True) -> Pret
         network, _ = _headless(name, read(path), path)
     else:
         network, _ = _headless(name)
+    for module in network.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = False  # a block must not change the map that it is given: it may be a cached one
     if hasattr(network, "features"):
         layers = list(network.features)
-    elif hasattr(network, "layer4"):
-        stages = [network.layer1, network.layer2, network.layer3, network.layer4]
-        layers = [
-            nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool),
-            *(b for s in stages for b in s),
-        ]
     else:
-        layers = []
+        stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
+        layers = [stem, *network.layer1, *network.layer2, *network.layer3, *network.layer4]
     pool = nn.Sequential(getattr(network, "avgpool", nn.AdaptiveAvgPool2d(1)), nn.Flatten())
     pool.extend(getattr(network, "classifier", []))
-    blocks = BlockNetwork(dict(enumerate(layers, start=1)), pool, [len(layers)]).eval()
-    example = torch.zeros(1, 3, preset.size, preset.size)
-    with torch.inference_mode():
-        if not layers or (path and not torch.allclose(blocks(example), network(example).flatten(1), atol=1e-5)):
-            raise ValueError(
-                f"{name} is not a plain sequence of blocks, so it cannot be cut or trained here: choose alexnet, "
-                "vgg19, resnet18, mobilenet_v2, efficientnet_b0 or another of these families"
-            )
     return Pretrained(
         name=name,
-        network=blocks,
+        network=BlockNetwork(dict(enumerate(layers, start=1)), pool, [len(layers)]).eval(),
         mean=preset.mean,
         std=preset.std,
         size=preset.size,
@@ -198,7 +195,7 @@ def _headless(name: str, state: dict[str, Any] | None = None, path: Path | None 
 
     from hashgym.features.weights import empty, fill
 
-    network = _build(name)
+    network = build(name)
     last = head(network, name)
     dim = network.get_submodule(last).in_features
     parent, _, leaf = last.rpartition(".")
@@ -213,8 +210,8 @@ def _headless(name: str, state: dict[str, Any] | None = None, path: Path | None 
     return fill(network, state, path, name), dim
 
 
-def _build(name: str) -> Any:
-    """Build the classifier, on the meta device where possible: drawing random weights takes long and is not needed."""
+def build(name: str) -> Any:
+    """Return a classifier without weights: on the meta device where possible, as drawing random ones takes long."""
     import torch
 
     models = import_torchvision().models
@@ -240,6 +237,6 @@ def _download(url: str, name: str) -> Path:
         except (OSError, RuntimeError) as error:
             raise DataError(
                 f"the weights of {name} could not be downloaded ({error}). Without internet access, get {url} on "
-                f"another machine and pass the file: --weights {path.name}"
+                f"another machine, and copy it to {path.parent} or pass the file: --weights {path.name}"
             ) from error
     return path

@@ -15,6 +15,7 @@ from hashgym.features.torchvision_compat import import_torchvision
 __all__ = ["AUGMENTATIONS", "TrainableBackbone", "augmentation", "parse", "spec_of"]
 
 AUGMENTATIONS = ("crop-flip", "none")
+"""Names of augmentations of pixels, see :func:`augmentation`."""
 
 
 def parse(spec: str) -> tuple[str, int]:
@@ -63,14 +64,16 @@ class TrainableBackbone(nn.Module):
         super().__init__()
         name, cut = parse(spec)
         self.spec, self.cut, self.image_shape = spec, cut, tuple(image_shape)
-        self.augment = augmentation(augment, self.image_shape) if cut == 0 else nn.Identity()
+        augmented = augmentation(augment, self.image_shape)
+        self.augment = augmented if cut == 0 else nn.Identity()
         if len(self.image_shape) != 3:
             raise ValueError(
                 f"the backbone {spec} takes images as maps (C, H, W), got vectors of shape {self.image_shape}: extract "
                 f"them with `hashgym features --backbone {name} --cut {cut}`"
             )
         loaded = load_network(name, weights, pretrained=pretrained)
-        loaded.check_cut(cut)
+        if pretrained:
+            loaded.check_cut(cut)
         self.network, self.digest = loaded.network.after(cut), loaded.digest
         for key, values in (("mean", loaded.mean), ("std", loaded.std)):
             scaling = torch.tensor(list(values), dtype=torch.float32).view(-1, 1, 1)
@@ -148,10 +151,11 @@ def spec_of(dataset: HashingDataset, given: str | None = None, weights: str | No
         if given not in (None, own):
             raise ValueError(f"the images of {dataset.name!r} are activations for the backbone {own}, got {given!r}")
         loaded = load_network(backbone["name"], weights)
-        if loaded.digest != backbone["digest"]:
+        digest = backbone.get("digest", loaded.digest)
+        if digest != loaded.digest:
             raise ValueError(
                 f"the activations of {dataset.name!r} were computed with other weights of {backbone['name']} "
-                f"({backbone['weights']}, SHA-256 {backbone['digest'][:12]}) than those given here ({loaded.weights}, "
+                f"({backbone.get('weights')}, SHA-256 {digest[:12]}) than those given here ({loaded.weights}, "
                 f"{loaded.digest[:12]}): give their file as backbone_weights"
             )
         return own

@@ -18,6 +18,7 @@ from hashgym.data import DataError, HashingDataset
 from hashgym.features import trainable
 from hashgym.features.torchvision_compat import import_torchvision
 from hashgym.features.trainable import TrainableBackbone, augmentation, parse, spec_of
+from tests.features import tiny
 
 SIDE = 32
 
@@ -59,6 +60,11 @@ def mobilenet(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def networks(monkeypatch):
+    monkeypatch.setitem(features.NETWORKS.entries, "tiny", tiny.load)
+
+
 def pixels(n: int = 3, side: int = SIDE) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(2).integers(0, 256, (n, 3, side, side), np.uint8))
 
@@ -78,9 +84,11 @@ def test_before_training_features_are_those_of_the_frozen_network(spec, side, mo
     weights = str(mobilenet) if name == "mobilenet_v3_small" else None
     pictures = pixels(side=side)
     seen = pictures.permute(0, 2, 3, 1).numpy()
-    options = {"size": side, "weights": weights, "device": "cpu", "runtime": "torch"}
-    frozen = features.load_network(name, weights).backbone(**{k: v for k, v in options.items() if k != "weights"})(seen)
-    images = torch.from_numpy(features.make(name, cut=cut, **options)(seen))
+    frozen = features.load_network(name, weights).backbone(size=side, device="cpu", runtime="torch")(seen)
+    runtime = "torch" if cut else "auto"
+    images = torch.from_numpy(
+        features.make(name, size=side, weights=weights, device="cpu", runtime=runtime, cut=cut)(seen)
+    )
     trained = TrainableBackbone(spec, tuple(images.shape[1:]), weights=weights).eval()
     with torch.inference_mode():
         found = trained(images)
@@ -217,10 +225,11 @@ def test_without_pretrained_weights_the_architecture_is_the_same(spec, mobilenet
         ("convnet:", (3, 8, 8), "NAME or NAME:CUT"),
         (":3", (3, 8, 8), "NAME or NAME:CUT"),
         ("convnet:-1", (3, 8, 8), "NAME or NAME:CUT"),
-        ("convnet:3", (128, 2, 2), r"convnet can be cut at 0 \(pixels\) to 2, before its last block, got 3"),
+        ("tiny:3", (128, 2, 2), r"tiny can be cut at 0 \(pixels\) to 2, before its last block, got 3"),
+        ("convnet:2", (64, 2, 2), "convnet has no pretrained weights, so it can only be trained from pixels"),
         ("convnt", (3, 8, 8), r"'convnt' is not a network that can be cut or trained \(did you mean 'convnet'\?\)"),
         ("convnet", (8, 8, 3), r"maps of shape \(8, 8, 3\), are not what convnet takes as pixels, or are too small"),
-        ("convnet:2", (32, 4, 4), r"are not what convnet takes after block 2: give the backbone and the cut"),
+        ("tiny:2", (32, 4, 4), r"are not what tiny takes after block 2: give the backbone and the cut"),
         ("gist", (3, 8, 8), "'gist' is not a network that can be cut or trained"),
     ],
 )

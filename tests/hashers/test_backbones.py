@@ -15,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 from sklearn.base import clone
 
-from hashgym import hashers
+from hashgym import features, hashers
 from hashgym.data import HashingDataset
 from hashgym.features.torchvision_compat import import_torchvision
 from hashgym.hashers import base
 from hashgym.hashers.deep import DeepHasher, _Maps
+from tests.features import tiny
 
 N, CLASSES, BITS = 24, 3, 8
 RNG = np.random.default_rng(0)
@@ -39,8 +40,13 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def networks(monkeypatch):
+    monkeypatch.setitem(features.NETWORKS.entries, "tiny", tiny.load)
+
+
 def make(name: str = "csq", kind: str = "views", **settings: Any) -> Any:
-    backbone = "convnet" if kind == "pixels" else "convnet:2"
+    backbone = "convnet" if kind == "pixels" else "tiny:2"
     quick = {"bits": BITS, "hidden": 16, "updates": 3, "batch_size": 8, "backbone": backbone, "device": "cpu"}
     return hashers.make(name, **(quick | settings))
 
@@ -116,7 +122,6 @@ def test_the_backbone_has_its_own_learning_rate():
     untouched = make(backbone_learning_rate=1e-12, weight_decay=0.0).fit(VIEWS, LABELS)
     trained = make(backbone_learning_rate=1e-2).fit(VIEWS, LABELS)
     weight = {hasher: hasher._backbone.network.blocks["3"][0].weight.detach() for hasher in (untouched, trained)}
-    torch.manual_seed(0)
     initial = untouched._new_backbone((64, 2, 2), pretrained=True).network.blocks["3"][0].weight.detach()
     torch.testing.assert_close(weight[untouched], initial, atol=1e-9, rtol=0)
     assert (weight[trained] - initial).abs().max() > 1e-3
@@ -199,11 +204,11 @@ def test_images_that_are_equal_or_not_finite_are_rejected(monkeypatch):
         ({}, VIEWS[:, 0, :, 0, 0], r"takes images \(n, C, H, W\).*got float16 \(24, 64\).*leave out backbone"),
         ({}, VIEWS.astype(float), r"activations of float16 or float32, got float64"),
         ({}, VIEWS[:0], r"there is no image"),
-        ({}, PIXELS, r"convnet:2 takes activations after block 2, float16 or float32; got uint8 \(24, 3, 8, 8\)"),
+        ({}, PIXELS, r"tiny:2 takes activations after block 2, float16 or float32; got uint8 \(24, 3, 8, 8\)"),
         ({"backbone": "convnet"}, VIEWS, r"convnet takes pixels, uint8 \(n, 3, H, W\); got float16"),
         ({"backbone": "convnet"}, PIXELS.transpose(0, 2, 3, 1), r"\(8, 8, 3\), are not what convnet takes as pixels"),
-        ({"backbone": "convnet:3"}, VIEWS, "convnet can be cut at 0"),
-        ({"backbone": "convnet:1"}, VIEWS, r"\(64, 2, 2\), are not what convnet takes after block 1"),
+        ({"backbone": "tiny:3"}, VIEWS, "tiny can be cut at 0"),
+        ({"backbone": "tiny:1"}, VIEWS, r"\(64, 2, 2\), are not what tiny takes after block 1"),
         ({"backbone": "gist"}, PIXELS, "gist' is not a network"),
         ({"backbone": None}, VIEWS, r"feature vectors \(n, D\), got images of shape \(24, 4, 64, 2, 2\): .*backbone="),
         ({"backbone_weights": "absent.pth"}, VIEWS, "convnet has no pretrained weights"),
@@ -257,10 +262,10 @@ def test_weights_from_a_file_are_needed_for_training_only(tmp_path):
 
 
 def test_a_dataset_gives_its_backbone():
-    cached = dataset(VIEWS[:, 0], VIEWS[4:], name="convnet", cut=2, digest="", weights="")
+    cached = dataset(VIEWS[:, 0], VIEWS[4:], name="tiny", cut=2, digest=tiny.DIGEST, weights="tiny.pth")
     hasher = make(backbone=None)
     assert hashers.fitted(hasher, cached) is hasher
-    assert hasher.backbone == "convnet:2"
+    assert hasher.backbone == "tiny:2"
     expected = make().fit(VIEWS[4:], LABELS[4:])
     np.testing.assert_array_equal(hasher.transform(VIEWS[:, 0]), expected.transform(VIEWS[:, 0]))
     assert hashers.fitted(hasher, cached) is hasher
@@ -269,12 +274,12 @@ def test_a_dataset_gives_its_backbone():
 
 
 def test_a_dataset_of_maps_rejects_what_cannot_read_it(tmp_path):
-    cached = dataset(VIEWS[:, 0], name="convnet", cut=2, digest="", weights="")
+    cached = dataset(VIEWS[:, 0], name="tiny", cut=2, digest=tiny.DIGEST, weights="tiny.pth")
     for name in ("lsh", "itq", "sdh"):
         with pytest.raises(ValueError, match="takes feature vectors, and the images of 'maps' are maps of shape"):
             hashers.fitted(name, cached, bits=4)
-    with pytest.raises(ValueError, match="are activations for the backbone convnet:2, got 'convnet:1'"):
-        hashers.fitted(make(backbone="convnet:1"), cached)
+    with pytest.raises(ValueError, match="are activations for the backbone tiny:2, got 'tiny:1'"):
+        hashers.fitted(make(backbone="tiny:1"), cached)
     with pytest.raises(ValueError, match="does not name the network"):
         hashers.fitted(make(backbone=None), dataset(VIEWS[:, 0]))
     fitted = make(kind="pixels").fit(PIXELS, LABELS)
