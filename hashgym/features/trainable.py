@@ -139,12 +139,18 @@ def spec_of(dataset: HashingDataset, given: str | None = None, weights: str | No
         weights: the file of weights that the user gives; None for the network's own.
 
     Raises:
-        ValueError: if no backbone is given and the dataset does not name it; if activations are of another network or
-            cut than ``given``, or were computed with other weights.
+        ValueError: if no backbone is given and the dataset does not name it; for a backbone and vectors; if activations
+            are of another network or cut than ``given``, or were computed with other weights.
         DataError: for weights that cannot be used.
     """
     if not dataset.has_maps:
-        return given
+        if given is not None:
+            name, cut = parse(given)
+            raise ValueError(
+                f"the images of {dataset.name!r} are feature vectors, which no backbone takes: leave backbone out, or "
+                f"extract them with `hashgym features --backbone {name} --cut {cut}`"
+            )
+        return None
     backbone = dataset.provenance.get("backbone") or {}
     if backbone.get("cut"):
         own = f"{backbone['name']}:{backbone['cut']}"

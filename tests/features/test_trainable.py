@@ -258,6 +258,8 @@ def test_unknown_augmentations_are_rejected():
 def test_the_backbone_of_a_dataset(mobilenet):
     vectors = dataset(np.random.default_rng(0).random((6, 4), np.float32))
     assert spec_of(vectors) is None
+    with pytest.raises(ValueError, match="are feature vectors, which no backbone takes: leave backbone out"):
+        spec_of(vectors, "convnet")
     photos = pixels(6, 8).numpy()
     assert spec_of(dataset(photos, backbone={"name": "alexnet", "cut": 0})) == "alexnet"
     assert spec_of(dataset(photos, backbone={"name": "alexnet", "cut": 0}), "convnet") == "convnet"
