@@ -38,7 +38,7 @@ def test_too_little_memory_of_a_gpu_names_the_setting_to_lower():
 
 
 def test_other_errors_are_not_changed():
-    with pytest.raises(RuntimeError, match="^mat1 and mat2$"), explain_out_of_memory("batch_size", 4):
+    with pytest.raises(RuntimeError, match=r"^mat1 and mat2$"), explain_out_of_memory("batch_size", 4):
         raise RuntimeError("mat1 and mat2")
     with explain_out_of_memory("batch_size", 4):
         pass
