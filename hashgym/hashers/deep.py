@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -93,8 +94,8 @@ class DeepHasher(Hasher):
         for name in ("dropout", "input_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
-        if self.backbone_weights is not None:
-            self.backbone_weights = str(self.backbone_weights)  # of a Path, which JSON does not have
+        if isinstance(self.backbone_weights, os.PathLike):
+            self.backbone_weights = os.fspath(self.backbone_weights)  # JSON, in which settings are saved, has no paths
         if self.backbone is not None and self.batch_size < 2:
             raise ValueError(
                 f"batch_size must be at least 2, since a backbone normalises batches; got {self.batch_size}"
