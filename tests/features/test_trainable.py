@@ -16,6 +16,7 @@ from torch import nn
 from hashgym import features
 from hashgym.data import DataError, HashingDataset
 from hashgym.features import trainable
+from hashgym.features.blocks import Quarters
 from hashgym.features.torchvision_compat import import_torchvision
 from hashgym.features.trainable import TrainableBackbone, augmentation, parse, spec_of
 from tests.features import tiny
@@ -186,6 +187,12 @@ def test_numbers_restore_the_backbone():
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
     with torch.inference_mode():
         assert torch.equal(one.eval()(images), other.eval()(images))
+
+
+@pytest.mark.parametrize("sides", [(1, 1), (2, 4), (3, 2), (7, 5)])
+def test_quarters_are_means_of_overlapping_halves(sides):
+    x = torch.randn(2, 3, *sides)
+    torch.testing.assert_close(Quarters()(x), nn.AdaptiveAvgPool2d(2)(x).flatten(1))
 
 
 def test_numbers_of_another_network_are_rejected():
