@@ -114,6 +114,8 @@ class Args(RunArgs):
     """network that is trained with the policy: NAME:CUT for activations, NAME for pixels; by default the images' own"""
     backbone_learning_rate: float = 5e-4
     """Adam's for the backbone, at the start of the same cosine"""
+    backbone_weights: str | None = None
+    """file of the backbone's pretrained weights; by default its own"""
     augment: str = "crop-flip"
     """how pixels are augmented in training: crop-flip, or none"""
     group_weight: float = 0.0
@@ -515,13 +517,15 @@ def resolved(args: Args, dataset: HashingDataset) -> Args:
     """Return the arguments with the backbone of the dataset's images, where none is given.
 
     Raises:
-        ValueError: if the images are activations or pixels, and the dataset does not name their backbone.
+        ValueError: as :func:`hashgym.features.trainable.spec_of`.
     """
-    return args if args.backbone else dataclasses.replace(args, backbone=spec_of(dataset))
+    return dataclasses.replace(args, backbone=spec_of(dataset, args.backbone, args.backbone_weights))
 
 
-def build(image_shape: tuple[int, ...], args: Args) -> Policy:
+def build(image_shape: tuple[int, ...], args: Args, *, pretrained: bool = True) -> Policy:
     """Return a new policy for images of this shape: (D,), or (C, H, W) with a backbone.
+
+    With ``pretrained=False`` the weights of its backbone are not read, since they are loaded into the policy.
 
     Raises:
         ValueError: for images that the backbone does not take.
@@ -529,7 +533,8 @@ def build(image_shape: tuple[int, ...], args: Args) -> Policy:
     network = VARIANTS[args.variant].network
     if args.backbone is None:
         return network(image_shape[0], args)
-    backbone = TrainableBackbone(args.backbone, image_shape, augment=args.augment)
+    options: dict[str, Any] = {"weights": args.backbone_weights, "pretrained": pretrained}
+    backbone = TrainableBackbone(args.backbone, image_shape, augment=args.augment, **options)
     policy = network(backbone.dim, args)
     policy.backbone = backbone
     return policy
@@ -677,7 +682,7 @@ def load(path: Path, device: str = "auto") -> Policy:
         ValueError: if the file is missing, corrupt, or no policy of this agent.
     """
     saved, args = files.load_policy(path, Args)
-    policy = build(tuple(saved.get("image_shape", [saved["dim"]])), args)
+    policy = build(tuple(saved.get("image_shape", [saved["dim"]])), args, pretrained=False)
     policy.load_state_dict(saved["weights"])
     return policy.to(resolve_device(device)).eval()
 
