@@ -15,17 +15,8 @@ from hashgym.data.readers import DATASETS
 def test_every_dataset_is_listed_with_its_splits() -> None:
     listed = {info.name: info for info in data.datasets()}
     assert list(listed) == [
-        *(
-            "digits",
-            "digits-pixels",
-            "digit-scenes",
-            "cifar10",
-            "mirflickr25k",
-            "nuswide21",
-            "coco",
-            "folder:PATH",
-            "list:FILE",
-        ),
+        *("digits", "digits-pixels", "digit-scenes"),
+        *("cifar10", "mirflickr25k", "nuswide21", "coco", "folder:PATH", "list:FILE"),
     ]
     for info in listed.values():
         assert info.description
@@ -124,9 +115,7 @@ def test_a_dataset_of_ones_own(multi_label: HashingDataset) -> None:
     assert (listed["pets:PATH"].description, listed["pets:PATH"].reads_from) == ("two pets", "PATH/*.png")
     assert list(listed["pets:PATH"].splits) == ["random", "given"]
     assert list(listed)[3] == "mine"
-    with pytest.raises(
-        DataError, match="neither a folder of features nor one of digits, digits-pixels, digit-scenes, mine"
-    ):
+    with pytest.raises(DataError, match="nor one of digits, digits-pixels, digit-scenes, mine"):
         data.load("pets")
     with pytest.raises(ValueError, match="a dataset 'digits' is registered already"):
         data.register("digits", READER, "other digits")
