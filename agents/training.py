@@ -145,22 +145,20 @@ def with_backbone(args: A, dataset: HashingDataset) -> A:
         ValueError: if the images are activations or pixels, and the dataset does not name their network, or they are
             feature vectors or activations of another network than ``backbone`` is.
     """
-    backbone: str | None = args.backbone  # type: ignore[attr-defined]
-    if backbone is None:
+    given: str | None = args.backbone  # type: ignore[attr-defined]
+    if given is None:
         own: dict[str, Any] = {"backbone": spec_of(dataset)}
         return dataclasses.replace(args, **own)
-    name, cut = parse(backbone)
+    name, cut = parse(given)
     if not dataset.has_maps:
         raise ValueError(
             f"the images of {dataset.name!r} are feature vectors, which no backbone takes: leave backbone out, or "
-            f"extract them with `hashgym features --backbone {name} --cut {cut or 'BLOCK'}`"
+            f"extract them with `hashgym features --backbone {name} --cut {cut}`"
         )
-    named = dataset.provenance.get("backbone", {})
+    named = dataset.provenance.get("backbone") or {}
     if named.get("cut") and (named["name"], named["cut"]) != (name, cut):
-        raise ValueError(
-            f"the images of {dataset.name!r} are activations of {named['name']} after block {named['cut']}: leave "
-            f"backbone out, or give {named['name']}:{named['cut']}; got {backbone!r}"
-        )
+        wanted = f"{named['name']}:{named['cut']}"
+        raise ValueError(f"the images of {dataset.name!r} are activations for the backbone {wanted}, got {given!r}")
     return args
 
 

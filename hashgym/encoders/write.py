@@ -287,7 +287,7 @@ def _head_model(
             if center is not None:
                 features = (features - self.get_buffer("center")) / self.get_buffer("scale")
             if len(image_shape) > 1:
-                features = features.reshape(-1, *image_shape)
+                features = features.reshape(features.shape[0], *image_shape)  # the exporter follows these sizes alone
             result = self.head(features)
             margin, *keep = result if regions else (result,)
             margin = margin.float()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -310,6 +310,11 @@ class BackboneExtractor(BaseFeaturesExtractor):
             image = (image * self.scale).round()  # exactly the pixels
         features = self.layer(self.backbone(image))
         return torch.cat([features, *(observation[key].flatten(1) for key in self.small)], dim=1)
+
+    def apply(self, fn: Callable[[nn.Module], None]) -> BackboneExtractor:
+        """Apply a function to all but the backbone: Stable-Baselines3's draws new weights, in place of trained ones."""
+        self.layer.apply(fn)
+        return self
 
     def train(self, mode: bool = True) -> BackboneExtractor:
         """Set the mode of all but the backbone, which stays in evaluation mode while its weights are trained."""

@@ -22,6 +22,7 @@ from hashgym import data, hashers
 from hashgym.data import HashingDataset
 from hashgym.encoders.write import compare
 from hashgym.features import load_network
+from hashgym.integrations.sb3 import BackboneExtractor
 from hashgym.retrieval import metrics
 
 KINDS = ("pixels", "activations", "views")
@@ -53,7 +54,7 @@ def small(kind: str) -> HashingDataset:
         shifted = [np.roll(pixels, shift, axis=(2, 3)) for shift in ((0, 0), (1, 0), (0, 1))]
         views = np.stack([block(torch.from_numpy(each).float() / 127.5 - 1).numpy() for each in shifted], 1)
     views = views.astype(np.float16)
-    split["provenance"] = {"backbone": {"name": "convnet", "cut": 1}}
+    split["provenance"] = {"backbone": {"name": "convnet", "cut": 1, "weights": "", "digest": ""}}
     if kind == "views":
         viewed = rows[40:]
         split |= {"views": np.ascontiguousarray(views[viewed]), "viewed": viewed}
@@ -232,7 +233,7 @@ def test_a_backbone_given_by_hand() -> None:
     [
         ("digits", "convnet", "are feature vectors, which no backbone takes: leave backbone out, or extract"),
         ("digits-pixels", "convnet:1", "are not what convnet takes after block 1"),
-        ("digits-pixels", "convnet:3", "convnet can be cut at 0"),
+        ("digits-pixels", "convnet:3", "convnet can be cut"),
         ("digits-pixels", "convnet:x", "a backbone is NAME or NAME:CUT"),
         ("digits-pixels", "convnett", "convnett"),
     ],
@@ -251,7 +252,7 @@ def test_a_wrong_backbone_is_rejected_before_anything_is_written(
 
 def test_activations_of_another_network_are_rejected() -> None:
     for backbone in ("convnet:2", "convnet", "efficientnet_lite0:1"):
-        with pytest.raises(ValueError, match=r"activations of convnet after block 1: leave backbone out, or give con"):
+        with pytest.raises(ValueError, match=f"are activations for the backbone convnet:1, got '{backbone}'"):
             drlih.train(small("activations"), Args(**SMALL, backbone=backbone), progress=False)
     policy = drlih.build((32, 8, 8), Args(**SMALL, backbone="convnet:1"))
     with pytest.raises(ValueError, match=r"trained on images of shape \(32, 8, 8\), got \(3, 8, 8\)"):
@@ -291,3 +292,66 @@ def test_an_agent_learns_from_pixels_what_projections_of_them_do_not_show() -> N
     )  # fmt: skip
     policy = drlih.train(dataset, args, progress=False)
     assert score(hashgym.encode(policy, dataset.features, bits=24)) > unsupervised + 0.2
+
+
+def small_sb3(algo: str, **changes: Any) -> sb3.Args:
+    settings = {"batch_size": 32} if "batch_size" in sb3.PRESETS["BitGroupHashing-v0"][algo].settings else {}
+    if "learning_starts" in sb3.PRESETS["BitGroupHashing-v0"][algo].settings:
+        settings |= {"learning_starts": 32, "buffer_size": 200}
+    sizes: dict[str, Any] = {"steps": 128, "num_envs": 8, "evaluations": 2, "checkpoints": 4, "holdout": 0.2}
+    return sb3.Args(algo=algo, **{"settings": settings} | sizes | CODE | changes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "algo"),
+    [
+        *(("pixels", algo) for algo in ("ppo", "trpo", "recurrent_ppo", "maskable_ppo", "dqn", "qrdqn", "sac", "td3")),
+        *(("views", algo) for algo in ("ppo", "a2c", "tqc")),
+    ],
+)
+def test_algorithms_of_stable_baselines3_train_the_backbone_and_are_saved(kind: str, algo: str, tmp_path: Path) -> None:
+    dataset = small(kind)
+    model = sb3.train(dataset, small_sb3(algo), out=tmp_path, progress=False)
+    policy = sb3.load(tmp_path / "policy.pt", "cpu")
+    codes = hashgym.encode(model, dataset.features, **CODE)
+    np.testing.assert_array_equal(hashgym.encode(policy, dataset.features, **CODE), codes)
+    assert compare(tmp_path / "policy.onnx", codes, dataset.features.reshape(90, -1).astype(np.float32)).exact
+    backbones = [module.backbone for module in model.policy.modules() if isinstance(module, BackboneExtractor)]
+    optimizers = [getattr(model.policy, "optimizer", None), getattr(getattr(model, "actor", None), "optimizer", None)]
+    trained = {id(p) for each in optimizers if each for group in each.param_groups for p in group["params"]}
+    assert any(id(p) in trained for backbone in backbones for p in backbone.parameters())
+
+
+def test_a_killed_run_of_stable_baselines3_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    args, save = small_sb3("ppo"), checkpoint.save
+    whole = sb3.train(small("pixels"), args, progress=False)
+
+    def save_and_die(content: dict[str, Any], path: Path) -> None:
+        save(content, path)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save", save_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            sb3.train(small("pixels"), args, out=tmp_path, progress=False)
+    resumed = sb3.train(small("pixels"), args, out=tmp_path, resume=True, progress=False)
+    assert_equal_weights(resumed.policy, whole.policy)
+
+
+def test_what_stable_baselines3_cannot_train_from_maps() -> None:
+    for arguments, message in (
+        ({"algo": "crossq"}, "crossq on BitGroupHashing-v0 takes feature vectors, .* such as ppo"),
+        ({"algo": "ppo", "input_dropout": 0.5}, "input_dropout drops features of vectors"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sb3.train(small("pixels"), small_sb3(**arguments), progress=False)  # type: ignore[arg-type]
+    with pytest.raises(data.DataError, match="pixels for a network that is trained, which have no regions"):
+        sb3.main(sb3.Main(sb3.Args(env="RegionKeep-v0"), dataset="digits-pixels"))
+
+
+def test_ppo_learns_from_pixels() -> None:
+    dataset = data.load("digits-pixels")
+    args = sb3.Args(bits=8, group_bits=8, num_envs=64, steps=6_000, settings={"batch_size": 128}, holdout=0)
+    before = sb3.train(dataset, dataclasses.replace(args, steps=64, settings={"n_epochs": 1}), progress=False)
+    scores = [sb3.measure(m, args, dataset)[0].map for m in (before, sb3.train(dataset, args, progress=False))]
+    assert scores[1] > scores[0] + 0.1
