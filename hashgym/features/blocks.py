@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hashgym.checks import is_integer
 from hashgym.features.backbone import Backbone, Network, Preprocess, check_size
-from hashgym.features.runtimes import compile_network, pictures_to_features
+from hashgym.features.runtimes import check_runtime, compile_network, pictures_to_features
 
 __all__ = ["BlockNetwork", "Pretrained", "Quarters"]
 
@@ -125,8 +125,7 @@ class Pretrained:
         shape = self._check_shape(body, side, cut)
         run: Network
         if cut == 0:
-            if device not in ("auto", "cpu") or runtime != "auto":
-                raise ValueError("pixels, which cut 0 gives, need neither a device nor a runtime: leave them out")
+            check_runtime(runtime, device)
             run, chosen = _Pixels(side), "numpy"
         else:
             run, chosen = compile_network(body, mean=self.mean, std=self.std, size=side, device=device, runtime=runtime)
