@@ -181,11 +181,12 @@ def test_the_shape_of_images_is_checked(tmp_path):
         load_encoder(path).encode(x)
 
 
-def test_pixels_of_any_side_are_exported(tmp_path):
-    """Maps of odd sides, 3 x 3 after the last convolution, are pooled as well."""
+@pytest.mark.parametrize("backbone", ["convnet", "convnet@14"])
+def test_pixels_of_any_side_are_exported(backbone, tmp_path):
+    """Also maps of odd sides after the last convolution, 3 x 3 and 4 x 4 here, and pixels that are resized."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (12, 3, 10, 10), np.uint8)
-    settings = {"bits": 4, "hidden": 0, "updates": 2, "batch_size": 8, "backbone": "convnet", "device": "cpu"}
+    settings = {"bits": 4, "hidden": 0, "updates": 2, "batch_size": 8, "backbone": backbone, "device": "cpu"}
     hasher = hashers.make("csq", **settings).fit(images, np.arange(12) % 2)
     path = tmp_path / "e.onnx"
     write.write(path, hasher_head(hasher), dim=300, image_shape=(3, 10, 10), bits=4, source={})
