@@ -202,7 +202,7 @@ class DeepHasher(Hasher):
         backbone = copy.deepcopy(self._trained_backbone()).cpu()
         layers = copy.copy(self)
         layers.backbone = None
-        del layers.backbone_state_, layers._backbone
+        del layers.backbone_state_
         return nn.Sequential(backbone, Transform(layers))
 
     def _check_images(self, X: ArrayLike, *, views: bool) -> Features:
@@ -232,6 +232,10 @@ class DeepHasher(Hasher):
         assert self.backbone is not None
         options: dict[str, Any] = {"weights": self.backbone_weights, "pretrained": pretrained}
         return TrainableBackbone(self.backbone, image_shape, augment=self.augment, **options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the attributes for copies and pickles, in which the network is rebuilt: it may be on a GPU."""
+        return {name: value for name, value in vars(self).items() if name != "_backbone"}
 
     def _trained_backbone(self) -> TrainableBackbone:
         """Return the trained backbone in evaluation mode; it is rebuilt from its weights where they were loaded."""
