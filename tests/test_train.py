@@ -44,6 +44,8 @@ def test_an_agent_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["--dataset", "digits", "itq"], "write `hashgym train NAME --dataset ...`"),
         (["itq", "--dataset", "nowhere"], "nowhere"),
         (["itq", "--out", "HERE"], "HERE"),
+        (["lsh", "--dataset", "digits-pixels"], "LSH takes feature vectors"),
+        (["csq", "--dataset", "digits-pixels", "--backbone", "convnt"], "did you mean 'convnet'"),
         (["drlih", "--variant", "lstn"], "did you mean 'lstm'"),
     ],
 )

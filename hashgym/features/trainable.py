@@ -15,7 +15,7 @@ from hashgym.data import HashingDataset
 from hashgym.features import load_network
 from hashgym.features.torchvision_compat import import_torchvision
 
-__all__ = ["AUGMENTATIONS", "TrainableBackbone", "augmentation", "parse", "spec_of"]
+__all__ = ["AUGMENTATIONS", "TrainableBackbone", "augmentation", "check_cut", "parse", "spec_of"]
 
 AUGMENTATIONS = ("crop-flip", "none")
 """Names of augmentations of pixels, see :func:`augmentation`."""
@@ -176,6 +176,13 @@ class TrainableBackbone(nn.Module):
                 tensor.copy_(torch.from_numpy(part).reshape(tensor.shape))
 
 
+def check_cut(dataset: HashingDataset, spec: str) -> None:
+    """Raise ValueError for a backbone that is not the one that a dataset's activations name."""
+    backbone = dataset.provenance.get("backbone") or {}
+    if backbone.get("cut") and spec != (own := f"{backbone['name']}:{backbone['cut']}"):
+        raise ValueError(f"the images of {dataset.name!r} are activations for the backbone {own}, got {spec!r}")
+
+
 def spec_of(dataset: HashingDataset, given: str | None = None, weights: str | None = None) -> str | None:
     """Return the backbone that takes the images of a dataset, as :func:`parse` reads it; None for vectors.
 
@@ -199,9 +206,8 @@ def spec_of(dataset: HashingDataset, given: str | None = None, weights: str | No
         return None
     backbone = dataset.provenance.get("backbone") or {}
     if backbone.get("cut"):
-        own = f"{backbone['name']}:{backbone['cut']}"
-        if given not in (None, own):
-            raise ValueError(f"the images of {dataset.name!r} are activations for the backbone {own}, got {given!r}")
+        if given is not None:
+            check_cut(dataset, given)
         loaded = load_network(backbone["name"], weights)
         digest = backbone.get("digest", loaded.digest)
         if digest != loaded.digest:
@@ -210,7 +216,7 @@ def spec_of(dataset: HashingDataset, given: str | None = None, weights: str | No
                 f"({backbone.get('weights')}, SHA-256 {digest[:12]}) than those given here ({loaded.weights}, "
                 f"{loaded.digest[:12]}): give their file as backbone_weights"
             )
-        return own
+        return f"{backbone['name']}:{backbone['cut']}"
     if given is not None:
         return given
     if "name" not in backbone or "cut" not in backbone:

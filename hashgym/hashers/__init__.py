@@ -125,6 +125,10 @@ def fitted(source: str | Path | Hasher, dataset: HashingDataset, **settings: Any
             f"the hasher was fitted on {hasher.n_features_in_} features, images of {dataset.name!r} have "
             f"{dataset.dim}: fit it on features of the same backbone"
         )
+    if dataset.has_maps:
+        from hashgym.features.trainable import check_cut
+
+        check_cut(dataset, hasher.get_params()["backbone"])
     return hasher
 
 

@@ -305,6 +305,9 @@ def test_a_dataset_of_maps_rejects_what_cannot_read_it(tmp_path):
     fitted = make(kind="pixels").fit(PIXELS, LABELS)
     with pytest.raises(ValueError, match=r"fitted on images of shape \(3, 8, 8\), those of 'maps' .* \(64, 2, 2\)"):
         hashers.fitted(fitted, cached)
+    deeper = dataset(VIEWS[:, 0], name="tiny", cut=1, digest=tiny.DIGEST)  # of the same shape
+    with pytest.raises(ValueError, match="are activations for the backbone tiny:1, got 'tiny:2'"):
+        hashers.fitted(make().fit(VIEWS, LABELS), deeper)
     vectors = hashers.make("lsh", bits=4).fit(VIEWS[:, 0].reshape(N, -1).astype(np.float32))
     with pytest.raises(ValueError, match=r"fitted on images of shape \(256,\), those of 'maps'"):
         hashers.fitted(vectors, cached)
