@@ -130,17 +130,26 @@ def load_checkpoint(out: Path | None, args: CommonArgs, resume: bool) -> dict[st
     return checkpoint
 
 
-def check_data(checkpoint: dict[str, Any], dataset: HashingDataset) -> None:
-    """Raise ValueError if a checkpoint was made on other data."""
-    if checkpoint["data"] != fingerprint(dataset):
+def check_data(checkpoint: dict[str, Any], data: str) -> None:
+    """Raise ValueError if a checkpoint was made on other data than those with this :func:`fingerprint`."""
+    if checkpoint["data"] != data:
         raise ValueError("the checkpoint was made on other data; give the dataset it was trained on, or another --out")
 
 
 def fingerprint(dataset: HashingDataset) -> str:
-    """Return a digest of the training images' indices, labels and features, which tells data apart."""
-    digest = hashlib.sha256(dataset.train.tobytes())
-    digest.update(dataset.labels[dataset.train].tobytes())
-    digest.update(np.ascontiguousarray(dataset.training_images).data)
+    """Return a digest of the training images' indices, labels and features, or views, which tells data apart.
+
+    All of them are read, a part at a time: compute it once for a run.
+    """
+    train, digest = dataset.train, hashlib.sha256(dataset.train.tobytes())
+    digest.update(dataset.labels[train].tobytes())
+    images, rows = dataset.features, train
+    if dataset.views is not None and dataset.viewed is not None:
+        order = np.argsort(dataset.viewed)
+        images, rows = dataset.views, order[np.searchsorted(dataset.viewed, train, sorter=order)]
+    at_once = max(1, (1 << 26) // images[0].nbytes)
+    for start in range(0, len(rows), at_once):
+        digest.update(np.ascontiguousarray(images[rows[start : start + at_once]]).data)
     return digest.hexdigest()
 
 

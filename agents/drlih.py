@@ -15,13 +15,16 @@ Peng, Zhang and Ye, "Deep Reinforcement Learning for Image Hashing", 2018. A var
 * ``gru`` and ``lstm``: the ordinary recurrent policy gradient, which needs only the value of a reward: REINFORCE on
   reward-to-go with a learned baseline, trained in one call of the cell over all groups.
 
+On a dataset of activations or pixels a variant owns a backbone, the rest of the network after them, and trains it too::
+
+    python -m agents.drlih --dataset digits-pixels --updates 300 --out runs/pixels
+
 The file reads from top to bottom: arguments, networks, losses, variants, and one update (:meth:`Run.rollout`,
 :meth:`Run.update`).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -45,7 +48,7 @@ from hashgym.data import HashingDataset
 from hashgym.device import resolve_device
 from hashgym.encoders.heads import GroupsHead
 from hashgym.envs.bit_group_hashing import DEFAULT_GROUP_BITS
-from hashgym.features.trainable import TrainableBackbone, spec_of
+from hashgym.features.trainable import AUGMENTATIONS, TrainableBackbone
 from hashgym.hashers.noseq import triplet_ranking_loss
 from hashgym.retrieval import metrics
 from hashgym.terminal import command_line
@@ -69,9 +72,9 @@ __all__ = [
     "credit_loss",
     "load",
     "main",
+    "parameter_groups",
     "reinforce_loss",
     "released_loss",
-    "resolved",
     "reward_to_go",
     "train",
     "triplet_reward",
@@ -111,9 +114,11 @@ class Args(RunArgs):
     weight_decay: float = 1e-4
     """L2 penalty on the weights, in the gradient"""
     backbone: str | None = None
-    """network that is trained with the policy: NAME:CUT for activations, NAME for pixels; by default the images' own"""
+    """network trained with the policy: NAME:CUT for activations, NAME for pixels; the dataset's own if left out"""
     backbone_learning_rate: float = 5e-4
     """Adam's for the backbone, at the start of the same cosine"""
+    backbone_weights: str | None = None
+    """file of the backbone's pretrained weights; by default its own"""
     augment: str = "crop-flip"
     """how pixels are augmented in training: crop-flip, or none"""
     group_weight: float = 0.0
@@ -130,6 +135,9 @@ class Args(RunArgs):
         self.check_positive("bits", "group_bits", "hidden", "rnn_hidden", "learning_rate", "backbone_learning_rate")
         object.__setattr__(self, "group_bits", min(self.group_bits, self.bits))
         self.check_fraction("dropout", "input_dropout")
+        if self.augment not in AUGMENTATIONS:
+            known, close = ", ".join(AUGMENTATIONS), closest(self.augment, AUGMENTATIONS)
+            raise ValueError(f"augment must be one of {known}, got {self.augment!r}{close}")
         for name in ("value_weight", "entropy_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)}")
@@ -139,8 +147,13 @@ class Args(RunArgs):
 class Policy(nn.Module):
     """A stochastic policy over groups of bits: given the image and the bits so far, a group's bits are independent.
 
-    Subclasses implement :meth:`initial_state`, computed once for an image, and :meth:`step`, the logits of a group.
-    They read features; with a backbone, which is trained with the policy, images are activations or pixels.
+    Subclasses implement :meth:`initial_state`, computed once for an image from its features, and :meth:`step`, the
+    logits of a group.
+
+    Attributes:
+        dim: D, the number of features.
+        backbone: images (n, C, H, W) -> features (n, D), trained with the policy; None if images are feature vectors.
+        groups: the first bit and the end of each group.
     """
 
     def __init__(self, dim: int, args: Args) -> None:
@@ -152,12 +165,17 @@ class Policy(nn.Module):
         ]
 
     def initial_state(self, image: Tensor) -> State:
-        """Return the state at the start of an episode, from images (n, D)."""
+        """Return the state at the start of an episode, from features (n, D)."""
         raise NotImplementedError
 
     def step(self, state: State, code: Tensor, group: int) -> tuple[Tensor, State]:
         """Return logits (n, bits of the group) and the next state; code (n, q) is -1, +1, and 0 where unset."""
         raise NotImplementedError
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of an image: (D,), or (C, H, W) with a backbone."""
+        return (self.dim,) if self.backbone is None else self.backbone.image_shape
 
     def begin(self, image: Tensor) -> State:
         """Return the state at the start of an episode, from images (n, D), or (n, C, H, W) with a backbone."""
@@ -185,7 +203,12 @@ class Policy(nn.Module):
 
         Returns:
             Bits int8 (n, group_bits), 0 for the surplus bits of a short group; and the next state.
+
+        Raises:
+            ValueError: for images of another shape than the policy was trained on.
         """
+        if (shape := tuple(observation["image"].shape[1:])) != self.image_shape:
+            raise ValueError(f"the policy was trained on images of shape {self.image_shape}, got {shape}")
         device = next(self.parameters()).device
         image, code = (torch.as_tensor(observation[key]).to(device) for key in ("image", "code"))
         mode = self.training
@@ -511,28 +534,33 @@ PRESETS = {name: Args(variant=name, **variant.defaults) for name, variant in VAR
 """The default arguments of each variant."""
 
 
-def resolved(args: Args, dataset: HashingDataset) -> Args:
-    """Return the arguments with the backbone of the dataset's images, where none is given.
-
-    Raises:
-        ValueError: if the images are activations or pixels, and the dataset does not name their backbone.
-    """
-    return args if args.backbone else dataclasses.replace(args, backbone=spec_of(dataset))
-
-
-def build(image_shape: tuple[int, ...], args: Args) -> Policy:
+def build(image_shape: tuple[int, ...], args: Args, *, pretrained: bool = True) -> Policy:
     """Return a new policy for images of this shape: (D,), or (C, H, W) with a backbone.
+
+    With ``pretrained=False`` the weights of its backbone are not read, since they are loaded into the policy.
 
     Raises:
         ValueError: for images that the backbone does not take.
+        DataError: if the weights of the backbone are missing or damaged.
     """
     network = VARIANTS[args.variant].network
     if args.backbone is None:
         return network(image_shape[0], args)
-    backbone = TrainableBackbone(args.backbone, image_shape, augment=args.augment)
+    options: dict[str, Any] = {"weights": args.backbone_weights, "pretrained": pretrained}
+    backbone = TrainableBackbone(args.backbone, image_shape, augment=args.augment, **options)
     policy = network(backbone.dim, args)
     policy.backbone = backbone
     return policy
+
+
+def parameter_groups(policy: Policy, args: Args) -> list[dict[str, Any]]:
+    """Return the weights of the head and of the backbone, each with its learning rate at the start, for Adam."""
+    head = [p for name, p in policy.named_parameters() if not name.startswith("backbone.")]
+    groups: list[dict[str, Any]] = [{"params": head, "lr": args.learning_rate}]
+    if policy.backbone is not None:
+        backbone = [p for p in policy.backbone.parameters() if p.requires_grad]
+        groups.append({"params": backbone, "lr": args.backbone_learning_rate})
+    return groups
 
 
 class Run(training.Run):
@@ -543,12 +571,8 @@ class Run(training.Run):
 
     def __init__(self, policy: Policy, dataset: HashingDataset, held_out: NDArray[np.int64], args: Args) -> None:
         self.variant, self.held_out = VARIANTS[args.variant], held_out
-        backbone = [] if policy.backbone is None else [p for p in policy.backbone.parameters() if p.requires_grad]
-        head = [p for name, p in policy.named_parameters() if not name.startswith("backbone.")]
-        groups, self.learning_rates = [{"params": head}], [args.learning_rate]
-        if backbone:
-            groups.append({"params": backbone})
-            self.learning_rates.append(args.backbone_learning_rate)
+        groups = parameter_groups(policy, args)
+        self.learning_rates = [group["lr"] for group in groups]
         optimizer = torch.optim.Adam(groups, weight_decay=args.weight_decay, fused=True)
         task = {"bits": args.bits, "group_bits": args.group_bits, **self.variant.reward(args)}
         envs: Any = gym.make_vec("BitGroupHashing-v0", num_envs=args.num_envs, dataset=dataset, **task)
@@ -594,8 +618,9 @@ class Run(training.Run):
         """Make one update: a rollout, the variant's loss, a gradient step. Returns scalars to log."""
         start_time = time.perf_counter()
         args, optimizer = self.args, self.optimizer
-        for param_group, learning_rate in zip(optimizer.param_groups, self.learning_rates, strict=True):
-            param_group["lr"] = learning_rate * (1 + math.cos(math.pi * self.num_updates / args.updates)) / 2
+        cosine = (1 + math.cos(math.pi * self.num_updates / args.updates)) / 2
+        for group, learning_rate in zip(optimizer.param_groups, self.learning_rates, strict=True):
+            group["lr"] = learning_rate * cosine
 
         rollout = self.rollout()
         loss = self.variant.loss(rollout, args)
@@ -626,9 +651,9 @@ class Run(training.Run):
         """
         if len(self.held_out) < 2:
             return {}
-        features, labels = self.dataset.features[self.held_out], self.dataset.labels[self.held_out]
-        bits = hashgym.encode(self.policy, features, bits=self.args.bits, group_bits=self.args.group_bits)
-        scores = training.retrieval_among(CodeSets.of(bits), labels)
+        code = {"bits": self.args.bits, "group_bits": self.args.group_bits}
+        bits = training.encode(self.policy, self.dataset, self.held_out, **code)
+        scores = training.retrieval_among(CodeSets.of(bits), self.dataset.labels[self.held_out])
         return {"retrieval/held_out_map": scores.get("retrieval/held_out_map", math.nan)}
 
 
@@ -639,7 +664,8 @@ def train(
     """Train a policy on the training images of a dataset.
 
     Args:
-        dataset: standardised features do best (``HashingDataset.standardized``).
+        dataset: feature vectors, which do best standardised (``HashingDataset.standardized``), or activations or
+            pixels, from which a backbone is trained as well.
         args: arguments of the run.
         out: folder for ``checkpoint.pt``, TensorBoard's files, and at the end ``policy.pt`` and the encoder
             ``policy.onnx``; None writes nothing.
@@ -651,10 +677,11 @@ def train(
 
     Raises:
         ValueError: if ``out`` holds a run and ``resume`` is false, or one with other arguments; for arguments or data
-            that the environment rejects; if another process is training into ``out``.
+            that the environment rejects; for a backbone that does not take the images; if another process is training
+            into ``out``.
         DiskFullError: if a file does not fit on the disk; the last checkpoint is complete.
     """
-    args = resolved(args, dataset)
+    args = training.with_backbone(args, dataset)
     checkpoint = files.load_checkpoint(out, args, resume)
     device = resolve_device(args.device)
     learning, held_out = training.split(dataset, args)
@@ -677,7 +704,7 @@ def load(path: Path, device: str = "auto") -> Policy:
         ValueError: if the file is missing, corrupt, or no policy of this agent.
     """
     saved, args = files.load_policy(path, Args)
-    policy = build(tuple(saved.get("image_shape", [saved["dim"]])), args)
+    policy = build(tuple(saved.get("image_shape", [saved["dim"]])), args, pretrained=False)
     policy.load_state_dict(saved["weights"])
     return policy.to(resolve_device(device)).eval()
 
@@ -706,19 +733,18 @@ def main(run: Main) -> metrics.RetrievalResult:
     with training.interruptible(run.out):
         dataset = data.load(run.dataset).standardized()
         metrics.check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
+        args = training.with_backbone(run.args, dataset)
         with files.hold_folder(run.out):
-            files.load_checkpoint(
-                run.out, resolved(run.args, dataset), run.resume
-            )  # rejects the folder before anything is printed
+            files.load_checkpoint(run.out, args, run.resume)  # rejects the folder before anything is printed
             training.warn_unsaved(run.out)
             start_time = time.perf_counter()
-            policy = train(dataset, run.args, out=run.out, resume=run.resume)
+            policy = train(dataset, args, out=run.out, resume=run.resume)
             seconds = time.perf_counter() - start_time
         query, database = dataset.query, dataset.database
-        codes = hashgym.encode(policy, dataset.features, bits=run.args.bits, group_bits=run.args.group_bits)
+        codes = hashgym.encode(policy, dataset.features, bits=args.bits, group_bits=args.group_bits)
         result = metrics.evaluate(codes[query], dataset.labels[query], codes[database], dataset.labels[database])
         console.say(
-            f"{run.args.variant}, {run.args.bits} bits on {dataset.name}: mAP {result.map:.4f} "
+            f"{args.variant}, {args.bits} bits on {dataset.name}: mAP {result.map:.4f} "
             f"(ties {result.map_pessimistic:.4f} to {result.map_optimistic:.4f}), "
             f"precision within radius 2 {result.precision_within:.4f}, trained in {seconds:.1f} s"
         )

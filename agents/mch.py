@@ -376,6 +376,7 @@ def train(
             the environment rejects; if another process is training into ``out``.
         DiskFullError: if a file does not fit on the disk; the last checkpoint is complete.
     """
+    dataset.require("train_regions")
     checkpoint = files.load_checkpoint(out, args, resume)
     device = resolve_device(args.device)
     learning, held_out = training.split(dataset, args)

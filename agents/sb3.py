@@ -36,7 +36,7 @@ from hashgym.envs.bit_group_hashing import HashingTask
 from hashgym.envs.region_keep import RegionKeepTask
 from hashgym.hashers import Hasher
 from hashgym.hashers.threads import largest_product, limit_threads
-from hashgym.integrations.sb3 import HashVecEnv
+from hashgym.integrations.sb3 import BackboneExtractor, HashVecEnv
 from hashgym.optional import require
 from hashgym.retrieval import metrics
 from hashgym.terminal import command_line
@@ -95,7 +95,7 @@ def make_model(envs: VecEnv, args: Args) -> BaseAlgorithm:
         return preset.algorithm(
             preset.policy_class,
             envs,
-            policy_kwargs=dict(preset.policy_kwargs),
+            policy_kwargs=args.policy_kwargs,
             seed=args.seed,
             device=resolve_device(args.device),
             **settings | {"learning_rate": LinearSchedule(settings["learning_rate"], 0.0, 1.0)},
@@ -120,7 +120,8 @@ def train(
     RegionKeep-v0 the highest reward on them, is kept.
 
     Args:
-        dataset: standardised features do best (``HashingDataset.standardized``).
+        dataset: feature vectors, which do best standardised (``HashingDataset.standardized``), or for
+            BitGroupHashing-v0 activations or pixels, from which a backbone is trained as well.
         args: arguments of the run.
         base: the fitted base hasher, for RegionKeep-v0.
         out: folder for ``base.npz``, ``checkpoint.pt``, TensorBoard's files, and at the end ``policy.pt`` and the
@@ -138,12 +139,14 @@ def train(
     """
     if (base is None) != (args.env == "BitGroupHashing-v0"):
         raise ValueError("RegionKeep-v0 needs base=, a fitted hasher, and BitGroupHashing-v0 none")
+    args = _resolved(args, dataset)
     checkpoint = files.load_checkpoint(out, args, resume)
     learning, held_out = training.split(dataset, args)
     with training.seed_everything(args.seed, resolve_device(args.device)):
         if base is not None and out is not None and not resume:
             mch.save_base(base, out)
         model = make_model(make_envs(learning, args, base), args)
+        BackboneExtractor.measure(model.policy, learning)
         model.set_logger(configure(None if out is None else str(out), [] if out is None else ["tensorboard"]))
         callback = TrainingCallback(args, dataset, held_out, base, out, progress)
         if checkpoint is not None:
@@ -158,7 +161,9 @@ def train(
             )
     if out is not None:
         bits = args.bits if base is None else base.bits
-        files.save(files.policy_payload(model.policy, dataset, args, dim=dataset.dim, bits=bits), out / "policy.pt")
+        image = {"image_shape": list(dataset.image_shape), "image_type": dataset.features.dtype.name}
+        payload = files.policy_payload(model.policy, dataset, args, dim=dataset.dim, bits=bits, **image)
+        files.save(payload, out / "policy.pt")
         # Loaded from the file, because the trained policy may hold tensors of its last update, which cannot be copied.
         greedy, path = Greedy(load(out / "policy.pt", "cpu")), out / "policy.onnx"
         if base is None:
@@ -171,6 +176,14 @@ def train(
     return model
 
 
+def _resolved(args: Args, dataset: HashingDataset) -> Args:
+    """Return the arguments with the backbone of the dataset's images; DataError if the environment has none."""
+    if args.env == "RegionKeep-v0":
+        dataset.require("train_regions")
+        return args
+    return training.with_backbone(args, dataset)
+
+
 def load(path: Path, device: str = "auto") -> BasePolicy:
     """Load the ``policy.pt`` of a finished run; it encodes as the policy that was saved, to the last bit.
 
@@ -180,13 +193,14 @@ def load(path: Path, device: str = "auto") -> BasePolicy:
     saved, args = files.load_policy(path, Args)
     if args.env == "BitGroupHashing-v0":
         task = HashingTask(bits=saved["bits"], group_bits=args.group_bits, action=args.preset.action)
-        observation_space: Any = task.observation_space(saved["dim"])
+        image = tuple(saved.get("image_shape", [saved["dim"]])), saved.get("image_type", "float32")
+        observation_space: Any = task.observation_space(*image)
         action = task.action_space()
     else:
         observation_space, action = RegionKeepTask().observation_space(saved["dim"], saved["bits"]), spaces.Discrete(2)
     if args.algo == "crossq":
         observation_space = Flat.space(observation_space)
-    policy = args.preset.policy_class(observation_space, action, lambda _: 0.0, **args.preset.policy_kwargs)
+    policy = args.preset.policy_class(observation_space, action, lambda _: 0.0, **args.policy_kwargs)
     policy.load_state_dict(saved["weights"])
     policy.set_training_mode(False)
     return policy.to(resolve_device(device))
@@ -214,13 +228,15 @@ def command(argv: Sequence[str] | None = None, prog: str | None = None) -> Main:
 
 def main(run: Main) -> metrics.RetrievalResult:
     """Train, encode queries and database, and print the retrieval metrics."""
-    args, base = run.args, None
+    args: Args = run.args
+    base: Hasher | None = None
     with_regions = args.env == "RegionKeep-v0"
     with training.interruptible(run.out):
         dataset = data.load(run.dataset or ("digit-scenes" if with_regions else "digits")).standardized()
         metrics.check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
+        args = _resolved(args, dataset)
         if with_regions:
-            dataset.require("train_regions", "regions")
+            dataset.require("regions")
         with files.hold_folder(run.out):
             files.load_checkpoint(run.out, args, run.resume)  # before the base is fitted
             if with_regions:

@@ -33,8 +33,7 @@ def encode(
 ) -> CodeSets:
     """Return codes of some images of a dataset: one each, on RegionKeep-v0 also those of the kept regions."""
     if base is None:
-        bits = hashgym.encode(policy, dataset.features[rows], bits=args.bits, group_bits=args.group_bits)
-        return CodeSets.of(bits)
+        return CodeSets.of(training.encode(policy, dataset, rows, bits=args.bits, group_bits=args.group_bits))
     regions = None if dataset.regions is None else dataset.regions[rows]
     return hashgym.encode_regions(policy, base, dataset.features[rows], regions)
 
@@ -135,11 +134,15 @@ class TrainingCallback(BaseCallback):
     def _evaluation_envs(self) -> Any:
         return gym.make_vec("RegionKeep-v0", num_envs=len(self.held_out), dataset=self.dataset, base=self.base)
 
+    @cached_property
+    def _fingerprint(self) -> str:
+        return files.fingerprint(self.dataset)
+
     def checkpoint(self) -> dict[str, Any]:
         """Return everything that decides how the run continues."""
         own = {"best": self.best, "weights": self.weights, "marks": self.marks}
-        data = files.fingerprint(self.dataset)
-        return {"args": as_json(self.args), "data": data, **sb3_checkpoint.get_state(self.model), "watch": own}
+        run = {"args": as_json(self.args), "data": self._fingerprint}
+        return run | sb3_checkpoint.get_state(self.model) | {"watch": own}
 
     def restore(self, model: Any, checkpoint: dict[str, Any]) -> None:
         """Continue from a checkpoint.
@@ -147,6 +150,6 @@ class TrainingCallback(BaseCallback):
         Raises:
             ValueError: if it was made on other data.
         """
-        files.check_data(checkpoint, self.dataset)
+        files.check_data(checkpoint, self._fingerprint)
         sb3_checkpoint.set_state(model, checkpoint)
         self.best, self.weights, self.marks = (checkpoint["watch"][key] for key in ("best", "weights", "marks"))

@@ -12,6 +12,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 
 from hashgym.checks import closest
+from hashgym.integrations.sb3 import BackboneExtractor
 
 from .arguments import CommonArgs, Name
 from .sb3_policies import FlatCrossQPolicy, ImageAndCode, MultiBinaryLstmPolicy
@@ -136,6 +137,8 @@ class Args(CommonArgs):
     """environments that are stepped together, each with one image of the batch"""
     input_dropout: float = -1.0
     """fraction of the features dropped in each episode while training"""
+    backbone: str | None = None
+    """network trained with the policy: NAME:CUT for activations, NAME for pixels; the dataset's own if left out"""
     settings: dict[str, int | float] = field(default_factory=dict)
     """arguments of the algorithm's constructor, such as `learning_rate 3e-4 n_epochs 10`"""
     evaluations: int = 20
@@ -158,9 +161,29 @@ class Args(CommonArgs):
         object.__setattr__(self, "group_bits", min(self.group_bits, self.bits))
         self.check_positive("steps", "num_envs", "bits", "group_bits", "evaluations", "checkpoints")
         self.check_fraction("input_dropout")
+        if self.backbone is not None:
+            self._check_backbone()
         super().__post_init__()
+
+    def _check_backbone(self) -> None:
+        if self.env != "BitGroupHashing-v0" or self.policy_kwargs.get("features_extractor_class") is None:
+            raise ValueError(
+                f"{self.algo} on {self.env} takes feature vectors, not activations or pixels: choose another algorithm "
+                "on BitGroupHashing-v0, such as ppo"
+            )
+        if self.input_dropout:
+            raise ValueError("input_dropout drops features of vectors: leave it out for activations and pixels")
 
     @property
     def preset(self) -> Preset:
         """The preset of the algorithm on the environment."""
         return PRESETS[self.env][self.algo]
+
+    @property
+    def policy_kwargs(self) -> dict[str, Any]:
+        """Arguments of the policy: the preset's, and the features extractor of the backbone if there is one."""
+        network = dict(self.preset.policy_kwargs)
+        if self.backbone is None or "features_extractor_class" not in network:
+            return network
+        extractor = {"features_extractor_kwargs": {"backbone": self.backbone}}
+        return network | {"features_extractor_class": BackboneExtractor} | extractor

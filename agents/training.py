@@ -6,8 +6,9 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,10 +17,12 @@ from rich.progress import TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
+import hashgym
 from hashgym import codes, console
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
 from hashgym.device import explain_out_of_memory
+from hashgym.features.trainable import spec_of
 from hashgym.hashers.threads import largest_product, limit_threads
 from hashgym.retrieval import kernels
 from hashgym.terminal import STOPPED
@@ -29,6 +32,7 @@ from .arguments import CommonArgs, RunArgs, as_json
 
 __all__ = [
     "Run",
+    "encode",
     "interruptible",
     "progress_bar",
     "retrieval_among",
@@ -36,7 +40,11 @@ __all__ = [
     "split",
     "train_loop",
     "warn_unsaved",
+    "with_backbone",
 ]
+
+AT_ONCE = 4096, 64  # vectors, and activations or pictures, that are read into memory at once to be encoded
+A = TypeVar("A", bound=CommonArgs)
 
 
 class Run(ABC):
@@ -69,7 +77,7 @@ class Run(ABC):
         """Return everything that decides how the run continues."""
         return {
             "args": as_json(self.args),
-            "data": files.fingerprint(self.dataset),
+            "data": self._fingerprint,
             "update": self.num_updates,
             "policy": self.policy.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -84,7 +92,7 @@ class Run(ABC):
         Raises:
             ValueError: if it was made on other data.
         """
-        files.check_data(checkpoint, self.dataset)
+        files.check_data(checkpoint, self._fingerprint)
         self.num_updates = checkpoint["update"]
         self.policy.load_state_dict(checkpoint["policy"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
@@ -92,6 +100,10 @@ class Run(ABC):
         torch.set_rng_state(checkpoint["generator"])
         if checkpoint["device_generator"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(checkpoint["device_generator"], self.device)
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return files.fingerprint(self.dataset)
 
     def images(self, array: NDArray[Any]) -> Tensor:
         """Return observed images on the run's device: float32, or uint8 for pixels."""
@@ -124,6 +136,28 @@ def train_loop(run: Run, title: str, *, out: Path | None, checkpoint: dict[str, 
             if out is not None and (last or run.num_updates % args.checkpoint_every == 0):
                 files.save(run.checkpoint(), out / "checkpoint.pt")
             bar.update(task, completed=run.num_updates)
+
+
+def with_backbone(args: A, dataset: HashingDataset) -> A:
+    """Return the arguments of an agent with the backbone of the dataset's images, where ``backbone`` is None.
+
+    Raises:
+        ValueError: as :func:`hashgym.features.trainable.spec_of`.
+    """
+    weights: str | None = getattr(args, "backbone_weights", None)
+    named: dict[str, Any] = {"backbone": spec_of(dataset, args.backbone, weights)}  # type: ignore[attr-defined]
+    return dataclasses.replace(args, **named)
+
+
+def encode(
+    policy: Any, dataset: HashingDataset, rows: NDArray[np.int64], *, bits: int, group_bits: int
+) -> NDArray[np.bool_]:
+    """Return the codes of some images of a dataset, bool (n, bits), reading a part of them into memory at a time."""
+    at_once, encoded = AT_ONCE[dataset.has_maps], np.zeros((len(rows), bits), np.bool_)
+    for start in range(0, len(rows), at_once):
+        block = slice(start, start + at_once)
+        encoded[block] = hashgym.encode(policy, dataset.features[rows[block]], bits=bits, group_bits=group_bits)
+    return encoded
 
 
 def split(dataset: HashingDataset, args: CommonArgs) -> tuple[HashingDataset, NDArray[np.int64]]:

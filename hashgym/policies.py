@@ -76,8 +76,8 @@ def encode(
         image = features[start : start + batch_size]
         if features.ndim == 4:
             _check_finite(image, start)
-        if features.ndim == 2 or image.dtype != np.uint8:
-            image = image.astype(np.float32, copy=False)
+        dtype = np.uint8 if features.ndim == 4 and features.dtype == np.uint8 else np.float32
+        image = image.astype(dtype, copy=not image.flags.writeable)  # torch takes only writable arrays
         encoded[start : start + batch_size] = _encode_batch(policy, image, bits, group_bits)
     return encoded
 

@@ -178,7 +178,8 @@ def test_wrong_arguments_exit_with_2(args, capsys):
 def test_lists(capsys):
     cli.main(["datasets"])
     output = capsys.readouterr().out
-    for name in ("digits", "digit-scenes", "cifar10", "mirflickr25k", "nuswide21", "coco", "folder:PATH", "list:FILE"):
+    embedded, read = ("digits", "digits-pixels", "digit-scenes"), ("cifar10", "mirflickr25k", "nuswide21", "coco")
+    for name in (*embedded, *read, "folder:PATH", "list:FILE"):
         assert re.search(rf"^{name}\b", output, re.MULTILINE)
     cli.main(["backbones"])
     output = capsys.readouterr().out

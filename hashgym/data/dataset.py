@@ -247,6 +247,13 @@ class HashingDataset:
                     raise DataError(f"the dataset {self.name!r} has no labels: {NO_LABELS}")
                 continue
             regions = getattr(self, key)
+            if self.has_maps:
+                raise DataError(
+                    f"the images of {self.name!r} are {'pixels' if self.features.dtype == np.uint8 else 'activations'} "
+                    "for a network that is trained, which have no regions: learn one code an image from them, with "
+                    "BitGroupHashing-v0, `hashgym train drlih` or a hasher with a backbone; for several codes extract "
+                    f"feature vectors with regions, {REGIONS_COMMAND}"
+                )
             if regions is None or not regions.shape[1]:
                 raise DataError(
                     f"the dataset {self.name!r} has no {key}: {REGIONS_COMMAND} extracts them, 'digit-scenes' has them"

@@ -145,8 +145,11 @@ _GENERIC = {
     "given": Rule("as given by the folders or lists train, test (and val, database)", None, None, 0, "part", False),
 }
 
+_DIGITS = {"digits": Rule("300 queries, 1,000 to train, database all but the queries", 300, 1_000, 1_797, "label")}
+
 RULES: Mapping[str, Mapping[str, Rule]] = {
-    "digits": {"digits": Rule("300 queries, 1,000 to train, database all but the queries", 300, 1_000, 1_797, "label")},
+    "digits": _DIGITS,
+    "digits-pixels": _DIGITS,
     "digit-scenes": {"digit-scenes": Rule("queries of digits that no other scene shows", None, None, 0, "part", False)},
     "cifar10": {
         "cifar10-1": Rule(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from abc import ABC, abstractmethod
 from dataclasses import replace
@@ -38,6 +39,9 @@ __all__ = [
     "task_property",
 ]
 
+GRID = 4  # cells on each side of a map, whose means make the first codes
+_MAPS_AT_ONCE = 64  # read from a file to be averaged
+
 Observation: TypeAlias = dict[str, Any]
 Info: TypeAlias = Literal["nested", "flat"]
 
@@ -70,6 +74,23 @@ class DatasetIndex:
     def label_words(self) -> Words:
         """Packed labels of the training images, uint64 (N, ceil(L / 64))."""
         return codes.pack(self.dataset.labels[self.dataset.train])
+
+    @cached_property
+    def cell_means(self) -> NDArray[np.float32]:
+        """Means of each channel of the training images' maps over a grid of cells, float32 (N, C, GRID, GRID).
+
+        Cell i of a side of s pixels covers those from s i // GRID on, at least one.
+        """
+        train, (channels, *sides) = self.dataset.train, self.dataset.image_shape
+        edges = [[side * i // GRID for i in range(GRID + 1)] for side in sides]
+        rows, columns = ([slice(a, max(a + 1, b)) for a, b in itertools.pairwise(side)] for side in edges)
+        means = np.empty((len(train), channels, GRID, GRID), np.float32)
+        for start in range(0, len(train), _MAPS_AT_ONCE):
+            block = slice(start, start + _MAPS_AT_ONCE)
+            images = self.dataset.features[train[block]].astype(np.float32)
+            for y, x in itertools.product(range(GRID), repeat=2):
+                means[block, :, y, x] = images[..., rows[y], columns[x]].mean(axis=(2, 3))
+        return means
 
     @cached_property
     def sampler(self) -> PartnerSampler:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -19,7 +18,9 @@ from hashgym import codes, rewards
 from hashgym.checks import check_integer, check_number
 from hashgym.data import HashingDataset
 from hashgym.envs.base import (
+    GRID,
     BatchedCore,
+    DatasetIndex,
     EnvMixin,
     Info,
     LockstepVectorEnv,
@@ -46,7 +47,6 @@ __all__ = [
 BINARY = ("bits", "multidiscrete")  # actions that are bits
 MAX_INDEX_BITS = 10
 DEFAULT_GROUP_BITS = 12
-GRID = 4  # cells on each side of a map whose means make the first codes
 NEAREST = 6  # neighbours shown in a rendering
 
 keep_old_names(__name__)
@@ -188,21 +188,13 @@ def action_bits(action: Any, task: HashingTask, num_envs: int, xp: Any = np) -> 
 
 
 def summaries(dataset: HashingDataset) -> NDArray[np.float32]:
-    """Return vectors of the training images, float32 (N, D), for the first codes: the features, or maps made small.
+    """Return vectors of the training images for the first codes, float32 (N, D).
 
-    Activations and pixels are averaged over the cells of a grid, GRID x GRID for each channel, so D is 16 C.
+    They are the features; for activations and pixels :attr:`DatasetIndex.cell_means`, with D = 16 C.
     """
-    if not dataset.has_maps:
-        return dataset.features[dataset.train]
-    channels, *sides = dataset.image_shape
-    means = np.empty((len(dataset.train), channels, GRID, GRID), np.float32)
-    rows, columns = ([side * i // GRID for i in range(GRID + 1)] for side in sides)
-    for i, index in enumerate(dataset.train):
-        image = dataset.features[index].astype(np.float32)
-        for y, x in itertools.product(range(GRID), repeat=2):
-            cell = image[:, rows[y] : max(rows[y] + 1, rows[y + 1]), columns[x] : max(columns[x] + 1, columns[x + 1])]
-            means[i, :, y, x] = cell.mean(axis=(1, 2))
-    return means.reshape(len(means), -1)
+    if dataset.has_maps:
+        return DatasetIndex.of(dataset).cell_means.reshape(len(dataset.train), -1)
+    return dataset.features[dataset.train]
 
 
 class CodebookWords:

@@ -39,6 +39,14 @@ class Scene(ABC):
     def draw(self) -> NDArray[np.uint8]:
         """Return the scene as a picture, uint8 (h, w, 3)."""
 
+    def picture(self, index: int) -> NDArray[np.uint8] | None:
+        """Return a picture of an image, uint8 (h, w, 3): its thumbnail, else its pixels; None if it has neither."""
+        if self.dataset.thumbnails is not None:
+            return np.asarray(self.dataset.thumbnails[index])
+        if self.dataset.features.dtype == np.uint8:
+            return np.asarray(self.dataset.features[index]).transpose(1, 2, 0)
+        return None
+
     def title(self, index: int) -> str:
         """Return an image's name and labels."""
         labels = [name for name, on in zip(self.dataset.label_names, self.dataset.labels[index], strict=True) if on]
@@ -84,13 +92,12 @@ class CodeScene(Scene):
         pen = ImageDraw.Draw(picture)
 
         def tile(index: int, left: int, top: int, frame: tuple[int, int, int]) -> None:
-            thumbnails = self.dataset.thumbnails
-            if thumbnails is None:
+            if (shown := self.picture(index)) is None:
                 pen.rectangle((left, top, left + TILE - 1, top + TILE - 1), fill=EMPTY)
                 pen.text((left + 4, top + 4), str(self.dataset.names[index])[-9:], fill=INK)
             else:
-                image = Image.fromarray(np.asarray(thumbnails[index])).resize((TILE, TILE), Image.Resampling.NEAREST)
-                picture.paste(image, (left, top))
+                image = Image.fromarray(np.ascontiguousarray(shown))
+                picture.paste(image.resize((TILE, TILE), Image.Resampling.NEAREST), (left, top))
             pen.rectangle((left - 2, top - 2, left + TILE + 1, top + TILE + 1), outline=frame, width=2)
 
         tile(self.index, MARGIN, MARGIN, INK)

@@ -87,7 +87,8 @@ NETWORKS: Registry[Loader] = Registry(
         "vgg19": ("hashgym.features.torchvision_classifiers:load", "0 to 36"),
     },
 )
-"""Networks that can be cut and trained, each a function of its name and a file of weights; described by their cuts."""
+"""Networks that can be cut and trained, each a function of its name, a file of weights and ``pretrained``; described by
+their cuts."""
 
 
 def backbones() -> dict[str, str]:
@@ -154,20 +155,22 @@ def make(
     return torchvision_classifiers.make(name, size=size, weights=weights, device=device, runtime=runtime)
 
 
-def load_network(name: str, weights: str | None = None) -> Pretrained:
+def load_network(name: str, weights: str | None = None, *, pretrained: bool = True) -> Pretrained:
     """Load a network as a sequence of blocks, which can be cut and trained.
 
     Args:
         name: one of ``NETWORKS``, or a classifier of ``torchvision.models`` that is one sequence of blocks, such as
             resnet18, mobilenet_v2 or efficientnet_b0.
         weights: a file of weights; None for the network's own.
+        pretrained: False for the architecture alone, without reading weights: its numbers are arbitrary, and are filled
+            in with those of a trained network.
 
     Raises:
         ValueError: for a name of another backbone or none, or a package that is not installed.
         DataError: for weights that are missing, damaged or of another network.
     """
     if name in NETWORKS:
-        return NETWORKS.find(name)(name, weights)
+        return NETWORKS.find(name)(name, weights, pretrained)
     from hashgym.features import torchvision_classifiers
 
     if name not in torchvision_classifiers.names():
@@ -176,4 +179,4 @@ def load_network(name: str, weights: str | None = None) -> Pretrained:
             f"{name!r} is not a network that can be cut or trained{closest(name, known)}: choose "
             f"{', '.join(NETWORKS.entries)}, or a classifier of torchvision such as resnet18"
         )
-    return torchvision_classifiers.load(name, weights)
+    return torchvision_classifiers.load(name, weights, pretrained)

@@ -81,11 +81,12 @@ def make(
 alexnet, vgg19 = partial(make, "alexnet"), partial(make, "vgg19")
 
 
-def load(name: str, weights: str | None = None) -> Pretrained:
+def load(name: str, weights: str | None = None, pretrained: bool = True) -> Pretrained:
     """Return a classifier without its last layer as a sequence of blocks.
 
     Blocks are the layers of ``network.features``, or of a ResNet the stem and its residual blocks; what comes after the
-    last map (fc6 and fc7 of AlexNet and VGG) pools it.
+    last map (fc6 and fc7 of AlexNet and VGG) pools it. With ``pretrained=False`` its numbers are arbitrary, and no
+    weights are read.
 
     Raises:
         ValueError: for a classifier whose layers are not one sequence.
@@ -102,8 +103,12 @@ def load(name: str, weights: str | None = None) -> Pretrained:
     from hashgym.features.weights import read
 
     preset = _preset(name)
-    path = Path(weights) if weights is not None else _download(preset.url, name)
-    network, _ = _headless(name, read(path), path)
+    path = None
+    if pretrained:
+        path = Path(weights) if weights is not None else _download(preset.url, name)
+        network, _ = _headless(name, read(path), path)
+    else:
+        network, _ = _headless(name)
     for module in network.modules():
         if hasattr(module, "inplace"):
             module.inplace = False  # a block must not change the map that it is given: it may be a cached one
@@ -122,8 +127,8 @@ def load(name: str, weights: str | None = None) -> Pretrained:
         size=preset.size,
         preprocess=preset.preprocess,
         describe=preset.describe,
-        weights=path.name,
-        digest=sha256(path),
+        weights="" if path is None else path.name,
+        digest="" if path is None else sha256(path),
     )
 
 
@@ -180,20 +185,23 @@ def head(network: Any, name: str) -> str:
     return linear[-1]
 
 
-def _headless(name: str, state: dict[str, Any], path: Path) -> tuple[Any, int]:
+def _headless(name: str, state: dict[str, Any] | None = None, path: Path | None = None) -> tuple[Any, int]:
     """Return the classifier with its weights and an identity for its last linear layer, and that layer's input width.
 
-    A head of any number of classes is dropped, so fine-tuned weights work as well.
+    A head of any number of classes is dropped, so fine-tuned weights work as well. Without weights its numbers are
+    arbitrary.
     """
     import torch
 
-    from hashgym.features.weights import fill
+    from hashgym.features.weights import empty, fill
 
     network = build(name)
     last = head(network, name)
     dim = network.get_submodule(last).in_features
     parent, _, leaf = last.rpartition(".")
     setattr(network.get_submodule(parent), leaf, torch.nn.Identity())
+    if state is None or path is None:
+        return empty(network), dim
     for suffix in ("weight", "bias"):
         state.pop(f"{last}.{suffix}", None)
     if name.startswith("densenet"):  # its published weights have names with dots that modules may no longer have

@@ -22,10 +22,10 @@ def parse(spec: str) -> tuple[str, int]:
     """Return the network's name and the cut of ``NAME`` or ``NAME:CUT``; without a cut it is 0, pixels.
 
     Raises:
-        ValueError: for a cut that is not a number.
+        ValueError: for another text.
     """
-    name, _, cut = spec.partition(":")
-    if cut and not cut.isdecimal():
+    name, colon, cut = spec.partition(":")
+    if not name or (colon and not (cut.isascii() and cut.isdecimal())):
         raise ValueError(f"a backbone is NAME or NAME:CUT, such as efficientnet_lite0:11, got {spec!r}")
     return name, int(cut or 0)
 
@@ -40,32 +40,44 @@ class TrainableBackbone(nn.Module):
         spec: ``NAME:CUT`` for images that are activations after block CUT, ``NAME`` for pixels.
         image_shape: (C, H, W) of the images.
         augment: one of AUGMENTATIONS, for pixels.
+        weights: a file of pretrained weights; None for the network's own.
+        pretrained: False to read no weights, for :meth:`fill` or ``load_state_dict``.
 
     Attributes:
         dim: D.
+        digest: SHA-256 of the file of pretrained weights; empty without one.
 
     Raises:
         ValueError: for an unknown network or augmentation, or images that are not activations of it at this cut.
         DataError: for weights that cannot be used.
     """
 
-    def __init__(self, spec: str, image_shape: tuple[int, ...], *, augment: str = "crop-flip") -> None:
+    def __init__(
+        self,
+        spec: str,
+        image_shape: tuple[int, ...],
+        *,
+        augment: str = "crop-flip",
+        weights: str | None = None,
+        pretrained: bool = True,
+    ) -> None:
         super().__init__()
         name, cut = parse(spec)
-        loaded = load_network(name)
-        loaded.check_cut(cut)
         self.spec, self.cut, self.image_shape = spec, cut, tuple(image_shape)
-        self.network = loaded.network.after(cut)
         augmented = augmentation(augment, self.image_shape)
         self.augment = augmented if cut == 0 else nn.Identity()
-        for key, values in (("mean", loaded.mean), ("std", loaded.std)):
-            scaling = torch.tensor(list(values), dtype=torch.float32).view(-1, 1, 1)
-            self.register_buffer(key, scaling, persistent=False)
         if len(self.image_shape) != 3:
             raise ValueError(
                 f"the backbone {spec} takes images as maps (C, H, W), got vectors of shape {self.image_shape}: extract "
-                f"them with `hashgym features --backbone {name} --cut {cut or 'BLOCK'}`"
+                f"them with `hashgym features --backbone {name} --cut {cut}`"
             )
+        loaded = load_network(name, weights, pretrained=pretrained)
+        if pretrained:
+            loaded.check_cut(cut)
+        self.network, self.digest = loaded.network.after(cut), loaded.digest
+        for key, values in (("mean", loaded.mean), ("std", loaded.std)):
+            scaling = torch.tensor(list(values), dtype=torch.float32).view(-1, 1, 1)
+            self.register_buffer(key, scaling, persistent=False)
         try:
             with torch.no_grad():
                 self.dim = self.network.eval()(torch.zeros(1, *self.image_shape)).shape[1]
@@ -77,10 +89,12 @@ class TrainableBackbone(nn.Module):
             ) from error
         self.requires_grad_(True)
         for module in self.network.modules():
-            if isinstance(module, nn.Conv2d) and module.groups > 1:  # the gradient of a depthwise filter costs as much
-                module.weight.requires_grad_(False)  # as all else in its block on a CPU, for 2% of the parameters
+            # The gradient of depthwise filters costs as much as all else in a block on a CPU, for 2% of the parameters.
+            if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
+                module.weight.requires_grad_(False)
         self.normalize = nn.BatchNorm1d(self.dim, affine=False, momentum=0.05)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.train()
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features, float32 (n, D), of images (n, C, H, W): uint8 pixels, or activations."""
@@ -116,31 +130,50 @@ class TrainableBackbone(nn.Module):
                 tensor.copy_(torch.from_numpy(part).reshape(tensor.shape))
 
 
-def spec_of(dataset: HashingDataset) -> str | None:
-    """Return the backbone whose activations or pixels a dataset holds, as :func:`parse` reads it; None for vectors.
+def spec_of(dataset: HashingDataset, given: str | None = None, weights: str | None = None) -> str | None:
+    """Return the backbone that takes the images of a dataset, as :func:`parse` reads it; None for vectors.
+
+    Args:
+        dataset: its provenance names the network and the cut that its activations or pixels were extracted with.
+        given: the backbone that the user gives, which is returned: a network for pixels, or the dataset's own.
+        weights: the file of weights that the user gives; None for the network's own.
 
     Raises:
-        ValueError: if the dataset does not name it, or its activations are of other weights than the network's own.
+        ValueError: if no backbone is given and the dataset does not name it; for a backbone and vectors; if activations
+            are of another network or cut than ``given``, or were computed with other weights.
+        DataError: for weights that cannot be used.
     """
     if not dataset.has_maps:
+        if given is not None:
+            name, cut = parse(given)
+            raise ValueError(
+                f"the images of {dataset.name!r} are feature vectors, which no backbone takes: leave backbone out, or "
+                f"extract them with `hashgym features --backbone {name} --cut {cut}`"
+            )
         return None
-    backbone = dataset.provenance.get("backbone", {})
+    backbone = dataset.provenance.get("backbone") or {}
+    if backbone.get("cut"):
+        own = f"{backbone['name']}:{backbone['cut']}"
+        if given not in (None, own):
+            raise ValueError(f"the images of {dataset.name!r} are activations for the backbone {own}, got {given!r}")
+        loaded = load_network(backbone["name"], weights)
+        digest = backbone.get("digest", loaded.digest)
+        if digest != loaded.digest:
+            raise ValueError(
+                f"the activations of {dataset.name!r} were computed with other weights of {backbone['name']} "
+                f"({backbone.get('weights')}, SHA-256 {digest[:12]}) than those given here ({loaded.weights}, "
+                f"{loaded.digest[:12]}): give their file as backbone_weights"
+            )
+        return own
+    if given is not None:
+        return given
     if "name" not in backbone or "cut" not in backbone:
         raise ValueError(
             f"the images of {dataset.name!r} are maps of shape {dataset.image_shape}, and the dataset does not name "
             "the network that takes them: give backbone='NAME:CUT' for activations, or 'NAME' for pixels, such as "
             "'convnet' for small pictures"
         )
-    name, cut = str(backbone["name"]), backbone["cut"]
-    if not cut:
-        return name
-    own = load_network(name)
-    if backbone.get("digest", own.digest) != own.digest:
-        raise ValueError(
-            f"the activations of {dataset.name!r} were extracted with --weights {backbone.get('weights')}, and the "
-            f"blocks after the cut would get other ones, {own.weights}: extract them without --weights"
-        )
-    return f"{name}:{cut}"
+    return str(backbone["name"])
 
 
 def augmentation(name: str, image_shape: tuple[int, ...]) -> nn.Module:

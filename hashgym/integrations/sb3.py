@@ -1,24 +1,31 @@
-"""Stable-Baselines3 on the native vector environments: :class:`HashVecEnv`."""
+"""Stable-Baselines3 on the native vector environments, and with trained backbones."""
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+from torch import Tensor, nn
 
+from hashgym.data import HashingDataset
 from hashgym.envs.base import LockstepVectorEnv, Observation
+from hashgym.features.trainable import TrainableBackbone
 
-__all__ = ["HashVecEnv"]
+__all__ = ["BackboneExtractor", "HashVecEnv"]
+
+_AT_ONCE = 64  # images in a pass that measures averages
 
 _PER_ENV = ("action_masks", "render")  # methods of the vector environments that return one result per environment
 
@@ -243,6 +250,102 @@ class HashVecEnv(VecEnv):
             if hasattr(layer, name):
                 return layer
         raise AttributeError(f"{type(self._native).__name__} has no attribute {name!r}")
+
+
+class BackboneExtractor(BaseFeaturesExtractor):
+    """Features extractor for activations and pixels: the image through a backbone, followed by code and group.
+
+    Stable-Baselines3 then trains the backbone with the policy, by the policy's learning rate. Pixels may be fewer than
+    the 36 x 36 that Stable-Baselines3's own extractor for pictures needs.
+
+    Normalisation layers of the backbone use fixed averages and pixels are not augmented, so that updates evaluate the
+    policy that acted. The averages are those of the weights, or of training images after :meth:`measure`.
+
+    ```python
+    import gymnasium as gym
+    from stable_baselines3 import PPO
+
+    import hashgym
+    from hashgym.integrations.sb3 import BackboneExtractor, HashVecEnv
+
+    envs = HashVecEnv(gym.make_vec("BitGroupHashing-v0", num_envs=64, dataset="digits-pixels", bits=16, group_bits=8))
+    network = {"features_extractor_class": BackboneExtractor, "features_extractor_kwargs": {"backbone": "convnet"}}
+    model = PPO("MultiInputPolicy", envs, n_steps=2, batch_size=64, policy_kwargs=network, seed=0, device="cpu")
+    BackboneExtractor.measure(model.policy, envs.get_attr("dataset")[0])
+    model.learn(256)
+    ```
+
+    Args:
+        observation_space: of BitGroupHashing-v0 on activations or pixels.
+        backbone: ``NAME:CUT`` for activations after block CUT, ``NAME`` for pixels.
+        width: of a layer with ReLU between the backbone's features and the code; 0 for none.
+        normalized_image: whether pixels come divided by 255, as from a policy with ``normalize_images=True``, the
+            default of Stable-Baselines3.
+
+    Raises:
+        ValueError: for other observations, or images that the backbone does not take.
+        DataError: if the weights of the backbone are missing or damaged.
+    """
+
+    def __init__(
+        self, observation_space: spaces.Dict, backbone: str, *, width: int = 256, normalized_image: bool = True
+    ) -> None:
+        image = observation_space["image"] if isinstance(observation_space, spaces.Dict) else None
+        if image is None or image.shape is None or len(image.shape) != 3:
+            raise ValueError(
+                "BackboneExtractor takes observations of BitGroupHashing-v0 on a dataset of activations or pixels, "
+                f"without flat=True; got {observation_space}"
+            )
+        trained = TrainableBackbone(backbone, image.shape, augment="none")
+        self.small = [key for key in observation_space.spaces if key != "image"]
+        small = sum(spaces.flatdim(observation_space[key]) for key in self.small)
+        super().__init__(observation_space, (width or trained.dim) + small)
+        self.backbone, self.scale = trained.eval(), 255 if normalized_image and image.dtype == np.uint8 else 1
+        self.layer = nn.Sequential(nn.Linear(trained.dim, width), nn.ReLU()) if width else nn.Identity()
+
+    def forward(self, observation: dict[str, Tensor]) -> Tensor:
+        """Return features of the image, code and group, (n, features_dim); the group is one-hot already, by SB3."""
+        image = observation["image"]
+        if self.scale != 1:
+            image = (image * self.scale).round()  # exactly the pixels
+        features = self.layer(self.backbone(image))
+        return torch.cat([features, *(observation[key].flatten(1) for key in self.small)], dim=1)
+
+    def apply(self, fn: Callable[[nn.Module], None]) -> BackboneExtractor:
+        """Apply a function to all but the backbone: Stable-Baselines3's draws new weights, in place of trained ones."""
+        self.layer.apply(fn)
+        return self
+
+    def train(self, mode: bool = True) -> BackboneExtractor:
+        """Set the mode of all but the backbone, which stays in evaluation mode while its weights are trained."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    @staticmethod
+    def measure(policy: nn.Module, dataset: HashingDataset, images: int = 1024) -> None:
+        """Set the averages of normalisation layers, of every backbone in a policy, to those of training images.
+
+        Args:
+            policy: ``model.policy``, before ``learn``.
+            dataset: of the environments.
+            images: the number of training images at most, taken at equal intervals.
+        """
+        rows = dataset.train[:: -(-len(dataset.train) // images)]
+        device = next(policy.parameters()).device
+        for backbone in [module.backbone for module in policy.modules() if isinstance(module, BackboneExtractor)]:
+            layers = [layer for layer in backbone.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+            momenta = [layer.momentum for layer in layers]
+            for layer in layers:
+                layer.momentum = None  # averages over all batches
+                layer.reset_running_stats()
+            backbone.train()
+            with torch.no_grad():
+                for batch in np.array_split(rows, -(-len(rows) // _AT_ONCE)):
+                    backbone(torch.from_numpy(dataset.images(batch)).to(device))
+            backbone.eval()
+            for layer, momentum in zip(layers, momenta, strict=True):
+                layer.momentum = momentum
 
 
 def _checked(envs: Any) -> LockstepVectorEnv:

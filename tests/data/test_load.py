@@ -15,14 +15,15 @@ from hashgym.data.readers import DATASETS
 def test_every_dataset_is_listed_with_its_splits() -> None:
     listed = {info.name: info for info in data.datasets()}
     assert list(listed) == [
-        *("digits", "digit-scenes", "cifar10", "mirflickr25k", "nuswide21", "coco", "folder:PATH", "list:FILE"),
+        *("digits", "digits-pixels", "digit-scenes"),
+        *("cifar10", "mirflickr25k", "nuswide21", "coco", "folder:PATH", "list:FILE"),
     ]
     for info in listed.values():
         assert info.description
         assert info.reads_from
         assert list(info.splits) == list(splits.rules(info.name))
         assert all(info.splits.values())
-    assert [info.name for info in listed.values() if info.embedded] == ["digits", "digit-scenes"]
+    assert [info.name for info in listed.values() if info.embedded] == ["digits", "digits-pixels", "digit-scenes"]
 
 
 def test_digits() -> None:
@@ -73,7 +74,7 @@ def test_images_without_features_name_the_command() -> None:
             data.load(name)
     with pytest.raises(DataError, match="features --dataset folder:pets --backbone"):
         data.load("folder:pets")
-    with pytest.raises(DataError, match=r"neither a folder of features nor one of digits, digit-scenes"):
+    with pytest.raises(DataError, match=r"neither a folder of features nor one of digits, digits-pixels, digit-scenes"):
         data.load("nowhere/at/all")
 
 
@@ -113,8 +114,8 @@ def test_a_dataset_of_ones_own(multi_label: HashingDataset) -> None:
     listed = {info.name: info for info in data.datasets()}
     assert (listed["pets:PATH"].description, listed["pets:PATH"].reads_from) == ("two pets", "PATH/*.png")
     assert list(listed["pets:PATH"].splits) == ["random", "given"]
-    assert list(listed)[2] == "mine"
-    with pytest.raises(DataError, match="neither a folder of features nor one of digits, digit-scenes, mine"):
+    assert list(listed)[3] == "mine"
+    with pytest.raises(DataError, match="nor one of digits, digits-pixels, digit-scenes, mine"):
         data.load("pets")
     with pytest.raises(ValueError, match="a dataset 'digits' is registered already"):
         data.register("digits", READER, "other digits")

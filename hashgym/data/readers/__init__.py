@@ -32,6 +32,7 @@ class Reader:
 DATASETS: Registry[Reader] = Registry("dataset")
 for _name, _module, _description in (  # imported at first use
     ("digits", "digits", "1,797 handwritten digits of 8 x 8 pixels, 10 classes"),
+    ("digits-pixels", "digits_pixels", "the digits as RGB pixels, for networks that are trained"),
     ("digit-scenes", "digit_scenes", "boards of 1 to 4 handwritten digits, 10 labels, with regions"),
     ("cifar10", "cifar10", "60,000 pictures of 32 x 32 pixels, 10 classes"),
     ("mirflickr25k", "mirflickr25k", "25,000 Flickr photos, 38 labels"),
