@@ -5,9 +5,9 @@
 
 Every method trains the same blocks from the same ImageNet weights, sees the same number of training images, each in a
 random one of its views, and has the same head and batch size, so that the methods differ in their objective and, among
-the agents, in what a group of bits is computed from. ``--tune`` chooses learning rates on held-out training images,
-as ``benchmarks.tune`` does; the queries are never used for that. Rows are those of ``benchmarks.drlih``; called again,
-the benchmark runs only what is missing.
+the agents, in what a group of bits is computed from. The head is trained first, on features of the network as it is.
+``--tune`` chooses learning rates on held-out training images, as ``benchmarks.tune`` does; the queries are never used
+for that. Rows are those of ``benchmarks.drlih``; called again, the benchmark runs only what is missing.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ PUBLISHED: Mapping[str, Mapping[int, float]] = {
     "OrthoHash, AlexNet (the paper)": {48: 0.824},
 }
 
-BATCH_SIZE = 64
+BATCH_SIZE, HEAD_UPDATES = 64, 2000
 # The head reads normalised features of a network that learns, so it needs less regularisation than on frozen ones.
 HEAD: Mapping[str, Any] = {"input_dropout": 0.2, "dropout": 0.2}
 LEARNING_RATES: Mapping[str, tuple[float, ...]] = {
@@ -88,7 +88,7 @@ def budget(dataset: HashingDataset, method: str, args: Args) -> dict[str, Any]:
     updates = max(1, round(args.epochs * len(dataset.train) / BATCH_SIZE))
     batch = "num_envs" if method in AGENTS else "batch_size"
     rates = {"learning_rate": args.learning_rate, "backbone_learning_rate": args.backbone_learning_rate}
-    return {"updates": updates, batch: BATCH_SIZE, **HEAD, **rates}
+    return {"updates": updates, "head_updates": HEAD_UPDATES, batch: BATCH_SIZE, **HEAD, **rates}
 
 
 def main(args: Args, console: Console | None = None) -> int:

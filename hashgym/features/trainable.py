@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -18,16 +21,21 @@ AUGMENTATIONS = ("crop-flip", "none")
 """Names of augmentations of pixels, see :func:`augmentation`."""
 
 
-def parse(spec: str) -> tuple[str, int]:
-    """Return the network's name and the cut of ``NAME`` or ``NAME:CUT``; without a cut it is 0, pixels.
+def parse(spec: str) -> tuple[str, int, int | None]:
+    """Return the network's name, the cut and the side in pixels of ``NAME``, ``NAME:CUT`` or ``NAME@SIZE``.
+
+    Without a cut it is 0, pixels; without a size they are taken as they are.
 
     Raises:
         ValueError: for another text.
     """
-    name, colon, cut = spec.partition(":")
-    if not name or (colon and not (cut.isascii() and cut.isdecimal())):
-        raise ValueError(f"a backbone is NAME or NAME:CUT, such as efficientnet_lite0:11, got {spec!r}")
-    return name, int(cut or 0)
+    matched = re.fullmatch(r"([^:@]+)(?::([0-9]+))?(?:@([0-9]+))?", spec)
+    if matched is None or (matched[2] and int(matched[2]) and matched[3]) or matched[3] == "0":
+        raise ValueError(
+            "a backbone is NAME or NAME:CUT, such as efficientnet_lite0:11, or NAME@SIZE for pixels that are resized, "
+            f"such as alexnet_conv@224, got {spec!r}"
+        )
+    return matched[1], int(matched[2] or 0), int(matched[3]) if matched[3] else None
 
 
 class TrainableBackbone(nn.Module):
@@ -37,7 +45,8 @@ class TrainableBackbone(nn.Module):
     devices that have bfloat16 the network is trained in mixed precision.
 
     Args:
-        spec: ``NAME:CUT`` for images that are activations after block CUT, ``NAME`` for pixels.
+        spec: ``NAME:CUT`` for images that are activations after block CUT, ``NAME`` for pixels, ``NAME@SIZE`` for
+            pixels that are resized to SIZE x SIZE first (bicubic), so that small pictures are stored small.
         image_shape: (C, H, W) of the images.
         augment: one of AUGMENTATIONS, for pixels.
         weights: a file of pretrained weights; None for the network's own.
@@ -62,7 +71,7 @@ class TrainableBackbone(nn.Module):
         pretrained: bool = True,
     ) -> None:
         super().__init__()
-        name, cut = parse(spec)
+        name, cut, self.size = parse(spec)
         self.spec, self.cut, self.image_shape = spec, cut, tuple(image_shape)
         augmented = augmentation(augment, self.image_shape)
         self.augment = augmented if cut == 0 else nn.Identity()
@@ -80,7 +89,7 @@ class TrainableBackbone(nn.Module):
             self.register_buffer(key, scaling, persistent=False)
         try:
             with torch.no_grad():
-                self.dim = self.network.eval()(torch.zeros(1, *self.image_shape)).shape[1]
+                self.dim = self.network.eval()(self._resized(torch.zeros(1, *self.image_shape))).shape[1]
         except RuntimeError as error:
             raise ValueError(
                 f"the images, maps of shape {self.image_shape}, are not what {name} takes "
@@ -101,12 +110,44 @@ class TrainableBackbone(nn.Module):
         if self.cut == 0:
             if self.training:
                 images = self.augment(images)
-            images = (images.float() - self.get_buffer("mean")) / self.get_buffer("std")
+            images = (self._resized(images.float()) - self.get_buffer("mean")) / self.get_buffer("std")
         images = images.float().contiguous(memory_format=torch.channels_last)
         mixed = self.training and images.is_cuda and torch.cuda.is_bf16_supported()
         with torch.autocast(images.device.type, torch.bfloat16, enabled=mixed):
             features = self.network(images)
         return self.normalize(features.float())
+
+    def _resized(self, pixels: Tensor) -> Tensor:
+        if self.size is None:
+            return pixels
+        sides = (self.size, self.size)
+        return nn.functional.interpolate(pixels, sides, mode="bicubic", align_corners=False).clamp(0, 255)
+
+    def features_of(self, images: NDArray[Any], at_once: int = 64) -> NDArray[np.float32]:
+        """Return features, float32 (n, D), of images (n, C, H, W) in an array, so many at once, without a gradient."""
+        device = self.get_buffer("mean").device
+        with torch.inference_mode():
+            parts = [
+                self(torch.from_numpy(np.array(images[start : start + at_once])).to(device)).cpu()
+                for start in range(0, len(images), at_once)
+            ]
+        return torch.cat(parts).numpy()
+
+    def start_from(self, images: NDArray[Any]) -> NDArray[np.float32]:
+        """Normalise by the mean and deviation of the features of these images, and return their features.
+
+        On such features a head can be trained before the backbone is trained as well: linear probing, then fine-tuning
+        (Kumar et al., ICLR 2022).
+        """
+        mode, normalize = self.training, self.normalize
+        normalize.reset_running_stats()  # mean 0 and variance 1
+        features = self.eval().features_of(images) * (1 + normalize.eps) ** 0.5
+        mean, variance = features.mean(0, dtype=np.float64), features.var(0, dtype=np.float64)
+        for own, value in ((normalize.running_mean, mean), (normalize.running_var, variance)):
+            assert own is not None
+            own.copy_(torch.from_numpy(value))
+        self.train(mode)
+        return ((features - mean) / np.sqrt(variance + normalize.eps)).astype(np.float32)
 
     def numbers(self) -> NDArray[np.float32]:
         """Return all weights and running averages in one array, in the order of the state_dict."""
@@ -145,7 +186,7 @@ def spec_of(dataset: HashingDataset, given: str | None = None, weights: str | No
     """
     if not dataset.has_maps:
         if given is not None:
-            name, cut = parse(given)
+            name, cut, _ = parse(given)
             raise ValueError(
                 f"the images of {dataset.name!r} are feature vectors, which no backbone takes: leave backbone out, or "
                 f"extract them with `hashgym features --backbone {name} --cut {cut}`"

@@ -55,6 +55,8 @@ class DeepHasher(Hasher):
             pixels (see :func:`hashgym.features.load_network`); None for feature vectors.
         backbone_learning_rate: its initial learning rate.
         backbone_weights: a file of its pretrained weights; None for the network's own.
+        head_updates: number of gradient steps of the head alone before, on features of the backbone as it is; 0 for
+            none.
         augment: how pixels are augmented in training, one of :data:`hashgym.features.trainable.AUGMENTATIONS`.
         device: "cpu", "cuda", ..., or "auto": a GPU if there is one.
         verbose: whether to show a progress bar.
@@ -77,6 +79,7 @@ class DeepHasher(Hasher):
     backbone: str | None = None
     backbone_learning_rate: float = 5e-4
     backbone_weights: str | None = None
+    head_updates: int = 0
     augment: str = "crop-flip"
     device: str = "auto"
     verbose: bool = False
@@ -90,6 +93,8 @@ class DeepHasher(Hasher):
         for name in ("updates", "batch_size", "learning_rate", "backbone_learning_rate"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.head_updates < 0:
+            raise ValueError(f"head_updates must be at least 0, got {self.head_updates}")
         for name in ("dropout", "input_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
@@ -116,14 +121,11 @@ class DeepHasher(Hasher):
         return nn.Linear(width, self.bits)
 
     def _fit(self, X: Features, y: Labels | None) -> None:
-        from hashgym.console import track
-
         device = resolve_device(self.device)
         labels = torch.from_numpy(np.asarray(y, np.float32)).to(device)
-        batch_size = self.batch_size
         # Restores the global generators, which dropout draws from.
         forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-        with forked, explain_out_of_memory("batch_size", batch_size), self._limited_threads(X):
+        with forked, explain_out_of_memory("batch_size", self.batch_size), self._limited_threads(X):
             torch.manual_seed(self.seed)
             images: _Vectors | _Maps = _Vectors(X, device) if self.backbone is None else _Maps(X, device)
             backbone = None if self.backbone is None else self._new_backbone(X.shape[-3:], pretrained=True).to(device)
@@ -133,24 +135,14 @@ class DeepHasher(Hasher):
                 layers += [nn.Linear(width, self.hidden), nn.ReLU(), nn.Dropout(self.dropout)]
             head = nn.Sequential(*layers, self.hash_layer(self.hidden or width)).to(device)
             network = head if backbone is None else nn.Sequential(backbone, head)
-            parameters = [{"params": head.parameters(), "lr": self.learning_rate}]
+            parameters = [{"params": list(head.parameters()), "lr": self.learning_rate}]
             if backbone is not None:
+                if self.head_updates:
+                    features = _Vectors(backbone.start_from(X[:, 0] if X.ndim == 5 else X), device)
+                    self._descend(head, parameters[:1], features, labels, self.head_updates)
                 trained = [p for p in backbone.parameters() if p.requires_grad]
                 parameters.append({"params": trained, "lr": self.backbone_learning_rate})
-            optimizer = torch.optim.AdamW(parameters, weight_decay=self.weight_decay, fused=True)
-            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.updates)
-            objective = self.objective(labels)
-            order, losses = torch.empty(0, dtype=torch.int64), torch.empty(self.updates, device=device)
-            for step in track(range(self.updates), type(self).__name__, total=self.updates, show=self.verbose):
-                while len(order) < batch_size:
-                    order = torch.cat([order, torch.randperm(len(X))])
-                batch, order = order[:batch_size], order[batch_size:]
-                loss = objective(network(images.batch(batch)), batch.to(device), step)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                losses[step] = loss.detach()
+            losses = self._descend(network, parameters, images, labels, self.updates)
 
         linear = [layer for layer in head.cpu() if isinstance(layer, nn.Linear)]
         rates = f"{self.learning_rate}" + (f", or the backbone's of {self.backbone_learning_rate}" if backbone else "")
@@ -169,6 +161,35 @@ class DeepHasher(Hasher):
             self.image_shape_ = np.array(backbone.image_shape)
             self.backbone_state_ = backbone.numbers()
             self._backbone = backbone.cpu().eval()
+
+    def _descend(
+        self,
+        network: nn.Module,
+        parameters: list[dict[str, Any]],
+        images: _Vectors | _Maps,
+        labels: Tensor,
+        updates: int,
+    ) -> Tensor:
+        """Minimise the objective by AdamW with a cosine schedule; return the losses (updates,)."""
+        from hashgym.console import track
+
+        device, batch_size = labels.device, self.batch_size
+        optimizer = torch.optim.AdamW(parameters, weight_decay=self.weight_decay, fused=True)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
+        objective = self.objective(labels)
+        order, losses = torch.empty(0, dtype=torch.int64), torch.empty(updates, device=device)
+        for step in track(range(updates), type(self).__name__, total=updates, show=self.verbose):
+            while len(order) < batch_size:
+                order = torch.cat([order, torch.randperm(len(labels))])
+            batch, order = order[:batch_size], order[batch_size:]
+            progress = step * self.updates // updates  # in the updates of the objective's own schedule
+            loss = objective(network(images.batch(batch)), batch.to(device), progress)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses[step] = loss.detach()
+        return losses
 
     def _transform(self, X: Features) -> Features:
         features = X if self.backbone is None else self._features_of(X)
@@ -192,7 +213,7 @@ class DeepHasher(Hasher):
         from hashgym.features.trainable import parse
 
         images = as_maps(X, views=views)
-        cut = parse(self.backbone)[1]
+        _, cut, _ = parse(self.backbone)
         if (images.dtype == np.uint8) != (cut == 0):
             wanted = f"activations after block {cut}, float16 or float32" if cut else "pixels, uint8 (n, 3, H, W)"
             raise ValueError(f"the backbone {self.backbone} takes {wanted}; got {images.dtype} {images.shape}")
@@ -206,14 +227,8 @@ class DeepHasher(Hasher):
     def _features_of(self, X: NDArray[Any]) -> Features:
         """Return the features (n, D) of images (n, C, H, W)."""
         device = resolve_device(self.device)
-        backbone = self._trained_backbone().to(device)
         count = max(16, min(AT_ONCE, _NUMBERS // X[0].size)) if device.type == "cpu" else AT_ONCE
-        with torch.inference_mode():
-            parts = [
-                backbone(torch.from_numpy(np.array(X[start : start + count])).to(device)).cpu()
-                for start in range(0, len(X), count)
-            ]
-        return torch.cat(parts).numpy()
+        return self._trained_backbone().to(device).features_of(X, count)
 
     def _new_backbone(self, image_shape: tuple[int, ...], *, pretrained: bool) -> TrainableBackbone:
         from hashgym.features.trainable import TrainableBackbone
