@@ -1,9 +1,10 @@
 """Encoder: a hash function from features or pictures to codes in one file, run by ONNX Runtime.
 
 The file is an ONNX model. Its input is ``features``, float32 (n, D) as a backbone gives them, or, if the backbone is
-included, ``pictures``, uint8 (n, size, size, 3); encoders of images with regions read V views of each, (n, V, ...), and
-view 0 is the whole image. Outputs: ``bits``, bool (n[, V], q); ``margin``, float32 of the same shape, above 0
-where the bit is 1; with regions ``keep``, float32 (n, V), the probability that a view's code is kept.
+included, ``pictures``, uint8 (n, size, size, 3). Where the backbone was trained, features are activations or pixels in a
+row, of the shape (C, H, W) in the metadata, ``image_shape``. Encoders of images with regions read V views of each,
+(n, V, ...), and view 0 is the whole image. Outputs: ``bits``, bool (n[, V], q); ``margin``, float32 of the same shape,
+above 0 where the bit is 1; with regions ``keep``, float32 (n, V), the probability that a view's code is kept.
 
 Metadata: ``hashgym.encoder``, a JSON description of the hash function, and as the last entry ``hashgym.sha256``, the
 digest of the file with the digest's own 64 digits set to 0, so that no damaged file is ever parsed. A digest does not

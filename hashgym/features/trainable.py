@@ -32,7 +32,7 @@ def parse(spec: str) -> tuple[str, int, int | None]:
     Raises:
         ValueError: for another text.
     """
-    matched = re.fullmatch(r"([^:@]+)(?::([0-9]+))?(?:@([0-9]+))?", spec)
+    matched = re.fullmatch(r"([^:@]+)(?::([0-9]+))?(?:@([0-9]+))?", spec) if isinstance(spec, str) else None
     if matched is None or (matched[2] and int(matched[2]) and matched[3]) or matched[3] == "0":
         raise ValueError(
             "a backbone is NAME or NAME:CUT, such as efficientnet_lite0:11, or NAME@SIZE for pixels that are resized, "

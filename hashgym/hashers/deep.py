@@ -49,8 +49,9 @@ class DeepHasher(Hasher):
         batch_size: number of images in a step.
         learning_rate: initial learning rate; it falls to 0 along a cosine.
         weight_decay: weight decay of AdamW.
-        backbone: the network that is trained with the head: ``NAME:CUT`` for activations after block CUT, ``NAME`` for
-            pixels (see :func:`hashgym.features.load_network`); None for feature vectors.
+        backbone: the network that is trained with the head: ``NAME:CUT`` for activations after block CUT, ``NAME`` or
+            ``NAME@SIZE`` for pixels (see :class:`hashgym.features.trainable.TrainableBackbone`); None for feature
+            vectors.
         backbone_learning_rate: its initial learning rate.
         backbone_weights: a file of its pretrained weights; None for the network's own.
         head_updates: number of gradient steps of the head alone before, on features of the backbone as it is; 0 for
