@@ -1,8 +1,8 @@
 """Encoder: a hash function from features or pictures to codes in one file, run by ONNX Runtime.
 
 The file is an ONNX model. Its input is ``features``, float32 (n, D) as a backbone gives them, or, if the backbone is
-included, ``pictures``, uint8 (n, size, size, 3). Where the backbone was trained, features are activations or pixels in a
-row, of the shape (C, H, W) in the metadata, ``image_shape``. Encoders of images with regions read V views of each,
+included, ``pictures``, uint8 (n, size, size, 3). Where the backbone was trained, features are activations or pixels in
+a row, of the shape (C, H, W) in the metadata, ``image_shape``. Encoders of images with regions read V views of each,
 (n, V, ...), and view 0 is the whole image. Outputs: ``bits``, bool (n[, V], q); ``margin``, float32 of the same shape,
 above 0 where the bit is 1; with regions ``keep``, float32 (n, V), the probability that a view's code is kept.
 
