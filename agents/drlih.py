@@ -17,7 +17,7 @@ Peng, Zhang and Ye, "Deep Reinforcement Learning for Image Hashing", 2018. A var
 
 On a dataset of activations or pixels a variant owns a backbone, the rest of the network after them, and trains it too::
 
-    python -m agents.drlih --dataset digits-pixels --updates 300 --out runs/pixels
+    python -m agents.drlih --dataset digits-pixels --augment none --updates 100 --out runs/pixels
 
 The file reads from top to bottom: arguments, networks, losses, variants, and one update (:meth:`Run.rollout`,
 :meth:`Run.update`).

@@ -35,7 +35,6 @@ from hashgym.encoders.heads import GroupsHead, RegionsHead, hasher_head
 from hashgym.envs.bit_group_hashing import HashingTask
 from hashgym.envs.region_keep import RegionKeepTask
 from hashgym.hashers import Hasher
-from hashgym.hashers.threads import largest_product, limit_threads
 from hashgym.integrations.sb3 import BackboneExtractor, HashVecEnv
 from hashgym.optional import require
 from hashgym.retrieval import metrics
@@ -152,7 +151,7 @@ def train(
         if checkpoint is not None:
             callback.restore(model, checkpoint)
         batch_size = getattr(model, "batch_size", args.num_envs)
-        with callback.bar, limit_threads(largest_product(model.policy, batch_size)):
+        with callback.bar, training.limited_threads(model.policy, batch_size):
             model.learn(
                 args.steps - model.num_timesteps,
                 callback,

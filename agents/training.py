@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from hashgym import codes, console
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
 from hashgym.device import explain_out_of_memory
-from hashgym.features.trainable import spec_of
+from hashgym.features.trainable import TrainableBackbone, spec_of
 from hashgym.hashers.threads import largest_product, limit_threads
 from hashgym.retrieval import kernels
 from hashgym.terminal import STOPPED
@@ -34,6 +34,7 @@ __all__ = [
     "Run",
     "encode",
     "interruptible",
+    "limited_threads",
     "progress_bar",
     "retrieval_among",
     "seed_everything",
@@ -120,8 +121,7 @@ def train_loop(run: Run, title: str, *, out: Path | None, checkpoint: dict[str, 
     if checkpoint is not None:
         run.restore(checkpoint)
     curves = nullcontext() if out is None else SummaryWriter(str(out), purge_step=run.num_updates + 1)
-    has_backbone = getattr(run.policy, "backbone", None) is not None  # whose convolutions always gain by threads
-    threads = nullcontext() if has_backbone else limit_threads(largest_product(run.policy, args.num_envs))
+    threads = limited_threads(run.policy, args.num_envs)
     with threads, explain_out_of_memory("num_envs", args.num_envs), curves as writer, progress_bar(progress) as bar:
         task = bar.add_task(title, total=args.updates, completed=run.num_updates)
         while run.num_updates < args.updates:
@@ -158,6 +158,13 @@ def encode(
         block = slice(start, start + at_once)
         encoded[block] = hashgym.encode(policy, dataset.features[rows[block]], bits=bits, group_bits=group_bits)
     return encoded
+
+
+def limited_threads(network: nn.Module, batch: int) -> AbstractContextManager[None]:
+    """Limit the threads of torch to those that a network gains by; the convolutions of a backbone gain by all."""
+    if any(isinstance(module, TrainableBackbone) for module in network.modules()):
+        return nullcontext()
+    return limit_threads(largest_product(network, batch))
 
 
 def split(dataset: HashingDataset, args: CommonArgs) -> tuple[HashingDataset, NDArray[np.int64]]:

@@ -475,16 +475,15 @@ class BitGroupHashingEnv(BitGroupHashingMixin, ScalarEnv):
 
     ## Observation Space
     `Dict` of
-    - `image`: `Box(-inf, inf, (D,), float32)`, the image's features; for a dataset of activations
-      `Box(-inf, inf, (C, H, W), float32)`, one of the image's views at random, and for a dataset of pixels
-      `Box(0, 255, (3, H, W), uint8)`, which the CNN extractors of Stable-Baselines3 take for a picture;
+    - `image`: `Box(-inf, inf, (D,), float32)`, the image's features. On a dataset of activations it is
+      `Box(-inf, inf, (C, H, W), float32)`, one of the image's augmented views if the dataset has views, drawn at reset;
+      on a dataset of pixels `Box(0, 255, (3, H, W), uint8)`, which libraries take for a picture;
     - `code`: `Box(-1, 1, (bits,), float32)`, -1 or +1 for bits emitted, 0 for the rest;
     - `group`: `Discrete(G)`, the group to emit next (in the final observation: the last one).
 
-    With `flat=True` one `Box` (D + bits + G,) of float32: image (of activations and pixels all numbers, D = C x H x W),
-    code, and the group one-hot, in this order, so that
-    `observation[..., :D]` is the image, `observation[..., D:D + bits]` the code and the rest the group;
-    `env.unwrapped.slices` holds the three slices by name.
+    With `flat=True` one `Box` (D + bits + G,) of float32: image, code, and the group one-hot, in this order, so that
+    `observation[..., :D]` is the image (D = C x H x W for activations and pixels), `observation[..., D:D + bits]` the
+    code and the rest the group; `env.unwrapped.slices` holds the three slices by name.
 
     ## Rewards
     `group_weight * R(group)` at every step, plus `global_weight * R(whole code)` at the last. R is `reward`: a name in
@@ -522,7 +521,8 @@ class BitGroupHashingEnv(BitGroupHashingMixin, ScalarEnv):
     ## Starting State
     No bit emitted; the images come in shuffled passes over the training set (those without a similar or a dissimilar
     image are left out). `reset(options={"index": i})` encodes image i of the dataset, a training image. A reset with
-    a seed also restarts the codebook from signed random projections, so that a seed determines everything after it.
+    a seed also restarts the codebook from signed random projections, so that a seed determines everything after it; of
+    activations and pixels the means over a grid of 4 x 4 cells are projected.
 
     ## Episode End
     `terminated` after G steps; never truncated.
@@ -564,7 +564,8 @@ class BitGroupHashingEnv(BitGroupHashingMixin, ScalarEnv):
 
     ## Version History
     * v0: initial version; `codebook`, `flat`, `info`, `autoreset_mode` and `action="multidiscrete"` came later and
-      change nothing by default, and `group_bits` may be left out for codes shorter than 12 bits
+      change nothing by default, `group_bits` may be left out for codes shorter than 12 bits, and datasets may be of
+      activations and pixels
     """
 
     def __init__(

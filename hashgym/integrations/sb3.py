@@ -261,20 +261,6 @@ class BackboneExtractor(BaseFeaturesExtractor):
     Normalisation layers of the backbone use fixed averages and pixels are not augmented, so that updates evaluate the
     policy that acted. The averages are those of the weights, or of training images after :meth:`measure`.
 
-    ```python
-    import gymnasium as gym
-    from stable_baselines3 import PPO
-
-    import hashgym
-    from hashgym.integrations.sb3 import BackboneExtractor, HashVecEnv
-
-    envs = HashVecEnv(gym.make_vec("BitGroupHashing-v0", num_envs=64, dataset="digits-pixels", bits=16, group_bits=8))
-    network = {"features_extractor_class": BackboneExtractor, "features_extractor_kwargs": {"backbone": "convnet"}}
-    model = PPO("MultiInputPolicy", envs, n_steps=2, batch_size=64, policy_kwargs=network, seed=0, device="cpu")
-    BackboneExtractor.measure(model.policy, envs.get_attr("dataset")[0])
-    model.learn(256)
-    ```
-
     Args:
         observation_space: of BitGroupHashing-v0 on activations or pixels.
         backbone: ``NAME:CUT`` for activations after block CUT, ``NAME`` for pixels.

@@ -70,8 +70,9 @@ def assert_equal_weights(one: torch.nn.Module, other: torch.nn.Module) -> None:
         assert torch.equal(a, b), name
 
 
-@pytest.mark.parametrize("variant", list(drlih.VARIANTS))
-@pytest.mark.parametrize("kind", ["pixels", "views"])
+@pytest.mark.parametrize(
+    ("kind", "variant"), [("views", "hashgym"), ("views", "gru"), *(("pixels", variant) for variant in drlih.VARIANTS)]
+)
 def test_every_variant_trains_its_backbone_and_is_saved(kind: str, variant: str, tmp_path: Path) -> None:
     dataset, args = small(kind), Args(**SMALL, variant=variant)
     policy = drlih.train(dataset, args, out=tmp_path, progress=False)
@@ -274,24 +275,25 @@ def test_augmentation_is_chosen() -> None:
 
 
 def test_an_agent_learns_from_pixels_what_projections_of_them_do_not_show() -> None:
-    dataset, vectors = data.load("digits-pixels"), data.load("digits").standardized()
+    dataset = data.load("digits-pixels")
+    query, database, labels, train = dataset.query, dataset.database, dataset.labels, dataset.train
 
     def score(codes: NDArray[np.bool_]) -> float:
-        query, database = dataset.query, dataset.database
-        return metrics.mean_average_precision(
-            codes[query], dataset.labels[query], codes[database], dataset.labels[database]
-        )
+        return metrics.mean_average_precision(codes[query], labels[query], codes[database], labels[database])
 
-    unsupervised = max(
-        score(hashers.make(name, bits=24).fit(vectors.features[vectors.train], None).encode(vectors.features))
+    vectors = dataset.features[:, 0].reshape(len(dataset), -1) / np.float32(255)
+    scaled = (vectors - vectors[train].mean(0)) / np.maximum(vectors[train].std(0), 1e-3)
+    unsupervised = [
+        score(hashers.make(name, bits=24).fit(flat[train], None).encode(flat))
         for name in ("lsh", "itq")
-    )
+        for flat in (vectors, scaled)
+    ]
     args = Args(
         updates=60, num_envs=64, hidden=64, learning_rate=5e-3, backbone_learning_rate=5e-3, input_dropout=0.1,
         dropout=0.1, augment="none",
     )  # fmt: skip
     policy = drlih.train(dataset, args, progress=False)
-    assert score(hashgym.encode(policy, dataset.features, bits=24)) > unsupervised + 0.2
+    assert score(hashgym.encode(policy, dataset.features, bits=24)) > max(unsupervised) + 0.2
 
 
 def small_sb3(algo: str, **changes: Any) -> sb3.Args:
@@ -305,8 +307,8 @@ def small_sb3(algo: str, **changes: Any) -> sb3.Args:
 @pytest.mark.parametrize(
     ("kind", "algo"),
     [
-        *(("pixels", algo) for algo in ("ppo", "trpo", "recurrent_ppo", "maskable_ppo", "dqn", "qrdqn", "sac", "td3")),
-        *(("views", algo) for algo in ("ppo", "a2c", "tqc")),
+        *(("pixels", algo) for algo in ("ppo", "recurrent_ppo", "qrdqn", "sac")),
+        *(("views", algo) for algo in ("a2c", "maskable_ppo")),
     ],
 )
 def test_algorithms_of_stable_baselines3_train_the_backbone_and_are_saved(kind: str, algo: str, tmp_path: Path) -> None:
@@ -351,7 +353,7 @@ def test_what_stable_baselines3_cannot_train_from_maps() -> None:
 
 def test_ppo_learns_from_pixels() -> None:
     dataset = data.load("digits-pixels")
-    args = sb3.Args(bits=8, group_bits=8, num_envs=64, steps=6_000, settings={"batch_size": 128}, holdout=0)
+    args = sb3.Args(bits=8, group_bits=8, num_envs=64, steps=3_000, settings={"batch_size": 128}, holdout=0)
     before = sb3.train(dataset, dataclasses.replace(args, steps=64, settings={"n_epochs": 1}), progress=False)
     scores = [sb3.measure(m, args, dataset)[0].map for m in (before, sb3.train(dataset, args, progress=False))]
-    assert scores[1] > scores[0] + 0.1
+    assert scores[1] > scores[0] + 0.05

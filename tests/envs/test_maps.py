@@ -290,6 +290,25 @@ def test_encode_reads_maps_in_batches(dataset: HashingDataset) -> None:
             hashgym.encode(policy, many, bits=4)
 
 
+def test_a_policy_trained_on_flat_observations_encodes_maps(dataset: HashingDataset) -> None:
+    env = make(dataset, bits=6, group_bits=3, flat=True)
+
+    def policy(observation: NDArray[Any]) -> NDArray[Any]:
+        assert observation.dtype == np.float32
+        parts = {key: observation[:, part] for key, part in env.slices.items()}
+        assert (parts["group"].sum(1) == 1).all()
+        return parts["image"][:, :3] + parts["code"][:, :3] > 0.1
+
+    policy.observation_space = env.observation_space  # type: ignore[attr-defined]
+    first = dataset.features.reshape(60, -1)[:, :3].astype(np.float32)
+    one = first > 0.1
+    two = first + np.where(one, np.float32(1), np.float32(-1)) > 0.1
+    codes = hashgym.encode(policy, dataset.features, bits=6, group_bits=3)
+    np.testing.assert_array_equal(codes, np.concatenate([one, two], axis=1))
+    with pytest.raises(ValueError, match="was trained on observations of shape"):
+        hashgym.encode(policy, dataset.features[:, :, :5], bits=6, group_bits=3)
+
+
 def test_regions_need_vectors(dataset: HashingDataset) -> None:
     wanted = r"no regions.*one code an image.*BitGroupHashing-v0.*drlih.*--regions 5"
     for build in (
