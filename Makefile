@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-oldest test-clients lint docs clean
+.PHONY: quickstart test test-oldest test-clients gpu lint docs clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.quickstart
@@ -18,6 +18,12 @@ test-oldest: .venv-oldest/.installed
 # The examples of docs/using-other-libraries.md, in an environment of their own.
 test-clients: .venv-clients/.installed
 	.venv-clients/bin/python -m pytest tests/clients
+
+# Everything that needs a GPU, in under ten minutes: GPU_PYTHON names a Python that has torch with CUDA and hashgym's
+# dependencies, where that is not the one of `make test`.
+GPU_PYTHON ?= $(BIN)/python
+gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/.installed)
+	$(GPU_PYTHON) -m benchmarks.gpu
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

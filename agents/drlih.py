@@ -25,6 +25,7 @@ The file reads from top to bottom: arguments, networks, losses, variants, and on
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -117,6 +118,10 @@ class Args(RunArgs):
     """network trained with the policy: NAME:CUT for activations, NAME for pixels; the dataset's own if left out"""
     backbone_learning_rate: float = 5e-4
     """Adam's for the backbone, at the start of the same cosine"""
+    backbone_weights: str | None = None
+    """file of the backbone's pretrained weights; by default its own"""
+    head_updates: int = 0
+    """updates of the policy alone before, on features of the backbone as it is; 0 for none"""
     augment: str = "crop-flip"
     """how pixels are augmented in training: crop-flip, or none"""
     group_weight: float = 0.0
@@ -136,7 +141,7 @@ class Args(RunArgs):
         if self.augment not in AUGMENTATIONS:
             known, close = ", ".join(AUGMENTATIONS), closest(self.augment, AUGMENTATIONS)
             raise ValueError(f"augment must be one of {known}, got {self.augment!r}{close}")
-        for name in ("value_weight", "entropy_weight"):
+        for name in ("value_weight", "entropy_weight", "head_updates"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)}")
         super().__post_init__()
@@ -532,8 +537,10 @@ PRESETS = {name: Args(variant=name, **variant.defaults) for name, variant in VAR
 """The default arguments of each variant."""
 
 
-def build(image_shape: tuple[int, ...], args: Args) -> Policy:
+def build(image_shape: tuple[int, ...], args: Args, *, pretrained: bool = True) -> Policy:
     """Return a new policy for images of this shape: (D,), or (C, H, W) with a backbone.
+
+    With ``pretrained=False`` the weights of its backbone are not read, since they are loaded into the policy.
 
     Raises:
         ValueError: for images that the backbone does not take.
@@ -542,7 +549,8 @@ def build(image_shape: tuple[int, ...], args: Args) -> Policy:
     network = VARIANTS[args.variant].network
     if args.backbone is None:
         return network(image_shape[0], args)
-    backbone = TrainableBackbone(args.backbone, image_shape, augment=args.augment)
+    options: dict[str, Any] = {"weights": args.backbone_weights, "pretrained": pretrained}
+    backbone = TrainableBackbone(args.backbone, image_shape, augment=args.augment, **options)
     policy = network(backbone.dim, args)
     policy.backbone = backbone
     return policy
@@ -572,6 +580,11 @@ class Run(training.Run):
         task = {"bits": args.bits, "group_bits": args.group_bits, **self.variant.reward(args)}
         envs: Any = gym.make_vec("BitGroupHashing-v0", num_envs=args.num_envs, dataset=dataset, **task)
         super().__init__(policy, optimizer, envs.unwrapped, dataset, args)
+
+    def take_codebook(self, other: Run) -> None:
+        """Start with the codes that another run on the same training images has reached."""
+        codebook = other.envs.get_state()["codebook"]
+        self.obs, self.info = self.envs.set_state({**self.envs.get_state(), "codebook": codebook})
 
     def rollout(self) -> Rollout:
         """Emit the code of every environment's image, group by group, with bits sampled from the policy."""
@@ -652,6 +665,21 @@ class Run(training.Run):
         return {"retrieval/held_out_map": scores.get("retrieval/held_out_map", math.nan)}
 
 
+def train_head(policy: Policy, dataset: HashingDataset, args: Args, *, progress: bool) -> Run:
+    """Train a policy without its backbone, on the features that this gives as it is; return the finished run."""
+    backbone = policy.backbone
+    assert backbone is not None
+    policy.backbone = None
+    features, rows = backbone.start_from(dataset.features[dataset.train]), np.arange(len(dataset.train))
+    labels = dataset.labels[dataset.train]
+    vectors = HashingDataset(dataset.name, features, labels, query=rows[:0], database=rows, train=rows)
+    head_args = dataclasses.replace(args, updates=args.head_updates, backbone=None)
+    run = Run(policy, vectors, rows[:0], head_args)
+    training.train_loop(run, f"{args.variant}, head", out=None, checkpoint=None, progress=progress)
+    policy.backbone = backbone
+    return run
+
+
 @files.exclusive
 def train(
     dataset: HashingDataset, args: Args, *, out: Path | None = None, resume: bool = False, progress: bool = True
@@ -682,7 +710,11 @@ def train(
     learning, held_out = training.split(dataset, args)
     with training.seed_everything(args.seed, device):
         policy = build(dataset.image_shape, args).to(device).train()
+        with_head = args.backbone and args.head_updates and checkpoint is None
+        head = train_head(policy, learning, args, progress=progress) if with_head else None
         run, title = Run(policy, learning, held_out, args), f"{args.variant}, {args.bits} bits"
+        if head is not None:
+            run.take_codebook(head)
         training.train_loop(run, title, out=out, checkpoint=checkpoint, progress=progress)
     if out is not None:
         shape: dict[str, Any] = {"dim": policy.dim, "image_shape": list(dataset.image_shape)}
@@ -699,7 +731,7 @@ def load(path: Path, device: str = "auto") -> Policy:
         ValueError: if the file is missing, corrupt, or no policy of this agent.
     """
     saved, args = files.load_policy(path, Args)
-    policy = build(tuple(saved.get("image_shape", [saved["dim"]])), args)
+    policy = build(tuple(saved.get("image_shape", [saved["dim"]])), args, pretrained=False)
     policy.load_state_dict(saved["weights"])
     return policy.to(resolve_device(device)).eval()
 

@@ -22,7 +22,7 @@ from hashgym import codes, console
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
 from hashgym.device import explain_out_of_memory
-from hashgym.features.trainable import TrainableBackbone, parse, spec_of
+from hashgym.features.trainable import TrainableBackbone, spec_of
 from hashgym.hashers.threads import largest_product, limit_threads
 from hashgym.retrieval import kernels
 from hashgym.terminal import STOPPED
@@ -142,24 +142,11 @@ def with_backbone(args: A, dataset: HashingDataset) -> A:
     """Return the arguments of an agent with the backbone of the dataset's images, where ``backbone`` is None.
 
     Raises:
-        ValueError: if the images are activations or pixels, and the dataset does not name their network, or they are
-            feature vectors or activations of another network than ``backbone`` is.
+        ValueError: as :func:`hashgym.features.trainable.spec_of`.
     """
-    given: str | None = args.backbone  # type: ignore[attr-defined]
-    if given is None:
-        own: dict[str, Any] = {"backbone": spec_of(dataset)}
-        return dataclasses.replace(args, **own)
-    name, cut = parse(given)
-    if not dataset.has_maps:
-        raise ValueError(
-            f"the images of {dataset.name!r} are feature vectors, which no backbone takes: leave backbone out, or "
-            f"extract them with `hashgym features --backbone {name} --cut {cut}`"
-        )
-    named = dataset.provenance.get("backbone") or {}
-    if named.get("cut") and (named["name"], named["cut"]) != (name, cut):
-        wanted = f"{named['name']}:{named['cut']}"
-        raise ValueError(f"the images of {dataset.name!r} are activations for the backbone {wanted}, got {given!r}")
-    return args
+    given: Any = args
+    named: dict[str, Any] = {"backbone": spec_of(dataset, given.backbone, given.backbone_weights)}
+    return dataclasses.replace(args, **named)
 
 
 def encode(

@@ -76,7 +76,8 @@ def written_once(name: str) -> str:
             for i, (split, rule) in enumerate(info.splits.items())
         ]
     elif what == "backbones":
-        head, rows = ("backbone", "features"), [(f"`{n}`", text) for n, text in hashgym.features.backbones().items()]
+        head, cuts = ("backbone", "features", "`--cut`"), hashgym.features.NETWORKS.descriptions
+        rows = [(f"`{n}`", text, cuts.get(n, "")) for n, text in hashgym.features.backbones().items()]
     elif what == "hashers":
         head, rows = ("name", "what it does"), [(f"`{n}`", text) for n, text in hashgym.hashers.available().items()]
     else:

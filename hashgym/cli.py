@@ -64,13 +64,14 @@ def datasets() -> None:
 
 
 def backbones() -> None:
-    """List the backbones that extract features of images."""
-    from hashgym.features import backbones
+    """List the backbones that extract features of images, and after which blocks their networks can be cut."""
+    from hashgym.features import NETWORKS, backbones
 
-    table = _table("backbone", "features")
+    table = _table("backbone", "features", "--cut")
     for name, description in backbones().items():
-        table.add_row(name, description)
-    table.add_row(_styled("any other", "dim"), "a classifier of torchvision.models by name, such as resnet50")
+        table.add_row(name, description, NETWORKS.descriptions.get(name, ""))
+    others = "a classifier of torchvision.models by name, such as resnet50"
+    table.add_row(_styled("any other", "dim"), others, "resnet, vgg, mobilenet, efficientnet")
     _print(table)
 
 
@@ -245,14 +246,14 @@ def features(
         size: side in pixels of the network's input; by default that of its training.
         weights: a file of weights, instead of the backbone's own.
         split: the query / database / train split; the dataset's first split by default.
-        seed: seed of the split and of the random regions.
+        seed: seed of the split and of the random regions and views.
         queries: number of queries, instead of the split's own.
         train: number of training images, instead of the split's own.
         regions: 5 to extract the four corners and the centre of every image too, for RegionKeep.
         sigma: ratio of a region's sides to the image's.
         train_regions: number of random regions of every image to extract, for training on RegionKeep.
         cut: write the activations after this block of the network instead of features, so that the rest of it can be
-            trained with an agent or a hasher; 0 for pixels.
+            trained with an agent or a hasher; 0 for pixels. `hashgym backbones` lists the blocks.
         views: number of views of every training image to keep with --cut: the first plain, the others cropped and
             mirrored at random.
         thumbnail: side in pixels of the thumbnails stored for rendering; 0 for none.

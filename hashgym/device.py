@@ -47,7 +47,7 @@ def resolve_device(device: str | torch.device = "auto", kinds: tuple[str, ...] =
 
 @contextmanager
 def explain_out_of_memory(setting: str, value: int) -> Iterator[None]:
-    """Explain that a GPU has too little memory for the block.
+    """Explain that a GPU has too little memory for a training loop.
 
     Args:
         setting: the name of the setting that determines the size of a batch.

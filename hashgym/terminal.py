@@ -54,7 +54,7 @@ def command_line(stopped: str = "stopped") -> Iterator[None]:
                 sys.stdout.flush()
     except KeyboardInterrupt:
         _end(stopped, STOPPED)
-    except (ValueError, OSError, ImportError) as error:  # DataError is a ValueError
+    except (ValueError, OSError, ImportError, MemoryError) as error:  # DataError is a ValueError
         if isinstance(error, BrokenPipeError) and _pipe_closed():
             raise SystemExit(PIPE_CLOSED) from None
         _end(_with_remedy(error), 2)
@@ -109,6 +109,8 @@ def wants_version(args: Sequence[str]) -> None:
 
 def _with_remedy(error: Exception) -> str:
     """Return an error's message; for a missing package, with the command that installs it."""
+    if isinstance(error, MemoryError):
+        return str(error) or "there is not enough memory"  # Python's own has no message
     if not isinstance(error, ModuleNotFoundError) or error.name is None or "pip install" in str(error):
         return str(error)
     return f"this needs {error.name}, which is not installed: `{install_command(error.name)}`"

@@ -49,6 +49,8 @@ def ends(body: str, **options) -> subprocess.CompletedProcess:
         ("ValueError('two\\n lines [/b] \\x1b[31m')", 2, b"two lines [/b] \xef\xbf\xbd[31m\n"),
         ("FileNotFoundError(2, 'No such file', 'a.jpg')", 2, b"[Errno 2] No such file: 'a.jpg'\n"),
         ("ImportError(\"pip install 'hashgym[ray]'\")", 2, b"pip install 'hashgym[ray]'\n"),
+        ("MemoryError()", 2, b"there is not enough memory\n"),
+        ("MemoryError('lower batch_size')", 2, b"lower batch_size\n"),
         ("KeyboardInterrupt()", 130, b"stopped: go on\n"),
         ("BrokenPipeError(32, 'Milvus is gone')", 2, b"[Errno 32] Milvus is gone\n"),
         ("SystemExit(3)", 3, b""),

@@ -88,9 +88,12 @@ def run_cells(
 
 
 def features_name(dataset: HashingDataset) -> str:
-    """Short name of a dataset's features: the backbone, and the side in pixels of its input."""
+    """Short name of a dataset's features: the backbone, where it is cut, and the side in pixels of its input."""
     backbone = dataset.provenance.get("backbone", {})
-    return f"{backbone['name']}@{backbone['size']}" if backbone else str(dataset.provenance.get("features", "?"))
+    if not backbone:
+        return str(dataset.provenance.get("features", "?"))
+    cut = f":{backbone['cut']}" if "cut" in backbone else ""
+    return f"{backbone['name']}{cut}@{backbone['size']}"
 
 
 def data_digest(dataset: HashingDataset) -> str:

@@ -148,6 +148,7 @@ def fit(
         A function from features (n, D) to codes, bool (n, bits), and the seconds of training (without imports).
     """
     configured = settings(cell)
+    encode: Encoder
     start = time.perf_counter()
     if cell.method in AGENTS:
         policy = importlib.import_module("agents.drlih").train(dataset, configured, out=out, progress=progress)
@@ -155,7 +156,7 @@ def fit(
     else:
         if hasattr(configured, "verbose"):
             configured.verbose = progress
-        encode = configured.fit(dataset.features[dataset.train], dataset.labels[dataset.train]).encode
+        encode = hashgym.hashers.fitted(configured, dataset).encode
     return encode, time.perf_counter() - start
 
 

@@ -39,25 +39,25 @@ CACHE = FolderFormat(
 )
 NAMES = "names.json"
 MAPS = ("float16", "float32", "uint8")
-REQUIRED: dict[str, str | tuple[str, ...]] = {
+REQUIRED: dict[str, tuple[str, ...]] = {  # names of arrays, and the types that they may have
     "features": MAPS,
-    "labels": "uint8",
-    "query": "int64",
-    "database": "int64",
-    "train": "int64",
+    "labels": ("uint8",),
+    "query": ("int64",),
+    "database": ("int64",),
+    "train": ("int64",),
 }
-OPTIONAL: dict[str, str | tuple[str, ...]] = {
-    "regions": "float32",
-    "train_regions": "float32",
-    "thumbnails": "uint8",
-    "center": "float32",
-    "scale": "float32",
-    "boxes": "float32",
-    "train_boxes": "float32",
+OPTIONAL: dict[str, tuple[str, ...]] = {
+    "regions": ("float32",),
+    "train_regions": ("float32",),
+    "thumbnails": ("uint8",),
+    "center": ("float32",),
+    "scale": ("float32",),
+    "boxes": ("float32",),
+    "train_boxes": ("float32",),
     "views": MAPS,
-    "viewed": "int64",
+    "viewed": ("int64",),
 }
-ARRAYS: Mapping[str, str | tuple[str, ...]] = {**REQUIRED, **OPTIONAL}
+ARRAYS: Mapping[str, tuple[str, ...]] = {**REQUIRED, **OPTIONAL}
 
 
 def is_cache(path: str | Path) -> bool:
@@ -193,7 +193,7 @@ def verify(path: str | Path) -> None:
 
 def _open_array(folder: Path, meta: Mapping[str, Any], key: str) -> NDArray[Any]:
     array = CACHE.open_array(folder, meta, f"{key}.npy")
-    wanted = ARRAYS[key]
-    if array.dtype.name not in ((wanted,) if isinstance(wanted, str) else wanted):
-        raise DataError(f"{key}.npy in {folder} is {array.dtype}, but must be {wanted}; {CACHE.remedy}")
+    if array.dtype.name not in ARRAYS[key]:
+        kinds = " or ".join(ARRAYS[key])
+        raise DataError(f"{key}.npy in {folder} is {array.dtype}, but must be {kinds}; {CACHE.remedy}")
     return array

@@ -79,6 +79,38 @@ class Split:
             for label, (query, train, database) in self.counts.items()
         }
 
+    def without(self, left_out: Sequence[int], labels: NDArray[np.uint8], label_names: Sequence[str]) -> Split:
+        """Return the split of the other images, with their new indices; no image changes its part.
+
+        Args:
+            left_out: indices of images that cannot be read.
+            labels: uint8 (n, L), of all images.
+            label_names: L names.
+
+        Raises:
+            DataError: if no query, training image or database image is left.
+        """
+        kept = np.setdiff1d(np.arange(len(labels)), left_out)
+        query, train, database = (
+            np.searchsorted(kept, np.intersect1d(index, kept)) for index in (self.query, self.train, self.database)
+        )
+        for what, index in (("query", query), ("training image", train), ("image of the database", database)):
+            if not len(index):
+                raise DataError(f"no {what} of the split {self.name!r} can be read: repair the images, or draw more")
+        counts = _counts(labels[kept][:, self.labels], (query, train, database))
+        names = [label_names[i] for i in self.labels]
+        notes = [note for note in self.description.split("; ")[1:] if not note.startswith("no ")]
+        notes += [f"{counted(len(left_out), 'image')} that cannot be read left out"]
+        description = "; ".join([_description(query, train, database, len(names)), *notes])
+        return dataclasses.replace(
+            self,
+            query=query,
+            train=train,
+            database=database,
+            description=description + _absent_labels(names, counts),
+            counts={name: (int(q), int(t), int(d)) for name, (q, t, d) in zip(names, counts, strict=True)},
+        )
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -241,7 +273,7 @@ def make(
     if not len(database):
         raise DataError(f"split {split!r} of {dataset} leaves no image for the database; ask for fewer")
 
-    counts = np.stack([labels[index].sum(axis=0, dtype=np.int64) for index in (query, training, database)], axis=1)
+    counts = _counts(labels, (query, training, database))
     description = _description(query, training, database, len(kept))
     if len(order) < len(names):
         description += f"; {counted(len(names) - len(order), 'image')} without a label left out"
@@ -325,6 +357,11 @@ class _Sampler:
                     f"{int(labels[pool].any(axis=0).sum())}, one of each class"
                 )
         return np.sort(drawn)
+
+
+def _counts(labels: NDArray[np.uint8], parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Return how many images of each part every label has, int64 (L, parts)."""
+    return np.stack([labels[index].sum(axis=0, dtype=np.int64) for index in parts], axis=1)
 
 
 def _description(

@@ -32,7 +32,8 @@ keep_old_names(__name__)
 
 Train = Literal["split", "all"]
 
-COMPARED, COMPARED_MAPS = 10_000, 1_000  # most images whose codes are compared; activations and pixels are large
+COMPARED, COMPARED_MAPS = 10_000, 1_000  # most images whose codes are compared: networks of activations are slower
+_NUMBERS = 1 << 28  # most numbers of activations that are compared
 POLICY = "policy.onnx"
 
 
@@ -264,7 +265,7 @@ def _compare(
     """
     from hashgym.encoders.write import compare
 
-    count = COMPARED_MAPS if dataset.has_maps else COMPARED
+    count = min(COMPARED_MAPS, max(2, _NUMBERS // dataset.dim)) if dataset.has_maps else COMPARED
     rows = np.unique(np.linspace(0, len(dataset) - 1, count).astype(np.int64))
     agreement = compare(head, hasher.encode(dataset.features[rows]), extracted.features[rows], threads)
     if not agreement.exact:

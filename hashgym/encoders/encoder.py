@@ -129,6 +129,10 @@ def _check(metadata: Mapping[str, Any], session: InferenceSession) -> None:
     bits, dim, regions = number("bits", 1, 1 << 20), number("dim", 1, 1 << 31), number("regions", 0, 5)
     if regions not in (0, 5):
         raise ValueError(f"has regions = {regions}, not 0 or 5")
+    if (image := metadata.get("image_shape")) is not None:
+        is_shape = isinstance(image, list) and len(image) == 3 and all(type(side) is int for side in image)
+        if not is_shape or min(image) < 1 or math.prod(image) != dim or regions:
+            raise ValueError(f"has image_shape = {_short(image)}, not three sides of {dim:,} numbers")
     if metadata["group_bits"] is not None:
         number("group_bits", 1, 1 << 20)
     for key, least in ("sigma", "above 0"), ("threshold", "0"):
@@ -191,6 +195,7 @@ class Encoder:
         bits: q, the length of a code.
         dim: D, the number of features of a view.
         takes: ``features`` or ``pictures``.
+        image_shape: (C, H, W) of the activations or pixels that a trained backbone takes; None for feature vectors.
         regions: number of regions with a code, besides the whole image: 0 or 5.
         sigma: ratio of a region's side to the image's; None without regions.
         threshold: xi, the least probability at which a region's code is kept; None without regions.
@@ -205,6 +210,8 @@ class Encoder:
         self.bits: int = metadata["bits"]
         self.dim: int = metadata["dim"]
         self.takes: str = metadata["takes"]
+        shape = metadata.get("image_shape")
+        self.image_shape: tuple[int, ...] | None = None if shape is None else tuple(shape)
         self.regions: int = metadata["regions"]
         self.sigma: float | None = metadata["sigma"]
         self.threshold: float | None = metadata["threshold"]
@@ -223,8 +230,9 @@ class Encoder:
         """Return the codes of images, from their features.
 
         Args:
-            features: float32 (n, D), as the backbone gives them; with regions also (n, V, D), the whole image first. Of
-                a trained backbone activations or pixels (n, C, H, W).
+            features: float32 (n, D), as the backbone gives them; with regions also (n, V, D), the whole image first. An
+                encoder with a trained backbone also takes its activations or pixels, (n, C, H, W) of float32, float16
+                or uint8.
 
         Returns:
             n code sets of up to V codes.
@@ -306,15 +314,13 @@ class Encoder:
         if self.takes != "features":
             raise ValueError("this encoder takes pictures, not features: call encode_pictures")
         features = np.asarray(features)
-        if features.ndim == 4:  # activations of float16, or pixels
-            features = features.reshape(len(features), -1).astype(np.float32)
+        if self.image_shape is not None and features.shape[1:] == self.image_shape and len(features):
+            if features.dtype.name not in ("float32", "float16", "uint8"):
+                raise ValueError(f"images must be float32, float16 or uint8, got {features.dtype}")
+            return features  # checked and converted in batches: they may be larger than the memory
         if features.dtype != np.float32:
             raise ValueError(f"features must be float32, got {features.dtype}")
-        features = self._shaped("features", features, (self.dim,))
-        finite = np.isfinite(features).reshape(len(features), -1).all(axis=1)
-        if not finite.all():
-            raise ValueError(f"features hold NaN or infinity, first in row {int(np.argmin(finite))}")
-        return features
+        return self._shaped("features", features, (self.dim,))
 
     def _pictures(self, pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
         if self.size is None:
@@ -330,6 +336,8 @@ class Encoder:
         if x.shape[1 + several :] != view or not x.size or (several and x.shape[1] > 1 + self.regions):
             size = ", ".join(map(str, view))
             also = f" or (n, V, {size}) with V from 1 to {1 + self.regions}" if self.regions else ""
+            if self.image_shape is not None and name == "features":
+                also = f" or (n, {', '.join(map(str, self.image_shape))})"
             raise ValueError(f"this encoder takes {name} of shape (n, {size}){also}, n at least 1, got {x.shape}")
         return x[:, None] if self.regions and not several else x
 
@@ -340,13 +348,11 @@ class Encoder:
         return CodeSets.of(bits, keep.astype(np.float64) >= self.threshold)
 
     def _run(self, views: NDArray[Any], names: Sequence[str]) -> list[NDArray[Any]]:
-        has_network = self.takes == "pictures" or "cut" in (self.metadata["backbone"] or {})
+        has_network = self.takes == "pictures" or self.image_shape is not None
         at_once = PICTURES_AT_ONCE if has_network else FEATURES_AT_ONCE
         step = max(1, round(at_once / views.shape[1])) if self.regions else at_once
-        parts = [
-            self._session.run(names, {self.takes: np.ascontiguousarray(views[start : start + step])})
-            for start in range(0, len(views), step)
-        ]
+        batches = (self._batch(views, start, step) for start in range(0, len(views), step))
+        parts = [self._session.run(names, {self.takes: batch}) for batch in batches]
         outputs = [np.concatenate(part) for part in zip(*parts, strict=True)]
         lead = views.shape[: 2 if self.regions else 1]
         for name, output in zip(names, outputs, strict=True):  # a file may declare other shapes than it has
@@ -355,6 +361,20 @@ class Encoder:
                     f"the encoder gives {name} of shape {output.shape} instead of {wanted}: export it again"
                 )
         return outputs
+
+    def _batch(self, views: NDArray[Any], start: int, count: int) -> NDArray[Any]:
+        """Return ``count`` images from number ``start`` on as the network takes them.
+
+        Raises:
+            ValueError: for features that are not finite.
+        """
+        batch = np.ascontiguousarray(views[start : start + count])
+        if self.takes == "pictures":
+            return batch
+        finite = np.isfinite(batch).reshape(len(batch), -1).all(axis=1)
+        if not finite.all():
+            raise ValueError(f"features hold NaN or infinity, first in row {start + int(np.argmin(finite))}")
+        return (batch if self.image_shape is None else batch.reshape(len(batch), -1)).astype(np.float32, copy=False)
 
 
 _NO_BACKBONE = (

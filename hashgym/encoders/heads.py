@@ -51,7 +51,7 @@ def hasher_head(hasher: Hasher) -> nn.Module:
     head = hasher.head().eval()
     shape = getattr(hasher, "image_shape_", (hasher.n_features_in_,))
     rows = np.random.default_rng(0).standard_normal((16, *shape), np.float32)
-    expected, name = hasher.transform(rows), type(hasher).__name__
+    expected, name = hasher._transform(rows), type(hasher).__name__  # transform takes no real numbers as pixels
     try:
         # NumPy rejects tensors that require a gradient. It accepts others, but its results are not part of a graph.
         values = head(torch.from_numpy(rows).requires_grad_()).detach().numpy()

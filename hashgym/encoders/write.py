@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["TIE", "Agreement", "add_backbone", "compare", "write"]
 
-TIE = 1e-5  # relative to the mean size of a bit's margins: below, the order of float32 sums may decide the bit
+# Relative to the mean size of a bit's margins: below, the order of float32 sums may decide the bit, more of them in an
+# encoder with a trained backbone.
+TIE, NETWORK_TIE = 1e-5, 1e-4
 _GREATEST = (1 << 31) - (1 << 20)  # bytes of a file: Protocol Buffers' own bound, with room for metadata
 # Entries of a backbone's provenance that determine its features.
 _DECIDING = ("name", "size", "preprocessing", "digest")
@@ -59,7 +61,7 @@ def write(
             (n, V, D), the whole image first, V from 1 to 1 + regions, to margins (n, V, q) and probabilities to keep
             (n, V), 1 for the whole image. With a backbone that is trained it maps activations or pixels (n, C, H, W).
         dim: D, the number of features; C x H x W for activations or pixels.
-        image_shape: (C, H, W) of activations or pixels, which the encoder takes in a row; None for features.
+        image_shape: (C, H, W) of activations or pixels, which the network takes in a row; None or (D,) for features.
         bits: q, the length of a code.
         group_bits: k, the group length of a policy that acts on groups.
         regions: number of an image's regions besides the whole: 0 or 5.
@@ -83,6 +85,8 @@ def write(
         raise ValueError(f"bits and dim must be at least 1, got {bits} and {dim}")
     if regions not in (0, 5):
         raise ValueError(f"regions must be 5 (corners and centre) or 0, got {regions}")
+    if regions and len(shape) > 1:
+        raise ValueError(f"regions are of feature vectors, got images of shape {shape}")
     if (regions > 0) != (sigma is not None) or (regions > 0) != (threshold is not None):
         raise ValueError(f"sigma and threshold belong to regions: got {regions=}, {sigma=}, {threshold=}")
     if sigma is not None and not 0 < sigma <= 1:
@@ -96,6 +100,7 @@ def write(
             "bits": int(bits),
             "group_bits": group_bits,
             "dim": int(dim),
+            **({} if len(shape) == 1 else {"image_shape": list(shape)}),
             "regions": regions,
             "sigma": sigma,
             "threshold": threshold,
@@ -152,7 +157,7 @@ class Agreement:
         bits: number of bits that were compared, over all codes of all images.
         different: number of bits that differ.
         ties: number of bits that float32 rounding may decide either way: the size of their margin is at most TIE times
-            the mean size of that bit's margins.
+            the mean size of that bit's margins; NETWORK_TIE times of an encoder with a trained backbone.
         different_ties: number of bits that differ and are ties, or follow one that differs, since a policy that acts on
             groups of bits observes the groups before.
         different_keeps: number of codes that only one of the two keeps, in images whose codes are equal.
@@ -195,7 +200,8 @@ def compare(
             f"encoder gives {len(margin)} images with {margin.shape[1]} codes of {encoder.bits} bits"
         )
     different = unpack(wanted.words, wanted.bits) != (margin > 0)
-    ties = np.abs(margin) <= TIE * np.abs(margin).mean(axis=(0, 1))
+    tie = TIE if encoder.image_shape is None else NETWORK_TIE
+    ties = np.abs(margin) <= tie * np.abs(margin).mean(axis=(0, 1))
     group = np.arange(encoder.bits) // (encoder.metadata["group_bits"] or encoder.bits)
     first = np.where(different, group, encoder.bits).min(axis=2, keepdims=True)  # the first group in which bits differ
     keeps = 0
@@ -287,7 +293,8 @@ def _head_model(
             if center is not None:
                 features = (features - self.get_buffer("center")) / self.get_buffer("scale")
             if len(image_shape) > 1:
-                features = features.reshape(features.shape[0], *image_shape)  # the exporter follows these sizes alone
+                # With -1 the exporter does not know the sides, after unflatten it fixes the number of images.
+                features = features.reshape(features.shape[0], *image_shape)
             result = self.head(features)
             margin, *keep = result if regions else (result,)
             margin = margin.float()

@@ -56,6 +56,10 @@ BACKBONES: Registry[Maker] = Registry(
             "hashgym.features.convolutions:vgg16_conv_pool5",
             "the same, the map pool5 flattened: 25,088 features at 224 pixels",
         ),
+        "convnet": (
+            "hashgym.features.convnet:make",
+            "three convolutions without pretrained weights, to be trained from small pixels, --cut 0: 512 features",
+        ),
         "alexnet": (
             "hashgym.features.torchvision_classifiers:alexnet",
             "AlexNet, fc7, as MCH uses it: 4,096 features",
@@ -72,24 +76,19 @@ Loader = Callable[..., "Pretrained"]
 NETWORKS: Registry[Loader] = Registry(
     "network",
     {
-        "efficientnet_lite0": ("hashgym.features.efficientnet_lite:load", "16 bottlenecks and a convolution"),
-        "efficientnet_lite2": (
-            "hashgym.features.efficientnet_lite:load",
-            "23 blocks: 22 bottlenecks and a convolution",
-        ),
-        **{
-            name: ("hashgym.features.convolutions:load", f"{count} convolutions")
-            for name, count in {
-                "alexnet_conv": 5,
-                "alexnet_conv_pool5": 5,
-                "vgg16_conv": 13,
-                "vgg16_conv_pool5": 13,
-            }.items()
-        },
-        "convnet": ("hashgym.features.convnet:load", "3 convolutions, no weights: for small pictures"),
+        "efficientnet_lite0": ("hashgym.features.efficientnet_lite:load", "0 to 16"),
+        "efficientnet_lite2": ("hashgym.features.efficientnet_lite:load", "0 to 21"),
+        "alexnet_conv": ("hashgym.features.convolutions:load", "0 to 4"),
+        "alexnet_conv_pool5": ("hashgym.features.convolutions:load", "0 to 4"),
+        "vgg16_conv": ("hashgym.features.convolutions:load", "0 to 12"),
+        "vgg16_conv_pool5": ("hashgym.features.convolutions:load", "0 to 12"),
+        "convnet": ("hashgym.features.convnet:load", "0"),
+        "alexnet": ("hashgym.features.torchvision_classifiers:load", "0 to 12"),
+        "vgg19": ("hashgym.features.torchvision_classifiers:load", "0 to 36"),
     },
 )
-"""Networks that can be cut and trained, each a function of its name and a file of weights."""
+"""Networks that can be cut and trained, each a function of its name, a file of weights and ``pretrained``; described by
+their cuts."""
 
 
 def backbones() -> dict[str, str]:
@@ -156,26 +155,28 @@ def make(
     return torchvision_classifiers.make(name, size=size, weights=weights, device=device, runtime=runtime)
 
 
-def load_network(name: str, weights: str | None = None) -> Pretrained:
+def load_network(name: str, weights: str | None = None, *, pretrained: bool = True) -> Pretrained:
     """Load a network as a sequence of blocks, which can be cut and trained.
 
     Args:
-        name: one of ``NETWORKS``, or a classifier of ``torchvision.models`` that is a plain sequence, such as alexnet,
-            vgg19, resnet18, mobilenet_v2 or efficientnet_b0.
+        name: one of ``NETWORKS``, or a classifier of ``torchvision.models`` that is one sequence of blocks, such as
+            resnet18, mobilenet_v2 or efficientnet_b0.
         weights: a file of weights; None for the network's own.
+        pretrained: False for the architecture alone, without reading weights: its numbers are arbitrary, and are filled
+            in with those of a trained network.
 
     Raises:
         ValueError: for a name of another backbone or none, or a package that is not installed.
         DataError: for weights that are missing, damaged or of another network.
     """
     if name in NETWORKS:
-        return NETWORKS.find(name)(name, weights)
+        return NETWORKS.find(name)(name, weights, pretrained)
     from hashgym.features import torchvision_classifiers
 
     if name not in torchvision_classifiers.names():
-        known = [*NETWORKS.entries, "alexnet", "vgg19", "resnet18"]
+        known = [*NETWORKS.entries, *torchvision_classifiers.names()]
         raise ValueError(
             f"{name!r} is not a network that can be cut or trained{closest(name, known)}: choose "
-            f"{', '.join(NETWORKS.entries)}, or a classifier of torchvision such as alexnet, vgg19 or resnet18"
+            f"{', '.join(NETWORKS.entries)}, or a classifier of torchvision such as resnet18"
         )
-    return torchvision_classifiers.load(name, weights)
+    return torchvision_classifiers.load(name, weights, pretrained)

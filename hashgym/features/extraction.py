@@ -112,10 +112,11 @@ def extract(
     n = len(collection)
     draw = partial(_draw, collection, split, seed=seed, queries=queries, train=train)
     drawn = draw(np.arange(n))
-    if views > 1:
-        recipe = replace(recipe, viewed=np.sort(drawn.train))
     _check_dataset(collection, drawn)
     job = {"dataset": collection.name, "images": n, "names": _digest(collection.names), "batch_size": batch_size}
+    if views > 1:
+        recipe = replace(recipe, viewed=drawn.train)
+        job["train"] = _digest(drawn.train.tolist())  # the images that have views
     stamps = None if collection.stamp is None else np.array([collection.stamp(i) for i in range(n)], np.int64)
     arrays = recipe.arrays | ({} if stamps is None else {STAMPS: ((2,), "int64")})
     partial_folder = target.with_name(target.name + ".partial")
@@ -137,7 +138,10 @@ def extract(
         if not len(kept):
             raise DataError(f"none of the {n:,} images can be read, the first: {left_out[0]}")
         if left_out:
-            drawn = draw(kept) if recipe.viewed is None else _among(drawn, kept)
+            if recipe.viewed is None:
+                drawn = draw(kept)
+            else:  # those with views must stay the training images
+                drawn = drawn.without(sorted(left_out), collection.labels, collection.label_names)
         _publish(store, target, collection, drawn, recipe, kept, left_out)
     _tidy(target)
     return target
@@ -338,9 +342,10 @@ class _Recipe:
         of_image = np.split(values, ends[:-1])
         for prepared, own in zip(batch, of_image, strict=True):
             if own.dtype != np.uint8 and not np.isfinite(own).all():
+                remedy = " If not, they are beyond float16 there: choose another cut." if self.backbone.cut else ""
                 raise DataError(
                     f"{self.backbone.name} gives NaN or infinity for image {names[prepared.index]}: are the weights "
-                    "damaged?"
+                    f"damaged?{remedy}"
                 )
         boxes = np.stack([prepared.boxes for prepared in batch])
         rows: dict[str, NDArray[Any]] = {
@@ -374,13 +379,6 @@ def _draw(collection: ImageCollection, split: str | None, kept: NDArray[np.int64
         names=[collection.names[i] for i in kept],
         **options,
     )
-
-
-def _among(drawn: splits.Split, kept: NDArray[np.int64]) -> splits.Split:
-    """Return the split without the images that are left out: those with views stay the training images."""
-    parts = {part: getattr(drawn, part) for part in ("query", "database", "train")}
-    moved = {part: np.searchsorted(kept, index[np.isin(index, kept)]) for part, index in parts.items()}
-    return replace(drawn, **moved)
 
 
 def _check_dataset(collection: ImageCollection, drawn: splits.Split) -> None:

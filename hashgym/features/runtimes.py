@@ -25,7 +25,7 @@ from hashgym.device import resolve_device
 from hashgym.features.backbone import Network
 from hashgym.features.onnx_runtime import OPSET, PICTURES_AT_ONCE, TOLERANCE, open_session, require_runtime
 
-__all__ = ["RUNTIMES", "compile_network", "pictures_to_features", "to_onnx"]
+__all__ = ["RUNTIMES", "check_runtime", "compile_network", "pictures_to_features", "to_onnx"]
 
 Axes = Mapping[int, str]
 
@@ -49,6 +49,19 @@ class _FromBytes(torch.nn.Module):
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         scaled = (pictures.permute(0, 3, 1, 2).float() - self.mean) / self.std
         return self.body(scaled).flatten(1)
+
+
+def check_runtime(runtime: str, device: str) -> torch.device:
+    """Return the device.
+
+    Raises:
+        ValueError: for an unknown runtime or device.
+    """
+    if runtime not in RUNTIMES:
+        raise ValueError(
+            f"unknown runtime {runtime!r}{closest(runtime, RUNTIMES)}: choose one of {', '.join(RUNTIMES)}"
+        )
+    return resolve_device(device)
 
 
 def compile_network(
@@ -76,11 +89,7 @@ def compile_network(
     Raises:
         ValueError: for an unknown, missing or impossible runtime, device or size.
     """
-    if runtime not in RUNTIMES:
-        raise ValueError(
-            f"unknown runtime {runtime!r}{closest(runtime, RUNTIMES)}: choose one of {', '.join(RUNTIMES)}"
-        )
-    place = resolve_device(device)
+    place = check_runtime(runtime, device)
     installed = all(importlib.util.find_spec(module) is not None for module in ("onnx", "onnxruntime"))
     if runtime == "onnx":
         require_runtime("onnx")

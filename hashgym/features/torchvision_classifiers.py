@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 _TRANSFORM_INPUT = ("googlenet", "inception_v3")  # whose weights were trained on another scale
 
+SEQUENTIAL = re.compile(r"alexnet|vgg\d+(_bn)?|(wide_)?resnet\d+(_2)?|resnext.*|mobilenet_v[23].*|efficientnet_.*")
+"""Names of the classifiers whose layers are one sequence, so that they can be cut."""
+
 
 def names() -> list[str]:
     """Return the names of all classifiers that torchvision can build."""
@@ -78,55 +81,54 @@ def make(
 alexnet, vgg19 = partial(make, "alexnet"), partial(make, "vgg19")
 
 
-def load(name: str, weights: str | None = None) -> Pretrained:
+def load(name: str, weights: str | None = None, pretrained: bool = True) -> Pretrained:
     """Return a classifier without its last layer as a sequence of blocks.
 
-    Blocks are the layers of ``network.features``, or of a ResNet the stem and its bottlenecks; what comes after the
-    last map (fc6 and fc7 of AlexNet and VGG) pools it.
+    Blocks are the layers of ``network.features``, or of a ResNet the stem and its residual blocks; what comes after the
+    last map (fc6 and fc7 of AlexNet and VGG) pools it. With ``pretrained=False`` its numbers are arbitrary, and no
+    weights are read.
 
     Raises:
-        ValueError: for a classifier that is not a plain sequence.
+        ValueError: for a classifier whose layers are not one sequence.
         DataError: for weights that cannot be downloaded or used.
     """
-    import torch
+    if not SEQUENTIAL.fullmatch(name):
+        raise ValueError(
+            f"{name} is not one sequence of blocks, so it cannot be cut or trained here: choose alexnet, vgg19, "
+            "resnet18, mobilenet_v2, efficientnet_b0 or another of these families"
+        )
     from torch import nn
 
     from hashgym.features.blocks import BlockNetwork, Pretrained
     from hashgym.features.weights import read
 
     preset = _preset(name)
-    path = Path(weights) if weights is not None else _download(preset.url, name)
-    network, _ = _headless(name, read(path), path)
+    path = None
+    if pretrained:
+        path = Path(weights) if weights is not None else _download(preset.url, name)
+        network, _ = _headless(name, read(path), path)
+    else:
+        network, _ = _headless(name)
+    for module in network.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = False  # a block must not change the map that it is given: it may be a cached one
     if hasattr(network, "features"):
         layers = list(network.features)
-    elif hasattr(network, "layer4"):
-        stages = [network.layer1, network.layer2, network.layer3, network.layer4]
-        layers = [
-            nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool),
-            *(b for s in stages for b in s),
-        ]
     else:
-        layers = []
+        stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
+        layers = [stem, *network.layer1, *network.layer2, *network.layer3, *network.layer4]
     pool = nn.Sequential(getattr(network, "avgpool", nn.AdaptiveAvgPool2d(1)), nn.Flatten())
     pool.extend(getattr(network, "classifier", []))
-    blocks = BlockNetwork(dict(enumerate(layers, start=1)), pool, [len(layers)]).eval()
-    example = torch.zeros(1, 3, preset.size, preset.size)
-    with torch.inference_mode():
-        if not layers or not torch.allclose(blocks(example), network(example).flatten(1), atol=1e-5):
-            raise ValueError(
-                f"{name} is not a plain sequence of blocks, so it cannot be cut or trained here: choose alexnet, "
-                "vgg19, resnet18, mobilenet_v2, efficientnet_b0 or another of these families"
-            )
     return Pretrained(
         name=name,
-        network=blocks,
+        network=BlockNetwork(dict(enumerate(layers, start=1)), pool, [len(layers)]).eval(),
         mean=preset.mean,
         std=preset.std,
         size=preset.size,
         preprocess=preset.preprocess,
         describe=preset.describe,
-        weights=path.name,
-        digest=sha256(path),
+        weights="" if path is None else path.name,
+        digest="" if path is None else sha256(path),
     )
 
 
@@ -183,20 +185,23 @@ def head(network: Any, name: str) -> str:
     return linear[-1]
 
 
-def _headless(name: str, state: dict[str, Any], path: Path) -> tuple[Any, int]:
+def _headless(name: str, state: dict[str, Any] | None = None, path: Path | None = None) -> tuple[Any, int]:
     """Return the classifier with its weights and an identity for its last linear layer, and that layer's input width.
 
-    A head of any number of classes is dropped, so fine-tuned weights work as well.
+    A head of any number of classes is dropped, so fine-tuned weights work as well. Without weights its numbers are
+    arbitrary.
     """
     import torch
 
-    from hashgym.features.weights import fill
+    from hashgym.features.weights import empty, fill
 
-    network = _build(name)
+    network = build(name)
     last = head(network, name)
     dim = network.get_submodule(last).in_features
     parent, _, leaf = last.rpartition(".")
     setattr(network.get_submodule(parent), leaf, torch.nn.Identity())
+    if state is None or path is None:
+        return empty(network), dim
     for suffix in ("weight", "bias"):
         state.pop(f"{last}.{suffix}", None)
     if name.startswith("densenet"):  # its published weights have names with dots that modules may no longer have
@@ -205,8 +210,8 @@ def _headless(name: str, state: dict[str, Any], path: Path) -> tuple[Any, int]:
     return fill(network, state, path, name), dim
 
 
-def _build(name: str) -> Any:
-    """Build the classifier, on the meta device where possible: drawing random weights takes long and is not needed."""
+def build(name: str) -> Any:
+    """Return a classifier without weights: on the meta device where possible, as drawing random ones takes long."""
     import torch
 
     models = import_torchvision().models
@@ -232,6 +237,6 @@ def _download(url: str, name: str) -> Path:
         except (OSError, RuntimeError) as error:
             raise DataError(
                 f"the weights of {name} could not be downloaded ({error}). Without internet access, get {url} on "
-                f"another machine and pass the file: --weights {path.name}"
+                f"another machine, and copy it to {path.parent} or pass the file: --weights {path.name}"
             ) from error
     return path

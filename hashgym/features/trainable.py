@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,18 +18,24 @@ from hashgym.features.torchvision_compat import import_torchvision
 __all__ = ["AUGMENTATIONS", "TrainableBackbone", "augmentation", "parse", "spec_of"]
 
 AUGMENTATIONS = ("crop-flip", "none")
+"""Names of augmentations of pixels, see :func:`augmentation`."""
 
 
-def parse(spec: str) -> tuple[str, int]:
-    """Return the network's name and the cut of ``NAME`` or ``NAME:CUT``; without a cut it is 0, pixels.
+def parse(spec: str) -> tuple[str, int, int | None]:
+    """Return the network's name, the cut and the side in pixels of ``NAME``, ``NAME:CUT`` or ``NAME@SIZE``.
+
+    Without a cut it is 0, pixels; without a size they are taken as they are.
 
     Raises:
-        ValueError: for a cut that is not a number.
+        ValueError: for another text.
     """
-    name, _, cut = spec.partition(":")
-    if cut and not cut.isdecimal():
-        raise ValueError(f"a backbone is NAME or NAME:CUT, such as efficientnet_lite0:11, got {spec!r}")
-    return name, int(cut or 0)
+    matched = re.fullmatch(r"([^:@]+)(?::([0-9]+))?(?:@([0-9]+))?", spec)
+    if matched is None or (matched[2] and int(matched[2]) and matched[3]) or matched[3] == "0":
+        raise ValueError(
+            "a backbone is NAME or NAME:CUT, such as efficientnet_lite0:11, or NAME@SIZE for pixels that are resized, "
+            f"such as alexnet_conv@224, got {spec!r}"
+        )
+    return matched[1], int(matched[2] or 0), int(matched[3]) if matched[3] else None
 
 
 class TrainableBackbone(nn.Module):
@@ -36,37 +45,51 @@ class TrainableBackbone(nn.Module):
     devices that have bfloat16 the network is trained in mixed precision.
 
     Args:
-        spec: ``NAME:CUT`` for images that are activations after block CUT, ``NAME`` for pixels.
+        spec: ``NAME:CUT`` for images that are activations after block CUT, ``NAME`` for pixels, ``NAME@SIZE`` for
+            pixels that are resized to SIZE x SIZE first (bicubic), so that small pictures are stored small.
         image_shape: (C, H, W) of the images.
         augment: one of AUGMENTATIONS, for pixels.
+        weights: a file of pretrained weights; None for the network's own.
+        pretrained: False to read no weights, for :meth:`fill` or ``load_state_dict``.
 
     Attributes:
         dim: D.
+        digest: SHA-256 of the file of pretrained weights; empty without one.
 
     Raises:
         ValueError: for an unknown network or augmentation, or images that are not activations of it at this cut.
         DataError: for weights that cannot be used.
     """
 
-    def __init__(self, spec: str, image_shape: tuple[int, ...], *, augment: str = "crop-flip") -> None:
+    def __init__(
+        self,
+        spec: str,
+        image_shape: tuple[int, ...],
+        *,
+        augment: str = "crop-flip",
+        weights: str | None = None,
+        pretrained: bool = True,
+    ) -> None:
         super().__init__()
-        name, cut = parse(spec)
-        loaded = load_network(name)
-        loaded.check_cut(cut)
+        name, cut, self.size = parse(spec)
         self.spec, self.cut, self.image_shape = spec, cut, tuple(image_shape)
-        self.network = loaded.network.after(cut)
-        self.augment = augmentation(augment, self.image_shape) if cut == 0 else nn.Identity()
-        for key, values in (("mean", loaded.mean), ("std", loaded.std)):
-            scaling = torch.tensor(list(values), dtype=torch.float32).view(-1, 1, 1)
-            self.register_buffer(key, scaling, persistent=False)
+        augmented = augmentation(augment, self.image_shape)
+        self.augment = augmented if cut == 0 else nn.Identity()
         if len(self.image_shape) != 3:
             raise ValueError(
                 f"the backbone {spec} takes images as maps (C, H, W), got vectors of shape {self.image_shape}: extract "
-                f"them with `hashgym features --backbone {name} --cut {cut or 'BLOCK'}`"
+                f"them with `hashgym features --backbone {name} --cut {cut}`"
             )
+        loaded = load_network(name, weights, pretrained=pretrained)
+        if pretrained:
+            loaded.check_cut(cut)
+        self.network, self.digest = loaded.network.after(cut), loaded.digest
+        for key, values in (("mean", loaded.mean), ("std", loaded.std)):
+            scaling = torch.tensor(list(values), dtype=torch.float32).view(-1, 1, 1)
+            self.register_buffer(key, scaling, persistent=False)
         try:
             with torch.no_grad():
-                self.dim = self.network.eval()(torch.zeros(1, *self.image_shape)).shape[1]
+                self.dim = self.network.eval()(self._resized(torch.zeros(1, *self.image_shape))).shape[1]
         except RuntimeError as error:
             raise ValueError(
                 f"the images, maps of shape {self.image_shape}, are not what {name} takes "
@@ -75,22 +98,56 @@ class TrainableBackbone(nn.Module):
             ) from error
         self.requires_grad_(True)
         for module in self.network.modules():
-            if isinstance(module, nn.Conv2d) and module.groups > 1:  # the gradient of a depthwise filter costs as much
-                module.weight.requires_grad_(False)  # as all else in its block on a CPU, for 2% of the parameters
+            # The gradient of depthwise filters costs as much as all else in a block on a CPU, for 2% of the parameters.
+            if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
+                module.weight.requires_grad_(False)
         self.normalize = nn.BatchNorm1d(self.dim, affine=False, momentum=0.05)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.train()
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features, float32 (n, D), of images (n, C, H, W): uint8 pixels, or activations."""
         if self.cut == 0:
             if self.training:
                 images = self.augment(images)
-            images = (images.float() - self.get_buffer("mean")) / self.get_buffer("std")
+            images = (self._resized(images.float()) - self.get_buffer("mean")) / self.get_buffer("std")
         images = images.float().contiguous(memory_format=torch.channels_last)
         mixed = self.training and images.is_cuda and torch.cuda.is_bf16_supported()
         with torch.autocast(images.device.type, torch.bfloat16, enabled=mixed):
             features = self.network(images)
         return self.normalize(features.float())
+
+    def _resized(self, pixels: Tensor) -> Tensor:
+        if self.size is None:
+            return pixels
+        sides = (self.size, self.size)
+        return nn.functional.interpolate(pixels, sides, mode="bicubic", align_corners=False).clamp(0, 255)
+
+    def features_of(self, images: NDArray[Any], at_once: int = 64) -> NDArray[np.float32]:
+        """Return features, float32 (n, D), of images (n, C, H, W) in an array, so many at once, without a gradient."""
+        device = self.get_buffer("mean").device
+        with torch.inference_mode():
+            parts = [
+                self(torch.from_numpy(np.array(images[start : start + at_once])).to(device)).cpu()
+                for start in range(0, len(images), at_once)
+            ]
+        return torch.cat(parts).numpy()
+
+    def start_from(self, images: NDArray[Any]) -> NDArray[np.float32]:
+        """Normalise by the mean and deviation of the features of these images, and return their features.
+
+        On such features a head can be trained before the backbone is trained as well: linear probing, then fine-tuning
+        (Kumar et al., ICLR 2022).
+        """
+        mode, normalize = self.training, self.normalize
+        normalize.reset_running_stats()  # mean 0 and variance 1
+        features = self.eval().features_of(images) * (1 + normalize.eps) ** 0.5
+        mean, variance = features.mean(0, dtype=np.float64), features.var(0, dtype=np.float64)
+        for own, value in ((normalize.running_mean, mean), (normalize.running_var, variance)):
+            assert own is not None
+            own.copy_(torch.from_numpy(value))
+        self.train(mode)
+        return ((features - mean) / np.sqrt(variance + normalize.eps)).astype(np.float32)
 
     def numbers(self) -> NDArray[np.float32]:
         """Return all weights and running averages in one array, in the order of the state_dict."""
@@ -114,22 +171,50 @@ class TrainableBackbone(nn.Module):
                 tensor.copy_(torch.from_numpy(part).reshape(tensor.shape))
 
 
-def spec_of(dataset: HashingDataset) -> str | None:
-    """Return the backbone whose activations or pixels a dataset holds, as :func:`parse` reads it; None for vectors.
+def spec_of(dataset: HashingDataset, given: str | None = None, weights: str | None = None) -> str | None:
+    """Return the backbone that takes the images of a dataset, as :func:`parse` reads it; None for vectors.
+
+    Args:
+        dataset: its provenance names the network and the cut that its activations or pixels were extracted with.
+        given: the backbone that the user gives, which is returned: a network for pixels, or the dataset's own.
+        weights: the file of weights that the user gives; None for the network's own.
 
     Raises:
-        ValueError: if the dataset does not name it.
+        ValueError: if no backbone is given and the dataset does not name it; for a backbone and vectors; if activations
+            are of another network or cut than ``given``, or were computed with other weights.
+        DataError: for weights that cannot be used.
     """
     if not dataset.has_maps:
+        if given is not None:
+            name, cut, _ = parse(given)
+            raise ValueError(
+                f"the images of {dataset.name!r} are feature vectors, which no backbone takes: leave backbone out, or "
+                f"extract them with `hashgym features --backbone {name} --cut {cut}`"
+            )
         return None
-    backbone = dataset.provenance.get("backbone", {})
+    backbone = dataset.provenance.get("backbone") or {}
+    if backbone.get("cut"):
+        own = f"{backbone['name']}:{backbone['cut']}"
+        if given not in (None, own):
+            raise ValueError(f"the images of {dataset.name!r} are activations for the backbone {own}, got {given!r}")
+        loaded = load_network(backbone["name"], weights)
+        digest = backbone.get("digest", loaded.digest)
+        if digest != loaded.digest:
+            raise ValueError(
+                f"the activations of {dataset.name!r} were computed with other weights of {backbone['name']} "
+                f"({backbone.get('weights')}, SHA-256 {digest[:12]}) than those given here ({loaded.weights}, "
+                f"{loaded.digest[:12]}): give their file as backbone_weights"
+            )
+        return own
+    if given is not None:
+        return given
     if "name" not in backbone or "cut" not in backbone:
         raise ValueError(
             f"the images of {dataset.name!r} are maps of shape {dataset.image_shape}, and the dataset does not name "
             "the network that takes them: give backbone='NAME:CUT' for activations, or 'NAME' for pixels, such as "
             "'convnet' for small pictures"
         )
-    return f"{backbone['name']}:{backbone['cut']}" if backbone["cut"] else str(backbone["name"])
+    return str(backbone["name"])
 
 
 def augmentation(name: str, image_shape: tuple[int, ...]) -> nn.Module:

@@ -11,7 +11,7 @@ from hashgym.storage.errors import DataError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["fill", "read"]
+__all__ = ["empty", "fill", "read"]
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -36,6 +36,11 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise DataError(f"{path} holds no weights: save the network's state_dict with torch.save")
     return state
+
+
+def empty(network: torch.nn.Module) -> torch.nn.Module:
+    """Return a network in evaluation mode whose numbers are arbitrary: they are filled in by those of a trained one."""
+    return network.to_empty(device="cpu").float().eval().requires_grad_(False)
 
 
 def fill(network: torch.nn.Module, state: dict[str, Any], path: Path, name: str) -> torch.nn.Module:

@@ -7,7 +7,6 @@ hasher.save("itq.npz"); hashgym.hashers.load("itq.npz")
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -92,7 +91,8 @@ def fitted(source: str | Path | Hasher, dataset: HashingDataset, **settings: Any
         source: a name, as for :func:`make`; the path of a saved hasher; or a hasher, which is fitted if it is not
             yet. A text that is a registered name is never taken for a path.
         dataset: the images: a new hasher is fitted to ``features[train]``, with ``labels[train]``.
-        settings: of a new hasher made by name, as for :func:`make`; a saved hasher has its own.
+        settings: of a new hasher made by name, as for :func:`make`; a saved hasher has its own. For activations and
+            pixels ``backbone`` is the dataset's own by default.
 
     Raises:
         ValueError: for a source that is none of these, a bad setting, a hasher of another number of features, and as
@@ -112,9 +112,15 @@ def fitted(source: str | Path | Hasher, dataset: HashingDataset, **settings: Any
         )
     if not hasattr(hasher, "n_features_in_"):
         if dataset.has_maps:
-            hasher = _with_backbone(hasher, dataset)
+            _set_backbone(hasher, dataset)
         return hasher.fit(dataset.training_images, dataset.labels[dataset.train])
-    if hasher.n_features_in_ != dataset.dim:
+    shape = tuple(map(int, getattr(hasher, "image_shape_", (hasher.n_features_in_,))))
+    if shape != dataset.image_shape:
+        if len(shape) > 1 or dataset.has_maps:
+            raise ValueError(
+                f"the hasher was fitted on images of shape {shape}, those of {dataset.name!r} have the shape "
+                f"{dataset.image_shape}: extract them with the same backbone and cut"
+            )
         raise ValueError(
             f"the hasher was fitted on {hasher.n_features_in_} features, images of {dataset.name!r} have "
             f"{dataset.dim}: fit it on features of the same backbone"
@@ -122,8 +128,8 @@ def fitted(source: str | Path | Hasher, dataset: HashingDataset, **settings: Any
     return hasher
 
 
-def _with_backbone(hasher: Hasher, dataset: HashingDataset) -> Hasher:
-    """Return a hasher that takes activations or pixels: with the dataset's own backbone, unless it names one."""
+def _set_backbone(hasher: Hasher, dataset: HashingDataset) -> None:
+    """Set the backbone of a hasher to that of the dataset's activations or pixels, unless it names one."""
     from hashgym.features.trainable import spec_of
 
     if "backbone" not in hasher.parameters():
@@ -132,9 +138,8 @@ def _with_backbone(hasher: Hasher, dataset: HashingDataset) -> Hasher:
             f"{dataset.image_shape}: extract features without --cut, or use a hasher that trains a network, such as "
             "orthohash or hashnet"
         )
-    if hasher.backbone is not None:  # type: ignore[attr-defined]
-        return hasher
-    return dataclasses.replace(hasher, backbone=spec_of(dataset))  # type: ignore[call-arg]
+    settings = hasher.get_params()
+    hasher.set_params(backbone=spec_of(dataset, settings["backbone"], settings["backbone_weights"]))
 
 
 def _checked(name: str, cls: Any) -> type[Hasher]:

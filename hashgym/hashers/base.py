@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ Features = NDArray[np.float32]
 Labels = NDArray[np.uint8]
 
 _ROWS = 8192  # rows that are transformed at once: keeps memory constant, also for memory maps
-_MAPS = 64  # images whose activations are checked at once
+_NUMBERS = 1 << 24  # numbers that are checked at once: images may be a memory map larger than the memory
 _FORMAT = "hashgym.hasher/1"
 _MAX_DIM = 1 << 24  # features of a saved hasher; a picture of 224 x 224 has 150,528
 
@@ -83,7 +84,8 @@ class Hasher(ABC):
         """Learn the hash function.
 
         Args:
-            X: (n, D), training features: real numbers, which are converted to float32.
+            X: (n, D), training features: real numbers, which are converted to float32. Hashers with a backbone take
+                images, see :class:`hashgym.hashers.deep.DeepHasher`.
             y: multi-hot labels (n, L), 0 and 1; two images are similar when they share one. Or the class of each image
                 (n,), a number or a name. Unsupervised hashers ignore it, supervised ones need it.
 
@@ -325,6 +327,12 @@ def _features(X: ArrayLike) -> Features:
     if hasattr(X, "toarray"):
         raise ValueError(f"features are sparse ({type(X).__name__}), and hashers take dense arrays: pass X.toarray()")
     array = np.asarray(X)
+    if array.ndim in (4, 5):
+        raise ValueError(
+            f"this hasher takes feature vectors (n, D), got images of shape {array.shape}: extract features without "
+            "--cut; or, for activations or pixels, give a hasher that trains a network its backbone, such as "
+            "OrthoHash(backbone='efficientnet_lite0:11')"
+        )
     if array.dtype == object:
         array = array.astype(np.float64)
     if array.dtype.kind == "c":
@@ -338,10 +346,8 @@ def _features(X: ArrayLike) -> Features:
         if not count:
             raise ValueError(f"features have 0 {name}(s) (shape={array.shape}) while a minimum of 1 is required.")
     features = array.astype(np.float32, copy=False)
-    for start in range(0, len(features), _ROWS):
-        finite = np.isfinite(features[start : start + _ROWS]).all(axis=1)
-        if not finite.all():
-            raise ValueError(f"features of row {start + int(finite.argmin())} hold NaN or infinity: leave the row out")
+    if (row := _first_not_finite(features)) is not None:
+        raise ValueError(f"features of row {row} hold NaN or infinity: leave the row out")
     return features
 
 
@@ -352,6 +358,10 @@ def as_maps(X: ArrayLike, *, views: bool) -> NDArray[Any]:
         ValueError: for arrays of another shape, of another type than uint8, float16 or float32, or not finite.
     """
     array = np.asarray(X)
+    if array.ndim == 5 and not views:
+        raise ValueError(
+            f"transform takes one view of each image, (n, C, H, W), got {array.shape}: X[:, 0] is the first"
+        )
     if array.ndim not in ((4, 5) if views else (4,)) or array.dtype.name not in ("uint8", "float16", "float32"):
         raise ValueError(
             "a hasher with a backbone takes images (n, C, H, W), pixels of uint8 or activations of float16 or float32, "
@@ -360,18 +370,30 @@ def as_maps(X: ArrayLike, *, views: bool) -> NDArray[Any]:
         )
     if 0 in array.shape:
         raise ValueError(f"there is no image: the array has the shape {array.shape}")
-    if array.dtype != np.uint8:
-        for start in range(0, len(array), _MAPS):
-            block = array[start : start + _MAPS]
-            finite = np.isfinite(block).reshape(len(block), -1).all(axis=1)
-            if not finite.all():
-                raise ValueError(f"image {start + int(finite.argmin())} holds NaN or infinity: leave it out")
+    if array.dtype != np.uint8 and (row := _first_not_finite(array)) is not None:
+        raise ValueError(f"image {row} holds NaN or infinity: leave it out")
     return array
 
 
 def _differ(X: NDArray[Any]) -> bool:
     """Return whether any two rows differ."""
-    return any((X[start : start + _ROWS] != X[0]).any() for start in range(0, len(X), _ROWS))
+    return any((X[rows] != X[0]).any() for rows in _blocks(X))
+
+
+def _first_not_finite(X: NDArray[Any]) -> int | None:
+    """Return the first row with a value that is NaN or infinite."""
+    for rows in _blocks(X):
+        finite = np.isfinite(X[rows]).reshape(len(X[rows]), -1).all(axis=1)
+        if not finite.all():
+            return rows.start + int(finite.argmin())
+    return None
+
+
+def _blocks(X: NDArray[Any]) -> Iterator[slice]:
+    """Yield rows of up to _NUMBERS numbers, or single ones."""
+    count = max(1, _NUMBERS // X[0].size)
+    for start in range(0, len(X), count):
+        yield slice(start, start + count)
 
 
 def _labels(y: ArrayLike, n: int) -> Labels:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DeepHasher", "Objective"]
 
-AT_ONCE = 64  # images in a pass of the backbone when encoding; more take memory and are no faster on a CPU
+AT_ONCE = 64  # most images in a pass of the backbone when encoding; more take memory and are no faster
+_NUMBERS = 1 << 18  # of the images of a pass on a CPU: larger passes leave its caches and are slower
 
 Objective: TypeAlias = Callable[[Tensor, Tensor, int], Tensor]
 
@@ -53,6 +54,9 @@ class DeepHasher(Hasher):
         backbone: the network that is trained with the head: ``NAME:CUT`` for activations after block CUT, ``NAME`` for
             pixels (see :func:`hashgym.features.load_network`); None for feature vectors.
         backbone_learning_rate: its initial learning rate.
+        backbone_weights: a file of its pretrained weights; None for the network's own.
+        head_updates: number of gradient steps of the head alone before, on features of the backbone as it is; 0 for
+            none.
         augment: how pixels are augmented in training, one of :data:`hashgym.features.trainable.AUGMENTATIONS`.
         device: "cpu", "cuda", ..., or "auto": a GPU if there is one.
         verbose: whether to show a progress bar.
@@ -62,7 +66,7 @@ class DeepHasher(Hasher):
         code_bias_: float32 (q,).
         losses_: float32 (updates,), the training loss.
         image_shape_: int64 (3,), shape of the images, with a backbone.
-        backbone_weights_: float32, all numbers of the trained backbone in the order of its state_dict, with a backbone.
+        backbone_state_: float32, all numbers of the trained backbone in the order of its state_dict, with a backbone.
     """
 
     hidden: int = 512
@@ -74,6 +78,8 @@ class DeepHasher(Hasher):
     weight_decay: float = 1e-4
     backbone: str | None = None
     backbone_learning_rate: float = 5e-4
+    backbone_weights: str | None = None
+    head_updates: int = 0
     augment: str = "crop-flip"
     device: str = "auto"
     verbose: bool = False
@@ -87,9 +93,17 @@ class DeepHasher(Hasher):
         for name in ("updates", "batch_size", "learning_rate", "backbone_learning_rate"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.head_updates < 0:
+            raise ValueError(f"head_updates must be at least 0, got {self.head_updates}")
         for name in ("dropout", "input_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        if self.backbone_weights is not None:
+            self.backbone_weights = str(self.backbone_weights)  # of a Path, which JSON does not have
+        if self.backbone is not None and self.batch_size < 2:
+            raise ValueError(
+                f"batch_size must be at least 2, since a backbone normalises batches; got {self.batch_size}"
+            )
 
     @abstractmethod
     def objective(self, labels: Tensor) -> Objective:
@@ -107,45 +121,33 @@ class DeepHasher(Hasher):
         return nn.Linear(width, self.bits)
 
     def _fit(self, X: Features, y: Labels | None) -> None:
-        from hashgym.console import track
-
         device = resolve_device(self.device)
         labels = torch.from_numpy(np.asarray(y, np.float32)).to(device)
-        batch_size = self.batch_size
         # Restores the global generators, which dropout draws from.
         forked = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-        with forked, explain_out_of_memory("batch_size", batch_size), self._limited_threads(X):
+        with forked, explain_out_of_memory("batch_size", self.batch_size), self._limited_threads(X):
             torch.manual_seed(self.seed)
             images: _Vectors | _Maps = _Vectors(X, device) if self.backbone is None else _Maps(X, device)
-            backbone = None if self.backbone is None else self._new_backbone(X.shape[-3:]).to(device)
+            backbone = None if self.backbone is None else self._new_backbone(X.shape[-3:], pretrained=True).to(device)
             width = X.shape[1] if backbone is None else backbone.dim
             layers: list[nn.Module] = [nn.Dropout(self.input_dropout)]
             if self.hidden:
                 layers += [nn.Linear(width, self.hidden), nn.ReLU(), nn.Dropout(self.dropout)]
             head = nn.Sequential(*layers, self.hash_layer(self.hidden or width)).to(device)
             network = head if backbone is None else nn.Sequential(backbone, head)
-            parameters = [{"params": head.parameters(), "lr": self.learning_rate}]
+            parameters = [{"params": list(head.parameters()), "lr": self.learning_rate}]
             if backbone is not None:
+                if self.head_updates:
+                    features = _Vectors(backbone.start_from(X[:, 0] if X.ndim == 5 else X), device)
+                    self._descend(head, parameters[:1], features, labels, self.head_updates)
                 trained = [p for p in backbone.parameters() if p.requires_grad]
                 parameters.append({"params": trained, "lr": self.backbone_learning_rate})
-            optimizer = torch.optim.AdamW(parameters, weight_decay=self.weight_decay, fused=True)
-            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.updates)
-            objective = self.objective(labels)
-            order, losses = torch.empty(0, dtype=torch.int64), torch.empty(self.updates, device=device)
-            for step in track(range(self.updates), type(self).__name__, total=self.updates, show=self.verbose):
-                while len(order) < batch_size:
-                    order = torch.cat([order, torch.randperm(len(X))])
-                batch, order = order[:batch_size], order[batch_size:]
-                loss = objective(network(images.batch(batch)), batch.to(device), step)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                losses[step] = loss.detach()
+            losses = self._descend(network, parameters, images, labels, self.updates)
 
         linear = [layer for layer in head.cpu() if isinstance(layer, nn.Linear)]
+        rates = f"{self.learning_rate}" + (f", or the backbone's of {self.backbone_learning_rate}" if backbone else "")
         if not torch.isfinite(linear[-1].weight).all():
-            raise ValueError(f"training diverged: lower the learning rate of {self.learning_rate}")
+            raise ValueError(f"training diverged: lower the learning rate of {rates}")
         parts = [(layer.weight.detach().numpy().T, layer.bias.detach().numpy().copy()) for layer in linear]
         if isinstance(images, _Vectors):
             parts[0] = images.unscaled(*parts[0])
@@ -153,10 +155,41 @@ class DeepHasher(Hasher):
             self.hidden_weight_, self.hidden_bias_ = parts[0]
         self.code_weight_, self.code_bias_ = np.ascontiguousarray(parts[-1][0]), parts[-1][1]
         self.losses_ = losses.cpu().numpy()
+        for name in ("image_shape_", "backbone_state_", "_backbone"):  # of an earlier fit
+            vars(self).pop(name, None)
         if backbone is not None:
             self.image_shape_ = np.array(backbone.image_shape)
-            self.backbone_weights_ = backbone.numbers()
+            self.backbone_state_ = backbone.numbers()
             self._backbone = backbone.cpu().eval()
+
+    def _descend(
+        self,
+        network: nn.Module,
+        parameters: list[dict[str, Any]],
+        images: _Vectors | _Maps,
+        labels: Tensor,
+        updates: int,
+    ) -> Tensor:
+        """Minimise the objective by AdamW with a cosine schedule; return the losses (updates,)."""
+        from hashgym.console import track
+
+        device, batch_size = labels.device, self.batch_size
+        optimizer = torch.optim.AdamW(parameters, weight_decay=self.weight_decay, fused=True)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
+        objective = self.objective(labels)
+        order, losses = torch.empty(0, dtype=torch.int64), torch.empty(updates, device=device)
+        for step in track(range(updates), type(self).__name__, total=updates, show=self.verbose):
+            while len(order) < batch_size:
+                order = torch.cat([order, torch.randperm(len(labels))])
+            batch, order = order[:batch_size], order[batch_size:]
+            progress = step * self.updates // updates  # in the updates of the objective's own schedule
+            loss = objective(network(images.batch(batch)), batch.to(device), progress)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses[step] = loss.detach()
+        return losses
 
     def _transform(self, X: Features) -> Features:
         features = X if self.backbone is None else self._features_of(X)
@@ -168,37 +201,48 @@ class DeepHasher(Hasher):
         if self.backbone is None:
             return super().head()
         self._check_fitted()
-        linear = copy.copy(self)
-        linear.backbone = None
-        return nn.Sequential(copy.deepcopy(self._trained_backbone()), Transform(linear))
+        backbone = copy.deepcopy(self._trained_backbone()).cpu()
+        layers = copy.copy(self)
+        layers.backbone = None
+        del layers.backbone_state_, layers._backbone
+        return nn.Sequential(backbone, Transform(layers))
 
     def _check_images(self, X: ArrayLike, *, views: bool) -> Features:
         if self.backbone is None:
             return super()._check_images(X, views=views)
-        return as_maps(X, views=views)
+        from hashgym.features.trainable import parse
+
+        images = as_maps(X, views=views)
+        _, cut, _ = parse(self.backbone)
+        if (images.dtype == np.uint8) != (cut == 0):
+            wanted = f"activations after block {cut}, float16 or float32" if cut else "pixels, uint8 (n, 3, H, W)"
+            raise ValueError(f"the backbone {self.backbone} takes {wanted}; got {images.dtype} {images.shape}")
+        fitted = getattr(self, "image_shape_", None)
+        if not views and fitted is not None and images.shape[1:] != tuple(fitted):
+            raise ValueError(
+                f"{type(self).__name__} was fitted on images of shape {tuple(fitted.tolist())}, got {images.shape[1:]}"
+            )
+        return images
 
     def _features_of(self, X: NDArray[Any]) -> Features:
         """Return the features (n, D) of images (n, C, H, W)."""
         device = resolve_device(self.device)
-        backbone = self._trained_backbone().to(device)
-        with torch.inference_mode():
-            parts = [
-                backbone(torch.from_numpy(np.array(X[start : start + AT_ONCE])).to(device)).cpu()
-                for start in range(0, len(X), AT_ONCE)
-            ]
-        return torch.cat(parts).numpy()
+        count = max(16, min(AT_ONCE, _NUMBERS // X[0].size)) if device.type == "cpu" else AT_ONCE
+        return self._trained_backbone().to(device).features_of(X, count)
 
-    def _new_backbone(self, image_shape: tuple[int, ...]) -> TrainableBackbone:
+    def _new_backbone(self, image_shape: tuple[int, ...], *, pretrained: bool) -> TrainableBackbone:
         from hashgym.features.trainable import TrainableBackbone
 
         assert self.backbone is not None
-        return TrainableBackbone(self.backbone, image_shape, augment=self.augment).train()
+        options: dict[str, Any] = {"weights": self.backbone_weights, "pretrained": pretrained}
+        return TrainableBackbone(self.backbone, image_shape, augment=self.augment, **options)
 
     def _trained_backbone(self) -> TrainableBackbone:
         """Return the trained backbone in evaluation mode; it is rebuilt from its weights where they were loaded."""
         if getattr(self, "_backbone", None) is None:
-            self._backbone = self._new_backbone(tuple(self.image_shape_.tolist())).eval()
-            self._backbone.fill(self.backbone_weights_)
+            backbone = self._new_backbone(tuple(self.image_shape_.tolist()), pretrained=False)
+            backbone.fill(self.backbone_state_)
+            self._backbone = backbone.eval()
         return self._backbone
 
     def _limited_threads(self, X: Features) -> AbstractContextManager[None]:

@@ -32,9 +32,10 @@ _MENTIONED = {
     "_codecs encode": "encode",
 }
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-_LITERALS = {
-    *("BININT", "BININT1", "BININT2", "BINSTRING", "SHORT_BINSTRING", "BINUNICODE", "BINBYTES", "SHORT_BINBYTES"),
-}
+_LITERALS = (
+    *("BININT", "BININT1", "BININT2"),
+    *("BINSTRING", "SHORT_BINSTRING", "BINUNICODE", "BINBYTES", "SHORT_BINBYTES"),
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class _Name:
 
 @dataclass
 class _Array:
-    """An array whose value is set once its content is read."""
+    """The stand-in of an array whose content is read later."""
 
     value: NDArray[Any] | None = None
 
@@ -58,16 +59,22 @@ def parse(path: Path) -> dict[str, Any]:
         DataError: if the file is damaged, or has content other than dicts, lists, numbers, text and such arrays.
     """
     try:
-        return _arrays_of(_run(read_bounded(path)))
+        return _arrays_of(_run(read_bounded(path)), {})
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise DataError(f"{path} is damaged, or not a pickled dict of arrays: {error}") from None
 
 
-def _arrays_of(content: dict[Any, Any]) -> dict[str, Any]:
-    """Return a dict with arrays in place of their stand-ins, also in the dicts that it holds."""
-    plain = {}
+def _arrays_of(content: dict[Any, Any], done: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """Return a dict with arrays in place of their stand-ins, also in the dicts that it holds.
+
+    A dict that occurs several times is converted once, by its identity in ``done``: a small file can name dicts so
+    often that converting every occurrence would never end.
+    """
+    if id(content) in done:
+        return done[id(content)]
+    plain = done[id(content)] = {}
     for key, value in content.items():
-        inner = _arrays_of(value) if isinstance(value, dict) else value
+        inner = _arrays_of(value, done) if isinstance(value, dict) else value
         plain[str(key)] = inner.value if isinstance(inner, _Array) else inner
     return plain
 
@@ -127,6 +134,8 @@ def _run(program: bytes) -> dict[Any, Any]:
                 stack[-1].value = _array(state)
             elif not isinstance(stack[-1], np.dtype):
                 raise ValueError("it sets attributes of an object that is not an array")
+            elif state[1] not in ("<", "|"):
+                raise ValueError(f"an array has the byte order {str(state[1])[:9]}")
         elif name == "STOP" and isinstance(stack[-1], dict):
             return stack[-1]
         else:
@@ -141,7 +150,7 @@ def _call(function: Any, arguments: Any) -> Any:
         text, encoding = arguments
         if encoding == "latin1":
             return text.encode("latin-1")
-    elif kind == "dtype" and arguments[0] in _DTYPES:
+    elif kind == "dtype" and isinstance(arguments[0], str) and arguments[0] in _DTYPES:  # hashes nothing nested
         return _DTYPES[arguments[0]]
     elif kind == "array":
         return _Array()

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 import hashgym
 from agents import checkpoint, drlih, sb3, training
 from agents.drlih import Args
-from hashgym import data, hashers
+from hashgym import data, features, hashers
 from hashgym.data import HashingDataset
 from hashgym.encoders.write import compare
-from hashgym.features import load_network
 from hashgym.integrations.sb3 import BackboneExtractor
 from hashgym.retrieval import metrics
+from tests.features import tiny
 
 KINDS = ("pixels", "activations", "views")
 CODE: dict[str, Any] = {"bits": 6, "group_bits": 4}
@@ -39,22 +39,27 @@ def _one_thread() -> Any:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def _tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network with weights, which can be cut."""
+    monkeypatch.setitem(features.NETWORKS.entries, "tiny", tiny.load)
+
+
 @cache
 def small(kind: str) -> HashingDataset:
-    """90 digits: pixels, or activations of a convnet after block 1, with 3 shifted views of 50 of them."""
+    """90 digits: pixels, or activations of a network after block 1, with 3 shifted views of 50 of them."""
     whole = data.load("digits-pixels")
     pixels, labels = whole.features[:90], whole.labels[:90]
     rows = np.random.default_rng(0).permutation(90)
     split: dict[str, Any] = {"query": rows[:20], "database": np.sort(rows[20:]), "train": np.sort(rows[45:])}
     if kind == "pixels":
         return HashingDataset("small", pixels, labels, **split, provenance=whole.provenance)
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
-        block = load_network("convnet").network.until(1)
+    with torch.no_grad():
+        block = tiny.load().network.until(1)
         shifted = [np.roll(pixels, shift, axis=(2, 3)) for shift in ((0, 0), (1, 0), (0, 1))]
         views = np.stack([block(torch.from_numpy(each).float() / 127.5 - 1).numpy() for each in shifted], 1)
     views = views.astype(np.float16)
-    split["provenance"] = {"backbone": {"name": "convnet", "cut": 1, "weights": "", "digest": ""}}
+    split["provenance"] = {"backbone": {"name": "tiny", "cut": 1, "weights": "tiny.pth", "digest": tiny.DIGEST}}
     if kind == "views":
         viewed = rows[40:]
         split |= {"views": np.ascontiguousarray(views[viewed]), "viewed": viewed}
@@ -76,7 +81,7 @@ def assert_equal_weights(one: torch.nn.Module, other: torch.nn.Module) -> None:
 def test_every_variant_trains_its_backbone_and_is_saved(kind: str, variant: str, tmp_path: Path) -> None:
     dataset, args = small(kind), Args(**SMALL, variant=variant)
     policy = drlih.train(dataset, args, out=tmp_path, progress=False)
-    assert policy.args.backbone == ("convnet" if kind == "pixels" else "convnet:1")
+    assert policy.args.backbone == ("convnet" if kind == "pixels" else "tiny:1")
     with torch.random.fork_rng():
         torch.manual_seed(args.seed)
         untrained = drlih.build(dataset.image_shape, policy.args)
@@ -225,16 +230,16 @@ def test_a_backbone_given_by_hand() -> None:
         drlih.train(unnamed, Args(**SMALL), progress=False)
     given = drlih.train(unnamed, Args(**SMALL, backbone="convnet"), progress=False)
     assert_equal_weights(given, drlih.train(named, Args(**SMALL), progress=False))
-    run = drlih.command(["--backbone", "convnet:1", "--backbone-learning-rate", "1e-4", "--augment", "none"])
-    assert (run.args.backbone, run.args.backbone_learning_rate, run.args.augment) == ("convnet:1", 1e-4, "none")
+    run = drlih.command(["--backbone", "tiny:1", "--backbone-learning-rate", "1e-4", "--augment", "none"])
+    assert (run.args.backbone, run.args.backbone_learning_rate, run.args.augment) == ("tiny:1", 1e-4, "none")
 
 
 @pytest.mark.parametrize(
     ("dataset", "backbone", "message"),
     [
         ("digits", "convnet", "are feature vectors, which no backbone takes: leave backbone out, or extract"),
-        ("digits-pixels", "convnet:1", "are not what convnet takes after block 1"),
-        ("digits-pixels", "convnet:3", "convnet can be cut"),
+        ("digits-pixels", "tiny:1", "are not what tiny takes after block 1"),
+        ("digits-pixels", "tiny:3", "tiny can be cut"),
         ("digits-pixels", "convnet:x", "a backbone is NAME or NAME:CUT"),
         ("digits-pixels", "convnett", "convnett"),
     ],
@@ -252,10 +257,10 @@ def test_a_wrong_backbone_is_rejected_before_anything_is_written(
 
 
 def test_activations_of_another_network_are_rejected() -> None:
-    for backbone in ("convnet:2", "convnet", "efficientnet_lite0:1"):
-        with pytest.raises(ValueError, match=f"are activations for the backbone convnet:1, got '{backbone}'"):
+    for backbone in ("tiny:2", "convnet", "efficientnet_lite0:1"):
+        with pytest.raises(ValueError, match=f"are activations for the backbone tiny:1, got '{backbone}'"):
             drlih.train(small("activations"), Args(**SMALL, backbone=backbone), progress=False)
-    policy = drlih.build((32, 8, 8), Args(**SMALL, backbone="convnet:1"))
+    policy = drlih.build((32, 8, 8), Args(**SMALL, backbone="tiny:1"))
     with pytest.raises(ValueError, match=r"trained on images of shape \(32, 8, 8\), got \(3, 8, 8\)"):
         hashgym.encode(policy, small("pixels").features, **CODE)
     with pytest.raises(ValueError, match=r"trained on images of shape \(5,\), got \(3, 8, 8\)"):

@@ -50,6 +50,17 @@ def assert_same(a: HashingDataset, b: HashingDataset) -> None:
     assert dict(a.provenance) == dict(b.provenance)
 
 
+def with_views(**changes) -> HashingDataset:
+    """Activations of 12 images, and three views of five of them."""
+    rng = np.random.default_rng(1)
+    maps = {
+        "features": rng.normal(size=(12, 4, 2, 3)).astype(np.float16),
+        "views": rng.normal(size=(5, 3, 4, 2, 3)).astype(np.float16),
+        "viewed": np.array([2, 3, 5, 7, 11]),
+    }
+    return dataset(regions=False, **(maps | changes))
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     cache.save(dataset(), tmp_path / "features")
@@ -64,6 +75,31 @@ def test_saved_is_what_opens(tmp_path, regions):
     assert_same(original, opened)
     assert isinstance(opened.features, np.memmap)
     assert not opened.features.flags.writeable
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.uint8])
+def test_maps_and_views_are_saved_in_their_type(tmp_path, kind):
+    original = with_views()
+    maps = {"features": original.features, "views": original.views}
+    if kind is np.uint8:  # pixels have three channels
+        maps = {key: np.abs(array[..., :3, :, :] * 90) for key, array in maps.items()}
+    original = with_views(**{key: array.astype(kind) for key, array in maps.items()})
+    cache.save(original, tmp_path / "features")
+    opened = cache.open_cache(tmp_path / "features", verify=True)
+    assert_same(original, opened)
+    assert isinstance(opened.views, np.memmap)
+    assert opened.features.dtype == opened.views.dtype == kind
+    meta = cache.read_meta(tmp_path / "features")
+    assert (meta["dim"], meta["files"]["views.npy"]["shape"]) == (opened.dim, [5, 3, *opened.image_shape])
+
+
+def test_maps_of_another_type_in_a_sealed_folder_are_an_error(tmp_path):
+    cache.save(with_views(), tmp_path / "features")
+    np.save(tmp_path / "features" / "features.npy", np.zeros((12, 4, 2, 3)))
+    opened = with_views()
+    cache.seal(tmp_path / "features", "twelve", opened.names, opened.label_names, {})
+    with pytest.raises(DataError, match=r"features\.npy .* is float64, but must be float16 or float32 or uint8"):
+        cache.open_cache(tmp_path / "features")
 
 
 def test_standardised_data_keep_their_centre_and_scale(tmp_path):
@@ -175,6 +211,8 @@ def test_labels_that_do_not_count_are_kept_for_another_split(tmp_path):
     "name", [f"{key}.npy" for key in cache.ARRAYS if key not in ("center", "scale")] + ["names.json"]
 )
 def test_a_missing_file_is_named(folder, name):
+    if name.startswith("view"):
+        cache.save(with_views(), folder, overwrite=True)
     (folder / name).unlink()
     for act in (cache.open_cache, cache.verify):
         with pytest.raises(DataError, match=name):

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 
 from hashgym.data import DataError, HashingDataset, ImageCollection
 from hashgym.data import dataset as module
+from hashgym.data.splits import Split
 from hashgym.envs.bit_group_hashing import BitGroupHashingEnv
 
 N, DIM, LABELS = 12, 5, 3
@@ -193,3 +197,135 @@ def test_features_far_from_unit_scale_are_warned_of_once(
         data.standardized().check_scale()
     assert len(caught) == far
     assert all("dataset.standardized()" in str(warning.message) for warning in caught)
+
+
+# -- activations, pixels and views ------------------------------------------------------------------------------------
+
+CHANNELS, SIDE, VIEWS = 4, 2, 3
+
+
+def maps(kind: Any = np.float16, **changes: Any) -> dict[str, Any]:
+    """Maps of N images, and views of six of them, in no order."""
+    rng = np.random.default_rng(5)
+    own = fields()
+    shape = (3 if kind is np.uint8 else CHANNELS, SIDE, SIDE + 1)
+    viewed = np.array([11, 4, 6, 8, 5, 2])
+    features, views = (rng.uniform(0, 200, (*size, *shape)).astype(kind) for size in ((N,), (len(viewed), VIEWS)))
+    views[:, 0] = features[viewed]
+    kept = {key: own[key] for key in ("name", "labels", "query", "database", "thumbnails")}
+    found = kept | {"features": features, "train": np.array([4, 5, 8]), "views": views, "viewed": viewed}
+    return found | changes
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.uint8])
+def test_images_and_their_views(kind: Any) -> None:
+    data = HashingDataset(**maps(kind))
+    channels = 3 if kind is np.uint8 else CHANNELS
+    assert (data.has_maps, data.num_views, data.image_shape) == (True, VIEWS, (channels, SIDE, SIDE + 1))
+    assert data.dim == channels * SIDE * (SIDE + 1)
+    index, view = np.array([8, 4, 8, 2]), np.array([2, 0, 1, 1])
+    images = data.images(index, view)
+    assert images.dtype == (np.uint8 if kind is np.uint8 else np.float32)
+    for image, i, v in zip(images, index, view, strict=True):
+        np.testing.assert_array_equal(image, data.views[data.viewed.tolist().index(i), v])
+    np.testing.assert_array_equal(data.images(index), data.features[index])
+    np.testing.assert_array_equal(data.images(index, np.zeros(4, np.int64)), data.features[index])
+    for i, rows in zip(data.train, data.training_images, strict=True):
+        np.testing.assert_array_equal(rows, data.views[data.viewed.tolist().index(i)])
+    assert data.standardized() is data
+    data.check_scale()
+
+
+def test_training_images_are_not_copied_where_views_are_of_them_alone() -> None:
+    base = maps()
+    data = HashingDataset(**base | {"viewed": base["train"], "views": base["views"][:3]})
+    assert data.training_images is data.views
+    none = HashingDataset(**base | {"views": None, "viewed": None})
+    np.testing.assert_array_equal(none.training_images, none.features[none.train])
+    assert none.num_views == 1
+    np.testing.assert_array_equal(none.images(np.array([3]), np.array([0])), none.features[[3]])
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (
+            {"features": maps()["features"].astype(np.float64)},
+            r"activations \(n, C, H, W\) of float16 or float32, or pi",
+        ),
+        ({"features": maps()["features"].astype(np.uint8)}, r"pixels, uint8 \(n, 3, H, W\), got uint8 \(12, 4, 2, 3\)"),
+        ({"features": maps()["features"][0]}, "features must be"),
+        ({"features": maps()["features"][:, :0]}, "features must be"),
+        ({"regions": fields()["regions"]}, "regions belong to feature vectors"),
+        ({"train_regions": fields()["train_regions"]}, "regions belong to feature vectors"),
+        ({"views": None}, "views and viewed belong together"),
+        ({"viewed": None}, "views and viewed belong together"),
+        ({"viewed": maps()["viewed"].astype(np.int32)}, "viewed must be int64"),
+        ({"viewed": maps()["viewed"][:, None]}, "viewed must be int64"),
+        ({"viewed": np.array([11, 4, 6, 8, 5, 5])}, "viewed must be int64 .*, different images"),
+        ({"viewed": np.array([12, 4, 6, 8, 5, 2])}, "viewed has indices outside 0 to 11"),
+        ({"viewed": np.array([-1, 4, 6, 8, 5, 2])}, "viewed has indices outside 0 to 11"),
+        ({"viewed": np.array([11, 4, 6, 8, 3, 2])}, "viewed must include all of train"),
+        ({"viewed": maps()["viewed"][1:]}, r"views must be float16 of shape \(5, V, C, H, W\)"),
+        ({"views": maps()["views"][1:]}, r"views must be float16 of shape \(6, V, C, H, W\)"),
+        ({"views": maps()["views"][:, :0]}, "views must be"),
+        ({"views": maps()["views"][..., 1:]}, r"like features \(12, 4, 2, 3\), got float16 \(6, 3, 4, 2, 2\)"),
+        ({"views": maps()["views"].astype(np.float32)}, "views must be float16"),
+        ({"features": fields()["features"]}, "views must be"),
+    ],
+)
+def test_unusable_maps_are_rejected(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(DataError, match=reason):
+        HashingDataset(**maps(**changes))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_activations_that_are_not_finite_are_named_by_their_image(monkeypatch: pytest.MonkeyPatch, bad: float) -> None:
+    for block in (1, 30, 10**6):
+        monkeypatch.setattr(module, "_BLOCK", block)
+        base = maps()
+        base["features"][7, 3, 1, 2] = bad
+        with pytest.raises(DataError, match="features of image 7 "):
+            HashingDataset(**base)
+        base = maps()
+        base["views"][3, 2, 0, 1, 1] = bad  # of image viewed[3]
+        with pytest.raises(DataError, match="views of image 8 "):
+            HashingDataset(**base)
+    HashingDataset(**maps(np.uint8))
+
+
+def test_another_split_needs_views_of_its_training_images() -> None:
+    data = HashingDataset(**maps())
+
+    def split(train: list[int]) -> Split:
+        parts = (np.array([0, 1]), np.arange(2, N), np.array(train))
+        return Split("own", *parts, labels=np.arange(LABELS), description="", seed=0)
+
+    other = data.with_split(split([2, 11]))
+    np.testing.assert_array_equal(other.training_images, data.views[[5, 0]])
+    with pytest.raises(DataError, match="has views of its own training images alone: extract it with the other split"):
+        data.with_split(split([2, 3]))
+
+
+MAPPED = """
+import resource, sys
+import numpy as np
+from hashgym.data import HashingDataset
+
+n = 2048
+features, views = (np.load(f"{sys.argv[1]}/{key}.npy", mmap_mode="r") for key in ("features", "views"))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+data = HashingDataset(name="large", features=features, views=views, viewed=np.arange(n // 4),
+    labels=np.ones((n, 1), np.uint8), query=np.array([n - 1]), database=np.arange(n - 1), train=np.arange(n // 4))
+assert data.training_images is views
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is measured as Linux counts it")
+def test_opening_large_maps_takes_little_memory(tmp_path: Path) -> None:
+    """640 MB of activations and views, mapped: all are looked at, and never more than a block is in memory."""
+    for key, shape in (("features", (2048, 64, 32, 32)), ("views", (512, 6, 64, 32, 32))):  # sparse files
+        np.lib.format.open_memmap(tmp_path / f"{key}.npy", mode="w+", dtype=np.float16, shape=shape)
+    done = subprocess.run([sys.executable, "-c", MAPPED, tmp_path], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 200

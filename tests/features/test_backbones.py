@@ -134,7 +134,7 @@ def test_vgg19_is_cut_after_fc7_and_its_relu():
 
 @pytest.mark.parametrize("name", ["resnet50", "densenet121", "vit_b_16", "swin_t", "convnext_tiny", "inception_v3"])
 def test_the_head_of_any_classifier_is_its_last_layer(name):
-    network = torchvision_classifiers._build(name)
+    network = torchvision_classifiers.build(name)
     assert network.get_submodule(torchvision_classifiers.head(network, name)).out_features == 1000
 
 
@@ -207,7 +207,7 @@ def test_wrong_arguments(name, options, message):
 
 def test_a_classifier_without_a_linear_layer():
     with pytest.raises(ValueError, match="squeezenet1_1 does not end in a linear layer"):
-        torchvision_classifiers.head(torchvision_classifiers._build("squeezenet1_1"), "squeezenet1_1")
+        torchvision_classifiers.head(torchvision_classifiers.build("squeezenet1_1"), "squeezenet1_1")
 
 
 def test_wrong_weights(tmp_path):

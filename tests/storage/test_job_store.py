@@ -7,11 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hashgym.data import DataError
@@ -260,3 +263,74 @@ def test_a_foreign_journal_is_not_truncated(tmp_path: Path, text: str) -> None:
     with pytest.raises(DataError, match=r"is damaged|another, unfinished job"), make(tmp_path):
         pass
     assert (tmp_path / "journal.jsonl").read_text() == text
+
+
+# -- arrays with rows of some images only ------------------------------------------------------------------------------
+
+
+def subset_job(folder: Path, n: int, subset: NDArray[np.int64]) -> JobStore:
+    arrays: Arrays = {"features": ((3,), "float32"), "views": ((2, 2), "float16")}
+    return JobStore(folder, n, arrays, {"images": n}, subsets={"views": subset})
+
+
+def row(key: str, image: int) -> NDArray[Any]:
+    """What image ``image`` has in an array."""
+    rng = np.random.default_rng([len(key), image])
+    return rng.normal(size=3).astype(np.float32) if key == "features" else rng.normal(size=(2, 2)).astype(np.float16)
+
+
+def fill(job: JobStore, batches: list[NDArray[np.int64]], subset: NDArray[np.int64], bad: set[int]) -> list[int]:
+    """Do the batches that are not finished, and return them."""
+    done = [b for b in range(len(batches)) if b not in job.finished]
+    for b in done:
+        good = np.array([i for i in batches[b].tolist() if i not in bad], np.int64)
+        for key, rows in (("features", good), ("views", good[np.isin(good, subset)])):
+            if len(rows):
+                job.write(key, rows, np.stack([row(key, i) for i in rows.tolist()]))
+        job.finish(b, [[i, "damaged"] for i in batches[b].tolist() if i in bad])
+    return done
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_rows_of_a_subset_are_those_of_its_images(tmp_path: Path, data: st.DataObject) -> None:
+    """Stopped anywhere, a row damaged meanwhile, images left out: the rows are those of a loop over the images."""
+    n = data.draw(st.integers(2, 14), "n")
+    subset = np.array(sorted(data.draw(st.sets(st.integers(0, n - 1), min_size=1), "subset")))
+    bad = data.draw(st.sets(st.integers(0, n - 1), max_size=n - 1), "bad")
+    size = data.draw(st.integers(1, 5), "batch")
+    batches = [np.arange(start, min(start + size, n)) for start in range(0, n, size)]
+    folder = Path(tempfile.mkdtemp(dir=tmp_path)) / "out.partial"
+    begun = data.draw(st.integers(0, len(batches)), "batches before it is stopped")
+    with subset_job(folder, n, subset) as job:
+        assert job.files["views"].stat().st_size == job.offsets["views"] + len(subset) * 8
+        fill(job, batches[:begun], subset, bad)
+        offset = job.offsets["views"]
+    written = [i for batch in batches[:begun] for i in batch.tolist() if i in subset and i not in bad]
+    damaged = data.draw(st.sampled_from([None, *written]), "damaged image")
+    if damaged is not None:
+        flip(folder / "views.npy", offset + int(np.searchsorted(subset, damaged)) * 8 + data.draw(st.integers(0, 7)))
+    with subset_job(folder, n, subset) as job:
+        again = {b for b in range(begun) if b not in job.finished}
+        assert again == {b for b in range(begun) if damaged in batches[b] or bad & set(batches[b].tolist())}
+        fill(job, batches, subset, bad)
+        job.keep(np.setdiff1d(np.arange(n), list(bad)))
+    with subset_job(folder, n, subset) as job:  # killed before it was published
+        assert fill(job, batches, subset, bad) == []
+        job.keep(np.setdiff1d(np.arange(n), list(bad)))
+    for key, members in (("features", range(n)), ("views", subset.tolist())):
+        expected = [row(key, i) for i in members if i not in bad]
+        found = np.load(folder / f"{key}.npy")
+        assert len(found) == len(expected)
+        assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_subset_reserves_the_space_of_its_rows_alone(tmp_path: Path) -> None:
+    with subset_job(tmp_path / "out.partial", 1000, np.array([3, 999])) as job:
+        assert np.load(job.files["views"], mmap_mode="r").shape == (2, 2, 2)
+        assert np.load(job.files["features"], mmap_mode="r").shape == (1000, 3)
+    with (
+        pytest.raises(DataError, match=r"views\.npy is damaged: remove"),
+        subset_job(tmp_path / "out.partial", 1000, np.array([3, 4, 999])),
+    ):
+        pass

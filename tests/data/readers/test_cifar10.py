@@ -179,7 +179,7 @@ def test_a_batch_is_never_run(tmp_path: Path) -> None:
     attack = {"data": Exploit(marker), "labels": [1]}
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         (folder / "data_batch_1").write_bytes(pickle.dumps(attack, protocol))
-        with pytest.raises(DataError, match="data_batch_1 is damaged or not a CIFAR batch"):
+        with pytest.raises(DataError, match="data_batch_1 is damaged, or not a pickled dict of arrays"):
             read_images("cifar10", tmp_path)
     assert not marker.exists()
     pickle.loads(pickle.dumps(attack, 2))
@@ -195,10 +195,11 @@ def test_a_batch_is_never_run(tmp_path: Path) -> None:
         ({"data": np.zeros((2, 3072), np.uint8), "labels": [1, 10]}, "labels outside 0 to 9"),
         ({"data": np.zeros((2, 3072), np.uint8), "labels": [1, -3]}, "labels outside 0 to 9"),
         ({"data": np.zeros((2, 3071), np.uint8), "labels": [1, 2]}, "not a uint8 array of shape"),
-        ({"data": np.zeros((2, 3072), np.float32), "labels": [1, 2]}, "not a CIFAR batch"),
+        ({"data": np.zeros((2, 3072), np.float32), "labels": [1, 2]}, "not a uint8 array of shape"),
+        ({"data": {"data": np.zeros((2, 3072), np.uint8)}, "labels": [1, 2]}, "not a uint8 array of shape"),
         ({"labels": [1, 2]}, "not a uint8 array of shape"),
-        ({"data": {1, 2}}, "not a CIFAR batch"),
-        ([1, 2], "not a CIFAR batch"),
+        ({"data": {1, 2}}, "not a pickled dict of arrays"),
+        ([1, 2], "not a pickled dict of arrays"),
     ],
 )
 def test_other_contents_are_rejected(tmp_path: Path, content: Any, reason: str) -> None:

@@ -1,0 +1,171 @@
+"""End to end: agents and hashers that train the last blocks of a network together with their codes.
+
+    hashgym features --dataset cifar10 --root DIR --backbone efficientnet_lite2 --size 160 --cut 16 --views 8 --out CUT
+    python -m benchmarks.end_to_end --features CUT --jobs 2 --out DIR
+
+Every method trains the same blocks from the same ImageNet weights, sees the same number of training images, each in a
+random one of its views, and has the same head and batch size, so that the methods differ in their objective and, among
+the agents, in what a group of bits is computed from. The head is trained first, on features of the network as it is.
+``--tune`` chooses learning rates on held-out training images, as ``benchmarks.tune`` does; the queries are never used
+for that. Rows are those of ``benchmarks.drlih``; called again, the benchmark runs only what is missing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import drlih, tune
+from benchmarks.common.arguments import TableArgs, check_not_empty
+from benchmarks.common.cells import CONTINUES, run_cells, unfinished
+from benchmarks.common.methods import AGENTS, Cell, fit, load, settings
+from benchmarks.common.results import KEY, Results, costs, describe, table
+from hashgym.codes import CodeSets
+from hashgym.console import Console
+from hashgym.data import HashingDataset
+from hashgym.storage.errors import DataError
+from hashgym.terminal import command_line, parse
+
+__all__ = ["LEARNING_RATES", "METHODS", "PUBLISHED", "Args", "budget", "main", "run_held_out"]
+
+METHODS = (
+    *("noseq", "hashnet", "dch", "adsh", "orthohash", "csq"),
+    *("drlih-paper", "drlih-released", "drlih", "drlih-norec"),
+)
+
+# Published for CIFAR-10, by code length; with other networks and protocols, some at the best epoch on the queries.
+PUBLISHED: Mapping[str, Mapping[int, float]] = {
+    "DRLIH, VGG-19 (the paper)": {12: 0.816, 24: 0.843, 32: 0.855, 48: 0.853},
+    "HashNet, AlexNet (DeepHash-pytorch, best epoch on the queries)": {48: 0.782},
+    "DSH, AlexNet (DeepHash-pytorch, best epoch on the queries)": {48: 0.800},
+    "DTSH, AlexNet (DeepHash-pytorch, best epoch on the queries)": {48: 0.800},
+    "GreedyHash, AlexNet (DeepHash-pytorch, best epoch on the queries)": {48: 0.817},
+    "OrthoHash, AlexNet (the paper)": {48: 0.824},
+}
+
+BATCH_SIZE, HEAD_UPDATES = 64, 2000
+# The head reads normalised features of a network that learns, so it needs less regularisation than on frozen ones.
+HEAD: Mapping[str, Any] = {"input_dropout": 0.2, "dropout": 0.2}
+LEARNING_RATES: Mapping[str, tuple[float, ...]] = {
+    "backbone_learning_rate": (5e-4, 1e-3, 2e-3, 4e-3),
+    "learning_rate": (5e-4, 1e-3, 2e-3),
+}
+"""The grid from which ``--tune`` chooses, at 48 bits and seed 0."""
+
+HELD_OUT = (*KEY, "settings", "map", "train_seconds", "peak_mb", "version", "revision", "config")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(TableArgs):
+    """mAP of agents and hashers that train a network, by code length."""
+
+    features: tuple[str, ...]
+    """folders of activations or pixels (`hashgym features --cut`), or embedded datasets of pixels"""
+    out: Path = Path("runs/end_to_end")
+    """folder of results.csv"""
+    methods: tuple[str, ...] = METHODS
+    """hashers that train a network, and agents"""
+    bits: tuple[int, ...] = (12, 24, 32, 48)
+    """code lengths"""
+    seeds: int = 3
+    """runs of each cell, with the seeds 0, 1, ..."""
+    epochs: float = 10
+    """how many times each training image is seen, the budget of every method"""
+    learning_rate: float = 1e-3
+    """of the head"""
+    backbone_learning_rate: float = 2e-3
+    """of the network"""
+    tune: bool = False
+    """try the grid of learning rates at 48 bits on held-out training images (tuning.csv), instead of the table"""
+
+
+def budget(dataset: HashingDataset, method: str, args: Args) -> dict[str, Any]:
+    """Return the settings that are the same for all methods, by the names that a method has for them."""
+    updates = max(1, round(args.epochs * len(dataset.train) / BATCH_SIZE))
+    batch = "num_envs" if method in AGENTS else "batch_size"
+    rates = {"learning_rate": args.learning_rate, "backbone_learning_rate": args.backbone_learning_rate}
+    return {"updates": updates, "head_updates": HEAD_UPDATES, batch: BATCH_SIZE, **HEAD, **rates}
+
+
+def main(args: Args, console: Console | None = None) -> int:
+    """Run what is missing, then print the table; returns the number of runs that failed.
+
+    Raises:
+        ValueError: for arguments that cannot be run, before any run starts.
+    """
+    console = console or Console()
+    cells = _cells(args)
+    results = Results(args.out, HELD_OUT, (*KEY, "settings"), "tuning.csv") if args.tune else Results(args.out)
+
+    def finish(row: dict[str, Any]) -> str:
+        results.append(row)
+        return f"mAP {row['map']:.4f}, trained in {row['train_seconds']:.0f} s"
+
+    work = run_held_out if args.tune else run
+    waiting = unfinished(
+        list(cells), lambda cell: results.done(cells[cell], replace=args.replace), results.path, console
+    )
+    failed = run_cells(waiting, work, finish, jobs=args.jobs, executor=args.executor, console=console)
+    wanted = {tuple(str(name[column]) for column in results.key) for name in cells.values()}
+    rows = [row for row in results.rows() if tuple(row[column] for column in results.key) in wanted]
+    if args.tune:
+        for row in sorted(rows, key=lambda row: -float(row["map"])):
+            console.print(f"{row['method']} {row['settings']}: held-out mAP {float(row['map']):.4f}")
+        return failed
+    for which in dict.fromkeys((row["dataset"], row["features"]) for row in rows):
+        console.print(
+            table([row for row in rows if (row["dataset"], row["features"]) == which], title=", ".join(which))
+        )
+    return failed
+
+
+def run(cell: Cell) -> dict[str, Any]:
+    """Train and measure, in this process; return the row."""
+    return drlih.run(cell).row
+
+
+def run_held_out(cell: Cell) -> dict[str, Any]:
+    """Train on four fifths of the training images, and measure how well the others find each other; return the row."""
+    from agents.training import retrieval_among  # imports torch, which the process that starts the runs does not need
+
+    whole = load(cell.features)
+    dataset, held_out = tune.held_out(whole)
+    encode, seconds = fit(cell, dataset.standardized())
+    found = retrieval_among(CodeSets.of(encode(dataset.features[held_out])), dataset.labels[held_out])
+    return {**_names(cell, whole), "map": found["retrieval/held_out_map"], **costs(seconds)}
+
+
+def _cells(args: Args) -> dict[Cell, dict[str, Any]]:
+    """Return all runs, each with the columns of its row that are known before it."""
+    check_not_empty(args, "jobs", "features", "methods", "bits", "seeds")
+    if not args.epochs > 0:
+        raise ValueError(f"epochs must be above 0, got {args.epochs}")
+    bits, seeds = ((48,), 1) if args.tune else (args.bits, args.seeds)
+    grid = [dict(zip(LEARNING_RATES, rates, strict=True)) for rates in itertools.product(*LEARNING_RATES.values())]
+    found: dict[Cell, dict[str, Any]] = {}
+    for features, dataset in {features: load(features) for features in args.features}.items():
+        if not dataset.has_maps:
+            raise DataError(
+                f"{features} holds features of a whole network, which cannot be trained: extract it with --cut"
+            )
+        for seed, length, method in itertools.product(range(seeds), bits, args.methods):
+            for rates in grid if args.tune else [{}]:
+                changes = {**budget(dataset, method, args), **rates}
+                cell = Cell(features, method, length, seed, tuple(changes.items()))
+                settings(cell)  # raises for a method that has no such settings
+                found[cell] = _names(cell, dataset) if args.tune else drlih.names(cell, dataset)
+    return found
+
+
+def _names(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:
+    rates = {name: dict(cell.changes)[name] for name in LEARNING_RATES}
+    return {**drlih.names(cell, dataset), "settings": describe(rates)}
+
+
+if __name__ == "__main__":
+    with command_line(CONTINUES):
+        sys.exit(min(main(parse(Args, "benchmarks.end_to_end")), 1))
