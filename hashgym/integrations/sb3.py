@@ -264,10 +264,10 @@ class BackboneExtractor(BaseFeaturesExtractor):
     Args:
         observation_space: of BitGroupHashing-v0 on activations or pixels.
         backbone: ``NAME:CUT`` for activations after block CUT, ``NAME`` for pixels.
-        weights, pretrained: as for :class:`hashgym.features.trainable.TrainableBackbone`.
         width: of a layer with ReLU between the backbone's features and the code; 0 for none.
         normalized_image: whether pixels come divided by 255, as from a policy with ``normalize_images=True``, the
             default of Stable-Baselines3.
+        weights, pretrained: as for :class:`hashgym.features.trainable.TrainableBackbone`.
 
     Raises:
         ValueError: for other observations, or images that the backbone does not take.
