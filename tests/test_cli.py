@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import hashgym
@@ -184,10 +185,61 @@ def test_lists(capsys):
     output = capsys.readouterr().out
     for name in ("pixels", "gist", "bow", "efficientnet_lite0", "alexnet", "vgg19", "torchvision"):
         assert name in output
+    for name, cuts in {"efficientnet_lite0": "0 to 16", "vgg16_conv": "0 to 12", "convnet": "0"}.items():
+        assert re.search(rf"^{name} .* {cuts}$", output, re.MULTILINE)
     cli.main(["hashers"])
     output = capsys.readouterr().out
     for name in ("lsh", "itq"):
         assert re.search(rf"^{name}\b", output, re.MULTILINE)
+
+
+@pytest.fixture
+def random_weights(tmp_path: Path) -> Path:
+    """Weights of the convolutions of AlexNet, at random."""
+    shapes = [(64, 3, 11), (192, 64, 5), (384, 192, 3), (256, 384, 3), (256, 256, 3)]
+    state = {}
+    torch.manual_seed(0)
+    for layer, (width, before, side) in zip((0, 3, 6, 8, 10), shapes, strict=True):
+        state |= {f"{layer}.weight": torch.randn(width, before, side, side) / 30, f"{layer}.bias": torch.zeros(width)}
+    torch.save(state, tmp_path / "alexnet.pth")
+    return tmp_path / "alexnet.pth"
+
+
+def test_activations_then_info(photos, random_weights, tmp_path, capsys):
+    network = ("--backbone", "alexnet_conv", "--weights", random_weights, "--size", 48, "--runtime", "torch")
+    command = [*words(photos, tmp_path / "out"), *map(str, (*network, "--cut", 2, "--views", 3, "--train", 8))]
+    cli.main(command)
+    data = cache.open_cache(tmp_path / "out", verify=True)
+    assert (data.features.shape, data.views.shape) == ((40, 192, 5, 5), (8, 3, 192, 5, 5))
+    assert data.features.dtype == data.views.dtype == np.float16
+    cli.main(["info", str(tmp_path / "out")])
+    output = flat(capsys.readouterr().out)
+    for wanted in (
+        "40, activations 192 x 5 x 5 each, 3 views of each training image",
+        "'cut': 2",
+        "views 3",
+        "8 x 3 x 192 x 5 x 5",
+        "checksums are right",
+    ):
+        assert wanted in output.replace("cut: 2", "'cut': 2")
+    for options, message in (
+        (("--cut", 0, "--views", 3), "pixels are augmented anew in training"),
+        (("--cut", 5), "alexnet_conv can be cut at 0 (pixels) to 4, before its last block, got 5"),
+        (("--cut", 2, "--size", 20), "does not take pictures of 20 x 20 pixels"),
+        (("--views", 3), "a whole network has none"),
+        (("--cut", 2, "--regions", 5), "regions are of feature vectors"),
+    ):
+        failing = [*words(photos, tmp_path / "no"), *map(str, (*network, *options))]
+        assert message in flat(fails(failing, 2, capsys))
+        assert not list(tmp_path.glob("no*"))
+
+
+def test_pixels_then_info(photos, tmp_path, capsys):
+    cli.main([*words(photos, tmp_path / "out", "--cut", 0, "--size", 16), "--backbone", "convnet"])
+    cli.main(["info", str(tmp_path / "out")])
+    assert "40, pixels 3 x 16 x 16 each" in flat(capsys.readouterr().out)
+    assert "the cut 0" in flat(fails([*words(photos, tmp_path / "no"), "--backbone", "convnet"], 2, capsys))
+    assert "not a network that can be cut" in flat(fails(words(photos, tmp_path / "no", "--cut", 1), 2, capsys))
 
 
 def test_help_lists_the_commands_and_is_light():

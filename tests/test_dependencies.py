@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from hashgym import optional
+
 ROOT = Path(__file__).parents[1]
 UNTESTED = {"torch", "torchvision"}  # constraints-oldest.txt says why
 
@@ -28,3 +30,12 @@ def test_lower_bounds_are_tested() -> None:
             name, least = normalized(match[1]), version(match[2]).release
             if name not in UNTESTED:
                 assert pinned[name].release[: len(least)] == least, f"{need}, but {pinned[name]} is tested"
+
+
+def test_packages_without_their_dependencies_have_one_version() -> None:
+    """`make` installs what the error message of a missing package names."""
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    for requirement in optional.ALONE.values():
+        assert makefile.count(f"--no-deps {requirement.partition('==')[0]}\n") == 2
+        for constraints in ("constraints.txt", "constraints-oldest.txt"):
+            assert requirement in (ROOT / constraints).read_text("utf-8").splitlines()

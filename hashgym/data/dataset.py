@@ -34,9 +34,6 @@ REGIONS_COMMAND = (
     "--out DIR`"
 )
 
-
-MAPS_COMMAND = "`hashgym features --dataset NAME --root DIR --backbone BACKBONE --cut BLOCK --views 8 --out DIR`"
-
 _OPTIONAL = ("regions", "train_regions", "thumbnails", "center", "scale", "boxes", "train_boxes", "views", "viewed")
 _MAP_TYPES = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.uint8))
 
@@ -128,7 +125,8 @@ class HashingDataset:
         """Make a dataset from arrays, lists, tables or CPU tensors, split and ready to use.
 
         Args:
-            features: (n, D), real numbers of any type; converted to float32, a float32 array is not copied.
+            features: (n, D), real numbers of any type; converted to float32, a float32 array is not copied. Or pixels,
+                uint8 (n, 3, H, W), or activations, float16 or float32 (n, C, H, W), which stay as they are.
             labels: one class per image, (n,) of strings or integers; multi-hot (n, L), 0 and 1 of any type; a list of n
                 lists of names, where [] is an image without a label; or None for a dataset without labels, for hashers
                 that need none.

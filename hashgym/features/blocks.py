@@ -18,7 +18,7 @@ from hashgym.checks import is_integer
 from hashgym.features.backbone import Backbone, Network, Preprocess, check_size
 from hashgym.features.runtimes import check_runtime, compile_network, pictures_to_features
 
-__all__ = ["BlockNetwork", "Pretrained"]
+__all__ = ["BlockNetwork", "Pretrained", "Quarters"]
 
 _UNTRAINED = "has no pretrained weights, so it can only be trained from pixels: give the cut 0"
 
@@ -64,6 +64,20 @@ class BlockNetwork(nn.Module):
         """
         rest = {number: self.blocks[str(number)] for number in self.numbers if number > cut}
         return BlockNetwork(rest, self.pool, [number for number in self.pooled if number >= cut])
+
+
+class Quarters(nn.Module):
+    """Means over the four quarters of a map, (n, C, H, W) -> (n, 4 C): AdaptiveAvgPool2d(2), flattened.
+
+    Quarters of an odd side share its middle row or column; for these the exporter to ONNX has no AdaptiveAvgPool2d.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the means of the quarters: top left, top right, bottom left, bottom right of each channel."""
+        h, w = (int(side) for side in x.shape[2:])
+        rows, columns = (slice(0, (h + 1) // 2), slice(h // 2, h)), (slice(0, (w + 1) // 2), slice(w // 2, w))
+        means = [x[:, :, row, column].mean((2, 3)) for row in rows for column in columns]
+        return torch.stack(means, dim=2).flatten(1)
 
 
 @dataclass(frozen=True)

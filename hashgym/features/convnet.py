@@ -33,7 +33,7 @@ def load(name: str = "convnet", weights: str | None = None, pretrained: bool = T
     import torch
     from torch import nn
 
-    from hashgym.features.blocks import BlockNetwork, Pretrained
+    from hashgym.features.blocks import BlockNetwork, Pretrained, Quarters
     from hashgym.features.weights import empty
 
     if weights is not None:
@@ -43,8 +43,7 @@ def load(name: str = "convnet", weights: str | None = None, pretrained: bool = T
         for number, (before, width) in enumerate(zip((3, *WIDTHS), WIDTHS, strict=False), start=1):
             convolution = nn.Conv2d(before, width, 3, stride=1 if number == 1 else 2, padding=1, bias=False)
             blocks[number] = nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU())
-    pool = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
-    network = BlockNetwork(blocks, pool, [len(blocks)]).eval()
+    network = BlockNetwork(blocks, Quarters(), [len(blocks)]).eval()
     if not pretrained:
         empty(network)
     return Pretrained(

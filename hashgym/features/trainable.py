@@ -20,6 +20,9 @@ __all__ = ["AUGMENTATIONS", "TrainableBackbone", "augmentation", "parse", "spec_
 AUGMENTATIONS = ("crop-flip", "none")
 """Names of augmentations of pixels, see :func:`augmentation`."""
 
+_AT_ONCE = 64  # most images in a pass without a gradient; more take memory and are no faster
+_NUMBERS = 1 << 18  # of the images of a pass on a CPU: larger passes leave its caches and are slower
+
 
 def parse(spec: str) -> tuple[str, int, int | None]:
     """Return the network's name, the cut and the side in pixels of ``NAME``, ``NAME:CUT`` or ``NAME@SIZE``.
@@ -123,13 +126,15 @@ class TrainableBackbone(nn.Module):
         sides = (self.size, self.size)
         return nn.functional.interpolate(pixels, sides, mode="bicubic", align_corners=False).clamp(0, 255)
 
-    def features_of(self, images: NDArray[Any], at_once: int = 64) -> NDArray[np.float32]:
-        """Return features, float32 (n, D), of images (n, C, H, W) in an array, so many at once, without a gradient."""
-        device = self.get_buffer("mean").device
+    def features_of(self, images: NDArray[Any]) -> NDArray[np.float32]:
+        """Return features, float32 (n, D), of images (n, C, H, W) in an array, a few at a time, without a gradient."""
+        device, size = self.get_buffer("mean").device, self.size
+        numbers = images[0].size if size is None else 3 * size * size
+        count = max(16, min(_AT_ONCE, _NUMBERS // numbers)) if device.type == "cpu" else _AT_ONCE
         with torch.inference_mode():
             parts = [
-                self(torch.from_numpy(np.array(images[start : start + at_once])).to(device)).cpu()
-                for start in range(0, len(images), at_once)
+                self(torch.from_numpy(np.array(images[start : start + count])).to(device)).cpu()
+                for start in range(0, len(images), count)
             ]
         return torch.cat(parts).numpy()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from hashgym.features.trainable import TrainableBackbone
 
 __all__ = ["DeepHasher", "Objective"]
-
-AT_ONCE = 64  # most images in a pass of the backbone when encoding; more take memory and are no faster
-_NUMBERS = 1 << 18  # of the images of a pass on a CPU: larger passes leave its caches and are slower
 
 Objective: TypeAlias = Callable[[Tensor, Tensor, int], Tensor]
 
@@ -98,8 +96,8 @@ class DeepHasher(Hasher):
         for name in ("dropout", "input_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
-        if self.backbone_weights is not None:
-            self.backbone_weights = str(self.backbone_weights)  # of a Path, which JSON does not have
+        if isinstance(self.backbone_weights, os.PathLike):
+            self.backbone_weights = os.fspath(self.backbone_weights)  # JSON, in which settings are saved, has no paths
         if self.backbone is not None and self.batch_size < 2:
             raise ValueError(
                 f"batch_size must be at least 2, since a backbone normalises batches; got {self.batch_size}"
@@ -136,13 +134,14 @@ class DeepHasher(Hasher):
             head = nn.Sequential(*layers, self.hash_layer(self.hidden or width)).to(device)
             network = head if backbone is None else nn.Sequential(backbone, head)
             parameters = [{"params": list(head.parameters()), "lr": self.learning_rate}]
+            objective = self.objective(labels)
             if backbone is not None:
                 if self.head_updates:
-                    features = _Vectors(backbone.start_from(X[:, 0] if X.ndim == 5 else X), device)
-                    self._descend(head, parameters[:1], features, labels, self.head_updates)
+                    features = _Maps(backbone.start_from(X[:, 0] if X.ndim == 5 else X), device)
+                    self._descend(head, parameters[:1], features, objective, self.head_updates)
                 trained = [p for p in backbone.parameters() if p.requires_grad]
                 parameters.append({"params": trained, "lr": self.backbone_learning_rate})
-            losses = self._descend(network, parameters, images, labels, self.updates)
+            losses = self._descend(network, parameters, images, objective, self.updates)
 
         linear = [layer for layer in head.cpu() if isinstance(layer, nn.Linear)]
         rates = f"{self.learning_rate}" + (f", or the backbone's of {self.backbone_learning_rate}" if backbone else "")
@@ -167,20 +166,19 @@ class DeepHasher(Hasher):
         network: nn.Module,
         parameters: list[dict[str, Any]],
         images: _Vectors | _Maps,
-        labels: Tensor,
+        objective: Objective,
         updates: int,
     ) -> Tensor:
         """Minimise the objective by AdamW with a cosine schedule; return the losses (updates,)."""
         from hashgym.console import track
 
-        device, batch_size = labels.device, self.batch_size
+        device, batch_size = images.device, self.batch_size
         optimizer = torch.optim.AdamW(parameters, weight_decay=self.weight_decay, fused=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
-        objective = self.objective(labels)
         order, losses = torch.empty(0, dtype=torch.int64), torch.empty(updates, device=device)
         for step in track(range(updates), type(self).__name__, total=updates, show=self.verbose):
             while len(order) < batch_size:
-                order = torch.cat([order, torch.randperm(len(labels))])
+                order = torch.cat([order, torch.randperm(len(images))])
             batch, order = order[:batch_size], order[batch_size:]
             progress = step * self.updates // updates  # in the updates of the objective's own schedule
             loss = objective(network(images.batch(batch)), batch.to(device), progress)
@@ -226,9 +224,7 @@ class DeepHasher(Hasher):
 
     def _features_of(self, X: NDArray[Any]) -> Features:
         """Return the features (n, D) of images (n, C, H, W)."""
-        device = resolve_device(self.device)
-        count = max(16, min(AT_ONCE, _NUMBERS // X[0].size)) if device.type == "cpu" else AT_ONCE
-        return self._trained_backbone().to(device).features_of(X, count)
+        return self._trained_backbone().to(resolve_device(self.device)).features_of(X)
 
     def _new_backbone(self, image_shape: tuple[int, ...], *, pretrained: bool) -> TrainableBackbone:
         from hashgym.features.trainable import TrainableBackbone
@@ -258,10 +254,14 @@ class _Vectors:
         self.center, scale = X.mean(0, dtype=np.float64), X.std(0, dtype=np.float64)
         self.scale = np.where(scale > 1e-6, scale, 1.0)
         self.x = torch.from_numpy(((X - self.center) / self.scale).astype(np.float32)).to(device)
+        self.device = device
+
+    def __len__(self) -> int:
+        return len(self.x)
 
     def batch(self, rows: Tensor) -> Tensor:
         """Return images (b, D) by their rows."""
-        return self.x[rows.to(self.x.device)]
+        return self.x[rows.to(self.device)]
 
     def unscaled(self, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> tuple[Features, Features]:
         """Return the weight (D, m) and bias (m,) of a layer for features before standardisation."""
@@ -270,15 +270,18 @@ class _Vectors:
 
 
 class _Maps:
-    """Activations or pixels, which stay where they are, and views of them: a batch is read and moved to a device."""
+    """Images as they are, which stay where they are, and views of them: a batch is read and moved to a device."""
 
     def __init__(self, X: NDArray[Any], device: torch.device) -> None:
         self.X, self.device = X, device
 
+    def __len__(self) -> int:
+        return len(self.X)
+
     def batch(self, rows: Tensor) -> Tensor:
-        """Return images (b, C, H, W) by their rows, one view of each at random."""
-        if self.X.ndim == 4:
-            images = self.X[rows.numpy()]
-        else:
+        """Return images by their rows, of views (n, V, C, H, W) one of each at random."""
+        if self.X.ndim == 5:
             images = self.X[rows.numpy(), torch.randint(self.X.shape[1], rows.shape).numpy()]
+        else:
+            images = self.X[rows.numpy()]
         return torch.from_numpy(images).to(self.device)

@@ -328,3 +328,27 @@ def test_splits_name_the_labels() -> None:
         HashingDataset.from_arrays(X[:6], ["cat", "cat", "cat", "cat", "dog", "dog"], train=1)
     with pytest.raises(DataError, match=r"\(all images has 1\)"):
         HashingDataset.from_arrays(X[:1])
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(np.uint8, 3), (np.float16, 5), (np.float32, 5)])
+def test_pixels_and_activations_stay_as_they_are(kind: Any, channels: int) -> None:
+    maps = np.random.default_rng(0).uniform(0, 200, (20, channels, 4, 3)).astype(kind)
+    data = HashingDataset.from_arrays(maps, [0, 1] * 10, queries=4, standardize=True)
+    assert data.features is maps
+    assert (data.has_maps, data.image_shape) == (True, (channels, 4, 3))
+    other = HashingDataset.from_arrays(torch.from_numpy(maps), [0, 1] * 10, queries=4)
+    np.testing.assert_array_equal(other.features, maps)
+    assert other.provenance["arrays"] == data.provenance["arrays"]
+    with pytest.raises(DataError, match=r"tensor\.detach"):
+        HashingDataset.from_arrays(torch.zeros((20, 5, 4, 3), requires_grad=True))
+    transposed = HashingDataset.from_arrays(maps.transpose(0, 1, 3, 2), [0, 1] * 10)
+    np.testing.assert_array_equal(transposed.features, maps.transpose(0, 1, 3, 2))
+
+
+def test_pictures_with_channels_last_are_not_taken_for_pixels() -> None:
+    pictures = np.zeros((N, 8, 8, 3), np.uint8)
+    with pytest.raises(DataError, match=r"to train a network on pixels give uint8 \(n, 3, H, W\)"):
+        HashingDataset.from_arrays(pictures)
+    assert HashingDataset.from_arrays(pictures.transpose(0, 3, 1, 2)).image_shape == (3, 8, 8)
+    with pytest.raises(DataError, match="must have shape"):
+        HashingDataset.from_arrays(pictures.transpose(0, 3, 1, 2)[:, :, :0])

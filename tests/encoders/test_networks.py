@@ -17,6 +17,7 @@ from hashgym.codes import unpack
 from hashgym.data import DataError, load
 from hashgym.data.pictures import open_image
 from hashgym.encoders import build, write
+from hashgym.encoders.heads import hasher_head
 from hashgym.gallery import open_codes, open_gallery
 
 torch = pytest.importorskip("torch")
@@ -178,6 +179,18 @@ def test_the_shape_of_images_is_checked(tmp_path):
     write.write(path, Flat(), dim=24, bits=4, source={})
     with pytest.raises(ValueError, match=r"takes features of shape \(n, 24\), n at least 1, got \(3, 2, 3, 4\)"):
         load_encoder(path).encode(x)
+
+
+@pytest.mark.parametrize("backbone", ["convnet", "convnet@14"])
+def test_pixels_of_any_side_are_exported(backbone, tmp_path):
+    """Also maps of odd sides after the last convolution, 3 x 3 and 4 x 4 here, and pixels that are resized."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (12, 3, 10, 10), np.uint8)
+    settings = {"bits": 4, "hidden": 0, "updates": 2, "batch_size": 8, "backbone": backbone, "device": "cpu"}
+    hasher = hashers.make("csq", **settings).fit(images, np.arange(12) % 2)
+    path = tmp_path / "e.onnx"
+    write.write(path, hasher_head(hasher), dim=300, image_shape=(3, 10, 10), bits=4, source={})
+    assert write.compare(path, hasher.encode(images), images).different == 0
 
 
 @pytest.mark.parametrize("shape", [[2, 3, 5], [24], "24", [2, 3, 4.0], [-2, -3, 4]])

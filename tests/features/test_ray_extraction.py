@@ -133,6 +133,15 @@ def test_networks_are_sent(photos, tmp_path, runtime):
     assert contents(job(photos, tmp_path / "ray", network, executor="ray", **options)) == contents(local)
 
 
+def test_activations_and_views_are_those_of_a_local_extraction(photos, tmp_path):
+    pytest.importorskip("efficientnet_lite_pytorch")
+    network = make("efficientnet_lite0", size=32, cut=4, runtime="torch")
+    options = {"regions": 0, "train_regions": 0, "views": 3, "batch_size": 7, "skip_bad": True}
+    os.truncate(photos / "cat" / "4.png", 40)
+    local = job(photos, tmp_path / "local", network, **options)
+    assert contents(job(photos, tmp_path / "ray", network, executor="ray", **options)) == contents(local)
+
+
 def test_rows_of_mapped_files_are_sent(tmp_path):
     """CIFAR-10's official batches: their reader holds memory maps."""
     (root := tmp_path / "cifar-10-batches-bin").mkdir()

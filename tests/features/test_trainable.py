@@ -16,6 +16,7 @@ from torch import nn
 from hashgym import features
 from hashgym.data import DataError, HashingDataset
 from hashgym.features import trainable
+from hashgym.features.blocks import Quarters
 from hashgym.features.torchvision_compat import import_torchvision
 from hashgym.features.trainable import TrainableBackbone, augmentation, parse, spec_of
 from tests.features import tiny
@@ -80,7 +81,7 @@ def dataset(images: np.ndarray, **provenance: object) -> HashingDataset:
 )
 def test_before_training_features_are_those_of_the_frozen_network(spec, side, mobilenet):
     needs(spec)
-    name, cut = parse(spec)
+    name, cut, _ = parse(spec)
     weights = str(mobilenet) if name == "mobilenet_v3_small" else None
     pictures = pixels(side=side)
     seen = pictures.permute(0, 2, 3, 1).numpy()
@@ -174,6 +175,40 @@ def test_pixels_are_augmented_in_training_only():
         assert not torch.equal(backbone(images), backbone(images))
 
 
+def test_features_of_an_array_are_those_of_batches(monkeypatch):
+    backbone, images = TrainableBackbone("convnet", (3, 8, 8)).eval(), pixels(40, 8)
+    with torch.inference_mode():
+        expected = backbone(images).numpy()
+    for numbers in (0, 1 << 18):  # 16 images in a pass, or all
+        monkeypatch.setattr(trainable, "_NUMBERS", numbers)
+        np.testing.assert_allclose(backbone.features_of(images.numpy()), expected, atol=1e-5)
+
+
+def test_a_head_starts_from_normalised_features():
+    backbone, images = TrainableBackbone("convnet", (3, 8, 8), augment="none"), pixels(40, 8).numpy()
+    backbone(torch.from_numpy(images))  # changes the running averages
+    weights = copy.deepcopy(dict(backbone.named_parameters()))
+    features = backbone.start_from(images)
+    assert backbone.training
+    assert features.dtype == np.float32
+    np.testing.assert_allclose(features, backbone.eval().features_of(images), atol=1e-4)
+    np.testing.assert_allclose(features.mean(0), 0, atol=1e-4)
+    assert (features.std(0) < 1.001).all()
+    assert np.median(features.std(0)) > 0.9  # features of small variance are below 1
+    assert all(torch.equal(parameter, weights[name]) for name, parameter in backbone.named_parameters())
+
+
+def test_pixels_are_resized_for_the_network():
+    torch.manual_seed(0)
+    large = TrainableBackbone("convnet", (3, 16, 16)).eval()
+    small = TrainableBackbone("convnet@16", (3, 8, 6)).eval()
+    small.fill(large.numbers())
+    images = pixels(5, 8)[..., :6]
+    resized = nn.functional.interpolate(images.float(), (16, 16), mode="bicubic").clamp(0, 255)
+    with torch.inference_mode():
+        torch.testing.assert_close(small(images), large(resized))
+
+
 def test_numbers_restore_the_backbone():
     torch.manual_seed(0)
     one, other = (TrainableBackbone("convnet", (3, 8, 8)) for _ in range(2))
@@ -186,6 +221,12 @@ def test_numbers_restore_the_backbone():
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
     with torch.inference_mode():
         assert torch.equal(one.eval()(images), other.eval()(images))
+
+
+@pytest.mark.parametrize("sides", [(1, 1), (2, 4), (3, 2), (7, 5)])
+def test_quarters_are_means_of_overlapping_halves(sides):
+    x = torch.randn(2, 3, *sides)
+    torch.testing.assert_close(Quarters()(x), nn.AdaptiveAvgPool2d(2)(x).flatten(1))
 
 
 def test_numbers_of_another_network_are_rejected():
@@ -221,9 +262,14 @@ def test_without_pretrained_weights_the_architecture_is_the_same(spec, mobilenet
     ("spec", "shape", "message"),
     [
         ("convnet", (64,), r"the backbone convnet takes images as maps \(C, H, W\), got vectors of shape \(64,\)"),
-        ("convnet:x", (3, 8, 8), "NAME or NAME:CUT, such as efficientnet_lite0:11, got 'convnet:x'"),
+        ("convnet:x", (3, 8, 8), r"NAME or NAME:CUT, such as efficientnet_lite0:11, or .*, got 'convnet:x'"),
         ("convnet:", (3, 8, 8), "NAME or NAME:CUT"),
         (":3", (3, 8, 8), "NAME or NAME:CUT"),
+        ("@64", (3, 8, 8), "NAME or NAME:CUT"),
+        ("convnet@", (3, 8, 8), "NAME or NAME:CUT"),
+        ("convnet@0", (3, 8, 8), "or NAME@SIZE for pixels that are resized"),
+        ("tiny:2@64", (64, 2, 2), "or NAME@SIZE for pixels that are resized"),
+        ("tiny@64:2", (64, 2, 2), "or NAME@SIZE for pixels that are resized"),
         ("convnet:-1", (3, 8, 8), "NAME or NAME:CUT"),
         ("tiny:3", (128, 2, 2), r"tiny can be cut at 0 \(pixels\) to 2, before its last block, got 3"),
         ("convnet:2", (64, 2, 2), "convnet has no pretrained weights, so it can only be trained from pixels"),

@@ -98,6 +98,19 @@ def test_training_separates_the_classes(kind):
     assert distance[same].mean() < distance[~same].mean() / 3
 
 
+@pytest.mark.parametrize("name", DEEP)
+def test_the_head_is_trained_first(name):
+    """One update of both after it changes little of what the head has learnt."""
+    settings = {"hidden": 0, "input_dropout": 0.0} if name != "ninh" else {"input_dropout": 0.0, "dropout": 0.0}
+    margins = []
+    for head_updates in (0, 200):
+        hasher = make(name, updates=1, head_updates=head_updates, learning_rate=3e-3, **settings).fit(VIEWS, LABELS)
+        codes = hasher.encode(VIEWS[:, 0])
+        distance, same = (codes[:, None] != codes[None]).sum(2), LABELS @ LABELS.T > 0
+        margins.append(distance[~same].mean() - distance[same].mean())
+    assert margins[1] > margins[0] + 0.5
+
+
 def test_orthohash_normalises_over_the_images_without_augmentation():
     hasher = make("orthohash").fit(VIEWS, LABELS)
     values = hasher.transform(VIEWS[:, 0])
@@ -218,6 +231,11 @@ def test_images_that_are_equal_or_not_finite_are_rejected(monkeypatch):
 def test_images_that_do_not_fit_are_rejected(settings, images, message):
     with pytest.raises(ValueError, match=message):
         make(**settings).fit(images, LABELS[: len(images)])
+
+
+def test_a_negative_number_of_updates_of_the_head_is_rejected():
+    with pytest.raises(ValueError, match="head_updates must be at least 0, got -1"):
+        make(head_updates=-1)
 
 
 def test_batches_of_one_image_are_rejected():

@@ -13,6 +13,7 @@ from tests.reliability.kill import Job
 
 TENSORBOARD = "events.out.tfevents.*"
 REGIONS = ("--regions", "5", "--train-regions", "2", "--thumbnail", "6", "--batch-size", "4")
+VIEWS = ("--cut", "5", "--views", "3", "--thumbnail", "6", "--batch-size", "4")
 TIMES = ("train_seconds", "peak_mb", "encode_seconds")
 BACKENDS = ("brute-force", "faiss", "faiss-hash", "buckets", "milvus")
 REMOVED = ("red/3.png", "blue/0.png", "green/19.png")
@@ -65,7 +66,7 @@ def make_pictures(folder: Path, count: int) -> None:
 def jobs(large: bool = False) -> dict[str, Job]:
     """Every job by name: those that are quick, or all."""
     found = {
-        "features-pixels": _features("pixels", "pictures", "4"),
+        "features-pixels": _features("pixels", "pictures", "4", *REGIONS),
         "training-drlih": _training(
             *(
                 "agents.drlih",
@@ -91,7 +92,8 @@ def jobs(large: bool = False) -> dict[str, Job]:
     }
     if large:
         found |= {
-            "features-efficientnet": _features("efficientnet_lite0", "photos", "64"),
+            "features-efficientnet": _features("efficientnet_lite0", "photos", "64", *REGIONS),
+            "features-views": _features("efficientnet_lite0", "pictures", "32", *VIEWS),
             "training-mch": _training(
                 *("agents.mch", "hashgym", "--dataset", "../../inputs/features", "--base", "../../inputs/base.npz"),
                 *("--num-envs", "8", "--updates", "20", "--checkpoint-every", "4", "--evaluate-every", "5"),
@@ -119,11 +121,11 @@ def jobs(large: bool = False) -> dict[str, Job]:
     return found
 
 
-def _features(backbone: str, pictures: str, size: str) -> Job:
+def _features(backbone: str, pictures: str, size: str, *options: str) -> Job:
     words = ("features", "--dataset", f"folder:../../inputs/{pictures}", "--backbone", backbone, "--size", size)
     return Job(
         "hashgym",
-        (*words, "--out", "out", *REGIONS),
+        (*words, "--out", "out", *options),
         readers={"out": _cache},
         refused={"out.partial": _cache, ".out*": _cache},
         finished=lambda folder: (folder / "out").exists(),
