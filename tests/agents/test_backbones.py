@@ -378,6 +378,21 @@ def test_a_killed_run_of_stable_baselines3_resumes(tmp_path: Path, monkeypatch: 
     assert_equal_weights(resumed.policy, whole.policy)
 
 
+def test_a_policy_of_stable_baselines3_of_an_earlier_version_loads(multi_label: HashingDataset, tmp_path: Path) -> None:
+    args = small_sb3("a2c")
+    model = sb3.train(multi_label, args, out=tmp_path, progress=False)
+    for name in ("checkpoint.pt", "policy.pt"):
+        content = checkpoint.load(tmp_path / name)
+        old = {key: part for key, part in json.loads(content["args"]).items() if not key.startswith("backbone")}
+        content = {key: part for key, part in content.items() if not key.startswith("image_")} | {
+            "args": json.dumps(old)
+        }
+        checkpoint.save(content, tmp_path / name)
+    assert_equal_weights(sb3.load(tmp_path / "policy.pt", "cpu"), model.policy)
+    resumed = sb3.train(multi_label, args, out=tmp_path, resume=True, progress=False)
+    assert_equal_weights(resumed.policy, model.policy)
+
+
 def test_what_stable_baselines3_cannot_train_from_maps() -> None:
     for arguments, message in (
         ({"algo": "crossq"}, "crossq on BitGroupHashing-v0 takes feature vectors, .* such as ppo"),
