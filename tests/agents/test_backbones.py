@@ -384,10 +384,8 @@ def test_a_policy_of_stable_baselines3_of_an_earlier_version_loads(multi_label: 
     for name in ("checkpoint.pt", "policy.pt"):
         content = checkpoint.load(tmp_path / name)
         old = {key: part for key, part in json.loads(content["args"]).items() if not key.startswith("backbone")}
-        content = {key: part for key, part in content.items() if not key.startswith("image_")} | {
-            "args": json.dumps(old)
-        }
-        checkpoint.save(content, tmp_path / name)
+        content = {key: part for key, part in content.items() if not key.startswith("image_")}
+        checkpoint.save(content | {"args": json.dumps(old)}, tmp_path / name)
     assert_equal_weights(sb3.load(tmp_path / "policy.pt", "cpu"), model.policy)
     resumed = sb3.train(multi_label, args, out=tmp_path, resume=True, progress=False)
     assert_equal_weights(resumed.policy, model.policy)
