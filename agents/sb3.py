@@ -199,7 +199,10 @@ def load(path: Path, device: str = "auto") -> BasePolicy:
         observation_space, action = RegionKeepTask().observation_space(saved["dim"], saved["bits"]), spaces.Discrete(2)
     if args.algo == "crossq":
         observation_space = Flat.space(observation_space)
-    policy = args.preset.policy_class(observation_space, action, lambda _: 0.0, **args.policy_kwargs)
+    network = args.policy_kwargs
+    if args.backbone is not None:  # its weights are loaded below
+        network["features_extractor_kwargs"]["pretrained"] = False
+    policy = args.preset.policy_class(observation_space, action, lambda _: 0.0, **network)
     policy.load_state_dict(saved["weights"])
     policy.set_training_mode(False)
     return policy.to(resolve_device(device))

@@ -139,6 +139,8 @@ class Args(CommonArgs):
     """fraction of the features dropped in each episode while training"""
     backbone: str | None = None
     """network trained with the policy: NAME:CUT for activations, NAME for pixels; the dataset's own if left out"""
+    backbone_weights: str | None = None
+    """file of the backbone's pretrained weights; by default its own"""
     settings: dict[str, int | float] = field(default_factory=dict)
     """arguments of the algorithm's constructor, such as `learning_rate 3e-4 n_epochs 10`"""
     evaluations: int = 20
@@ -185,5 +187,5 @@ class Args(CommonArgs):
         network = dict(self.preset.policy_kwargs)
         if self.backbone is None or "features_extractor_class" not in network:
             return network
-        extractor = {"features_extractor_kwargs": {"backbone": self.backbone}}
-        return network | {"features_extractor_class": BackboneExtractor} | extractor
+        extractor = {"backbone": self.backbone, "weights": self.backbone_weights}
+        return network | {"features_extractor_class": BackboneExtractor, "features_extractor_kwargs": extractor}

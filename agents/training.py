@@ -144,8 +144,8 @@ def with_backbone(args: A, dataset: HashingDataset) -> A:
     Raises:
         ValueError: as :func:`hashgym.features.trainable.spec_of`.
     """
-    weights: str | None = getattr(args, "backbone_weights", None)
-    named: dict[str, Any] = {"backbone": spec_of(dataset, args.backbone, weights)}  # type: ignore[attr-defined]
+    given: Any = args
+    named: dict[str, Any] = {"backbone": spec_of(dataset, given.backbone, given.backbone_weights)}
     return dataclasses.replace(args, **named)
 
 

@@ -293,7 +293,8 @@ def _head_model(
             if center is not None:
                 features = (features - self.get_buffer("center")) / self.get_buffer("scale")
             if len(image_shape) > 1:
-                features = features.unflatten(1, image_shape)  # after reshape the exporter does not know the sides
+                # With -1 the exporter does not know the sides, after unflatten it fixes the number of images.
+                features = features.reshape(features.shape[0], *image_shape)
             result = self.head(features)
             margin, *keep = result if regions else (result,)
             margin = margin.float()

@@ -101,7 +101,7 @@ class HashingTask:
         return group * self.group_bits, min((group + 1) * self.group_bits, self.bits)
 
     def observation_space(self, image_shape: tuple[int, ...], dtype: Any = np.float32) -> spaces.Dict:
-        """Return the space of one observation of images of this shape and type; see :func:`image_space`."""
+        """Return the space of one observation of images of this shape, (D,) or (C, H, W), and type."""
         return spaces.Dict(
             image=image_space(image_shape, dtype),
             code=spaces.Box(-1, 1, (self.bits,), np.float32),

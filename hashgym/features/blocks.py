@@ -146,9 +146,13 @@ class Pretrained:
     def _check_shape(self, body: nn.Module, side: int, cut: int | None) -> tuple[int, ...]:
         """Return the shape of the result for a picture of side x side, once the blocks after the cut could take it.
 
+        Pixels may be of any size, as they can be resized on the way to the network.
+
         Raises:
             ValueError: for a size that is too small.
         """
+        if cut == 0:
+            return 3, side, side
         with torch.inference_mode():
             try:
                 result = body(torch.zeros(1, 3, side, side))

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["extract"]
 
 STAMPS = "stamps"  # int64 (n, 2): size and time of change of the images' files, while the job is unfinished
+AT_ONCE = 256  # pictures whose maps are in memory in float32
 RECORDED = ("hashgym", "numpy", "pillow", "torch", "torchvision", "onnxruntime")
 
 
@@ -336,8 +337,11 @@ class _Recipe:
         if not batch:
             return _Rows(good, viewed, {}, bad)
         pictures = np.concatenate([prepared.pictures for prepared in batch])
+        starts = range(0, len(pictures), AT_ONCE)
         with np.errstate(over="ignore"):
-            values = self.backbone(pictures).astype(self.backbone.dtype, copy=False)
+            values = np.concatenate(
+                [self.backbone(pictures[i : i + AT_ONCE]).astype(self.backbone.dtype, copy=False) for i in starts]
+            )
         ends = np.cumsum([len(prepared.pictures) for prepared in batch])
         of_image = np.split(values, ends[:-1])
         for prepared, own in zip(batch, of_image, strict=True):

@@ -94,10 +94,12 @@ class TrainableBackbone(nn.Module):
             with torch.no_grad():
                 self.dim = self.network.eval()(self._resized(torch.zeros(1, *self.image_shape))).shape[1]
         except RuntimeError as error:
+            where, remedy = f"after block {cut}", "give the backbone and the cut that they were extracted with"
+            if not cut:
+                where, remedy = "as pixels, or are too small for it", f"give {name}@{loaded.size}, which resizes them"
+            reason = str(error).partition("\n")[0]
             raise ValueError(
-                f"the images, maps of shape {self.image_shape}, are not what {name} takes "
-                f"{f'after block {cut}' if cut else 'as pixels, or are too small for it'}: give the backbone and the "
-                f"cut that they were extracted with ({str(error).partition(chr(10))[0]})"
+                f"the images, maps of shape {self.image_shape}, are not what {name} takes {where}: {remedy} ({reason})"
             ) from error
         self.requires_grad_(True)
         for module in self.network.modules():

@@ -267,6 +267,7 @@ class BackboneExtractor(BaseFeaturesExtractor):
         width: of a layer with ReLU between the backbone's features and the code; 0 for none.
         normalized_image: whether pixels come divided by 255, as from a policy with ``normalize_images=True``, the
             default of Stable-Baselines3.
+        weights, pretrained: as for :class:`hashgym.features.trainable.TrainableBackbone`.
 
     Raises:
         ValueError: for other observations, or images that the backbone does not take.
@@ -274,7 +275,14 @@ class BackboneExtractor(BaseFeaturesExtractor):
     """
 
     def __init__(
-        self, observation_space: spaces.Dict, backbone: str, *, width: int = 256, normalized_image: bool = True
+        self,
+        observation_space: spaces.Dict,
+        backbone: str,
+        *,
+        width: int = 256,
+        normalized_image: bool = True,
+        weights: str | None = None,
+        pretrained: bool = True,
     ) -> None:
         image = observation_space["image"] if isinstance(observation_space, spaces.Dict) else None
         if image is None or image.shape is None or len(image.shape) != 3:
@@ -282,7 +290,7 @@ class BackboneExtractor(BaseFeaturesExtractor):
                 "BackboneExtractor takes observations of BitGroupHashing-v0 on a dataset of activations or pixels, "
                 f"without flat=True; got {observation_space}"
             )
-        trained = TrainableBackbone(backbone, image.shape, augment="none")
+        trained = TrainableBackbone(backbone, image.shape, augment="none", weights=weights, pretrained=pretrained)
         self.small = [key for key in observation_space.spaces if key != "image"]
         small = sum(spaces.flatdim(observation_space[key]) for key in self.small)
         super().__init__(observation_space, (width or trained.dim) + small)

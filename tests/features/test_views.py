@@ -160,7 +160,7 @@ def test_without_views_none_are_stored(photos, tmp_path):
     np.testing.assert_array_equal(pixels.features[7].transpose(1, 2, 0), np.asarray(picture))
 
 
-@pytest.mark.parametrize("after", range(0, 16, 2))
+@pytest.mark.parametrize("after", [0, 4, 9, 13])
 def test_stopping_at_any_write_resumes_to_the_same_bytes(photos, tmp_path, monkeypatch, after):
     """Every sync to disk is a place where the power may fail: fail at one of them, then go on."""
     truncate(photos / "cat" / "3.png")

@@ -125,4 +125,4 @@ def test_wrong_observations_are_named() -> None:
         with pytest.raises(ValueError, match="BitGroupHashing-v0 on a dataset of activations or pixels, without flat"):
             BackboneExtractor(space, "convnet")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="are not what convnet takes"):
-        BackboneExtractor(HashingTask().observation_space((5, 8, 8)), "convnet:1")
+        BackboneExtractor(HashingTask().observation_space((5, 8, 8), np.uint8), "convnet")

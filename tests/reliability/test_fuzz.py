@@ -172,6 +172,13 @@ def make_cache(folder: Path) -> None:
     cache.save(dataset(), folder / "features")
 
 
+def make_cache_of_views(folder: Path) -> None:
+    from hashgym.data import cache
+    from tests.data.test_cache import with_views
+
+    cache.save(with_views(), folder / "features")
+
+
 def read_cache(verify: bool) -> Callable[[Path], Any]:
     def read(folder: Path) -> Any:
         from hashgym.data import cache
@@ -220,6 +227,19 @@ def read_words(folder: Path) -> Any:
     from hashgym.features.bow import read_words
 
     return plain(read_words(folder / "words.npy"))
+
+
+def make_array_pickle(folder: Path) -> None:
+    import pickle
+
+    layers = {f"Conv_{i}": {"kernel": np.ones((2, 2, 1, 3), np.float32), "bias": np.zeros(3, "f4")} for i in range(3)}
+    (folder / "network.ckpt").write_bytes(pickle.dumps({"network": layers}, 2))
+
+
+def read_array_pickle(folder: Path) -> Any:
+    from hashgym.storage.array_pickles import parse
+
+    return plain(parse(folder / "network.ckpt"))
 
 
 def make_weights(folder: Path) -> None:
@@ -397,8 +417,10 @@ READERS = {
     "images": Reader(make_images, read_image, examples=300),
     "cache": Reader(make_cache, read_cache(False), ("features/*",), examples=150, sealed=True),
     "cache, verified": Reader(make_cache, read_cache(True), ("features/*",), sealed=True),
+    "cache of views": Reader(make_cache_of_views, read_cache(False), ("features/*",), sealed=True),
     "job": Reader(make_job, read_job, ("out.partial/[!.]*",), sealed=True, fresh=True, examples=100),
     "words": Reader(make_words, read_words),
+    "array pickle": Reader(make_array_pickle, read_array_pickle, examples=150),
     "weights": Reader(make_weights, read_weights, examples=150),
     "hasher": Reader(make_hasher, read_hasher, refuses=ValueError, sealed=True, examples=150),
     "policies": Reader(make_policies, read_policies, refuses=ValueError, sealed=True, examples=150),
