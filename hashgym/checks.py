@@ -1,4 +1,4 @@
-"""Checks of arguments, and parts of messages: suggestions for misspelt names, numbers with their noun."""
+"""Checks of arguments and arrays, and parts of messages: suggestions for misspelt names, numbers with their noun."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["check_integer", "check_number", "closest", "counted", "is_integer"]
+__all__ = ["check_integer", "check_number", "closest", "counted", "finite_rows", "is_integer"]
 
 
 def is_integer(value: Any) -> bool:
@@ -74,3 +75,11 @@ def counted(number: int, one: str, many: str | None = None) -> str:
         many: the plural; ``one`` with an "s" by default.
     """
     return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def finite_rows(array: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which rows of an array (n, ...) hold neither NaN nor infinity, bool (n,)."""
+    if array.dtype == np.float16:  # by the exponent: five times as fast as isfinite, and activations are large
+        exponent = np.uint16(0x7C00)
+        return ((array.view(np.uint16) & exponent) != exponent).reshape(len(array), -1).all(axis=1)
+    return np.isfinite(array).reshape(len(array), -1).all(axis=1)

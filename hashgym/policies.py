@@ -10,7 +10,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from hashgym import codes
-from hashgym.checks import check_integer
+from hashgym.checks import check_integer, finite_rows
 from hashgym.codes import CodeSets
 from hashgym.data.dataset import REGIONS_COMMAND
 from hashgym.envs import region_keep
@@ -84,7 +84,7 @@ def encode(
 
 def _check_finite(features: NDArray[Any], first: int) -> None:
     """Raise ValueError if the features of an image, from number ``first`` on, hold NaN or infinity."""
-    finite = np.isfinite(features).reshape(len(features), -1).all(axis=1)
+    finite = finite_rows(features)
     if not finite.all():
         row = first + int(np.argmin(finite))
         raise ValueError(f"features hold NaN or infinity, first in row {row}: leave such rows out")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hashgym.checks import check_integer, check_number, closest, counted
+from hashgym.checks import check_integer, check_number, closest, counted, finite_rows
 
 
 @pytest.mark.parametrize("value", [1, 5, np.int64(5), np.uint8(1)])
@@ -68,3 +68,15 @@ def test_one_is_singular():
     assert [counted(n, "picture") for n in (0, 1, 2_000)] == ["0 pictures", "1 picture", "2,000 pictures"]
     assert counted(1, "query", "queries") == "1 query"
     assert counted(2, "query", "queries") == "2 queries"
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ">f2", np.float32, np.float64])
+def test_rows_that_are_not_finite_are_found(dtype):
+    largest = np.finfo(dtype).max
+    rows = [[0, -0.0], [np.nan, 1], [1, -np.nan], [np.inf, 0], [0, -np.inf], [largest, -largest], [6e-8, -1]]
+    array = np.array(rows, dtype)
+    expected = [True, False, False, False, False, True, True]
+    assert finite_rows(array).tolist() == expected
+    assert finite_rows(array[:, :, None, None]).tolist() == expected
+    assert finite_rows(np.repeat(array, 2, axis=1)[:, ::2]).tolist() == expected
+    assert finite_rows(np.full((3, 2), 7, np.uint8)).all()

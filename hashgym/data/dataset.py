@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym import codes
+from hashgym.checks import finite_rows
 from hashgym.data import conversion
 from hashgym.data.splits import Split
 from hashgym.moved import keep_old_names
@@ -444,8 +445,7 @@ class HashingDataset:
 def _first_not_finite(array: NDArray[Any]) -> int | None:
     """Return the row of the first value that is NaN or infinite, read in blocks."""
     for rows in _blocks(array):
-        block = array[rows]
-        finite = np.isfinite(block).reshape(len(block), -1).all(axis=1)
+        finite = finite_rows(array[rows])
         if not finite.all():
             return rows.start + int(np.argmin(finite))
     return None

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hashgym.checks import finite_rows
 from hashgym.codes import CodeSets
 from hashgym.data.pictures import to_rgb
 from hashgym.encoders.onnx_file import check_self_contained
@@ -372,7 +373,7 @@ class Encoder:
         batch = np.ascontiguousarray(views[start : start + count])
         if self.takes == "pictures":
             return batch
-        finite = np.isfinite(batch).reshape(len(batch), -1).all(axis=1)
+        finite = finite_rows(batch)
         if not finite.all():
             raise ValueError(f"features hold NaN or infinity, first in row {start + int(np.argmin(finite))}")
         return (batch if self.image_shape is None else batch.reshape(len(batch), -1)).astype(np.float32, copy=False)

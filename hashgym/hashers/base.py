@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hashgym.checks import check_integer, is_integer
+from hashgym.checks import check_integer, finite_rows, is_integer
 from hashgym.hashers.registry import HASHERS
 from hashgym.optional import require
 from hashgym.registry import named_settings
@@ -383,7 +383,7 @@ def _differ(X: NDArray[Any]) -> bool:
 def _first_not_finite(X: NDArray[Any]) -> int | None:
     """Return the first row with a value that is NaN or infinite."""
     for rows in _blocks(X):
-        finite = np.isfinite(X[rows]).reshape(len(X[rows]), -1).all(axis=1)
+        finite = finite_rows(X[rows])
         if not finite.all():
             return rows.start + int(finite.argmin())
     return None
