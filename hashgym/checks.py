@@ -81,5 +81,7 @@ def finite_rows(array: NDArray[Any]) -> NDArray[np.bool_]:
     """Return which rows of an array (n, ...) hold neither NaN nor infinity, bool (n,)."""
     if array.dtype == np.float16:  # by the exponent: five times as fast as isfinite, and activations are large
         exponent = np.uint16(0x7C00)
-        return ((array.view(np.uint16) & exponent) != exponent).reshape(len(array), -1).all(axis=1)
-    return np.isfinite(array).reshape(len(array), -1).all(axis=1)
+        finite = (array.view(np.uint16) & exponent) != exponent
+    else:
+        finite = np.isfinite(array)
+    return finite.all(axis=tuple(range(1, array.ndim)))

@@ -80,3 +80,4 @@ def test_rows_that_are_not_finite_are_found(dtype):
     assert finite_rows(array[:, :, None, None]).tolist() == expected
     assert finite_rows(np.repeat(array, 2, axis=1)[:, ::2]).tolist() == expected
     assert finite_rows(np.full((3, 2), 7, np.uint8)).all()
+    assert finite_rows(array[:0]).tolist() == []

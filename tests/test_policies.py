@@ -57,6 +57,10 @@ def test_encode_equals_episodes_in_the_environment(multi_label: HashingDataset, 
         np.testing.assert_array_equal(encoded[image], observation["code"] > 0)
 
 
+def test_no_images_have_no_codes() -> None:
+    assert hashgym.encode(lambda seen: seen["code"], np.zeros((0, 5), np.float32), bits=8).shape == (0, 8)
+
+
 def test_index_actions(multi_label: HashingDataset) -> None:
     encoded = hashgym.encode(lambda o: o["group"] + 5, multi_label.features, bits=6, group_bits=4)
     np.testing.assert_array_equal(encoded, np.tile([True, False, True, False, False, True], (60, 1)))
