@@ -24,6 +24,7 @@ import hashgym.data
 from benchmarks.common import figures
 from benchmarks.common.arguments import TableArgs, check_not_empty
 from benchmarks.common.cells import CONTINUES, data_digest, features_name, run_cells, unfinished
+from benchmarks.common.methods import settings_of
 from benchmarks.common.results import Results, costs, describe, estimate, require_replaceable, scores
 from hashgym.codes import CodeSets
 from hashgym.console import Console, Table
@@ -382,7 +383,7 @@ def by_threshold(rows: Sequence[Row]) -> Table | None:
 def _names(cell: Cell, dataset: HashingDataset, xi: float | None) -> dict[str, Any]:
     """The columns of a row that are known before the run."""
     base, args = settings(cell)
-    config: dict[str, Any] = {"base": base.get_params(), "data": data_digest(dataset)}
+    config: dict[str, Any] = {"base": settings_of(base, dataset), "data": data_digest(dataset)}
     if xi is not None:
         config["agent"] = dataclasses.asdict(args)
     return {

@@ -11,7 +11,6 @@ random numbers, never the split. Nothing is chosen on the queries.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import tempfile
 import time
@@ -132,7 +131,7 @@ def settings(cell: Cell) -> Any:
 
 def _names(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:
     """The columns of a row that are known before the run."""
-    config = dataclasses.asdict(settings(cell))
+    config = methods.settings_of(settings(cell), dataset)
     for name in ("bits", "seed", "variant", "reward", "log_every", "evaluate_every", "checkpoint_every"):
         config.pop(name)
     return {

@@ -128,7 +128,7 @@ def _method_cell(cell: Cell) -> methods.Cell:
 def _names(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:
     """The columns of a row that are known before the run."""
     configured = settings(cell)
-    config = methods.settings_of(configured) | {"data": data_digest(dataset)}
+    config = methods.settings_of(configured, dataset) | {"data": data_digest(dataset)}
     if isinstance(configured, sb3.Args):
         config["preset"] = dataclasses.asdict(configured.preset)
     if cell.env == REGIONS:

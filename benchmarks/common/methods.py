@@ -64,6 +64,10 @@ def reward_variants() -> list[str]:
     return [name for name, variant in drlih.VARIANTS.items() if variant.reward is not drlih.triplet_reward]
 
 
+BACKBONE = ("augment", "backbone", "backbone_learning_rate", "backbone_weights", "head_updates")
+"""Settings of a backbone that is trained, which have no effect on feature vectors."""
+
+
 def unused_settings(variant: str) -> tuple[str, ...]:
     """Settings that have no effect on a variant of agents.drlih, and are left out of the configuration of its rows."""
     from agents import drlih
@@ -118,15 +122,16 @@ def settings(cell: Cell) -> Any:
     return hashgym.hashers.make(cell.method, bits=cell.bits, seed=cell.seed, **dict(cell.changes))
 
 
-def settings_of(configured: Any) -> dict[str, Any]:
-    """The settings by name of a hasher, or of an agent's ``Args``."""
-    return configured.get_params() if hasattr(configured, "get_params") else dataclasses.asdict(configured)
+def settings_of(configured: Any, dataset: HashingDataset) -> dict[str, Any]:
+    """The settings by name of a hasher, or of an agent's ``Args``, without those of a backbone where there is none."""
+    values = configured.get_params() if hasattr(configured, "get_params") else dataclasses.asdict(configured)
+    return {name: value for name, value in values.items() if dataset.has_maps or name not in BACKBONE}
 
 
 def config(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:
     """Settings that decide a run's outcome besides its key: those of the method, and a digest of data and splits."""
     configured = settings(cell)
-    values = settings_of(configured)
+    values = settings_of(configured, dataset)
     ignored = unused_settings(configured.variant) if cell.method in AGENTS else ()
     for name in ("bits", "seed", "dataset", "out", *ignored):
         values.pop(name, None)
@@ -165,7 +170,11 @@ def measure(
 ) -> tuple[tuple[Bits, Bits], RetrievalResult]:
     """Encode queries and database, search the database for every query; return both codes and the metrics."""
     query, database = dataset.query, dataset.database
-    codes = encode(np.asarray(dataset.features[query])), encode(np.asarray(dataset.features[database]))
+    if dataset.has_maps:  # encoded from the file, which may be larger than the memory
+        whole = encode(dataset.features)
+        codes = whole[query], whole[database]
+    else:
+        codes = encode(np.asarray(dataset.features[query])), encode(np.asarray(dataset.features[database]))
     labels = dataset.labels[query], dataset.labels[database]
     return codes, evaluate(codes[0], labels[0], codes[1], labels[1], precision_at=precision_at)
 

@@ -13,6 +13,8 @@ from benchmarks.common.results import Results
 from hashgym.data.readers import digits
 from hashgym.retrieval import mean_average_precision, precision_at, precision_recall_by_radius
 
+DATASETS = ("digits", "digits-pixels")
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
@@ -58,6 +60,14 @@ def test_another_configuration_stops_before_anything_runs(finished, monkeypatch)
     monkeypatch.setattr(drlih, "config", lambda cell, dataset: {"iterations": 51})
     with pytest.raises(ValueError, match=r"another configuration .*iterations: 50 -> 51|data: "):
         drlih.main(args)
+
+
+@pytest.mark.parametrize("method", ["orthohash", "drlih", "lsh"])
+def test_settings_of_a_backbone_count_on_pixels_alone(method):
+    """Rows of feature vectors, also those of earlier versions, are of the same configuration without them."""
+    vectors, pixels = (methods.config(methods.Cell(name, method, 12, 0), methods.load(name)) for name in DATASETS)
+    assert not set(methods.BACKBONE) & set(vectors)
+    assert set(pixels) - set(vectors) == (set() if method == "lsh" else set(methods.BACKBONE))
 
 
 def test_one_failing_run_does_not_cost_the_others(tmp_path, monkeypatch):
