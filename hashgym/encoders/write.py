@@ -220,8 +220,11 @@ def _check_backbone(encoder: Encoder, backbone: Backbone) -> None:
     if encoder.dim != backbone.dim:
         raise ValueError(f"the encoder takes {encoder.dim} features, {backbone.name} extracts {backbone.dim}")
     trained, given = encoder.metadata["backbone"] or {}, backbone.provenance
-    if other := [key for key in _DECIDING if trained.get(key, given[key]) != given[key]]:
-        wanted = ", ".join(f"{key} {trained[key]!r}, not {given[key]!r}" for key in other)
+    other = [key for key in _DECIDING if trained.get(key, given[key]) != given[key]]
+    if trained and trained.get("cut") != given.get("cut"):  # only a network that is cut has an entry
+        other.append("cut")
+    if other:
+        wanted = ", ".join(f"{key} {trained.get(key)!r}, not {given.get(key)!r}" for key in other)
         raise ValueError(f"the encoder was trained on features of another backbone, with {wanted}")
 
 

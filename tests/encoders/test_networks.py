@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 
 import hashgym
-from hashgym import cli, hashers, load_encoder
+from hashgym import cli, features, hashers, load_encoder
 from hashgym.codes import unpack
 from hashgym.data import DataError, load
 from hashgym.data.pictures import open_image
@@ -143,6 +144,13 @@ def test_a_saved_hasher_is_exported(place, kind, tmp_path):
     assert built.agreement.images == 28
     numbers = sum(array.size for array in hashers.load(saved)._state().values())
     assert (tmp_path / "e.onnx").stat().st_size < 4 * numbers + 20_000
+
+
+def test_a_backbone_with_another_cut_is_rejected(place, tmp_path):
+    options: dict[str, Any] = {"size": 64, "weights": str(place / "alexnet.pth"), "device": "cpu", "cut": 3}
+    other = dataclasses.replace(features.make("alexnet_conv", **options), cut=4)  # with a map of the same shape
+    with pytest.raises(ValueError, match="features of another backbone, with cut 3, not 4"):
+        write.add_backbone(place / "hasher of activations" / "policy.onnx", tmp_path / "e.onnx", other)
 
 
 def test_a_hasher_is_fitted_by_the_export(place, tmp_path):
