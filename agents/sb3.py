@@ -30,7 +30,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from hashgym import console, data
 from hashgym.data import HashingDataset
-from hashgym.device import resolve_device
+from hashgym.device import explain_out_of_memory, resolve_device
 from hashgym.encoders.heads import GroupsHead, RegionsHead, hasher_head
 from hashgym.envs.bit_group_hashing import HashingTask
 from hashgym.envs.region_keep import RegionKeepTask
@@ -150,8 +150,10 @@ def train(
         callback = TrainingCallback(args, dataset, held_out, base, out, progress)
         if checkpoint is not None:
             callback.restore(model, checkpoint)
+        setting = "batch_size of settings" if hasattr(model, "batch_size") else "num_envs"
         batch_size = getattr(model, "batch_size", args.num_envs)
-        with callback.bar, training.limited_threads(model.policy, batch_size):
+        threads, memory = training.limited_threads(model.policy, batch_size), explain_out_of_memory(setting, batch_size)
+        with callback.bar, threads, memory:
             model.learn(
                 args.steps - model.num_timesteps,
                 callback,

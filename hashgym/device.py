@@ -60,7 +60,7 @@ def explain_out_of_memory(setting: str, value: int) -> Iterator[None]:
 
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except torch.cuda.OutOfMemoryError as error:  # torch 2.4 has it there alone
         reason = str(error).partition(". ")[0]
         raise MemoryError(
             f"{reason}: lower {setting} (now {value}), or use a smaller picture or a later cut"
