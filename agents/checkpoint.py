@@ -122,7 +122,7 @@ def load_checkpoint(out: Path | None, args: CommonArgs, resume: bool) -> dict[st
         raise ValueError(f"{out} holds a run: resume it, remove it, or name another folder")
     checkpoint = load(path)
     # Arguments that did not exist when it was saved had their defaults.
-    saved = dataclasses.asdict(type(args)()) | current_names(json.loads(checkpoint["args"]))
+    saved = json.loads(as_json(type(args)())) | current_names(json.loads(checkpoint["args"]))
     if changed := [key for key, value in json.loads(as_json(args)).items() if saved.get(key) != value]:
         raise ValueError(
             f"the run in {out} was started with another {', '.join(changed)}; give the same, or another folder"
@@ -141,12 +141,9 @@ def fingerprint(dataset: HashingDataset) -> str:
 
     All of them are read, a part at a time: compute it once for a run.
     """
-    train, digest = dataset.train, hashlib.sha256(dataset.train.tobytes())
-    digest.update(dataset.labels[train].tobytes())
-    images, rows = dataset.features, train
-    if dataset.views is not None and dataset.viewed is not None:
-        order = np.argsort(dataset.viewed)
-        images, rows = dataset.views, order[np.searchsorted(dataset.viewed, train, sorter=order)]
+    digest = hashlib.sha256(dataset.train.tobytes())
+    digest.update(dataset.labels[dataset.train].tobytes())
+    images, rows = dataset.training_rows
     at_once = max(1, (1 << 26) // images[0].nbytes)
     for start in range(0, len(rows), at_once):
         digest.update(np.ascontiguousarray(images[rows[start : start + at_once]]).data)

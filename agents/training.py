@@ -24,6 +24,7 @@ from hashgym.data import HashingDataset
 from hashgym.device import explain_out_of_memory
 from hashgym.features.trainable import TrainableBackbone, spec_of
 from hashgym.hashers.threads import largest_product, limit_threads
+from hashgym.policies import MAPS_AT_ONCE, VECTORS_AT_ONCE
 from hashgym.retrieval import kernels
 from hashgym.terminal import STOPPED
 
@@ -44,7 +45,6 @@ __all__ = [
     "with_backbone",
 ]
 
-AT_ONCE = 4096, 64  # vectors, and activations or pictures, that are read into memory at once to be encoded
 A = TypeVar("A", bound=CommonArgs)
 
 
@@ -153,7 +153,8 @@ def encode(
     policy: Any, dataset: HashingDataset, rows: NDArray[np.int64], *, bits: int, group_bits: int
 ) -> NDArray[np.bool_]:
     """Return the codes of some images of a dataset, bool (n, bits), reading a part of them into memory at a time."""
-    at_once, encoded = AT_ONCE[dataset.has_maps], np.zeros((len(rows), bits), np.bool_)
+    at_once = MAPS_AT_ONCE if dataset.has_maps else VECTORS_AT_ONCE
+    encoded = np.zeros((len(rows), bits), np.bool_)
     for start in range(0, len(rows), at_once):
         block = slice(start, start + at_once)
         encoded[block] = hashgym.encode(policy, dataset.features[rows[block]], bits=bits, group_bits=group_bits)

@@ -199,22 +199,33 @@ class HashingDataset:
         Args:
             index: (b,), of images.
             view: (b,), the view of each, from 0 (not augmented) to V - 1, of images that have views; None for 0.
+
+        Raises:
+            DataError: for a view of an image that has none.
         """
         if view is None or self.views is None:
             images = self.features[index]
         else:
-            images = self.views[self._row_of_views[index], view]
+            rows = self._row_of_views[index]
+            if (rows < 0).any():
+                raise DataError(
+                    f"{self.name!r} has views of the images in viewed alone, got other ones: leave out view"
+                )
+            images = self.views[rows, view]
         return images if images.dtype == np.uint8 else images.astype(np.float32, copy=False)
 
     @property
     def training_images(self) -> NDArray[Any]:
         """The training images as hashers are fitted to them: ``features[train]``, or (N, V, C, H, W) with views."""
-        if self.views is None:
-            return self.features[self.train]
-        assert self.viewed is not None
-        if np.array_equal(self.viewed, self.train):
-            return self.views  # not copied: it may be larger than the memory
-        return self.views[self._row_of_views[self.train]]
+        images, rows = self.training_rows
+        if self.has_maps and np.array_equal(rows, np.arange(len(images))):
+            return images  # not copied: they may be larger than the memory
+        return images[rows]
+
+    @property
+    def training_rows(self) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """The array that holds the training images, ``views`` or ``features``, and their rows in it, (N,)."""
+        return (self.features, self.train) if self.views is None else (self.views, self._row_of_views[self.train])
 
     @cached_property
     def _row_of_views(self) -> NDArray[np.int64]:

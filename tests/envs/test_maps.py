@@ -154,6 +154,14 @@ def test_a_chosen_image_is_shown_in_a_view() -> None:
         env.reset(options={"index": outside})
 
 
+def test_the_view_of_an_image_without_views_is_an_error() -> None:
+    dataset = maps("views")
+    outside = np.setdiff1d(np.arange(60), dataset.viewed)[:2]
+    assert dataset.images(outside).shape == (2, 5, 6, 7)
+    with pytest.raises(DataError, match="has views of the images in viewed alone, got other ones: leave out view"):
+        dataset.images(outside, np.zeros(2, np.int64))
+
+
 def test_without_views_the_image_is_that_of_the_dataset() -> None:
     for kind in ("activations", "pixels"):
         dataset = maps(kind)
