@@ -97,6 +97,24 @@ def test_every_variant_trains_its_backbone_and_is_saved(kind: str, variant: str,
     assert compare(tmp_path / "policy.onnx", codes, flat).exact
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("agent", ["hashgym", "gru", "ppo"])
+def test_on_cuda_an_agent_is_trained_saved_and_resumed(kind: str, agent: str, tmp_path: Path) -> None:
+    dataset = small(kind)
+    if agent == "ppo":
+        model = sb3.train(dataset, small_sb3("ppo", device="cuda"), out=tmp_path, progress=False)
+        trained, policy = model.policy, sb3.load(tmp_path / "policy.pt", "cpu")
+    else:
+        args = Args(**SMALL, variant=agent, head_updates=3, checkpoint_every=2, device="cuda")
+        trained = drlih.train(dataset, args, out=tmp_path, progress=False)
+        assert_equal_weights(drlih.train(dataset, args, out=tmp_path, resume=True, progress=False), trained)
+        policy = drlih.load(tmp_path / "policy.pt", "cpu")
+    assert {part.device.type for part in trained.parameters()} == {"cuda"}
+    codes = hashgym.encode(trained, dataset.features, **CODE)
+    assert (hashgym.encode(policy, dataset.features, **CODE) != codes).mean() < 0.1
+
+
 @pytest.mark.parametrize(
     ("kind", "variant", "head_updates"), [("pixels", "hashgym", 0), ("views", "gru", 3), ("activations", "paper", 2)]
 )
@@ -238,7 +256,7 @@ def test_an_evaluation_reads_a_few_images_at_a_time(monkeypatch: pytest.MonkeyPa
     whole = hashgym.encode(policy, dataset.features[rows], **CODE)
     counted = dataclasses.replace(dataset)
     object.__setattr__(counted, "features", dataset.features.view(Counted))
-    monkeypatch.setattr(training, "AT_ONCE", (4096, 7))
+    monkeypatch.setattr(training, "MAPS_AT_ONCE", 7)
     Counted.most = 0
     np.testing.assert_array_equal(training.encode(policy, counted, rows, **CODE), whole)
     assert Counted.most == 7

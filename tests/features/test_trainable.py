@@ -209,6 +209,28 @@ def test_pixels_are_resized_for_the_network():
         torch.testing.assert_close(small(images), large(resized))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_it_is_trained_in_mixed_precision():
+    """The weights stay float32, and features without training are those of the CPU, but for the rounding of TF32."""
+    torch.manual_seed(0)
+    backbone, images = TrainableBackbone("convnet@16", (3, 8, 8)), pixels(40, 8)
+    start, frozen = copy.deepcopy(backbone).start_from(images.numpy()), backbone.eval().features_of(images.numpy())
+    moved = copy.deepcopy(backbone).cuda()
+    np.testing.assert_allclose(moved.features_of(images.numpy()), frozen, atol=0.02 * np.abs(frozen).max())
+    np.testing.assert_allclose(moved.start_from(images.numpy()), start, atol=0.02 * np.abs(start).max())
+    seen = []
+    moved.network.blocks["2"].register_forward_hook(lambda module, given, result: seen.append(result.dtype))
+    optimizer = torch.optim.SGD(moved.train().parameters(), lr=0.1)
+    before = moved.network.blocks["1"][0].weight.detach().clone()
+    found = moved(images.cuda())
+    found.square().sum().backward()
+    optimizer.step()
+    assert seen == [torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32]
+    assert {part.dtype for part in (found, *moved.parameters())} == {torch.float32}
+    assert not torch.equal(moved.network.blocks["1"][0].weight, before)
+    assert all(bool(part.isfinite().all()) for part in moved.parameters())
+
+
 def test_numbers_restore_the_backbone():
     torch.manual_seed(0)
     one, other = (TrainableBackbone("convnet", (3, 8, 8)) for _ in range(2))

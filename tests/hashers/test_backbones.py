@@ -32,6 +32,9 @@ IMAGES = {"pixels": PIXELS, "activations": VIEWS[:, 0], "views": VIEWS, "float32
 DEEP = [name for name in hashers.available() if issubclass(type(hashers.make(name)), DeepHasher)]
 
 
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
     threads = torch.get_num_threads()
@@ -89,10 +92,15 @@ def test_they_fit_save_and_load(name, kind, tmp_path):
     assert torch.equal(torch.get_rng_state(), state)  # neither fitting nor loading draws from the global generator
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
 @pytest.mark.parametrize("kind", ["pixels", "views"])
-def test_training_separates_the_classes(kind):
-    hasher = make("orthohash", kind, updates=60, hidden=0, input_dropout=0.0).fit(IMAGES[kind], LABELS)
+def test_training_separates_the_classes(kind, device, tmp_path):
+    settings = {"updates": 60, "hidden": 0, "input_dropout": 0.0, "device": device}
+    hasher = make("orthohash", kind, **settings).fit(IMAGES[kind], LABELS)
     codes = hasher.encode(plain(kind))
+    hasher.save(tmp_path / "hasher.npz")
+    on_cpu = hashers.load(tmp_path / "hasher.npz").set_params(device="cpu").encode(plain(kind))
+    assert (on_cpu != codes).mean() <= (0 if device == "cpu" else 0.05)
     distance = (codes[:, None] != codes[None]).sum(2)
     same = LABELS @ LABELS.T > 0
     assert distance[same].mean() < distance[~same].mean() / 3
