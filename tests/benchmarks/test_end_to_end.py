@@ -20,6 +20,11 @@ from hashgym.data.readers.cifar10 import CLASSES
 from hashgym.storage.errors import DataError
 
 
+@pytest.fixture(autouse=True)
+def short_training_of_heads(monkeypatch):
+    monkeypatch.setattr(end_to_end, "HEAD_UPDATES", 5)
+
+
 @pytest.fixture(scope="module")
 def pixels(tmp_path_factory):
     """200 digits as pixels, in a folder."""
