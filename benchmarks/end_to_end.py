@@ -73,12 +73,14 @@ class Args(TableArgs):
     """code lengths"""
     seeds: int = 3
     """runs of each cell, with the seeds 0, 1, ..."""
-    epochs: float = 10
+    epochs: float = 8
     """how many times each training image is seen, the budget of every method"""
     learning_rate: float = 1e-3
     """of the head"""
     backbone_learning_rate: float = 2e-3
-    """of the network"""
+    """of the network, with hashers"""
+    agent_learning_rate: float = 1e-3
+    """of the network, with agents, whose gradient is noisier"""
     tune: bool = False
     """try the grid of learning rates at 48 bits on held-out training images (tuning.csv), instead of the table"""
 
@@ -86,8 +88,10 @@ class Args(TableArgs):
 def budget(dataset: HashingDataset, method: str, args: Args) -> dict[str, Any]:
     """Return the settings that are the same for all methods, by the names that a method has for them."""
     updates = max(1, round(args.epochs * len(dataset.train) / BATCH_SIZE))
-    batch = "num_envs" if method in AGENTS else "batch_size"
-    rates = {"learning_rate": args.learning_rate, "backbone_learning_rate": args.backbone_learning_rate}
+    is_agent = method in AGENTS
+    batch = "num_envs" if is_agent else "batch_size"
+    backbone_learning_rate = args.agent_learning_rate if is_agent else args.backbone_learning_rate
+    rates = {"learning_rate": args.learning_rate, "backbone_learning_rate": backbone_learning_rate}
     return {"updates": updates, "head_updates": HEAD_UPDATES, batch: BATCH_SIZE, **HEAD, **rates}
 
 

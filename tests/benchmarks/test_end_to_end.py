@@ -108,7 +108,8 @@ def test_every_method_has_the_same_budget(pixels):
         configured = settings(Cell(pixels, method, 12, 0, tuple(changes.items())))
         batch = configured.num_envs if hasattr(configured, "num_envs") else configured.batch_size
         assert (configured.updates, batch) == (15, 64)  # 8 x 120 / 64
-        assert configured.backbone_learning_rate == args.backbone_learning_rate
+        agent = method in end_to_end.AGENTS
+        assert configured.backbone_learning_rate == (args.agent_learning_rate if agent else args.backbone_learning_rate)
         assert (configured.hidden, configured.dropout, configured.input_dropout) == (512, 0.2, 0.2)
 
 
