@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import mmap
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from numbers import Real
 from typing import Any
@@ -11,7 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["check_integer", "check_number", "closest", "counted", "finite_rows", "is_integer"]
+__all__ = [
+    "check_integer",
+    "check_number",
+    "closest",
+    "counted",
+    "finite_rows",
+    "first_not_finite",
+    "is_integer",
+    "row_blocks",
+]
+
+BLOCK = 1 << 24  # numbers read at once, so that a mapped file is never in memory at full size
 
 
 def is_integer(value: Any) -> bool:
@@ -85,3 +97,21 @@ def finite_rows(array: NDArray[Any]) -> NDArray[np.bool_]:
     else:
         finite = np.isfinite(array)
     return finite.all(axis=tuple(range(1, array.ndim)))
+
+
+def first_not_finite(array: NDArray[Any]) -> int | None:
+    """Return the first row that holds NaN or infinity, or None; the array is read in blocks."""
+    for rows in row_blocks(array):
+        finite = finite_rows(array[rows])
+        if not finite.all():
+            return rows.start + int(np.argmin(finite))
+    return None
+
+
+def row_blocks(array: NDArray[Any]) -> Iterator[slice]:
+    """Yield rows to read together. Pages of a mapped file are released afterwards, so it is never all in memory."""
+    count = max(1, BLOCK // max(1, math.prod(array.shape[1:])))
+    for start in range(0, len(array), count):
+        yield slice(start, start + count)
+        if isinstance(array.base, mmap.mmap) and not array.flags.writeable and hasattr(mmap, "MADV_DONTNEED"):
+            array.base.madvise(mmap.MADV_DONTNEED)

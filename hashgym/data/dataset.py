@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import mmap
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym import codes
-from hashgym.checks import finite_rows
+from hashgym.checks import first_not_finite, row_blocks
 from hashgym.data import conversion
 from hashgym.data.splits import Split
 from hashgym.moved import keep_old_names
@@ -23,7 +22,6 @@ from hashgym.storage.errors import DataError, describe
 
 __all__ = ["HashingDataset"]
 
-_BLOCK = 1 << 24  # numbers read at once, so that a mapped file is never in memory at full size
 
 _FAR = 10.0  # factor from unit scale at which a warning is given
 _SAMPLE = 1_000  # training images from which the scale is estimated
@@ -307,7 +305,7 @@ class HashingDataset:
             if x is None:
                 return None
             result = np.empty(x.shape, np.float32)
-            for rows in _blocks(x):
+            for rows in row_blocks(x):
                 np.subtract(x[rows], center, out=result[rows])
                 result[rows] /= scale
             return result
@@ -445,30 +443,12 @@ class HashingDataset:
     def _check_finite(self) -> None:
         for key in ("features", "regions", "train_regions", "boxes", "train_boxes", "views"):
             array = getattr(self, key)
-            if array is not None and array.dtype != np.uint8 and (bad := _first_not_finite(array)) is not None:
+            if array is not None and array.dtype != np.uint8 and (bad := first_not_finite(array)) is not None:
                 bad = bad if key != "views" or self.viewed is None else int(self.viewed[bad])
                 raise DataError(
                     f"{key} of image {bad} ({self.names[bad]!r}) hold NaN or infinity: extract them again, "
                     "or leave the image out"
                 )
-
-
-def _first_not_finite(array: NDArray[Any]) -> int | None:
-    """Return the row of the first value that is NaN or infinite, read in blocks."""
-    for rows in _blocks(array):
-        finite = finite_rows(array[rows])
-        if not finite.all():
-            return rows.start + int(np.argmin(finite))
-    return None
-
-
-def _blocks(array: NDArray[Any]) -> Iterator[slice]:
-    """Yield rows to read together. Pages of a mapped file are released afterwards, so it is never all in memory."""
-    count = max(1, _BLOCK // max(1, array[0].size))
-    for start in range(0, len(array), count):
-        yield slice(start, start + count)
-        if isinstance(array.base, mmap.mmap) and not array.flags.writeable and hasattr(mmap, "MADV_DONTNEED"):
-            array.base.madvise(mmap.MADV_DONTNEED)
 
 
 keep_old_names(__name__)

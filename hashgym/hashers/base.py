@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hashgym.checks import check_integer, finite_rows, is_integer
+from hashgym.checks import check_integer, first_not_finite, is_integer, row_blocks
 from hashgym.hashers.registry import HASHERS
 from hashgym.optional import require
 from hashgym.registry import named_settings
@@ -33,7 +32,6 @@ Features = NDArray[np.float32]
 Labels = NDArray[np.uint8]
 
 _ROWS = 8192  # rows that are transformed at once: keeps memory constant, also for memory maps
-_NUMBERS = 1 << 24  # numbers that are checked at once: images may be a memory map larger than the memory
 _FORMAT = "hashgym.hasher/1"
 _MAX_DIM = 1 << 24  # features of a saved hasher; a picture of 224 x 224 has 150,528
 
@@ -346,7 +344,7 @@ def _features(X: ArrayLike) -> Features:
         if not count:
             raise ValueError(f"features have 0 {name}(s) (shape={array.shape}) while a minimum of 1 is required.")
     features = array.astype(np.float32, copy=False)
-    if (row := _first_not_finite(features)) is not None:
+    if (row := first_not_finite(features)) is not None:
         raise ValueError(f"features of row {row} hold NaN or infinity: leave the row out")
     return features
 
@@ -370,30 +368,14 @@ def as_maps(X: ArrayLike, *, views: bool) -> NDArray[Any]:
         )
     if 0 in array.shape:
         raise ValueError(f"there is no image: the array has the shape {array.shape}")
-    if array.dtype != np.uint8 and (row := _first_not_finite(array)) is not None:
+    if array.dtype != np.uint8 and (row := first_not_finite(array)) is not None:
         raise ValueError(f"image {row} holds NaN or infinity: leave it out")
     return array
 
 
 def _differ(X: NDArray[Any]) -> bool:
     """Return whether any two rows differ."""
-    return any((X[rows] != X[0]).any() for rows in _blocks(X))
-
-
-def _first_not_finite(X: NDArray[Any]) -> int | None:
-    """Return the first row with a value that is NaN or infinite."""
-    for rows in _blocks(X):
-        finite = finite_rows(X[rows])
-        if not finite.all():
-            return rows.start + int(finite.argmin())
-    return None
-
-
-def _blocks(X: NDArray[Any]) -> Iterator[slice]:
-    """Yield rows of up to _NUMBERS numbers, or single ones."""
-    count = max(1, _NUMBERS // X[0].size)
-    for start in range(0, len(X), count):
-        yield slice(start, start + count)
+    return any((X[rows] != X[0]).any() for rows in row_blocks(X))
 
 
 def _labels(y: ArrayLike, n: int) -> Labels:

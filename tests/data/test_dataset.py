@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hashgym import checks
 from hashgym.data import DataError, HashingDataset, ImageCollection
-from hashgym.data import dataset as module
 from hashgym.data.splits import Split
 from hashgym.envs.bit_group_hashing import BitGroupHashingEnv
 
@@ -101,7 +101,7 @@ def test_queries_and_database_may_be_empty() -> None:
 
 def test_values_are_looked_at_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     for block in (1, DIM, 3 * DIM + 1, 10**6):
-        monkeypatch.setattr(module, "_BLOCK", block)
+        monkeypatch.setattr(checks, "BLOCK", block)
         HashingDataset(**fields())
         for image in range(N):
             with pytest.raises(DataError, match=rf"features of image {image} "):
@@ -158,7 +158,7 @@ def test_standardized_uses_training_images_only() -> None:
 
 @pytest.mark.parametrize("mode", ["r", "c", "r+"])
 def test_mapped_files_are_read_as_arrays_are(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, mode: Any) -> None:
-    monkeypatch.setattr(module, "_BLOCK", 7)  # several blocks
+    monkeypatch.setattr(checks, "BLOCK", 7)  # several blocks
     given_ = fields()
     mapped = dict(given_)
     for key in ("features", "regions", "train_regions"):
@@ -282,7 +282,7 @@ def test_unusable_maps_are_rejected(changes: dict[str, Any], reason: str) -> Non
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_activations_that_are_not_finite_are_named_by_their_image(monkeypatch: pytest.MonkeyPatch, bad: float) -> None:
     for block in (1, 30, 10**6):
-        monkeypatch.setattr(module, "_BLOCK", block)
+        monkeypatch.setattr(checks, "BLOCK", block)
         base = maps()
         base["features"][7, 3, 1, 2] = bad
         with pytest.raises(DataError, match="features of image 7 "):

@@ -15,10 +15,9 @@ import torch
 from numpy.typing import NDArray
 from sklearn.base import clone
 
-from hashgym import features, hashers
+from hashgym import checks, features, hashers
 from hashgym.data import HashingDataset
 from hashgym.features.torchvision_compat import import_torchvision
-from hashgym.hashers import base
 from hashgym.hashers.deep import DeepHasher, _Maps
 from tests.features import tiny
 
@@ -187,7 +186,7 @@ def test_each_batch_draws_one_view_of_each_image():
 
 
 def test_a_mapped_file_is_never_read_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(base, "_NUMBERS", 1 << 18)
+    monkeypatch.setattr(checks, "BLOCK", 1 << 18)
     path = tmp_path / "views.npy"
     views = np.lib.format.open_memmap(path, "w+", np.float16, (48, 4, 64, 24, 24))
     views[:] = RNG.standard_normal((48, 4, 64, 1, 1))
@@ -207,7 +206,7 @@ def test_a_mapped_file_is_never_read_at_once(tmp_path, monkeypatch):
 
 
 def test_images_that_are_equal_or_not_finite_are_rejected(monkeypatch):
-    monkeypatch.setattr(base, "_NUMBERS", 1000)  # several blocks
+    monkeypatch.setattr(checks, "BLOCK", 1000)  # several blocks
     with pytest.raises(ValueError, match="all 24 training images are equal"):
         make().fit(np.zeros_like(VIEWS), LABELS)
     last = np.zeros_like(VIEWS)
