@@ -31,7 +31,7 @@ from hashgym import data
 from hashgym.console import Console
 from hashgym.data import HashingDataset
 from hashgym.device import resolve_device
-from hashgym.features import extract, make
+from hashgym.features import extract, load_network, make
 from hashgym.storage.errors import DataError
 from hashgym.terminal import command_line, parse
 
@@ -55,7 +55,7 @@ class Args:
     device: str = "cuda"
     """the device; cpu tries the script out"""
     minutes: float = 9
-    """no run starts that would end after this many minutes, judged by the one before"""
+    """no run starts that would end after this many minutes, judged by the longest before"""
     networks: tuple[str, ...] = ("alexnet_conv", "efficientnet_lite2")
     """networks that are trained whole"""
     size: int = 224
@@ -84,11 +84,14 @@ def main(args: Args, console: Console | None = None) -> int:
     Raises:
         ValueError: for a device that is not available.
         DataError: if the archive is not found, before any work.
+        MissingPackageError: for a network whose package is not installed, before any work.
     """
     console = console or Console()
     started = time.monotonic()
     device = resolve_device(args.device)
     archive = _archive(args.archive)
+    for network in args.networks:
+        load_network(network)
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     console.print(f"{card}, torch {torch.__version__}")
     failed = 0

