@@ -103,7 +103,7 @@ class TrainableBackbone(nn.Module):
             ) from error
         self.requires_grad_(True)
         for module in self.network.modules():
-            # The gradient of depthwise filters costs as much as all else in a block on a CPU, for 2% of the parameters.
+            # The gradient of depthwise filters costs as much as all else in a block on a CPU, for 5% of the parameters.
             if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
                 module.weight.requires_grad_(False)
         self.normalize = nn.BatchNorm1d(self.dim, affine=False, momentum=0.05)
