@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,12 @@ from benchmarks.common.cells import CONTINUES, run_cells, unfinished
 from benchmarks.common.methods import AGENTS, Cell, fit, load, settings
 from benchmarks.common.results import KEY, Results, costs, describe, table
 from hashgym.codes import CodeSets
-from hashgym.console import Console
+from hashgym.console import Console, styled
 from hashgym.data import HashingDataset
 from hashgym.storage.errors import DataError
 from hashgym.terminal import command_line, parse
 
-__all__ = ["LEARNING_RATES", "METHODS", "PUBLISHED", "Args", "budget", "main", "run_held_out"]
+__all__ = ["LEARNING_RATES", "METHODS", "PUBLISHED", "Args", "budget", "main", "published", "run_held_out"]
 
 METHODS = (
     *("noseq", "hashnet", "dch", "adsh", "orthohash", "csq"),
@@ -86,7 +86,10 @@ class Args(TableArgs):
 
 
 def budget(dataset: HashingDataset, method: str, args: Args) -> dict[str, Any]:
-    """Return the settings that are the same for all methods, by the names that a method has for them."""
+    """Return the settings that all methods share, by the names that a method has for them.
+
+    Agents have a learning rate of the network of their own.
+    """
     updates = max(1, round(args.epochs * len(dataset.train) / BATCH_SIZE))
     is_agent = method in AGENTS
     batch = "num_envs" if is_agent else "batch_size"
@@ -121,10 +124,20 @@ def main(args: Args, console: Console | None = None) -> int:
             console.print(f"{row['method']} {row['settings']}: held-out mAP {float(row['map']):.4f}")
         return failed
     for which in dict.fromkeys((row["dataset"], row["features"]) for row in rows):
-        console.print(
-            table([row for row in rows if (row["dataset"], row["features"]) == which], title=", ".join(which))
-        )
+        own = [row for row in rows if (row["dataset"], row["features"]) == which]
+        console.print(table(own, title=", ".join(which)))
+        if which[0] == "cifar10":
+            console.print(styled("\n".join(published(args.bits)), "dim"))
     return failed
+
+
+def published(bits: Sequence[int]) -> list[str]:
+    """Return a line for each method of :data:`PUBLISHED` with its mAP at these code lengths."""
+    known = {
+        name: ", ".join(f"{scores[length]:.3f} at {length} bits" for length in bits if length in scores)
+        for name, scores in PUBLISHED.items()
+    }
+    return [f"published, other network and protocol: {name}: {scores}" for name, scores in known.items() if scores]
 
 
 def run(cell: Cell) -> dict[str, Any]:

@@ -189,3 +189,10 @@ def test_what_is_missing_is_named_before_any_work(archive, tmp_path, monkeypatch
         gpu.main(gpu.Args(archive=archive, device="cpu", out=tmp_path), Console(quiet=True))
     with pytest.raises(DataError, match=r"absent.tar.gz is missing: put cifar10_jpeg.tar.gz beside the checkout"):
         gpu.main(gpu.Args(archive=tmp_path / "absent.tar.gz", device="cpu", out=tmp_path), Console(quiet=True))
+
+
+def test_published_numbers_are_of_the_code_lengths_that_are_shown():
+    lines = end_to_end.published((12, 48))
+    assert lines[0].endswith("DRLIH, VGG-19 (the paper): 0.816 at 12 bits, 0.853 at 48 bits")
+    assert len(lines) == len(end_to_end.PUBLISHED)
+    assert len(end_to_end.published((24,))) == 1
