@@ -10,7 +10,7 @@ Peng, Zhang and Ye, "Deep Reinforcement Learning for Image Hashing", 2018. A var
 * ``released``: the objective of the authors' released code, which differs: nothing is sampled, there are no groups, and
   the term called policy loss raises the probability of penalised bits.
 * ``hashgym``: our recurrent policy, trained by per-bit credit: the environment returns the effect of every emitted bit
-  on the average precision, so that each bit is its own one-step bandit with a known advantage.
+  on the average precision, so that each bit is its own one-step bandit with a known advantage (:func:`credit_loss`).
 * ``norec``: the same objective and sizes without recurrence, an ablation of sequential decisions.
 * ``gru`` and ``lstm``: the ordinary recurrent policy gradient, which needs only the value of a reward: REINFORCE on
   reward-to-go with a learned baseline, trained in one call of the cell over all groups.
@@ -81,6 +81,7 @@ __all__ = [
     "triplet_reward",
 ]
 
+SURROGATES = ("expectation", "logistic")
 State: TypeAlias = tuple[Any, ...]  # tensors, or the state of a cell of torch's
 
 
@@ -124,6 +125,8 @@ class Args(RunArgs):
     """updates of the policy alone before, on features of the backbone as it is; 0 for none"""
     augment: str = "crop-flip"
     """how pixels are augmented in training: crop-flip, or none"""
+    surrogate: str = "expectation"
+    """loss of a bit's credit, for `hashgym` and `norec`: expectation, or logistic; see `credit_loss`"""
     group_weight: float = 0.0
     """weight of the group reward relative to the whole code's; not for `paper` and `released`"""
     value_weight: float = 0.5
@@ -135,6 +138,11 @@ class Args(RunArgs):
         if self.variant not in VARIANTS:
             known = ", ".join(VARIANTS)
             raise ValueError(f"variant must be one of {known}, got {self.variant!r}{closest(self.variant, VARIANTS)}")
+        if self.surrogate not in SURROGATES:
+            known = ", ".join(SURROGATES)
+            raise ValueError(
+                f"surrogate must be one of {known}, got {self.surrogate!r}{closest(self.surrogate, SURROGATES)}"
+            )
         self.check_positive("bits", "group_bits", "hidden", "rnn_hidden", "learning_rate", "backbone_learning_rate")
         object.__setattr__(self, "group_bits", min(self.group_bits, self.bits))
         self.check_fraction("dropout", "input_dropout")
@@ -395,15 +403,25 @@ class FusedLSTM(FusedGRU):
         return zeros, zeros
 
 
-def credit_loss(logits: Tensor, credit: Tensor) -> Tensor:
-    """Local expectation gradients (Titsias and Lazaro-Gredilla, 2015) of independent bits, as a loss.
+def credit_loss(logits: Tensor, credit: Tensor, surrogate: str = "expectation") -> Tensor:
+    """A loss of independent bits from the credit of each.
 
-    Its gradient is minus the sum over bits of p (1 - p) x credit x d logit, averaged over images.
+    ``expectation``: local expectation gradients (Titsias and Lazaro-Gredilla, 2015). The gradient is minus the sum over
+    bits of p (1 - p) x credit x d logit, averaged over images: that of the expected reward, other bits as emitted. It
+    vanishes where p is near 0 or 1, also for a bit that is wrong.
+
+    ``logistic``: |credit| x the logistic loss of the better bit, an upper bound of what the bit loses, as in
+    cost-sensitive classification. Its gradient |credit| x (p - better bit) vanishes only where the bit is right. A
+    network that is trained from a head that has learnt already needs it.
 
     Args:
         logits: (n, q), of the probability p that a bit is 1.
         credit: (n, q), R(bit = 1) - R(bit = 0) with all other bits as emitted.
+        surrogate: one of SURROGATES.
     """
+    if surrogate == "logistic":
+        better = (credit > 0).to(logits)
+        return (credit.abs() * F.binary_cross_entropy_with_logits(logits, better, reduction="none")).sum(1).mean()
     p = torch.sigmoid(logits.detach())
     return -(p * (1 - p) * credit * logits).sum(1).mean()
 
@@ -514,8 +532,8 @@ def bit_credit(args: Args) -> dict[str, Any]:
 _FUSED = {"updates": 2000, "num_envs": 512, "hidden": 128, "rnn_hidden": 128, "learning_rate": 3e-3, "dropout": 0.2}
 
 VARIANTS: dict[str, Variant] = {
-    "hashgym": Variant(Recurrent, lambda r, args: credit_loss(r.logits, r.credit), bit_credit),
-    "norec": Variant(FeedForward, lambda r, args: credit_loss(r.logits, r.credit), bit_credit),
+    "hashgym": Variant(Recurrent, lambda r, args: credit_loss(r.logits, r.credit, args.surrogate), bit_credit),
+    "norec": Variant(FeedForward, lambda r, args: credit_loss(r.logits, r.credit, args.surrogate), bit_credit),
     "paper": Variant(
         PaperCell,
         lambda r, args: (

@@ -88,14 +88,16 @@ class Args(TableArgs):
 def budget(dataset: HashingDataset, method: str, args: Args) -> dict[str, Any]:
     """Return the settings that all methods share, by the names that a method has for them.
 
-    Agents have a learning rate of the network of their own.
+    Agents have a learning rate of the network of their own, and the surrogate that moves bits which the head has
+    settled.
     """
     updates = max(1, round(args.epochs * len(dataset.train) / BATCH_SIZE))
     is_agent = method in AGENTS
     batch = "num_envs" if is_agent else "batch_size"
     backbone_learning_rate = args.agent_learning_rate if is_agent else args.backbone_learning_rate
     rates = {"learning_rate": args.learning_rate, "backbone_learning_rate": backbone_learning_rate}
-    return {"updates": updates, "head_updates": HEAD_UPDATES, batch: BATCH_SIZE, **HEAD, **rates}
+    own = {"surrogate": "logistic"} if is_agent else {}
+    return {"updates": updates, "head_updates": HEAD_UPDATES, batch: BATCH_SIZE, **HEAD, **rates, **own}
 
 
 def main(args: Args, console: Console | None = None) -> int:

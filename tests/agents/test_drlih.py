@@ -96,6 +96,24 @@ def test_credit_loss_is_the_exact_gradient_in_expectation(small_task: Any) -> No
     )
 
 
+def test_the_logistic_surrogate_bounds_what_a_bit_loses_and_moves_wrong_bits_alone() -> None:
+    logits = torch.tensor([[8.0, -8.0, 8.0, 0.5, -8.0]], requires_grad=True)
+    credit = torch.tensor([[2.0, 2.0, -1.0, 0.0, -3.0]])
+    loss = drlih.credit_loss(logits, credit, "logistic")
+    p = torch.sigmoid(logits.detach())
+    lost = sum(
+        abs(float(c)) * float(1 - q if c > 0 else q) for c, q in zip(credit[0], p[0], strict=True)
+    )  # |credit| x the probability of the worse bit
+    assert loss.item() >= lost
+    assert loss.item() == pytest.approx(2 * 8 + 1 * 8, rel=1e-2)  # of the two bits that are wrong; -log p is about 8
+    (gradient,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(gradient, credit.abs() * (p - (credit > 0).float()))
+    assert gradient[0].abs().tolist() == pytest.approx([0, 2, 1, 0, 0], abs=2e-3)
+    x = logits.detach().requires_grad_()
+    (vanishing,) = torch.autograd.grad(drlih.credit_loss(x, credit), x)
+    assert float(vanishing.abs().max()) < 1e-2
+
+
 def test_reinforce_loss_is_the_exact_gradient_in_expectation(small_task: Any) -> None:
     logits, reward = small_task
 
@@ -476,6 +494,7 @@ def test_the_command_starts_with_the_variants_preset(words: list[str]) -> None:
     ("change", "message"),
     [
         ({"variant": "best"}, "variant must be one of"),
+        ({"surrogate": "logistc"}, "surrogate must be one of expectation, logistic, got 'logistc'.*logistic"),
         ({"updates": 0}, "updates must be above 0"),
         ({"dropout": 1.0}, "dropout"),
         ({"holdout": -0.1}, "holdout"),
