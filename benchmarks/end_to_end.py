@@ -7,7 +7,7 @@ Every method trains the same blocks from the same ImageNet weights, sees the sam
 random one of its views, and has the same head and batch size, so that the methods differ in their objective and, among
 the agents, in what a group of bits is computed from. The head is trained first, on features of the network as it is.
 ``--tune`` chooses learning rates on held-out training images, as ``benchmarks.tune`` does; the queries are never used
-for that. Rows are those of ``benchmarks.drlih``; called again, the benchmark runs only what is missing.
+for that. Rows have the columns of ``benchmarks.drlih``'s; called again, the benchmark runs only what is missing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from hashgym.data import HashingDataset
 from hashgym.storage.errors import DataError
 from hashgym.terminal import command_line, parse
 
-__all__ = ["LEARNING_RATES", "METHODS", "PUBLISHED", "Args", "budget", "main", "published", "run_held_out"]
+__all__ = ["LEARNING_RATES", "METHODS", "PUBLISHED", "Args", "budget", "main", "published", "rows_of", "run_held_out"]
 
 METHODS = (
     *("noseq", "hashnet", "dch", "adsh", "orthohash", "csq"),
@@ -66,7 +66,7 @@ class Args(TableArgs):
     features: tuple[str, ...]
     """folders of activations or pixels (`hashgym features --cut`), or embedded datasets of pixels"""
     out: Path = Path("runs/end_to_end")
-    """folder of results.csv"""
+    """folder of end_to_end.csv"""
     methods: tuple[str, ...] = METHODS
     """hashers that train a network, and agents"""
     bits: tuple[int, ...] = (12, 24, 32, 48)
@@ -108,7 +108,7 @@ def main(args: Args, console: Console | None = None) -> int:
     """
     console = console or Console()
     cells = _cells(args)
-    results = Results(args.out, HELD_OUT, (*KEY, "settings"), "tuning.csv") if args.tune else Results(args.out)
+    results = rows_of(args)
 
     def finish(row: dict[str, Any]) -> str:
         results.append(row)
@@ -131,6 +131,13 @@ def main(args: Args, console: Console | None = None) -> int:
         if which[0] == "cifar10":
             console.print(styled("\n".join(published(args.bits)), "dim"))
     return failed
+
+
+def rows_of(args: Args) -> Results:
+    """Return the rows of the table, or with ``tune`` of the learning rates that were tried."""
+    if args.tune:
+        return Results(args.out, HELD_OUT, (*KEY, "settings"), "tuning.csv")
+    return Results(args.out, name="end_to_end.csv")
 
 
 def published(bits: Sequence[int]) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.common.results import Estimate, estimate
 from benchmarks.report.rows import Row, group, paper, where
 
-__all__ = ["LENGTHS", "Entry", "by_length", "caption", "cell", "flat", "grey", "grey_text", "table"]
+__all__ = ["LENGTHS", "Entry", "by_length", "caption", "cell", "flat", "grey", "table"]
 
 LENGTHS = {"I": (12, 24, 32, 48), "II": (12, 24, 32, 48), "2": (16, 32, 48, 64)}  # bits, of the papers' tables
 
@@ -76,12 +76,7 @@ def cell(scores: Sequence[float], printed: str | None, bold: bool = False) -> st
 
 def grey(printed: str | None) -> str:
     """A paper's number in grey, after the word paper, which remains where colours are stripped."""
-    return grey_text(f"paper {printed.replace('0.', '.', 1)}") if printed else ""
-
-
-def grey_text(text: str) -> str:
-    """Text in grey."""
-    return f'<span style="color:gray">{text}</span>'
+    return f'<span style="color:gray">paper {printed.replace("0.", ".", 1)}</span>' if printed else ""
 
 
 def flat(value: Estimate) -> str:

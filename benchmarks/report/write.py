@@ -18,13 +18,12 @@ import numpy as np
 import tyro
 
 import hashgym.data
-from benchmarks import end_to_end
 from benchmarks.common import statistics
 from benchmarks.common.results import REPORT, estimate, require_replaceable
 from benchmarks.report import claims, comparisons
 from benchmarks.report.claims import VARIANTS
 from benchmarks.report.rows import Row, group, hand_crafted, paired, paper, read, where
-from benchmarks.report.tables import LENGTHS, Entry, by_length, caption, cell, flat, grey_text, table
+from benchmarks.report.tables import Entry, by_length, caption, cell, flat, table
 from hashgym.console import Console
 from hashgym.data import HashingDataset
 from hashgym.storage.atomic import write_text
@@ -139,9 +138,6 @@ def _drlih(rows: Sequence[Row], hand: Sequence[Row], curves: Sequence[Row], out:
     for kind in sorted({row["features"] for row in hand}) or ["hand-crafted"]:
         first += entries(TRADITIONAL, where(hand, features=kind), hand=True, note=f", {kind}")
     section = [f"## DRLIH on {dataset}, {features}"]
-    if dataset == "cifar10" and ":" in features:  # a network that was cut, and trained
-        lines = end_to_end.published(LENGTHS["I"])
-        section.append(f"A network trained by every method at one budget. {grey_text('; '.join(lines))}.")
     section += ["Table I: tie-aware mAP, the best mean in bold.", by_length(first, "I", best=True)]
     section += [caption([row for entry in first if isinstance(entry, Entry) for row in entry.rows])]
     longest = where(curves, bits=max((row["bits"] for row in curves), default=0))

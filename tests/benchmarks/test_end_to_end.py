@@ -13,7 +13,6 @@ from rich.console import Console
 
 from benchmarks import end_to_end, gpu
 from benchmarks.common.methods import Cell, settings
-from benchmarks.common.results import Results
 from hashgym.data import cache
 from hashgym.data.readers import digits
 from hashgym.data.readers.cifar10 import CLASSES
@@ -52,14 +51,14 @@ def test_rows_are_added_once(pixels, tmp_path):
         features=(pixels,), methods=("csq", "drlih-norec"), bits=(8,), seeds=1, epochs=2, out=tmp_path
     )
     assert end_to_end.main(args, Console(quiet=True)) == 0
-    rows = Results(tmp_path).rows()
+    rows = end_to_end.rows_of(args).rows()
     assert sorted(row["method"] for row in rows) == ["csq", "drlih-norec"]
     assert {row["features"] for row in rows} == {"convnet:0@8"}
     assert all(0 < float(row["map"]) <= 1 for row in rows)
     console = Console(record=True, width=120)
     assert end_to_end.main(args, console) == 0
     assert "2 of 2 runs" in console.export_text()
-    assert Results(tmp_path).rows() == rows
+    assert end_to_end.rows_of(args).rows() == rows
 
 
 def test_learning_rates_are_chosen_without_the_queries(pixels, tmp_path, monkeypatch):
@@ -74,7 +73,7 @@ def test_learning_rates_are_chosen_without_the_queries(pixels, tmp_path, monkeyp
     )
     args = end_to_end.Args(features=(pixels,), methods=("orthohash",), epochs=1, tune=True, out=tmp_path)
     assert end_to_end.main(args, Console(quiet=True)) == 0
-    rows = Results(tmp_path, end_to_end.HELD_OUT, (), "tuning.csv").rows()
+    rows = end_to_end.rows_of(args).rows()
     assert [row["settings"] for row in rows] == [
         '{"backbone_learning_rate": 0.001, "learning_rate": 0.001}',
         '{"backbone_learning_rate": 0.001, "learning_rate": 0.005}',
@@ -127,7 +126,7 @@ def test_bad_arguments_stop_before_anything_runs(pixels, tmp_path, change, match
     args = dataclasses.replace(end_to_end.Args(features=(pixels,), out=tmp_path), **change)
     with pytest.raises(ValueError, match=match):
         end_to_end.main(args, Console(quiet=True))
-    assert not (tmp_path / "results.csv").exists()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")
