@@ -43,7 +43,7 @@ from torch import Tensor, nn
 
 import hashgym
 from hashgym import console, data
-from hashgym.checks import closest
+from hashgym.checks import check_choice
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
 from hashgym.device import resolve_device
@@ -135,20 +135,11 @@ class Args(RunArgs):
     """weight of the bits' entropy, in nats, for `gru` and `lstm`"""
 
     def __post_init__(self) -> None:
-        if self.variant not in VARIANTS:
-            known = ", ".join(VARIANTS)
-            raise ValueError(f"variant must be one of {known}, got {self.variant!r}{closest(self.variant, VARIANTS)}")
-        if self.surrogate not in SURROGATES:
-            known = ", ".join(SURROGATES)
-            raise ValueError(
-                f"surrogate must be one of {known}, got {self.surrogate!r}{closest(self.surrogate, SURROGATES)}"
-            )
+        for name, choices in {"variant": VARIANTS, "surrogate": SURROGATES, "augment": AUGMENTATIONS}.items():
+            check_choice(name, getattr(self, name), choices)
         self.check_positive("bits", "group_bits", "hidden", "rnn_hidden", "learning_rate", "backbone_learning_rate")
         object.__setattr__(self, "group_bits", min(self.group_bits, self.bits))
         self.check_fraction("dropout", "input_dropout")
-        if self.augment not in AUGMENTATIONS:
-            known, close = ", ".join(AUGMENTATIONS), closest(self.augment, AUGMENTATIONS)
-            raise ValueError(f"augment must be one of {known}, got {self.augment!r}{close}")
         for name in ("value_weight", "entropy_weight", "head_updates"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)}")

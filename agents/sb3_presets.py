@@ -11,7 +11,7 @@ from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 
-from hashgym.checks import closest
+from hashgym.checks import check_choice
 from hashgym.integrations.sb3 import BackboneExtractor
 
 from .arguments import CommonArgs, Name
@@ -149,12 +149,8 @@ class Args(CommonArgs):
     """number of checkpoints, where there is a folder for them"""
 
     def __post_init__(self) -> None:
-        if self.env not in PRESETS:
-            known = ", ".join(PRESETS)
-            raise ValueError(f"env must be one of {known}, got {self.env!r}{closest(self.env, PRESETS)}")
-        if self.algo not in PRESETS[self.env]:
-            known, close = ", ".join(PRESETS[self.env]), closest(self.algo, PRESETS[self.env])
-            raise ValueError(f"algo for {self.env} must be one of {known}, got {self.algo!r}{close}")
+        check_choice("env", self.env, PRESETS)
+        check_choice(f"algo for {self.env}", self.algo, PRESETS[self.env])
         preset = self.preset
         for name in ("bits", "group_bits", "steps", "num_envs", "input_dropout"):
             if getattr(self, name) == (-1 if name == "input_dropout" else 0):

