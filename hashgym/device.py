@@ -11,7 +11,7 @@ from hashgym.optional import require
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["explain_out_of_memory", "resolve_device"]
+__all__ = ["computes_bfloat16", "explain_out_of_memory", "resolve_device"]
 
 
 def resolve_device(device: str | torch.device = "auto", kinds: tuple[str, ...] = ()) -> torch.device:
@@ -43,6 +43,18 @@ def resolve_device(device: str | torch.device = "auto", kinds: tuple[str, ...] =
         reason = str(error).partition("\n")[0]
         raise ValueError(f"device={str(device)!r} cannot be used here ({reason}): use 'auto' or 'cpu'") from error
     return resolved
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Return whether a device multiplies bfloat16 by instructions of its own, which pays in training a network."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # older versions of torch do not say
+        return False
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
 
 @contextmanager

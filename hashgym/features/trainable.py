@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hashgym.checks import check_choice
 from hashgym.data import HashingDataset
+from hashgym.device import computes_bfloat16
 from hashgym.features import load_network
 from hashgym.features.torchvision_compat import import_torchvision
 
@@ -44,8 +45,8 @@ def parse(spec: str) -> tuple[str, int, int | None]:
 class TrainableBackbone(nn.Module):
     """Pixels or activations of images -> features (n, D) with mean 0 and deviation 1 over the batches.
 
-    Pixels are augmented in training, and scaled as the weights expect. Depthwise filters keep their weights. On CUDA
-    devices that have bfloat16 the network is trained in mixed precision.
+    Pixels are augmented in training, and scaled as the weights expect. Depthwise filters keep their weights. On devices
+    that compute in bfloat16 the network is trained in mixed precision; it encodes in float32 everywhere.
 
     Args:
         spec: ``NAME:CUT`` for images that are activations after block CUT, ``NAME`` for pixels, ``NAME@SIZE`` for
@@ -117,7 +118,7 @@ class TrainableBackbone(nn.Module):
                 images = self.augment(images)
             images = (self._resized(images.float()) - self.get_buffer("mean")) / self.get_buffer("std")
         images = images.float().contiguous(memory_format=torch.channels_last)
-        mixed = self.training and images.is_cuda and torch.cuda.is_bf16_supported()
+        mixed = self.training and computes_bfloat16(images.device)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=mixed):
             features = self.network(images)
         return self.normalize(features.float())
