@@ -4,6 +4,7 @@ from functools import partial
 
 from hashgym.rewards.average_precision import AveragePrecision
 from hashgym.rewards.balance import Balance
+from hashgym.rewards.nca import NCA
 from hashgym.rewards.pairwise import LOSSES, Pairwise
 from hashgym.rewards.registry import (
     Reward,
@@ -21,6 +22,7 @@ from hashgym.rewards.view import Codebook, RewardView, squared_distance
 from hashgym.rewards.weighted import Weighted, weighted
 
 __all__ = [
+    "NCA",
     "AveragePrecision",
     "Balance",
     "Codebook",
@@ -46,6 +48,7 @@ register("triplet", Triplet)
 register("average_precision", AveragePrecision)
 register("weighted", weighted)
 register("balance", Balance)
+register("nca", NCA)
 register("pairwise", Pairwise)
 for _loss in LOSSES:
     register(f"pairwise:{_loss}", partial(Pairwise, _loss))

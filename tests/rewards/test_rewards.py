@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -77,7 +78,21 @@ def naive_partner_ap(view: RewardView, index: int, code: np.ndarray) -> float:
     return naive_ap([int(((code > 0.5) != book[j]).sum()) for j in rows], relevant)
 
 
+def naive_nca(view: RewardView, index: int, code: np.ndarray, scale: float) -> float:
+    book = codes.unpack(view.codebook.words, view.codebook.bits)
+    labels = codes.unpack(view.codebook.label_words, 4)
+    similar = total = 0.0
+    for j in range(len(book)):
+        if j != view.rows[index]:
+            cosine = sum((2 * (a > 0.5) - 1) * (2 * int(b) - 1) for a, b in zip(code, book[j], strict=True)) / len(code)
+            total += math.exp(scale * cosine)
+            similar += math.exp(scale * cosine) * bool((labels[j] & (view.labels[index] > 0)).any())
+    return math.log(similar / total) if similar else 0.0
+
+
 NAIVE = {
+    "nca": ("nca", lambda v, i, c: naive_nca(v, i, c, 8.0)),
+    "nca-sharp": ({"name": "nca", "scale": 40.0}, lambda v, i, c: naive_nca(v, i, c, 40.0)),
     "triplet": ({"name": "triplet", "margin": 2.0}, lambda v, i, c: naive_triplet(v, i, c, 2.0)),
     "ap-codebook": ("average_precision", naive_codebook_ap),
     "ap-partners": ({"name": "average_precision", "against": "partners"}, naive_partner_ap),
@@ -166,6 +181,8 @@ def test_a_custom_reward_is_registered_once() -> None:
         ({"name": "weighted", "terms": None}, r"\(weight, reward\) pairs, .* got None"),
         ({"name": "pairwise", "loss": [[1], [1, 2]]}, r"a table of real numbers \(2, s \+ 1\)"),
         ({"name": "average_precision", "against": "all"}, "'codebook' or 'partners'"),
+        ({"name": "nca", "scale": 0}, "scale must be above 0 and at most 40, got 0"),
+        ({"name": "nca", "scale": 41.0}, "scale must be above 0 and at most 40, got 41"),
         ({"name": "weighted", "terms": {}}, "at least one"),
         ({"margin": 1}, r"a mapping must name the reward, .*; got the keys \['margin'\]"),
         ({"name": lambda view: view.bits, "margin": 1}, r"options \(margin\) are only for a reward given by name"),

@@ -18,6 +18,7 @@ REWARDS = {
     "ksh-relaxed": "pairwise:ksh-relaxed",
     "mmhh": "pairwise:mmhh",
     "partners": {"name": "pairwise:dch", "against": "partners"},
+    "nca": {"name": "nca", "scale": 4.0},
     "balance": {"name": "balance", "decorrelation": 0.5},
     "sum": {"name": "weighted", "terms": {"pairwise:hashnet": 0.5, "balance": 2.0}},
 }
