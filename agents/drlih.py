@@ -81,7 +81,6 @@ __all__ = [
     "triplet_reward",
 ]
 
-SURROGATES = ("expectation", "logistic")
 State: TypeAlias = tuple[Any, ...]  # tensors, or the state of a cell of torch's
 
 
@@ -125,8 +124,8 @@ class Args(RunArgs):
     """updates of the policy alone before, on features of the backbone as it is; 0 for none"""
     augment: str = "crop-flip"
     """how pixels are augmented in training: crop-flip, or none"""
-    surrogate: str = "expectation"
-    """loss of a bit's credit, for `hashgym` and `norec`: expectation, or logistic; see `credit_loss`"""
+    logit_scale: float = 0.0
+    """deviation to which each bit's logits are normalised over a batch, for `hashgym` and `norec`; 0 to leave them"""
     group_weight: float = 0.0
     """weight of the group reward relative to the whole code's; not for `paper` and `released`"""
     value_weight: float = 0.5
@@ -135,14 +134,16 @@ class Args(RunArgs):
     """weight of the bits' entropy, in nats, for `gru` and `lstm`"""
 
     def __post_init__(self) -> None:
-        for name, choices in {"variant": VARIANTS, "surrogate": SURROGATES, "augment": AUGMENTATIONS}.items():
+        for name, choices in {"variant": VARIANTS, "augment": AUGMENTATIONS}.items():
             check_choice(name, getattr(self, name), choices)
         self.check_positive("bits", "group_bits", "hidden", "rnn_hidden", "learning_rate", "backbone_learning_rate")
         object.__setattr__(self, "group_bits", min(self.group_bits, self.bits))
         self.check_fraction("dropout", "input_dropout")
-        for name in ("value_weight", "entropy_weight", "head_updates"):
+        for name in ("value_weight", "entropy_weight", "head_updates", "logit_scale"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)}")
+        if self.logit_scale and self.num_envs == 1:
+            raise ValueError("logit_scale normalises over a batch: num_envs must be at least 2")
         super().__post_init__()
 
 
@@ -235,16 +236,31 @@ class Policy(nn.Module):
 
 
 class FeedForward(Policy):
-    """``norec``: all bits are computed from one hidden layer; earlier groups have no influence."""
+    """``norec``: all bits are computed from one hidden layer; earlier groups have no influence.
+
+    With ``logit_scale`` the logits of each bit have mean 0 and this deviation over a batch. So bits stay balanced, and
+    none is ever so certain that the gradient of its expected reward vanishes. To encode, they are normalised by running
+    averages of the logits without dropout, whose mean is another.
+    """
 
     def __init__(self, dim: int, args: Args) -> None:
         super().__init__(dim, args)
         self.hidden = nn.Linear(dim, args.hidden)
         self.head = nn.Linear(args.hidden, args.bits)
+        self.normalize = nn.BatchNorm1d(args.bits, affine=False) if args.logit_scale else None
 
     def initial_state(self, image: Tensor) -> State:
         """Return the logits of the whole code."""
-        return (self.head(self._hidden(self.hidden, image)),)
+        logits = self.head(self._hidden(self.hidden, image))
+        if self.normalize is None:
+            return (logits,)
+        if self.training:
+            with torch.no_grad():
+                self.normalize(self.head(F.relu(self.hidden(image))))
+            logits = F.batch_norm(logits, None, None, training=True)
+        else:
+            logits = self.normalize(logits)
+        return (self.args.logit_scale * logits,)
 
     def step(self, state: State, code: Tensor, group: int) -> tuple[Tensor, State]:
         """Return the group's part of them."""
@@ -394,25 +410,16 @@ class FusedLSTM(FusedGRU):
         return zeros, zeros
 
 
-def credit_loss(logits: Tensor, credit: Tensor, surrogate: str = "expectation") -> Tensor:
-    """A loss of independent bits from the credit of each.
+def credit_loss(logits: Tensor, credit: Tensor) -> Tensor:
+    """A loss of independent bits from the credit of each: local expectation gradients (Titsias, Lazaro-Gredilla, 2015).
 
-    ``expectation``: local expectation gradients (Titsias and Lazaro-Gredilla, 2015). The gradient is minus the sum over
-    bits of p (1 - p) x credit x d logit, averaged over images: that of the expected reward, other bits as emitted. It
-    vanishes where p is near 0 or 1, also for a bit that is wrong.
-
-    ``logistic``: |credit| x the logistic loss of the better bit, an upper bound of what the bit loses, as in
-    cost-sensitive classification. Its gradient |credit| x (p - better bit) vanishes only where the bit is right. A
-    network that is trained from a head that has learnt already needs it.
+    Its gradient is minus the sum over bits of p (1 - p) x credit x d logit, averaged over images: that of the expected
+    reward, other bits as emitted. It vanishes where p is near 0 or 1, also for a bit that is wrong.
 
     Args:
         logits: (n, q), of the probability p that a bit is 1.
         credit: (n, q), R(bit = 1) - R(bit = 0) with all other bits as emitted.
-        surrogate: one of SURROGATES.
     """
-    if surrogate == "logistic":
-        better = (credit > 0).to(logits)
-        return (credit.abs() * F.binary_cross_entropy_with_logits(logits, better, reduction="none")).sum(1).mean()
     p = torch.sigmoid(logits.detach())
     return -(p * (1 - p) * credit * logits).sum(1).mean()
 
@@ -523,8 +530,8 @@ def bit_credit(args: Args) -> dict[str, Any]:
 _FUSED = {"updates": 2000, "num_envs": 512, "hidden": 128, "rnn_hidden": 128, "learning_rate": 3e-3, "dropout": 0.2}
 
 VARIANTS: dict[str, Variant] = {
-    "hashgym": Variant(Recurrent, lambda r, args: credit_loss(r.logits, r.credit, args.surrogate), bit_credit),
-    "norec": Variant(FeedForward, lambda r, args: credit_loss(r.logits, r.credit, args.surrogate), bit_credit),
+    "hashgym": Variant(Recurrent, lambda r, args: credit_loss(r.logits, r.credit), bit_credit),
+    "norec": Variant(FeedForward, lambda r, args: credit_loss(r.logits, r.credit), bit_credit),
     "paper": Variant(
         PaperCell,
         lambda r, args: (

@@ -126,11 +126,11 @@ def settings_of(configured: Any, dataset: HashingDataset) -> dict[str, Any]:
     """The settings by name of a hasher, or of an agent's ``Args``.
 
     Settings that rows of earlier versions do not have are left out where they make no difference: those of a backbone
-    where there is none, and the surrogate that was the only one.
+    where there is none, and logits that are not normalised.
     """
     values = configured.get_params() if hasattr(configured, "get_params") else dataclasses.asdict(configured)
-    if values.get("surrogate") == "expectation":
-        del values["surrogate"]
+    if not values.get("logit_scale", True):
+        del values["logit_scale"]
     return {name: value for name, value in values.items() if dataset.has_maps or name not in BACKBONE}
 
 

@@ -96,22 +96,19 @@ def test_credit_loss_is_the_exact_gradient_in_expectation(small_task: Any) -> No
     )
 
 
-def test_the_logistic_surrogate_bounds_what_a_bit_loses_and_moves_wrong_bits_alone() -> None:
-    logits = torch.tensor([[8.0, -8.0, 8.0, 0.5, -8.0]], requires_grad=True)
-    credit = torch.tensor([[2.0, 2.0, -1.0, 0.0, -3.0]])
-    loss = drlih.credit_loss(logits, credit, "logistic")
-    p = torch.sigmoid(logits.detach())
-    lost = sum(
-        abs(float(c)) * float(1 - q if c > 0 else q) for c, q in zip(credit[0], p[0], strict=True)
-    )  # |credit| x the probability of the worse bit
-    assert loss.item() >= lost
-    assert loss.item() == pytest.approx(2 * 8 + 1 * 8, rel=1e-2)  # of the two bits that are wrong; -log p is about 8
-    (gradient,) = torch.autograd.grad(loss, logits)
-    torch.testing.assert_close(gradient, credit.abs() * (p - (credit > 0).float()))
-    assert gradient[0].abs().tolist() == pytest.approx([0, 2, 1, 0, 0], abs=2e-3)
-    x = logits.detach().requires_grad_()
-    (vanishing,) = torch.autograd.grad(drlih.credit_loss(x, credit), x)
-    assert float(vanishing.abs().max()) < 1e-2
+@pytest.mark.parametrize("variant", ["hashgym", "norec"])
+def test_logits_are_normalised_over_the_batch_while_learning_and_by_running_averages_after(variant: Any) -> None:
+    policy = drlih.build((6,), Args(variant=variant, **SMALL | {"bits": 4}, logit_scale=3.0))
+    images = 5 + torch.rand(64, 6) * torch.arange(1, 7)
+    code = torch.zeros(64, 4)
+    for _ in range(100):
+        (logits, _) = policy.train().step(policy.initial_state(images), code, 0)
+        assert logits.mean(0).abs().max() < 1e-4
+        torch.testing.assert_close(logits.std(0, correction=0), torch.full((4,), 3.0), rtol=1e-2, atol=0)
+    alone = torch.cat([policy.eval().step(policy.initial_state(image[None]), code[:1], 0)[0] for image in images])
+    torch.testing.assert_close(alone.mean(0), torch.zeros(4), rtol=0, atol=0.05)
+    with pytest.raises(ValueError, match="logit_scale normalises over a batch: num_envs must be at least 2"):
+        Args(variant=variant, logit_scale=3.0, num_envs=1)
 
 
 def test_reinforce_loss_is_the_exact_gradient_in_expectation(small_task: Any) -> None:
@@ -494,7 +491,7 @@ def test_the_command_starts_with_the_variants_preset(words: list[str]) -> None:
     ("change", "message"),
     [
         ({"variant": "best"}, "variant must be one of"),
-        ({"surrogate": "logistc"}, "surrogate must be one of expectation, logistic, got 'logistc'.*logistic"),
+        ({"logit_scale": -1.0}, "logit_scale must be finite and at least 0"),
         ({"updates": 0}, "updates must be above 0"),
         ({"dropout": 1.0}, "dropout"),
         ({"holdout": -0.1}, "holdout"),
@@ -544,6 +541,19 @@ def test_every_variant_learns_digits(variant: Any) -> None:
     policy = drlih.train(digits(), args, progress=False)
     score = digits_map(hashgym.encode(policy, digits().features, bits=24))
     assert score > unsupervised_map() + 0.15
+
+
+def test_normalised_logits_and_nca_learn_digits() -> None:
+    dataset = load("digits").standardized()
+    learning = {"updates": 250, "num_envs": 64, "learning_rate": 3e-3, "input_dropout": 0.1, "dropout": 0.2}
+    args = Args(bits=16, reward="nca", logit_scale=3.0, holdout=0.0, **learning)
+    policy = drlih.train(dataset, args, progress=False)
+    bits = hashgym.encode(policy, dataset.features, bits=16, group_bits=args.group_bits)
+    found = metrics.evaluate(
+        bits[dataset.query], dataset.labels[dataset.query], bits[dataset.database], dataset.labels[dataset.database]
+    )
+    assert found.map > 0.8
+    assert np.abs(bits.mean(0) - 0.5).max() < 0.25  # balanced
 
 
 def test_bits_become_decided_and_balanced() -> None:

@@ -62,9 +62,7 @@ def test_rows_are_added_once(pixels, tmp_path):
 
 
 def test_learning_rates_are_chosen_without_the_queries(pixels, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        end_to_end, "LEARNING_RATES", {"backbone_learning_rate": (1e-3,), "learning_rate": (1e-3, 5e-3)}
-    )
+    monkeypatch.setattr(end_to_end, "LEARNING_RATES", (1e-3, 5e-3))
     used = []
     monkeypatch.setattr(
         end_to_end,
@@ -75,8 +73,8 @@ def test_learning_rates_are_chosen_without_the_queries(pixels, tmp_path, monkeyp
     assert end_to_end.main(args, Console(quiet=True)) == 0
     rows = end_to_end.rows_of(args).rows()
     assert [row["settings"] for row in rows] == [
-        '{"backbone_learning_rate": 0.001, "learning_rate": 0.001}',
-        '{"backbone_learning_rate": 0.001, "learning_rate": 0.005}',
+        '{"backbone_learning_rate": 0.001}',
+        '{"backbone_learning_rate": 0.005}',
     ]
     dataset = cache.open_cache(pixels)
     assert set(used) <= set(dataset.train.tolist())
@@ -108,8 +106,7 @@ def test_every_method_has_the_same_budget(pixels):
         configured = settings(Cell(pixels, method, 12, 0, tuple(changes.items())))
         batch = configured.num_envs if hasattr(configured, "num_envs") else configured.batch_size
         assert (configured.updates, batch) == (15, 64)  # 8 x 120 / 64
-        agent = method in end_to_end.AGENTS
-        assert configured.backbone_learning_rate == (args.agent_learning_rate if agent else args.backbone_learning_rate)
+        assert configured.backbone_learning_rate == args.backbone_learning_rate
         assert (configured.hidden, configured.dropout, configured.input_dropout) == (512, 0.2, 0.2)
 
 
