@@ -686,7 +686,7 @@ def train_head(policy: Policy, dataset: HashingDataset, args: Args, *, progress:
     backbone = policy.backbone
     assert backbone is not None
     policy.backbone = None
-    features, rows = backbone.start_from(dataset.features[dataset.train]), np.arange(len(dataset.train))
+    features, rows = backbone.start_from(dataset.features, dataset.train), np.arange(len(dataset.train))
     labels = dataset.labels[dataset.train]
     vectors = HashingDataset(dataset.name, features, labels, query=rows[:0], database=rows, train=rows)
     head_args = dataclasses.replace(args, updates=args.head_updates, backbone=None)

@@ -129,27 +129,35 @@ class TrainableBackbone(nn.Module):
         sides = (self.size, self.size)
         return nn.functional.interpolate(pixels, sides, mode="bicubic", align_corners=False).clamp(0, 255)
 
-    def features_of(self, images: NDArray[Any]) -> NDArray[np.float32]:
-        """Return features, float32 (n, D), of images (n, C, H, W) in an array, a few at a time, without a gradient."""
+    def features_of(self, images: NDArray[Any], rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """Return features, float32 (n, D), of images (N, C, H, W) in an array, without a gradient.
+
+        Args:
+            images: they are read a few at a time, so that they may be in a file that is larger than the memory.
+            rows: int64 (n,), the images to take; None for all N.
+        """
+        rows = np.arange(len(images)) if rows is None else rows
         device, size = self.get_buffer("mean").device, self.size
         numbers = images[0].size if size is None else 3 * size * size
         count = max(16, min(_AT_ONCE, _NUMBERS // numbers)) if device.type == "cpu" else _AT_ONCE
         with torch.inference_mode():
             parts = [
-                self(torch.from_numpy(np.array(images[start : start + count])).to(device)).cpu()
-                for start in range(0, len(images), count)
+                self(torch.from_numpy(np.array(images[rows[start : start + count]])).to(device)).cpu()
+                for start in range(0, len(rows), count)
             ]
         return torch.cat(parts).numpy()
 
-    def start_from(self, images: NDArray[Any]) -> NDArray[np.float32]:
+    def start_from(self, images: NDArray[Any], rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """Normalise by the mean and deviation of the features of these images, and return their features.
+
+        Arguments are those of :meth:`features_of`.
 
         On such features a head can be trained before the backbone is trained as well: linear probing, then fine-tuning
         (Kumar et al., ICLR 2022).
         """
         mode, normalize = self.training, self.normalize
         normalize.reset_running_stats()  # mean 0 and variance 1
-        features = self.eval().features_of(images) * (1 + normalize.eps) ** 0.5
+        features = self.eval().features_of(images, rows) * (1 + normalize.eps) ** 0.5
         mean, variance = features.mean(0, dtype=np.float64), features.var(0, dtype=np.float64)
         for own, value in ((normalize.running_mean, mean), (normalize.running_var, variance)):
             assert own is not None

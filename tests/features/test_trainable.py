@@ -174,6 +174,8 @@ def test_features_of_an_array_are_those_of_batches(monkeypatch):
     for numbers in (0, 1 << 18):  # 16 images in a pass, or all
         monkeypatch.setattr(trainable, "_NUMBERS", numbers)
         np.testing.assert_allclose(backbone.features_of(images.numpy()), expected, atol=1e-5)
+        rows = np.array([5, 0, 2])
+        np.testing.assert_allclose(backbone.features_of(images.numpy(), rows), expected[rows], atol=1e-5)
 
 
 def test_a_head_starts_from_normalised_features():
