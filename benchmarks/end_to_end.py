@@ -53,7 +53,7 @@ HEAD: Mapping[str, Any] = {"input_dropout": 0.2, "dropout": 0.2}
 # Agents that learn from any reward: on frozen features the average precision is enough, but a network that is trained
 # soon ranks its training images perfectly, and settles its bits before.
 CREDIT: Mapping[str, Any] = {"reward": "nca", "logit_scale": 3.0}
-LEARNING_RATES = (1e-3, 2e-3, 4e-3)
+LEARNING_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 """Of the network, from which ``--tune`` chooses, at 48 bits and seed 0."""
 
 HELD_OUT = (*KEY, "settings", "map", "train_seconds", "peak_mb", "version", "revision", "config")
