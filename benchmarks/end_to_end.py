@@ -77,7 +77,7 @@ class Args(TableArgs):
     """how many times each training image is seen, the budget of every method"""
     learning_rate: float = 1e-3
     """of the head"""
-    backbone_learning_rate: float = 2e-3
+    backbone_learning_rate: float = 4e-3
     """of the network"""
     tune: bool = False
     """try learning rates of the network at 48 bits on held-out training images (tuning.csv), instead of the table"""
