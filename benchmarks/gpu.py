@@ -66,6 +66,8 @@ class Args:
     """code length"""
     epochs: float = 30
     """how many times each training image is seen"""
+    backbone_learning_rate: float = 5e-4
+    """of the whole network, in several times the updates of `benchmarks.end_to_end`; AlexNet has no normalisation"""
     queries: int | None = None
     """number of queries, instead of the split's 1,000"""
     train: int | None = None
@@ -130,7 +132,7 @@ def results(args: Args) -> Results:
 
 
 def _cell(network: str, method: str, seed: int, dataset: HashingDataset, args: Args) -> Cell:
-    options = end_to_end.Args(features=("",), epochs=args.epochs)
+    options = end_to_end.Args(features=("",), epochs=args.epochs, backbone_learning_rate=args.backbone_learning_rate)
     changes = {
         **end_to_end.budget(dataset, method, options),
         "backbone": f"{network}@{args.size}",
