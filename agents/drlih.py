@@ -125,7 +125,7 @@ class Args(RunArgs):
     augment: str = "crop-flip"
     """how pixels are augmented in training: crop-flip, or none"""
     logit_scale: float = 0.0
-    """deviation to which each bit's logits are normalised over a batch, for `hashgym` and `norec`; 0 to leave them"""
+    """deviation of each bit's logits over a batch, before the GRU's correction, for `hashgym` and `norec`; 0: any"""
     group_weight: float = 0.0
     """weight of the group reward relative to the whole code's; not for `paper` and `released`"""
     value_weight: float = 0.5
@@ -239,7 +239,7 @@ class FeedForward(Policy):
     """``norec``: all bits are computed from one hidden layer; earlier groups have no influence.
 
     With ``logit_scale`` the logits of each bit have mean 0 and this deviation over a batch. So bits stay balanced, and
-    none is ever so certain that the gradient of its expected reward vanishes. To encode, they are normalised by running
+    few are so certain that the gradient of their expected reward vanishes. To encode, they are normalised by running
     averages of the logits without dropout, whose mean is another.
     """
 
@@ -272,7 +272,8 @@ class Recurrent(FeedForward):
     """``hashgym``: the same direct path, corrected by a GRU that reads the bits emitted so far.
 
     The correction starts at zero, so that training begins as ``norec`` and departs from it only where the emitted bits
-    (sampled ones, mistakes included) carry information that the image does not.
+    (sampled ones, mistakes included) carry information that the image does not. ``logit_scale`` normalises the direct
+    path alone.
     """
 
     def __init__(self, dim: int, args: Args) -> None:

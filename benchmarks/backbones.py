@@ -7,6 +7,7 @@ and in bfloat16, with the filters of depthwise convolutions frozen, and trained 
 
 from __future__ import annotations
 
+import copy
 import itertools
 from dataclasses import dataclass
 from statistics import median
@@ -54,26 +55,28 @@ def measure(args: Args) -> list[dict[str, Any]]:
         with torch.inference_mode():
             shape = tuple(body(torch.zeros(1, 3, args.size, args.size)).shape[1:])
         images = torch.rand(args.batch_size, *shape).contiguous(memory_format=torch.channels_last)
-        backbones = {"frozen": TrainableBackbone(spec, shape, pretrained=False)}
-        if not all(parameter.requires_grad for parameter in backbones["frozen"].parameters()):
-            backbones["trained"] = TrainableBackbone(spec, shape, pretrained=False).requires_grad_(True)
-
-        def learn(backbone: TrainableBackbone, precision: torch.dtype, images: torch.Tensor = images) -> None:
-            with torch.autocast("cpu", precision, enabled=precision != torch.float32):
-                loss = backbone.network(images).float().square().mean()
-            loss.backward()
-
+        backbone = TrainableBackbone(spec, shape, pretrained=False)
+        if all(parameter.requires_grad for parameter in backbone.parameters()):
+            backbones = {"none": backbone}
+        else:
+            backbones = {"frozen": backbone, "trained": copy.deepcopy(backbone).requires_grad_(True)}
         kinds = list(itertools.product(backbones, (torch.float32, torch.bfloat16)))
         times: dict[Any, list[float]] = {kind: [] for kind in kinds}
         for _ in range(1 + args.rounds):  # the first pass also compiles
-            for kind in kinds:
-                times[kind].append(seconds(learn, backbones[kind[0]], kind[1]))
+            for depthwise, precision in kinds:
+                times[depthwise, precision].append(seconds(_learn, backbones[depthwise], images, precision))
         for depthwise, precision in kinds:
             taken = median(times[depthwise, precision][1:])
             key = {"backbone": spec, "size": args.size, "depthwise": depthwise}
             speed = {"images_per_second": args.batch_size / taken}
             rows.append({**key, "precision": str(precision).removeprefix("torch."), **speed})
     return rows
+
+
+def _learn(backbone: TrainableBackbone, images: torch.Tensor, precision: torch.dtype) -> None:
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        loss = backbone.network(images).float().square().mean()
+    loss.backward()
 
 
 def table(rows: list[dict[str, Any]]) -> Table:

@@ -4,10 +4,11 @@
     python -m benchmarks.end_to_end --features CUT --jobs 2 --out DIR
 
 Every method trains the same blocks from the same ImageNet weights, sees the same number of training images, each in a
-random one of its views, and has the same head and batch size, so that the methods differ in their objective and, among
-the agents, in what a group of bits is computed from. The head is trained first, on features of the network as it is.
-``--tune`` chooses learning rates on held-out training images, as ``benchmarks.tune`` does; the queries are never used
-for that. Rows have the columns of ``benchmarks.drlih``'s; called again, the benchmark runs only what is missing.
+random one of its views, and has the same head and batch size. The methods differ in their objective, in whether they
+normalise their codes (OrthoHash) or logits (agents), and, among the agents, in what a group of bits is computed from.
+The head is trained first, on features of the network as it is. ``--tune`` tries learning rates on held-out training
+images, as ``benchmarks.tune`` does; the queries are never used for that. Rows have the columns of
+``benchmarks.drlih``'s; called again, the benchmark runs only what is missing.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ PUBLISHED: Mapping[str, Mapping[int, float]] = {
 BATCH_SIZE, HEAD_UPDATES = 64, 2000
 # The head reads normalised features of a network that learns, so it needs less regularisation than on frozen ones.
 HEAD: Mapping[str, Any] = {"input_dropout": 0.2, "dropout": 0.2}
-# Agents that learn from any reward: on frozen features the average precision is enough, but a network that is trained
-# soon ranks its training images perfectly, and settles its bits before.
+# Agents that learn from the credit of each bit. On frozen features the average precision is enough; a network that is
+# trained soon ranks its training images perfectly, and by then its bits are settled.
 CREDIT: Mapping[str, Any] = {"reward": "nca", "logit_scale": 3.0}
 LEARNING_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 """Of the network, from which ``--tune`` chooses, at 48 bits and seed 0."""
@@ -88,7 +89,7 @@ def budget(dataset: HashingDataset, method: str, args: Args) -> dict[str, Any]:
     updates = max(1, round(args.epochs * len(dataset.train) / BATCH_SIZE))
     batch = "num_envs" if method in AGENTS else "batch_size"
     rates = {"learning_rate": args.learning_rate, "backbone_learning_rate": args.backbone_learning_rate}
-    own = CREDIT if method in ("drlih", "drlih-norec") else {}
+    own = CREDIT if AGENTS.get(method, {}).get("variant") in ("hashgym", "norec") else {}
     return {"updates": updates, "head_updates": HEAD_UPDATES, batch: BATCH_SIZE, **HEAD, **rates, **own}
 
 

@@ -67,7 +67,7 @@ class Args:
     epochs: float = 30
     """how many times each training image is seen"""
     backbone_learning_rate: float = 5e-4
-    """of the whole network, in several times the updates of `benchmarks.end_to_end`; AlexNet has no normalisation"""
+    """of the network; lower than in `benchmarks.end_to_end`, as the whole network is trained in more updates"""
     queries: int | None = None
     """number of queries, instead of the split's 1,000"""
     train: int | None = None

@@ -49,8 +49,8 @@ def computes_bfloat16(device: torch.device) -> bool:
     """Return whether a device multiplies bfloat16 by instructions of its own, which pays in training a network."""
     import torch
 
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+    if device.type == "cuda":  # is_bf16_supported() also counts cards that emulate it
+        return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # older versions of torch do not say
         return False
     found = torch.cpu.get_capabilities()

@@ -7,12 +7,22 @@ import pytest
 import torch
 
 from hashgym import hashers
-from hashgym.device import explain_out_of_memory, resolve_device
+from hashgym.device import computes_bfloat16, explain_out_of_memory, resolve_device
 
 
 def test_names_become_devices():
     assert resolve_device("cpu") == resolve_device(torch.device("cpu")) == torch.device("cpu")
     assert resolve_device() == torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"), [({"avx2": True}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True)]
+)
+def test_a_cpu_computes_bfloat16_if_it_has_instructions_for_it(monkeypatch, found, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    assert computes_bfloat16(torch.device("cpu")) == expected
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert not computes_bfloat16(torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

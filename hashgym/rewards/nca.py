@@ -37,27 +37,35 @@ class NCA:
 
     def __call__(self, view: RewardView) -> NDArray[np.floating]:
         """Return R, floating (n,)."""
-        return self.value_and_credit(view)[0]
+        return _log_ratio(view, *(each.sum(1) for each in self._weights(view)))
 
     def value_and_credit(self, view: RewardView) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-        """Return R (n,) and each bit's credit (n, s), from two products of matrices.
+        """Return R (n,) and each bit's credit (n, s), from four products of matrices.
 
         Flipping a bit brings the images that differ in it one bit nearer, which multiplies exp(scale cos_j) by e^a,
         a = 2 scale / s, and takes those that agree one bit further away.
         """
         a = 2 * self.scale / view.codebook.bits
-        weights = view.xp.exp(np.float32(-a) * view.distances) * view.others  # exp(scale (cos_j - 1))
-        similar, all_ = (_with_flips(view, each, a) for each in (weights * view.similar, weights))
-        value, flipped = (
-            view.xp.log(view.xp.where(near > 0, near / total, 1.0)) for near, total in zip(similar, all_, strict=True)
-        )
-        return value, (value[:, None] - flipped) * (2.0 * view.bits - 1.0)
+        one = view.codebook.signs > 0
+        ones, zeros = one * np.float32(1), ~one * np.float32(1)
+
+        def flipped(weights: Any) -> Any:
+            with_one, with_zero = weights @ ones, weights @ zeros
+            agreeing = view.xp.where(view.bits, with_one, with_zero)
+            differing = view.xp.where(view.bits, with_zero, with_one)
+            return math.exp(-a) * agreeing + math.exp(a) * differing
+
+        similar, all_ = self._weights(view)
+        value = _log_ratio(view, similar.sum(1), all_.sum(1))
+        credit = value[:, None] - _log_ratio(view, flipped(similar), flipped(all_))
+        return value, credit * (2.0 * view.bits - 1.0)
+
+    def _weights(self, view: RewardView) -> tuple[Any, Any]:
+        """Return exp(scale (cos_j - 1)) of the similar and of all other training images, (n, N) each, else 0."""
+        weights = view.xp.exp(np.float32(-2 * self.scale / view.codebook.bits) * view.distances) * view.others
+        return weights * view.similar, weights
 
 
-def _with_flips(view: RewardView, weights: Any, a: float) -> tuple[Any, Any]:
-    """Return the sum of the weights (n, N) over the images, (n,), and what it is with each bit flipped, (n, s)."""
-    one = view.codebook.signs > 0
-    with_one, with_zero = weights @ (one * np.float32(1)), weights @ (~one * np.float32(1))
-    agreeing = view.xp.where(view.bits, with_one, with_zero)
-    differing = view.xp.where(view.bits, with_zero, with_one)
-    return weights.sum(1), math.exp(-a) * agreeing + math.exp(a) * differing
+def _log_ratio(view: RewardView, similar: Any, all_: Any) -> Any:
+    """Return log(similar / all), 0 where nothing is similar."""
+    return view.xp.log(view.xp.where(similar > 0, similar / all_, 1.0))

@@ -108,6 +108,10 @@ def test_every_method_has_the_same_budget(pixels):
         assert (configured.updates, batch) == (15, 64)  # 8 x 120 / 64
         assert configured.backbone_learning_rate == args.backbone_learning_rate
         assert (configured.hidden, configured.dropout, configured.input_dropout) == (512, 0.2, 0.2)
+        if method in ("drlih", "drlih-norec"):
+            assert (configured.reward, configured.logit_scale) == ("nca", 3.0)
+        elif method in end_to_end.AGENTS:
+            assert configured.logit_scale == 0
 
 
 @pytest.mark.parametrize(

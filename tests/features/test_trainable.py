@@ -203,6 +203,20 @@ def test_pixels_are_resized_for_the_network():
         torch.testing.assert_close(small(images), large(resized))
 
 
+@pytest.mark.parametrize(("able", "learning"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_only_training_is_in_mixed_precision(monkeypatch, able, learning):
+    monkeypatch.setattr(trainable, "computes_bfloat16", lambda device: able)
+    backbone, images = TrainableBackbone("convnet", (3, 8, 8)), pixels(20, 8)
+    seen = []
+    backbone.network.blocks["2"].register_forward_hook(lambda module, given, result: seen.append(result.dtype))
+    learnt = backbone.train()(images)
+    learnt.square().sum().backward()
+    backbone.eval().features_of(images.numpy())
+    assert seen == [learning, torch.float32]
+    assert {part.dtype for part in (learnt, *backbone.parameters())} == {torch.float32}
+    assert {p.grad.dtype for p in backbone.parameters() if p.requires_grad} == {torch.float32}
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_cuda_it_is_trained_in_mixed_precision():
     """The weights stay float32, and features without training are those of the CPU, but for the rounding of TF32."""
@@ -219,7 +233,7 @@ def test_on_cuda_it_is_trained_in_mixed_precision():
     found = moved(images.cuda())
     found.square().sum().backward()
     optimizer.step()
-    assert seen == [torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32]
+    assert seen == [torch.bfloat16 if trainable.computes_bfloat16(moved.mean.device) else torch.float32]
     assert {part.dtype for part in (found, *moved.parameters())} == {torch.float32}
     assert not torch.equal(moved.network.blocks["1"][0].weight, before)
     assert all(bool(part.isfinite().all()) for part in moved.parameters())
