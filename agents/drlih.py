@@ -97,7 +97,7 @@ class Args(RunArgs):
     group_bits: int = DEFAULT_GROUP_BITS
     """k, bits emitted in one step; `bits` where the code is shorter"""
     reward: str = "average_precision"
-    """reward by name; `paper` and `released` are defined by the triplet reward"""
+    """reward by name, or a sum, `nca+0.5*balance`; `paper` and `released` are defined by the triplet reward"""
     margin: float = 1.0
     """m of equation 3, for `paper` and `released`"""
     updates: int = 5000

@@ -35,7 +35,7 @@ from hashgym.retrieval.metrics import check_labels
 from hashgym.storage.atomic import write_text
 from hashgym.terminal import command_line, parse
 
-__all__ = ["Args", "Cell", "main", "register", "run", "settings"]
+__all__ = ["Args", "Cell", "main", "run", "settings"]
 
 KEY = ("agent", *results.KEY)
 COLUMNS = ("agent", *results.COLUMNS)
@@ -87,25 +87,6 @@ class Cell:
         return f"{self.agent} {self.design} {self.bits} bits seed {self.seed}"
 
 
-def register(design: str) -> str:
-    """Register a design as a reward of ``hashgym.rewards.make`` under its own name, and return that name.
-
-    Raises:
-        ValueError: for a term that is not a reward, or a weight that is not a number.
-    """
-    if design not in rewards.available():
-        terms: list[tuple[float, str]] = []
-        for term in design.split("+"):
-            weight, _, name = term.rpartition("*")
-            try:
-                terms.append((float(weight or 1), name))
-            except ValueError:
-                raise ValueError(f"{weight!r} in design {design!r} is not a number: write 0.5*balance") from None
-        rewards.weighted(terms)  # raises for unknown rewards
-        rewards.register(design, partial(rewards.weighted, terms))
-    return design
-
-
 def settings(cell: Cell) -> Any:
     """The agent's ``Args``. It learns from all training images.
 
@@ -114,11 +95,12 @@ def settings(cell: Cell) -> Any:
     """
     from agents import drlih as agent
 
+    rewards.make(cell.design)
     if cell.agent not in (variants := methods.reward_variants()):
         raise ValueError(f"there is no agent {cell.agent!r} that takes a reward: choose from {', '.join(variants)}")
     return agent.Args(
         variant=cell.agent,
-        reward=register(cell.design),
+        reward=cell.design,
         bits=cell.bits,
         seed=cell.seed,
         updates=cell.updates,

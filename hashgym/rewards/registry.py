@@ -87,11 +87,11 @@ def available() -> list[str]:
 def make(reward: RewardLike, **options: Any) -> Reward:
     """Return a reward built from its name or from ``{"name": ..., option: ...}``, or a reward object unchanged.
 
-    A name is one of :func:`available`, or ``"package.module:Name"``, where Name is a factory, a reward, or a name that
-    the module registers.
+    A name is one of :func:`available`; ``"package.module:Name"``, where Name is a factory, a reward, or a name that the
+    module registers; or a weighted sum of these, ``"nca+0.5*balance"``.
 
     Raises:
-        ValueError: for an unknown name or options the reward does not take.
+        ValueError: for an unknown name, options the reward does not take, or a weight that is not a number.
     """
     if isinstance(reward, Mapping):
         options = {**reward, **options}
@@ -105,6 +105,8 @@ def make(reward: RewardLike, **options: Any) -> Reward:
             given = ", ".join(map(str, options))
             raise ValueError(f"options ({given}) are only for a reward given by name: set them on the reward itself")
         return reward
+    if reward not in REWARDS.entries and ("+" in reward or "*" in reward):
+        options, reward = {"terms": _terms(reward), **options}, "weighted"
     factory = REWARDS.find(reward)
     if not callable(factory):
         raise ValueError(
@@ -122,6 +124,24 @@ def make(reward: RewardLike, **options: Any) -> Reward:
     if not callable(made):
         raise ValueError(f"the factory of reward {reward!r} returned {type(made).__name__}: it must return a callable")
     return made
+
+
+def _terms(text: str) -> list[tuple[float, str]]:
+    """Return the weights and names of a sum, 1 where no weight is given.
+
+    Raises:
+        ValueError: for a weight that is not a number.
+    """
+    terms = []
+    for term in text.split("+"):
+        weight, _, name = term.rpartition("*")
+        try:
+            terms.append((float(weight or 1), name.strip()))
+        except ValueError:
+            raise ValueError(
+                f"the weight {weight!r} in the reward {text!r} is not a number: write 0.5*balance"
+            ) from None
+    return terms
 
 
 def _binds(function: Callable[..., Any], *arguments: Any) -> bool:

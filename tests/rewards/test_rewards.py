@@ -103,6 +103,25 @@ NAIVE = {
 }
 
 
+def test_a_sum_is_written_as_one() -> None:
+    made = rewards.make("0.5*triplet + balance+-2*pairwise:dch")
+    assert isinstance(made, rewards.Weighted)
+    assert [(weight, getattr(reward, "name", "")) for weight, reward in made.terms] == [
+        (0.5, "triplet"),
+        (1.0, "balance"),
+        (-2.0, "pairwise:dch"),
+    ]
+    for text, message in {
+        "triplet+x*balance": "the weight 'x' in the reward 'triplet.x.balance' is no number: write 0.5.balance",
+        "triplet+balanse": "unknown reward 'balanse'.*balance",
+        "triplet+": "unknown reward ''",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            rewards.make(text)
+    with pytest.raises(ValueError, match="margin"):
+        rewards.make("triplet+balance", margin=3)
+
+
 @pytest.mark.parametrize("relaxed", [False, True])
 @pytest.mark.parametrize("name", NAIVE)
 @given(seed=st.integers(0, 10_000))
