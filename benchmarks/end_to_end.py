@@ -31,7 +31,7 @@ from hashgym.data import HashingDataset
 from hashgym.storage.errors import DataError
 from hashgym.terminal import command_line, parse
 
-__all__ = ["LEARNING_RATES", "METHODS", "PUBLISHED", "Args", "budget", "main", "published", "rows_of", "run_held_out"]
+__all__ = ["METHODS", "PUBLISHED", "Args", "budget", "main", "published", "rows_of", "run_held_out"]
 
 METHODS = (
     *("noseq", "hashnet", "dch", "adsh", "orthohash", "csq"),
@@ -54,8 +54,6 @@ HEAD: Mapping[str, Any] = {"input_dropout": 0.2, "dropout": 0.2}
 # Agents that learn from the credit of each bit. On frozen features the average precision is enough; a network that is
 # trained soon ranks its training images perfectly, and by then its bits are settled.
 CREDIT: Mapping[str, Any] = {"reward": "nca", "logit_scale": 3.0}
-LEARNING_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
-"""Of the network, from which ``--tune`` chooses, at 48 bits and seed 0."""
 
 HELD_OUT = (*KEY, "settings", "map", "train_seconds", "peak_mb", "version", "revision", "config")
 
@@ -82,6 +80,8 @@ class Args(TableArgs):
     """of the network"""
     tune: bool = False
     """try learning rates of the network at 48 bits on held-out training images (tuning.csv), instead of the table"""
+    rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3, 8e-3)
+    """learning rates that `tune` tries, with the seed 0"""
 
 
 def budget(dataset: HashingDataset, method: str, args: Args) -> dict[str, Any]:
@@ -160,11 +160,11 @@ def run_held_out(cell: Cell) -> dict[str, Any]:
 
 def _cells(args: Args) -> dict[Cell, dict[str, Any]]:
     """Return all runs, each with the columns of its row that are known before it."""
-    check_not_empty(args, "jobs", "features", "methods", "bits", "seeds")
+    check_not_empty(args, "jobs", "features", "methods", "bits", "seeds", "rates")
     if not args.epochs > 0:
         raise ValueError(f"epochs must be above 0, got {args.epochs}")
     bits, seeds = ((48,), 1) if args.tune else (args.bits, args.seeds)
-    grid = [{"backbone_learning_rate": rate} for rate in LEARNING_RATES]
+    grid = [{"backbone_learning_rate": rate} for rate in args.rates]
     found: dict[Cell, dict[str, Any]] = {}
     for features, dataset in {features: load(features) for features in args.features}.items():
         if not dataset.has_maps:

@@ -62,14 +62,15 @@ def test_rows_are_added_once(pixels, tmp_path):
 
 
 def test_learning_rates_are_chosen_without_the_queries(pixels, tmp_path, monkeypatch):
-    monkeypatch.setattr(end_to_end, "LEARNING_RATES", (1e-3, 5e-3))
     used = []
     monkeypatch.setattr(
         end_to_end,
         "run_cells",
         lambda cells, work, finish, **_: [finish(_watched(work, cell, used)) for cell in cells] and 0,
     )
-    args = end_to_end.Args(features=(pixels,), methods=("orthohash",), epochs=1, tune=True, out=tmp_path)
+    args = end_to_end.Args(
+        features=(pixels,), methods=("orthohash",), epochs=1, tune=True, rates=(1e-3, 5e-3), out=tmp_path
+    )
     assert end_to_end.main(args, Console(quiet=True)) == 0
     rows = end_to_end.rows_of(args).rows()
     assert [row["settings"] for row in rows] == [
