@@ -7,8 +7,8 @@ Every method trains the same blocks from the same ImageNet weights, sees the sam
 random one of its views, and has the same head and batch size. The methods differ in their objective, in whether they
 normalise their codes (OrthoHash) or logits (agents), and, among the agents, in what a group of bits is computed from.
 The head is trained first, on features of the network as it is. ``--tune`` tries learning rates on held-out training
-images, as ``benchmarks.tune`` does; the queries are never used for that. Rows have the columns of
-``benchmarks.drlih``'s; called again, the benchmark runs only what is missing.
+images, as ``benchmarks.tune`` does, from which that of each method is chosen; the queries are never used for that. Rows
+have the columns of ``benchmarks.drlih``'s; called again, the benchmark runs only what is missing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from hashgym.data import HashingDataset
 from hashgym.storage.errors import DataError
 from hashgym.terminal import command_line, parse
 
-__all__ = ["METHODS", "PUBLISHED", "Args", "budget", "main", "published", "rows_of", "run_held_out"]
+__all__ = ["CHOSEN", "METHODS", "PUBLISHED", "Args", "budget", "main", "published", "rows_of", "run_held_out"]
 
 METHODS = (
     *("noseq", "hashnet", "dch", "adsh", "orthohash", "csq"),
@@ -54,7 +54,7 @@ HEAD: Mapping[str, Any] = {"input_dropout": 0.2, "dropout": 0.2}
 # Agents that learn from the credit of each bit. On frozen features the average precision is enough; a network that is
 # trained soon ranks its training images perfectly, and by then its bits are settled.
 CREDIT: Mapping[str, Any] = {"reward": "nca", "logit_scale": 3.0}
-
+CHOSEN = Path(__file__).parent / "results" / "end-to-end"
 HELD_OUT = (*KEY, "settings", "map", "train_seconds", "peak_mb", "version", "revision", "config")
 
 
@@ -77,11 +77,13 @@ class Args(TableArgs):
     learning_rate: float = 1e-3
     """of the head"""
     backbone_learning_rate: float = 4e-3
-    """of the network"""
+    """of the network, with methods for which none was chosen"""
+    tuned: Path = CHOSEN
+    """folder of the tuning.csv by which it is chosen"""
     tune: bool = False
     """try learning rates of the network at 48 bits on held-out training images (tuning.csv), instead of the table"""
     rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3, 8e-3)
-    """learning rates that `tune` tries, with the seed 0"""
+    """learning rates that `tune` tries"""
 
 
 def budget(dataset: HashingDataset, method: str, args: Args) -> dict[str, Any]:
@@ -129,7 +131,7 @@ def main(args: Args, console: Console | None = None) -> int:
 def rows_of(args: Args) -> Results:
     """Return the rows of the table, or with ``tune`` of the learning rates that were tried."""
     if args.tune:
-        return Results(args.out, HELD_OUT, (*KEY, "settings"), "tuning.csv")
+        return _tuning(args.out)
     return Results(args.out, name="end_to_end.csv")
 
 
@@ -163,21 +165,27 @@ def _cells(args: Args) -> dict[Cell, dict[str, Any]]:
     check_not_empty(args, "jobs", "features", "methods", "bits", "seeds", "rates")
     if not args.epochs > 0:
         raise ValueError(f"epochs must be above 0, got {args.epochs}")
-    bits, seeds = ((48,), 1) if args.tune else (args.bits, args.seeds)
+    bits = (48,) if args.tune else args.bits
     grid = [{"backbone_learning_rate": rate} for rate in args.rates]
+    chosen = tune.best(_tuning(args.tuned).rows())
     found: dict[Cell, dict[str, Any]] = {}
     for features, dataset in {features: load(features) for features in args.features}.items():
         if not dataset.has_maps:
             raise DataError(
                 f"{features} holds features of a whole network, which cannot be trained: extract it with --cut"
             )
-        for seed, length, method in itertools.product(range(seeds), bits, args.methods):
-            for rates in grid if args.tune else [{}]:
+        for seed, length, method in itertools.product(range(args.seeds), bits, args.methods):
+            for rates in grid if args.tune else [chosen.get((dataset.name, method), {})]:
                 changes = {**budget(dataset, method, args), **rates}
                 cell = Cell(features, method, length, seed, tuple(changes.items()))
                 settings(cell)  # raises for a method that has no such settings
                 found[cell] = _names(cell, dataset) if args.tune else drlih.names(cell, dataset)
     return found
+
+
+def _tuning(folder: Path) -> Results:
+    """Return the rows of learning rates that were tried."""
+    return Results(folder, HELD_OUT, (*KEY, "settings"), "tuning.csv")
 
 
 def _names(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:

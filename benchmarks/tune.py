@@ -18,7 +18,7 @@ import dataclasses
 import itertools
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from hashgym.console import Console
 from hashgym.data import HashingDataset
 from hashgym.terminal import command_line, parse
 
-__all__ = ["CHOSEN", "SPACE", "Args", "Search", "chosen", "held_out", "main", "run", "tries"]
+__all__ = ["CHOSEN", "SPACE", "Args", "Search", "best", "chosen", "held_out", "main", "run", "tries"]
 
 CHOSEN = Path(__file__).parent / "results" / "tuning"
 
@@ -141,20 +141,24 @@ def run(search: Search) -> list[dict[str, Any]]:
 
 
 def chosen(folder: Path) -> dict[tuple[str, str], Settings]:
-    """Return the best settings by dataset and method (see also :data:`SAME_SETTINGS`), as changes of the defaults.
+    """Return the best settings by dataset and method (see also :data:`SAME_SETTINGS`), as changes of the defaults."""
+    found = best(Results(folder, COLUMNS, KEY).rows())
+    same = {
+        (dataset, name): found.get((dataset, other)) for dataset, _ in found for name, other in SAME_SETTINGS.items()
+    }
+    return found | {which: settings for which, settings in same.items() if settings is not None}
 
-    Where several features of a dataset were tried, the mean of mAP over them decides.
-    """
+
+def best(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Settings]:
+    """Return the settings with the best mean of mAP, over seeds and features, by dataset and method."""
     scores: dict[tuple[str, str], dict[str, list[float]]] = {}
-    for row in Results(folder, COLUMNS, KEY).rows():
+    for row in rows:
         which = row["dataset"], row["method"]
         scores.setdefault(which, {}).setdefault(row["settings"], []).append(float(row["map"]))
-    best: dict[tuple[str, str], Settings] = {
+    return {
         which: json.loads(max(tried, key=lambda settings: sum(tried[settings]) / len(tried[settings])))
         for which, tried in scores.items()
     }
-    same = {(dataset, name): best.get((dataset, other)) for dataset, _ in best for name, other in SAME_SETTINGS.items()}
-    return best | {which: settings for which, settings in same.items() if settings is not None}
 
 
 def main(args: Args, console: Console | None = None) -> int:

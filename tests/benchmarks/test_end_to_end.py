@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import tarfile
 
 import numpy as np
@@ -69,7 +70,7 @@ def test_learning_rates_are_chosen_without_the_queries(pixels, tmp_path, monkeyp
         lambda cells, work, finish, **_: [finish(_watched(work, cell, used)) for cell in cells] and 0,
     )
     args = end_to_end.Args(
-        features=(pixels,), methods=("orthohash",), epochs=1, tune=True, rates=(1e-3, 5e-3), out=tmp_path
+        features=(pixels,), methods=("orthohash",), epochs=1, seeds=1, tune=True, rates=(1e-3, 5e-3), out=tmp_path
     )
     assert end_to_end.main(args, Console(quiet=True)) == 0
     rows = end_to_end.rows_of(args).rows()
@@ -79,6 +80,10 @@ def test_learning_rates_are_chosen_without_the_queries(pixels, tmp_path, monkeyp
     ]
     dataset = cache.open_cache(pixels)
     assert set(used) <= set(dataset.train.tolist())
+    best = max(rows, key=lambda row: float(row["map"]))["settings"]
+    table = dataclasses.replace(args, tune=False, methods=("orthohash", "noseq"), bits=(8,), tuned=tmp_path)
+    rates = {cell.method: dict(cell.changes)["backbone_learning_rate"] for cell in end_to_end._cells(table)}
+    assert rates == {"orthohash": json.loads(best)["backbone_learning_rate"], "noseq": args.backbone_learning_rate}
 
 
 def _watched(work, cell, used):

@@ -145,7 +145,7 @@ def test_the_defaults_can_be_made():
     ("change", "match"),
     [
         ({"designs": ("tripplet",)}, "unknown reward 'tripplet' \\(did you mean 'triplet'"),
-        ({"designs": ("triplet+x*balance",)}, "weight 'x' in the reward 'triplet\\+x\\*balance' is no number"),
+        ({"designs": ("triplet+x*balance",)}, "weight 'x' in the reward 'triplet\\+x\\*balance' is not a number"),
         ({"agent": "paper"}, "no agent 'paper' that takes a reward: choose from hashgym, norec"),
         ({"seeds": 0}, "seeds must be at least 1, got 0"),
         ({"designs": ()}, "designs must not be empty"),

@@ -112,7 +112,7 @@ def test_a_sum_is_written_as_one() -> None:
         (-2.0, "pairwise:dch"),
     ]
     for text, message in {
-        "triplet+x*balance": "the weight 'x' in the reward 'triplet.x.balance' is no number: write 0.5.balance",
+        "triplet+x*balance": "the weight 'x' in the reward 'triplet.x.balance' is not a number: write 0.5.balance",
         "triplet+balanse": "unknown reward 'balanse'.*balance",
         "triplet+": "unknown reward ''",
     }.items():
