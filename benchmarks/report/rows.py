@@ -34,14 +34,16 @@ SHORT_RUNS = "quickstart"  # a folder whose rows are not results
 def read(folder: Path) -> dict[str, list[Row]]:
     """The rows of all files of known kinds in a folder and below, by kind, sorted by key.
 
-    Numbers are read as such; an empty ``sigma`` or ``xi`` is None, and lists stay JSON.
+    Numbers are read as such; an empty ``sigma`` or ``xi`` is None, and lists stay JSON. Folders below that have a
+    report of their own are left out.
 
     Raises:
         ValueError: if there are no results, a file is damaged, or a run has two rows with different outcomes.
     """
     found: dict[str, dict[tuple[str, ...], tuple[Path, dict[str, str]]]] = {kind: {} for kind in KINDS}
+    reported = {path.parent for path in folder.rglob("report.md")} - {folder}
     for path in sorted(folder.rglob("*.csv")):
-        if SHORT_RUNS in path.relative_to(folder).parts:
+        if SHORT_RUNS in path.relative_to(folder).parts or reported & {*path.parents}:
             continue
         columns, rows = results.read_csv(path)
         for kind, (name, wanted, key) in KINDS.items():

@@ -306,6 +306,16 @@ def test_examples_of_other_images_are_rejected_and_private_photos_never_drawn(wr
     assert report._examples(elsewhere, {}, tmp_path)[1].endswith("(examples-elsewhere.png)")
 
 
+def test_folders_with_a_report_of_their_own_are_left_out(tmp_path):
+    write(tmp_path / "results.csv", results.COLUMNS, [run("lsh", 12, 0, 0.2)])
+    write(tmp_path / "networks" / "one" / "results.csv", results.COLUMNS, [run("itq", 12, 0, 0.3)])
+    assert [row["method"] for row in rows.read(tmp_path)["drlih"]] == ["itq", "lsh"]
+    report.main(report.Args(tmp_path / "networks"), Console(quiet=True))
+    report.main(report.Args(tmp_path), Console(quiet=True))
+    assert [row["method"] for row in rows.read(tmp_path)["drlih"]] == ["lsh"]
+    assert [row["method"] for row in rows.read(tmp_path / "networks")["drlih"]] == ["itq"]
+
+
 def test_committed_results(undrawn, tmp_path):
     """Every file is read, every number is one of its rows' means."""
     report.main(report.Args(BENCHMARKS / "results", tmp_path), Console(quiet=True))
