@@ -118,7 +118,7 @@ class TrainableBackbone(nn.Module):
                 images = self.augment(images)
             images = (self._resized(images.float()) - self.get_buffer("mean")) / self.get_buffer("std")
         images = images.float().contiguous(memory_format=torch.channels_last)
-        mixed = self.training and computes_bfloat16(images.device)
+        mixed = self.training and torch.is_grad_enabled() and computes_bfloat16(images.device)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=mixed):
             features = self.network(images)
         return self.normalize(features.float())
