@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import ArrayLike, NDArray
 
 from hashgym import codes, rewards
-from hashgym.checks import check_integer, check_number
+from hashgym.checks import check_choice, check_integer, check_number
 from hashgym.data import HashingDataset
 from hashgym.envs.base import (
     GRID,
@@ -33,6 +33,7 @@ from hashgym.envs.rendering import CodeScene
 from hashgym.moved import keep_old_names
 from hashgym.registry import named_settings_of
 from hashgym.rewards import Codebook, RewardLike, RewardView, Weighted
+from hashgym.rewards.view import Scope
 
 __all__ = [
     "BitGroupHashingCore",
@@ -62,6 +63,7 @@ class HashingTask:
     partners: int = 8
     action: Literal["bits", "multidiscrete", "probability", "index"] = "bits"
     reward: RewardLike = "triplet"
+    group_scope: Literal["group", "prefix"] = "group"
     group_weight: float = 1.0
     global_weight: float = 1.0
     counterfactual: bool = False
@@ -83,6 +85,7 @@ class HashingTask:
             raise ValueError(
                 f"action='index' has 2**k actions: choose group_bits <= {MAX_INDEX_BITS}, not {self.group_bits}"
             )
+        check_choice("group_scope", self.group_scope, ("group", "prefix"))
         for key in ("group_weight", "global_weight"):
             object.__setattr__(self, key, check_number(key, getattr(self, key)))
         if not isinstance(self.counterfactual, (bool, np.bool_)):
@@ -99,6 +102,11 @@ class HashingTask:
     def span(self, group: int) -> tuple[int, int]:
         """Return the first bit and the end of a group (0-based); the last group may be shorter than ``group_bits``."""
         return group * self.group_bits, min((group + 1) * self.group_bits, self.bits)
+
+    def scored_span(self, group: int) -> tuple[int, int]:
+        """Return the first bit and the end of the bits that the reward of a group scores."""
+        start, stop = self.span(group)
+        return (0 if self.group_scope == "prefix" else start), stop
 
     def observation_space(self, image_shape: tuple[int, ...], dtype: Any = np.float32) -> spaces.Dict:
         """Return the space of one observation of images of this shape, (D,) or (C, H, W), and type."""
@@ -323,10 +331,14 @@ class BitGroupHashingCore(BatchedCore):
         self.code[:, start:stop] = self.read_action(action)[:, : stop - start]
         self.book.write(self.rows, self.code[:, start:stop] > 0.5, start)
         info: dict[str, Any] = self.info()
-        self.reward_parts, credit = self._score("group", start, stop, last)
+        first, _ = task.scored_span(self.group)
+        self.reward_parts, credit = self._score(task.group_scope, first, stop, last)
         if task.counterfactual:
             info["bit_credit"] = self.zeros(task.group_bits)
-            info["bit_credit"][:, : stop - start] = credit
+            info["bit_credit"][:, : stop - start] = credit[:, start - first :]
+            if task.group_scope == "prefix":
+                info["prefix_credit"] = self.zeros(task.bits)
+                info["prefix_credit"][:, :stop] = credit
         if last:
             parts, credit = self._score("global", 0, task.bits, last)
             self.reward_parts |= parts
@@ -387,7 +399,7 @@ class BitGroupHashingCore(BatchedCore):
             return self.positive_rows, self.negative_rows
         return self.zeros(0, dtype="int64"), self.zeros(0, dtype="int64")
 
-    def view(self, start: int, stop: int, scope: Literal["group", "global"], last: bool) -> Any:
+    def view(self, start: int, stop: int, scope: Scope, last: bool) -> Any:
         """Return the view of a span of bits, the argument of rewards."""
         positive_rows, negative_rows = self.partner_rows()
         return RewardView(
@@ -403,10 +415,10 @@ class BitGroupHashingCore(BatchedCore):
         )
 
     def _score(
-        self, scope: Literal["group", "global"], start: int, stop: int, last: bool
+        self, scope: Scope, start: int, stop: int, last: bool
     ) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.float64]]:
         """Return the weighted rewards of a span by component, and the credit of its bits (0 without counterfactual)."""
-        scope_weight = self.task.group_weight if scope == "group" else self.task.global_weight
+        scope_weight = self.task.global_weight if scope == "global" else self.task.group_weight
         parts, total_credit = {}, self.zeros(stop - start)
         view = self.view(start, stop, scope, last)
         for name, (term_weight, reward) in zip(self.names, self.terms, strict=True):
@@ -493,6 +505,11 @@ class BitGroupHashingEnv(BitGroupHashingMixin, ScalarEnv):
     distance of the relaxed group to the partners' bits). `info["rewards"]` holds the weighted components
     (`"group/triplet"`, `"global/triplet"`), which add up to the reward.
 
+    With `group_scope="prefix"` R of a step is that of all bits emitted so far, compared with as many bits of the other
+    codes, and the component is named `"prefix/triplet"`. Every prefix of the code that ends at a group is then a good
+    code itself: a code of 48 bits is cut to 24 or 12 by leaving out the rest. The last prefix is the whole code, so
+    that with `global_weight=0` all prefixes have equal weight.
+
     Partners are `partners` similar and as many dissimilar training images, drawn at reset and never observed. Their
     codes come from the codebook, the latest code of every training image, which every emitted group updates.
 
@@ -500,7 +517,9 @@ class BitGroupHashingEnv(BitGroupHashingMixin, ScalarEnv):
 
     With `counterfactual=True` the info also holds the credit of each bit, R(bit = 1) - R(bit = 0) with all other bits
     as emitted, in units of the reward: `info["bit_credit"]` (group_bits,) for the group's reward (0 for surplus
-    bits), and at the last step `info["code_credit"]` (bits,) for the global one.
+    bits), and at the last step `info["code_credit"]` (bits,) for the global one. With `group_scope="prefix"` the group's
+    reward depends on the bits of earlier groups too: `info["prefix_credit"]` (bits,) is the credit of all bits so far, 0
+    beyond, and `info["bit_credit"]` its part for this group.
 
     ## Codebook
     By default every environment has a codebook of its own, so that a seed determines all its results. **Several scalar
@@ -536,6 +555,7 @@ class BitGroupHashingEnv(BitGroupHashingMixin, ScalarEnv):
     | `partners` | 8 | number of positives, and of negatives, per episode |
     | `action` | `"bits"` | `"bits"`, `"multidiscrete"`, `"probability"` or `"index"` |
     | `reward` | `"triplet"` | R |
+    | `group_scope` | `"group"` | bits that a step's reward scores: `"group"`, or all so far, `"prefix"` |
     | `group_weight`, `global_weight` | 1.0 | weights of the group's and the whole code's reward |
     | `counterfactual` | `False` | whether the info holds per-bit credit |
     | `codebook` | `None` | `"own"`, `"shared"` or `"shared:NAME"`; `None` is `"own"` with the warning above |
@@ -563,7 +583,7 @@ class BitGroupHashingEnv(BitGroupHashingMixin, ScalarEnv):
     device; see `hashgym.envs.torch_backend`.
 
     ## Version History
-    * v0: initial version; `codebook`, `flat`, `info`, `autoreset_mode` and `action="multidiscrete"` came later and
+    * v0: initial version; `codebook`, `flat`, `info`, `autoreset_mode`, `group_scope` and `action="multidiscrete"` came later and
       change nothing by default, `group_bits` may be left out for codes shorter than 12 bits, and datasets may be of
       activations and pixels
     """

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from hashgym.envs.bit_group_hashing import BitGroupHashingCore, BitGroupHashingM
 from hashgym.envs.partners import PartnerSampler
 from hashgym.moved import keep_old_names
 from hashgym.rewards import torch_view
+from hashgym.rewards.view import Scope
 
 __all__ = ["BitGroupHashingTorchVectorEnv", "TorchBitGroupHashingCore", "TorchPartnerSampler"]
 
@@ -213,7 +214,7 @@ class TorchBitGroupHashingCore(BitGroupHashingCore):
         """Return the actions as relaxed bits, float32 (n, group_bits)."""
         return super().read_action(torch.as_tensor(action, device=self.device).detach())
 
-    def view(self, start: int, stop: int, scope: Literal["group", "global"], last: bool) -> torch_view.TensorView:
+    def view(self, start: int, stop: int, scope: Scope, last: bool) -> torch_view.TensorView:
         """Return the view of a span of bits, the argument of rewards."""
         positive_rows, negative_rows = self.partner_rows()
         return torch_view.TensorView(

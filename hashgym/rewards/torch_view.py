@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from hashgym import codes
-from hashgym.rewards.view import drawn
+from hashgym.rewards.view import Scope, drawn
 from hashgym.storage.errors import describe
 
 __all__ = ["TensorCodebook", "TensorView"]
@@ -74,7 +74,7 @@ class TensorView:
     negative_rows: Tensor
     labels: Tensor
     start: int = 0
-    scope: Literal["group", "global"] = "global"
+    scope: Scope = "global"
     last: bool = True
 
     @cached_property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 from hashgym import codes
 from hashgym.storage.errors import describe
 
-__all__ = ["Codebook", "RewardView", "drawn", "squared_distance"]
+__all__ = ["Codebook", "RewardView", "Scope", "drawn", "squared_distance"]
+
+Scope: TypeAlias = Literal["group", "prefix", "global"]
+"""The bits that a reward scores, see :class:`RewardView`."""
 
 
 class Codebook:
@@ -57,7 +60,7 @@ class Codebook:
 
 @dataclass(frozen=True)
 class RewardView:
-    """One span of bits (a group, or the whole code) of n images, the argument of a reward. Arrays are read-only.
+    """One span of bits (a group, a prefix, or the whole code) of n images, the argument of a reward. Arrays are read-only.
 
     Attributes:
         code: float32 (n, s), the emitted bits as 0.0 and 1.0, or the probabilities of ``action="probability"``.
@@ -67,7 +70,7 @@ class RewardView:
         negative_rows: int64 (n, P), rows of the partners that share no label with it.
         labels: uint8 (n, L), the images' multi-hot labels.
         start: position of the span's first bit in the code.
-        scope: "group" for an action group's bits, "global" for the whole code.
+        scope: "group" for an action group's bits, "prefix" for all bits so far, "global" for the whole code.
         last: whether this is the episode's last step.
         xp: the module of the view's arrays: numpy here, torch in ``hashgym.rewards.torch_view.TensorView``.
     """
@@ -81,7 +84,7 @@ class RewardView:
     negative_rows: NDArray[np.int64]
     labels: NDArray[np.uint8]
     start: int = 0
-    scope: Literal["group", "global"] = "global"
+    scope: Scope = "global"
     last: bool = True
 
     @cached_property

@@ -41,6 +41,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"reward": {"name": "weighted", "terms": {"triplet": 1, "average_precision": 2}}, "group_weight": 0.5},
     {"action": "multidiscrete", "bits": 8, "flat": True, "info": "flat", "counterfactual": True},
     {"codebook": "shared", "bits": 10, "group_bits": 4, "flat": True},
+    {"group_scope": "prefix", "bits": 10, "group_bits": 4, "counterfactual": True},
 ]
 
 
@@ -307,6 +308,84 @@ def test_hand_worked_episode() -> None:
     np.testing.assert_array_equal(env.codebook.read(np.array([0])), [[True, False, True]])
 
 
+def test_hand_worked_episode_of_prefixes() -> None:
+    """The images and codes of the episode above; the second step scores the whole code."""
+    dataset = HashingDataset(
+        name="hand",
+        features=np.array([[0.0], [1], [2], [3]], np.float32),
+        labels=np.array([[1, 0], [1, 0], [0, 1], [0, 1]], np.uint8),
+        query=np.array([], np.int64),
+        database=np.arange(4),
+        train=np.arange(4),
+    )
+    task = {"bits": 3, "group_bits": 2, "partners": 1, "group_scope": "prefix", "counterfactual": True}
+    env = make(dataset, **task, reward={"name": "triplet", "margin": 2}, group_weight=0.5, global_weight=0)
+    env.reset(seed=0)
+    env.codebook.write(np.arange(4), np.array([[0, 0, 0], [1, 1, 0], [0, 1, 1], [0, 1, 1]], bool))
+    env.reset(options={"index": 0})
+
+    # Emit 10: as with groups, d+ = 1, d- = 2, R = -1; weighted by 0.5.
+    _, reward, _, _, info = env.step(np.array([1, 0]))
+    assert reward == -0.5
+    assert info["rewards"] == {"prefix/triplet": -0.5}
+    np.testing.assert_array_equal(info["bit_credit"], [1, 0])
+    np.testing.assert_array_equal(info["prefix_credit"], [1, 0, 0])
+
+    # Emit 1: 101: d+(110) = 2, d-(011) = 2, R = -2. With one bit flipped: 001 -4, 111 -2, 100 0.
+    _, reward, terminated, _, info = env.step(np.array([1, 1]))
+    assert (reward, terminated) == (-1.0, True)
+    assert info["rewards"] == {"prefix/triplet": -1.0, "global/triplet": 0.0}
+    np.testing.assert_array_equal(info["bit_credit"], [-1, 0])
+    np.testing.assert_array_equal(info["prefix_credit"], [1, 0, -1])
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        "triplet",
+        "average_precision",
+        {"name": "average_precision", "against": "partners"},
+        "pairwise:dch",
+        {"name": "pairwise:hashnet", "against": "partners"},
+        "balance",
+        "nca",
+        "average_precision+0.5*balance",
+        lambda view: view.signs.sum(-1) * view.distances.min(-1),
+    ],
+)
+def test_a_prefix_is_scored_as_a_code_of_its_length(multi_label: HashingDataset, reward: Any) -> None:
+    task = {"bits": 10, "group_bits": 4, "reward": reward, "counterfactual": True}
+    env = make_vec(multi_label, 6, **task, group_scope="prefix", group_weight=0.5, global_weight=2)
+    env.reset(seed=3)
+    env.action_space.seed(3)
+    for stop in (4, 8, 10):
+        short = make_vec(multi_label, 6, **task | {"bits": stop, "group_bits": stop}, group_weight=0.0)
+        short.reset(seed=0)
+        short.codebook.write(
+            np.arange(len(multi_label.train)), env._core.book.read(np.arange(len(env.codebook)))[:, :stop]
+        )
+        short.reset(options={"index": multi_label.train[env._core.rows]})
+        if env._core.reads_partners:
+            short._core.positive_rows, short._core.negative_rows = env._core.partner_rows()
+        emitted = env._core.code[:, : stop - stop % 4 if stop % 4 else stop - 4] > 0.5
+        action = env.action_space.sample()
+        _, _, _, _, info = env.step(action)
+        _, value, _, _, expected = short.step(np.concatenate([emitted, action], axis=1)[:, :stop].astype(np.int8))
+        info, expected = info.get("final_info", info), expected["final_info"]
+        prefix = sum(part for name, part in info["rewards"].items() if name.startswith("prefix/"))
+        np.testing.assert_allclose(prefix, 0.5 * value, rtol=1e-6, atol=1e-12)
+        np.testing.assert_allclose(
+            info["prefix_credit"][:, :stop], 0.5 * expected["code_credit"], rtol=1e-6, atol=1e-12
+        )
+        assert not info["prefix_credit"][:, stop:].any()
+        first = emitted.shape[1]
+        np.testing.assert_array_equal(info["bit_credit"][:, : stop - first], info["prefix_credit"][:, first:stop])
+        assert not info["bit_credit"][:, stop - first :].any()
+    whole = sum(part for name, part in info["rewards"].items() if name.startswith("global/"))
+    np.testing.assert_allclose(whole, 4 * prefix, rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(info["code_credit"], 4 * info["prefix_credit"], rtol=1e-6, atol=1e-12)
+
+
 @pytest.mark.parametrize("kwargs", VARIANTS)
 def test_one_environment_equals_the_scalar_environment(multi_label: HashingDataset, kwargs: dict[str, Any]) -> None:
     """Step for step, against Gymnasium's own vectorisation of the scalar environment: infos and final ones included."""
@@ -329,8 +408,9 @@ def test_one_environment_equals_the_scalar_environment(multi_label: HashingDatas
 class Naive:
     """The vector environment's dynamics recomputed, one image and one bit at a time, from its arguments alone."""
 
-    def __init__(self, dataset: HashingDataset, bits: int, group_bits: int, margin: float) -> None:
+    def __init__(self, dataset: HashingDataset, bits: int, group_bits: int, margin: float, prefix: bool) -> None:
         self.dataset, self.bits, self.group_bits, self.margin = dataset, bits, group_bits, margin
+        self.prefix = prefix
 
     def step(
         self,
@@ -356,15 +436,19 @@ class Naive:
             return -sum(terms) / len(terms)
 
         last = span.stop == self.bits
-        every = range(len(images))
-        return [reward(i, span) for i in every], [reward(i, range(self.bits)) if last else 0.0 for i in every]
+        every, scored = range(len(images)), range(0 if self.prefix else span.start, span.stop)
+        return [reward(i, scored) for i in every], [reward(i, range(self.bits)) if last else 0.0 for i in every]
 
 
+@pytest.mark.parametrize("scope", ["group", "prefix"])
 @pytest.mark.parametrize(("bits", "group_bits"), [(32, 12), (8, 4), (5, 5), (3, 1)])
-def test_many_environments_equal_a_naive_recomputation(multi_label: HashingDataset, bits: int, group_bits: int) -> None:
+def test_many_environments_equal_a_naive_recomputation(
+    multi_label: HashingDataset, bits: int, group_bits: int, scope: str
+) -> None:
     num_envs = 16
-    env = make_vec(multi_label, num_envs, bits=bits, group_bits=group_bits, reward={"name": "triplet", "margin": 1.5})
-    naive = Naive(multi_label, bits, group_bits, 1.5)
+    reward = {"name": "triplet", "margin": 1.5}
+    env = make_vec(multi_label, num_envs, bits=bits, group_bits=group_bits, reward=reward, group_scope=scope)
+    naive = Naive(multi_label, bits, group_bits, 1.5, scope == "prefix")
     train = multi_label.train
     _, info = env.reset(seed=2)
     env.action_space.seed(2)
@@ -388,7 +472,7 @@ def test_many_environments_equal_a_naive_recomputation(multi_label: HashingDatas
             assert terminated.tolist() == [last] * num_envs
             assert not truncated.any()
             parts = (info["final_info"] if last else info)["rewards"]
-            np.testing.assert_allclose(parts["group/triplet"], by_group, rtol=1e-6)
+            np.testing.assert_allclose(parts[f"{scope}/triplet"], by_group, rtol=1e-6)
             codes = np.array([book[i] for i in images]) * 2 - 1
             stop = min((group + 1) * group_bits, bits)
             codes[:, stop:] = 0
@@ -627,6 +711,7 @@ def test_rendering_names_the_nearest_codes(multi_label: HashingDataset) -> None:
         ({"action": "float"}, "'bits', 'multidiscrete', 'probability' or 'index'"),
         ({"action": "index", "group_bits": 11}, "group_bits <= 10"),
         ({"reward": "nothing"}, "unknown reward"),
+        ({"group_scope": "prefixes"}, "'prefixes'.*did you mean 'prefix'"),
         ({"group_weight": float("nan")}, "group_weight must be finite"),
         ({"group_weight": "1"}, "group_weight must be a number, got '1'"),
         ({"global_weight": [1.0]}, r"global_weight must be a number, got \[1.0\]"),

@@ -57,6 +57,10 @@ VARIANTS: list[tuple[dict[str, Any], float]] = [
     ({"reward": {"name": "pairwise:hashnet", "against": "partners"}, "counterfactual": True}, 1e-5),
     ({"reward": "balance", "counterfactual": True, "action": "probability"}, 1e-5),
     ({"reward": spread, "counterfactual": True, "global_weight": 0.0}, 1e-5),
+    ({"group_scope": "prefix", "counterfactual": True, "bits": 10, "group_bits": 4}, 1e-6),
+    ({"group_scope": "prefix", "counterfactual": True, "reward": "average_precision+0.5*balance"}, 1e-5),
+    ({"group_scope": "prefix", "counterfactual": True, "reward": "pairwise:dch", "global_weight": 0.0}, 1e-5),
+    ({"group_scope": "prefix", "action": "probability"}, 1e-5),
 ]
 
 
