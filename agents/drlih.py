@@ -12,6 +12,8 @@ Peng, Zhang and Ye, "Deep Reinforcement Learning for Image Hashing", 2018. A var
 * ``hashgym``: our recurrent policy, trained by per-bit credit: the environment returns the effect of every emitted bit
   on the average precision, so that each bit is its own one-step bandit with a known advantage (:func:`credit_loss`).
 * ``norec``: the same objective and sizes without recurrence, an ablation of sequential decisions.
+* ``nested`` and ``nested-norec``: the same two, rewarded for every prefix of the code that ends at a group, so that one
+  training gives codes of every length.
 * ``gru`` and ``lstm``: the ordinary recurrent policy gradient, which needs only the value of a reward: REINFORCE on
   reward-to-go with a learned baseline, trained in one call of the cell over all groups.
 
@@ -74,6 +76,7 @@ __all__ = [
     "load",
     "main",
     "parameter_groups",
+    "prefix_credit",
     "reinforce_loss",
     "released_loss",
     "reward_to_go",
@@ -91,7 +94,7 @@ class Args(RunArgs):
     agent: ClassVar[str] = "drlih"
 
     variant: Name = "hashgym"
-    """objective and network: hashgym, norec, gru, lstm, paper or released; `--variant NAME` does the same"""
+    """objective and network: hashgym, norec, nested, nested-norec, gru, lstm, paper or released; or `--variant NAME`"""
     bits: int = 24
     """q, length of the code"""
     group_bits: int = DEFAULT_GROUP_BITS
@@ -125,9 +128,9 @@ class Args(RunArgs):
     augment: str = "crop-flip"
     """how pixels are augmented in training: crop-flip, or none"""
     logit_scale: float = 0.0
-    """deviation of each bit's logits over a batch, before the GRU's correction, for `hashgym` and `norec`; 0: any"""
+    """deviation of each bit's logits over a batch, before the GRU's correction, for variants with bit credit; 0: any"""
     group_weight: float = 0.0
-    """weight of the group reward relative to the whole code's; not for `paper` and `released`"""
+    """weight of the group reward relative to the whole code's; not for `paper`, `released` and the nested variants"""
     value_weight: float = 0.5
     """weight of the baseline's squared error, for `gru` and `lstm`"""
     entropy_weight: float = 3e-3
@@ -527,12 +530,19 @@ def bit_credit(args: Args) -> dict[str, Any]:
     return {**any_reward(args), "counterfactual": True}
 
 
+def prefix_credit(args: Args) -> dict[str, Any]:
+    """Return the environment's arguments for a reward of every prefix, all of equal weight, and the credit of bits."""
+    return {**bit_credit(args), "group_scope": "prefix", "group_weight": 1.0, "global_weight": 0.0}
+
+
 # Sampled rewards are noisy: larger batches, and fewer updates of a smaller network, so that a run takes no longer.
 _FUSED = {"updates": 2000, "num_envs": 512, "hidden": 128, "rnn_hidden": 128, "learning_rate": 3e-3, "dropout": 0.2}
 
 VARIANTS: dict[str, Variant] = {
     "hashgym": Variant(Recurrent, lambda r, args: credit_loss(r.logits, r.credit), bit_credit),
     "norec": Variant(FeedForward, lambda r, args: credit_loss(r.logits, r.credit), bit_credit),
+    "nested": Variant(Recurrent, lambda r, args: credit_loss(r.logits, r.credit), prefix_credit),
+    "nested-norec": Variant(FeedForward, lambda r, args: credit_loss(r.logits, r.credit), prefix_credit),
     "paper": Variant(
         PaperCell,
         lambda r, args: (
@@ -623,11 +633,13 @@ class Run(training.Run):
             final = self.info.get("final_info", self.info)
             code = torch.cat([code[:, :start], 2 * bits - 1, code[:, stop:]], dim=1)
             components = {name: part for name, part in final["rewards"].items() if not name.startswith("_")}
-            group_reward = sum(part for name, part in components.items() if name.startswith("group/"))
+            group_reward = sum(part for name, part in components.items() if not name.startswith("global/"))
             group_logits.append(logits)
             group_rewards.append(self.tensor(group_reward)[:, None].expand_as(logits))
             rewards.append(self.tensor(reward))
-            if "bit_credit" in final:
+            if "prefix_credit" in final:
+                credit += self.tensor(final["prefix_credit"])
+            elif "bit_credit" in final:
                 credit[:, start:stop] += self.tensor(final["bit_credit"][:, : stop - start])
         if "code_credit" in final:
             credit += self.tensor(final["code_credit"])

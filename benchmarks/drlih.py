@@ -27,7 +27,19 @@ from numpy.typing import NDArray
 from benchmarks import tune
 from benchmarks.common.arguments import TableArgs, check_not_empty
 from benchmarks.common.cells import CONTINUES, features_name, run_cells, unfinished
-from benchmarks.common.methods import AGENTS, Bits, Cell, config, fit, load, measure, settings
+from benchmarks.common.methods import (
+    AGENTS,
+    HASHERS,
+    NESTED,
+    Bits,
+    Cell,
+    config,
+    encode_both,
+    fit,
+    load,
+    search,
+    settings,
+)
 from benchmarks.common.results import KEY, Results, costs, describe, scores, table
 from hashgym import codes
 from hashgym.console import Console
@@ -38,7 +50,7 @@ from hashgym.terminal import command_line, parse
 __all__ = ["CURVES", "EXAMPLES", "METHODS", "PRESETS", "Args", "Preset", "main", "names", "row", "run"]
 
 NETWORKS = ("noseq", "hashnet", "dsh", "ninh", "cnnh", "adsh", "dch", "mmhh", "csq", "orthohash")
-METHODS = ("lsh", "sh", "itq", "ksh", "sdh", *NETWORKS, *AGENTS)
+METHODS = ("lsh", "sh", "itq", "ksh", "sdh", *NETWORKS, *HASHERS, *AGENTS)
 
 CURVES = (*KEY, "ranks", "precision_at", "precision_by_radius", "recall_by_radius")
 EXAMPLES = (*KEY, "queries", "found", "distances", "right")
@@ -70,7 +82,8 @@ class Args(TableArgs):
     preset: Literal["tables", "smoke"] = "tables"
     """defaults of methods, bits, seeds and effort: those of the papers' tables, or a short run of every method"""
     methods: tuple[str, ...] | None = None
-    """hashers (`hashgym hashers`), and the agents drlih, drlih-{norec,gru,lstm,paper,released} and ng"""
+    """hashers (`hashgym hashers`), the agents drlih, drlih-{norec,gru,lstm,paper,released} and ng; and methods trained
+    once for all lengths, nested, nested-norec, noseq-nested and orthohash-nested"""
     bits: tuple[int, ...] | None = None
     """code lengths"""
     seeds: int | None = None
@@ -93,20 +106,21 @@ class Args(TableArgs):
 class Outcome:
     """The rows of the three files that a run adds."""
 
-    row: dict[str, Any]
+    rows: list[dict[str, Any]]
     curve: dict[str, Any] | None = None
     example: dict[str, Any] | None = None
 
 
-def names(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:
-    """The columns of a row that are known before the run."""
-    return {**_key(cell, dataset), "config": describe(config(cell, dataset))}
+def names(cell: Cell, dataset: HashingDataset) -> list[dict[str, Any]]:
+    """The columns that are known before the run, of each of its rows."""
+    described = describe(config(cell, dataset))
+    return [{**_key(cell, dataset), "bits": bits, "config": described} for bits in cell.lengths]
 
 
-def row(cell: Cell, dataset: HashingDataset, result: RetrievalResult, train_seconds: float) -> dict[str, Any]:
-    """Return a finished run as a row of ``results.csv``."""
+def row(name: Mapping[str, Any], result: RetrievalResult, train_seconds: float) -> dict[str, Any]:
+    """Return a row of ``results.csv`` of a finished run, given those of its columns that were known before."""
     return {
-        **names(cell, dataset),
+        **name,
         **scores(result),
         "precision_radius2": result.precision_within,
         "recall_radius2": result.recall_within,
@@ -119,8 +133,11 @@ def run(cell: Cell) -> Outcome:
     dataset = load(cell.features).standardized()
     encode, seconds = fit(cell, dataset)
     ranks = [k for k in RANKS if k <= len(dataset.database)] if cell.curves else []
-    found, result = measure(encode, dataset, ranks)
-    finished = row(cell, dataset, result, seconds)
+    query, database = encode_both(encode, dataset)
+    finished = []
+    for name, length in zip(names(cell, dataset), cell.lengths, strict=True):
+        result = search(query[:, :length], database[:, :length], dataset, ranks if length == cell.bits else [])
+        finished.append(row(name, result, seconds))
     if not cell.curves:
         return Outcome(finished)
     curve = {
@@ -130,7 +147,7 @@ def run(cell: Cell) -> Outcome:
         "precision_by_radius": _short(result.precision_by_radius),
         "recall_by_radius": _short(result.recall_by_radius),
     }
-    return Outcome(finished, curve, _example(cell, dataset, *found) if cell.seed == 0 else None)
+    return Outcome(finished, curve, _example(cell, dataset, query, database) if cell.seed == 0 else None)
 
 
 def main(args: Args, console: Console | None = None) -> int:
@@ -145,20 +162,22 @@ def main(args: Args, console: Console | None = None) -> int:
     examples = Results(args.out, EXAMPLES, KEY, "examples.csv")
 
     def done(cell: Cell) -> bool:
-        drawn = not cell.curves or (named[cell] in curves and (cell.seed > 0 or named[cell] in examples))
-        return results.done(named[cell], replace=args.replace) and drawn
+        *_, whole = named[cell]
+        drawn = not cell.curves or (whole in curves and (cell.seed > 0 or whole in examples))
+        return all(results.done(name, replace=args.replace) for name in named[cell]) and drawn
 
     def finish(outcome: Outcome) -> str:
         if outcome.curve:
             curves.append(outcome.curve)
         if outcome.example:
             examples.append(outcome.example)
-        results.append(outcome.row)  # last: a run whose row is here is finished
-        return f"mAP {outcome.row['map']:.4f}, trained in {outcome.row['train_seconds']:.1f} s"
+        results.append(*outcome.rows)  # last: a run whose rows are here is finished
+        whole = outcome.rows[-1]
+        return f"mAP {whole['map']:.4f}, trained in {whole['train_seconds']:.1f} s"
 
     waiting = unfinished(list(named), done, results.path, console)
     failed = run_cells(waiting, run, finish, jobs=args.jobs, executor=args.executor, console=console)
-    wanted = {tuple(str(name[column]) for column in KEY) for name in named.values()}
+    wanted = {tuple(str(name[column]) for column in KEY) for name in itertools.chain(*named.values())}
     rows = [r for r in results.rows() if tuple(r[column] for column in KEY) in wanted]
     for which in dict.fromkeys((r["dataset"], r["features"]) for r in rows):
         console.print(table([r for r in rows if (r["dataset"], r["features"]) == which], title=", ".join(which)))
@@ -167,8 +186,8 @@ def main(args: Args, console: Console | None = None) -> int:
     return failed
 
 
-def cells(args: Args) -> dict[Cell, dict[str, Any]]:
-    """Return all runs, each with the columns of its row that are known before it.
+def cells(args: Args) -> dict[Cell, list[dict[str, Any]]]:
+    """Return all runs, each with the columns of its rows that are known before it.
 
     Raises:
         ValueError: for arguments that cannot be run.
@@ -179,11 +198,15 @@ def cells(args: Args) -> dict[Cell, dict[str, Any]]:
     if not runs.effort > 0:
         raise ValueError(f"effort is a share of the gradient steps, above 0, got {runs.effort}")
     chosen = tune.chosen(args.tuned)
-    found: dict[Cell, dict[str, Any]] = {}
+    found: dict[Cell, list[dict[str, Any]]] = {}
+    longest = max(runs.bits)
     for features, dataset in {features: load(features) for features in args.features}.items():
         for method, bits, seed in itertools.product(runs.methods, runs.bits, range(runs.seeds)):
+            if method in NESTED and bits < longest:
+                continue
             changes = tuple(chosen.get((dataset.name, method), {}).items())
-            cell = Cell(features, method, bits, seed, changes, curves=bits == max(runs.bits))
+            prefixes = tuple(sorted(runs.bits)) if method in NESTED else ()
+            cell = Cell(features, method, bits, seed, changes, bits == longest, prefixes)
             cell = _changed(cell, runs.effort, args.hidden)
             found[cell] = names(cell, dataset)
     return found

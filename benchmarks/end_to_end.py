@@ -146,7 +146,8 @@ def published(bits: Sequence[int]) -> list[str]:
 
 def run(cell: Cell) -> dict[str, Any]:
     """Train and measure, in this process; return the row."""
-    return drlih.run(cell).row
+    (row,) = drlih.run(cell).rows
+    return row
 
 
 def run_held_out(cell: Cell) -> dict[str, Any]:
@@ -179,7 +180,7 @@ def _cells(args: Args) -> dict[Cell, dict[str, Any]]:
                 changes = {**budget(dataset, method, args), **rates}
                 cell = Cell(features, method, length, seed, tuple(changes.items()))
                 settings(cell)  # raises for a method that has no such settings
-                found[cell] = _names(cell, dataset) if args.tune else drlih.names(cell, dataset)
+                (found[cell],) = [_names(cell, dataset)] if args.tune else drlih.names(cell, dataset)
     return found
 
 
@@ -190,7 +191,8 @@ def _tuning(folder: Path) -> Results:
 
 def _names(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:
     rate = {"backbone_learning_rate": dict(cell.changes)["backbone_learning_rate"]}
-    return {**drlih.names(cell, dataset), "settings": describe(rate)}
+    (names,) = drlih.names(cell, dataset)
+    return {**names, "settings": describe(rate)}
 
 
 if __name__ == "__main__":

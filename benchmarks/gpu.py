@@ -105,7 +105,8 @@ def main(args: Args, console: Console | None = None) -> int:
     rows, longest = results(args), 0.0
     for seed, network, method in itertools.product(range(args.seeds), args.networks, args.methods):
         cell = _cell(network, method, seed, dataset, args)
-        named = {**drlih.names(cell, dataset), "features": dict(cell.changes)["backbone"], "device": card}
+        (known,) = drlih.names(cell, dataset)
+        named = {**known, "features": dict(cell.changes)["backbone"], "device": card}
         if rows.done(named):
             continue
         start = time.monotonic()
@@ -120,7 +121,7 @@ def main(args: Args, console: Console | None = None) -> int:
             failed += 1
             console.print(f"{network}, {cell} failed: {error}")
             continue
-        rows.append({**drlih.row(cell, dataset, result, seconds), **named})
+        rows.append(drlih.row(named, result, seconds))
         console.print(f"{network}, {cell}: mAP {result.map:.4f}, trained in {seconds:.1f} s")
         longest = max(longest, time.monotonic() - start)
     return failed

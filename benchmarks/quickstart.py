@@ -95,7 +95,8 @@ def _digits(args: Args, console: Console) -> None:
         encode, seconds = methods.fit(cell, dataset, out=_free(args.out / cell.method), progress=True)
         codes[cell.method], result = methods.measure(encode, dataset)
         curves[cell.method] = result.precision_by_radius, result.recall_by_radius
-        results.append(drlih.row(cell, dataset, result, seconds))  # peak_mb: of this process so far
+        (name,) = drlih.names(cell, dataset)
+        results.append(drlih.row(name, result, seconds))  # peak_mb: of this process so far
         bounds = f"{result.map_pessimistic:.3f} to {result.map_optimistic:.3f}"
         table.add_row(cell.method, f"{result.map:.3f}", bounds, f"{result.precision_within:.3f}", f"{seconds:.1f} s")
     console.print(table)

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from benchmarks.common.arguments import TableArgs, check_not_empty
 from benchmarks.common.cells import CONTINUES, data_digest, features_name, run_cells, unfinished
-from benchmarks.common.methods import Cell, fit, load, settings
+from benchmarks.common.methods import HASHERS, Cell, fit, load, settings
 from benchmarks.common.results import Results, costs, describe
 from hashgym.checks import closest
 from hashgym.codes import CodeSets
@@ -65,7 +65,13 @@ SPACE: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "drlih": _AGENT,
     "drlih-norec": _AGENT,
 }
-SAME_SETTINGS: Mapping[str, str] = {"ng": "drlih"}  # an ablation has the settings of the method it is compared with
+# An ablation, and a method with nested codes, has the settings of the method that it is compared with.
+SAME_SETTINGS: Mapping[str, str] = {
+    "ng": "drlih",
+    "nested": "drlih",
+    "nested-norec": "drlih-norec",
+    **{method: name for method, (name, _) in HASHERS.items()},
+}
 
 KEY = ("dataset", "features", "method", "bits", "seed", "trial")
 COLUMNS = (*KEY, "settings", "map", "train_seconds", "peak_mb", "version", "revision", "config")

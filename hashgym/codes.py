@@ -12,7 +12,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["CodeSets", "Words", "hamming", "longer_than", "pack", "span", "span_mask", "unpack", "word_count"]
+__all__ = [
+    "CodeSets",
+    "Words",
+    "hamming",
+    "longer_than",
+    "pack",
+    "prefix_lengths",
+    "span",
+    "span_mask",
+    "unpack",
+    "word_count",
+]
 
 Words = NDArray[np.uint64]
 WORD_BITS = 64
@@ -47,6 +58,11 @@ def pack(bits: ArrayLike) -> Words:
     words = np.zeros((*array.shape[:-1], word_count(array.shape[-1]) * 8), np.uint8)
     words[..., : packed.shape[-1]] = packed
     return words.view("<u8").astype(np.uint64, copy=False)
+
+
+def prefix_lengths(bits: int, step: int) -> tuple[int, ...]:
+    """Return the lengths of the prefixes of a code of ``bits`` bits that end at multiples of ``step``, and ``bits``."""
+    return (*range(step, bits, step), bits)
 
 
 def longer_than(words: Words, bits: int) -> bool:

@@ -20,18 +20,23 @@ import hashgym.hashers
 from benchmarks.common.cells import data_digest
 from hashgym.checks import closest
 from hashgym.data import HashingDataset
+from hashgym.envs.bit_group_hashing import DEFAULT_GROUP_BITS
 from hashgym.retrieval import RetrievalResult, evaluate
 from hashgym.retrieval.metrics import check_labels
 
 __all__ = [
     "AGENTS",
+    "HASHERS",
+    "NESTED",
     "Cell",
     "config",
+    "encode_both",
     "fit",
     "group_bits",
     "load",
     "measure",
     "reward_variants",
+    "search",
     "settings",
     "settings_of",
     "unused_settings",
@@ -54,7 +59,16 @@ AGENTS: Mapping[str, Mapping[str, Any]] = {
     "drlih-gru": {"variant": "gru", **_ALL},
     "drlih-lstm": {"variant": "lstm", **_ALL},
     "ng": {"variant": "hashgym", "group_bits": 1, **_ALL},  # Table II's Baseline_ng: no action groups
+    "nested": {"variant": "nested", **_ALL},
+    "nested-norec": {"variant": "nested-norec", **_ALL},
 }
+
+# Hashers by another name than their own, with settings of their own.
+HASHERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    f"{name}-nested": (name, {"nested": DEFAULT_GROUP_BITS}) for name in ("noseq", "orthohash")
+}
+NESTED = ("nested", "nested-norec", *HASHERS)
+"""Methods that are trained once, at the greatest length, for all of them."""
 
 
 def reward_variants() -> list[str]:
@@ -88,6 +102,13 @@ class Cell:
     """settings that differ from the method's defaults, by name"""
     curves: bool = False
     """measure curves and, for seed 0, keep the results of some searches as examples"""
+    prefixes: tuple[int, ...] = ()
+    """lengths at which the codes are measured, each with a row of its own, of a method of NESTED; else empty"""
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The code lengths of its rows."""
+        return self.prefixes or (self.bits,)
 
     def __str__(self) -> str:
         return f"{self.method} {self.bits} bits seed {self.seed}"
@@ -115,22 +136,24 @@ def settings(cell: Cell) -> Any:
         changes = AGENTS[cell.method]
         own = {"bits": cell.bits, "seed": cell.seed, **changes, **dict(cell.changes)}
         return dataclasses.replace(agent.PRESETS[changes["variant"]], **own)
-    if cell.method not in hashgym.hashers.HASHERS:
-        known = [*hashgym.hashers.available(), *AGENTS]
+    name, own = HASHERS.get(cell.method, (cell.method, {}))
+    if name not in hashgym.hashers.HASHERS:
+        known = [*hashgym.hashers.available(), *HASHERS, *AGENTS]
         close = closest(cell.method, known)
         raise ValueError(f"there is no method {cell.method!r}{close}: choose from {', '.join(known)}")
-    return hashgym.hashers.make(cell.method, bits=cell.bits, seed=cell.seed, **dict(cell.changes))
+    return hashgym.hashers.make(name, bits=cell.bits, seed=cell.seed, **{**own, **dict(cell.changes)})
 
 
 def settings_of(configured: Any, dataset: HashingDataset) -> dict[str, Any]:
     """The settings by name of a hasher, or of an agent's ``Args``.
 
     Settings that rows of earlier versions do not have are left out where they make no difference: those of a backbone
-    where there is none, and logits that are not normalised.
+    where there is none, logits that are not normalised, and prefixes that are not trained.
     """
     values = configured.get_params() if hasattr(configured, "get_params") else dataclasses.asdict(configured)
-    if not values.get("logit_scale", True):
-        del values["logit_scale"]
+    for name in ("logit_scale", "nested"):
+        if not values.get(name, True):
+            del values[name]
     return {name: value for name, value in values.items() if dataset.has_maps or name not in BACKBONE}
 
 
@@ -141,6 +164,8 @@ def config(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:
     ignored = unused_settings(configured.variant) if cell.method in AGENTS else ()
     for name in ("bits", "seed", "dataset", "out", *ignored):
         values.pop(name, None)
+    if cell.prefixes:
+        values["trained_bits"] = cell.bits
     return {**values, "data": data_digest(dataset)}
 
 
@@ -175,14 +200,23 @@ def measure(
     encode: Encoder, dataset: HashingDataset, precision_at: Sequence[int] = ()
 ) -> tuple[tuple[Bits, Bits], RetrievalResult]:
     """Encode queries and database, search the database for every query; return both codes and the metrics."""
+    codes = encode_both(encode, dataset)
+    return codes, search(*codes, dataset, precision_at)
+
+
+def encode_both(encode: Encoder, dataset: HashingDataset) -> tuple[Bits, Bits]:
+    """Return the codes of the queries and of the database."""
     query, database = dataset.query, dataset.database
     if dataset.has_maps:  # encoded from the file, which may be larger than the memory
         whole = encode(dataset.features)
-        codes = whole[query], whole[database]
-    else:
-        codes = encode(np.asarray(dataset.features[query])), encode(np.asarray(dataset.features[database]))
-    labels = dataset.labels[query], dataset.labels[database]
-    return codes, evaluate(codes[0], labels[0], codes[1], labels[1], precision_at=precision_at)
+        return whole[query], whole[database]
+    return encode(np.asarray(dataset.features[query])), encode(np.asarray(dataset.features[database]))
+
+
+def search(query: Bits, database: Bits, dataset: HashingDataset, precision_at: Sequence[int] = ()) -> RetrievalResult:
+    """Search the database for every query; return the metrics."""
+    labels = dataset.labels[dataset.query], dataset.labels[dataset.database]
+    return evaluate(query, labels[0], database, labels[1], precision_at=precision_at)
 
 
 def group_bits(cell: Cell) -> int | None:

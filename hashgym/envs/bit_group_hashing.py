@@ -517,9 +517,9 @@ class BitGroupHashingEnv(BitGroupHashingMixin, ScalarEnv):
 
     With `counterfactual=True` the info also holds the credit of each bit, R(bit = 1) - R(bit = 0) with all other bits
     as emitted, in units of the reward: `info["bit_credit"]` (group_bits,) for the group's reward (0 for surplus
-    bits), and at the last step `info["code_credit"]` (bits,) for the global one. With `group_scope="prefix"` the group's
-    reward depends on the bits of earlier groups too: `info["prefix_credit"]` (bits,) is the credit of all bits so far, 0
-    beyond, and `info["bit_credit"]` its part for this group.
+    bits), and at the last step `info["code_credit"]` (bits,) for the global one. With `group_scope="prefix"` a step's
+    reward depends on the bits of earlier groups too: `info["prefix_credit"]` (bits,) is the credit of all bits so far,
+    0 beyond, and `info["bit_credit"]` its part for this group.
 
     ## Codebook
     By default every environment has a codebook of its own, so that a seed determines all its results. **Several scalar
@@ -583,9 +583,9 @@ class BitGroupHashingEnv(BitGroupHashingMixin, ScalarEnv):
     device; see `hashgym.envs.torch_backend`.
 
     ## Version History
-    * v0: initial version; `codebook`, `flat`, `info`, `autoreset_mode`, `group_scope` and `action="multidiscrete"` came later and
-      change nothing by default, `group_bits` may be left out for codes shorter than 12 bits, and datasets may be of
-      activations and pixels
+    * v0: initial version; `codebook`, `flat`, `info`, `autoreset_mode`, `group_scope` and `action="multidiscrete"` came
+      later and change nothing by default, `group_bits` may be left out for codes shorter than 12 bits, and datasets may
+      be of activations and pixels
     """
 
     def __init__(

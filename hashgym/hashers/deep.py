@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 from abc import abstractmethod
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from hashgym.codes import prefix_lengths
 from hashgym.device import explain_out_of_memory, resolve_device
 from hashgym.hashers.base import Features, Hasher, Labels, as_maps
 from hashgym.hashers.module import Transform
@@ -46,6 +48,8 @@ class DeepHasher(Hasher):
         dropout: share of the hidden units left out at each update.
         input_dropout: share of the features left out at each update.
         updates: number of gradient steps.
+        nested: step of the lengths at which prefixes of the code are trained to be codes themselves, 12 for 12, 24 and
+            so on; the loss is the sum of theirs, after "Nested Hash Layer" (arXiv 2412.08922). 0 for none.
         batch_size: number of images in a step.
         learning_rate: initial learning rate; it falls to 0 along a cosine.
         weight_decay: weight decay of AdamW.
@@ -79,6 +83,7 @@ class DeepHasher(Hasher):
     backbone_learning_rate: float = 5e-4
     backbone_weights: str | None = None
     head_updates: int = 0
+    nested: int = 0
     augment: str = "crop-flip"
     device: str = "auto"
     verbose: bool = False
@@ -92,8 +97,9 @@ class DeepHasher(Hasher):
         for name in ("updates", "batch_size", "learning_rate", "backbone_learning_rate"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        if self.head_updates < 0:
-            raise ValueError(f"head_updates must be at least 0, got {self.head_updates}")
+        for name in ("head_updates", "nested"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         for name in ("dropout", "input_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
@@ -135,7 +141,7 @@ class DeepHasher(Hasher):
             head = nn.Sequential(*layers, self.hash_layer(self.hidden or width)).to(device)
             network = head if backbone is None else nn.Sequential(backbone, head)
             parameters = [{"params": list(head.parameters()), "lr": self.learning_rate}]
-            objective = self.objective(labels)
+            objective = self._nested_objective(labels) if self.nested else self.objective(labels)
             if backbone is not None:
                 if self.head_updates:
                     features = _Maps(backbone.start_from(X[:, 0] if X.ndim == 5 else X), device)
@@ -161,6 +167,13 @@ class DeepHasher(Hasher):
             self.image_shape_ = np.array(backbone.image_shape)
             self.backbone_state_ = backbone.numbers()
             self._backbone = backbone.cpu().eval()
+
+    def _nested_objective(self, labels: Tensor) -> Objective:
+        """Return the sum of the losses of the code and of its prefixes, each that of a hasher of its length."""
+        *prefixes, _ = prefix_lengths(self.bits, self.nested)
+        parts = [(length, dataclasses.replace(self, bits=length).objective(labels)) for length in prefixes]
+        parts.append((self.bits, self.objective(labels)))
+        return lambda logits, rows, update: torch.stack([part(logits[:, :p], rows, update) for p, part in parts]).sum()
 
     def _descend(
         self,

@@ -60,7 +60,7 @@ class Codebook:
 
 @dataclass(frozen=True)
 class RewardView:
-    """One span of bits (a group, a prefix, or the whole code) of n images, the argument of a reward. Arrays are read-only.
+    """One span of bits (a group, a prefix, or the whole code) of n images, a reward's argument. Arrays are read-only.
 
     Attributes:
         code: float32 (n, s), the emitted bits as 0.0 and 1.0, or the probabilities of ``action="probability"``.

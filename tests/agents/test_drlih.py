@@ -540,8 +540,7 @@ def test_every_variant_learns_digits(variant: Any) -> None:
     options = {
         "gru": recurrent,
         "lstm": recurrent,
-        "hashgym": {"num_envs": 128, "updates": 250, "learning_rate": 1e-2, "input_dropout": 0.1, "dropout": 0.2},
-        "norec": {"num_envs": 128, "updates": 250, "learning_rate": 1e-2, "input_dropout": 0.1, "dropout": 0.2},
+        **{key: {**recurrent, "updates": 250} for key in ("hashgym", "norec", "nested", "nested-norec")},
         # A recurrence over bits trains less easily, and worst where dropout disturbs it.
         "paper": {"num_envs": 128, "updates": 400, "learning_rate": 2e-3, "input_dropout": 0.0, "dropout": 0.0},
         "released": {"num_envs": 64, "updates": 300, "learning_rate": 3e-3, "input_dropout": 0.1, "dropout": 0.2},
@@ -550,6 +549,36 @@ def test_every_variant_learns_digits(variant: Any) -> None:
     policy = drlih.train(digits(), args, progress=False)
     score = digits_map(hashgym.encode(policy, digits().features, bits=24))
     assert score > unsupervised_map() + 0.15
+
+
+def test_prefixes_of_nested_codes_are_codes() -> None:
+    learning = {"num_envs": 128, "updates": 250, "learning_rate": 1e-2, "input_dropout": 0.1, "dropout": 0.2}
+    policies = {
+        variant: drlih.train(digits(), Args(variant=variant, hidden=128, group_bits=8, **learning), progress=False)
+        for variant in ("norec", "nested-norec")
+    }
+    codes = {name: hashgym.encode(p, digits().features, bits=24, group_bits=8) for name, p in policies.items()}
+    for length in (6, 8):  # within a group, and at the end of one
+        assert digits_map(codes["nested-norec"][:, :length]) > digits_map(codes["norec"][:, :length]) + 0.01
+    assert digits_map(codes["nested-norec"]) > digits_map(codes["norec"]) - 0.03
+
+
+def test_a_rollout_sums_the_credit_of_all_prefixes(multi_label: HashingDataset) -> None:
+    args = Args(variant="nested-norec", **SMALL)
+    run = drlih.Run(drlih.build(multi_label.image_shape, args), multi_label, multi_label.train[:0], args)
+    seen: list[np.ndarray] = []
+    step = run.envs.step
+
+    def spy(action: np.ndarray) -> Any:
+        result = step(action)
+        seen.append(result[-1].get("final_info", result[-1])["prefix_credit"])
+        return result
+
+    run.envs.step = spy
+    rollout = run.rollout()
+    assert len(seen) > 1
+    np.testing.assert_allclose(rollout.credit, np.sum(seen, axis=0), rtol=1e-5, atol=1e-7)
+    assert all(name.startswith("prefix/") for name in rollout.components if not name.startswith("global/"))
 
 
 def test_normalised_logits_and_nca_learn_digits() -> None:

@@ -111,7 +111,7 @@ QUICK = {"updates": 4, "num_envs": 32, "hidden": 16}
 @pytest.mark.parametrize("method", list(methods.AGENTS))
 def test_agents_are_trained_measured_and_described(method, monkeypatch):
     monkeypatch.setattr(methods, "AGENTS", {name: {**settings, **QUICK} for name, settings in methods.AGENTS.items()})
-    row = drlih.run(methods.Cell("digits", method, 14, 1)).row
+    (row,) = drlih.run(methods.Cell("digits", method, 14, 1)).rows
     assert (row["method"], row["bits"], row["seed"]) == (method, 14, 1)
     assert 0 < row["map_pessimistic"] <= row["map"] <= row["map_optimistic"] < 1
     assert row["train_seconds"] > 0
@@ -119,6 +119,35 @@ def test_agents_are_trained_measured_and_described(method, monkeypatch):
     assert config["updates"] == 4
     assert config["group_bits"] == (1 if method == "ng" else 12)
     assert not {"bits", "seed"} & set(config)
+
+
+@pytest.mark.parametrize("method", methods.NESTED)
+def test_a_nested_method_is_trained_once_for_all_lengths(tmp_path, method, monkeypatch):
+    monkeypatch.setattr(cells, "_in_fresh_process", lambda work, cell: work(cell))  # in this process: quicker
+    fits = []
+
+    def fit(cell, dataset):
+        encode, seconds = methods.fit(methods.dataclasses.replace(cell, changes=(("updates", 30),)), dataset)
+        fits.append((cell, encode))
+        return encode, seconds
+
+    monkeypatch.setattr(drlih, "fit", fit)
+    args = drlih.Args(out=tmp_path, methods=(method,), bits=(12, 18, 6), seeds=1)
+    assert drlih.main(args, Console(record=True)) == 0
+    ((cell, encode),) = fits
+    assert (cell.bits, cell.prefixes) == (18, (6, 12, 18))
+    rows = Results(tmp_path).rows()
+    assert [row["bits"] for row in rows] == ["6", "12", "18"]
+    assert len({row["train_seconds"] for row in rows}) == 1
+    assert {json.loads(row["config"])["trained_bits"] for row in rows} == {18}
+    dataset = methods.load("digits").standardized()
+    query, database = methods.encode_both(encode, dataset)
+    for row, length in zip(rows, (6, 12, 18), strict=True):
+        labels = dataset.labels[dataset.query], dataset.labels[dataset.database]
+        expected = mean_average_precision(query[:, :length], labels[0], database[:, :length], labels[1])
+        assert float(row["map"]) == pytest.approx(expected)
+    assert drlih.main(args, Console(record=True)) == 0
+    assert len(fits) == 1
 
 
 def test_curves_and_examples_stand_beside_the_rows(finished):
