@@ -93,15 +93,16 @@ def table(measured: Costs) -> Iterator[str]:
 
 def backend_table(folder: Path) -> Iterator[str]:
     """Yield lines of Markdown with the measured rows, one for every back end on every data."""
-    yield "| codes | back end | 10 nearest, ms | times brute force | within radius 2, ms | build, s | MB |"
-    yield "|---" * 7 + "|"
+    yield "| codes | back end | 10 nearest, ms | times brute force | recall | within radius 2, ms | build, s | MB |"
+    yield "|---" * 8 + "|"
     rows = Results(folder, engines.COLUMNS, engines.KEY, "engines.csv").rows()
     of = {tuple(row[key] for key in engines.KEY): row for row in rows}
     for row in rows:
         if row["task"].startswith("nearest"):
             near = of[row["data"], row["codes"], row["bits"], row["backend"], "within 2"]
             cells = [f"{row['data']}, {row['bits']} bits", row["backend"], f"{float(row['median_ms']):.2f}"]
-            cells += [f"{float(row['times_brute_force']):.1f}", f"{float(near['median_ms']):.2f}"]
+            cells += [f"{float(row['times_brute_force']):.1f}", f"{float(row['recall']):.3f}"]
+            cells += [f"{float(near['median_ms']):.2f}"]
             cells += [f"{float(row['build_seconds']):.1f}", f"{float(row['index_mb']):.0f}"]
             yield "| " + " | ".join(cells) + " |"
 

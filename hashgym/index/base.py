@@ -10,7 +10,8 @@
 ([[7, 4]], [[0, 1]])
 
 An image may have several codes; its distance from a query is the smallest of theirs. All back ends return the same
-images in the same order, by distance and then by id; the slowest, ``brute-force``, defines the answer.
+images in the same order, by distance and then by id; the slowest, ``brute-force``, defines the answer. ``prefix`` may
+miss images where its ``candidates`` are bounded.
 
 A saved index is a folder sealed by ``index.json`` (``hashgym.storage.sealed``), whose files are named by their
 content. So a new version is written beside the old one and takes effect when ``index.json`` is replaced: a process that
@@ -281,6 +282,10 @@ BACKENDS: Registry[type[Index]] = Registry(
             "hashgym.index.faiss:FaissHashIndex",
             "faiss's hash tables of parts of the codes; for the nearest of many codes",
         ),
+        "prefix": (
+            "hashgym.index.prefix:PrefixIndex",
+            "finds candidates by the first bits and ranks them by all (prefix=, candidates=); for nestable codes",
+        ),
         "buckets": ("hashgym.index.buckets:BucketTableIndex", "a hash table of whole codes; for small radii"),
         "milvus": (
             "hashgym.index.milvus:MilvusIndex",
@@ -321,7 +326,8 @@ def make(backend: str, bits: int, **options: Any) -> Index:
     Args:
         backend: one of :func:`backends`, or "package.module:Class".
         bits: q, the length of the codes.
-        **options: for ``milvus``, see :class:`hashgym.index.milvus.MilvusIndex`; the others take none.
+        **options: for ``milvus``, see :class:`hashgym.index.milvus.MilvusIndex`, for ``prefix``
+            :class:`hashgym.index.prefix.PrefixIndex`; the others take none.
 
     Raises:
         ValueError: for an unknown back end or option, or a length below 1.

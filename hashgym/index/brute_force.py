@@ -123,7 +123,7 @@ class BruteForceIndex(Index):
 
     @classmethod
     def _read(cls, meta: Mapping[str, Any], files: Mapping[str, Path], options: Mapping[str, Any]) -> Index:
-        index = cls(meta["bits"])
+        index = cls(meta["bits"], **options)
         try:
             ids, counts, words = (np.array(map_array(files[f"{name}.npy"])) for name in ("ids", "counts", "words"))
         except (KeyError, DataError) as error:

@@ -55,12 +55,14 @@ def test_bucket_searches_find_the_same_images(capsys):
 
 def test_backends_are_measured_against_brute_force(tmp_path, capsys):
     local = tuple(name for name in index.backends() if name != "milvus")
-    args = replace(FEW, backends=local, out=tmp_path)
+    args = replace(FEW, backends=local, candidates=(5,), out=tmp_path)
     report = engines.main(args)
-    installed = [name for name in local if "faiss" not in name or find_spec("faiss")]
+    installed = [*(name for name in local if "faiss" not in name or find_spec("faiss")), "prefix:5"]
     assert [row["backend"] for row in report.rows[::2]] == installed  # brute force first
     for row in report.rows:
-        assert (row["images"], row["recall"]) == (188, 1.0)
+        assert row["images"] == 188
+        assert row["recall"] == 1 or (row["backend"], row["task"]) == ("prefix:5", "nearest 3")
+        assert 0.3 < row["recall"]
         assert 250 < row["codes"] < 350
         assert 0 < row["median_ms"] <= row["p95_ms"]
         assert min(row[key] for key in ("build_seconds", "peak_mb", "queries_per_second", "times_brute_force")) > 0

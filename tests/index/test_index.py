@@ -20,8 +20,12 @@ from hashgym.index.brute_force import BruteForceIndex
 from hashgym.storage import atomic, owned, sealed
 from hashgym.storage.checksums import sha256
 
-LOCAL = ["brute-force", "buckets", *(["faiss", "faiss-hash"] if find_spec("faiss") else [])]
-TABLES = {"buckets": "hashgym.index.buckets", "faiss-hash": "hashgym.index.faiss"}
+LOCAL = ["brute-force", "buckets", "prefix", *(["faiss", "faiss-hash"] if find_spec("faiss") else [])]
+TABLES = {
+    "buckets": "hashgym.index.buckets",
+    "prefix": "hashgym.index.prefix",
+    "faiss-hash": "hashgym.index.faiss",
+}
 local = pytest.mark.parametrize("backend", LOCAL)
 
 
@@ -201,7 +205,7 @@ def test_invalid_arguments_are_rejected_and_change_nothing(backend, do, reason):
 
 
 def test_back_ends_are_named():
-    assert list(index.backends()) == ["brute-force", "faiss", "faiss-hash", "buckets", "milvus"]
+    assert list(index.backends()) == ["brute-force", "faiss", "faiss-hash", "prefix", "buckets", "milvus"]
     with pytest.raises(ValueError, match="unknown back end 'flann'; there are brute-force, buckets, "):
         index.make("flann", 8)
     with pytest.raises(ValueError, match="takes no options, got uri"):
