@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -194,6 +194,7 @@ def write_encoder(
     *,
     bits: int,
     group_bits: int | None = None,
+    lengths: Sequence[int] = (),
     threshold: float | None = None,
 ) -> None:
     """Write ``policy.onnx``, the encoder that :func:`hashgym.load_encoder` opens, or print why it cannot be written.
@@ -206,6 +207,7 @@ def write_encoder(
         path: of the file.
         bits: q.
         group_bits: k, of BitGroupHashing-v0.
+        lengths: lengths to which codes were trained to be cut.
         threshold: xi, of RegionKeep-v0.
     """
     regions: dict[str, Any] = {}
@@ -220,6 +222,7 @@ def write_encoder(
             image_shape=dataset.image_shape,
             bits=bits,
             group_bits=group_bits,
+            lengths=lengths,
             source={"agent": args.agent, "dataset": dataset.name, "settings": dataclasses.asdict(args)},
             center=dataset.center,
             scale=dataset.scale,

@@ -46,7 +46,7 @@ from torch import Tensor, nn
 import hashgym
 from hashgym import console, data
 from hashgym.checks import check_choice
-from hashgym.codes import CodeSets
+from hashgym.codes import CodeSets, prefix_lengths
 from hashgym.data import HashingDataset
 from hashgym.device import resolve_device
 from hashgym.encoders.heads import GroupsHead
@@ -749,7 +749,10 @@ def train(
         shape: dict[str, Any] = {"dim": policy.dim, "image_shape": list(dataset.image_shape)}
         files.save(files.policy_payload(policy, dataset, args, **shape), out / "policy.pt")
         code = {"bits": args.bits, "group_bits": args.group_bits}
-        files.write_encoder(lambda: GroupsHead(policy, **code), dataset, args, out / "policy.onnx", **code)
+        nested = VARIANTS[args.variant].reward is prefix_credit
+        lengths = prefix_lengths(args.bits, args.group_bits) if nested else ()
+        path = out / "policy.onnx"
+        files.write_encoder(lambda: GroupsHead(policy, **code), dataset, args, path, **code, lengths=lengths)
     return policy.eval()
 
 

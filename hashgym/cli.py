@@ -449,10 +449,12 @@ def export(
             f"{source}; {agreement.ties:,} are ties, which rounding may decide either way"
         )
     regions = f", with {encoder.regions} regions" if encoder.regions else ""
+    *shorter, _ = encoder.lengths
+    lengths = f", of which the first {' or '.join(map(str, shorter))} are codes too (--bits)" if shorter else ""
     use = "`hashgym.load_encoder` opens it."
     if encoder.takes == "pictures":
         use = f"Encode pictures with `hashgym encode {quote(out)} PHOTOS --out CODES`."
-    _say(_styled(out, "green"), f": {encoder.bits} bits from {encoder.takes}{regions}. {use}")
+    _say(_styled(out, "green"), f": {encoder.bits} bits from {encoder.takes}{regions}{lengths}. {use}")
 
 
 def encode(
@@ -465,6 +467,7 @@ def encode(
     follow_links: Flag = False,
     exclude: Patterns = (),
     checksum: Flag = False,
+    bits: int | None = None,
     batch_size: int = 64,
     workers: int = 2,
 ) -> None:
@@ -483,6 +486,7 @@ def encode(
         follow_links: also encode the pictures that links lead to, under the paths of the targets.
         exclude: a pattern of names, or of paths relative to a folder, to leave out; may be repeated.
         checksum: recognise changed pictures by their content, instead of their size and modification time.
+        bits: number of first bits of each code to keep, for an encoder of nestable codes; all by default.
         batch_size: pictures that are read, and recorded as finished, together.
         workers: batches processed at a time, each in its own thread; the cores are divided among them.
     """
@@ -498,6 +502,7 @@ def encode(
         follow_links=follow_links,
         exclude=exclude,
         checksum=checksum,
+        bits=bits,
     )
     finished = Path(out).exists()
     try:

@@ -227,6 +227,36 @@ def test_index_adds_and_removes(place, tmp_path, capsys):
     )
 
 
+def test_nestable_codes_are_cut_and_searched(place, tmp_path, capsys):
+    """A nested hasher, exported; codes of its first bits, an index of them, and a search with queries cut alike."""
+    data = cache.open_cache(place / "features")
+    hashers.make("noseq", bits=12, nested=4, updates=20, hidden=0).fit(
+        data.standardized().features[data.train], data.labels[data.train]
+    ).save(tmp_path / "nested.npz")
+    encoder, photo = tmp_path / "nested.onnx", place / "photos" / "dog" / "5.png"
+    command = ["export", tmp_path / "nested.npz", "--features", place / "features", "--out", encoder]
+    assert "12 bits from pictures, of which the first 4 or 8 are codes too (--bits)" in says(command, capsys)
+    for bits in (12, 8):
+        says(["encode", encoder, place / "photos", "--out", tmp_path / f"codes{bits}", "--bits", bits], capsys)
+        says(["index", tmp_path / f"codes{bits}", "--out", tmp_path / f"index{bits}", "--backend", "prefix"], capsys)
+    whole, cut = (open_codes(tmp_path / f"codes{bits}") for bits in (12, 8))
+    from hashgym.codes import span
+
+    assert cut.bits == 8
+    assert (cut.words == span(whole.words, 0, 8)).all()
+    found = says(["search", tmp_path / "index8", photo, "--k", 40, "--json"], capsys)
+    answer = json.loads(found)
+    assert (answer["bits"], answer["matches"][0]["distance"], len(answer["matches"])) == (8, 0, 40)
+    assert max(match["distance"] for match in answer["matches"]) <= 8
+    assert "of another encoder" in fails(["index", tmp_path / "codes12", "--out", tmp_path / "index8", "--add"], capsys)
+    assert "has codes of another encoder" in fails(
+        ["encode", encoder, place / "photos", "--out", tmp_path / "codes8"], capsys
+    )
+    assert "cannot be cut to 13" in fails(
+        ["encode", encoder, place / "photos", "--out", tmp_path / "c", "--bits", 13], capsys
+    )
+
+
 def test_search_in_a_table_json_and_html(place, tmp_path, capsys):
     photo = place / "photos" / "dog" / "5.png"
     output = says(["search", place / "index", photo, "--k", 3, "--html", tmp_path / "out.html"], capsys)

@@ -15,6 +15,7 @@ import numpy as np
 
 from hashgym import hashers
 from hashgym.checks import check_integer, closest
+from hashgym.codes import prefix_lengths
 from hashgym.data import load
 from hashgym.data.dataset import HashingDataset
 from hashgym.encoders.encoder import Encoder, load_encoder
@@ -256,6 +257,7 @@ def write_hasher(path: Path, hasher: hashers.Hasher, dataset: HashingDataset, tr
         dim=dataset.dim,
         image_shape=dataset.image_shape,
         bits=hasher.bits,
+        lengths=prefix_lengths(hasher.bits, nested) if (nested := getattr(hasher, "nested", 0)) else (),
         source=origin,
         center=dataset.center,
         scale=dataset.scale,

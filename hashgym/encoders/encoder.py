@@ -14,6 +14,7 @@ other files, and the metadata is compared with the network's inputs and outputs.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashgym.checks import finite_rows
+from hashgym.checks import check_integer, finite_rows
 from hashgym.codes import CodeSets
 from hashgym.data.pictures import to_rgb
 from hashgym.encoders.onnx_file import check_self_contained
@@ -137,6 +138,10 @@ def _check(metadata: Mapping[str, Any], session: InferenceSession) -> None:
             raise ValueError(f"has image_shape = {_short(image)}, not three sides of {dim:,} numbers")
     if metadata["group_bits"] is not None:
         number("group_bits", 1, 1 << 20)
+    if (lengths := metadata.get("lengths")) is not None:
+        are_lengths = isinstance(lengths, list) and all(type(length) is int for length in lengths) and lengths
+        if not are_lengths or lengths[0] < 1 or lengths[-1] != bits or sorted(set(lengths)) != lengths:
+            raise ValueError(f"has lengths = {_short(lengths)}, not ascending integers from 1 to {bits:,}")
     for key, least in ("sigma", "above 0"), ("threshold", "0"):
         value = metadata[key]
         if regions == 0 and value is None:
@@ -195,6 +200,7 @@ class Encoder:
 
     Attributes:
         bits: q, the length of a code.
+        lengths: lengths to which codes were trained to be cut, ascending, the last one q; only q for most encoders.
         dim: D, the number of features of a view.
         takes: ``features`` or ``pictures``.
         image_shape: (C, H, W) of the activations or pixels that a trained backbone takes; None for feature vectors.
@@ -202,7 +208,8 @@ class Encoder:
         sigma: ratio of a region's side to the image's; None without regions.
         threshold: xi, the least probability at which a region's code is kept; None without regions.
         size: side in pixels of the pictures; None if it takes features.
-        digest: SHA-256 of the file with the digest's own digits set to 0, hexadecimal.
+        digest: SHA-256 of the file with the digest's own digits set to 0, hexadecimal; of an encoder that was cut,
+            followed by a colon and its length.
         metadata: of the file, including method, backbone, preprocessing and settings.
     """
 
@@ -210,6 +217,7 @@ class Encoder:
         self.metadata = metadata
         self.digest = digest
         self.bits: int = metadata["bits"]
+        self.lengths: tuple[int, ...] = tuple(metadata.get("lengths", [self.bits]))
         self.dim: int = metadata["dim"]
         self.takes: str = metadata["takes"]
         shape = metadata.get("image_shape")
@@ -227,6 +235,27 @@ class Encoder:
     def __repr__(self) -> str:
         regions = f", {self.regions} regions" if self.regions else ""
         return f"Encoder({self.bits} bits from {self.takes}{regions}, {self.digest[:12]})"
+
+    def cut(self, bits: int) -> Encoder:
+        """Return an encoder of the first bits of each code, from the same network.
+
+        Its codes are as good as those of an encoder of that length where ``lengths`` has it, and nearly so between two
+        of them; of an encoder that was not trained for it they are mere parts of codes.
+
+        Args:
+            bits: their number, from 1 to q.
+
+        Raises:
+            ValueError: for another number.
+        """
+        if not 1 <= check_integer("bits", bits) <= self.bits:
+            raise ValueError(f"the encoder has codes of {self.bits} bits, which cannot be cut to {bits}")
+        if bits == self.bits:
+            return self
+        encoder = copy.copy(self)
+        encoder.bits, encoder.digest = bits, f"{self.digest.partition(':')[0]}:{bits}"
+        encoder.lengths = (*(length for length in self.lengths if length < bits), bits)
+        return encoder
 
     def encode(self, features: NDArray[np.float32]) -> CodeSets:
         """Return the codes of images, from their features.
@@ -358,11 +387,13 @@ class Encoder:
         outputs = [np.concatenate(part) for part in zip(*parts, strict=True)]
         lead = views.shape[: 2 if self.regions else 1]
         for name, output in zip(names, outputs, strict=True):  # a file may declare other shapes than it has
-            if output.shape != (wanted := lead if name == "keep" else (*lead, self.bits)):
+            if output.shape != (wanted := lead if name == "keep" else (*lead, self.metadata["bits"])):
                 raise DataError(
                     f"the encoder gives {name} of shape {output.shape} instead of {wanted}: export it again"
                 )
-        return outputs
+        return [
+            output if name == "keep" else output[..., : self.bits] for name, output in zip(names, outputs, strict=True)
+        ]
 
     def _batch(self, views: NDArray[Any], start: int, count: int) -> NDArray[Any]:
         """Return ``count`` images from number ``start`` on as the network takes them.

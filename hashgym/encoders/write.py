@@ -45,6 +45,7 @@ def write(
     image_shape: tuple[int, ...] | None = None,
     bits: int,
     group_bits: int | None = None,
+    lengths: Sequence[int] = (),
     regions: int = 0,
     sigma: float | None = None,
     threshold: float | None = None,
@@ -64,6 +65,8 @@ def write(
         image_shape: (C, H, W) of activations or pixels, which the network takes in a row; None or (D,) for features.
         bits: q, the length of a code.
         group_bits: k, the group length of a policy that acts on groups.
+        lengths: lengths to which codes were trained to be cut, ascending, the last one ``bits``; empty for ``bits``
+            alone.
         regions: number of an image's regions besides the whole: 0 or 5.
         sigma: ratio of a region's side to the image's, in (0, 1], with regions.
         threshold: xi, in [0, 1]: the least probability at which a code is kept, with regions.
@@ -83,6 +86,8 @@ def write(
         raise ValueError(f"images of shape {shape} have {math.prod(shape)} numbers, got dim={dim}")
     if dim < 1 or bits < 1:
         raise ValueError(f"bits and dim must be at least 1, got {bits} and {dim}")
+    if lengths and (list(lengths) != sorted(set(lengths)) or lengths[0] < 1 or lengths[-1] != bits):
+        raise ValueError(f"lengths must ascend from 1 or more to bits={bits}, got {lengths}")
     if regions not in (0, 5):
         raise ValueError(f"regions must be 5 (corners and centre) or 0, got {regions}")
     if regions and len(shape) > 1:
@@ -99,6 +104,7 @@ def write(
             "takes": "features",
             "bits": int(bits),
             "group_bits": group_bits,
+            **({"lengths": list(map(int, lengths))} if len(lengths) > 1 else {}),
             "dim": int(dim),
             **({} if len(shape) == 1 else {"image_shape": list(shape)}),
             "regions": regions,

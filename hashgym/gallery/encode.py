@@ -66,6 +66,7 @@ class EncodingSettings:
     follow_links: bool = False
     exclude: Sequence[str] = ()
     checksum: bool = False
+    bits: int | None = None
 
     def __post_init__(self) -> None:
         check_integer("batch_size", self.batch_size)
@@ -107,6 +108,7 @@ def encode_images(
     follow_links: bool = False,
     exclude: Sequence[str] = (),
     checksum: bool = False,
+    bits: int | None = None,
 ) -> Path:
     """Encode pictures into the folder ``out``; if it is finished already, only those that are new or have changed.
 
@@ -123,6 +125,7 @@ def encode_images(
             itself may always be a link.
         exclude: patterns of names, or of paths relative to a folder, that are left out.
         checksum: recognise changed pictures by their content, instead of their size and modification time.
+        bits: number of first bits of each code to keep, see :meth:`hashgym.encoders.Encoder.cut`; None for all.
 
     Returns:
         ``out``, for :func:`open_codes`.
@@ -141,6 +144,7 @@ def encode_images(
         follow_links=follow_links,
         exclude=exclude,
         checksum=checksum,
+        bits=bits,
     )
     return update_codes(encoder_path, images, out, settings).folder
 
@@ -157,6 +161,7 @@ def update_codes(
     # readers.
     threads = min(settings.workers, thread_count())
     encoder, target = load_encoder(encoder_path, thread_count() // threads), Path(out)
+    encoder = encoder.cut(encoder.bits if settings.bits is None else settings.bits)
     if encoder.takes != "pictures":
         raise ValueError(
             f"{encoder_path} takes features, not pictures: `hashgym export` with the run or hasher as its source "

@@ -242,6 +242,7 @@ def open_gallery(folder: str | Path, root: str | Path | None = None, uri: str | 
         try:
             arrays = content_arrays(path, meta)
             encoder = load_encoder(path / meta["content"] / ENCODER)
+            encoder = encoder.cut(min(meta["bits"], encoder.bits))
             place = _root(path, Path(meta["root"]) if root is None else Path(root), root is not None)
             saved = backends.read_meta(path / meta["content"] / BACKEND)
             if saved["backend"] != meta["backend"]:

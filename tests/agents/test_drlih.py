@@ -443,6 +443,14 @@ def test_files_of_a_run(multi_label: HashingDataset, tmp_path: Path, variant: An
         drlih.load(tmp_path / "none.pt")
 
 
+def test_the_encoder_of_a_nested_policy_names_the_lengths_of_its_codes(
+    multi_label: HashingDataset, tmp_path: Path
+) -> None:
+    for variant, lengths in (("nested-norec", (4, 8, 10)), ("norec", (10,))):
+        drlih.train(multi_label, Args(**SMALL, variant=variant), out=tmp_path / variant, progress=False)
+        assert hashgym.load_encoder(tmp_path / variant / "policy.onnx").lengths == lengths
+
+
 def test_held_out_images_and_queries_are_never_learnt_from(multi_label: HashingDataset) -> None:
     learning, held_out = training.split(multi_label, Args(**SMALL))
     assert len(held_out) == 8

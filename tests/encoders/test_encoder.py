@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hashgym import features, load_encoder
+from hashgym.codes import span
 from hashgym.data import DataError
 from hashgym.data.pictures import open_image
 from hashgym.encoders import write
@@ -186,6 +187,7 @@ NONSENSE = {
     "threshold": (..., -1, 0.5, 1.5, True, "0.5", {}, float("inf")),
     "takes": (..., None, "pixels", "pictures", 1, ["features"], {}),
     "backbone": (..., "pixels", [], 3, True),
+    "lengths": ([], [4], [8, 4], [4, 4, 8], [0, 8], [4.0, 8], [True, 8], [4, 9], 8, "8", {}, ["a", 8]),
 }
 
 
@@ -222,6 +224,40 @@ def test_metadata_that_are_not_an_object_are_rejected(files, tmp_path):
         (tmp_path / "bad.onnx").write_bytes(seal(model.SerializeToString()))
         with pytest.raises(DataError, match=r"bad\.onnx"):
             load_encoder(tmp_path / "bad.onnx")
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 8), st.integers(0, 2**32 - 1))
+def test_an_encoder_that_is_cut_gives_the_first_bits(files, bits, seed):
+    rows = np.random.default_rng(seed).standard_normal((5, 6, 12), np.float32)
+    for takes, values in (("features", rows[:, 0]), ("views", rows)):
+        whole = load_encoder(files[takes])
+        cut = whole.cut(bits)
+        assert (cut.bits, cut.lengths, whole.bits) == (bits, (bits,), 8)
+        np.testing.assert_array_equal(cut.margins(values), whole.margins(values)[..., :bits])
+        np.testing.assert_array_equal(cut.encode(values).words[:, 0], span(whole.encode(values).words[:, 0], 0, bits))
+        assert cut.cut(bits) is cut
+        assert cut.digest == (whole.digest if bits == 8 else f"{whole.digest}:{bits}")
+    shorter = cut.cut(1)
+    assert shorter.digest == (whole.digest + ":1")
+
+
+@pytest.mark.parametrize(
+    ("bits", "message"), [(9, "8 bits, which cannot be cut to 9"), (0, "at least 1"), (2.0, "an integer")]
+)
+def test_an_encoder_cannot_be_cut_to_more_bits_than_it_has(files, bits, message):
+    with pytest.raises(ValueError, match=message):
+        load_encoder(files["features"]).cut(bits)
+
+
+def test_an_encoder_of_nestable_codes_names_their_lengths(files, tmp_path):
+    write.write(tmp_path / "nested.onnx", View(), dim=12, bits=8, lengths=(3, 6, 8), source={})
+    encoder = load_encoder(tmp_path / "nested.onnx")
+    assert encoder.lengths == (3, 6, 8)
+    assert [encoder.cut(bits).lengths for bits in (7, 6, 2)] == [(3, 6, 7), (3, 6), (2,)]
+    assert load_encoder(files["features"]).lengths == (8,)
+    with pytest.raises(ValueError, match="lengths must ascend"):
+        write.write(tmp_path / "bad.onnx", View(), dim=12, bits=8, lengths=(6, 3, 8), source={})
 
 
 def test_metadata_missing_in_earlier_versions_are_accepted(files, tmp_path):
