@@ -168,7 +168,7 @@ def train(
         # Loaded from the file, because the trained policy may hold tensors of its last update, which cannot be copied.
         greedy, path = Greedy(load(out / "policy.pt", "cpu")), out / "policy.onnx"
         if base is None:
-            code = {"bits": bits, "group_bits": args.group_bits}
+            code: dict[str, Any] = {"bits": bits, "group_bits": args.group_bits}
             files.write_encoder(lambda: GroupsHead(greedy, **code), dataset, args, path, **code)
         else:
             files.write_encoder(

@@ -136,12 +136,12 @@ def settings(cell: Cell) -> Any:
         changes = AGENTS[cell.method]
         own = {"bits": cell.bits, "seed": cell.seed, **changes, **dict(cell.changes)}
         return dataclasses.replace(agent.PRESETS[changes["variant"]], **own)
-    name, own = HASHERS.get(cell.method, (cell.method, {}))
+    name, nested = HASHERS.get(cell.method, (cell.method, {}))
     if name not in hashgym.hashers.HASHERS:
         known = [*hashgym.hashers.available(), *HASHERS, *AGENTS]
         close = closest(cell.method, known)
         raise ValueError(f"there is no method {cell.method!r}{close}: choose from {', '.join(known)}")
-    return hashgym.hashers.make(name, bits=cell.bits, seed=cell.seed, **{**own, **dict(cell.changes)})
+    return hashgym.hashers.make(name, bits=cell.bits, seed=cell.seed, **{**nested, **dict(cell.changes)})
 
 
 def settings_of(configured: Any, dataset: HashingDataset) -> dict[str, Any]:

@@ -8,9 +8,21 @@ from numpy.typing import NDArray
 from hashgym import codes
 from hashgym.codes import Words
 
-__all__ = ["count_similar", "label_patterns"]
+__all__ = ["count_similar", "label_patterns", "shared_labels"]
 
 _BLOCK = 1 << 21  # words of item sets in memory at once
+
+
+def shared_labels(one: Words, other: Words) -> NDArray[np.bool_]:
+    """Return whether items share a label, bool (n, m), of packed labels (n, W) and (m, W)."""
+    own, all_ = (
+        np.ascontiguousarray(words).view(np.uint8).T.copy() for words in (one, other)
+    )  # eight labels at a time
+    shared = np.zeros((len(one), len(other)), np.uint8)
+    for eight, of_all in zip(own, all_, strict=True):
+        if eight.any():
+            shared |= eight[:, None] & of_all
+    return shared != 0
 
 
 def label_patterns(label_words: Words) -> tuple[Words, NDArray[np.int64], NDArray[np.int64]]:

@@ -11,6 +11,10 @@ _ENVS = {
         "hashgym.envs.bit_group_hashing:BitGroupHashingEnv",
         "hashgym.envs.vector:make_vector_env",
     ),
+    "MultiCodeHashing-v0": (
+        "hashgym.envs.multi_code_hashing:MultiCodeHashingEnv",
+        "hashgym.envs.multi_code_hashing:MultiCodeHashingVectorEnv",
+    ),
     "RegionKeep-v0": ("hashgym.envs.region_keep:RegionKeepEnv", "hashgym.envs.region_keep:RegionKeepVectorEnv"),
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 from weakref import WeakValueDictionary
@@ -13,8 +12,8 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from numpy.typing import ArrayLike, NDArray
 
-from hashgym import codes, hashers
-from hashgym.checks import check_integer, check_number, closest
+from hashgym import codes
+from hashgym.checks import check_integer
 from hashgym.codes import Words
 from hashgym.data import HashingDataset
 from hashgym.envs.base import (
@@ -27,47 +26,30 @@ from hashgym.envs.base import (
     ScalarEnv,
     task_property,
 )
+from hashgym.envs.bases import BaseTask, fitted_base, loss_table
 from hashgym.envs.rendering import RegionScene
 from hashgym.hashers import Hasher
-from hashgym.hashers.fit_once import fit_once
 from hashgym.registry import named_settings_of
 from hashgym.retrieval.kernels import distance_histograms
-from hashgym.storage.errors import describe
 
 __all__ = ["RegionKeepEnv", "RegionKeepTask", "RegionKeepVectorEnv", "observation"]
 
-DEFAULT_BITS = 32
 _ROWS = 1024  # images whose regions are encoded at once, as features may be memory-mapped files
 
 
 @named_settings_of("RegionKeep-v0", "dataset", "flat", "info", "render_mode")
 @dataclass(frozen=True, kw_only=True)
-class RegionKeepTask:
+class RegionKeepTask(BaseTask):
     """Arguments of the task, shared by both environments; see :class:`RegionKeepEnv`."""
 
-    base: str | Path | Hasher = "dch"
-    bits: int | None = None
     regions_per_episode: int = 1
-    price: float = 0.0
     reduction: Literal["mean", "sum"] = "mean"
-    loss: ArrayLike | None = None
 
     def __post_init__(self) -> None:
-        if self.bits is not None:
-            check_integer("bits", self.bits)
+        super().__post_init__()
         check_integer("regions_per_episode", self.regions_per_episode)
-        object.__setattr__(self, "price", check_number("price", self.price, least=0))
         if self.reduction not in ("mean", "sum"):
             raise ValueError(f"reduction must be 'mean' or 'sum', got {self.reduction!r}")
-        if self.loss is not None:  # as tuples of numbers, so that tasks can be compared
-            try:
-                table = np.asarray(self.loss, np.float64)
-            except (TypeError, ValueError):  # strings, and rows of different lengths
-                raise ValueError(
-                    "loss must be a table (2, bits + 1) of finite numbers, row 1 for similar pairs, got "
-                    f"{describe(self.loss)}"
-                ) from None
-            object.__setattr__(self, "loss", tuple(map(tuple, table.tolist())) if table.ndim == 2 else table.shape)
 
     def observation_space(self, dim: int, bits: int) -> spaces.Dict:
         """Return the space of one observation of images with ``dim`` features and codes of ``bits`` bits."""
@@ -203,9 +185,9 @@ class RegionKeepCore(BatchedCore):
             )
         _ = self.dataset_index.sampler  # raises DataError if no image has both a similar and a dissimilar one
         self.task, self.available = task, regions.shape[1]
-        self.base = _base(self.dataset_index, task)
+        self.base = fitted_base(self.dataset_index, task)
         self.bits = self.base.bits
-        self.table = _table(self.base, task)
+        self.table = loss_table(self.base, task)
         self.training_codes = _TrainingCodes.of(self.dataset, self.base)
         self.eligible = np.arange(len(self.dataset.train))
 
@@ -484,63 +466,6 @@ class RegionKeepVectorEnv(RegionKeepMixin, LockstepVectorEnv):
         super().__init__(
             RegionKeepCore(num_envs, dataset, RegionKeepTask(**task)), render_mode, flat, info, autoreset_mode
         )
-
-
-def _base(dataset_index: DatasetIndex, task: RegionKeepTask) -> Hasher:
-    """Return the fitted base hasher of a task."""
-    dataset = dataset_index.dataset
-    if isinstance(task.base, str) and task.base in hashers.HASHERS:
-        unfitted = hashers.make(task.base, bits=task.bits or DEFAULT_BITS, seed=0)
-        _table(unfitted, task, fitted=False)
-        key = task.base, unfitted.bits
-        if key not in dataset_index.bases:
-            dataset_index.bases[key] = fit_once(
-                unfitted, dataset.features[dataset.train], dataset.labels[dataset.train]
-            )
-        return dataset_index.bases[key]
-    if isinstance(task.base, str | Path):
-        if not Path(task.base).is_file():
-            names, close = ", ".join(hashers.available()), closest(task.base, hashers.available())
-            raise ValueError(
-                f"base={str(task.base)!r} is neither a hasher{close} nor the file of a saved one; hashers are {names}"
-            )
-        base = _loaded(Path(task.base), Path(task.base).stat().st_mtime_ns)
-    else:
-        base = task.base
-    if not isinstance(base, Hasher) or not hasattr(base, "n_features_in_"):
-        raise ValueError(f"base must be a hasher's name, a fitted hasher or the path of a saved one, got {base!r}")
-    if base.n_features_in_ != dataset.dim:
-        raise ValueError(
-            f"the base was fitted on {base.n_features_in_} features, images of {dataset.name!r} have {dataset.dim}: "
-            "fit it on features of the same backbone"
-        )
-    if task.bits not in (None, base.bits):
-        raise ValueError(f"bits={task.bits}, but the base's codes have {base.bits} bits: leave bits out")
-    return base
-
-
-def _table(base: Hasher, task: RegionKeepTask, *, fitted: bool = True) -> NDArray[np.float64]:
-    """Return L, float64 (2, q + 1): ``task.loss``, or that of the base; zeros if the base is not ``fitted`` yet."""
-    if task.loss is None:
-        if not hasattr(base, "loss_table"):
-            raise ValueError(
-                f"{type(base).__name__} has no pairwise loss: give loss=, a table (2, {base.bits + 1}) of "
-                "L at every distance, row 1 for similar pairs, or choose a base such as 'dch'"
-            )
-        table = base.loss_table() if fitted else np.zeros((2, base.bits + 1))
-    else:
-        table = np.asarray(task.loss, np.float64)
-    if table.shape != (2, base.bits + 1) or not np.isfinite(table).all():
-        raise ValueError(
-            f"loss must be a table (2, {base.bits + 1}) of finite numbers, row 1 for similar pairs, got "
-            f"{describe(table)}"
-        )
-    return table
-
-
-@lru_cache(maxsize=4)
-def _loaded(path: Path, changed: int) -> Hasher:
-    return hashers.load(path)
 
 
 def _doubled(words: Words, bits: int, *, odd: bool = False) -> Words:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hashgym.data import HashingDataset
 
-__all__ = ["CodeScene", "RegionScene", "Scene"]
+__all__ = ["CodeScene", "CodesScene", "RegionScene", "Scene"]
 
 WIDTH, TILE, MARGIN = 480, 64, 12
 INK, PAPER, EMPTY = (32, 32, 32), (255, 255, 255), (222, 222, 222)
@@ -119,6 +119,68 @@ class CodeScene(Scene):
             left = MARGIN + 2 + place * (TILE + MARGIN)
             tile(index, left, top + line + 8, SIMILAR if similar else DISSIMILAR)
             pen.text((left, top + line + TILE + 12), str(distance), fill=INK)
+        return np.asarray(picture)
+
+
+@dataclass(frozen=True)
+class CodesScene(Scene):
+    """An image, its codes so far and the one that is being emitted.
+
+    Attributes:
+        codes: bool (1 + m, q), the image's own code first.
+        kept: for every code: kept, discarded, or None if it was not emitted yet.
+        bits: bool (emitted,), the code that is being emitted.
+    """
+
+    codes: NDArray[np.bool_]
+    kept: list[bool | None]
+    bits: NDArray[np.bool_]
+
+    @property
+    def lines(self) -> list[tuple[str, str]]:
+        """A word on each code, and its bits as text."""
+        words = {True: "kept", False: "discarded", None: "next"}
+        rows = []
+        for place, (code, kept) in enumerate(zip(self.codes, self.kept, strict=True)):
+            shown = code if kept is not None else self.bits
+            cells = "".join("1" if bit else "0" for bit in shown).ljust(len(code), "·")
+            rows.append((f"{place} {'own' if place == 0 else words[kept]}", cells))
+            if kept is None:
+                break
+        return rows
+
+    def write(self) -> str:
+        """Return the scene as text."""
+        rows = [f"image        {self.title(self.index)}"]
+        rows += [f"{word:<12} {cells}" for word, cells in self.lines]
+        rewards = " ".join(f"{name} {value:+.4f}" for name, value in self.rewards.items())
+        return "\n".join([*rows, f"rewards      {rewards or 'none yet'}"])
+
+    def draw(self) -> NDArray[np.uint8]:
+        """Return the scene as a picture, uint8 (h, w, 3)."""
+        from PIL import Image, ImageDraw
+
+        side, line, cells = 2 * TILE, 14, 48
+        strips = -(-self.codes.shape[1] // cells)
+        height = MARGIN * 3 + side + len(self.codes) * (line + strips * 18 + 4) + line
+        picture = Image.new("RGB", (WIDTH, height), PAPER)
+        pen = ImageDraw.Draw(picture)
+        pen.rectangle((MARGIN, MARGIN, MARGIN + side - 1, MARGIN + side - 1), fill=EMPTY)
+        if (shown := self.picture(self.index)) is not None:
+            photo = Image.fromarray(np.ascontiguousarray(shown))
+            picture.paste(photo.resize((side, side), Image.Resampling.NEAREST), (MARGIN, MARGIN))
+        right = MARGIN * 2 + side
+        pen.text((right, MARGIN), self.title(self.index), fill=INK)
+        for row, (name, value) in enumerate(self.rewards.items()):
+            pen.text((right, MARGIN + line * (row + 1)), f"{name} {value:+.4f}", fill=INK)
+        top = MARGIN * 2 + side
+        for word, bits in self.lines:
+            pen.text((MARGIN, top), word, fill=DISSIMILAR if word.endswith("discarded") else INK)
+            for place, bit in enumerate(bits):
+                row, column = divmod(place, cells)
+                left, y = MARGIN + column * 9, top + line + row * 18
+                pen.rectangle((left, y, left + 8, y + 13), fill={"1": ONE, "0": PAPER, "·": EMPTY}[bit], outline=INK)
+            top += line + strips * 18 + 4
         return np.asarray(picture)
 
 

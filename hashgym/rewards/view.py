@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym import codes
+from hashgym.data.similarity import shared_labels
 from hashgym.storage.errors import describe
 
 __all__ = ["Codebook", "RewardView", "Scope", "drawn", "squared_distance"]
@@ -130,15 +131,7 @@ class RewardView:
     @cached_property
     def similar(self) -> NDArray[np.bool_]:
         """Which training images share a label with each image, bool (n, N), in the order of the codebook."""
-        own, all_ = (
-            np.ascontiguousarray(words).view(np.uint8).T.copy()  # eight labels at a time
-            for words in (self.label_words, self.codebook.label_words)
-        )
-        shared = np.zeros((len(self.rows), len(self.codebook)), np.uint8)
-        for eight, of_all in zip(own, all_, strict=True):
-            if eight.any():
-                shared |= eight[:, None] & of_all
-        return shared != 0
+        return shared_labels(self.label_words, self.codebook.label_words)
 
     @cached_property
     def others(self) -> NDArray[np.bool_]:

@@ -1,0 +1,110 @@
+"""The base hasher of RegionKeep-v0 and MultiCodeHashing-v0: their common arguments, its codes and its loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hashgym import hashers
+from hashgym.checks import check_integer, check_number, closest
+from hashgym.envs.base import DatasetIndex
+from hashgym.hashers import Hasher
+from hashgym.hashers.fit_once import fit_once
+from hashgym.storage.errors import describe
+
+__all__ = ["BaseTask", "fitted_base", "loss_table"]
+
+DEFAULT_BITS = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseTask:
+    """Arguments that both environments share; see :class:`hashgym.envs.region_keep.RegionKeepEnv`."""
+
+    base: str | Path | Hasher = "dch"
+    bits: int | None = None
+    price: float = 0.0
+    loss: ArrayLike | None = None
+
+    def __post_init__(self) -> None:
+        if self.bits is not None:
+            check_integer("bits", self.bits)
+        object.__setattr__(self, "price", check_number("price", self.price, least=0))
+        if self.loss is not None:  # as tuples of numbers, so that tasks can be compared
+            try:
+                table = np.asarray(self.loss, np.float64)
+            except (TypeError, ValueError):  # strings, and rows of different lengths
+                raise ValueError(
+                    "loss must be a table (2, bits + 1) of finite numbers, row 1 for similar pairs, got "
+                    f"{describe(self.loss)}"
+                ) from None
+            object.__setattr__(self, "loss", tuple(map(tuple, table.tolist())) if table.ndim == 2 else table.shape)
+
+
+def fitted_base(dataset_index: DatasetIndex, task: BaseTask) -> Hasher:
+    """Return the fitted base hasher of a task.
+
+    Raises:
+        ValueError: for a name or file that is not of a hasher, or one that does not fit the dataset or the task.
+    """
+    dataset = dataset_index.dataset
+    if isinstance(task.base, str) and task.base in hashers.HASHERS:
+        unfitted = hashers.make(task.base, bits=task.bits or DEFAULT_BITS, seed=0)
+        loss_table(unfitted, task, fitted=False)
+        key = task.base, unfitted.bits
+        if key not in dataset_index.bases:
+            dataset_index.bases[key] = fit_once(
+                unfitted, dataset.features[dataset.train], dataset.labels[dataset.train]
+            )
+        return dataset_index.bases[key]
+    if isinstance(task.base, str | Path):
+        if not Path(task.base).is_file():
+            names, close = ", ".join(hashers.available()), closest(task.base, hashers.available())
+            raise ValueError(
+                f"base={str(task.base)!r} is neither a hasher{close} nor the file of a saved one; hashers are {names}"
+            )
+        base = _loaded(Path(task.base), Path(task.base).stat().st_mtime_ns)
+    else:
+        base = task.base
+    if not isinstance(base, Hasher) or not hasattr(base, "n_features_in_"):
+        raise ValueError(f"base must be a hasher's name, a fitted hasher or the path of a saved one, got {base!r}")
+    if base.n_features_in_ != dataset.dim:
+        raise ValueError(
+            f"the base was fitted on {base.n_features_in_} features, images of {dataset.name!r} have {dataset.dim}: "
+            "fit it on features of the same backbone"
+        )
+    if task.bits not in (None, base.bits):
+        raise ValueError(f"bits={task.bits}, but the base's codes have {base.bits} bits: leave bits out")
+    return base
+
+
+def loss_table(base: Hasher, task: BaseTask, *, fitted: bool = True) -> NDArray[np.float64]:
+    """Return L, float64 (2, q + 1): ``task.loss``, or that of the base; zeros if the base is not ``fitted`` yet.
+
+    Raises:
+        ValueError: for a base without a loss, or a table of another shape or of numbers that are not finite.
+    """
+    if task.loss is None:
+        if not hasattr(base, "loss_table"):
+            raise ValueError(
+                f"{type(base).__name__} has no pairwise loss: give loss=, a table (2, {base.bits + 1}) of "
+                "L at every distance, row 1 for similar pairs, or choose a base such as 'dch'"
+            )
+        table = base.loss_table() if fitted else np.zeros((2, base.bits + 1))
+    else:
+        table = np.asarray(task.loss, np.float64)
+    if table.shape != (2, base.bits + 1) or not np.isfinite(table).all():
+        raise ValueError(
+            f"loss must be a table (2, {base.bits + 1}) of finite numbers, row 1 for similar pairs, got "
+            f"{describe(table)}"
+        )
+    return table
+
+
+@lru_cache(maxsize=4)
+def _loaded(path: Path, changed: int) -> Hasher:
+    return hashers.load(path)
