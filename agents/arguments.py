@@ -15,7 +15,7 @@ import tyro
 from hashgym.checks import closest, is_integer
 from hashgym.terminal import arguments, wants_version
 
-__all__ = ["RENAMED", "CommonArgs", "Name", "RunArgs", "as_json", "current_names", "read_command"]
+__all__ = ["RENAMED", "CommonArgs", "Name", "RunArgs", "as_json", "current_names", "read_arguments", "read_command"]
 
 RENAMED = {"lanes": "num_envs", "history": "rnn_hidden"}
 """Names that arguments had in earlier versions, also in checkpoints and policies of that time, and their names now."""
@@ -122,7 +122,7 @@ def read_command(
         SystemExit: with 2 for arguments that cannot be read, 0 after help or version.
     """
     argv = sys.argv[1:] if argv is None else argv
-    wants_version(argv)
+    wants_version(argv)  # before the name is put in front
     argv = _name_first([_current_option(word) for word in argv], option, default)
     if presets is not None and argv[0] not in presets:
         known, close = ", ".join(presets), closest(argv[0], presets)
@@ -130,6 +130,12 @@ def read_command(
     preset: dict[str, Any] = {} if presets is None else {"default": presets[argv[0]]}
     if {"-h", "--help"} & set(argv):
         argv = argv[1:]  # otherwise the help would not list the name
+    return read_arguments(main, agent, argv, prog=prog, **preset)
+
+
+def read_arguments(main: type[T], agent: str, argv: Sequence[str], *, prog: str | None = None, **preset: Any) -> T:
+    """Read a command line of options alone, as :func:`read_command` does; ``default=`` is a preset."""
+    wants_version(argv)
     with arguments(argv):
         return tyro.cli(main, prog=prog or f"python -m {__package__}.{agent}", args=argv, **preset)
 

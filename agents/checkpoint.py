@@ -195,23 +195,27 @@ def write_encoder(
     bits: int,
     group_bits: int | None = None,
     lengths: Sequence[int] = (),
+    codes: int = 0,
     threshold: float | None = None,
 ) -> None:
     """Write ``policy.onnx``, the encoder that :func:`hashgym.load_encoder` opens, or print why it cannot be written.
 
     Args:
         make_head: returns the head for features as ``dataset`` has them (see :mod:`hashgym.encoders.heads`); with a
-            threshold it takes views.
+            threshold and no further codes it takes views.
         dataset: the training data: its standardisation becomes part of the encoder.
         args: arguments of the run, which are stored in the encoder.
         path: of the file.
         bits: q.
         group_bits: k, of BitGroupHashing-v0.
         lengths: lengths to which codes were trained to be cut.
-        threshold: xi, of RegionKeep-v0.
+        codes: number of further codes, of MultiCodeHashing-v0.
+        threshold: xi, of RegionKeep-v0 and MultiCodeHashing-v0.
     """
     regions: dict[str, Any] = {}
-    if threshold is not None:
+    if codes:
+        regions = {"codes": codes, "threshold": threshold}
+    elif threshold is not None:
         count = 0 if dataset.regions is None else dataset.regions.shape[1]
         regions = {"regions": count, "sigma": dataset.provenance.get("sigma"), "threshold": threshold}
     try:

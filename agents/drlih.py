@@ -655,9 +655,7 @@ class Run(training.Run):
         """Make one update: a rollout, the variant's loss, a gradient step. Returns scalars to log."""
         start_time = time.perf_counter()
         args, optimizer = self.args, self.optimizer
-        cosine = (1 + math.cos(math.pi * self.num_updates / args.updates)) / 2
-        for group, learning_rate in zip(optimizer.param_groups, self.learning_rates, strict=True):
-            group["lr"] = learning_rate * cosine
+        training.set_cosine(optimizer, self.learning_rates, self.num_updates / args.updates)
 
         rollout = self.rollout()
         loss = self.variant.loss(rollout, args)

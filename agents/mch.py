@@ -14,7 +14,6 @@ then a policy learns which regions' codes bring an image nearer to similar image
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,20 +28,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import hashgym
-import hashgym.hashers
-from hashgym import console, data
+from hashgym import data
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
 from hashgym.device import resolve_device
 from hashgym.encoders.heads import RegionsHead, hasher_head
 from hashgym.hashers import Hasher
-from hashgym.hashers.pairwise import PairwiseHasher
 from hashgym.retrieval import metrics
 from hashgym.terminal import command_line
 
 from . import checkpoint as files
 from . import training
 from .arguments import Name, RunArgs, read_command
+from .bases import base_of_run, save_base
 
 __all__ = [
     "PAPER",
@@ -50,16 +48,12 @@ __all__ = [
     "Args",
     "Main",
     "Policy",
-    "base_of_run",
     "command",
     "encode",
     "exact_loss",
-    "fitted_base",
     "load",
     "main",
-    "make_base",
     "reinforce_loss",
-    "save_base",
     "self_critical_loss",
     "train",
 ]
@@ -289,62 +283,6 @@ def encode(
     )
 
 
-def make_base(name: str, bits: int, seed: int) -> PairwiseHasher:
-    """Return a base hasher by name, not fitted yet.
-
-    Raises:
-        ValueError: for an unknown name, or a hasher without a pairwise loss.
-    """
-    base = hashgym.hashers.make(name, bits=bits, seed=seed)
-    if not isinstance(base, PairwiseHasher):
-        raise ValueError(
-            f"{name} has no pairwise loss, so it cannot be a base of MCH: choose dch, adsh, hashnet, ksh or mmhh"
-        )
-    return base
-
-
-def fitted_base(source: str | Path, bits: int, seed: int, dataset: HashingDataset) -> Hasher:
-    """Return a fitted base hasher: read from a file, or made by name and fitted on the training images.
-
-    Raises:
-        ValueError: as :func:`make_base` and :func:`hashgym.hashers.fitted`.
-    """
-    if isinstance(source, str) and source in hashgym.hashers.HASHERS:
-        return hashgym.hashers.fitted(make_base(source, bits, seed), dataset)
-    return hashgym.hashers.fitted(source, dataset)
-
-
-def base_of_run(name: str, resume_from: Path | None, bits: int, seed: int, dataset: HashingDataset) -> Hasher:
-    """Return the base hasher of a run: fitted now, or the one that the resumed run was started with.
-
-    Args:
-        name: of the hasher, or its file.
-        resume_from: the folder of the run that is resumed, or None.
-        bits, seed, dataset: as for :func:`fitted_base`.
-
-    Raises:
-        ValueError: as :func:`fitted_base`.
-    """
-    if resume_from is None:
-        return fitted_base(name, bits, seed, dataset)
-    if name in hashgym.hashers.HASHERS:
-        hashgym.hashers.HASHERS.find(name)  # imports "module:Class"; loading a file never imports a module
-    return fitted_base(resume_from / "base.npz", bits, seed, dataset)
-
-
-def save_base(base: Hasher, out: Path) -> None:
-    """Write the base hasher of a new run to ``base.npz`` in its folder.
-
-    Raises:
-        ValueError: if another file is there: it may be the only copy of a hasher of the user.
-    """
-    file = out / "base.npz"
-    if not os.path.lexists(file):
-        base.save(file)
-    elif not base.is_saved_in(file):  # it is saved there if a run was killed before its first checkpoint
-        raise ValueError(f"{file} exists and is not the base hasher of this run: move it, or choose another --out")
-
-
 @files.exclusive
 def train(
     dataset: HashingDataset,
@@ -453,18 +391,7 @@ def main(run: Main) -> dict[str, metrics.RetrievalResult]:
             base = base_of_run(run.base, run.out if run.resume else None, run.bits, run.args.seed, dataset)
             training.warn_unsaved(run.out)
             policy = train(dataset, base, run.args, out=run.out, threshold=run.xi, resume=run.resume)
-        query = base.encode(dataset.features[dataset.query])
-        several = encode(policy, base, dataset, dataset.database, run.xi)
-        own = CodeSets(several.words[:, :1], several.kept[:, :1], several.bits)
-        results = {}
-        for name, sets in {"one code": own, "several codes": several}.items():
-            result = metrics.evaluate(query, dataset.labels[dataset.query], sets, dataset.labels[dataset.database])
-            results[name] = result
-            console.say(
-                f"{name:13} an image (on average {sets.anhc:.2f}): mAP {result.map:.4f}, within radius 0 "
-                f"recall {result.recall_by_radius[0]:.4f}, precision {result.precision_by_radius[0]:.4f}"
-            )
-        return results
+        return training.report_codes(base, encode(policy, base, dataset, dataset.database, run.xi), dataset)
 
 
 if __name__ == "__main__":

@@ -45,8 +45,8 @@ try:
 except ModuleNotFoundError:
     require("sb3_contrib", "agents.sb3")
 
+from . import bases, training
 from . import checkpoint as files
-from . import mch, training
 from .arguments import read_command
 from .sb3_callback import TrainingCallback, encode, measure
 from .sb3_policies import Greedy, ImageAndCode
@@ -143,7 +143,7 @@ def train(
     learning, held_out = training.split(dataset, args)
     with training.seed_everything(args.seed, resolve_device(args.device)):
         if base is not None and out is not None and not resume:
-            mch.save_base(base, out)
+            bases.save_base(base, out)
         model = make_model(make_envs(learning, args, base), args)
         BackboneExtractor.measure(model.policy, learning)
         model.set_logger(configure(None if out is None else str(out), [] if out is None else ["tensorboard"]))
@@ -244,7 +244,7 @@ def main(run: Main) -> metrics.RetrievalResult:
         with files.hold_folder(run.out):
             files.load_checkpoint(run.out, args, run.resume)  # before the base is fitted
             if with_regions:
-                base = mch.base_of_run(run.base, run.out if run.resume else None, args.bits, args.seed, dataset)
+                base = bases.base_of_run(run.base, run.out if run.resume else None, args.bits, args.seed, dataset)
             training.warn_unsaved(run.out)
             start_time = time.perf_counter()
             model = train(dataset, args, base=base, out=run.out, resume=run.resume)

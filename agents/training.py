@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -23,9 +24,10 @@ from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
 from hashgym.device import explain_out_of_memory
 from hashgym.features.trainable import TrainableBackbone, spec_of
+from hashgym.hashers import Hasher
 from hashgym.hashers.threads import largest_product, limit_threads
 from hashgym.policies import MAPS_AT_ONCE, VECTORS_AT_ONCE
-from hashgym.retrieval import kernels
+from hashgym.retrieval import kernels, metrics
 from hashgym.terminal import STOPPED
 
 from . import checkpoint as files
@@ -37,8 +39,10 @@ __all__ = [
     "interruptible",
     "limited_threads",
     "progress_bar",
+    "report_codes",
     "retrieval_among",
     "seed_everything",
+    "set_cosine",
     "split",
     "train_loop",
     "warn_unsaved",
@@ -213,6 +217,32 @@ def retrieval_among(sets: CodeSets, labels: NDArray[np.uint8]) -> dict[str, floa
         "retrieval/held_out_precision_radius0": float((found / np.maximum(total[:, 0], 1)).mean()),
         "retrieval/anhc": sets.anhc,
     }
+
+
+def report_codes(base: Hasher, several: CodeSets, dataset: HashingDataset) -> dict[str, metrics.RetrievalResult]:
+    """Print the retrieval metrics of a database with one code an image and with several; return them by name.
+
+    Args:
+        base: encodes the queries.
+        several: the code sets of the database.
+        dataset: on the scale that ``base`` was fitted on.
+    """
+    query, labels = base.encode(dataset.features[dataset.query]), dataset.labels[dataset.query]
+    own = CodeSets(several.words[:, :1], several.kept[:, :1], several.bits)
+    results = {}
+    for name, sets in {"one code": own, "several codes": several}.items():
+        results[name] = result = metrics.evaluate(query, labels, sets, dataset.labels[dataset.database])
+        console.say(
+            f"{name:13} an image (on average {sets.anhc:.2f}): mAP {result.map:.4f}, within radius 0 "
+            f"recall {result.recall_by_radius[0]:.4f}, precision {result.precision_by_radius[0]:.4f}"
+        )
+    return results
+
+
+def set_cosine(optimizer: torch.optim.Optimizer, learning_rates: Sequence[float], progress: float) -> None:
+    """Set the learning rate of each group of parameters on a cosine from its start to 0, at a progress from 0 to 1."""
+    for group, learning_rate in zip(optimizer.param_groups, learning_rates, strict=True):
+        group["lr"] = learning_rate * (1 + math.cos(math.pi * progress)) / 2
 
 
 def progress_bar(show: bool) -> console.Progress:

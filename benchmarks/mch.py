@@ -247,7 +247,7 @@ def main(args: Args, console: Console | None = None) -> int:
     console = console or Console()
     check_not_empty(args, "seeds", "jobs", "bits", "bases")
     if args.sigma_features:
-        from agents.mch import make_base
+        from agents.bases import make_base
 
         make_base(args.sigma_base, args.sigma_bits, 0)
     if wrong := [xi for xi in args.xi if not 0 <= xi <= 1]:

@@ -9,7 +9,7 @@ import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents.mch import make_base
+from agents.bases import make_base
 from benchmarks import drlih, mch
 from benchmarks.common import figures, methods
 from benchmarks.common.results import Results, require_replaceable

@@ -21,7 +21,7 @@ from rich.markdown import Markdown
 
 import hashgym
 import hashgym.data
-from agents import mch, sb3
+from agents import bases, mch, sb3
 from benchmarks.common import methods
 from benchmarks.common.arguments import TableArgs, check_not_empty
 from benchmarks.common.cells import CONTINUES, data_digest, features_name, run_cells, unfinished
@@ -114,7 +114,7 @@ def settings(cell: Cell) -> Any:
             input_dropout=cell.input_dropout,
         )
     if cell.method == BASE:
-        return mch.make_base(BASE, cell.bits, cell.seed)
+        return bases.make_base(BASE, cell.bits, cell.seed)
     if cell.method == "mch":
         return mch.Args(seed=cell.seed)
     return methods.settings(_method_cell(cell))
@@ -150,7 +150,7 @@ def run(cell: Cell) -> dict[str, Any]:
     dataset = hashgym.data.load(cell.features).standardized()
     configured, steps = settings(cell), 0
     labels = dataset.labels[dataset.query], dataset.labels[dataset.database]
-    base = mch.fitted_base(BASE, cell.bits, cell.seed, dataset) if cell.env == REGIONS else None
+    base = bases.fitted_base(BASE, cell.bits, cell.seed, dataset) if cell.env == REGIONS else None
     database: CodeSets | None = None
     start = time.perf_counter()
     if isinstance(configured, sb3.Args):

@@ -379,7 +379,8 @@ def train(
     """Train an agent or fit a hasher, and measure its codes.
 
     NAME is an agent or a hasher that `hashgym hashers` lists. The agents are drlih, which emits codes group by group,
-    mch, which keeps codes of regions, and sb3, an algorithm of Stable-Baselines3. `hashgym train NAME --help` shows
+    mch, which keeps codes of regions, multicode, which gives an image further codes, and sb3, an algorithm of
+    Stable-Baselines3. `hashgym train NAME --help` shows
     the options. Example: `hashgym train drlih --dataset FEATURES --bits 32 --out runs/photos`.
 
     Args:

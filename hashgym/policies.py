@@ -13,13 +13,14 @@ from hashgym import codes
 from hashgym.checks import check_integer, finite_rows
 from hashgym.codes import CodeSets
 from hashgym.data.dataset import REGIONS_COMMAND
-from hashgym.envs import region_keep
+from hashgym.envs import multi_code_hashing, region_keep
 from hashgym.envs.base import Observation, flatten
 from hashgym.envs.bit_group_hashing import DEFAULT_GROUP_BITS, HashingTask, action_bits, observation
+from hashgym.envs.multi_code_hashing import MultiCodeTask
 from hashgym.hashers import Hasher
 from hashgym.storage.errors import DataError, describe
 
-__all__ = ["encode", "encode_regions", "keep_probabilities"]
+__all__ = ["encode", "encode_codes", "encode_regions", "keep_probabilities"]
 
 VECTORS_AT_ONCE, MAPS_AT_ONCE = 4096, 64  # images; activations of whole pictures take up to 50 MB each
 _SAME_NUMBERS = ("FlattenObservation", "DtypeObservation")  # wrappers of Gymnasium that keep all values
@@ -116,6 +117,104 @@ def _encode_batch(policy: Any, image: NDArray[Any], bits: int, group_bits: int) 
         code[:, start:stop] = (action_bits(action, acting, len(image)) > 0.5)[:, : stop - start]
         episode_start = np.zeros(len(image), np.bool_)
     return code
+
+
+def encode_codes(
+    policy: Any,
+    base: Hasher,
+    features: NDArray[np.float32],
+    *,
+    codes: int = 1,
+    group_bits: int | None = None,
+    threshold: float = 0.5,
+    batch_size: int = 4096,
+) -> CodeSets:
+    """Return every image's code by the base and the further codes that the policy gives it, from one look at it.
+
+    The statistics of ``VecNormalize`` are applied as in :func:`encode`.
+
+    Args:
+        policy: anything with ``probabilities(observation)``, which returns for each of n observations of
+            ``MultiCodeHashing-v0`` the probabilities of its action's bits, (n, k + 1), the last one that of keeping the
+            code, or (n, k) to keep all; a Stable-Baselines3 model or anything with its ``predict``, or a callable that
+            maps a batch of observations to actions: bits, or their indices (n,). A policy whose ``observation_space``
+            is a ``Box`` gets observations as of an environment with ``flat=True``.
+        base: the fitted hasher that the policy was trained with.
+        features: float32 (n, D), on the scale the policy was trained on.
+        codes: m, number of further codes.
+        group_bits: k, the group length the policy was trained for; by default all bits of a code at once.
+        threshold: xi; a code is kept where the probability of keeping it is at least xi. 0 keeps all.
+        batch_size: images encoded at once.
+
+    Returns:
+        n code sets of at most 1 + m different codes, the base's first; equal codes are kept once.
+
+    Raises:
+        ValueError: for a threshold outside [0, 1], features of another shape or not finite, or a policy that returns
+            anything else.
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold is a probability, from 0 to 1, got {threshold}")
+    policy, features = _as_trained(policy), np.asarray(features, np.float32)
+    if features.ndim != 2 or not len(features):
+        raise ValueError(f"features must be (n, D), n at least 1, got {features.shape}")
+    _check_finite(features, 0)
+    batch_size = check_integer("batch_size", batch_size)
+    task = MultiCodeTask(codes=codes, group_bits=group_bits)
+    task.group_length(base.bits)  # raises ValueError for groups longer than the code
+    parts = [
+        _further_codes(policy, base, features[start : start + batch_size], task, threshold)
+        for start in range(0, len(features), batch_size)
+    ]
+    words, kept = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return CodeSets(words, kept, base.bits)
+
+
+def _further_codes(
+    policy: Any, base: Hasher, image: NDArray[np.float32], task: MultiCodeTask, threshold: float
+) -> tuple[codes.Words, NDArray[np.bool_]]:
+    """Return packed codes (n, 1 + m, W), the base's first, and which of them are kept, (n, 1 + m)."""
+    n, bits, k = len(image), base.bits, task.group_length(base.bits)
+    words = np.zeros((n, 1 + task.codes, codes.word_count(bits)), np.uint64)
+    kept = np.zeros(words.shape[:2], np.bool_)
+    words[:, 0], kept[:, 0] = codes.pack(base.encode(image)), True
+    space, state, group = task.observation_space(image.shape[1], bits), None, 0
+    code = np.zeros((n, bits), np.bool_)
+    for number in range(1, 1 + task.codes):
+        for start in range(0, bits, k):
+            seen = multi_code_hashing.observation(image, code, start, words, kept, group)
+            shown = _as_observed(policy, seen, space)
+            if hasattr(policy, "probabilities"):
+                action = policy.probabilities(shown)
+            elif hasattr(policy, "predict"):
+                first = np.full(n, group == 0)
+                action, state = policy.predict(shown, state=state, episode_start=first, deterministic=True)
+            else:
+                action = policy(shown)
+            p, group = _bit_probabilities(np.asarray(action), n, k), group + 1
+            code[:, start : start + k] = p[:, : min(k, bits - start)] > 0.5
+        words[:, number] = codes.pack(code)
+        kept[:, number] = p[:, k] >= threshold if p.shape[1] > k else True
+        kept = CodeSets(words, kept, bits).kept  # without a code that equals one before
+    return words, kept
+
+
+def _bit_probabilities(action: NDArray[Any], n: int, k: int) -> NDArray[np.float32]:
+    """Return actions of MultiCodeHashing-v0 as probabilities, (n, k) or (n, k + 1).
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if action.ndim == 1:  # an index of k bits and the one that keeps the code
+        task = HashingTask(bits=k + 1, group_bits=k + 1, action="index")
+    elif action.ndim == 2 and action.shape[1] in (k, k + 1):
+        task = HashingTask(bits=action.shape[1], group_bits=action.shape[1], action="probability")
+    else:
+        raise ValueError(
+            f"the policy must return actions of {k} bits, or {k + 1} with the one that keeps the code, for {n} images; "
+            f"got shape {action.shape}: give the codes and group_bits that it was trained with"
+        )
+    return action_bits(action, task, n)
 
 
 def encode_regions(

@@ -24,7 +24,7 @@ __all__ = ["AGENTS", "HASHER", "Fitting", "fit", "read"]
 
 H = TypeVar("H")
 
-AGENTS = ("drlih", "mch", "sb3")
+AGENTS = ("drlih", "mch", "multicode", "sb3")
 HASHER = "hasher.npz"  # file name of a fitted hasher in its folder
 
 

@@ -3,8 +3,9 @@
 The file is an ONNX model. Its input is ``features``, float32 (n, D) as a backbone gives them, or, if the backbone is
 included, ``pictures``, uint8 (n, size, size, 3). Where the backbone was trained, features are activations or pixels in
 a row, of the shape (C, H, W) in the metadata, ``image_shape``. Encoders of images with regions read V views of each,
-(n, V, ...), and view 0 is the whole image. Outputs: ``bits``, bool (n[, V], q); ``margin``, float32 of the same shape,
-above 0 where the bit is 1; with regions ``keep``, float32 (n, V), the probability that a view's code is kept.
+(n, V, ...), and view 0 is the whole image. Encoders that give images m further codes read one view and give V = 1 + m
+codes. Outputs: ``bits``, bool (n[, V], q); ``margin``, float32 of the same shape, above 0 where the bit is 1; and where
+there are several codes ``keep``, float32 (n, V), the probability that a code is kept.
 
 Metadata: ``hashgym.encoder``, a JSON description of the hash function, and as the last entry ``hashgym.sha256``, the
 digest of the file with the digest's own 64 digits set to 0, so that no damaged file is ever parsed. A digest does not
@@ -136,6 +137,10 @@ def _check(metadata: Mapping[str, Any], session: InferenceSession) -> None:
         is_shape = isinstance(image, list) and len(image) == 3 and all(type(side) is int for side in image)
         if not is_shape or min(image) < 1 or math.prod(image) != dim or regions:
             raise ValueError(f"has image_shape = {_short(image)}, not three sides of {dim:,} numbers")
+    further = number("codes", 1, 1 << 10) if "codes" in metadata else 0
+    if further and regions:
+        raise ValueError(f"has codes = {further} and regions, not one of the two")
+    several = further > 0 or regions > 0
     if metadata["group_bits"] is not None:
         number("group_bits", 1, 1 << 20)
     if (lengths := metadata.get("lengths")) is not None:
@@ -143,12 +148,12 @@ def _check(metadata: Mapping[str, Any], session: InferenceSession) -> None:
         if not are_lengths or lengths[0] < 1 or lengths[-1] != bits or sorted(set(lengths)) != lengths:
             raise ValueError(f"has lengths = {_short(lengths)}, not ascending integers from 1 to {bits:,}")
     for key, least in ("sigma", "above 0"), ("threshold", "0"):
-        value = metadata[key]
-        if regions == 0 and value is None:
+        value, needed = metadata[key], regions > 0 if key == "sigma" else several
+        if not needed and value is None:
             continue
         is_valid = type(value) in (int, float) and 0 <= value <= 1 and math.isfinite(value)
-        if not regions or not is_valid or (key == "sigma" and value == 0):
-            wanted = f"a number from {least} to 1" if regions else "null, as there are no regions"
+        if not needed or not is_valid or (key == "sigma" and value == 0):
+            wanted = f"a number from {least} to 1" if needed else "null, as there are no regions"
             raise ValueError(f"has {key} = {_short(value)}, not {wanted}")
     if not isinstance(metadata["backbone"], dict | None):
         raise ValueError(f"has backbone = {_short(metadata['backbone'])}, not an object or null")
@@ -162,10 +167,11 @@ def _check(metadata: Mapping[str, Any], session: InferenceSession) -> None:
         preprocess_of(metadata["preprocess"])
         view = [metadata["preprocess"]["size"]] * 2 + [3]
     lead: list[int | None] = [None, None] if regions else [None]
+    each = [None, 1 + further] if further else lead
     inputs: _Values = {takes: ("tensor(float)" if takes == "features" else "tensor(uint8)", lead + view)}
-    outputs: _Values = {"bits": ("tensor(bool)", [*lead, bits]), "margin": ("tensor(float)", [*lead, bits])}
-    if regions:
-        outputs["keep"] = ("tensor(float)", lead)
+    outputs: _Values = {"bits": ("tensor(bool)", [*each, bits]), "margin": ("tensor(float)", [*each, bits])}
+    if several:
+        outputs["keep"] = ("tensor(float)", each)
     for expected, values in (inputs, session.get_inputs()), (outputs, session.get_outputs()):
         found: _Values = {value.name: (value.type, value.shape) for value in values}
         if found.keys() != expected.keys() or not all(_fits(*found[name], *expected[name]) for name in expected):
@@ -205,8 +211,9 @@ class Encoder:
         takes: ``features`` or ``pictures``.
         image_shape: (C, H, W) of the activations or pixels that a trained backbone takes; None for feature vectors.
         regions: number of regions with a code, besides the whole image: 0 or 5.
+        codes: number of further codes of an image, besides that of its base; 0 for most encoders.
         sigma: ratio of a region's side to the image's; None without regions.
-        threshold: xi, the least probability at which a region's code is kept; None without regions.
+        threshold: xi, the least probability at which a code is kept; None where an image has one code.
         size: side in pixels of the pictures; None if it takes features.
         digest: SHA-256 of the file with the digest's own digits set to 0, hexadecimal; of an encoder that was cut,
             followed by a colon and its length.
@@ -223,6 +230,7 @@ class Encoder:
         shape = metadata.get("image_shape")
         self.image_shape: tuple[int, ...] | None = None if shape is None else tuple(shape)
         self.regions: int = metadata["regions"]
+        self.codes: int = metadata.get("codes", 0)
         self.sigma: float | None = metadata["sigma"]
         self.threshold: float | None = metadata["threshold"]
         self._preprocess: Preprocess | None = None
@@ -233,8 +241,13 @@ class Encoder:
         self._session = session
 
     def __repr__(self) -> str:
-        regions = f", {self.regions} regions" if self.regions else ""
+        regions = f", {self.regions} regions" if self.regions else f", {self.codes} further codes" if self.codes else ""
         return f"Encoder({self.bits} bits from {self.takes}{regions}, {self.digest[:12]})"
+
+    @property
+    def most_codes(self) -> int:
+        """The largest number of codes of an image."""
+        return 1 + self.regions + self.codes
 
     def cut(self, bits: int) -> Encoder:
         """Return an encoder of the first bits of each code, from the same network.
@@ -289,7 +302,7 @@ class Encoder:
         return self._encode(self._pictures(pictures))
 
     def margins(self, x: NDArray[Any]) -> NDArray[np.float32]:
-        """Return the margins of the bits, float32 (n, V, q): a bit is 1 where its margin is above 0.
+        """Return the margins of the bits, float32 (n, V, q) of V codes: a bit is 1 where its margin is above 0.
 
         Args:
             x: features or pictures, as the encoder takes them.
@@ -298,10 +311,10 @@ class Encoder:
             ValueError: as :meth:`encode` and :meth:`encode_pictures`.
         """
         margin: NDArray[np.float32] = self.outputs(x, "margin")[0]
-        return margin if self.regions else margin[:, None]
+        return margin if margin.ndim == 3 else margin[:, None]
 
     def outputs(self, x: NDArray[Any], *names: str) -> list[NDArray[Any]]:
-        """Return outputs of the network by name: ``bits``, ``margin`` and with regions ``keep``.
+        """Return outputs of the network by name: ``bits``, ``margin`` and with several codes ``keep``.
 
         Args:
             x: features or pictures, as the encoder takes them.
@@ -385,7 +398,7 @@ class Encoder:
         batches = (self._batch(views, start, step) for start in range(0, len(views), step))
         parts = [self._session.run(names, {self.takes: batch}) for batch in batches]
         outputs = [np.concatenate(part) for part in zip(*parts, strict=True)]
-        lead = views.shape[: 2 if self.regions else 1]
+        lead = views.shape[: 2 if self.regions else 1] + ((self.most_codes,) if self.codes else ())
         for name, output in zip(names, outputs, strict=True):  # a file may declare other shapes than it has
             if output.shape != (wanted := lead if name == "keep" else (*lead, self.metadata["bits"])):
                 raise DataError(

@@ -1,8 +1,9 @@
 """Heads: torch modules from features to codes, which :func:`hashgym.encoders.write.write` writes.
 
 A head maps features on the scale of training, float32 (n, D), to real values (n, q); a bit is 1 where its value is
-above 0. If images have several codes it takes views (n, V, D), the whole image first and then its regions, and returns
-values (n, V, q) and the probabilities that the codes are kept, (n, V).
+above 0. If images have several codes it returns values (n, V, q) and the probabilities that the codes are kept, (n, V):
+of views (n, V, D), the whole image first and then its regions, or of features (n, D), the code of a base first and then
+further ones.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from hashgym.hashers import Hasher
 
-__all__ = ["Actor", "GroupsHead", "Keeper", "RegionsHead", "hasher_head", "signs"]
+__all__ = ["Actor", "CodesHead", "GroupsHead", "Keeper", "RegionsHead", "Writer", "hasher_head", "signs"]
 
 _TOLERANCE = 1e-3  # of a head's values, relative to the largest: NumPy and torch add in different orders
 
@@ -39,6 +40,25 @@ class Keeper(Protocol):
 
     def keep(self, observation: dict[str, Tensor]) -> Tensor:
         """Return P(keep), (n,), for observations of the environment."""
+
+
+class Writer(Protocol):
+    """A torch module that writes further codes of an image, like an agent on MultiCodeHashing-v0."""
+
+    group_bits: int
+
+    def embed(self, image: Tensor) -> Tensor:
+        """Return what the groups of an episode have in common, of features (n, D)."""
+
+    def act(self, embedded: Tensor, code: Tensor, codes: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Return logits (n, k) of the bits from ``start`` on, and (n,) of keeping the code.
+
+        Args:
+            embedded: of :meth:`embed`.
+            code: float32 (n, q), the code so far, -1 and +1, and 0 for bits not emitted.
+            codes: float32 (n, 1 + m, q), the codes before, 0 where there is none.
+            start: the first bit of the group.
+        """
 
 
 def hasher_head(hasher: Hasher) -> nn.Module:
@@ -142,3 +162,39 @@ class RegionsHead(nn.Module):
             decided = self.keeper.keep({**shown, "region_code": codes[:, r], "kept": kept})
             p = torch.cat([p, decided[:, None]], dim=1)
         return p[:, :count]
+
+
+class CodesHead(nn.Module):
+    """An image's code by a base and the further codes that a policy writes: :func:`hashgym.encode_codes` as a module.
+
+    Args:
+        base: head of the base hasher, see :func:`hasher_head`.
+        writer: writes the further codes.
+        codes: m, their number.
+        threshold: xi, the least probability with which a code is kept; the next codes depend on which are.
+    """
+
+    def __init__(self, base: nn.Module, writer: Writer, codes: int, threshold: float) -> None:
+        super().__init__()
+        self.base, self.writer, self.codes, self.threshold = base, writer, codes, threshold
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return values (n, 1 + m, q) and P(keep) (n, 1 + m), 1 for the base's code, of features (n, D)."""
+        values = self.base(image)[:, None]
+        n, _, bits = values.shape
+        codes, embedded = signs(values), self.writer.embed(image)
+        p = torch.ones_like(values[:, :, 0])
+        for number in range(1, 1 + self.codes):
+            parts: list[Tensor] = []
+            shown = torch.cat([codes, values.new_zeros(n, 1 + self.codes - number, bits)], dim=1)
+            for start in range(0, bits, self.writer.group_bits):
+                rest = values.new_zeros(n, bits - start)
+                logits, keep = self.writer.act(embedded, torch.cat([*map(signs, parts), rest], dim=1), shown, start)
+                parts.append(logits)
+            value, decided = torch.cat(parts, dim=1)[:, None], keep.sigmoid()[:, None]
+            code = signs(value)
+            is_new = (codes * code).sum(2).amax(1, keepdim=True) < bits  # equal to none that is kept
+            kept = is_new & (decided.double() >= self.threshold)
+            codes = torch.cat([codes, code * kept[..., None].to(code.dtype)], dim=1)
+            values, p = torch.cat([values, value], dim=1), torch.cat([p, decided], dim=1)
+        return values, p

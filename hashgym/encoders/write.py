@@ -47,6 +47,7 @@ def write(
     group_bits: int | None = None,
     lengths: Sequence[int] = (),
     regions: int = 0,
+    codes: int = 0,
     sigma: float | None = None,
     threshold: float | None = None,
     source: Mapping[str, Any],
@@ -60,7 +61,9 @@ def write(
         path: the file to write; one that exists is replaced.
         head: maps standardised features, float32 (n, D), to margins (n, q), above 0 where a bit is 1; with regions
             (n, V, D), the whole image first, V from 1 to 1 + regions, to margins (n, V, q) and probabilities to keep
-            (n, V), 1 for the whole image. With a backbone that is trained it maps activations or pixels (n, C, H, W).
+            (n, V), 1 for the whole image. With further codes it maps (n, D) to margins (n, 1 + codes, q), the image's
+            code by the base first, and probabilities to keep. With a backbone that is trained it maps activations or
+            pixels (n, C, H, W).
         dim: D, the number of features; C x H x W for activations or pixels.
         image_shape: (C, H, W) of activations or pixels, which the network takes in a row; None or (D,) for features.
         bits: q, the length of a code.
@@ -68,8 +71,9 @@ def write(
         lengths: lengths to which codes were trained to be cut, ascending, the last one ``bits``; empty for ``bits``
             alone.
         regions: number of an image's regions besides the whole: 0 or 5.
+        codes: number of further codes, m; 0 for none.
         sigma: ratio of a region's side to the image's, in (0, 1], with regions.
-        threshold: xi, in [0, 1]: the least probability at which a code is kept, with regions.
+        threshold: xi, in [0, 1]: the least probability at which a code is kept, with regions or further codes.
         source: origin of the head (method, settings, data), as plain JSON.
         center: float32 (D,), subtracted from the features; None if the head takes them as extracted.
         scale: float32 (D,), divisor of the features, above 0.
@@ -92,8 +96,12 @@ def write(
         raise ValueError(f"regions must be 5 (corners and centre) or 0, got {regions}")
     if regions and len(shape) > 1:
         raise ValueError(f"regions are of feature vectors, got images of shape {shape}")
-    if (regions > 0) != (sigma is not None) or (regions > 0) != (threshold is not None):
-        raise ValueError(f"sigma and threshold belong to regions: got {regions=}, {sigma=}, {threshold=}")
+    if codes < 0 or (codes and (regions or len(shape) > 1)):
+        raise ValueError(f"further codes are of feature vectors without regions: got {codes=}, {regions=}, {shape=}")
+    if (regions > 0) != (sigma is not None):
+        raise ValueError(f"sigma belongs to regions: got {regions=}, {sigma=}")
+    if (regions + codes > 0) != (threshold is not None):
+        raise ValueError(f"a threshold belongs to regions or further codes: got {regions=}, {codes=}, {threshold=}")
     if sigma is not None and not 0 < sigma <= 1:
         raise ValueError(f"sigma must be in (0, 1], got {sigma}")
     if threshold is not None and not 0 <= threshold <= 1:
@@ -108,6 +116,7 @@ def write(
             "dim": int(dim),
             **({} if len(shape) == 1 else {"image_shape": list(shape)}),
             "regions": regions,
+            **({"codes": int(codes)} if codes else {}),
             "sigma": sigma,
             "threshold": threshold,
             "backbone": None if backbone is None else dict(backbone),
@@ -116,7 +125,7 @@ def write(
             "versions": versions(_PACKAGES),
         }
     )
-    _save(path, _head_model(head, shape, bits, regions, center, scale), description)
+    _save(path, _head_model(head, shape, bits, regions, codes, center, scale), description)
 
 
 def add_backbone(source: str | Path, out: str | Path, backbone: Backbone) -> None:
@@ -271,6 +280,7 @@ def _head_model(
     image_shape: tuple[int, ...],
     bits: int,
     regions: int,
+    codes: int,
     center: NDArray[np.float32] | None,
     scale: NDArray[np.float32] | None,
 ) -> ModelProto:
@@ -305,15 +315,16 @@ def _head_model(
                 # With -1 the exporter does not know the sides, after unflatten it fixes the number of images.
                 features = features.reshape(features.shape[0], *image_shape)
             result = self.head(features)
-            margin, *keep = result if regions else (result,)
+            margin, *keep = result if several else (result,)
             margin = margin.float()
             return margin > 0, margin, *(p.float() for p in keep)
 
+    several = regions + codes > 0
     whole = Whole().eval()
     generator = torch.Generator().manual_seed(0)
     shapes = [(3, 1 + regions), (1, 1), (2, regions)] if regions else [(3,), (1,)]
     examples = [torch.randn(*shape, dim, generator=generator) for shape in shapes]
-    outputs, axes = ("bits", "margin", "keep")[: 3 if regions else 2], {0: "n", 1: "V"} if regions else {0: "n"}
+    outputs, axes = ("bits", "margin", "keep")[: 3 if several else 2], {0: "n", 1: "V"} if regions else {0: "n"}
     try:
         model = to_onnx(whole, examples[0], {"features": axes}, dict.fromkeys(outputs, axes))
         session = open_session(model, 1)
@@ -321,7 +332,8 @@ def _head_model(
             with torch.inference_mode():
                 expected = [y.numpy() for y in whole(example)]
             found = session.run(None, {"features": example.numpy()})
-            _compare_outputs(expected[1:], found[1:], tuple(example.shape[:-1]), bits)
+            lead = tuple(example.shape[:-1]) + ((1 + codes,) if codes else ())
+            _compare_outputs(expected[1:], found[1:], lead, bits)
     except Exception as error:  # exporters and runtimes raise many types
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{type(head).__name__} cannot be exported: {reason}") from error
@@ -331,14 +343,14 @@ def _head_model(
 def _compare_outputs(
     expected: Sequence[NDArray[np.float32]], found: Sequence[NDArray[np.float32]], shape: tuple[int, ...], bits: int
 ) -> None:
-    """Validate the outputs of a head, and compare torch's with ONNX Runtime's."""
+    """Validate the outputs of a head, for codes of this shape, and compare torch's with ONNX Runtime's."""
     for name, wanted, x, y in zip(("margin", "keep"), ((*shape, bits), shape), expected, found, strict=False):
         if x.shape != wanted:
-            raise ValueError(f"its {name} has shape {x.shape} for features {(*shape, 'D')}, expected {wanted}")
+            raise ValueError(f"its {name} has shape {x.shape}, expected {wanted}")
         if not np.isfinite(x).all():
             raise ValueError(f"its {name} is NaN or infinite")
         if y.shape != wanted or np.abs(x - y).max() > TOLERANCE * max(np.abs(x).max(), 1e-6):
-            raise ValueError(f"its {name} from ONNX Runtime differs from torch's for features {(*shape, 'D')}")
+            raise ValueError(f"its {name} of shape {wanted} from ONNX Runtime differs from torch's")
     if len(expected) > 1 and not (expected[1][:, 0] == 1).all():
         raise ValueError("its keep is not 1 for the whole image")
 

@@ -277,7 +277,7 @@ class _Job:
 
     def _arrays(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Return shape and type of a row of every array."""
-        views = 1 + self.encoder.regions
+        views = self.encoder.most_codes
         return {
             "words": ((views, word_count(self.encoder.bits)), "uint64"),
             "kept": ((views,), "bool"),
@@ -336,7 +336,7 @@ class _Job:
         facts: dict[str, Any] = {
             "images": len(kept),
             "bits": self.encoder.bits,
-            "views": 1 + self.encoder.regions,
+            "views": self.encoder.most_codes,
             "root": str(self.root),
             "encoder": self.encoder.digest,
             "job": description,

@@ -1,11 +1,11 @@
 """The folder of codes: its contents, and opening it; :mod:`hashgym.gallery.encode` writes it.
 
-It has ``words.npy`` (uint64 (n, V, W), packed codes of an image and its V - 1 regions), ``kept.npy`` (bool (n, V),
-which of them it has), ``sizes.npy`` (int32 (n, 2), width and height of the upright picture), ``stamps.npy`` (int64
-(n, 2), the file's size in bytes and its modification time in ns), ``digests.npy`` (uint8 (n, 16), BLAKE2b of the file),
-``names.json`` (n names relative to the root, with forward slashes), ``encoder.onnx`` and ``meta.json``. After an update
-the arrays and names lie in a numbered folder, which ``meta.json`` names. Folders of older versions have no stamps and
-digests.
+It has ``words.npy`` (uint64 (n, V, W), packed codes of an image, its own and those of its regions, or further ones),
+``kept.npy`` (bool (n, V), which of them it has), ``sizes.npy`` (int32 (n, 2), width and height of the upright picture),
+``stamps.npy`` (int64 (n, 2), the file's size in bytes and its modification time in ns), ``digests.npy`` (uint8 (n, 16),
+BLAKE2b of the file), ``names.json`` (n names relative to the root, with forward slashes), ``encoder.onnx`` and
+``meta.json``. After an update the arrays and names lie in a numbered folder, which ``meta.json`` names. Folders of
+older versions have no stamps and digests.
 """
 
 from __future__ import annotations

@@ -76,7 +76,8 @@ class Match:
         name: name of the picture, relative to the root.
         path: path of the file, links followed; None if it is outside the root.
         distance: Hamming distance of the query's code to the nearest of its codes.
-        region: which of its codes is nearest: 0 for the whole picture, else the number of a region (:data:`REGIONS`).
+        region: of which part of it the nearest code is: 0 for the whole picture, else the number of a region
+            (:data:`REGIONS`).
         box: the region in pixels of the upright picture; None for the whole.
     """
 
@@ -198,7 +199,7 @@ class Gallery:
         if not np.array_equal(gaps.min(axis=1, initial=np.iinfo(np.int64).max), distances):
             raise DataError(f"the back end of {self.folder} has other codes than the index; {INDEX.remedy}")
         return [
-            self._match(int(id), int(row), int(distance), region)
+            self._match(int(id), int(row), int(distance), region if self.encoder.regions else 0)
             for id, row, distance, region in zip(ids, rows, distances, gaps.argmin(axis=1).tolist(), strict=True)
         ]
 

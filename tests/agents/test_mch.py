@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import hashgym
-from agents import checkpoint, mch, sb3, training
+from agents import bases, checkpoint, mch, sb3, training
 from agents.mch import Args
 from hashgym import codes, hashers
 from hashgym.codes import CodeSets
@@ -260,29 +260,29 @@ def test_the_base_of_a_resumed_run_may_be_a_users_own_class(
         "@dataclass(kw_only=True, eq=False)\nclass Mine(KSH):\n    'My own.'\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    base = mch.base_of_run("mine_alone:Mine", None, 6, 0, scenes)
+    base = bases.base_of_run("mine_alone:Mine", None, 6, 0, scenes)
     base.save(tmp_path / "base.npz")
     del sys.modules["mine_alone"]
-    again = mch.base_of_run("mine_alone:Mine", tmp_path, 6, 0, scenes)
+    again = bases.base_of_run("mine_alone:Mine", tmp_path, 6, 0, scenes)
     np.testing.assert_array_equal(again.encode(scenes.features), base.encode(scenes.features))
 
 
 def test_a_hasher_in_the_folder_is_not_replaced(tmp_path: Path, base: PairwiseHasher) -> None:
     file = tmp_path / "base.npz"
-    mch.save_base(base, tmp_path)
+    bases.save_base(base, tmp_path)
     before = file.read_bytes()
-    mch.save_base(hashers.load(file), tmp_path)  # of a run that was killed before its first checkpoint
+    bases.save_base(hashers.load(file), tmp_path)  # of a run that was killed before its first checkpoint
     rng = np.random.default_rng(0)
     for other in (
         hashers.make("lsh", bits=16).fit(rng.random((9, 4))),
         hashers.make("lsh", bits=16, seed=1).fit(rng.random((9, 4))),
     ):
         with pytest.raises(ValueError, match=r"base\.npz exists and is not the base hasher of this run"):
-            mch.save_base(other, tmp_path)
+            bases.save_base(other, tmp_path)
     assert file.read_bytes() == before
     file.write_bytes(b"mine")
     with pytest.raises(ValueError, match="is not the base hasher"):
-        mch.save_base(base, tmp_path)
+        bases.save_base(base, tmp_path)
     assert file.read_bytes() == b"mine"
 
 

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import hashgym
 import hashgym.hashers
-from agents import checkpoint, mch, sb3, training
+from agents import bases, checkpoint, sb3, training
 from agents.sb3_callback import TrainingCallback
 from agents.sb3_wrappers import flat
 from hashgym import data
@@ -285,7 +285,7 @@ def test_the_command_trains_and_measures(tmp_path: Path, capsys: pytest.CaptureF
     keep = sb3.Main(small("RegionKeep-v0", "a2c", bits=8), out=tmp_path / "a2c")
     assert 0.1 < sb3.main(keep).map < 1
     assert (tmp_path / "a2c" / "base.npz").exists()
-    assert mch.fitted_base(tmp_path / "a2c" / "base.npz", 8, 0, scenes()).bits == 8
+    assert bases.fitted_base(tmp_path / "a2c" / "base.npz", 8, 0, scenes()).bits == 8
 
 
 def test_settings_on_the_command_line_keep_their_kind() -> None:
