@@ -6,8 +6,8 @@
 A base hasher is fitted first and frozen; it gives every image its first code, as in MCH. The policy emits further
 codes, each conditioned on those before, and decides whether a code is kept. The environment returns the effect of every
 bit on the reward, so that each bit is its own one-step bandit with a known advantage (``credit_loss`` in drlih.py), and
-the reward of keeping the code, whose gradient is then exact. The credit of a bit is that of a kept code, whatever the
-policy decides: weighted by the probability of keeping, a policy that keeps nothing at first would learn nothing.
+the reward of keeping the code (:func:`keep_loss`). The credit of a bit is that of a kept code, whatever the policy
+decides: weighted by the probability of keeping, a policy that keeps nothing at first would learn nothing.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from .arguments import RunArgs, read_arguments
 from .bases import base_of_run, save_base
 from .drlih import credit_loss
 
-__all__ = ["Args", "Main", "Policy", "command", "encode", "load", "main", "train"]
+__all__ = ["Args", "Main", "Policy", "command", "encode", "keep_loss", "last_code", "load", "main", "train"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +67,8 @@ class Args(RunArgs):
     """images in a batch"""
     hidden: int = 512
     """width of both hidden layers"""
-    start: float = 1.0
-    """logits of a code at first, relative to the last code before it: it begins near that one"""
+    start: float = 0.5
+    """logits of a code at first, relative to the last code before it, near which it begins"""
     dropout: float = 0.5
     """fraction of the hidden units dropped while training"""
     input_dropout: float = 0.5
@@ -114,15 +114,16 @@ class Policy(nn.Module):
         """Return the embedded images (n, hidden), the same for all steps of an episode, of features (n, D)."""
         return self.dropout(F.relu(self.embedding(self.input_dropout(image))))
 
-    def act(self, embedded: Tensor, code: Tensor, codes: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """Return logits (n, k) of the bits from ``start`` on, fewer in a last group, and (n,) of keeping the code.
+    def act(self, embedded: Tensor, code: Tensor, codes: Tensor, group: int) -> tuple[Tensor, Tensor]:
+        """Return logits (n, k) of a group's bits, fewer in a code's last group, and (n,) of keeping the code.
 
         Args:
             embedded: (n, hidden), of :meth:`embed`.
             code: (n, q), the code so far, -1 and +1, and 0 for bits not emitted.
             codes: (n, 1 + m, q), the codes before, 0 where there is none.
-            start: the first bit of the group.
+            group: the group to emit, counted over all codes.
         """
+        start = group % -(-self.bits // self.group_bits) * self.group_bits
         h = self.dropout(F.relu(self.hidden(torch.cat([embedded, codes.sum(1), code], dim=1))))
         logits = self.code(h) + self.args.start * last_code(codes)
         return logits[:, start : start + self.group_bits], self.keep(h)[:, 0]
@@ -135,10 +136,9 @@ class Policy(nn.Module):
         image, code, codes = (
             torch.from_numpy(np.ascontiguousarray(observation[key])).to(device) for key in ("image", "code", "codes")
         )
-        start = int(observation["group"][0]) % -(-self.bits // self.group_bits) * self.group_bits
         self.eval()
         with torch.no_grad():
-            logits, keep = self.act(self.embed(image), code, codes, start)
+            logits, keep = self.act(self.embed(image), code, codes, int(observation["group"][0]))
             p = F.pad(logits.sigmoid(), (0, self.group_bits - logits.shape[1]))
             both = torch.cat([p, keep.sigmoid()[:, None]], dim=1)
         self.train(mode)
@@ -158,6 +158,20 @@ def last_code(codes: Tensor) -> Tensor:
     places = torch.arange(codes.shape[1], device=codes.device)
     last = (codes.abs().amax(2).long() * places).amax(1)
     return codes.gather(1, last[:, None, None].expand(-1, 1, codes.shape[2]))[:, 0]
+
+
+def keep_loss(logit: Tensor, reward: Tensor) -> Tensor:
+    """Return the cross-entropy of keeping a code where its reward is positive, weighted by the reward's size.
+
+    The probability p of keeping is best at E[R+] / (E[R+] + E[R-]), above 1/2 where the expected reward is positive, as
+    with the gradient of the expected reward p R itself. That one vanishes where p is near 0: a policy that has learnt
+    to discard the poor codes of its first updates would discard all later ones too.
+
+    Args:
+        logit: (n,), of p.
+        reward: (n,), of keeping; discarding earns 0.
+    """
+    return F.binary_cross_entropy_with_logits(logit, (reward > 0).float(), reward.abs())
 
 
 class Run(training.Run):
@@ -195,20 +209,20 @@ class Run(training.Run):
         loss, earned, expected, keeping = torch.zeros((), device=self.device), 0.0, 0.0, 0.0
         for _ in range(args.codes):
             logits: list[Tensor] = []
-            for start in range(0, bits, policy.group_bits):
+            for _ in range(0, bits, policy.group_bits):
                 code, codes = self.tensor(self.obs["code"]), self.tensor(self.obs["codes"])
-                group, keep = policy.act(embedded, code, codes, start)
+                emitted, keep = policy.act(embedded, code, codes, int(self.obs["group"][0]))
                 p = keep.detach().sigmoid()
-                decided = torch.bernoulli(torch.cat([group.detach().sigmoid(), p[:, None]], dim=1))
+                decided = torch.bernoulli(torch.cat([emitted.detach().sigmoid(), p[:, None]], dim=1))
                 action = np.zeros((args.num_envs, policy.group_bits + 1), np.int8)
-                action[:, : group.shape[1]], action[:, -1] = decided[:, :-1].cpu(), decided[:, -1].cpu()
+                action[:, : emitted.shape[1]], action[:, -1] = decided[:, :-1].cpu(), decided[:, -1].cpu()
                 self.obs, reward, _, _, self.info = self.envs.step(action)
-                logits.append(group)
+                logits.append(emitted)
             final = self.info.get("final_info", self.info)
             keep_reward, credit = self.tensor(final["keep_reward"]), self.tensor(final["code_credit"])
             scale = keep_reward.abs().mean().clamp(min=1e-12)  # losses of bases are of very different size
             loss = loss + credit_loss(torch.cat(logits, dim=1), credit / scale)
-            loss = loss - (keep.sigmoid() * keep_reward / scale).mean()
+            loss = loss + keep_loss(keep, keep_reward / scale)
             earned, expected = earned + float(reward.mean()), expected + (p * keep_reward).mean().item()
             keeping += p.mean().item() / args.codes
         self.optimizer.zero_grad(set_to_none=True)

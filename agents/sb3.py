@@ -1,7 +1,8 @@
-"""Stable-Baselines3 on both environments: eleven algorithms by one command, with presets that learn.
+"""Stable-Baselines3 on all environments: eleven algorithms by one command, with presets that learn.
 
     python -m agents.sb3 ppo --dataset digits --bits 24 --out runs/ppo
     python -m agents.sb3 dqn --env RegionKeep-v0 --dataset digit-scenes
+    python -m agents.sb3 ppo --env MultiCodeHashing-v0 --dataset digit-scenes
 
 The algorithms are those of Stable-Baselines3 and sb3-contrib. Added are: the environments as a VecEnv
 (:class:`hashgym.integrations.sb3.HashVecEnv`), wrappers (``sb3_wrappers``), a features extractor and the export of
@@ -31,8 +32,9 @@ from stable_baselines3.common.vec_env import VecEnv
 from hashgym import console, data
 from hashgym.data import HashingDataset
 from hashgym.device import explain_out_of_memory, resolve_device
-from hashgym.encoders.heads import GroupsHead, RegionsHead, hasher_head
+from hashgym.encoders.heads import CodesHead, GroupsHead, RegionsHead, hasher_head
 from hashgym.envs.bit_group_hashing import HashingTask
+from hashgym.envs.multi_code_hashing import MultiCodeTask
 from hashgym.envs.region_keep import RegionKeepTask
 from hashgym.hashers import Hasher
 from hashgym.integrations.sb3 import BackboneExtractor, HashVecEnv
@@ -49,7 +51,7 @@ from . import bases, training
 from . import checkpoint as files
 from .arguments import read_command
 from .sb3_callback import TrainingCallback, encode, measure
-from .sb3_policies import Greedy, ImageAndCode
+from .sb3_policies import Greedy, GreedyCodes, ImageAndCode
 from .sb3_presets import PRESETS, Args
 from .sb3_wrappers import FeatureDropout, Flat
 
@@ -75,8 +77,11 @@ def make_envs(dataset: HashingDataset, args: Args, base: Hasher | None) -> VecEn
     task: dict[str, Any]
     if args.env == "BitGroupHashing-v0":
         task = {"bits": args.bits, "group_bits": args.group_bits, "action": args.preset.action, "reward": args.reward}
-    else:
+    elif args.env == "RegionKeep-v0":
         task = {"base": base}
+    else:
+        assert base is not None
+        task = {"base": base, "codes": args.codes, "group_bits": min(args.group_bits, base.bits)}
     envs: VecEnv = HashVecEnv(gym.make_vec(args.env, num_envs=args.num_envs, dataset=dataset, **task))
     if args.input_dropout:
         envs = FeatureDropout(envs, args.input_dropout, args.seed)
@@ -115,21 +120,22 @@ def train(
 ) -> BaseAlgorithm:
     """Train an algorithm on the training images of a dataset.
 
-    A part of them is held out and evaluated at regular intervals; the policy with the best ranking of them, or on
-    RegionKeep-v0 the highest reward on them, is kept.
+    A part of them is held out and evaluated at regular intervals; the policy with the best ranking of them, or where
+    there is a base the highest reward on them, is kept.
 
     Args:
         dataset: feature vectors, which do best standardised (``HashingDataset.standardized``), or for
             BitGroupHashing-v0 activations or pixels, from which a backbone is trained as well.
         args: arguments of the run.
-        base: the fitted base hasher, for RegionKeep-v0.
+        base: the fitted base hasher, for RegionKeep-v0 and MultiCodeHashing-v0.
         out: folder for ``base.npz``, ``checkpoint.pt``, TensorBoard's files, and at the end ``policy.pt`` and the
             encoder ``policy.onnx``; None writes nothing.
         resume: continue the run that ``out`` holds; the result is that of a run that was never stopped.
         progress: whether to show a progress bar.
 
     Returns:
-        The algorithm with its best policy, for :func:`hashgym.encode` or :func:`hashgym.encode_regions`.
+        The algorithm with its best policy, for :func:`hashgym.encode`, :func:`hashgym.encode_regions` or
+        :func:`hashgym.encode_codes`.
 
     Raises:
         ValueError: if ``out`` holds a run and ``resume`` is false, or one with other arguments; for arguments or data
@@ -137,7 +143,7 @@ def train(
         DiskFullError: if a file does not fit on the disk; the last checkpoint is complete.
     """
     if (base is None) != (args.env == "BitGroupHashing-v0"):
-        raise ValueError("RegionKeep-v0 needs base=, a fitted hasher, and BitGroupHashing-v0 none")
+        raise ValueError("RegionKeep-v0 and MultiCodeHashing-v0 need base=, a fitted hasher, BitGroupHashing-v0 none")
     args = _resolved(args, dataset)
     checkpoint = files.load_checkpoint(out, args, resume)
     learning, held_out = training.split(dataset, args)
@@ -170,19 +176,29 @@ def train(
         if base is None:
             code: dict[str, Any] = {"bits": bits, "group_bits": args.group_bits}
             files.write_encoder(lambda: GroupsHead(greedy, **code), dataset, args, path, **code)
-        else:
+        elif args.env == "RegionKeep-v0":
             files.write_encoder(
                 lambda: RegionsHead(hasher_head(base), greedy), dataset, args, path, bits=bits, threshold=0.5
+            )
+        else:
+            writer = GreedyCodes(load(out / "policy.pt", "cpu"), bits, min(args.group_bits, bits))
+            files.write_encoder(
+                lambda: CodesHead(hasher_head(base), writer, args.codes, 0.5),
+                *(dataset, args, path),
+                bits=bits,
+                codes=args.codes,
+                threshold=0.5,
             )
     return model
 
 
 def _resolved(args: Args, dataset: HashingDataset) -> Args:
     """Return the arguments with the backbone of the dataset's images; DataError if the environment has none."""
+    if args.env == "BitGroupHashing-v0":
+        return training.with_backbone(args, dataset)
     if args.env == "RegionKeep-v0":
         dataset.require("train_regions")
-        return args
-    return training.with_backbone(args, dataset)
+    return args
 
 
 def load(path: Path, device: str = "auto") -> BasePolicy:
@@ -197,8 +213,12 @@ def load(path: Path, device: str = "auto") -> BasePolicy:
         image = tuple(saved.get("image_shape", [saved["dim"]])), saved.get("image_type", "float32")
         observation_space: Any = task.observation_space(*image)
         action = task.action_space()
-    else:
+    elif args.env == "RegionKeep-v0":
         observation_space, action = RegionKeepTask().observation_space(saved["dim"], saved["bits"]), spaces.Discrete(2)
+    else:
+        codes = MultiCodeTask(codes=args.codes, group_bits=min(args.group_bits, saved["bits"]))
+        observation_space = codes.observation_space(saved["dim"], saved["bits"])
+        action = codes.acting(saved["bits"]).action_space()
     if args.algo == "crossq":
         observation_space = Flat.space(observation_space)
     network = args.policy_kwargs
@@ -216,9 +236,9 @@ class Main:
 
     args: tyro.conf.OmitArgPrefixes[Args]
     dataset: str | None = None
-    """an embedded dataset or a folder made by `hashgym features`; digits, or digit-scenes for RegionKeep-v0"""
+    """an embedded dataset or a folder made by `hashgym features`; digits, or digit-scenes where there is a base"""
     base: str = "dch"
-    """base hasher of RegionKeep-v0 by name, or a file that Hasher.save wrote"""
+    """base hasher of RegionKeep-v0 and MultiCodeHashing-v0 by name, or a file that Hasher.save wrote"""
     out: Path | None = None
     """folder for checkpoint, policy and TensorBoard files"""
     resume: bool = False
@@ -234,16 +254,16 @@ def main(run: Main) -> metrics.RetrievalResult:
     """Train, encode queries and database, and print the retrieval metrics."""
     args: Args = run.args
     base: Hasher | None = None
-    with_regions = args.env == "RegionKeep-v0"
+    has_base = args.env != "BitGroupHashing-v0"
     with training.interruptible(run.out):
-        dataset = data.load(run.dataset or ("digit-scenes" if with_regions else "digits")).standardized()
+        dataset = data.load(run.dataset or ("digit-scenes" if has_base else "digits")).standardized()
         metrics.check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
         args = _resolved(args, dataset)
-        if with_regions:
+        if args.env == "RegionKeep-v0":
             dataset.require("regions")
         with files.hold_folder(run.out):
             files.load_checkpoint(run.out, args, run.resume)  # before the base is fitted
-            if with_regions:
+            if has_base:
                 base = bases.base_of_run(run.base, run.out if run.resume else None, args.bits, args.seed, dataset)
             training.warn_unsaved(run.out)
             start_time = time.perf_counter()

@@ -31,9 +31,12 @@ LOGS = 100  # points of the TensorBoard curves
 def encode(
     policy: Any, args: Args, dataset: HashingDataset, rows: NDArray[np.int64], base: Hasher | None = None
 ) -> CodeSets:
-    """Return codes of some images of a dataset: one each, on RegionKeep-v0 also those of the kept regions."""
+    """Return codes of some images of a dataset: one each, and where there is a base those that the policy keeps."""
     if base is None:
         return CodeSets.of(training.encode(policy, dataset, rows, bits=args.bits, group_bits=args.group_bits))
+    if args.env == "MultiCodeHashing-v0":
+        group_bits = min(args.group_bits, base.bits)
+        return hashgym.encode_codes(policy, base, dataset.features[rows], codes=args.codes, group_bits=group_bits)
     regions = None if dataset.regions is None else dataset.regions[rows]
     return hashgym.encode_regions(policy, base, dataset.features[rows], regions)
 
@@ -41,7 +44,7 @@ def encode(
 def measure(
     policy: Any, args: Args, dataset: HashingDataset, base: Hasher | None = None
 ) -> tuple[metrics.RetrievalResult, CodeSets]:
-    """Search the database for every query, on RegionKeep-v0 with its own code alone. Returns measures and codes."""
+    """Search the database for every query, with a base by its code alone. Returns measures and codes."""
     query: Any = (
         encode(policy, args, dataset, dataset.query) if base is None else base.encode(dataset.features[dataset.query])
     )
@@ -103,8 +106,8 @@ class TrainingCallback(BaseCallback):
     def _evaluate(self) -> None:
         """Measure how held-out images find each other, and the reward of decisions on them; queries are never seen.
 
-        The best policy has the highest tie-aware mAP of these; on RegionKeep-v0 the highest reward, because retrieval
-        among a few images is best where all their regions are kept, which brings other images near too.
+        The best policy has the highest tie-aware mAP of these; with a base the highest reward, because retrieval among
+        a few images is best where all codes are kept, which brings other images near too.
         """
         if len(self.held_out) < 2:
             return
@@ -121,8 +124,16 @@ class TrainingCallback(BaseCallback):
             self.weights = {name: part.clone() for name, part in self.model.policy.state_dict().items()}
 
     def _mean_reward(self) -> float:
-        """Return the mean reward of decisions on each of the held-out images' regions."""
+        """Return the mean reward of decisions on each of the held-out images' regions, or of their further codes."""
         rewards = []
+        if self.args.env == "MultiCodeHashing-v0":
+            observation, _ = self._evaluation_envs.reset(options={"index": self.held_out})
+            done = np.zeros(1, bool)
+            while not done[0]:
+                action, _ = self.model.predict(observation, deterministic=True)
+                observation, reward, done, _, _ = self._evaluation_envs.step(action)
+                rewards.append(reward.mean())
+            return float(np.sum(rewards))
         for region in range(self.dataset.train_regions.shape[1]):  # type: ignore[union-attr]
             options = {"index": self.held_out, "regions": np.full((len(self.held_out), 1), region)}
             observation, info = self._evaluation_envs.reset(options=options)
@@ -132,7 +143,11 @@ class TrainingCallback(BaseCallback):
 
     @cached_property
     def _evaluation_envs(self) -> Any:
-        return gym.make_vec("RegionKeep-v0", num_envs=len(self.held_out), dataset=self.dataset, base=self.base)
+        assert self.base is not None
+        task: dict[str, Any] = {"dataset": self.dataset, "base": self.base}
+        if self.args.env == "MultiCodeHashing-v0":
+            task |= {"codes": self.args.codes, "group_bits": min(self.args.group_bits, self.base.bits)}
+        return gym.make_vec(self.args.env, num_envs=len(self.held_out), **task)
 
     @cached_property
     def _fingerprint(self) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .sb3_wrappers import flat, wide_keys
 
-__all__ = ["FlatCrossQPolicy", "Greedy", "ImageAndCode", "MultiBinaryLstmPolicy"]
+__all__ = ["FlatCrossQPolicy", "Greedy", "GreedyCodes", "ImageAndCode", "MultiBinaryLstmPolicy"]
 
 
 class ImageAndCode(BaseFeaturesExtractor):
@@ -86,7 +86,7 @@ class Greedy(nn.Module):
         observation: Any = {"image": image, "code": code, "group": groups}
         if isinstance(self.policy, FlatCrossQPolicy):
             observation = flat(observation, spaces.flatdim(self.policy.observation_space))
-        scores, state = self._scores(observation, state)
+        scores, state = self.scores(observation, state)
         if isinstance(space, spaces.Discrete):  # the bits of the index with the best score
             bit = torch.arange(int(space.n)) >> torch.arange(int(space.n).bit_length() - 1)[:, None] & 1
             one, zero = (scores[:, None].masked_fill(bit == other, -torch.inf).amax(2) for other in (0, 1))
@@ -98,10 +98,10 @@ class Greedy(nn.Module):
 
     def keep(self, observation: dict[str, Tensor]) -> Tensor:
         """Return 1 where the policy keeps, else 0: (n,)."""
-        scores, _ = self._scores(observation, None)
+        scores, _ = self.scores(observation, None)
         return (scores[:, 1] > scores[:, 0]).float()
 
-    def _scores(self, observation: Any, state: Any) -> tuple[Tensor, Any]:
+    def scores(self, observation: Any, state: Any) -> tuple[Tensor, Any]:
         """Return logits, Q values or, for Box actions, the action itself; and a recurrent policy's state."""
         policy = self.policy
         if isinstance(policy, QRDQNPolicy):
@@ -122,3 +122,29 @@ class Greedy(nn.Module):
             outputs, state = policy.lstm_actor(features[None], state or (zeros, zeros))
             features = outputs[0]
         return policy.action_net(policy.mlp_extractor.forward_actor(features)), state
+
+
+class GreedyCodes(nn.Module):
+    """Deterministic actions of a policy of bits on MultiCodeHashing-v0 as logits, for ONNX.
+
+    Args:
+        policy: an actor-critic policy whose actions are bits.
+        bits: q, the length of a code.
+        group_bits: k, the length of a group.
+    """
+
+    def __init__(self, policy: BasePolicy, bits: int, group_bits: int) -> None:
+        super().__init__()
+        self.greedy, self.bits, self.group_bits = Greedy(policy), bits, group_bits
+
+    def embed(self, image: Tensor) -> Tensor:
+        """Return the images unchanged."""
+        return image
+
+    def act(self, embedded: Tensor, code: Tensor, codes: Tensor, group: int) -> tuple[Tensor, Tensor]:
+        """Return logits of a group's bits and of keeping the code, see :class:`hashgym.encoders.heads.Writer`."""
+        groups = torch.full_like(code[:, 0], group, dtype=torch.int64)
+        observation = {"image": embedded, "code": code, "codes": codes, "group": groups}
+        scores, _ = self.greedy.scores(observation, None)
+        start = group % -(-self.bits // self.group_bits) * self.group_bits
+        return scores[:, : min(self.group_bits, self.bits - start)], scores[:, -1]

@@ -19,7 +19,7 @@ from .sb3_policies import FlatCrossQPolicy, ImageAndCode, MultiBinaryLstmPolicy
 
 __all__ = ["PRESETS", "Args", "Preset"]
 
-Env: TypeAlias = Literal["BitGroupHashing-v0", "RegionKeep-v0"]
+Env: TypeAlias = Literal["BitGroupHashing-v0", "RegionKeep-v0", "MultiCodeHashing-v0"]
 
 _MLP: dict[str, Any] = {"features_extractor_class": ImageAndCode, "net_arch": [256]}
 _PPO: dict[str, Any] = {"n_steps": 8, "batch_size": 512, "n_epochs": 4, "learning_rate": 1e-3, "gamma": 1.0}
@@ -112,6 +112,9 @@ PRESETS: dict[str, dict[str, Preset]] = {
         ),
         "dqn": Preset(DQN, 100_000, _VALUE, bits=32, input_dropout=0.5),
     },
+    "MultiCodeHashing-v0": {
+        "ppo": Preset(PPO, 200_000, _PPO | {"n_steps": 4}, bits=32, group_bits=32, input_dropout=0.5),
+    },
 }
 
 
@@ -124,11 +127,13 @@ class Args(CommonArgs):
     algo: Name = "ppo"
     """ppo, a2c, trpo, recurrent_ppo, maskable_ppo, dqn, qrdqn, sac, td3, tqc or crossq; `--algo NAME` does the same"""
     env: Env = "BitGroupHashing-v0"
-    """BitGroupHashing-v0: any algorithm; RegionKeep-v0: ppo, a2c or dqn"""
+    """BitGroupHashing-v0: any algorithm; RegionKeep-v0: ppo, a2c or dqn; MultiCodeHashing-v0: ppo"""
     bits: int = 0
     """q, length of the code"""
     group_bits: int = 0
-    """k, bits emitted in one step of BitGroupHashing-v0"""
+    """k, bits emitted in one step of BitGroupHashing-v0 and MultiCodeHashing-v0"""
+    codes: int = 1
+    """m, number of further codes of MultiCodeHashing-v0"""
     reward: str = "average_precision"
     """reward of BitGroupHashing-v0 by name"""
     steps: int = 0
@@ -157,7 +162,7 @@ class Args(CommonArgs):
                 object.__setattr__(self, name, getattr(preset, name))
         # A code shorter than the preset's group is one group.
         object.__setattr__(self, "group_bits", min(self.group_bits, self.bits))
-        self.check_positive("steps", "num_envs", "bits", "group_bits", "evaluations", "checkpoints")
+        self.check_positive("steps", "num_envs", "bits", "group_bits", "codes", "evaluations", "checkpoints")
         self.check_fraction("input_dropout")
         if self.backbone is not None:
             self._check_backbone()

@@ -50,14 +50,14 @@ class Writer(Protocol):
     def embed(self, image: Tensor) -> Tensor:
         """Return what the groups of an episode have in common, of features (n, D)."""
 
-    def act(self, embedded: Tensor, code: Tensor, codes: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """Return logits (n, k) of the bits from ``start`` on, and (n,) of keeping the code.
+    def act(self, embedded: Tensor, code: Tensor, codes: Tensor, group: int) -> tuple[Tensor, Tensor]:
+        """Return logits (n, k) of a group's bits, fewer in a code's last group, and (n,) of keeping the code.
 
         Args:
             embedded: of :meth:`embed`.
             code: float32 (n, q), the code so far, -1 and +1, and 0 for bits not emitted.
             codes: float32 (n, 1 + m, q), the codes before, 0 where there is none.
-            start: the first bit of the group.
+            group: the group to emit, counted over all codes.
         """
 
 
@@ -182,15 +182,16 @@ class CodesHead(nn.Module):
         """Return values (n, 1 + m, q) and P(keep) (n, 1 + m), 1 for the base's code, of features (n, D)."""
         values = self.base(image)[:, None]
         n, _, bits = values.shape
-        codes, embedded = signs(values), self.writer.embed(image)
+        codes, embedded, group = signs(values), self.writer.embed(image), 0
         p = torch.ones_like(values[:, :, 0])
         for number in range(1, 1 + self.codes):
             parts: list[Tensor] = []
             shown = torch.cat([codes, values.new_zeros(n, 1 + self.codes - number, bits)], dim=1)
             for start in range(0, bits, self.writer.group_bits):
-                rest = values.new_zeros(n, bits - start)
-                logits, keep = self.writer.act(embedded, torch.cat([*map(signs, parts), rest], dim=1), shown, start)
+                written = torch.cat([*map(signs, parts), values.new_zeros(n, bits - start)], dim=1)
+                logits, keep = self.writer.act(embedded, written, shown, group)
                 parts.append(logits)
+                group += 1
             value, decided = torch.cat(parts, dim=1)[:, None], keep.sigmoid()[:, None]
             code = signs(value)
             is_new = (codes * code).sum(2).amax(1, keepdim=True) < bits  # equal to none that is kept

@@ -15,12 +15,12 @@ from stable_baselines3 import PPO
 
 import hashgym
 import hashgym.hashers
-from agents import checkpoint, drlih, mch, sb3
-from agents.sb3_policies import Greedy
+from agents import checkpoint, drlih, mch, multicode, sb3
+from agents.sb3_policies import Greedy, GreedyCodes
 from hashgym import codes, data
 from hashgym.data import HashingDataset
 from hashgym.encoders import Encoder, load_encoder
-from hashgym.encoders.heads import GroupsHead, RegionsHead, hasher_head
+from hashgym.encoders.heads import CodesHead, GroupsHead, RegionsHead, hasher_head
 from hashgym.encoders.write import write
 from hashgym.hashers import Hasher
 from hashgym.integrations.sb3 import HashVecEnv
@@ -222,3 +222,29 @@ def test_exporting_draws_nothing_and_leaves_the_policy_as_it_is(tmp_path: Path) 
     assert torch.equal(torch.get_rng_state(), before)
     assert policy.training
     assert all(torch.equal(part, state[name]) for name, part in policy.state_dict().items())
+
+
+@pytest.mark.parametrize(("count", "group_bits", "xi"), [(1, 0, 0.5), (2, 6, 0.3), (3, 16, 0.6)])
+@pytest.mark.parametrize("agent", ["multicode", "sb3"])
+def test_further_codes(agent: str, count: int, group_bits: int, xi: float, tmp_path: Path) -> None:
+    """Of random policies that depend on all that they observe, so that a code depends on those before it."""
+    if agent == "multicode":
+        policy: Any = randomized(multicode.Policy(256, 16, multicode.Args(codes=count, group_bits=group_bits)), 2.0)
+        writer: Any = policy
+    else:
+        xi, length = 0.5, group_bits or 16
+        task = {"dataset": scenes(), "base": base(), "codes": count, "group_bits": length}
+        policy = randomized(
+            PPO("MultiInputPolicy", HashVecEnv(gym.make_vec("MultiCodeHashing-v0", **task))).policy, 2.0
+        )
+        policy.set_training_mode(False)
+        writer = GreedyCodes(policy, 16, length)
+    head = CodesHead(hasher_head(base()), writer.eval(), count, xi)
+    raw, moved = extracted(scenes(), (3_000,))
+    options = {"dim": 256, "bits": 16, "codes": count, "threshold": xi, "source": {}}
+    write(tmp_path / "codes.onnx", head, center=scenes().center, scale=scenes().scale, **options)
+    found = load_encoder(tmp_path / "codes.onnx").encode(raw)
+    expected = hashgym.encode_codes(policy, base(), moved, codes=count, group_bits=group_bits or None, threshold=xi)
+    assert (found.kept == expected.kept).all()
+    assert (found.words == expected.words).all()
+    assert 1.05 < found.anhc < 0.99 + count

@@ -34,7 +34,8 @@ def test_encoding_equals_the_environment(multi_label: HashingDataset, base: Hash
     """With codes of whole features, images get the codes that the environment keeps of the policy's actions."""
     args = Args(**SMALL, **kind, start=0.5)
     policy = multicode.train(multi_label, base, args, progress=False)
-    torch.nn.init.normal_(policy.keep.weight)  # so that some codes are kept
+    for layer in (policy.keep, policy.code):  # so that codes differ and some are kept
+        torch.nn.init.normal_(layer.weight)
     envs: Any = hashgym.envs.multi_code_hashing.MultiCodeHashingVectorEnv(
         40, multi_label, base=base, codes=args.codes, group_bits=policy.group_bits
     )
@@ -55,7 +56,22 @@ def test_encoding_equals_the_environment(multi_label: HashingDataset, base: Hash
     assert nothing.anhc == 1.0
 
 
-def test_the_loss_is_the_exact_gradient_of_keeping_and_the_credit_of_each_bit(
+def test_the_probability_of_keeping_is_above_a_half_where_the_expected_reward_is_positive() -> None:
+    for rewards, expected in (([3.0, -1.0], 0.75), ([0.5, -1.5], 0.25), ([2.0, 0.0], 1.0)):
+        logit = torch.zeros(1, requires_grad=True)
+        optimizer = torch.optim.LBFGS([logit], max_iter=200)
+
+        def closure(logit: Any = logit, optimizer: Any = optimizer, rewards: Any = rewards) -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = multicode.keep_loss(logit.expand(len(rewards)), torch.tensor(rewards))
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        assert logit.sigmoid().item() == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_gradient_is_that_of_the_credit_of_each_bit_and_of_keeping(
     multi_label: HashingDataset, base: Hasher
 ) -> None:
     args = Args(**SMALL, dropout=0, input_dropout=0, code_dropout=0)
@@ -76,9 +92,10 @@ def test_the_loss_is_the_exact_gradient_of_keeping_and_the_credit_of_each_bit(
     final = seen[0][-1]["final_info"]
     reward, credit = run.tensor(final["keep_reward"]), run.tensor(final["code_credit"])
     p, q = logits.sigmoid(), keep.sigmoid()
-    scale = reward.abs().mean()
+    scale, good = reward.abs().mean(), reward > 0
+    keeping = -(reward.abs() * torch.where(good, q, 1 - q).log()).mean()
     wanted = torch.autograd.grad(
-        -((p.detach() * (1 - p.detach()) * credit * logits).sum(1).mean() + (q * reward).mean()) / scale,
+        (keeping - (p.detach() * (1 - p.detach()) * credit * logits).sum(1).mean()) / scale,
         [policy.code.bias, policy.keep.bias],
     )
     for parameter, gradient in zip((policy.code.bias, policy.keep.bias), wanted, strict=True):
@@ -127,14 +144,14 @@ def test_files_of_a_run(multi_label: HashingDataset, base: Hasher, tmp_path: Pat
 def test_it_learns_codes_that_raise_map_and_recall_on_scenes() -> None:
     dataset = digit_scenes.load().standardized()
     features, labels = dataset.features, dataset.labels
-    base = hashers.make("dch", bits=16, updates=300).fit(features[dataset.train], labels[dataset.train])
-    policy = multicode.train(dataset, base, Args(updates=250, hidden=128, holdout=0.0), progress=False)
+    base = hashers.make("dch", bits=32).fit(features[dataset.train], labels[dataset.train])
+    policy = multicode.train(dataset, base, Args(updates=400, hidden=256, holdout=0.0), progress=False)
     query = base.encode(features[dataset.query])
     several = multicode.encode(policy, base, features[dataset.database])
-    own = CodeSets(several.words[:, :1], several.kept[:, :1], 16)
+    own = CodeSets(several.words[:, :1], several.kept[:, :1], 32)
     one, more = (evaluate(query, labels[dataset.query], sets, labels[dataset.database]) for sets in (own, several))
     assert 1.05 < several.anhc <= 2
-    assert more.map > one.map + 0.01
+    assert more.map > one.map + 0.004
     assert more.recall_by_radius[0] > 1.1 * one.recall_by_radius[0]
 
 

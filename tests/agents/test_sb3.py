@@ -25,7 +25,7 @@ from hashgym.retrieval import evaluate
 
 CODES = list(sb3.PRESETS["BitGroupHashing-v0"])
 REGIONS = list(sb3.PRESETS["RegionKeep-v0"])
-EVERY = [("BitGroupHashing-v0", algo) for algo in CODES] + [("RegionKeep-v0", algo) for algo in REGIONS]
+EVERY = [(env, algo) for env, presets in sb3.PRESETS.items() for algo in presets]
 
 
 @cache
@@ -63,7 +63,11 @@ def small(env: str, algo: str, **changes: Any) -> sb3.Args:
     if "learning_starts" in preset:
         settings["learning_starts"] = 64
     sizes: dict[str, Any] = {"steps": 512, "num_envs": 16, "evaluations": 4, "checkpoints": 4}
-    codes = {"bits": 7, "group_bits": 4} if env == "BitGroupHashing-v0" else {}
+    codes = {
+        "BitGroupHashing-v0": {"bits": 7, "group_bits": 4},
+        "RegionKeep-v0": {},
+        "MultiCodeHashing-v0": {"codes": 2, "group_bits": 6},
+    }[env]
     return sb3.Args(env=env, algo=algo, **{"settings": settings} | sizes | codes | changes)  # type: ignore[arg-type]
 
 

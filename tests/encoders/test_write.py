@@ -246,8 +246,8 @@ class Wrong(torch.nn.Module):
     ("change", "message"),
     [
         ({"regions": 4}, "regions must be 5"),
-        ({"sigma": 0.5}, "belong to regions"),
-        ({"regions": 5, "sigma": 0.5}, "belong to regions"),
+        ({"sigma": 0.5}, "sigma belongs to regions"),
+        ({"regions": 5, "sigma": 0.5}, "a threshold belongs to regions"),
         (REGIONS | {"sigma": 0.0}, "sigma"),
         (REGIONS | {"threshold": 1.5}, "threshold"),
         ({"center": np.zeros(4)}, "belong together"),
