@@ -257,6 +257,40 @@ def test_nestable_codes_are_cut_and_searched(place, tmp_path, capsys):
     )
 
 
+def test_an_agent_of_further_codes_is_trained_exported_and_searched(place, tmp_path, capsys):
+    run, features = tmp_path / "run", place / "features"
+    words = [
+        "--bits",
+        12,
+        "--codes",
+        2,
+        "--updates",
+        4,
+        "--num-envs",
+        16,
+        "--hidden",
+        16,
+        "--xi",
+        0,
+        "--start",
+        0,
+        "--out",
+        run,
+    ]
+    assert "several codes an image" in says(["train", "multicode", "--dataset", features, *words], capsys)
+    says(["export", run, "--features", features, "--out", tmp_path / "encoder.onnx"], capsys)
+    says(["encode", tmp_path / "encoder.onnx", place / "photos", "--out", tmp_path / "codes"], capsys)
+    codes = open_codes(tmp_path / "codes")
+    assert codes.words.shape[:2] == (40, 3)
+    assert codes.sets().anhc > 1.5
+    says(["index", tmp_path / "codes", "--out", tmp_path / "index"], capsys)
+    photo = place / "photos" / "dog" / "5.png"
+    answer = json.loads(says(["search", tmp_path / "index", photo, "--k", 40, "--json"], capsys))
+    first = answer["matches"][0]
+    assert (first["distance"], first["region"], first["box"]) == (0, "whole", None)
+    assert {match["region"] for match in answer["matches"]} == {"whole"}
+
+
 def test_search_in_a_table_json_and_html(place, tmp_path, capsys):
     photo = place / "photos" / "dog" / "5.png"
     output = says(["search", place / "index", photo, "--k", 3, "--html", tmp_path / "out.html"], capsys)
