@@ -1,0 +1,303 @@
+"""Several codes an image: from regions (MCH), from one look (multicode), from both, and by simple controls.
+
+    python -m benchmarks.multicode --features DIR --split mch --queries 2000 --train 5000 --seeds 3 --jobs 2 --out DIR
+
+Every run fits a base, trains both agents on it, and measures all methods on its codes; it adds their rows to
+``results.csv`` when it is finished. Queries have one code, that of the base. Controls give as many codes an image as
+multicode with one further code: they go to the images where they are most certain to be near, or to random ones.
+``views`` is how many views of an image the backbone must encode, which is nearly all of the cost. Called again, the
+benchmark runs only what is missing. Nothing is chosen on the queries.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import hashgym
+import hashgym.data
+from benchmarks.common.arguments import TableArgs, check_not_empty
+from benchmarks.common.cells import CONTINUES, data_digest, features_name, run_cells, unfinished
+from benchmarks.common.machine import seconds
+from benchmarks.common.methods import settings_of
+from benchmarks.common.results import Results, costs, describe, estimate, scores
+from benchmarks.mch import IMAGES
+from hashgym.codes import CodeSets, pack
+from hashgym.console import Console, Table
+from hashgym.data import HashingDataset
+from hashgym.retrieval import evaluate
+from hashgym.retrieval.metrics import check_labels
+from hashgym.terminal import command_line, parse
+
+__all__ = ["VIEWS", "Args", "Cell", "control", "main", "run", "settings", "table"]
+
+KEY = ("dataset", "features", "base", "method", "bits", "seed")
+MEASURES = ("map", "recall_radius0", "precision_radius0", "anhc")
+COLUMNS = (
+    *KEY,
+    *("views", "map", "map_optimistic", "map_pessimistic", "recall_radius0", "precision_radius0", "anhc"),
+    *("train_seconds", "peak_mb", "version", "revision", "config"),
+)
+VIEWS: Mapping[str, int] = {
+    "single": 1,
+    "multicode": 1,
+    "multicode-2": 1,
+    "mch": 6,
+    "both": 6,
+    "flipped": 1,
+    "random-region": 2,
+    "certain-region": 6,
+    "all-regions": 6,
+}
+"""The methods, and how many views of an image each encodes."""
+XI = 0.5  # least probability at which an agent's code is kept
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(TableArgs):
+    """Recall, precision and mAP with several codes an image, by where they come from."""
+
+    features: str = "digit-scenes"
+    """an embedded dataset with regions, or a folder that `hashgym features --regions 5 --train-regions 4` wrote"""
+    split: str | None = None
+    """split by name, instead of the folder's own"""
+    queries: int | None = None
+    """number of queries, instead of the split's"""
+    train: int | None = None
+    """number of training images, instead of the split's"""
+    bases: tuple[str, ...] = ("dch", "adsh", "hashnet", "ksh-relaxed", "ksh", "mmhh")
+    """hashers with a pairwise loss (`hashgym hashers`)"""
+    bits: tuple[int, ...] = (16, 32, 48, 64)
+    """code lengths"""
+    seeds: int = 3
+    """runs of each cell, with the seeds 0, 1, ..."""
+    updates: int | None = None
+    """gradient steps of each agent, instead of its own number"""
+    out: Path = Path("runs/multicode")
+    """folder of results.csv"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: a base, and all methods on it."""
+
+    features: str
+    base: str
+    bits: int
+    seed: int
+    updates: int | None = None
+    split: str | None = None
+    queries: int | None = None
+    train: int | None = None
+
+    def __str__(self) -> str:
+        return f"{Path(self.features).name}: {self.base} {self.bits} bits seed {self.seed}"
+
+    def load(self) -> HashingDataset:
+        """The dataset, with this cell's split.
+
+        Raises:
+            DataError: if it has no regions; the message names the command that extracts them.
+            ValueError: for labels with which all codes have the same score.
+        """
+        dataset = hashgym.data.load(self.features, split=self.split, queries=self.queries, train=self.train)
+        dataset.require("regions", "train_regions")
+        check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
+        return dataset
+
+
+def settings(cell: Cell) -> dict[str, Any]:
+    """The configured, unfitted base and the agents' ``Args``, by name.
+
+    Raises:
+        ValueError: for an unknown base, or one without a pairwise loss.
+    """
+    from agents import mch, multicode
+    from agents.bases import make_base
+
+    changes: dict[str, Any] = {"seed": cell.seed, "holdout": 0.0}
+    changes |= {} if cell.updates is None else {"updates": cell.updates}
+    return {
+        "base": make_base(cell.base, cell.bits, cell.seed),
+        "mch": mch.Args(**changes),
+        "multicode": multicode.Args(codes=1, **changes),
+        "multicode-2": multicode.Args(codes=2, **changes),
+    }
+
+
+def run(cell: Cell) -> list[dict[str, Any]]:
+    """Load, train and measure, in this process; return a row for every method."""
+    from agents import mch, multicode
+
+    dataset, configured = cell.load().standardized(), settings(cell)
+    base, train, rows = configured["base"], dataset.train, dataset.database
+    spent = {"single": seconds(base.fit, dataset.features[train], dataset.labels[train])}
+    query, labels = base.encode(dataset.features[dataset.query]), dataset.labels[dataset.query]
+    values = base.transform(dataset.features[rows])
+    own = pack(values > 0)[:, None]
+    sets = {"single": _sets(own, np.ones((len(rows), 1), np.bool_), cell.bits)}
+    for method in ("multicode", "multicode-2"):
+        policies: list[Any] = []
+        spent[method] = seconds(
+            lambda method=method, policies=policies: policies.append(
+                multicode.train(dataset, base, configured[method], progress=False)
+            )
+        )
+        sets[method] = multicode.encode(policies[0], base, dataset.features[rows], XI)
+    regions: list[Any] = []
+    spent["mch"] = seconds(lambda: regions.append(mch.train(dataset, base, configured["mch"], progress=False)))
+    words, p, certainty = _offered(regions[0], base, dataset)
+    sets["mch"] = _sets(words, p >= XI, cell.bits)
+    sets["both"] = _sets(
+        np.concatenate([words, sets["multicode"].words[:, 1:]], axis=1),
+        np.concatenate([p >= XI, sets["multicode"].kept[:, 1:]], axis=1),
+        cell.bits,
+    )
+    share, rng = sets["multicode"].anhc - 1, np.random.default_rng(cell.seed)
+    doubt = np.abs(values) / values.std(axis=0)
+    flipped = values > 0
+    flipped[np.arange(len(values)), doubt.argmin(axis=1)] ^= True
+    drawn, surest = rng.integers(1, 6, len(rows)), 1 + certainty.argmax(axis=1)
+    picked = np.arange(len(rows))
+    sets["flipped"] = control(own, pack(flipped), -doubt.min(axis=1), share, cell.bits)
+    sets["random-region"] = control(own, words[picked, drawn], rng.random(len(rows)), share, cell.bits)
+    sets["certain-region"] = control(own, words[picked, surest], certainty.max(axis=1), share, cell.bits)
+    sets["all-regions"] = _sets(words, np.ones(p.shape, np.bool_), cell.bits)
+    finished = []
+    for name in _names(cell, dataset):
+        method = name["method"]
+        result = evaluate(query, labels, sets[method], dataset.labels[rows])
+        measures = {"recall_radius0": result.recall_by_radius[0], "precision_radius0": result.precision_by_radius[0]}
+        finished.append(
+            {
+                **name,
+                **scores(result),
+                **measures,
+                "anhc": sets[method].anhc,
+                **costs(spent["mch"] + spent["multicode"] if method == "both" else spent.get(method, 0.0)),
+            }
+        )
+    return finished
+
+
+def control(own: NDArray[np.uint64], more: NDArray[np.uint64], rank: NDArray[Any], share: float, bits: int) -> CodeSets:
+    """Return code sets with one further code for a share of the images, those of the highest rank.
+
+    Args:
+        own: uint64 (n, 1, W), packed codes.
+        more: uint64 (n, W), a further code for each.
+        rank: (n,).
+        share: of the images, from 0 to 1. Codes equal to the own one do not count.
+        bits: q.
+    """
+    differs = (own[:, 0] != more).any(axis=1)
+    order = np.argsort(np.where(differs, -np.asarray(rank, np.float64), np.inf), kind="stable")
+    kept = np.zeros(len(own), np.bool_)
+    kept[order[: round(share * len(own))]] = True
+    return _sets(np.concatenate([own, more[:, None]], axis=1), np.stack([np.ones_like(kept), kept], axis=1), bits)
+
+
+def _sets(words: NDArray[np.uint64], kept: NDArray[np.bool_], bits: int) -> CodeSets:
+    return CodeSets(np.ascontiguousarray(words), kept, bits)
+
+
+def _offered(policy: Any, base: Any, dataset: HashingDataset) -> tuple[NDArray[np.uint64], NDArray[Any], NDArray[Any]]:
+    """Return codes (n, 6, W) of the database's images and regions, P(keep) (n, 6), and how certain regions' bits are.
+
+    The last, (n, 5), is the mean size of a region's values relative to each bit's deviation over the images.
+    """
+    assert dataset.regions is not None
+    deviation = base.transform(dataset.features[dataset.train]).std(axis=0)
+    parts = []
+    for start in range(0, len(dataset.database), IMAGES):  # regions take memory
+        rows = dataset.database[start : start + IMAGES]
+        regions = dataset.regions[rows]
+        words, p = hashgym.keep_probabilities(policy, base, dataset.features[rows], regions)
+        values = base.transform(regions.reshape(-1, dataset.dim)) / deviation
+        parts.append((words, p, np.abs(values).mean(axis=1).reshape(len(rows), -1)))
+    words, p, certainty = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return words, p, certainty
+
+
+def main(args: Args, console: Console | None = None) -> int:
+    """Run what is missing, then print the tables; returns the number of runs that failed.
+
+    Raises:
+        ValueError: for arguments that cannot be run, before any run starts.
+    """
+    console = console or Console()
+    check_not_empty(args, "seeds", "jobs", "bits", "bases")
+    data: dict[str, Any] = {"split": args.split, "queries": args.queries, "train": args.train}
+    runs = [
+        Cell(args.features, base, bits, seed, args.updates, **data)
+        for seed in range(args.seeds)
+        for bits in args.bits
+        for base in args.bases
+    ]
+    dataset, results = runs[0].load(), Results(args.out, COLUMNS, KEY)
+    names = {cell: _names(cell, dataset) for cell in runs}
+
+    def finish(rows: list[dict[str, Any]]) -> str:
+        results.append(*rows)
+        return ", ".join(f"{row['method']} {row['map']:.4f}" for row in rows[:5])
+
+    def done(cell: Cell) -> bool:
+        return all(results.done(name, replace=args.replace) for name in names[cell])
+
+    waiting = unfinished(runs, done, results.path, console)
+    failed = run_cells(waiting, run, finish, jobs=args.jobs, executor=args.executor, console=console)
+    for bits in args.bits:
+        if own := [row for row in results.rows() if int(row["bits"]) == bits and row["base"] in args.bases]:
+            console.print(table(own))
+    return failed
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """The methods on every base at one code length: means over seeds, and the gain in mAP over MCH, paired by seed."""
+    shown = Table(title=f"{rows[0]['dataset']}, {rows[0]['bits']} bits")
+    headings = ("base", "method", "views", "codes", "recall, radius 0", "precision, radius 0", "mAP", "mAP over MCH")
+    for heading in headings:
+        shown.add_column(heading, justify="left" if heading in headings[:2] else "right")
+    for base in dict.fromkeys(row["base"] for row in rows):
+        own = [row for row in rows if row["base"] == base]
+        regions = {row["seed"]: float(row["map"]) for row in own if row["method"] == "mch"}
+        for method in VIEWS:
+            here = [row for row in own if row["method"] == method]
+            if not here:
+                continue
+            mean = {measure: np.mean([float(row[measure]) for row in here]) for measure in MEASURES}
+            gain = estimate([[float(row["map"]) - regions[row["seed"]] for row in here if row["seed"] in regions]])
+            interval = f" [{gain.low:+.4f}, {gain.high:+.4f}]" if len(here) > 1 else ""
+            cells = [f"{mean['anhc']:.2f}", *(f"{mean[measure]:.4f}" for measure in ("recall_radius0",))]
+            cells += [f"{mean['precision_radius0']:.4f}", f"{mean['map']:.4f}", f"{gain.mean:+.4f}{interval}"]
+            shown.add_row(base, method, str(VIEWS[method]), *cells)
+    return shown
+
+
+def _names(cell: Cell, dataset: HashingDataset) -> list[dict[str, Any]]:
+    """The columns that are known before the run, of every method's row."""
+    configured, found = settings(cell), []
+    common: dict[str, Any] = {"base": settings_of(configured["base"], dataset), "data": data_digest(dataset)}
+    agents = {name: dataclasses.asdict(args) for name, args in configured.items() if name != "base"}
+    needs = {"both": ("mch", "multicode"), "single": (), "all-regions": ()}
+    for method in VIEWS:
+        own = needs.get(method, (method,) if method in agents else ("multicode",))
+        config = {**common, **{name: agents[name] for name in own}}
+        which = (dataset.name, features_name(dataset), cell.base, method, cell.bits, cell.seed)
+        known = {**dict(zip(KEY, which, strict=True)), "views": VIEWS[method]}
+        found.append({**known, "config": describe(config)})
+    return found
+
+
+if __name__ == "__main__":
+    with command_line(CONTINUES):
+        sys.exit(min(main(parse(Args, "benchmarks.multicode")), 1))

@@ -1,0 +1,58 @@
+"""The benchmark of several codes, run for real on scenes, and its controls."""
+
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from benchmarks import multicode
+from benchmarks.common import cells
+from benchmarks.common.results import Results
+from hashgym.codes import pack
+
+
+def test_every_method_has_a_row_and_controls_have_as_many_codes(tmp_path, monkeypatch):
+    monkeypatch.setattr(cells, "_in_fresh_process", lambda work, cell: work(cell))  # in this process: quicker
+    args = multicode.Args(out=tmp_path, bases=("ksh",), bits=(12,), seeds=1, updates=40)
+    console = Console(record=True, width=200)
+    assert multicode.main(args, console) == 0
+    rows = {row["method"]: row for row in Results(tmp_path, multicode.COLUMNS, multicode.KEY).rows()}
+    assert list(rows) == list(multicode.VIEWS)
+    codes = {method: float(row["anhc"]) for method, row in rows.items()}
+    assert codes["single"] == 1
+    for method in ("flipped", "random-region", "certain-region"):
+        assert codes[method] == pytest.approx(codes["multicode"], abs=0.01)
+    assert codes["mch"] <= codes["both"] <= codes["mch"] + codes["multicode"] - 1 + 1e-9
+    assert codes["all-regions"] > codes["mch"]
+    for method, row in rows.items():
+        assert int(row["views"]) == multicode.VIEWS[method]
+        assert 0 < float(row["map_pessimistic"]) <= float(row["map"]) <= float(row["map_optimistic"]) < 1
+    assert json.loads(rows["multicode-2"]["config"])["multicode-2"]["codes"] == 2
+    printed = console.export_text()
+    assert all(method in printed for method in multicode.VIEWS)
+
+    monkeypatch.setattr(cells, "_in_fresh_process", lambda work, cell: pytest.fail(f"{cell} was run again"))
+    assert multicode.main(args, Console(record=True)) == 0
+
+
+def test_a_control_gives_codes_to_the_images_of_the_highest_rank():
+    own, more = np.zeros((6, 4), bool), np.ones((6, 4), bool)
+    more[3] = False  # equal to the own code, which is no further one
+    sets = multicode.control(pack(own)[:, None], pack(more), np.array([1, 5, 2, 9, 4, 3]), 0.5, 4)
+    np.testing.assert_array_equal(sets.kept[:, 1], [False, True, False, False, True, True])
+    assert sets.anhc == 1.5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bases": ("itq",)}, "no pairwise loss"),
+        ({"features": "digits"}, "has no regions"),
+        ({"seeds": 0}, "seeds must be at least 1"),
+    ],
+)
+def test_bad_arguments_stop_before_anything_runs(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        multicode.main(multicode.Args(**{"out": tmp_path, "bits": (8,), "seeds": 1, **change}))
+    assert not list(tmp_path.iterdir())
