@@ -551,7 +551,7 @@ def index(
     Args:
         codes: folders that `hashgym encode` wrote, all with the same encoder.
         out: the folder of the index.
-        backend: faiss (the default), faiss-hash, buckets, brute-force or milvus. All return the same results.
+        backend: faiss (the default), faiss-hash, prefix, buckets, brute-force or milvus. All return the same results.
         uri: the address of the Milvus server, such as http://localhost:19530; by default the environment variable
             MILVUS_URI, else the server that the index is on already, else Milvus is embedded. The token in MILVUS_TOKEN
             is sent only to an address that is given in one of the first two ways.

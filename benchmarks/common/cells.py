@@ -23,7 +23,7 @@ from hashgym.console import Console, Text, bar, styled
 from hashgym.data import HashingDataset
 from hashgym.storage.ray_cluster import cluster, task_result
 
-__all__ = ["CONTINUES", "Executor", "data_digest", "features_name", "run_cells", "unfinished"]
+__all__ = ["CONTINUES", "Executor", "data_digest", "features_name", "run_cells", "same_data", "unfinished"]
 
 Cell = TypeVar("Cell")
 Outcome = TypeVar("Outcome")
@@ -97,11 +97,26 @@ def features_name(dataset: HashingDataset) -> str:
 
 
 def data_digest(dataset: HashingDataset) -> str:
-    """Digest of a dataset's provenance and splits, 12 hexadecimal digits."""
-    digest = hashlib.sha256(json.dumps(dict(dataset.provenance), sort_keys=True, default=str).encode())
+    """Digests of what decides a result besides the settings, of 12 hexadecimal digits each: see :func:`same_data`.
+
+    Of a folder of features that of its arrays, labels and splits, then a plus; and that of its provenance and splits,
+    the only one of embedded datasets, and of rows of earlier versions.
+    """
+    provenance = hashlib.sha256(json.dumps(dict(dataset.provenance), sort_keys=True, default=str).encode())
+    arrays = hashlib.sha256(np.ascontiguousarray(dataset.labels).tobytes())
+    for name in ("features", "views", "regions", "train_regions"):
+        if getattr(dataset, name) is not None:
+            arrays.update(f"{name} {dataset.checksums.get(name)}/".encode())
     for part in (dataset.query, dataset.database, dataset.train):
-        digest.update(np.ascontiguousarray(part).tobytes() + b"/")
-    return digest.hexdigest()[:12]
+        for digest in (arrays, provenance):
+            digest.update(np.ascontiguousarray(part).tobytes() + b"/")
+    digests = [arrays, provenance] if dataset.checksums else [provenance]
+    return "+".join(digest.hexdigest()[:12] for digest in digests)
+
+
+def same_data(one: str, other: str) -> bool:
+    """Return whether two digests are of the same data: equal arrays, or equal provenance, give equal results."""
+    return not set(one.split("+")).isdisjoint(other.split("+"))
 
 
 def _in_processes(

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 
 import hashgym
 from agents.arguments import current_names
+from benchmarks.common.cells import same_data
 from benchmarks.common.machine import peak_mb, revision
 from benchmarks.common.statistics import Estimate, bootstrap, mean
 from hashgym.console import Console, Table, styled
@@ -174,6 +175,8 @@ def _difference(old: Row, new: Row) -> str:
     if not isinstance(before, dict):
         return f"not a configuration: {before!r}"
     changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    if "data" in changed and same_data(str(before.get("data")), str(after.get("data"))):
+        changed.remove("data")
     return ", ".join(f"{name}: {before.get(name)!r} -> {after.get(name)!r}" for name in changed)
 
 

@@ -178,6 +178,7 @@ def open_cache(path: str | Path, verify: Verify = "once", *, all_labels: bool = 
         names=tuple(names["names"]),
         label_names=tuple(label_names),
         provenance=meta["provenance"],
+        checksums={key: meta["files"][f"{key}.npy"]["sha256"] for key in arrays},
         **arrays,
     )
 

@@ -67,6 +67,8 @@ class HashingDataset:
         views: (m, V, C, H, W) of the type of ``features``, activations of V augmented views of each image in
             ``viewed``, the first one without augmentation; or None.
         viewed: int64 (m,), indices of the images that have views; they include all training images. None without views.
+        checksums: SHA-256 of the arrays as they were extracted, by name, where they are read from a folder of features;
+            :meth:`standardized` keeps them.
 
     Raises:
         DataError: for arrays of another shape or type, lengths that disagree, features that are not finite, labels
@@ -92,6 +94,7 @@ class HashingDataset:
     train_boxes: NDArray[np.float32] | None = None
     views: NDArray[Any] | None = None
     viewed: NDArray[np.int64] | None = None
+    checksums: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for key in ("features", "labels", "query", "database", "train", *_OPTIONAL):

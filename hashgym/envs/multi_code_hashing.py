@@ -178,6 +178,7 @@ class MultiCodeHashingCore(BatchedCore):
         self.table = loss_table(self.base, task)
         # Entry 2 (d + 1) + similar, for distances from -1 to q + 1: those of a flipped bit that does not exist.
         self._losses = np.pad(self.table, ((0, 0), (1, 1)), mode="edge").T.ravel()
+        self._short_losses = self._losses.astype(np.float32)  # for credit, at half the memory traffic
         self.acting, self.group_bits = task.acting(self.bits), task.group_length(self.bits)
         self.base_codes = _BaseCodes.of(self.dataset, self.base, task)
         self.eligible = np.arange(len(self.dataset.train))
@@ -271,6 +272,7 @@ class MultiCodeHashingCore(BatchedCore):
         """Set what follows from the images and their kept codes: ``similar``, ``nearest`` and ``before``."""
         label_words = self.dataset_index.label_words
         self.similar = shared_labels(label_words[self.rows], label_words)
+        self._first_entry = self.similar + np.int16(2)  # of each pair in the losses, at distance 0
         self.nearest = np.full(self.similar.shape, self.bits, np.int16)
         for place in range(1 + self.number):
             own = self._distances(codes.unpack(self.words[:, place], self.bits))
@@ -284,11 +286,11 @@ class MultiCodeHashingCore(BatchedCore):
         ].T  # half the inner product: q / 2 - distance
         return (self.bits / 2 - inner).astype(np.int16)
 
-    def _loss(self, distances: NDArray[np.int16]) -> NDArray[np.float64]:
-        """Return the loss of each pair at these distances, (n, N); 0 of an image with itself."""
-        losses = self._losses[2 * distances + self.similar + 2]
-        losses[np.arange(len(losses)), self.rows] = 0
-        return losses
+    def _loss(self, distances: NDArray[np.int16], losses: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Return the loss of each pair at these distances, (n, N), from float64 or other entries; 0 with itself."""
+        found = (self._losses if losses is None else losses).take(2 * distances + self._first_entry, mode="clip")
+        found[np.arange(len(found)), self.rows] = 0
+        return found
 
     def _finish_code(self, keep: NDArray[np.bool_]) -> dict[str, Any]:
         """Score the code that is complete, keep it where ``keep`` is set, and begin the next; return its info."""
@@ -298,25 +300,27 @@ class MultiCodeHashingCore(BatchedCore):
         with_code = self._loss(np.minimum(self.nearest, distances))
         gains = self.before - with_code
         count = len(self.base_codes.words[self.book])
+        similar = np.einsum("ij,ij->i", gains, self.similar)
         parts = {
-            "similar": np.where(self.similar, gains, 0).sum(axis=1) / count,
-            "dissimilar": np.where(self.similar, 0, gains).sum(axis=1) / count,
+            "similar": similar / count,
+            "dissimilar": (gains.sum(axis=1) - similar) / count,
             "price": np.where(is_new, 0.0 - self.task.price, 0.0),
         }
         info: dict[str, Any] = {"keep_reward": np.sum(list(parts.values()), axis=0)}
         if self.task.counterfactual:
-            info["code_credit"] = self._credit(gains, distances, apart, is_new)
+            info["code_credit"] = self._credit(with_code, distances, apart, is_new)
         self.reward_parts = {name: np.where(keep, part, 0.0) for name, part in parts.items()}
         added = keep & is_new
         self.number, self.emitted = self.number + 1, 0
         self.words[:, self.number], self.kept[:, self.number] = words, added
-        self.nearest = np.where(added[:, None], np.minimum(self.nearest, distances), self.nearest)
-        self.before = np.where(added[:, None], with_code, self.before)
+        if not self.done:
+            self.nearest[added] = np.minimum(self.nearest[added], distances[added])
+            self.before[added] = with_code[added]
         return info
 
     def _credit(
         self,
-        gains: NDArray[np.float64],
+        with_code: NDArray[np.float64],
         distances: NDArray[np.int16],
         apart: NDArray[np.int64],
         is_new: NDArray[np.bool_],
@@ -324,20 +328,22 @@ class MultiCodeHashingCore(BatchedCore):
         """Return R(bit = 1) - R(bit = 0) of every bit of the complete code, (n, q), R the reward for keeping it.
 
         Flipping a bit takes a training image one bit further away where the bits agree, and brings it one nearer where
-        they differ. With x and y the signs of the two bits and g the gains at distances d - 1, d and d + 1 that is
-        x y (g(d + 1) - g(d - 1)) / 2 + (g(d + 1) + g(d - 1)) / 2 - g(d), the first part a product of matrices.
+        they differ. With x and y the signs of the two bits and l the losses with the code at distances d - 1, d and
+        d + 1 the loss grows by x y (l(d + 1) - l(d - 1)) / 2 + (l(d + 1) + l(d - 1)) / 2 - l(d), the first part a
+        product of matrices.
         """
         nearer, further = (
-            self.before - self._loss(np.minimum(self.nearest, distances + np.int16(step))) for step in (-1, 1)
+            self._loss(np.minimum(self.nearest, distances + np.int16(step)), self._short_losses) for step in (-1, 1)
         )
-        own, count = np.where(self.code, 1.0, -1.0), gains.shape[1]
-        slope = ((further - nearer) / (2 * count)).astype(np.float32) @ self.base_codes.signs[self.book]
-        curve = ((further + nearer) / 2 - gains).sum(axis=1) / count
+        own, count = np.where(self.code, 1.0, -1.0), with_code.shape[1]
+        slope = (further - nearer) @ self.base_codes.signs[self.book] / (2 * count)
+        both = nearer.sum(axis=1, dtype=np.float64) + further.sum(axis=1, dtype=np.float64)
+        curve = (both / 2 - with_code.sum(axis=1)) / count
         # Codes one bit away from a kept one equal it if that bit is flipped, and are then free.
         differing = codes.unpack(self.words ^ codes.pack(self.code)[:, None], self.bits)
         free = (differing & (self.kept & (apart == 1))[..., None]).any(axis=1)
         price = self.task.price * (is_new[:, None].astype(np.float64) - ~free)
-        return -(slope + own * (curve[:, None] + price))
+        return slope + own * (curve[:, None] - price)
 
 
 class MultiCodeHashingMixin(EnvMixin):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -12,10 +13,12 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks.common.cells import run_cells
+from benchmarks.common.cells import data_digest, run_cells, same_data
+from hashgym.data import HashingDataset, cache
 from hashgym.storage.ray_cluster import cluster
 
 ROOT = Path(__file__).parents[3]
@@ -138,7 +141,8 @@ def test_a_killed_benchmark_keeps_finished_cells_and_leaves_no_process_behind(tm
         import os, time
         from pathlib import Path
         from rich.console import Console
-        from benchmarks.common.cells import run_cells
+        from benchmarks.common.cells import data_digest, run_cells, same_data
+from hashgym.data import HashingDataset, cache
 
         def work(number):
             time.sleep(600 * number)
@@ -174,7 +178,8 @@ def test_a_running_cell_ends_with_a_killed_benchmark(tmp_path):
         textwrap.dedent("""
         import os, time
         from rich.console import Console
-        from benchmarks.common.cells import run_cells
+        from benchmarks.common.cells import data_digest, run_cells, same_data
+from hashgym.data import HashingDataset, cache
 
         def work(cell):
             print(os.getpid(), flush=True)
@@ -206,3 +211,30 @@ def alive(process: int) -> bool:
     except ProcessLookupError:
         return False
     return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def test_a_digest_of_data_follows_the_arrays_and_the_split(tmp_path):
+    """Extracted again, under another provenance, the same arrays are the same data; another split is not."""
+    rng = np.random.default_rng(0)
+    features, labels = rng.standard_normal((30, 4), np.float32), np.eye(3, dtype=np.uint8)[np.arange(30) % 3]
+    made = HashingDataset.from_arrays(features, labels, queries=5, train=10)
+    variants = {
+        "first": made,
+        "again": dataclasses.replace(made, provenance={"features": "extracted by another version"}),
+        "split": dataclasses.replace(made, train=made.train[1:]),
+        "labels": dataclasses.replace(made, labels=labels[:, [1, 0, 2]]),
+        "arrays": dataclasses.replace(made, features=features + 1),
+    }
+    digests = {}
+    for name, dataset in variants.items():
+        cache.save(dataset, tmp_path / name)
+        opened = cache.open_cache(tmp_path / name)
+        digests[name] = data_digest(opened)
+        assert digests[name] == data_digest(opened.standardized())
+    arrays = {name: digest.split("+")[0] for name, digest in digests.items()}
+    assert arrays["first"] == arrays["again"]
+    assert len(set(arrays.values())) == 4
+    assert same_data(digests["first"], digests["again"])
+    assert digests["first"] != digests["again"]
+    assert not same_data(digests["first"], digests["split"])
+    assert "+" not in data_digest(made)  # of arrays in memory the provenance is all that is known

@@ -81,6 +81,18 @@ def test_renamed_settings_and_moved_classes_are_the_same_configuration(tmp_path)
         results.done(row(config=describe({**today, "agent": {"num_envs": 128, "rnn_hidden": 33}})))
 
 
+def test_data_are_the_same_by_their_arrays_or_by_their_provenance(tmp_path):
+    results = Results(tmp_path)
+    results.append(row(config=describe({"updates": 5, "data": "aaa+bbb"})))
+    for data in ("aaa+bbb", "aaa+ccc", "ddd+bbb", "bbb", "aaa"):
+        assert results.done(row(config=describe({"updates": 5, "data": data})))
+    for data in ("ccc+ddd", "ddd", "aaab"):
+        with pytest.raises(ValueError, match=r"another configuration \(data: 'aaa\+bbb' -> "):
+            results.done(row(config=describe({"updates": 5, "data": data})))
+    with pytest.raises(ValueError, match=r"another configuration \(updates: 5 -> 6\)"):
+        results.done(row(config=describe({"updates": 6, "data": "aaa+ccc"})))
+
+
 def test_the_old_import_path_warns():
     with pytest.warns(DeprecationWarning, match=r"benchmarks\.common\.results\.Results"):
         from benchmarks.results import Results as old
