@@ -79,6 +79,12 @@ class Args(TableArgs):
     """folder of results.csv, curves.csv and examples.csv"""
     features: tuple[str, ...] = ("digits",)
     """embedded datasets by name, or folders that `hashgym features` wrote"""
+    split: str | None = None
+    """split by name, instead of each folder's own"""
+    queries: int | None = None
+    """number of queries, instead of the split's"""
+    train: int | None = None
+    """number of training images, instead of the split's"""
     preset: Literal["tables", "smoke"] = "tables"
     """defaults of methods, bits, seeds and effort: those of the papers' tables, or a short run of every method"""
     methods: tuple[str, ...] | None = None
@@ -130,7 +136,7 @@ def row(name: Mapping[str, Any], result: RetrievalResult, train_seconds: float) 
 
 def run(cell: Cell) -> Outcome:
     """Load, train and measure, in this process; return the rows."""
-    dataset = load(cell.features).standardized()
+    dataset = cell.load().standardized()
     encode, seconds = fit(cell, dataset)
     ranks = [k for k in RANKS if k <= len(dataset.database)] if cell.curves else []
     query, database = encode_both(encode, dataset)
@@ -200,13 +206,14 @@ def cells(args: Args) -> dict[Cell, list[dict[str, Any]]]:
     chosen = tune.chosen(args.tuned)
     found: dict[Cell, list[dict[str, Any]]] = {}
     longest = max(runs.bits)
-    for features, dataset in {features: load(features) for features in args.features}.items():
+    data: dict[str, Any] = {"split": args.split, "queries": args.queries, "train": args.train}
+    for features, dataset in {features: load(features, **data) for features in args.features}.items():
         for method, bits, seed in itertools.product(runs.methods, runs.bits, range(runs.seeds)):
             if method in NESTED and bits < longest:
                 continue
             changes = tuple(chosen.get((dataset.name, method), {}).items())
             prefixes = tuple(sorted(runs.bits)) if method in NESTED else ()
-            cell = Cell(features, method, bits, seed, changes, bits == longest, prefixes)
+            cell = Cell(features, method, bits, seed, changes, bits == longest, prefixes=prefixes, **data)
             cell = _changed(cell, runs.effort, args.hidden)
             found[cell] = names(cell, dataset)
     return found

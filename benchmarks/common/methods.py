@@ -102,6 +102,9 @@ class Cell:
     """settings that differ from the method's defaults, by name"""
     curves: bool = False
     """measure curves and, for seed 0, keep the results of some searches as examples"""
+    split: str | None = None
+    queries: int | None = None
+    train: int | None = None
     prefixes: tuple[int, ...] = ()
     """lengths at which the codes are measured, each with a row of its own, of a method of NESTED; else empty"""
 
@@ -110,17 +113,25 @@ class Cell:
         """The code lengths of its rows."""
         return self.prefixes or (self.bits,)
 
+    def load(self) -> HashingDataset:
+        """Its dataset; see :func:`load`."""
+        return load(self.features, split=self.split, queries=self.queries, train=self.train)
+
     def __str__(self) -> str:
         return f"{self.method} {self.bits} bits seed {self.seed}"
 
 
-def load(features: str) -> HashingDataset:
+def load(features: str, **split: Any) -> HashingDataset:
     """A dataset by name or folder, without its regions, which take most of the memory.
+
+    Args:
+        features: the name or folder.
+        **split: ``split``, ``queries`` and ``train`` of :func:`hashgym.data.load`, instead of its own.
 
     Raises:
         ValueError: for data that cannot be read, or labels with which all codes have the same score.
     """
-    dataset = hashgym.data.load(features)
+    dataset = hashgym.data.load(features, **split)
     check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
     return dataclasses.replace(dataset, regions=None, train_regions=None, boxes=None, train_boxes=None)
 

@@ -105,6 +105,19 @@ def test_the_split_is_part_of_the_configuration():
     assert methods.config(cell, digits.load(0)) != methods.config(cell, digits.load(1))
 
 
+def test_another_split_is_drawn_and_is_another_configuration(tmp_path):
+    args = drlih.Args(out=tmp_path, methods=("lsh",), bits=(8,), seeds=1, queries=60, train=300)
+    ((cell, (named,)),) = drlih.cells(args).items()
+    dataset = cell.load()
+    assert (len(dataset.query), len(dataset.train)) == (60, 300)
+    assert named["config"] != drlih.names(methods.Cell("digits", "lsh", 8, 0), digits.load())[0]["config"]
+    (row,) = drlih.run(cell).rows
+    hasher = hashgym.hashers.make("lsh", bits=8).fit(dataset.standardized().features[dataset.train])
+    query, database = (hasher.encode(dataset.standardized().features[i]) for i in (dataset.query, dataset.database))
+    labels = dataset.labels[dataset.query], dataset.labels[dataset.database]
+    assert row["map"] == pytest.approx(mean_average_precision(query, labels[0], database, labels[1]))
+
+
 QUICK = {"updates": 4, "num_envs": 32, "hidden": 16}
 
 
