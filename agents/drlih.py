@@ -131,6 +131,8 @@ class Args(RunArgs):
     """deviation of each bit's logits over a batch, before the GRU's correction, for variants with bit credit; 0: any"""
     group_weight: float = 0.0
     """weight of the group reward relative to the whole code's; not for `paper`, `released` and the nested variants"""
+    codebook_sample: int | None = None
+    """number of training images that the reward of a batch compares with; all of them if left out"""
     value_weight: float = 0.5
     """weight of the baseline's squared error, for `gru` and `lstm`"""
     entropy_weight: float = 3e-3
@@ -522,7 +524,7 @@ def triplet_reward(args: Args) -> dict[str, Any]:
 
 def any_reward(args: Args) -> dict[str, Any]:
     """Return the environment's arguments for a reward by name, by default of the whole code alone."""
-    return {"reward": args.reward, "group_weight": args.group_weight}
+    return {"reward": args.reward, "group_weight": args.group_weight, "codebook_sample": args.codebook_sample}
 
 
 def bit_credit(args: Args) -> dict[str, Any]:

@@ -68,6 +68,7 @@ class HashingTask:
     global_weight: float = 1.0
     counterfactual: bool = False
     codebook: str | None = None
+    codebook_sample: int | None = None
 
     def __post_init__(self) -> None:
         if self.group_bits is None:
@@ -85,6 +86,8 @@ class HashingTask:
             raise ValueError(
                 f"action='index' has 2**k actions: choose group_bits <= {MAX_INDEX_BITS}, not {self.group_bits}"
             )
+        if self.codebook_sample is not None:
+            check_integer("codebook_sample", self.codebook_sample)
         check_choice("group_scope", self.group_scope, ("group", "prefix"))
         for key in ("group_weight", "global_weight"):
             object.__setattr__(self, key, check_number(key, getattr(self, key)))
@@ -276,6 +279,12 @@ class BitGroupHashingCore(BatchedCore):
         self.terms = reward.terms if isinstance(reward, Weighted) else [(1.0, reward)]
         self.names = _term_names([term for _, term in self.terms])
         self.reads_partners: bool = getattr(reward, "reads_partners", True)
+        self.samples = task.codebook_sample is not None and task.codebook_sample < len(self.label_words)
+        if task.codebook_sample is not None and self.reads_partners:
+            raise ValueError(
+                "codebook_sample is for rewards that compare with the whole codebook, such as 'average_precision' and "
+                "'nca': this one reads partners, which are few already; leave it out"
+            )
 
     def spaces(self) -> tuple[spaces.Dict, spaces.Space[Any]]:
         """Return the observation and action space of one environment."""
@@ -289,7 +298,9 @@ class BitGroupHashingCore(BatchedCore):
         task, n = self.task, self.num_envs
         names = ("positive_rows", "negative_rows") if self.reads_partners else ()
         partners = dict.fromkeys(names, (n, task.partners))
-        rest = {"code": (n, task.bits), "emitted": (), "group": ()}
+        rest: dict[str, tuple[int, ...]] = {"code": (n, task.bits), "emitted": (), "group": ()}
+        if self.samples:
+            rest["sample"] = (task.codebook_sample or 0,)
         return (
             super().state_shapes | partners | rest | {"codebook": (len(self.label_words), codes.word_count(task.bits))}
         )
@@ -323,6 +334,21 @@ class BitGroupHashingCore(BatchedCore):
             self.sampler.skip(self.num_envs, self.task.partners, rng)
         self.code = self.zeros(self.task.bits, dtype="float32")
         self.emitted = self.group = 0
+        if self.samples:
+            self.sample = self.dataset_index.sampler.sample(self.task.codebook_sample or 0, rng)
+            self._find_sample()
+
+    def set_state(self, state: dict[str, Any], rng: np.random.Generator) -> None:
+        """Restore a state of :meth:`get_state`."""
+        super().set_state(state, rng)
+        if self.samples:
+            self._find_sample()
+
+    def _find_sample(self) -> None:
+        """Set the rows of the codebook that rewards compare with, and the images' own places among them."""
+        own = self.host(self.rows)
+        rows = np.union1d(self.sample, own)  # rewards leave an image's own code out, so that it must be there
+        self.sampled_rows, self.own_places = rows, self.array(np.searchsorted(rows, own))
 
     def step(self, action: ArrayLike) -> tuple[NDArray[np.float64], dict[str, Any]]:
         """Write the emitted groups of all environments into the codebook, then score them; return rewards and info."""
@@ -385,6 +411,14 @@ class BitGroupHashingCore(BatchedCore):
         """Return an array as a NumPy array."""
         return array
 
+    def array(self, array: NDArray[Any]) -> Any:
+        """Return a NumPy array as one of the core's kind."""
+        return array
+
+    def compared(self) -> tuple[Any, Any]:
+        """Return the codebook that rewards compare with, and the images' own rows in it, (n,)."""
+        return (self.book.take(self.sampled_rows), self.own_places) if self.samples else (self.book, self.rows)
+
     def zeros(self, *shape: int, dtype: str = "float64") -> Any:
         """Return zeros (n, *shape)."""
         return np.zeros((self.num_envs, *shape), dtype)
@@ -402,10 +436,11 @@ class BitGroupHashingCore(BatchedCore):
     def view(self, start: int, stop: int, scope: Scope, last: bool) -> Any:
         """Return the view of a span of bits, the argument of rewards."""
         positive_rows, negative_rows = self.partner_rows()
+        book, rows = self.compared()
         return RewardView(
             code=self.code[:, start:stop],
-            codebook=self.book.span(start, stop),
-            rows=self.rows,
+            codebook=book.span(start, stop),
+            rows=rows,
             positive_rows=positive_rows,
             negative_rows=negative_rows,
             labels=self.dataset.labels[self.dataset.train[self.rows]],
@@ -559,10 +594,14 @@ class BitGroupHashingEnv(BitGroupHashingMixin, ScalarEnv):
     | `group_weight`, `global_weight` | 1.0 | weights of the group's and the whole code's reward |
     | `counterfactual` | `False` | whether the info holds per-bit credit |
     | `codebook` | `None` | `"own"`, `"shared"` or `"shared:NAME"`; `None` is `"own"` with the warning above |
+    | `codebook_sample` | `None` | number of training images that rewards compare with, drawn for each episode |
     | `render_mode` | `None` | `"rgb_array"` or `"ansi"` |
     | `flat` | `False` | `True`: observations are one float32 `Box` |
     | `info` | `"nested"` | `"flat"`: infos without nested dicts |
     | `autoreset_mode` | `"SameStep"` | of the vector environment: `"SameStep"`, `"NextStep"` or `"Disabled"` |
+
+    With `codebook_sample` each label pattern has its share of the images that are drawn, and the batch's own images
+    are added. It is for rewards that compare with all training images, whose cost grows with their number.
 
     Wrong arguments raise `ValueError`, data that cannot be used `hashgym.data.DataError` (a `ValueError`).
     A curriculum may set the two weights at any time: `env.unwrapped.group_weight = 0.5` takes effect at the next step.
@@ -583,9 +622,9 @@ class BitGroupHashingEnv(BitGroupHashingMixin, ScalarEnv):
     device; see `hashgym.envs.torch_backend`.
 
     ## Version History
-    * v0: initial version; `codebook`, `flat`, `info`, `autoreset_mode`, `group_scope` and `action="multidiscrete"` came
-      later and change nothing by default, `group_bits` may be left out for codes shorter than 12 bits, and datasets may
-      be of activations and pixels
+    * v0: initial version; `codebook`, `flat`, `info`, `autoreset_mode`, `group_scope`, `codebook_sample` and
+      `action="multidiscrete"` came later and change nothing by default, `group_bits` may be left out for codes shorter
+      than 12 bits, and datasets may be of activations and pixels
     """
 
     def __init__(

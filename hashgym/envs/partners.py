@@ -55,6 +55,21 @@ class PartnerSampler:
         """Advance the generator as :meth:`draw` does, without finding the partners; return its uniform numbers."""
         return rng.random((2, images, partners))
 
+    def sample(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Draw ``count`` different rows, stratified by label pattern: each pattern has its share of them, rounded.
+
+        Every row is as likely as any other: of all rows, sorted by pattern and in random order within it, those at
+        equal distances are taken, from a random first one on.
+
+        Returns:
+            int64 (count,), in ascending order; all N rows if there are no more.
+        """
+        total = len(self._members)
+        if count >= total:
+            return np.arange(total)
+        order = np.argsort(self._pattern_of + rng.random(total))
+        return np.sort(order[((np.arange(count) + rng.random()) * (total / count)).astype(np.int64)])
+
     def _similar(self, patterns: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return which patterns share a label with the given ones, bool (n, U)."""
         similar = np.zeros((len(patterns), len(self._patterns)), np.bool_)

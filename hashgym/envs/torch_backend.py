@@ -202,6 +202,20 @@ class TorchBitGroupHashingCore(BitGroupHashingCore):
         """Return a tensor as a new NumPy array, and anything else unchanged."""
         return array.cpu().numpy().copy() if isinstance(array, Tensor) else array
 
+    def _find_sample(self) -> None:
+        super()._find_sample()
+        self.sampled_places = self.tensor(self.sampled_rows)
+
+    def array(self, array: NDArray[Any]) -> Any:
+        """Return a NumPy array as a tensor on the device."""
+        return self.tensor(array)
+
+    def compared(self) -> tuple[Any, Any]:
+        """Return the codebook that rewards compare with, and the images' own rows in it, (n,)."""
+        if not self.samples:
+            return self.book, self.rows
+        return self.book.take(self.sampled_places, self.sampled_rows), self.own_places
+
     def tensor(self, array: NDArray[Any]) -> Tensor:
         """Return a NumPy array as a new tensor on the device."""
         return torch.tensor(array, device=self.device)
@@ -217,10 +231,11 @@ class TorchBitGroupHashingCore(BitGroupHashingCore):
     def view(self, start: int, stop: int, scope: Scope, last: bool) -> torch_view.TensorView:
         """Return the view of a span of bits, the argument of rewards."""
         positive_rows, negative_rows = self.partner_rows()
+        book, rows = self.compared()
         return torch_view.TensorView(
             code=self.code[:, start:stop],
-            codebook=self.book.span(start, stop),
-            rows=self.rows,
+            codebook=book.span(start, stop),
+            rows=rows,
             positive_rows=positive_rows,
             negative_rows=negative_rows,
             labels=self.labels[self.rows],

@@ -85,7 +85,7 @@ class Pairwise:
             raise ValueError(f"hasher {name!r} has no pairwise loss{close}; the losses are {', '.join(LOSSES)}")
         self.name = f"pairwise:{name}"
         self._labels: Any = None  # from which the tables and the weights were computed
-        self._by_length: dict[int, _LossTables] = {}
+        self._by_length: dict[tuple[int, int], _LossTables] = {}
         self._weights: NDArray[np.float64] | None = None
         self.reads_partners = against == "partners"
 
@@ -122,21 +122,22 @@ class Pairwise:
         ]
 
     def _tables(self, view: RewardView) -> _LossTables:
-        """Return the tables for the span's length, computed once."""
-        if self._labels is not view.codebook.label_words:
-            self._labels, self._by_length, self._weights = view.codebook.label_words, {}, None
+        """Return the tables for the span's length and the size of the codebook, computed once."""
+        if self._labels is not view.codebook.population:
+            self._labels, self._by_length, self._weights = view.codebook.population, {}, None
         length = view.codebook.bits
-        if length not in self._by_length:
+        key = length, len(view.codebook)  # samples of a codebook differ in size
+        if key not in self._by_length:
             loss = self._loss(view, length)
             inner = np.pad(loss, ((0, 0), (1, 1)), mode="edge")  # the ends cancel
             ahead, back = inner[:, 2:] - loss, loss - inner[:, :-2]
             tables = (loss, (ahead + back) / 2, (ahead - back) / 2)
-            self._by_length[length] = _LossTables(*(view.asarray(np.append(t.T, 0).astype(np.float32)) for t in tables))
-        return self._by_length[length]
+            self._by_length[key] = _LossTables(*(view.asarray(np.append(t.T, 0).astype(np.float32)) for t in tables))
+        return self._by_length[key]
 
     def _loss(self, view: RewardView, length: int) -> NDArray[np.float64]:
         """Return the loss that a pair of each kind and distance adds, float64 (2, length + 1)."""
-        weights = self._pair_weights(view.codebook.label_words) if self._needs_weights else np.ones(2)
+        weights = self._pair_weights(view.codebook.population) if self._needs_weights else np.ones(2)
         if self._hasher is None:
             table = self._table.astype(np.float64)
             if table.shape[1] != length + 1:

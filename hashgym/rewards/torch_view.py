@@ -27,10 +27,14 @@ class TensorCodebook:
         labels: uint8 (N, L), their multi-hot labels.
         label_words: uint64 (N, ceil(L / 64)), the same labels packed, a NumPy array.
         bits: q, the length of a code.
+        population: label words of all training images, where this is a sample of them; else ``label_words``.
     """
 
-    def __init__(self, code: Tensor, labels: Tensor, label_words: codes.Words) -> None:
+    def __init__(
+        self, code: Tensor, labels: Tensor, label_words: codes.Words, population: codes.Words | None = None
+    ) -> None:
         self.code, self.labels, self.label_words, self.bits = code, labels, label_words, code.shape[1]
+        self.population = label_words if population is None else population
 
     def __len__(self) -> int:
         return len(self.code)
@@ -54,7 +58,11 @@ class TensorCodebook:
 
     def span(self, start: int, stop: int) -> TensorCodebook:
         """Return the codebook of bits ``start`` to ``stop - 1``."""
-        return TensorCodebook(self.code[:, start:stop].contiguous(), self.labels, self.label_words)
+        return TensorCodebook(self.code[:, start:stop].contiguous(), self.labels, self.label_words, self.population)
+
+    def take(self, rows: Tensor, host_rows: NDArray[np.int64]) -> TensorCodebook:
+        """Return the codebook of these rows alone, given on the device and as a NumPy array, as copies."""
+        return TensorCodebook(self.code[rows], self.labels[rows], self.label_words[host_rows], self.population)
 
 
 @dataclass(frozen=True)

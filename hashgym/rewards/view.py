@@ -27,10 +27,14 @@ class Codebook:
         words: uint64 (N, ceil(bits / 64)), one row for each training image, in the order of ``dataset.train``.
         label_words: uint64 (N, ceil(L / 64)), their labels packed.
         bits: q, the length of a code.
+        population: label words of all training images, where this is a sample of them; else ``label_words``.
     """
 
-    def __init__(self, words: codes.Words, label_words: codes.Words, bits: int) -> None:
+    def __init__(
+        self, words: codes.Words, label_words: codes.Words, bits: int, population: codes.Words | None = None
+    ) -> None:
         self.words, self.label_words, self.bits = words, label_words, bits
+        self.population = label_words if population is None else population
 
     def __len__(self) -> int:
         return len(self.words)
@@ -56,7 +60,11 @@ class Codebook:
         """Return the codebook of bits ``start`` to ``stop - 1``."""
         if (start, stop) == (0, self.bits):
             return self
-        return Codebook(codes.span(self.words, start, stop), self.label_words, stop - start)
+        return Codebook(codes.span(self.words, start, stop), self.label_words, stop - start, self.population)
+
+    def take(self, rows: NDArray[np.int64]) -> Codebook:
+        """Return the codebook of these rows alone, as copies."""
+        return Codebook(self.words[rows], self.label_words[rows], self.bits, self.population)
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ class RewardView:
 
     Attributes:
         code: float32 (n, s), the emitted bits as 0.0 and 1.0, or the probabilities of ``action="probability"``.
-        codebook: packed codes (only this span's bits) and labels of all N training images.
+        codebook: packed codes (only this span's bits) and labels of all N training images, or of a sample of them.
         rows: int64 (n,), the images' own rows of the codebook, which a ranking must leave out.
         positive_rows: int64 (n, P), rows of the partners that share a label with the image.
         negative_rows: int64 (n, P), rows of the partners that share no label with it.

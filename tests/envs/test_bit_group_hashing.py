@@ -31,6 +31,7 @@ from hashgym.envs.bit_group_hashing import (
     HashingTask,
     _InterleavedSteps,
 )
+from hashgym.hashers.pairwise import packed_pair_weights
 from hashgym.rewards import RewardError
 
 VARIANTS: list[dict[str, Any]] = [
@@ -42,6 +43,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"action": "multidiscrete", "bits": 8, "flat": True, "info": "flat", "counterfactual": True},
     {"codebook": "shared", "bits": 10, "group_bits": 4, "flat": True},
     {"group_scope": "prefix", "bits": 10, "group_bits": 4, "counterfactual": True},
+    {"codebook_sample": 15, "reward": "nca", "bits": 10, "group_bits": 4, "counterfactual": True},
 ]
 
 
@@ -582,6 +584,47 @@ def test_rewards_that_read_no_partners_are_the_same_without_them(multi_label: Ha
     assert_same(without.set_state(state)[0], b[0])
 
 
+@pytest.mark.parametrize("reward", ["average_precision", "nca", "pairwise:hashnet", "average_precision+0.5*balance"])
+def test_a_sample_of_the_codebook_is_scored_as_a_codebook_of_these_images(
+    multi_label: HashingDataset, reward: Any
+) -> None:
+    """An environment of the sampled images alone gives the same rewards and credit, pair weights aside."""
+    task = {"bits": 8, "group_bits": 8, "reward": reward, "counterfactual": True, "group_weight": 0.0}
+    env = make_vec(multi_label, 5, **task, codebook_sample=12)
+    env.reset(seed=6)
+    env.action_space.seed(6)
+    train, seen = multi_label.train, set()
+    for _ in range(4):
+        core = env._core
+        rows = core.sampled_rows
+        assert len(core.sample) == 12
+        assert set(core.rows) <= set(rows)
+        seen.add(tuple(rows))
+        few = dataclasses.replace(multi_label, train=train[rows])
+        other = make_vec(few, 5, **task)
+        other.reset(seed=0)
+        other._core.rows = np.searchsorted(rows, core.rows)
+        other.codebook.write(np.arange(len(rows)), core.book.read(rows))
+        if reward == "pairwise:hashnet":  # the weights of pairs stay those of all training images
+            other._core.terms[0][1]._hasher.pair_weights_ = packed_pair_weights(core.label_words)
+        action = env.action_space.sample()
+        info, expected = (e.step(action)[-1]["final_info"] for e in (env, other))
+        for name, part in expected["rewards"].items():
+            np.testing.assert_allclose(info["rewards"][name], part, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(info["code_credit"], expected["code_credit"], rtol=1e-5, atol=1e-7)
+    assert len(seen) > 1
+
+
+def test_a_sample_as_large_as_the_codebook_changes_nothing(multi_label: HashingDataset) -> None:
+    envs = [make_vec(multi_label, 4, bits=8, reward="nca", codebook_sample=size) for size in (None, 40, 1000)]
+    observations = [env.reset(seed=1) for env in envs]
+    action = envs[0].action_space.sample()
+    for one, other in itertools.pairwise([*observations]):
+        assert_same(one, other)
+    for one, other in itertools.pairwise([env.step(action) for env in envs]):
+        assert_same(one, other)
+
+
 def test_partners_are_drawn_for_any_reward_that_may_read_them(multi_label: HashingDataset) -> None:
     terms = {"average_precision": 1.0, "triplet": 0.5}
     for reward in ("triplet", lambda view: view.positive_distances.mean(-1), {"name": "weighted", "terms": terms}):
@@ -711,6 +754,8 @@ def test_rendering_names_the_nearest_codes(multi_label: HashingDataset) -> None:
         ({"action": "float"}, "'bits', 'multidiscrete', 'probability' or 'index'"),
         ({"action": "index", "group_bits": 11}, "group_bits <= 10"),
         ({"reward": "nothing"}, "unknown reward"),
+        ({"codebook_sample": 0}, "codebook_sample must be at least 1"),
+        ({"codebook_sample": 5}, "this one reads partners, which are few already; leave it out"),
         ({"group_scope": "prefixes"}, "'prefixes'.*did you mean 'prefix'"),
         ({"group_weight": float("nan")}, "group_weight must be finite"),
         ({"group_weight": "1"}, "group_weight must be a number, got '1'"),

@@ -52,3 +52,31 @@ def test_skipping_leaves_the_generator_where_drawing_does() -> None:
     sampler.draw(np.arange(7), 4, drawing)
     sampler.skip(7, 4, skipping)
     assert drawing.random() == skipping.random()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 60), st.integers(1, 80))
+def test_a_sample_is_stratified_by_pattern(seed, n, count):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(4, size=n)
+    labels[:2] = 0, 1
+    labels[-1] = labels[0] if n > 2 else 1
+    hot = np.eye(4, dtype=np.uint8)[labels]
+    if len(set(labels)) < 2 or max(np.bincount(labels)) < 2:
+        return
+    sampler = PartnerSampler(codes.pack(hot))
+    drawn = sampler.sample(count, rng)
+    assert len(drawn) == min(count, n)
+    assert (np.diff(drawn) > 0).all()
+    assert drawn.min() >= 0
+    assert drawn.max() < n
+    found, wanted = np.bincount(labels[drawn], minlength=4), np.bincount(labels, minlength=4) * len(drawn) / n
+    assert (np.abs(found - wanted) < 2).all()
+
+
+def test_every_row_is_sampled_equally_often():
+    labels = np.repeat(np.arange(3), [10, 20, 37])
+    sampler = PartnerSampler(codes.pack(np.eye(3, dtype=np.uint8)[labels]))
+    rng = np.random.default_rng(0)
+    counts = np.bincount(np.concatenate([sampler.sample(15, rng) for _ in range(4000)]), minlength=67)
+    np.testing.assert_allclose(counts / 4000, 15 / 67, rtol=0.12)

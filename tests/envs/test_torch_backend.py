@@ -61,6 +61,8 @@ VARIANTS: list[tuple[dict[str, Any], float]] = [
     ({"group_scope": "prefix", "counterfactual": True, "reward": "average_precision+0.5*balance"}, 1e-5),
     ({"group_scope": "prefix", "counterfactual": True, "reward": "pairwise:dch", "global_weight": 0.0}, 1e-5),
     ({"group_scope": "prefix", "action": "probability"}, 1e-5),
+    ({"codebook_sample": 15, "reward": "average_precision+0.5*balance", "counterfactual": True}, 1e-5),
+    ({"codebook_sample": 15, "reward": "pairwise:hashnet", "counterfactual": True}, 1e-5),
 ]
 
 
