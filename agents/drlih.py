@@ -540,11 +540,14 @@ def prefix_credit(args: Args) -> dict[str, Any]:
 # Sampled rewards are noisy: larger batches, and fewer updates of a smaller network, so that a run takes no longer.
 _FUSED = {"updates": 2000, "num_envs": 512, "hidden": 128, "rnn_hidden": 128, "learning_rate": 3e-3, "dropout": 0.2}
 
+# Every prefix is scored, so that fewer and smaller batches take as long; normalised logits learn as much from them.
+_NESTED = {"reward": "nca", "logit_scale": 3.0, "updates": 2000, "num_envs": 128}
+
 VARIANTS: dict[str, Variant] = {
     "hashgym": Variant(Recurrent, lambda r, args: credit_loss(r.logits, r.credit), bit_credit),
     "norec": Variant(FeedForward, lambda r, args: credit_loss(r.logits, r.credit), bit_credit),
-    "nested": Variant(Recurrent, lambda r, args: credit_loss(r.logits, r.credit), prefix_credit),
-    "nested-norec": Variant(FeedForward, lambda r, args: credit_loss(r.logits, r.credit), prefix_credit),
+    "nested": Variant(Recurrent, lambda r, args: credit_loss(r.logits, r.credit), prefix_credit, _NESTED),
+    "nested-norec": Variant(FeedForward, lambda r, args: credit_loss(r.logits, r.credit), prefix_credit, _NESTED),
     "paper": Variant(
         PaperCell,
         lambda r, args: (

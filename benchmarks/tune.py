@@ -68,6 +68,7 @@ SPACE: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
 # An ablation, and a method with nested codes, has the settings of the method that it is compared with.
 SAME_SETTINGS: Mapping[str, str] = {
     "ng": "drlih",
+    "drlih-nca": "drlih-norec",
     "nested": "drlih",
     "nested-norec": "drlih-norec",
     **{method: name for method, (name, _) in HASHERS.items()},
