@@ -88,8 +88,8 @@ class Args(TableArgs):
     preset: Literal["tables", "smoke"] = "tables"
     """defaults of methods, bits, seeds and effort: those of the papers' tables, or a short run of every method"""
     methods: tuple[str, ...] | None = None
-    """hashers (`hashgym hashers`), the agents drlih, drlih-{norec,nca,gru,lstm,paper,released} and ng; and methods trained
-    once for all lengths, nested, nested-norec, noseq-nested and orthohash-nested"""
+    """hashers (`hashgym hashers`), the agents drlih, drlih-{norec,nca,gru,lstm,paper,released} and ng; methods that are
+    trained once for all lengths: nested, nested-norec, noseq-nested and orthohash-nested"""
     bits: tuple[int, ...] | None = None
     """code lengths"""
     seeds: int | None = None

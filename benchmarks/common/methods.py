@@ -59,7 +59,7 @@ AGENTS: Mapping[str, Mapping[str, Any]] = {
     "drlih-gru": {"variant": "gru", **_ALL},
     "drlih-lstm": {"variant": "lstm", **_ALL},
     "ng": {"variant": "hashgym", "group_bits": 1, **_ALL},  # Table II's Baseline_ng: no action groups
-    # The same as drlih-norec by another reward and with normalised logits, which learns as much in a quarter of the time.
+    # drlih-norec by another reward and with normalised logits, which learns as much in a quarter of the time.
     "drlih-nca": {"variant": "norec", "reward": "nca", "logit_scale": 3.0, "updates": 1500, "num_envs": 128, **_ALL},
     "nested": {"variant": "nested", **_ALL},
     "nested-norec": {"variant": "nested-norec", **_ALL},
