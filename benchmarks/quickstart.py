@@ -5,20 +5,28 @@ make quickstart        (or: python -m benchmarks.quickstart)
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from agents import multicode
 from agents.bases import make_base
 from benchmarks import drlih, mch
 from benchmarks.common import figures, methods
 from benchmarks.common.results import Results, require_replaceable
+from hashgym import hashers
 from hashgym.console import Console, Table, Text, styled
 from hashgym.data import HashingDataset
+from hashgym.retrieval import evaluate
 from hashgym.terminal import command_line, parse
 from hashgym.text import quote
 
-__all__ = ["Args", "main"]
+__all__ = ["WRITER", "Args", "main"]
+
+WRITER = multicode.Args(updates=500, hidden=256, holdout=0.0)
+"""Settings of the agent that writes further codes: a short run."""
 
 NEXT = r"""
   show the agent's training curves
@@ -26,6 +34,7 @@ NEXT = r"""
   use the environments
     env = gymnasium.make("hashgym:BitGroupHashing-v0", dataset="digits", bits=24, render_mode="ansi")
     env = gymnasium.make("hashgym:RegionKeep-v0", dataset="digit-scenes", base="dch", bits=32, render_mode="ansi")
+    env = gymnasium.make("hashgym:MultiCodeHashing-v0", dataset="digit-scenes", base="dch", bits=32, render_mode="ansi")
   hash real pictures (CIFAR-10 as Python batches or class folders in DIR), then compare all methods on them
     hashgym features --dataset cifar10 --root DIR --backbone efficientnet_lite0 --size 160 --out features/cifar10
     python -m benchmarks.drlih --features features/cifar10 --out runs/cifar10
@@ -111,26 +120,40 @@ def _digits(args: Args, console: Console) -> None:
 
 
 def _scenes(cell: mch.Cell, dataset: HashingDataset, out: Path, console: Console) -> None:
-    """Train and measure several codes per image: an agent that keeps or discards the codes of regions."""
+    """Train and measure several codes per image: an agent that keeps codes of regions, and one that writes them."""
     console.print()
     _introduce(dataset, cell.bits, console)
     count = 0 if dataset.regions is None else dataset.regions.shape[1]
     console.print(f"training {cell.base}, then an agent that keeps or discards the codes of {count} regions per image")
-    codes = mch.fit(cell, dataset, out=_free(out / "agent"), progress=True)
+    folder = _free(out / "agent")
+    codes = mch.fit(cell, dataset, out=folder, progress=True)
+    console.print("training an agent that writes a further code for an image, from one look at it")
+    base = hashers.load(folder / "base.npz")
+    start = time.perf_counter()
+    writer = multicode.train(dataset, base, dataclasses.replace(WRITER, seed=cell.seed), out=_free(out / "multicode"))
+    seconds = time.perf_counter() - start
+    written = multicode.encode(writer, base, dataset.features[dataset.database])
     rows, points = mch.measure(cell, dataset, codes), mch.curves(cell, dataset, codes)
     Results(out, mch.COLUMNS, mch.KEY).append(*rows)
     Results(out, mch.CURVES, mch.CURVE_KEY, "curves.csv").append(*points)
 
     table = Table(
-        caption=f"trained in {codes.base_seconds:.1f} s and {codes.agent_seconds:.1f} s; "
-        "radius 0: only images with the query's own code are found"
+        caption=f"trained in {codes.base_seconds:.1f} s, {codes.agent_seconds:.1f} s and {seconds:.1f} s; "
+        "views: of an image that are encoded; radius 0: only images with the query's own code are found"
     )
-    for heading in ("codes", "an image", "mAP", "recall, radius 0", "precision, radius 0"):
+    for heading in ("codes", "views", "an image", "mAP", "recall, radius 0", "precision, radius 0"):
         table.add_column(heading, justify="left" if heading == "codes" else "right")
     by_xi = {row["xi"]: row for row in rows}
-    for name, xi in ((f"one ({cell.base})", ""), ("several (MCH)", 0.5), ("all regions", 0.0)):
+    for name, views, xi in (
+        (f"one ({cell.base})", 1, ""),
+        ("several (MCH)", 1 + count, 0.5),
+        ("all regions", 1 + count, 0.0),
+    ):
         measures = [f"{by_xi[xi][measure]:.3f}" for measure in ("map", "recall_radius0", "precision_radius0")]
-        table.add_row(name, f"{by_xi[xi]['anhc']:.2f}", *measures)
+        table.add_row(name, str(views), f"{by_xi[xi]['anhc']:.2f}", *measures)
+    found = evaluate(codes.query, dataset.labels[dataset.query], written, dataset.labels[dataset.database])
+    measures = [f"{x:.3f}" for x in (found.map, found.recall_by_radius[0], found.precision_by_radius[0])]
+    table.add_row("several (multicode)", "1", f"{written.anhc:.2f}", *measures)
     console.print(table)
 
     title = f"{dataset.name}, {cell.base} of {cell.bits} bits"

@@ -1,5 +1,7 @@
 """The quickstart writes all of its files."""
 
+import dataclasses
+
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -29,6 +31,7 @@ def start(folders, quick, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mch, "settings", quick)
+        patch.setattr(quickstart, "WRITER", dataclasses.replace(quickstart.WRITER, updates=20, num_envs=16))
         patch.setattr(methods, "AGENTS", {name: {**settings, **AGENT} for name, settings in methods.AGENTS.items()})
         yield run
 
@@ -53,10 +56,14 @@ def test_several_codes_per_image(first):
     rows = {row["xi"]: row for row in Results(out / "mch", mch.COLUMNS, mch.KEY).rows()}
     assert list(rows) == ["", "0.0", "0.5"]
     assert 1 == float(rows[""]["anhc"]) < float(rows["0.5"]["anhc"]) < float(rows["0.0"]["anhc"])
-    for name, xi in (("one (dch)", ""), ("several (MCH)", "0.5"), ("all regions", "0.0")):
+    for name, views, xi in (("one (dch)", "1", ""), ("several (MCH)", "6", "0.5"), ("all regions", "6", "0.0")):
         line = next(line for line in text.splitlines() if name in line)
         measures = [f"{float(rows[xi][m]):.3f}" for m in ("map", "recall_radius0", "precision_radius0")]
-        assert [cell.strip() for cell in line.split("│")[2:-1]] == [f"{float(rows[xi]['anhc']):.2f}", *measures]
+        assert [cell.strip() for cell in line.split("│")[2:-1]] == [views, f"{float(rows[xi]['anhc']):.2f}", *measures]
+    line = next(line for line in text.splitlines() if "several (multicode)" in line)
+    views, codes, score, *_ = (cell.strip() for cell in line.split("│")[2:-1])
+    assert (views, 1 <= float(codes) <= 2, 0 < float(score) < 1) == ("1", True, True)
+    assert (out / "mch" / "multicode" / "policy.pt").exists()
     points = Results(out / "mch", mch.CURVES, mch.CURVE_KEY, "curves.csv").rows()
     assert {point["method"] for point in points} == {"single", "mch"}
     assert (out / "mch" / "agent" / "base.npz").exists()
