@@ -132,7 +132,7 @@ class Args(RunArgs):
     group_weight: float = 0.0
     """weight of the group reward relative to the whole code's; not for `paper`, `released` and the nested variants"""
     codebook_sample: int | None = None
-    """number of training images that the reward of a batch compares with; all of them if left out"""
+    """number of training images that a batch is compared with, all by default; not for `paper` and `released`"""
     value_weight: float = 0.5
     """weight of the baseline's squared error, for `gru` and `lstm`"""
     entropy_weight: float = 3e-3
@@ -147,6 +147,10 @@ class Args(RunArgs):
         for name in ("value_weight", "entropy_weight", "head_updates", "logit_scale"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)}")
+        if self.codebook_sample is not None and VARIANTS[self.variant].reward is triplet_reward:
+            raise ValueError(
+                f"codebook_sample has no use for {self.variant}, whose reward compares with partners alone"
+            )
         if self.logit_scale and self.num_envs == 1:
             raise ValueError("logit_scale normalises over a batch: num_envs must be at least 2")
         super().__post_init__()

@@ -27,11 +27,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import hashgym
+import hashgym.hashers
 from hashgym import data
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
 from hashgym.device import resolve_device
 from hashgym.encoders.heads import CodesHead, hasher_head
+from hashgym.envs.multi_code_hashing import MultiCodeTask, check_images
 from hashgym.hashers import Hasher
 from hashgym.retrieval import metrics
 from hashgym.terminal import command_line
@@ -247,7 +249,7 @@ class Run(training.Run):
 
 def encode(policy: Policy, base: Hasher, features: NDArray[np.float32], threshold: float = 0.5) -> CodeSets:
     """Return code sets of images: :func:`hashgym.encode_codes` with the policy's own settings."""
-    code = {"codes": policy.args.codes, "group_bits": policy.group_bits}
+    code: dict[str, Any] = {"codes": policy.args.codes, "group_bits": policy.group_bits}
     return hashgym.encode_codes(policy, base, features, threshold=threshold, **code)
 
 
@@ -349,6 +351,9 @@ def main(run: Main) -> dict[str, metrics.RetrievalResult]:
     with training.interruptible(run.out):
         dataset = data.load(run.dataset).standardized()
         metrics.check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
+        check_images(dataset)
+        if run.base in hashgym.hashers.HASHERS:
+            MultiCodeTask(group_bits=run.args.group_bits or None).group_length(run.bits)  # before the base is fitted
         with files.hold_folder(run.out):
             files.load_checkpoint(run.out, run.args, run.resume)  # before the base is fitted
             base = base_of_run(run.base, run.out if run.resume else None, run.bits, run.args.seed, dataset)

@@ -34,7 +34,7 @@ from hashgym.data import HashingDataset
 from hashgym.device import explain_out_of_memory, resolve_device
 from hashgym.encoders.heads import CodesHead, GroupsHead, RegionsHead, hasher_head
 from hashgym.envs.bit_group_hashing import HashingTask
-from hashgym.envs.multi_code_hashing import MultiCodeTask
+from hashgym.envs.multi_code_hashing import MultiCodeTask, check_images
 from hashgym.envs.region_keep import RegionKeepTask
 from hashgym.hashers import Hasher
 from hashgym.integrations.sb3 import BackboneExtractor, HashVecEnv
@@ -81,7 +81,7 @@ def make_envs(dataset: HashingDataset, args: Args, base: Hasher | None) -> VecEn
         task = {"base": base}
     else:
         assert base is not None
-        task = {"base": base, "codes": args.codes, "group_bits": min(args.group_bits, base.bits)}
+        task = {"base": base, "codes": args.codes, "group_bits": args.group_bits or None}
     envs: VecEnv = HashVecEnv(gym.make_vec(args.env, num_envs=args.num_envs, dataset=dataset, **task))
     if args.input_dropout:
         envs = FeatureDropout(envs, args.input_dropout, args.seed)
@@ -181,7 +181,7 @@ def train(
                 lambda: RegionsHead(hasher_head(base), greedy), dataset, args, path, bits=bits, threshold=0.5
             )
         else:
-            writer = GreedyCodes(load(out / "policy.pt", "cpu"), bits, min(args.group_bits, bits))
+            writer = GreedyCodes(greedy.policy, bits, args.group_bits or bits)
             files.write_encoder(
                 lambda: CodesHead(hasher_head(base), writer, args.codes, 0.5),
                 *(dataset, args, path),
@@ -198,6 +198,8 @@ def _resolved(args: Args, dataset: HashingDataset) -> Args:
         return training.with_backbone(args, dataset)
     if args.env == "RegionKeep-v0":
         dataset.require("train_regions")
+    else:
+        check_images(dataset)
     return args
 
 
@@ -216,7 +218,7 @@ def load(path: Path, device: str = "auto") -> BasePolicy:
     elif args.env == "RegionKeep-v0":
         observation_space, action = RegionKeepTask().observation_space(saved["dim"], saved["bits"]), spaces.Discrete(2)
     else:
-        codes = MultiCodeTask(codes=args.codes, group_bits=min(args.group_bits, saved["bits"]))
+        codes = MultiCodeTask(codes=args.codes, group_bits=args.group_bits or None)
         observation_space = codes.observation_space(saved["dim"], saved["bits"])
         action = codes.acting(saved["bits"]).action_space()
     if args.algo == "crossq":

@@ -35,8 +35,8 @@ def encode(
     if base is None:
         return CodeSets.of(training.encode(policy, dataset, rows, bits=args.bits, group_bits=args.group_bits))
     if args.env == "MultiCodeHashing-v0":
-        group_bits = min(args.group_bits, base.bits)
-        return hashgym.encode_codes(policy, base, dataset.features[rows], codes=args.codes, group_bits=group_bits)
+        groups: dict[str, Any] = {"codes": args.codes, "group_bits": args.group_bits or None}
+        return hashgym.encode_codes(policy, base, dataset.features[rows], **groups)
     regions = None if dataset.regions is None else dataset.regions[rows]
     return hashgym.encode_regions(policy, base, dataset.features[rows], regions)
 
@@ -143,10 +143,9 @@ class TrainingCallback(BaseCallback):
 
     @cached_property
     def _evaluation_envs(self) -> Any:
-        assert self.base is not None
         task: dict[str, Any] = {"dataset": self.dataset, "base": self.base}
         if self.args.env == "MultiCodeHashing-v0":
-            task |= {"codes": self.args.codes, "group_bits": min(self.args.group_bits, self.base.bits)}
+            task |= {"codes": self.args.codes, "group_bits": self.args.group_bits or None}
         return gym.make_vec(self.args.env, num_envs=len(self.held_out), **task)
 
     @cached_property

@@ -113,7 +113,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
         "dqn": Preset(DQN, 100_000, _VALUE, bits=32, input_dropout=0.5),
     },
     "MultiCodeHashing-v0": {
-        "ppo": Preset(PPO, 200_000, _PPO | {"n_steps": 4}, bits=32, group_bits=32, input_dropout=0.5),
+        "ppo": Preset(PPO, 200_000, _PPO | {"n_steps": 4}, bits=32, group_bits=0, input_dropout=0.5),
     },
 }
 
@@ -131,7 +131,7 @@ class Args(CommonArgs):
     bits: int = 0
     """q, length of the code"""
     group_bits: int = 0
-    """k, bits emitted in one step of BitGroupHashing-v0 and MultiCodeHashing-v0"""
+    """k, bits emitted in one step of BitGroupHashing-v0 and of MultiCodeHashing-v0, there by default a whole code"""
     codes: int = 1
     """m, number of further codes of MultiCodeHashing-v0"""
     reward: str = "average_precision"
@@ -160,9 +160,11 @@ class Args(CommonArgs):
         for name in ("bits", "group_bits", "steps", "num_envs", "input_dropout"):
             if getattr(self, name) == (-1 if name == "input_dropout" else 0):
                 object.__setattr__(self, name, getattr(preset, name))
-        # A code shorter than the preset's group is one group.
-        object.__setattr__(self, "group_bits", min(self.group_bits, self.bits))
-        self.check_positive("steps", "num_envs", "bits", "group_bits", "codes", "evaluations", "checkpoints")
+        if self.env != "MultiCodeHashing-v0":  # there the length of a code is that of the base
+            # A code shorter than the preset's group is one group.
+            object.__setattr__(self, "group_bits", min(self.group_bits, self.bits))
+            self.check_positive("group_bits")
+        self.check_positive("steps", "num_envs", "bits", "codes", "evaluations", "checkpoints")
         self.check_fraction("input_dropout")
         if self.backbone is not None:
             self._check_backbone()

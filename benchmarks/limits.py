@@ -40,7 +40,10 @@ from hashgym.terminal import command_line, parse
 __all__ = ["METHODS", "Args", "Cell", "main", "ranking_map", "run", "train_classifier"]
 
 METHODS = ("class probabilities", "predicted class", "float cosine")
-SETTINGS = {"hidden": 512, "dropout": 0.5, "updates": 1500, "batch_size": 128, "learning_rate": 1e-3}
+SETTINGS = {
+    **{"hidden": 512, "dropout": 0.5, "updates": 1500, "batch_size": 128},
+    **{"learning_rate": 1e-3, "weight_decay": 1e-4},
+}
 BOUNDS = ("map", "map_optimistic", "map_pessimistic")  # equal where no images tie
 _QUERIES = 64  # ranked at once
 
@@ -53,6 +56,12 @@ class Args(TableArgs):
 
     features: tuple[str, ...] = ("digits",)
     """embedded datasets by name, or folders that `hashgym features` wrote"""
+    split: str | None = None
+    """split by name, instead of each folder's own"""
+    queries: int | None = None
+    """number of queries, instead of the split's"""
+    train: int | None = None
+    """number of training images, instead of the split's"""
     seeds: int = 3
     """runs of each cell, with the seeds 0, 1, ..."""
     out: Path = Path("runs/limits")
@@ -65,18 +74,30 @@ class Cell:
 
     features: str
     seed: int
+    split: str | None = None
+    queries: int | None = None
+    train: int | None = None
+
+    def load(self) -> HashingDataset:
+        """Its dataset."""
+        return load(self.features, split=self.split, queries=self.queries, train=self.train)
 
     def __str__(self) -> str:
         return f"{Path(self.features).name} seed {self.seed}"
 
 
-def train_classifier(features: Floats, labels: NDArray[np.uint8], seed: int) -> Callable[[Floats], Floats]:
+def train_classifier(
+    features: Floats, labels: NDArray[np.uint8], seed: int, *, single: bool
+) -> Callable[[Floats], Floats]:
     """Train a network with one hidden layer; return a function from features (n, D) to probabilities (n, L).
 
-    Probabilities of one class an image add up to 1; if images have several labels or none, each is its own.
+    Args:
+        features: (n, D).
+        labels: multi-hot (n, L).
+        seed: of the weights and batches.
+        single: whether every image has one label, so that probabilities add up to 1; else each label has its own.
     """
     torch.manual_seed(seed)
-    single = bool((labels.sum(axis=1) == 1).all())
     x, y = torch.from_numpy(np.ascontiguousarray(features)), torch.from_numpy(labels.astype(np.float32))
     head = nn.Sequential(
         nn.Dropout(SETTINGS["dropout"]),
@@ -86,7 +107,7 @@ def train_classifier(features: Floats, labels: NDArray[np.uint8], seed: int) -> 
         nn.Linear(int(SETTINGS["hidden"]), y.shape[1]),
     )
     loss: nn.Module = nn.CrossEntropyLoss() if single else nn.BCEWithLogitsLoss()
-    optimizer = torch.optim.AdamW(head.parameters(), SETTINGS["learning_rate"], weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(head.parameters(), SETTINGS["learning_rate"], weight_decay=SETTINGS["weight_decay"])
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, int(SETTINGS["updates"]))
     for _ in range(int(SETTINGS["updates"])):
         batch = torch.randint(len(x), (int(SETTINGS["batch_size"]),))
@@ -124,23 +145,25 @@ def ranking_map(score: Callable[[slice], Floats], relevant: NDArray[np.bool_]) -
 
 def run(cell: Cell) -> list[dict[str, Any]]:
     """Load, train and measure, in this process; return a row for every method."""
-    whole = load(cell.features)
+    whole = cell.load()
     dataset = whole.standardized()
     labels, query, database = dataset.labels, dataset.query, dataset.database
     relevant = shared_labels(dataset.label_words[query], dataset.label_words[database])
     start = time.perf_counter()
-    classify = train_classifier(dataset.features[dataset.train], labels[dataset.train], cell.seed)
+    single = bool((labels.sum(axis=1) == 1).all())
+    classify = train_classifier(dataset.features[dataset.train], labels[dataset.train], cell.seed, single=single)
     seconds = time.perf_counter() - start
     p, q = classify(dataset.features[query]), classify(dataset.features[database])
     a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (dataset.features[query], dataset.features[database]))
-    single = bool((labels.sum(axis=1) == 1).all())
 
     def shared(rows: slice) -> Floats:
         """P(a label is shared): the sum over classes of p q, or 1 - the product of 1 - p q over labels."""
         if single:
             return p[rows] @ q.T
-        none = [np.log1p(-np.outer(one, other).clip(max=1 - 1e-6)) for one, other in zip(p[rows].T, q.T, strict=True)]
-        return 1 - np.exp(sum(none))
+        none = np.ones((len(p[rows]), len(q)), np.float32)
+        for one, other in zip(p[rows].T, q.T, strict=True):
+            none *= 1 - np.outer(one, other)
+        return 1 - none
 
     predicted = [_predicted(x, single) for x in (p, q)]
     found = {
@@ -177,8 +200,9 @@ def main(args: Args, console: Console | None = None) -> int:
     """
     console = console or Console()
     check_not_empty(args, "seeds", "jobs", "features")
-    datasets = {features: load(features) for features in args.features}
-    runs = [Cell(features, seed) for features in datasets for seed in range(args.seeds)]
+    data: dict[str, Any] = {"split": args.split, "queries": args.queries, "train": args.train}
+    runs = [Cell(features, seed, **data) for features in args.features for seed in range(args.seeds)]
+    datasets = {features: Cell(features, 0, **data).load() for features in args.features}
     results = Results(args.out)
 
     def done(cell: Cell) -> bool:

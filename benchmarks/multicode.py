@@ -255,10 +255,16 @@ def main(args: Args, console: Console | None = None) -> int:
 
     waiting = unfinished(runs, done, results.path, console)
     failed = run_cells(waiting, run, finish, jobs=args.jobs, executor=args.executor, console=console)
+    first = names[runs[0]][0]
     for bits in args.bits:
-        if own := [row for row in results.rows() if int(row["bits"]) == bits and row["base"] in args.bases]:
+        if own := [row for row in results.rows() if _belongs(row, first, bits) and row["base"] in args.bases]:
             console.print(table(own))
     return failed
+
+
+def _belongs(row: Row, first: Row, bits: int) -> bool:
+    """Return whether a row is of this code length, and of the dataset and features of the first."""
+    return int(row["bits"]) == bits and all(row[key] == first[key] for key in ("dataset", "features"))
 
 
 def table(rows: Sequence[Row]) -> Table:

@@ -131,6 +131,7 @@ def _names(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:
     config = methods.settings_of(configured, dataset) | {"data": data_digest(dataset)}
     if isinstance(configured, sb3.Args):
         config["preset"] = dataclasses.asdict(configured.preset)
+        del config["codes"]  # of an environment that is not in this table
     if cell.env == REGIONS:
         config["base"] = BASE
     config.pop("seed", None)

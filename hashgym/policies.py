@@ -126,6 +126,7 @@ def encode_codes(
     *,
     codes: int = 1,
     group_bits: int | None = None,
+    keep: bool = True,
     threshold: float = 0.5,
     batch_size: int = 4096,
 ) -> CodeSets:
@@ -143,6 +144,7 @@ def encode_codes(
         features: float32 (n, D), on the scale the policy was trained on.
         codes: m, number of further codes.
         group_bits: k, the group length the policy was trained for; by default all bits of a code at once.
+        keep: whether the policy decides if codes are kept; False keeps all. Actions of k bits keep all too.
         threshold: xi; a code is kept where the probability of keeping it is at least xi. 0 keeps all.
         batch_size: images encoded at once.
 
@@ -160,7 +162,7 @@ def encode_codes(
         raise ValueError(f"features must be (n, D), n at least 1, got {features.shape}")
     _check_finite(features, 0)
     batch_size = check_integer("batch_size", batch_size)
-    task = MultiCodeTask(codes=codes, group_bits=group_bits)
+    task = MultiCodeTask(codes=codes, group_bits=group_bits, keep=keep)
     task.group_length(base.bits)  # raises ValueError for groups longer than the code
     parts = [
         _further_codes(policy, base, features[start : start + batch_size], task, threshold)
@@ -191,7 +193,7 @@ def _further_codes(
                 action, state = policy.predict(shown, state=state, episode_start=first, deterministic=True)
             else:
                 action = policy(shown)
-            p, group = _bit_probabilities(np.asarray(action), n, k), group + 1
+            p, group = _bit_probabilities(np.asarray(action), n, k, task.keep), group + 1
             code[:, start : start + k] = p[:, : min(k, bits - start)] > 0.5
         words[:, number] = codes.pack(code)
         kept[:, number] = p[:, k] >= threshold if p.shape[1] > k else True
@@ -199,22 +201,22 @@ def _further_codes(
     return words, kept
 
 
-def _bit_probabilities(action: NDArray[Any], n: int, k: int) -> NDArray[np.float32]:
-    """Return actions of MultiCodeHashing-v0 as probabilities, (n, k) or (n, k + 1).
+def _bit_probabilities(action: NDArray[Any], n: int, k: int, keep: bool) -> NDArray[np.float64]:
+    """Return actions of MultiCodeHashing-v0 as probabilities, (n, k) or, if they decide about keeping, (n, k + 1).
 
     Raises:
         ValueError: for anything else.
     """
-    if action.ndim == 1:  # an index of k bits and the one that keeps the code
-        task = HashingTask(bits=k + 1, group_bits=k + 1, action="index")
-    elif action.ndim == 2 and action.shape[1] in (k, k + 1):
-        task = HashingTask(bits=action.shape[1], group_bits=action.shape[1], action="probability")
+    if action.ndim == 1:  # an index of k bits, and of the one that keeps the code
+        acting = MultiCodeTask(group_bits=k, keep=keep, action="index").acting(k)
+    elif action.ndim == 2 and action.shape[1] in {k, k + keep}:
+        acting = HashingTask(bits=action.shape[1], group_bits=action.shape[1], action="probability")
     else:
         raise ValueError(
             f"the policy must return actions of {k} bits, or {k + 1} with the one that keeps the code, for {n} images; "
-            f"got shape {action.shape}: give the codes and group_bits that it was trained with"
+            f"got shape {action.shape}: give the codes, group_bits and keep that it was trained with"
         )
-    return action_bits(action, task, n)
+    return action_bits(action, acting, n).astype(np.float64)
 
 
 def encode_regions(
@@ -328,8 +330,8 @@ def _as_observed(policy: Any, seen: Observation, space: spaces.Dict) -> Any:
 
 def _other_observations(trained: str, given: Any) -> ValueError:
     return ValueError(
-        f"the policy was trained on observations {trained}, but here it is {given}: give the features, bits and "
-        "group_bits that it was trained with"
+        f"the policy was trained on observations {trained}, but here it is {given}: give the features, and the length "
+        "and number of codes and groups, that it was trained with"
     )
 
 

@@ -248,8 +248,10 @@ def test_nestable_codes_are_cut_and_searched(place, tmp_path, capsys):
     answer = json.loads(found)
     assert (answer["bits"], answer["matches"][0]["distance"], len(answer["matches"])) == (8, 0, 40)
     assert max(match["distance"] for match in answer["matches"]) <= 8
-    assert "of another encoder" in fails(["index", tmp_path / "codes12", "--out", tmp_path / "index8", "--add"], capsys)
-    assert "has codes of another encoder" in fails(
+    assert "encode its pictures with --bits 8" in fails(
+        ["index", tmp_path / "codes12", "--out", tmp_path / "index8", "--add"], capsys
+    )
+    assert "has codes of 8 bits by the same encoder: give --bits 8, or choose" in fails(
         ["encode", encoder, place / "photos", "--out", tmp_path / "codes8"], capsys
     )
     assert "cannot be cut to 13" in fails(

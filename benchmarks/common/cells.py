@@ -115,8 +115,9 @@ def data_digest(dataset: HashingDataset) -> str:
 
 
 def same_data(one: str, other: str) -> bool:
-    """Return whether two digests are of the same data: equal arrays, or equal provenance, give equal results."""
-    return not set(one.split("+")).isdisjoint(other.split("+"))
+    """Return whether two digests are of the same data, by their arrays, or by provenance where one lacks these."""
+    (*arrays, provenance), (*other_arrays, other_provenance) = one.split("+"), other.split("+")
+    return arrays == other_arrays if arrays and other_arrays else provenance == other_provenance
 
 
 def _in_processes(

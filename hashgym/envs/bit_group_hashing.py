@@ -283,7 +283,7 @@ class BitGroupHashingCore(BatchedCore):
         if task.codebook_sample is not None and self.reads_partners:
             raise ValueError(
                 "codebook_sample is for rewards that compare with the whole codebook, such as 'average_precision' and "
-                "'nca': this one reads partners, which are few already; leave it out"
+                "'nca': this one reads partners, which are few already, or does not say reads_partners = False"
             )
 
     def spaces(self) -> tuple[spaces.Dict, spaces.Space[Any]]:

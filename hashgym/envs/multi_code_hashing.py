@@ -28,13 +28,13 @@ from hashgym.envs.base import (
     task_property,
 )
 from hashgym.envs.bases import BaseTask, fitted_base, loss_table
-from hashgym.envs.bit_group_hashing import HashingTask, action_bits
+from hashgym.envs.bit_group_hashing import MAX_INDEX_BITS, HashingTask, action_bits
 from hashgym.envs.rendering import CodesScene
 from hashgym.hashers import Hasher
 from hashgym.registry import named_settings_of
 from hashgym.storage.errors import DataError
 
-__all__ = ["MultiCodeHashingEnv", "MultiCodeHashingVectorEnv", "MultiCodeTask", "observation"]
+__all__ = ["MultiCodeHashingEnv", "MultiCodeHashingVectorEnv", "MultiCodeTask", "check_images", "observation"]
 
 
 @named_settings_of("MultiCodeHashing-v0", "dataset", "flat", "info", "render_mode")
@@ -73,8 +73,17 @@ class MultiCodeTask(BaseTask):
         return k
 
     def acting(self, bits: int) -> HashingTask:
-        """Return the task whose groups have the bits of this one's actions: k, and one that keeps the code."""
+        """Return the task whose groups have the bits of this one's actions: k, and one that keeps the code.
+
+        Raises:
+            ValueError: for groups that are longer than the code, or that have too many indices.
+        """
         width = self.group_length(bits) + self.keep
+        if self.action == "index" and width > MAX_INDEX_BITS:
+            raise ValueError(
+                f"action='index' has 2**{width} actions: choose group_bits <= {MAX_INDEX_BITS - self.keep}"
+                + (", as one more bit keeps the code" if self.keep else "")
+            )
         return HashingTask(bits=width, group_bits=width, action=self.action)
 
     def observation_space(self, dim: int, bits: int) -> spaces.Dict:
@@ -84,6 +93,15 @@ class MultiCodeTask(BaseTask):
             code=spaces.Box(-1, 1, (bits,), np.float32),
             codes=spaces.Box(-1, 1, (1 + self.codes, bits), np.float32),
             group=spaces.Discrete(self.codes * -(-bits // self.group_length(bits))),
+        )
+
+
+def check_images(dataset: HashingDataset) -> None:
+    """Raise DataError for a dataset whose images are pixels or activations."""
+    if dataset.has_maps:
+        raise DataError(
+            f"the images of {dataset.name!r} are pixels or activations for a network that is trained, but "
+            "MultiCodeHashing-v0 has a fitted base: extract feature vectors, without --cut"
         )
 
 
@@ -166,11 +184,7 @@ class MultiCodeHashingCore(BatchedCore):
 
     def __init__(self, num_envs: int, dataset: str | Path | HashingDataset, task: MultiCodeTask) -> None:
         super().__init__(num_envs, dataset)
-        if self.dataset.has_maps:
-            raise DataError(
-                f"the images of {self.dataset.name!r} are pixels or activations for a network that is trained, but "
-                "MultiCodeHashing-v0 has a fitted base: extract feature vectors, without --cut"
-            )
+        check_images(self.dataset)
         _ = self.dataset_index.sampler  # raises DataError if no image has both a similar and a dissimilar one
         self.task = task
         self.base = fitted_base(self.dataset_index, task)
@@ -227,6 +241,8 @@ class MultiCodeHashingCore(BatchedCore):
 
     def set_state(self, state: dict[str, Any], rng: np.random.Generator) -> None:
         """Restore a state of :meth:`get_state`."""
+        if int(state.get("book", 0)) >= len(self.base_codes.words):
+            raise ValueError("the state is of an environment with other arguments: it has more code_copies")
         super().set_state(state, rng)
         self._measure()
 

@@ -68,7 +68,8 @@ class PartnerSampler:
         if count >= total:
             return np.arange(total)
         order = np.argsort(self._pattern_of + rng.random(total))
-        return np.sort(order[((np.arange(count) + rng.random()) * (total / count)).astype(np.int64)])
+        places = ((np.arange(count) + rng.random()) * (total / count)).astype(np.int64)
+        return np.sort(order[np.minimum(places, total - 1)])  # the last one may be rounded up
 
     def _similar(self, patterns: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return which patterns share a label with the given ones, bool (n, U)."""

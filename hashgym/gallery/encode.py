@@ -489,6 +489,11 @@ def _finished(target: Path, job: dict[str, Any], locks: ExitStack) -> EncodedIma
     old = open_codes(target)
     if (old.encoder, str(old.root)) != (job["encoder"], job["root"]):
         other = f"pictures in another folder, {old.root}" if old.encoder == job["encoder"] else "another encoder"
+        if old.encoder != job["encoder"] and old.encoder.partition(":")[0] == job["encoder"].partition(":")[0]:
+            raise DataError(
+                f"{target} has codes of {old.bits} bits by the same encoder: give --bits {old.bits}, or choose another "
+                "--out"
+            )
         raise DataError(
             f"{target} has codes of {other}: choose another --out; `hashgym index --add` adds the codes of new "
             "pictures to an index"

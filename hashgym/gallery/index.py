@@ -242,7 +242,9 @@ def _options(
     folder: Path, backend: str, old: Mapping[str, Any] | None, given: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Return the checked options of a back end: those given now, and those that the index was built with."""
-    recorded = {key: value for key, value in (old["options"] if old else {}).items() if key in ("uri", "timeout")}
+    recorded = dict(old["options"]) if old else {}
+    if backend == "milvus":  # a collection is a content's own
+        recorded = {key: value for key, value in recorded.items() if key in ("uri", "timeout")}
     options = {**recorded, **(given or {})}
     if backend == "milvus" and not (old and "uri" not in options):  # an embedded one stays embedded
         given_uri, token = (given or {}).get("uri"), options.get("token")
@@ -414,10 +416,17 @@ def _check_same_encoder(
     encoder, bits, source = given[0].encoder, given[0].bits, str(given[0].folder)
     if old is not None:
         encoder, bits, source = old.meta["encoder"], old.bits, str(folder)
+    place = Path(source) / (ENCODER if old is None else f"{old.meta['content']}/{ENCODER}")
     for part in given:
-        if part.encoder != encoder:
+        if part.encoder == encoder:
+            continue
+        if part.encoder.partition(":")[0] == encoder.partition(":")[0]:  # one of them was cut
             raise DataError(
-                f"{part.folder} has codes of another encoder ({part.encoder[:12]}, {part.bits} bits) than {source} "
-                f"({encoder[:12]}, {bits} bits), and those cannot be compared: encode its pictures with "
-                f"{Path(source) / ENCODER}, or build another index"
+                f"{part.folder} has codes of {part.bits} bits, {source} of {bits}, and those cannot be compared: "
+                f"encode its pictures with --bits {bits}, or build another index"
             )
+        raise DataError(
+            f"{part.folder} has codes of another encoder ({part.encoder[:12]}, {part.bits} bits) than {source} "
+            f"({encoder[:12]}, {bits} bits), and those cannot be compared: encode its pictures with {place}, or build "
+            "another index"
+        )

@@ -12,15 +12,13 @@ from hashgym import codes
 from hashgym.checks import check_integer
 from hashgym.codes import CodeSets, Words
 from hashgym.index.base import Found, Ids, ranked
-from hashgym.index.brute_force import BruteForceIndex
-from hashgym.retrieval.buckets import BucketTable, ball
+from hashgym.index.buckets import BucketTableIndex
+from hashgym.retrieval.buckets import BucketTable
 
 __all__ = ["PrefixIndex"]
 
-_COMPARED = 32  # codes that are compared in the time that looking up a bucket takes
 
-
-class PrefixIndex(BruteForceIndex):
+class PrefixIndex(BucketTableIndex):
     """Look up the codes whose first ``prefix`` bits are near the query's, and rank them by all their bits.
 
     A code's distance is at least that of its prefix. So once the k-th image found is no farther than the radius within
@@ -58,45 +56,29 @@ class PrefixIndex(BruteForceIndex):
         prefixes = codes.span(self._words, 0, length)[:, None]
         return BucketTable(CodeSets(prefixes, np.ones(prefixes.shape[:2], np.bool_), length))
 
-    def _search(self, words: Words, k: int) -> tuple[Ids, Ids]:
-        found, distances = np.empty((2, len(words), k), np.int64)
-        table: BucketTable = self._ready()
-        left, radius = np.arange(len(words)), 0
-        while len(left) and self._is_faster(table, radius):
-            offsets, ids, near, ranks = self._rank(table, words[left], radius)
-            has_k = np.diff(offsets) >= k
-            last = np.where(has_k, np.append(near, 0)[np.minimum(offsets[:-1] + k - 1, len(near))], self.bits + 1)
-            finished = last <= radius
-            if self.candidates is not None:
-                finished |= has_k & (ranks >= self.candidates)
-            first = offsets[:-1][finished, None] + np.arange(k)
-            found[left[finished]], distances[left[finished]] = ids[first], near[first]
-            left, radius = left[~finished], radius + 1
-        if len(left):
-            found[left], distances[left] = super()._search(words[left], k)
-        return found, distances
+    def _sphere(self, words: Words, radius: int, k: int) -> tuple[Ids, Ids, Ids, NDArray[np.bool_]]:
+        offsets, ids, distances, count = self._rank(words, radius)
+        has_k = np.diff(offsets) >= k
+        last = np.append(distances, 0)[np.minimum(offsets[:-1] + k - 1, len(distances))]
+        certain = has_k & (last <= radius)
+        if self.candidates is not None:
+            certain |= has_k & (count >= self.candidates)
+        return offsets, ids, distances, certain
 
-    def _within(self, words: Words, radius: int) -> Found:
-        table: BucketTable = self._ready()
-        if not self._is_faster(table, radius):
-            return super()._within(words, radius)
-        offsets, ids, distances, _ = self._rank(table, words, radius)
+    def _look_up(self, words: Words, radius: int) -> Found:
+        offsets, ids, distances, _ = self._rank(words, radius)
         near = distances <= radius
-        counts = np.bincount(np.repeat(np.arange(len(words)), np.diff(offsets))[near], minlength=len(words))
-        return np.cumsum([0, *counts]), ids[near], distances[near]
+        query = np.repeat(np.arange(len(words)), np.diff(offsets))
+        return np.cumsum([0, *np.bincount(query[near], minlength=len(words))]), ids[near], distances[near]
 
-    def _rank(self, table: BucketTable, words: Words, radius: int) -> tuple[Ids, Ids, Ids, NDArray[np.int64]]:
-        """Return the images with a prefix within a radius, as :meth:`within`, and the number of codes ranked (m,)."""
+    def _rank(self, words: Words, radius: int) -> tuple[Ids, Ids, Ids, NDArray[np.int64]]:
+        """Return the images with a prefix within a radius, nearest first, and the number of codes ranked, (m,)."""
+        table: BucketTable = self._ready()
         offsets, rows, _ = table.lookup_many(codes.span(words, 0, table.bits), radius)
-        ranks = np.diff(offsets)
-        query = np.repeat(np.arange(len(words)), ranks)
+        count = np.diff(offsets)
+        query = np.repeat(np.arange(len(words)), count)
         distances = codes.hamming(self._words[rows], words[query])
-        return *ranked(query, self._ids[self._positions(rows)], distances, len(words), self._most > 1), ranks
-
-    def _is_faster(self, table: BucketTable, radius: int) -> bool:
-        """Return whether looking up the prefixes within a radius is quicker than comparing all codes."""
-        enough = max(1, int(len(self._words) / _COMPARED))
-        return radius <= table.bits and ball(table.bits, radius, enough) <= enough
+        return *ranked(query, self._ids[self._positions(rows)], distances, len(words), self._most > 1), count
 
     def _write(self, folder: Path) -> dict[str, Any]:
         return {**super()._write(folder), "prefix": self.prefix, "candidates": self.candidates}

@@ -39,7 +39,7 @@ def test_rankings_of_digits(tmp_path, monkeypatch):
     rows = {row["method"]: row for row in Results(tmp_path).rows()}
     assert list(rows) == list(limits.METHODS)
     dataset = digits.load().standardized()
-    classify = limits.train_classifier(dataset.features[dataset.train], dataset.labels[dataset.train], 0)
+    classify = limits.train_classifier(dataset.features[dataset.train], dataset.labels[dataset.train], 0, single=True)
     p = classify(dataset.features)
     np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-5)
     codes = p == p.max(axis=1, keepdims=True)
@@ -50,3 +50,12 @@ def test_rankings_of_digits(tmp_path, monkeypatch):
     assert float(rows["float cosine"]["map"]) < 0.8
     monkeypatch.setattr(cells, "_in_fresh_process", lambda work, cell: pytest.fail(f"{cell} was run again"))
     assert limits.main(args, Console(record=True)) == 0
+
+
+def test_rankings_of_images_with_several_labels(tmp_path, monkeypatch):
+    monkeypatch.setattr(cells, "_in_fresh_process", lambda work, cell: work(cell))  # in this process: quicker
+    args = limits.Args(features=("digit-scenes",), out=tmp_path, seeds=1, queries=100, train=800)
+    assert limits.main(args, Console(record=True)) == 0
+    rows = {row["method"]: float(row["map"]) for row in Results(tmp_path).rows()}
+    assert rows["class probabilities"] > rows["predicted class"] > 0.5
+    assert rows["class probabilities"] > rows["float cosine"]

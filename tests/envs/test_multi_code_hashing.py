@@ -134,6 +134,9 @@ def test_pickles_and_states_continue_the_episode(
     assert any(state["number"] > 0 or state["emitted"] > 0 for state in moments) or kwargs == {}
     with pytest.raises(ValueError, match="other arguments"):
         make(num_envs, **kwargs | {"codes": 5}).set_state(env.get_state())
+    plain = make(num_envs, **kwargs | {"code_dropout": 0.0})
+    with pytest.raises(ValueError, match="more code_copies"):
+        plain.set_state({**env.get_state(), "book": 2})
 
 
 def test_hand_worked_episode() -> None:
@@ -399,7 +402,8 @@ def test_spec_round_trip() -> None:
         ({"code_dropout": 1.0}, "from 0 to below 1, got 1.0"),
         ({"code_dropout": -0.1}, "code_dropout must be a finite number of at least 0"),
         ({"code_copies": 0}, "code_copies must be at least 1"),
-        ({"action": "index", "bits": 16}, "group_bits <= 10"),
+        ({"action": "index", "bits": 16}, "group_bits <= 9, as one more bit keeps the code"),
+        ({"action": "index", "bits": 16, "keep": False}, "group_bits <= 10"),
         ({"action": "bit"}, "action must be"),
         ({"base": "lsh"}, "no pairwise loss"),
         ({"base": "dhc"}, "neither a hasher; did you mean 'dch'|neither a hasher"),

@@ -32,6 +32,7 @@ BACKENDS = {
     "faiss": "faiss",
     "faiss-hash": "faiss",
     "buckets": "numpy",
+    "prefix": "numpy",
     "milvus": "milvus_lite",
 }
 
@@ -168,6 +169,16 @@ def test_adding_and_removing_keep_ids(encoder, photos, codes, tmp_path):
     with pytest.raises(DataError, match="no image would be left"):
         remove(index, list(gallery.names.values()))
     assert sorted(path.name for path in index.iterdir()) == [".hashgym", "4", "meta.json"]
+
+
+def test_options_of_a_back_end_stay_when_the_index_changes(codes, tmp_path):
+    options = {"prefix": 4, "candidates": 7}
+    index = make([codes / "a"], tmp_path / "index", "prefix", options=options)
+    for change in (lambda: make([codes / "b"], index, None, add=True), lambda: remove(index, ["b/3.png"], False)):
+        gallery = open_gallery(index)
+        assert {key: getattr(gallery.index, key) for key in options} == options
+        change()
+    assert {key: getattr(open_gallery(index).index, key) for key in options} == options
 
 
 def test_a_changed_picture_gets_new_codes_under_its_id(encoder, codes, photos, tmp_path):

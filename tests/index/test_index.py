@@ -23,7 +23,7 @@ from hashgym.storage.checksums import sha256
 LOCAL = ["brute-force", "buckets", "prefix", *(["faiss", "faiss-hash"] if find_spec("faiss") else [])]
 TABLES = {
     "buckets": "hashgym.index.buckets",
-    "prefix": "hashgym.index.prefix",
+    "prefix": "hashgym.index.buckets",
     "faiss-hash": "hashgym.index.faiss",
 }
 local = pytest.mark.parametrize("backend", LOCAL)

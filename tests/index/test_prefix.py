@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from hashgym import index
 from hashgym.codes import CodeSets, hamming, pack, span
-from hashgym.index import prefix as module
+from hashgym.index import buckets as module
 
 
 def clustered(rng, n, bits, spread=0.06):

@@ -84,9 +84,9 @@ def test_renamed_settings_and_moved_classes_are_the_same_configuration(tmp_path)
 def test_data_are_the_same_by_their_arrays_or_by_their_provenance(tmp_path):
     results = Results(tmp_path)
     results.append(row(config=describe({"updates": 5, "data": "aaa+bbb"})))
-    for data in ("aaa+bbb", "aaa+ccc", "ddd+bbb", "bbb", "aaa"):
+    for data in ("aaa+bbb", "aaa+ccc", "bbb"):
         assert results.done(row(config=describe({"updates": 5, "data": data})))
-    for data in ("ccc+ddd", "ddd", "aaab"):
+    for data in ("ccc+ddd", "ddd+bbb", "ddd", "aaa"):
         with pytest.raises(ValueError, match=r"another configuration \(data: 'aaa\+bbb' -> "):
             results.done(row(config=describe({"updates": 5, "data": data})))
     with pytest.raises(ValueError, match=r"another configuration \(updates: 5 -> 6\)"):
