@@ -12,8 +12,8 @@ Peng, Zhang and Ye, "Deep Reinforcement Learning for Image Hashing", 2018. A var
 * ``hashgym``: our recurrent policy, trained by per-bit credit: the environment returns the effect of every emitted bit
   on the average precision, so that each bit is its own one-step bandit with a known advantage (:func:`credit_loss`).
 * ``norec``: the same objective and sizes without recurrence, an ablation of sequential decisions.
-* ``nested`` and ``nested-norec``: the same two, rewarded for every prefix of the code that ends at a group, so that one
-  training gives codes of every length.
+* ``nested`` and ``nested-norec``: the same two networks, rewarded for every prefix of the code that ends at a group, so
+  that one training gives codes of every length; their reward is ``nca``, on normalised logits.
 * ``gru`` and ``lstm``: the ordinary recurrent policy gradient, which needs only the value of a reward: REINFORCE on
   reward-to-go with a learned baseline, trained in one call of the cell over all groups.
 

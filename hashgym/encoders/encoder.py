@@ -206,7 +206,7 @@ class Encoder:
 
     Attributes:
         bits: q, the length of a code.
-        lengths: lengths to which codes were trained to be cut, ascending, the last one q; only q for most encoders.
+        lengths: lengths to which codes were trained to be cut, ascending, and q; only q for most encoders.
         dim: D, the number of features of a view.
         takes: ``features`` or ``pictures``.
         image_shape: (C, H, W) of the activations or pixels that a trained backbone takes; None for feature vectors.
