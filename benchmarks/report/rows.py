@@ -28,14 +28,14 @@ KINDS: Mapping[str, tuple[str, Sequence[str], Sequence[str]]] = {
 }
 TEXTS = ("dataset", "features", "method", "base", "version", "revision", "config")
 LISTS = ("ranks", "precision_at", "precision_by_radius", "recall_by_radius", "queries", "found", "distances", "right")
-SHORT_RUNS = "quickstart"  # a folder whose rows are not results
+OTHERS = {"quickstart", "nested", "limits"}  # folders of short runs, and of tables that are not the papers'
 
 
 def read(folder: Path) -> dict[str, list[Row]]:
     """The rows of all files of known kinds in a folder and below, by kind, sorted by key.
 
     Numbers are read as such; an empty ``sigma`` or ``xi`` is None, and lists stay JSON. Folders below that have a
-    report of their own are left out.
+    report of their own are left out, and those of tables that are not the papers'.
 
     Raises:
         ValueError: if there are no results, a file is damaged, or a run has two rows with different outcomes.
@@ -43,7 +43,7 @@ def read(folder: Path) -> dict[str, list[Row]]:
     found: dict[str, dict[tuple[str, ...], tuple[Path, dict[str, str]]]] = {kind: {} for kind in KINDS}
     reported = {path.parent for path in folder.rglob("report.md")} - {folder}
     for path in sorted(folder.rglob("*.csv")):
-        if SHORT_RUNS in path.relative_to(folder).parts or reported & {*path.parents}:
+        if OTHERS & {*path.relative_to(folder).parts} or reported & {*path.parents}:
             continue
         columns, rows = results.read_csv(path)
         for kind, (name, wanted, key) in KINDS.items():
