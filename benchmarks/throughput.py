@@ -59,12 +59,14 @@ training: an environment that takes no time would give about 1 / (1 - DummyVecEn
 
 @dataclass(frozen=True, kw_only=True)
 class Args(MeasureArgs):
-    """Steps per second of BitGroupHashing-v0 and RegionKeep-v0, and frames per second of PPO on them."""
+    """Steps per second of the environments, and frames per second of PPO on them."""
 
     dataset: str = "digits"
     """dataset name or cache folder"""
     scenes: str = "digit-scenes"
-    """the same for RegionKeep-v0: a dataset with regions"""
+    """the same for RegionKeep-v0 and MultiCodeHashing-v0: a dataset with regions"""
+    envs: tuple[str, ...] = ("BitGroupHashing-v0", "RegionKeep-v0", "MultiCodeHashing-v0")
+    """environments to measure"""
     num_envs: Annotated[tuple[int, ...], tyro.conf.arg(aliases=["--lanes"])] = (1, 64, 1024)
     """numbers of environments to measure"""
     bits: int = 24
@@ -74,7 +76,7 @@ class Args(MeasureArgs):
     reward: str = "triplet"
     """reward of BitGroupHashing-v0 by name"""
     region_bits: int = 32
-    """code length of RegionKeep-v0"""
+    """code length of RegionKeep-v0 and MultiCodeHashing-v0"""
     rounds: int = 3
     """rounds of every contestant, in turn"""
     seconds: float = 0.2
@@ -148,6 +150,11 @@ def tasks(args: Args) -> dict[str, tuple[str, str, Task]]:
             args.scenes,
             f"dch, {args.region_bits} bits, {len(scenes.train):,} training images",
             {"dataset": scenes, "base": base},
+        ),
+        "MultiCodeHashing-v0": (
+            args.scenes,
+            f"dch, {args.region_bits} bits at once with their credit, {len(scenes.train):,} training images",
+            {"dataset": scenes, "base": base, "counterfactual": True},
         ),
     }
 
@@ -361,6 +368,8 @@ def main(args: Args) -> list[Row]:
     )
     every: list[Row] = []
     for name, (dataset, description, task) in tasks(args).items():
+        if name not in args.envs:
+            continue
         rows = [row for num_envs in args.num_envs for row in measure_steps(args, name, task, num_envs)]
         if rows:
             console.print(steps_table(f"{name}, {dataset}, {description}", rows, args.async_num_envs))

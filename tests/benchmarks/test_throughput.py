@@ -37,7 +37,7 @@ def test_every_contestant_is_measured_and_written(
         out=tmp_path,
     )
     rows = throughput.main(args)
-    for env in ("BitGroupHashing-v0", "RegionKeep-v0"):
+    for env in ("BitGroupHashing-v0", "RegionKeep-v0", "MultiCodeHashing-v0"):
         for num_envs, others in ((2, {"AsyncVectorEnv"}), (3, set())):
             steps = [row for row in rows if (row["env"], row["lanes"]) == (env, num_envs)]
             tensors = {"torch, cpu"} if env == "BitGroupHashing-v0" else set()
@@ -54,9 +54,9 @@ def test_every_contestant_is_measured_and_written(
     written = Results(tmp_path, throughput.COLUMNS, throughput.KEY, "throughput.csv").rows()
     assert [float(row["value"]) for row in written] == [row["value"] for row in rows]
     printed = capsys.readouterr().out
-    assert printed.count("not run:") == 2
-    assert printed.count("Gradient steps, and the policy's own work") == 2  # what bounds the ratio
-    assert printed.count("at most, about") == 2 * 4
+    assert printed.count("not run:") == 3
+    assert printed.count("Gradient steps, and the policy's own work") == 3  # what bounds the ratio
+    assert printed.count("at most, about") == 3 * 4
     throughput.main(dataclasses.replace(args, num_envs=(), ppo_epochs=(1,)))  # rows of the same name are replaced
     again = Results(tmp_path, throughput.COLUMNS, throughput.KEY, "throughput.csv").rows()
     assert len(again) == len(written)
