@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hashgym import features, load_encoder
-from hashgym.codes import span
+from hashgym.codes import span, unpack
 from hashgym.data import DataError
 from hashgym.data.pictures import open_image
 from hashgym.encoders import write
@@ -36,6 +36,13 @@ class View(torch.nn.Module):
 
     def forward(self, x):
         return x[..., :8] * 1
+
+
+class Codes(torch.nn.Module):
+    """Codes of 4 bits from 12 features; the second and third are kept with the probabilities .7 and .2."""
+
+    def forward(self, x):
+        return x.unflatten(1, (3, 4)) * 1, torch.stack([0 * x[:, 0] + p for p in (1.0, 0.7, 0.2)], dim=1)
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +194,7 @@ NONSENSE = {
     "threshold": (..., -1, 0.5, 1.5, True, "0.5", {}, float("inf")),
     "takes": (..., None, "pixels", "pictures", 1, ["features"], {}),
     "backbone": (..., "pixels", [], 3, True),
+    "codes": (None, -1, 0, 1, 3, 10**9, True, 1.0, "1", [1], {}),
     "lengths": ([], [4], [8, 4], [4, 4, 8], [0, 8], [4.0, 8], [True, 8], [4, 9], 8, "8", {}, ["a", 8]),
 }
 
@@ -240,6 +248,24 @@ def test_an_encoder_that_is_cut_gives_the_first_bits(files, bits, seed):
         assert cut.digest == (whole.digest if bits == 8 else f"{whole.digest}:{bits}")
     shorter = cut.cut(1)
     assert shorter.digest == (whole.digest + ":1")
+
+
+def test_an_encoder_of_further_codes_can_be_cut(tmp_path):
+    write.write(tmp_path / "codes.onnx", Codes(), dim=12, bits=4, codes=2, threshold=0.5, source={})
+    whole, rows = load_encoder(tmp_path / "codes.onnx"), np.random.default_rng(0).standard_normal((6, 12), np.float32)
+    assert (whole.codes, whole.most_codes, whole.regions) == (2, 3, 0)
+    assert "2 further codes" in repr(whole)
+    for encoder in (whole, whole.cut(3)):
+        sets = encoder.encode(rows)
+        assert encoder.margins(rows).shape == (6, 3, encoder.bits)
+        np.testing.assert_array_equal(encoder.margins(rows), rows.reshape(6, 3, 4)[..., : encoder.bits])
+        np.testing.assert_array_equal(unpack(sets.words, encoder.bits), rows.reshape(6, 3, 4)[..., : encoder.bits] > 0)
+        differs = (sets.words[:, 1] != sets.words[:, 0]).any(axis=1)
+        np.testing.assert_array_equal(sets.kept, np.stack([np.ones(6, bool), differs, np.zeros(6, bool)], axis=1))
+    for wrong in ({"threshold": None}, {"regions": 5}, {"sigma": 0.5}):
+        options = {"dim": 12, "bits": 4, "codes": 2, "threshold": 0.5, "source": {}, **wrong}
+        with pytest.raises(ValueError, match=r"codes|regions"):
+            write.write(tmp_path / "bad.onnx", Codes(), **options)
 
 
 @pytest.mark.parametrize(
