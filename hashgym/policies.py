@@ -98,7 +98,10 @@ def _encode_batch(policy: Any, image: NDArray[Any], bits: int, group_bits: int) 
     for group in range(task.groups):
         start, stop = task.span(group)
         seen = _as_observed(
-            policy, observation(image, code, start, group), task.observation_space(image.shape[1:], image.dtype)
+            policy,
+            observation(image, code, start, group),
+            task.observation_space(image.shape[1:], image.dtype),
+            "features, bits and group_bits",
         )
         if hasattr(policy, "predict"):
             action, state = policy.predict(seen, state=state, episode_start=episode_start, deterministic=True)
@@ -185,7 +188,7 @@ def _further_codes(
     for number in range(1, 1 + task.codes):
         for start in range(0, bits, k):
             seen = multi_code_hashing.observation(image, code, start, words, kept, group)
-            shown = _as_observed(policy, seen, space)
+            shown = _as_observed(policy, seen, space, "features, base, codes and group_bits")
             if hasattr(policy, "probabilities"):
                 action = policy.probabilities(shown)
             elif hasattr(policy, "predict"):
@@ -307,31 +310,35 @@ def _offer(
             seen = region_keep.observation(
                 image, offered[:, r - 1], kept, words[:, r], base.bits, sequential=sequential
             )
-            p[:, r] = _keep_probability(policy, _as_observed(policy, seen, space), len(image))
+            p[:, r] = _keep_probability(policy, _as_observed(policy, seen, space, "features and base"), len(image))
         parts.append((words, p))
     words, p = (np.concatenate(part) for part in zip(*parts, strict=True))
     return words, p
 
 
-def _as_observed(policy: Any, seen: Observation, space: spaces.Dict) -> Any:
-    """Return observations in the form that the policy was trained on: a dict, or an array as with ``flat=True``."""
+def _as_observed(policy: Any, seen: Observation, space: spaces.Dict, arguments: str) -> Any:
+    """Return observations in the form that the policy was trained on: a dict, or an array as with ``flat=True``.
+
+    Raises:
+        ValueError: for a policy that was trained on others; the message names the ``arguments`` that decide.
+    """
     trained = getattr(policy, "observation_space", None)
     if isinstance(trained, spaces.Box):
         if trained.shape[-1:] != (spaces.flatdim(space),):
-            raise _other_observations(f"of shape {trained.shape}", f"({spaces.flatdim(space)},)")
+            raise _other_observations(f"of shape {trained.shape}", f"({spaces.flatdim(space)},)", arguments)
         return flatten(seen, space)
     if isinstance(trained, spaces.Dict):
         for key in space.keys() & trained.keys():
             sizes = [getattr(parts.get(key), "n", getattr(parts.get(key), "shape", None)) for parts in (trained, space)]
             if sizes[0] != sizes[1]:
-                raise _other_observations(f"whose {key!r} is of size {sizes[0]}", sizes[1])
+                raise _other_observations(f"whose {key!r} is of size {sizes[0]}", sizes[1], arguments)
     return seen
 
 
-def _other_observations(trained: str, given: Any) -> ValueError:
+def _other_observations(trained: str, given: Any, arguments: str) -> ValueError:
     return ValueError(
-        f"the policy was trained on observations {trained}, but here it is {given}: give the features, and the length "
-        "and number of codes and groups, that it was trained with"
+        f"the policy was trained on observations {trained}, but here it is {given}: give the {arguments} that it was "
+        "trained with"
     )
 
 
