@@ -243,7 +243,9 @@ def open_gallery(folder: str | Path, root: str | Path | None = None, uri: str | 
         try:
             arrays = content_arrays(path, meta)
             encoder = load_encoder(path / meta["content"] / ENCODER)
-            encoder = encoder.cut(min(meta["bits"], encoder.bits))
+            if not 1 <= meta["bits"] <= encoder.bits:
+                raise DataError(f"{path} is damaged: an index has no codes of {meta['bits']} bits; {INDEX.remedy}")
+            encoder = encoder.cut(meta["bits"])
             place = _root(path, Path(meta["root"]) if root is None else Path(root), root is not None)
             saved = backends.read_meta(path / meta["content"] / BACKEND)
             if saved["backend"] != meta["backend"]:

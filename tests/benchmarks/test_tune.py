@@ -94,7 +94,7 @@ def test_over_several_features_the_best_mean_wins(tmp_path):
 def test_an_ablation_has_the_settings_of_its_method(tmp_path):
     named = {"dataset": "digits", "features": "a", "method": "drlih", "trial": 0, "settings": '{"dropout": 0.2}'}
     Results(tmp_path, tune.COLUMNS, tune.KEY).append({**dict.fromkeys(tune.COLUMNS, ""), **named, "map": 0.5})
-    assert tune.chosen(tmp_path) == {("digits", method): {"dropout": 0.2} for method in ("drlih", "ng")}
+    assert tune.chosen(tmp_path) == {("digits", method): {"dropout": 0.2} for method in ("drlih", "ng", "nested")}
 
 
 def test_a_search_is_not_repeated_and_another_rule_is_noticed(searched, monkeypatch):
