@@ -5,18 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hashgym import hashers
 from hashgym.checks import check_integer, check_number, closest
-from hashgym.envs.base import DatasetIndex
+from hashgym.envs.base import DatasetIndex, EnvMixin, task_property
 from hashgym.hashers import Hasher
 from hashgym.hashers.fit_once import fit_once
 from hashgym.storage.errors import describe
 
-__all__ = ["BaseTask", "fitted_base", "loss_table"]
+__all__ = ["BaseMixin", "BaseTask", "fitted_base", "loss_table"]
 
 DEFAULT_BITS = 32
 
@@ -43,6 +44,23 @@ class BaseTask:
                     f"{describe(self.loss)}"
                 ) from None
             object.__setattr__(self, "loss", tuple(map(tuple, table.tolist())) if table.ndim == 2 else table.shape)
+
+
+class BaseMixin(EnvMixin):
+    """Attributes of the core that environments with a base expose."""
+
+    _core: Any
+    price = task_property("price", "Amount subtracted from the reward for each kept code")
+
+    @property
+    def base(self) -> Hasher:
+        """The fitted base hasher, which computes the codes."""
+        return self._core.base
+
+    @property
+    def loss_table(self) -> NDArray[np.float64]:
+        """L(d, s) at every distance, float64 (2, q + 1), row 1 for similar pairs, from which rewards are computed."""
+        return self._core.table
 
 
 def fitted_base(dataset_index: DatasetIndex, task: BaseTask) -> Hasher:

@@ -19,15 +19,13 @@ from hashgym.data import HashingDataset
 from hashgym.data.similarity import shared_labels
 from hashgym.envs.base import (
     BatchedCore,
-    EnvMixin,
     Info,
     LockstepVectorEnv,
     Observation,
     ScalarEnv,
     image_space,
-    task_property,
 )
-from hashgym.envs.bases import BaseTask, fitted_base, loss_table
+from hashgym.envs.bases import BaseMixin, BaseTask, fitted_base, loss_table
 from hashgym.envs.bit_group_hashing import MAX_INDEX_BITS, HashingTask, action_bits
 from hashgym.envs.rendering import CodesScene
 from hashgym.hashers import Hasher
@@ -362,26 +360,15 @@ class MultiCodeHashingCore(BatchedCore):
         return slope + own * (curve[:, None] - price)
 
 
-class MultiCodeHashingMixin(EnvMixin):
+class MultiCodeHashingMixin(BaseMixin):
     """Attributes of the core that both environments expose."""
 
     _core: MultiCodeHashingCore
-    price = task_property("price", "Amount subtracted from the reward for each kept code")
 
     @property
     def task(self) -> MultiCodeTask:
         """The arguments of the environment."""
         return self._core.task
-
-    @property
-    def base(self) -> Hasher:
-        """The fitted base hasher, which gives every image its first code."""
-        return self._core.base
-
-    @property
-    def loss_table(self) -> NDArray[np.float64]:
-        """L(d, s) at every distance, float64 (2, q + 1), row 1 for similar pairs, from which rewards are computed."""
-        return self._core.table
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Return which actions are valid now, bool (num_envs, m), in the form MaskablePPO of sb3-contrib expects.

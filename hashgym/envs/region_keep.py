@@ -19,14 +19,12 @@ from hashgym.data import HashingDataset
 from hashgym.envs.base import (
     BatchedCore,
     DatasetIndex,
-    EnvMixin,
     Info,
     LockstepVectorEnv,
     Observation,
     ScalarEnv,
-    task_property,
 )
-from hashgym.envs.bases import BaseTask, fitted_base, loss_table
+from hashgym.envs.bases import BaseMixin, BaseTask, fitted_base, loss_table
 from hashgym.envs.rendering import RegionScene
 from hashgym.hashers import Hasher
 from hashgym.registry import named_settings_of
@@ -320,26 +318,15 @@ class RegionKeepCore(BatchedCore):
         return array.astype(np.int64)
 
 
-class RegionKeepMixin(EnvMixin):
+class RegionKeepMixin(BaseMixin):
     """Attributes of the core that both environments expose."""
 
     _core: RegionKeepCore
-    price = task_property("price", "Amount subtracted from the reward for each kept code")
 
     @property
     def task(self) -> RegionKeepTask:
         """The arguments of the environment."""
         return self._core.task
-
-    @property
-    def base(self) -> Hasher:
-        """The fitted base hasher, which computes the codes."""
-        return self._core.base
-
-    @property
-    def loss_table(self) -> NDArray[np.float64]:
-        """L(d, s) at every distance, float64 (2, q + 1), row 1 for similar pairs, from which rewards are computed."""
-        return self._core.table
 
 
 class RegionKeepEnv(RegionKeepMixin, ScalarEnv):

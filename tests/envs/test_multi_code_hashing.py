@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -20,6 +19,7 @@ from hashgym.codes import unpack
 from hashgym.data import DataError, HashingDataset
 from hashgym.envs.multi_code_hashing import MultiCodeHashingEnv, MultiCodeHashingVectorEnv, _BaseCodes
 from hashgym.hashers import Hasher
+from tests.envs.signs import signs
 
 VARIANTS: list[dict[str, Any]] = [
     {},
@@ -28,23 +28,6 @@ VARIANTS: list[dict[str, Any]] = [
     {"codes": 2, "group_bits": 4, "action": "index", "flat": True, "info": "flat"},
     {"action": "multidiscrete", "code_dropout": 0.5, "code_copies": 3, "counterfactual": True, "group_bits": 7},
 ]
-
-
-@dataclass(kw_only=True, eq=False)
-class Signs(Hasher):
-    """The code is the signs of the features, so that tests choose codes. It has no pairwise loss."""
-
-    learns = False
-
-    def _fit(self, X: Any, y: Any) -> None:
-        pass
-
-    def _transform(self, X: Any) -> Any:
-        return X
-
-
-def signs(dim: int) -> Signs:
-    return Signs(bits=dim).fit(np.zeros((1, dim)))
 
 
 @pytest.fixture
@@ -254,15 +237,15 @@ def test_rewards_and_credit_equal_naive_loops(
                 _, reward, _, _, info = env.step(action)
             codes = emitted[:, :12].astype(bool).tolist()
             final = info.get("final_info", info)
-            for lane, code in enumerate(codes):
-                keep = bool(action[lane, -1]) if env.task.keep else True
-                expected = naive.keep_reward(images[lane], kept[lane], code)
-                assert final["keep_reward"][lane] == pytest.approx(expected, abs=1e-9)
-                assert reward[lane] == pytest.approx(expected if keep else 0.0, abs=1e-9)
-                credit = naive.credit(images[lane], kept[lane], code)
-                np.testing.assert_allclose(final["code_credit"][lane], credit, rtol=1e-4, atol=1e-6)
-                if keep and code not in kept[lane]:
-                    kept[lane].append(code)
+            for i, code in enumerate(codes):
+                keep = bool(action[i, -1]) if env.task.keep else True
+                expected = naive.keep_reward(images[i], kept[i], code)
+                assert final["keep_reward"][i] == pytest.approx(expected, abs=1e-9)
+                assert reward[i] == pytest.approx(expected if keep else 0.0, abs=1e-9)
+                credit = naive.credit(images[i], kept[i], code)
+                np.testing.assert_allclose(final["code_credit"][i], credit, rtol=1e-4, atol=1e-6)
+                if keep and code not in kept[i]:
+                    kept[i].append(code)
 
 
 def test_observations_depend_on_the_image_and_its_codes_alone(

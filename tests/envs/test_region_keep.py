@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,29 +23,13 @@ from hashgym.data import DataError, HashingDataset
 from hashgym.envs.region_keep import RegionKeepEnv, RegionKeepVectorEnv, observation
 from hashgym.hashers import Hasher
 from hashgym.hashers.pairwise import PairwiseHasher
+from tests.envs.signs import Signs, signs
 
 VARIANTS: list[dict[str, Any]] = [
     {},
     {"regions_per_episode": 3, "price": 0.02},
     {"regions_per_episode": 5, "reduction": "sum"},
 ]
-
-
-@dataclass(kw_only=True, eq=False)
-class Signs(Hasher):
-    """The code is the signs of the features, so that tests choose codes. It has no pairwise loss."""
-
-    learns = False
-
-    def _fit(self, X: Any, y: Any) -> None:
-        pass
-
-    def _transform(self, X: Any) -> Any:
-        return X
-
-
-def signs(dim: int) -> Signs:
-    return Signs(bits=dim).fit(np.zeros((1, dim)))
 
 
 def with_regions(dataset: HashingDataset, dim: int = 6, regions: int = 5) -> HashingDataset:
