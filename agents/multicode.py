@@ -32,7 +32,7 @@ from hashgym import data
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
 from hashgym.device import resolve_device
-from hashgym.encoders.heads import CodesHead, hasher_head
+from hashgym.encoders.heads import CodesHead, first_bit, hasher_head
 from hashgym.envs.multi_code_hashing import MultiCodeTask, check_images
 from hashgym.hashers import Hasher
 from hashgym.retrieval import metrics
@@ -125,7 +125,7 @@ class Policy(nn.Module):
             codes: (n, 1 + m, q), the codes before, 0 where there is none.
             group: the group to emit, counted over all codes.
         """
-        start = group % -(-self.bits // self.group_bits) * self.group_bits
+        start = first_bit(group, self.bits, self.group_bits)
         h = self.dropout(F.relu(self.hidden(torch.cat([embedded, codes.sum(1), code], dim=1))))
         logits = self.code(h) + self.args.start * last_code(codes)
         return logits[:, start : start + self.group_bits], self.keep(h)[:, 0]

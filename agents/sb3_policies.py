@@ -20,6 +20,8 @@ from stable_baselines3.dqn.policies import DQNPolicy
 from stable_baselines3.td3.policies import TD3Policy
 from torch import Tensor, nn
 
+from hashgym.encoders.heads import first_bit
+
 from .sb3_wrappers import flat, wide_keys
 
 __all__ = ["FlatCrossQPolicy", "Greedy", "GreedyCodes", "ImageAndCode", "MultiBinaryLstmPolicy"]
@@ -146,5 +148,5 @@ class GreedyCodes(nn.Module):
         groups = torch.full_like(code[:, 0], group, dtype=torch.int64)
         observation = {"image": embedded, "code": code, "codes": codes, "group": groups}
         scores, _ = self.greedy.scores(observation, None)
-        start = group % -(-self.bits // self.group_bits) * self.group_bits
+        start = first_bit(group, self.bits, self.group_bits)
         return scores[:, : min(self.group_bits, self.bits - start)], scores[:, -1]

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import tune
-from benchmarks.common.arguments import TableArgs, check_not_empty
+from benchmarks.common.arguments import SplitArgs, check_not_empty
 from benchmarks.common.cells import CONTINUES, features_name, run_cells, unfinished
 from benchmarks.common.methods import (
     AGENTS,
@@ -72,19 +72,13 @@ PRESETS: Mapping[str, Preset] = {"tables": Preset(), "smoke": Preset(bits=(24,),
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(TableArgs):
+class Args(SplitArgs):
     """mAP of agents and hashers by code length."""
 
     out: Path = Path("runs/drlih")
     """folder of results.csv, curves.csv and examples.csv"""
     features: tuple[str, ...] = ("digits",)
     """embedded datasets by name, or folders that `hashgym features` wrote"""
-    split: str | None = None
-    """split by name, instead of each folder's own"""
-    queries: int | None = None
-    """number of queries, instead of the split's"""
-    train: int | None = None
-    """number of training images, instead of the split's"""
     preset: Literal["tables", "smoke"] = "tables"
     """defaults of methods, bits, seeds and effort: those of the papers' tables, or a short run of every method"""
     methods: tuple[str, ...] | None = None
@@ -206,14 +200,13 @@ def cells(args: Args) -> dict[Cell, list[dict[str, Any]]]:
     chosen = tune.chosen(args.tuned)
     found: dict[Cell, list[dict[str, Any]]] = {}
     longest = max(runs.bits)
-    data: dict[str, Any] = {"split": args.split, "queries": args.queries, "train": args.train}
-    for features, dataset in {features: load(features, **data) for features in args.features}.items():
+    for features, dataset in {features: load(features, **args.data) for features in args.features}.items():
         for method, bits, seed in itertools.product(runs.methods, runs.bits, range(runs.seeds)):
             if method in NESTED and bits < longest:
                 continue
             changes = tuple(chosen.get((dataset.name, method), {}).items())
             prefixes = tuple(sorted(runs.bits)) if method in NESTED else ()
-            cell = Cell(features, method, bits, seed, changes, bits == longest, prefixes=prefixes, **data)
+            cell = Cell(features, method, bits, seed, changes, bits == longest, prefixes=prefixes, **args.data)
             cell = _changed(cell, runs.effort, args.hidden)
             found[cell] = names(cell, dataset)
     return found

@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from benchmarks.common.arguments import TableArgs, check_not_empty
+from benchmarks.common.arguments import Split, SplitArgs, check_not_empty
 from benchmarks.common.cells import CONTINUES, data_digest, features_name, run_cells, unfinished
 from benchmarks.common.methods import load
 from benchmarks.common.results import Results, costs, describe, scores, table
@@ -51,17 +51,11 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(TableArgs):
+class Args(SplitArgs):
     """mAP of rankings without bits."""
 
     features: tuple[str, ...] = ("digits",)
     """embedded datasets by name, or folders that `hashgym features` wrote"""
-    split: str | None = None
-    """split by name, instead of each folder's own"""
-    queries: int | None = None
-    """number of queries, instead of the split's"""
-    train: int | None = None
-    """number of training images, instead of the split's"""
     seeds: int = 3
     """runs of each cell, with the seeds 0, 1, ..."""
     out: Path = Path("runs/limits")
@@ -69,14 +63,11 @@ class Args(TableArgs):
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(Split):
     """One run: a classifier, and the three rankings."""
 
     features: str
     seed: int
-    split: str | None = None
-    queries: int | None = None
-    train: int | None = None
 
     def load(self) -> HashingDataset:
         """Its dataset."""
@@ -200,9 +191,8 @@ def main(args: Args, console: Console | None = None) -> int:
     """
     console = console or Console()
     check_not_empty(args, "seeds", "jobs", "features")
-    data: dict[str, Any] = {"split": args.split, "queries": args.queries, "train": args.train}
-    runs = [Cell(features, seed, **data) for features in args.features for seed in range(args.seeds)]
-    datasets = {features: Cell(features, 0, **data).load() for features in args.features}
+    runs = [Cell(features, seed, **args.data) for features in args.features for seed in range(args.seeds)]
+    datasets = {features: Cell(features, 0, **args.data).load() for features in args.features}
     results = Results(args.out)
 
     def done(cell: Cell) -> bool:

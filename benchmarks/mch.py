@@ -22,7 +22,7 @@ import numpy as np
 import hashgym
 import hashgym.data
 from benchmarks.common import figures
-from benchmarks.common.arguments import TableArgs, check_not_empty
+from benchmarks.common.arguments import Split, SplitArgs, check_not_empty
 from benchmarks.common.cells import CONTINUES, data_digest, features_name, run_cells, unfinished
 from benchmarks.common.methods import settings_of
 from benchmarks.common.results import Results, costs, describe, estimate, require_replaceable, scores
@@ -34,7 +34,7 @@ from hashgym.retrieval.metrics import check_labels
 from hashgym.storage.atomic import write_text
 from hashgym.terminal import command_line, parse
 
-__all__ = ["Args", "Cell", "MethodCodes", "fit", "main", "measure", "run", "settings"]
+__all__ = ["Args", "BaseCell", "Cell", "MethodCodes", "fit", "main", "measure", "run", "settings"]
 
 KEY = ("dataset", "features", "sigma", "base", "method", "bits", "seed", "xi")
 MEASURES = ("map", "recall_radius0", "precision_radius0", "anhc")
@@ -61,17 +61,11 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(TableArgs):
+class Args(SplitArgs):
     """Recall, precision, mAP and F1-bucket curves with one code per image and with codes of regions."""
 
     features: str = "digit-scenes"
     """an embedded dataset with regions, or a folder that `hashgym features --regions 5 --train-regions 4` wrote"""
-    split: str | None = None
-    """split by name, instead of the folder's own"""
-    queries: int | None = None
-    """number of queries, instead of the split's"""
-    train: int | None = None
-    """number of training images, instead of the split's"""
     bases: tuple[str, ...] = ("ksh", "hashnet", "adsh", "dch", "mmhh")
     """hashers (`hashgym hashers`): the agent needs a pairwise loss; others are measured with one code per image"""
     bits: tuple[int, ...] = (16, 32, 48, 64)
@@ -91,22 +85,13 @@ class Args(TableArgs):
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run: a base and the agent on it."""
+class BaseCell(Split):
+    """One run on a base; its data have regions."""
 
     features: str
     base: str
     bits: int
     seed: int
-    xi: tuple[float, ...] = (0.5,)
-    preset: str = "hashgym"
-    split: str | None = None
-    queries: int | None = None
-    train: int | None = None
-    curves: bool = False
-    """measure F1-bucket curves and, for seed 0, draw searches"""
-    out: Path | None = None
-    """folder of the drawing"""
 
     def __str__(self) -> str:
         return f"{Path(self.features).name}: {self.base} {self.bits} bits seed {self.seed}"
@@ -122,6 +107,18 @@ class Cell:
         dataset.require("regions", "train_regions")
         check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
         return dataset
+
+
+@dataclass(frozen=True)
+class Cell(BaseCell):
+    """One run: a base and the agent on it."""
+
+    xi: tuple[float, ...] = (0.5,)
+    preset: str = "hashgym"
+    curves: bool = False
+    """measure F1-bucket curves and, for seed 0, draw searches"""
+    out: Path | None = None
+    """folder of the drawing"""
 
     @property
     def method(self) -> str:
@@ -282,7 +279,7 @@ def main(args: Args, console: Console | None = None) -> int:
 
 def cells(args: Args) -> list[Cell]:
     """Return all runs: every base, code length and seed, and those of the table of sigma and xi."""
-    common: dict[str, Any] = {"split": args.split, "queries": args.queries, "train": args.train}
+    common = args.data
     common |= {"xi": tuple(sorted({*map(float, args.xi), 0.5})), "preset": args.preset}
     grid = [(b, q, s) for b in args.bases for q in args.bits for s in range(args.seeds)]
     sigma_grid = [(args.sigma_base, args.sigma_bits, s) for s in range(args.seeds)]

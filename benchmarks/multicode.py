@@ -23,17 +23,16 @@ from numpy.typing import NDArray
 
 import hashgym
 import hashgym.data
-from benchmarks.common.arguments import TableArgs, check_not_empty
+from benchmarks.common.arguments import SplitArgs, check_not_empty
 from benchmarks.common.cells import CONTINUES, data_digest, features_name, run_cells, unfinished
 from benchmarks.common.machine import seconds
 from benchmarks.common.methods import settings_of
 from benchmarks.common.results import Results, costs, describe, estimate, scores
-from benchmarks.mch import IMAGES
+from benchmarks.mch import IMAGES, BaseCell
 from hashgym.codes import CodeSets, pack
 from hashgym.console import Console, Table
 from hashgym.data import HashingDataset
 from hashgym.retrieval import evaluate
-from hashgym.retrieval.metrics import check_labels
 from hashgym.terminal import command_line, parse
 
 __all__ = ["VIEWS", "Args", "Cell", "control", "main", "run", "settings", "table"]
@@ -63,17 +62,11 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(TableArgs):
+class Args(SplitArgs):
     """Recall, precision and mAP with several codes an image, by where they come from."""
 
     features: str = "digit-scenes"
     """an embedded dataset with regions, or a folder that `hashgym features --regions 5 --train-regions 4` wrote"""
-    split: str | None = None
-    """split by name, instead of the folder's own"""
-    queries: int | None = None
-    """number of queries, instead of the split's"""
-    train: int | None = None
-    """number of training images, instead of the split's"""
     bases: tuple[str, ...] = ("dch", "adsh", "hashnet", "ksh-relaxed", "ksh", "mmhh")
     """hashers with a pairwise loss (`hashgym hashers`)"""
     bits: tuple[int, ...] = (16, 32, 48, 64)
@@ -87,32 +80,10 @@ class Args(TableArgs):
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(BaseCell):
     """One run: a base, and all methods on it."""
 
-    features: str
-    base: str
-    bits: int
-    seed: int
     updates: int | None = None
-    split: str | None = None
-    queries: int | None = None
-    train: int | None = None
-
-    def __str__(self) -> str:
-        return f"{Path(self.features).name}: {self.base} {self.bits} bits seed {self.seed}"
-
-    def load(self) -> HashingDataset:
-        """The dataset, with this cell's split.
-
-        Raises:
-            DataError: if it has no regions; the message names the command that extracts them.
-            ValueError: for labels with which all codes have the same score.
-        """
-        dataset = hashgym.data.load(self.features, split=self.split, queries=self.queries, train=self.train)
-        dataset.require("regions", "train_regions")
-        check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
-        return dataset
 
 
 def settings(cell: Cell) -> dict[str, Any]:
@@ -236,9 +207,8 @@ def main(args: Args, console: Console | None = None) -> int:
     """
     console = console or Console()
     check_not_empty(args, "seeds", "jobs", "bits", "bases")
-    data: dict[str, Any] = {"split": args.split, "queries": args.queries, "train": args.train}
     runs = [
-        Cell(args.features, base, bits, seed, args.updates, **data)
+        Cell(args.features, base, bits, seed, args.updates, **args.data)
         for seed in range(args.seeds)
         for bits in args.bits
         for base in args.bases

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.common.cells import Executor
 
-__all__ = ["MeasureArgs", "TableArgs", "check_not_empty"]
+__all__ = ["MeasureArgs", "Split", "SplitArgs", "TableArgs", "check_not_empty"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,32 @@ class TableArgs:
     """where runs happen: processes of this machine, or a Ray cluster (RAY_ADDRESS, or one of `jobs` processes here)"""
     replace: bool = False
     """run again what was run with another configuration, instead of stopping"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitArgs(TableArgs):
+    """Arguments of such a benchmark that may measure on another split than the data's own."""
+
+    split: str | None = None
+    """split by name, instead of the data's own"""
+    queries: int | None = None
+    """number of queries, instead of the split's"""
+    train: int | None = None
+    """number of training images, instead of the split's"""
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The split as arguments of :func:`hashgym.data.load`, and of a cell that is a :class:`Split`."""
+        return {"split": self.split, "queries": self.queries, "train": self.train}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """The split of a cell's data, where it is not the data's own; see :class:`SplitArgs`."""
+
+    split: str | None = None
+    queries: int | None = None
+    train: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

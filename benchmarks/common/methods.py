@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 import hashgym
 import hashgym.data
 import hashgym.hashers
+from benchmarks.common.arguments import Split
 from benchmarks.common.cells import data_digest
 from hashgym.checks import closest
 from hashgym.data import HashingDataset
@@ -93,7 +94,7 @@ def unused_settings(variant: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(Split):
     """One run."""
 
     features: str
@@ -104,9 +105,6 @@ class Cell:
     """settings that differ from the method's defaults, by name"""
     curves: bool = False
     """measure curves and, for seed 0, keep the results of some searches as examples"""
-    split: str | None = None
-    queries: int | None = None
-    train: int | None = None
     prefixes: tuple[int, ...] = ()
     """lengths at which the codes are measured, each with a row of its own, of a method of NESTED; else empty"""
 

@@ -261,7 +261,7 @@ class Encoder:
         Raises:
             ValueError: for another number.
         """
-        if not 1 <= check_integer("bits", bits) <= self.bits:
+        if check_integer("bits", bits) > self.bits:
             raise ValueError(f"the encoder has codes of {self.bits} bits, which cannot be cut to {bits}")
         if bits == self.bits:
             return self

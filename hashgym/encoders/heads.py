@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hashgym.hashers import Hasher
 
-__all__ = ["Actor", "CodesHead", "GroupsHead", "Keeper", "RegionsHead", "Writer", "hasher_head", "signs"]
+__all__ = ["Actor", "CodesHead", "GroupsHead", "Keeper", "RegionsHead", "Writer", "first_bit", "hasher_head", "signs"]
 
 _TOLERANCE = 1e-3  # of a head's values, relative to the largest: NumPy and torch add in different orders
 
@@ -90,6 +90,11 @@ def hasher_head(hasher: Hasher) -> nn.Module:
 def signs(values: Tensor) -> Tensor:
     """Return the code of real values as -1 and +1; -1 at 0."""
     return (values > 0).to(values.dtype) * 2 - 1
+
+
+def first_bit(group: int, bits: int, group_bits: int) -> int:
+    """Return the first bit of a group in its code of ``bits`` bits; groups are counted over all codes."""
+    return group % -(-bits // group_bits) * group_bits
 
 
 class GroupsHead(nn.Module):

@@ -12,12 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from hashgym import hashers
 from hashgym.checks import check_integer, check_number, closest
+from hashgym.data import HashingDataset
 from hashgym.envs.base import DatasetIndex, EnvMixin, task_property
 from hashgym.hashers import Hasher
 from hashgym.hashers.fit_once import fit_once
 from hashgym.storage.errors import describe
 
-__all__ = ["BaseMixin", "BaseTask", "fitted_base", "loss_table"]
+__all__ = ["BaseMixin", "BaseTask", "fitted_base", "identity", "loss_table"]
 
 DEFAULT_BITS = 32
 
@@ -98,6 +99,14 @@ def fitted_base(dataset_index: DatasetIndex, task: BaseTask) -> Hasher:
     if task.bits not in (None, base.bits):
         raise ValueError(f"bits={task.bits}, but the base's codes have {base.bits} bits: leave bits out")
     return base
+
+
+def identity(dataset: HashingDataset, base: Hasher) -> tuple[int, ...]:
+    """Return what tells a dataset and a base from all others that are alive, a key for what is computed from them.
+
+    The ids of its attributes distinguish a base that was fitted again, which has other codes.
+    """
+    return id(dataset), id(type(base)), *map(id, vars(base).values())
 
 
 def loss_table(base: Hasher, task: BaseTask, *, fitted: bool = True) -> NDArray[np.float64]:

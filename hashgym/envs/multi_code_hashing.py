@@ -25,7 +25,7 @@ from hashgym.envs.base import (
     ScalarEnv,
     image_space,
 )
-from hashgym.envs.bases import BaseMixin, BaseTask, fitted_base, loss_table
+from hashgym.envs.bases import BaseMixin, BaseTask, fitted_base, identity, loss_table
 from hashgym.envs.bit_group_hashing import MAX_INDEX_BITS, HashingTask, action_bits
 from hashgym.envs.rendering import CodesScene
 from hashgym.hashers import Hasher
@@ -157,8 +157,7 @@ class _BaseCodes:
     @classmethod
     def of(cls, dataset: HashingDataset, base: Hasher, task: MultiCodeTask) -> _BaseCodes:
         """Return the codes of a dataset and base; environments with the same two and the same dropout share them."""
-        # The ids of its attributes distinguish a base that was fitted again, which has other codes.
-        key = (id(dataset), task.code_dropout, task.code_copies, id(type(base)), *map(id, vars(base).values()))
+        key = (task.code_dropout, task.code_copies, *identity(dataset, base))
         if (coded := cls.shared.get(key)) is None:
             coded = cls.shared[key] = cls(dataset, base, task.code_dropout, task.code_copies)
         return coded

@@ -24,7 +24,7 @@ from hashgym.envs.base import (
     Observation,
     ScalarEnv,
 )
-from hashgym.envs.bases import BaseMixin, BaseTask, fitted_base, loss_table
+from hashgym.envs.bases import BaseMixin, BaseTask, fitted_base, identity, loss_table
 from hashgym.envs.rendering import RegionScene
 from hashgym.hashers import Hasher
 from hashgym.registry import named_settings_of
@@ -146,8 +146,7 @@ class _TrainingCodes:
     @classmethod
     def of(cls, dataset: HashingDataset, base: Hasher) -> _TrainingCodes:
         """Return the codes of a dataset and base; environments with the same two share them."""
-        # The ids of its attributes distinguish a base that was fitted again, which has other codes.
-        key = (id(dataset), id(type(base)), *map(id, vars(base).values()))
+        key = identity(dataset, base)
         if (coded := cls.shared.get(key)) is None:
             coded = cls.shared[key] = cls(dataset, base)
         return coded

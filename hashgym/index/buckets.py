@@ -66,5 +66,10 @@ class BucketTableIndex(BruteForceIndex):
 
     def _is_faster(self, radius: int) -> bool:
         """Return whether looking up the sphere's buckets is quicker than comparing all codes."""
-        bits, enough = self._ready().bits, max(1, int(len(self._words) / _COMPARED))
+        bits, enough = self._key_bits, max(1, int(len(self._words) / _COMPARED))
         return radius <= bits and ball(bits, radius, enough) <= enough
+
+    @property
+    def _key_bits(self) -> int:
+        """Number of bits by which codes are looked up."""
+        return self.bits

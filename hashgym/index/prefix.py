@@ -52,9 +52,12 @@ class PrefixIndex(BucketTableIndex):
                 check_integer(name, value)
 
     def _build(self) -> BucketTable:
-        length = self.prefix or min(max(1, self.bits // 2), len(self._words).bit_length())
-        prefixes = codes.span(self._words, 0, length)[:, None]
-        return BucketTable(CodeSets(prefixes, np.ones(prefixes.shape[:2], np.bool_), length))
+        prefixes = codes.span(self._words, 0, self._key_bits)[:, None]
+        return BucketTable(CodeSets(prefixes, np.ones(prefixes.shape[:2], np.bool_), self._key_bits))
+
+    @property
+    def _key_bits(self) -> int:
+        return self.prefix or min(max(1, self.bits // 2), len(self._words).bit_length())
 
     def _sphere(self, words: Words, radius: int, k: int) -> tuple[Ids, Ids, Ids, NDArray[np.bool_]]:
         offsets, ids, distances, count = self._rank(words, radius)
