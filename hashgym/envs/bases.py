@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,7 +19,10 @@ from hashgym.hashers import Hasher
 from hashgym.hashers.fit_once import fit_once
 from hashgym.storage.errors import describe
 
-__all__ = ["BaseMixin", "BaseTask", "fitted_base", "identity", "loss_table"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["BaseMixin", "BaseTask", "SharedCodes", "fitted_base", "loss_table"]
 
 DEFAULT_BITS = 32
 
@@ -64,6 +68,26 @@ class BaseMixin(EnvMixin):
         return self._core.table
 
 
+class SharedCodes:
+    """Codes of the training images, computed once for all environments of a process with the same arguments."""
+
+    shared: ClassVar[WeakValueDictionary[tuple[Any, ...], Any]] = WeakValueDictionary()
+
+    def __init__(self, dataset: HashingDataset, base: Hasher) -> None:
+        self.held = dataset, list(vars(base).values())  # keeps the objects alive: ``shared`` is keyed by their ids
+
+    @classmethod
+    def of(cls, dataset: HashingDataset, base: Hasher, *settings: float) -> Self:
+        """Return the codes of a dataset, a base and settings of the class.
+
+        The ids of its attributes distinguish a base that was fitted again, which has other codes.
+        """
+        key = cls, settings, id(dataset), id(type(base)), *map(id, vars(base).values())
+        if (codes := cls.shared.get(key)) is None:
+            codes = cls.shared[key] = cls(dataset, base, *settings)
+        return codes
+
+
 def fitted_base(dataset_index: DatasetIndex, task: BaseTask) -> Hasher:
     """Return the fitted base hasher of a task.
 
@@ -99,14 +123,6 @@ def fitted_base(dataset_index: DatasetIndex, task: BaseTask) -> Hasher:
     if task.bits not in (None, base.bits):
         raise ValueError(f"bits={task.bits}, but the base's codes have {base.bits} bits: leave bits out")
     return base
-
-
-def identity(dataset: HashingDataset, base: Hasher) -> tuple[int, ...]:
-    """Return what tells a dataset and a base from all others that are alive, a key for what is computed from them.
-
-    The ids of its attributes distinguish a base that was fitted again, which has other codes.
-    """
-    return id(dataset), id(type(base)), *map(id, vars(base).values())
 
 
 def loss_table(base: Hasher, task: BaseTask, *, fitted: bool = True) -> NDArray[np.float64]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
-from weakref import WeakValueDictionary
+from typing import Any, Literal
 
 import numpy as np
 from gymnasium import spaces
@@ -25,7 +24,7 @@ from hashgym.envs.base import (
     ScalarEnv,
     image_space,
 )
-from hashgym.envs.bases import BaseMixin, BaseTask, fitted_base, identity, loss_table
+from hashgym.envs.bases import BaseMixin, BaseTask, SharedCodes, fitted_base, loss_table
 from hashgym.envs.bit_group_hashing import MAX_INDEX_BITS, HashingTask, action_bits
 from hashgym.envs.rendering import CodesScene
 from hashgym.hashers import Hasher
@@ -132,18 +131,16 @@ def observation(
     }
 
 
-class _BaseCodes:
-    """Codes of the training images by a base hasher, shared by environments with the same two and the same dropout.
+class _BaseCodes(SharedCodes):
+    """Codes of the training images by a base hasher.
 
     Attributes:
-        words: uint64 (C, N, W), C versions of them: one, or as many as there are copies with other features left out.
+        words: uint64 (C, N, W), C versions of them: one, or with ``code_dropout`` as many as there are copies.
         signs: float32 (C, N, q), the same as -1 and +1.
     """
 
-    shared: ClassVar[WeakValueDictionary[tuple[Any, ...], _BaseCodes]] = WeakValueDictionary()
-
     def __init__(self, dataset: HashingDataset, base: Hasher, dropout: float, copies: int) -> None:
-        self.held = dataset, list(vars(base).values())  # keeps the objects alive: ``shared`` is keyed by their ids
+        super().__init__(dataset, base)
         features, rng = dataset.features[dataset.train], np.random.default_rng(0)
         versions = []
         for _ in range(copies if dropout else 1):
@@ -153,14 +150,6 @@ class _BaseCodes:
             versions.append(codes.pack(base.encode(seen)))
         self.words = np.stack(versions)
         self.signs = codes.unpack(self.words, base.bits) * np.float32(2) - np.float32(1)
-
-    @classmethod
-    def of(cls, dataset: HashingDataset, base: Hasher, task: MultiCodeTask) -> _BaseCodes:
-        """Return the codes of a dataset and base; environments with the same two and the same dropout share them."""
-        key = (task.code_dropout, task.code_copies, *identity(dataset, base))
-        if (coded := cls.shared.get(key)) is None:
-            coded = cls.shared[key] = cls(dataset, base, task.code_dropout, task.code_copies)
-        return coded
 
 
 class MultiCodeHashingCore(BatchedCore):
@@ -191,7 +180,7 @@ class MultiCodeHashingCore(BatchedCore):
         self._losses = np.pad(self.table, ((0, 0), (1, 1)), mode="edge").T.ravel()
         self._short_losses = self._losses.astype(np.float32)  # for credit, at half the memory traffic
         self.acting, self.group_bits = task.acting(self.bits), task.group_length(self.bits)
-        self.base_codes = _BaseCodes.of(self.dataset, self.base, task)
+        self.base_codes = _BaseCodes.of(self.dataset, self.base, task.code_dropout, task.code_copies)
         self.eligible = np.arange(len(self.dataset.train))
 
     def spaces(self) -> tuple[spaces.Dict, spaces.Space[Any]]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
-from weakref import WeakValueDictionary
+from typing import Any, Literal
 
 import numpy as np
 from gymnasium import spaces
@@ -24,7 +23,7 @@ from hashgym.envs.base import (
     Observation,
     ScalarEnv,
 )
-from hashgym.envs.bases import BaseMixin, BaseTask, fitted_base, identity, loss_table
+from hashgym.envs.bases import BaseMixin, BaseTask, SharedCodes, fitted_base, loss_table
 from hashgym.envs.rendering import RegionScene
 from hashgym.hashers import Hasher
 from hashgym.registry import named_settings_of
@@ -90,18 +89,16 @@ def observation(
     return {"image": image, "region": region, **signs}
 
 
-class _TrainingCodes:
-    """Codes of the training images and their regions by a base hasher, shared by environments with the same two.
+class _TrainingCodes(SharedCodes):
+    """Codes of the training images and their regions by a base hasher.
 
     Attributes:
         images: uint64 (N, W).
         regions: uint64 (N, M, W).
     """
 
-    shared: ClassVar[WeakValueDictionary[tuple[int, ...], _TrainingCodes]] = WeakValueDictionary()
-
     def __init__(self, dataset: HashingDataset, base: Hasher) -> None:
-        self.held = dataset, list(vars(base).values())  # keeps the objects alive: ``shared`` is keyed by their ids
+        super().__init__(dataset, base)
         train, bits = dataset.train, base.bits
         assert dataset.train_regions is not None
         self.images = codes.pack(base.encode(dataset.features[train]))
@@ -142,14 +139,6 @@ class _TrainingCodes:
             self._own_counts[missing] = self.count(self.images[missing][:, None], missing)[..., 0]
             self._counted[missing] = True
         return self._own_counts[rows]
-
-    @classmethod
-    def of(cls, dataset: HashingDataset, base: Hasher) -> _TrainingCodes:
-        """Return the codes of a dataset and base; environments with the same two share them."""
-        key = identity(dataset, base)
-        if (coded := cls.shared.get(key)) is None:
-            coded = cls.shared[key] = cls(dataset, base)
-        return coded
 
 
 class RegionKeepCore(BatchedCore):
