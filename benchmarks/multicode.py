@@ -35,7 +35,7 @@ from hashgym.data import HashingDataset
 from hashgym.retrieval import evaluate
 from hashgym.terminal import command_line, parse
 
-__all__ = ["VIEWS", "Args", "Cell", "control", "main", "run", "settings", "table"]
+__all__ = ["VIEWS", "Args", "Cell", "control", "main", "rare_labels", "run", "settings", "table"]
 
 KEY = ("dataset", "features", "base", "method", "bits", "seed")
 MEASURES = ("map", "recall_radius0", "precision_radius0", "anhc")
@@ -75,6 +75,8 @@ class Args(SplitArgs):
     """runs of each cell, with the seeds 0, 1, ..."""
     updates: int | None = None
     """gradient steps of each agent, instead of its own number"""
+    rare: float | None = None
+    """keep only labels that at most this share of the images has, and images that have one"""
     out: Path = Path("runs/multicode")
     """folder of results.csv"""
 
@@ -84,6 +86,31 @@ class Cell(BaseCell):
     """One run: a base, and all methods on it."""
 
     updates: int | None = None
+    rare: float | None = None
+
+    def load(self) -> HashingDataset:
+        """The dataset, as that of a :class:`BaseCell`, or with its rare labels alone."""
+        dataset = super().load()
+        return dataset if self.rare is None else rare_labels(dataset, self.rare)
+
+
+def rare_labels(dataset: HashingDataset, share: float) -> HashingDataset:
+    """Return a dataset with the labels that at most a share of all images has, split among the images that have one.
+
+    Raises:
+        ValueError: if queries, training images or database have none.
+    """
+    columns = np.flatnonzero(dataset.labels.mean(axis=0) <= share)
+    labels = np.ascontiguousarray(dataset.labels[:, columns])
+    split = {"query": dataset.query, "database": dataset.database, "train": dataset.train}
+    parts: dict[str, Any] = {name: rows[labels[rows].any(axis=1)] for name, rows in split.items()}
+    for name, rows in parts.items():
+        if not len(rows):
+            raise ValueError(
+                f"no image of {name} has a label that at most {share:.0%} of the images have: raise --rare"
+            )
+    names = tuple(dataset.label_names[column] for column in columns.tolist())
+    return dataclasses.replace(dataset, name=f"{dataset.name}, rare labels", labels=labels, label_names=names, **parts)
 
 
 def settings(cell: Cell) -> dict[str, Any]:
@@ -208,7 +235,7 @@ def main(args: Args, console: Console | None = None) -> int:
     console = console or Console()
     check_not_empty(args, "seeds", "jobs", "bits", "bases")
     runs = [
-        Cell(args.features, base, bits, seed, args.updates, **args.data)
+        Cell(args.features, base, bits, seed, args.updates, args.rare, **args.data)
         for seed in range(args.seeds)
         for bits in args.bits
         for base in args.bases

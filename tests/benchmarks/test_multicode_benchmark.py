@@ -10,6 +10,7 @@ from benchmarks import multicode
 from benchmarks.common import cells
 from benchmarks.common.results import Results
 from hashgym.codes import pack
+from hashgym.data import load
 
 
 def test_every_method_has_a_row_and_controls_have_as_many_codes(tmp_path, monkeypatch):
@@ -44,12 +45,26 @@ def test_a_control_gives_codes_to_the_images_of_the_highest_rank():
     assert sets.anhc == 1.5
 
 
+def test_rare_labels_are_counted_over_all_images_and_the_split_keeps_those_that_have_one():
+    dataset = load("digit-scenes")
+    share = float(np.sort(dataset.labels.mean(axis=0))[2])
+    found = multicode.rare_labels(dataset, share)
+    columns = [k for k in range(dataset.labels.shape[1]) if dataset.labels[:, k].mean() <= share]
+    assert len(columns) == found.labels.shape[1] >= 3
+    np.testing.assert_array_equal(found.labels, dataset.labels[:, columns])
+    for name in ("query", "database", "train"):
+        kept = [row for row in getattr(dataset, name) if dataset.labels[row, columns].any()]
+        assert getattr(found, name).tolist() == kept
+        assert 0 < len(kept) < len(getattr(dataset, name))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"bases": ("itq",)}, "no pairwise loss"),
         ({"features": "digits"}, "has no regions"),
         ({"seeds": 0}, "seeds must be at least 1"),
+        ({"rare": 0.01}, "raise --rare"),
     ],
 )
 def test_bad_arguments_stop_before_anything_runs(tmp_path, change, message):
