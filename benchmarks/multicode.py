@@ -107,7 +107,7 @@ def rare_labels(dataset: HashingDataset, share: float) -> HashingDataset:
     for name, rows in parts.items():
         if not len(rows):
             raise ValueError(
-                f"no image of {name} has a label that at most {share:.0%} of the images have: raise --rare"
+                f"no image of {name} has a label that at most {share:.0%} of images have: raise --rare"
             )
     names = tuple(dataset.label_names[column] for column in columns.tolist())
     return dataclasses.replace(dataset, name=f"{dataset.name}, rare labels", labels=labels, label_names=names, **parts)

@@ -73,6 +73,17 @@ def test_the_best_try_is_chosen_and_used(searched, tmp_path):
     assert json.loads(row["config"])["iterations"] == json.loads(best["settings"]).get("iterations", 50)
 
 
+def test_splits_hold_out_other_images_and_the_best_mean_over_them_wins(searched):
+    again = replace(searched, splits=3)
+    assert tune.main(again, Console(quiet=True)) == 0  # the tries of the first are there
+    rows = Results(searched.out, tune.COLUMNS, tune.KEY).rows()
+    assert [(r["seed"], r["trial"]) for r in rows] == [(seed, trial) for seed in "012" for trial in "012"]
+    parts = [tune.held_out(hashgym.data.load("digits"), seed)[1].tolist() for seed in range(3)]
+    assert all(parts[i] != parts[j] for i, j in ((0, 1), (0, 2), (1, 2)))
+    scores = {s: np.mean([float(r["map"]) for r in rows if r["settings"] == s]) for s in {r["settings"] for r in rows}}
+    assert tune.chosen(searched.out) == {("digits", "itq"): json.loads(max(scores, key=lambda s: scores[s]))}
+
+
 def test_over_several_features_the_best_mean_wins(tmp_path):
     results, found = (
         Results(tmp_path, tune.COLUMNS, tune.KEY),
