@@ -106,9 +106,7 @@ def rare_labels(dataset: HashingDataset, share: float) -> HashingDataset:
     parts: dict[str, Any] = {name: rows[labels[rows].any(axis=1)] for name, rows in split.items()}
     for name, rows in parts.items():
         if not len(rows):
-            raise ValueError(
-                f"no image of {name} has a label that at most {share:.0%} of images have: raise --rare"
-            )
+            raise ValueError(f"no image of {name} has a label that at most {share:.0%} of images have: raise --rare")
     names = tuple(dataset.label_names[column] for column in columns.tolist())
     return dataclasses.replace(dataset, name=f"{dataset.name}, rare labels", labels=labels, label_names=names, **parts)
 
