@@ -87,13 +87,13 @@ def read_images(
     """Find a dataset's images and labels on disk; no image is decoded yet.
 
     Args:
-        dataset: a name of :func:`datasets`, with ``folder:PATH`` and ``list:FILE`` filled in.
+        dataset: a name of :func:`datasets`, with ``folder:PATH``, ``photos:PATH`` and ``list:FILE`` filled in.
         root: the folder of the dataset. For ``list:`` the folder that the paths in the list are relative to, by default
-            that of the list; not needed for ``folder:``.
+            that of the list; not needed for ``folder:`` and ``photos:``.
         allow_missing: leave out images that are listed but missing (NUS-WIDE, COCO, lists), instead of an error.
-        follow_links: with ``folder:`` and ``list:``, follow links to files and folders, also out of the folder;
-            they are skipped by default. In other datasets links are always followed.
-        exclude: with ``folder:`` and ``list:``, patterns of names or relative paths to leave out.
+        follow_links: with ``folder:``, ``photos:`` and ``list:``, follow links to files and folders, also out of the
+            folder; they are skipped by default. In other datasets links are always followed.
+        exclude: with ``folder:``, ``photos:`` and ``list:``, patterns of names or relative paths to leave out.
 
     Raises:
         DataError: for an unknown name, a missing root, or missing or invalid files.
@@ -108,7 +108,7 @@ def read_images(
     if reader.embedded:
         raise DataError(f"{dataset} is embedded and has features already: use hashgym.data.load({dataset!r})")
     if exclude and "exclude" not in reader.options:
-        raise DataError(f"{dataset} has a fixed set of images: --exclude is for folder:PATH and list:FILE")
+        raise DataError(f"{dataset} has a fixed set of images: --exclude is for folder:PATH, photos:PATH and list:FILE")
     if root is None and not path:
         raise DataError(f"{dataset} needs the folder that it is in (--root); expected: {reader.reads_from}")
     given = {"root": root, "allow_missing": allow_missing, "follow_links": follow_links, "exclude": exclude}
@@ -148,7 +148,7 @@ def load(
     elif Path(source).exists():
         dataset = open_cache(Path(source), all_labels=redraw)
     elif found is not None:
-        root = "" if source.startswith("folder:") else " --root DIR"
+        root = "" if source.startswith(("folder:", "photos:")) else " --root DIR"
         raise DataError(
             f"{source} is a set of images: extract features first, then load the folder they are written to: "
             f"hashgym features --dataset {quote(source)}{root} --backbone efficientnet_lite0 --out DIR"
@@ -159,7 +159,6 @@ def load(
         raise DataError(f"{source} is neither a folder of features nor one of {', '.join(names)}{close}")
     if not redraw:
         return dataset
-    dataset.require("labels")
     stored = dataset.provenance
     if split is None:
         split = stored.get("split")

@@ -72,11 +72,9 @@ def save(dataset: HashingDataset, path: str | Path, *, overwrite: bool = False) 
     incomplete cache under that name, and an old one is kept until the new one is complete.
 
     Raises:
-        DataError: if ``path`` exists, unless it is a cache without foreign files and ``overwrite`` is true; or if the
-            dataset has no labels.
+        DataError: if ``path`` exists, unless it is a cache without foreign files and ``overwrite`` is true.
         OSError: if it cannot be written.
     """
-    dataset.require("labels")
     target = Path(path)
     if os.path.lexists(target) and not (overwrite and CACHE.matches(target) and not target.is_symlink()):
         raise DataError(f"{target} exists already: remove it, or choose another name")

@@ -290,8 +290,6 @@ def _split(
         if not isinstance(database_rows, np.ndarray):
             raise DataError("database must be indices or a mask; by default it is all images except the queries")
         given["database"] = database_rows
-    if not labels.shape[1]:  # all images may be drawn
-        labels, label_names = np.ones((n, 1), np.uint8), ("all images",)
     if not given:
         drawn = splits.make(
             "arrays",
@@ -306,7 +304,8 @@ def _split(
         parts = {"query": drawn.query, "database": drawn.database, "train": drawn.train}
         return parts | {"provenance": provenance | drawn.provenance}
     order = np.random.default_rng(seed).permutation(n)
-    order = order[labels[order].any(axis=1)]
+    if labels.shape[1]:
+        order = order[labels[order].any(axis=1)]
 
     def draw(what: str, pool: NDArray[np.int64], default: int) -> NDArray[np.int64]:
         count = counts[what] or max(1, min(default, len(pool)))

@@ -27,7 +27,7 @@ _FAR = 10.0  # factor from unit scale at which a warning is given
 _SAMPLE = 1_000  # training images from which the scale is estimated
 
 FROM_ARRAYS = "HashingDataset.from_arrays(features, labels=...)"
-NO_LABELS = "give it labels, or use hashers that need none: lsh, itq, sh"
+NO_LABELS = "give it labels, or use hashers that need none: lsh, itq, sh, pca"
 REGIONS_COMMAND = (
     "`hashgym features --dataset NAME --root DIR --backbone BACKBONE --regions 5 --sigma 0.5 --train-regions 4 "
     "--out DIR`"

@@ -214,7 +214,8 @@ def make(
     queries: int | None = None,
     train: int | None = None,
 ) -> Split:
-    """Draw a split. Images without any of the labels that define similarity are in no part of it.
+    """Draw a split. Images without any of the labels that define similarity are in no part of it; where there are no
+    labels at all, every image may be drawn.
 
     At least one image of every label is left to search, and one to learn from where the number of training images
     allows it; of a label with few images, no more than half are drawn as queries while others have some left. By parts,
@@ -243,7 +244,8 @@ def make(
 
     labels, kept_names = labels[:, kept], [label_names[i] for i in kept]
     order = _order(names, seed)
-    order = order[labels[order].any(axis=1)]
+    if labels.shape[1]:
+        order = order[labels[order].any(axis=1)]
     if split == "random":
         rule = _random_rule(labels[order])
     share = len(names) / rule.images if len(names) < 0.99 * rule.images else 1.0
@@ -349,7 +351,8 @@ class _Sampler:
             )
         if role == "training" or not published:  # published splits keep their queries
             drawn = _covering(drawn, pool, labels, spare)
-        if role == "training" and not published and not by_part and (labels.sum(axis=1, dtype=np.int64) <= 1).all():
+        one_class = bool(labels.shape[1]) and (labels.sum(axis=1, dtype=np.int64) <= 1).all()
+        if role == "training" and not published and not by_part and one_class:
             absent = np.flatnonzero(labels[pool].any(axis=0) & ~labels[drawn].any(axis=0))
             if len(absent):
                 raise DataError(
@@ -370,7 +373,7 @@ def _description(
     """Return the number of labels, and of images in each part, as text."""
     both = int(np.isin(training, database).sum())
     return (
-        f"{counted(labels, 'label')}, {counted(len(query), 'query', 'queries')}, "
+        f"{counted(labels, 'label') if labels else 'no labels'}, {counted(len(query), 'query', 'queries')}, "
         f"{counted(len(training), 'training image')}, database of {len(database):,} "
         + (f"with {counted(both, 'training image')}" if both else "without training images")
     )
@@ -404,7 +407,7 @@ def _random_rule(labels: NDArray[np.uint8]) -> Rule:
     """Return the rule of ``random``; balanced over classes if every image has one label."""
     images = len(labels)
     queries, train = max(1, min(1_000, images // 10)), max(1, min(5_000, images // 4))
-    if (labels.sum(axis=1, dtype=np.int64) > 1).any():
+    if not labels.shape[1] or (labels.sum(axis=1, dtype=np.int64) > 1).any():
         return dataclasses.replace(_RANDOM, queries=queries, train=train)
     classes = int(labels.any(axis=0).sum())
     return dataclasses.replace(

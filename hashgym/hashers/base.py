@@ -169,7 +169,7 @@ class Hasher(ABC):
                 "y multi-hot uint8 (n, L)"
             )
         if getattr(y, "shape", None) == (n, 0):
-            raise ValueError(f"{name} learns from labels, and there are none: lsh, itq and sh need none")
+            raise ValueError(f"{name} learns from labels, and there are none: lsh, itq, sh and pca need none")
         return _labels(y, n)
 
     def _check_names(self, X: Any, reset: bool) -> None:

@@ -13,6 +13,7 @@ HASHERS: Registry[type[Any]] = Registry(
     {
         "lsh": ("hashgym.hashers.lsh:LSH", "random hyperplanes (Charikar 2002); learns nothing"),
         "itq": ("hashgym.hashers.itq:ITQ", "PCA and iterative quantisation (Gong and Lazebnik 2011, 2013); no labels"),
+        "pca": ("hashgym.hashers.pca:PCA", "principal components under a random rotation; no labels"),
         "sh": (
             "hashgym.hashers.sh:SH",
             "spectral hashing (Weiss 2008): eigenfunctions along principal directions; no labels",

@@ -43,6 +43,7 @@ __all__ = [
 _QUERIES = 4096  # queries counted at once
 
 NOTHING_RELEVANT = "no query has a relevant item in the database, so there is nothing to measure: check the labels"
+NO_LABELS = "there are no labels, by which codes are measured: extract features of labelled images"
 ALL_RELEVANT = (
     "every item of the database is relevant to every query, so that any ranking scores 1: "
     "such labels cannot measure codes; give labels of at least two classes"
@@ -284,10 +285,12 @@ def check_labels(query_labels: ArrayLike, database_labels: ArrayLike) -> None:
         database_labels: multi-hot (m, L).
 
     Raises:
-        ValueError: if no query shares a label with anything in the database, or every query that does shares one with
-            everything in it, so that any ranking would score 1.
+        ValueError: if there are no labels, no query shares one with anything in the database, or every query that does
+            shares one with everything in it, so that any ranking would score 1.
     """
     queries, database = np.asarray(query_labels, np.float32), np.asarray(database_labels, np.float32)
+    if queries.ndim == 2 and not queries.shape[1]:
+        raise ValueError(NO_LABELS)
     some = False
     for start in range(0, len(queries), 64):  # with useful labels the first block decides
         relevant = queries[start : start + 64] @ database.T > 0

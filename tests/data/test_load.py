@@ -16,7 +16,7 @@ def test_every_dataset_is_listed_with_its_splits() -> None:
     listed = {info.name: info for info in data.datasets()}
     assert list(listed) == [
         *("digits", "digits-pixels", "digit-scenes"),
-        *("cifar10", "mirflickr25k", "nuswide21", "coco", "folder:PATH", "list:FILE"),
+        *("cifar10", "mirflickr25k", "nuswide21", "coco", "folder:PATH", "photos:PATH", "list:FILE"),
     ]
     for info in listed.values():
         assert info.description

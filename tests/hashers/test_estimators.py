@@ -34,7 +34,7 @@ EXPECTED_FAILURES = {
 
 def small(name: str, **settings: Any) -> hashers.Hasher:
     """A hasher that is fitted in milliseconds, on as few as one feature."""
-    hasher = hashers.make(name, bits=1 if name == "itq" else 2)
+    hasher = hashers.make(name, bits=1 if name in ("itq", "pca") else 2)
     return hasher.set_params(**{key: value for key, value in QUICK.items() if key in hasher.parameters()} | settings)
 
 

@@ -1,4 +1,4 @@
-"""Properties of LSH and ITQ."""
+"""Properties of LSH, PCA and ITQ."""
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hashgym.hashers import make
 from hashgym.hashers.itq import ITQ
 from hashgym.hashers.lsh import LSH
+from hashgym.hashers.pca import PCA
 
 
 def test_lsh_bits_differ_in_proportion_to_the_angle():
@@ -72,3 +73,16 @@ def test_itq_counts_only_features_that_vary():
         make("itq", bits=5).fit(X)
     with pytest.raises(ValueError, match="must not be negative"):
         make("itq", iterations=-1)
+
+
+def test_pca_is_where_itq_starts_and_without_a_rotation_the_components():
+    X = np.random.default_rng(0).standard_normal((50, 6)).astype(np.float32) * np.arange(6, 0, -1, dtype=np.float32)
+    np.testing.assert_allclose(
+        PCA(bits=4, seed=3).fit(X).transform(X), ITQ(bits=4, seed=3, iterations=0).fit(X).transform(X), atol=1e-4
+    )
+    plain = PCA(bits=4, rotate=False).fit(X).transform(X).var(axis=0)
+    np.testing.assert_allclose(plain, np.linalg.eigvalsh(np.cov(X.T, bias=True))[:1:-1], rtol=1e-4)
+    rotated = PCA(bits=4).fit(X).transform(X).var(axis=0)
+    assert rotated.sum() == pytest.approx(plain.sum(), rel=1e-4)  # the variance is shared out
+    with pytest.raises(ValueError, match=r"PCA gives a bit for each principal component, .* have 6: ask for at most 6"):
+        PCA(bits=7).fit(X)

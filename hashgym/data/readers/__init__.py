@@ -38,10 +38,11 @@ for _name, _module, _description in (  # imported at first use
     ("mirflickr25k", "mirflickr25k", "25,000 Flickr photos, 38 labels"),
     ("nuswide21", "nuswide21", "NUS-WIDE's photos with its 21 most frequent concepts"),
     ("coco", "coco", "COCO 2014, 123,287 photos, 80 labels"),
-    ("folder:PATH", "folders", "any folder of class folders"),
+    ("folder:PATH", "folders", "any folder of class folders, or of images without labels"),
+    ("photos:PATH", "photos", "any folder, all images below it, without labels"),
     (
         *("list:FILE", "lists"),
-        "any list of `path 0 1 0 ...` or `path 7` lines, or a folder of train.txt, test.txt and database.txt",
+        "any list of `path 0 1 0 ...`, `path 7` or `path` lines, or a folder of train.txt, test.txt and database.txt",
     ),
 ):
     DATASETS.register(_name, f"hashgym.data.readers.{_module}:READER", _description)

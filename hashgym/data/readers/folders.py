@@ -1,4 +1,4 @@
-"""Any folder of images: each subfolder is a class."""
+"""Any folder of images: each subfolder is a class; without subfolders the images have no labels."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import numpy as np
 from hashgym.data.image_files import Listing, folder, list_images, natural, subfolders
 from hashgym.data.images import ImageCollection
 from hashgym.data.pictures import OpenImage
-from hashgym.data.readers import Reader
+from hashgym.data.readers import Reader, photos
 from hashgym.data.splits import PARTS
 from hashgym.storage.errors import DataError
 
 LAYOUT = (
     "PATH/CLASS/*.jpg (or .png, ...), or PATH/PART/CLASS/*.jpg with PART train, test or query and, if wanted, "
-    "val and database"
+    "val and database; or PATH/*.jpg, without labels"
 )
 
 
 def read(root: str | Path, *, follow_links: bool = False, exclude: Sequence[str] = ()) -> ImageCollection:
-    """Read the images in the class folders, in natural order.
+    """Read the images in the class folders, in natural order; or those of a folder without subfolders, without labels.
 
     If the subfolders are called ``train``, ``test``, ``val``, ``query``, ``database`` or similar, in any case, and
     contain folders, the classes are the folders in these, and the split ``given`` is based on them. Images may be in
@@ -35,14 +35,19 @@ def read(root: str | Path, *, follow_links: bool = False, exclude: Sequence[str]
         exclude: patterns of names, or of paths relative to the folder, to leave out.
 
     Raises:
-        DataError: if there are no subfolders, a class has no images, images are outside the classes, or folders for
-            parts of a split and others are mixed.
+        DataError: if there are no images, a class has none, images are outside the classes, or folders for parts of a
+            split and others are mixed.
     """
     base = folder(root, LAYOUT)
     options: dict[str, Any] = {"follow_links": follow_links, "exclude": exclude}
     top, skipped = subfolders(base, **options)
+    if not top and skipped.names:
+        return photos.read(base, prefix="folder", **options)
     if skipped.names:
-        raise DataError(f"{base} holds images outside class folders ({skipped.names[0]}); expected: {LAYOUT}")
+        raise DataError(
+            f"{base} holds images outside class folders ({skipped.names[0]}); expected: {LAYOUT}. photos:{base} reads "
+            "all images below it, without labels"
+        )
     parts = _parts(base, top, options)
     files: dict[tuple[str, str], list[str]] = {}  # part, class -> names
     for part in parts or [""]:
@@ -55,7 +60,7 @@ def read(root: str | Path, *, follow_links: bool = False, exclude: Sequence[str]
     classes = sorted({label for _, label in files}, key=natural)
     hint = f" (skipped: {summary})" if (summary := skipped.summary()) else ""
     if not classes:
-        raise DataError(f"{base} has no subfolders, so no classes{hint}; expected: {LAYOUT}")
+        raise DataError(f"{base} has no subfolders and no images{hint}; expected: {LAYOUT}")
     if empty := [label for label in classes if not any(files.get((part, label)) for part in parts or [""])]:
         raise DataError(
             f"class folder {empty[0]!r} in {base} holds no images{hint}; fill it, remove it, or leave it out with "

@@ -1,5 +1,5 @@
-"""Lists of images with labels, one per line: ``path 0 1 0 ...``, the format of the HashNet and DeepHash code, or
-``path 7``, the number of a class."""
+"""Lists of images, one per line: ``path 0 1 0 ...``, the format of the HashNet and DeepHash code, ``path 7``, the
+number of a class, or ``path``, without labels."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from hashgym.storage.errors import DataError
 from hashgym.storage.reading import read_bounded
 
 LAYOUT = (
-    "lines of `path 0 1 0 ...`, one 0 or 1 for each label, the same number on each line, or of `path 7`, the number of "
-    "the image's class"
+    "lines of `path 0 1 0 ...`, one 0 or 1 for each label, the same number on each line, of `path 7`, the number of "
+    "the image's class, or of `path`, without labels"
 )
 PARTS = ("test", "train", "database")
 LONGEST = 4096  # characters of a path; no system has longer ones
@@ -40,7 +40,8 @@ def read(
     """Read the images of one list, or of ``train.txt``, ``test.txt`` and ``database.txt`` in a folder.
 
     A line has a path and, separated by blanks, tabs or commas, two or more columns of 0 and 1, one for each label; or
-    one column, the number of a class. So ``path 0`` is an image of class 0, not one without labels.
+    one column, the number of a class. So ``path 0`` is an image of class 0, not one without labels. If the first line
+    ends with something else than a number, all lines are paths, and the images have no labels.
 
     Names are the paths as listed, normalised: ``./a.jpg`` becomes ``a.jpg``. With several lists they begin with
     ``test/``, ``train/``, ``database/`` or, for images in both, ``train+database/``, on which the split ``given`` is
@@ -124,12 +125,15 @@ def _merged(
 
 
 def _lines(file: Path) -> list[tuple[str, tuple[str, ...]]]:
-    """Return the normalised path and the labels of every line; a path may contain blanks and commas."""
+    """Return the normalised path and the labels of every line, if it has any; a path may contain blanks and commas."""
     lines: list[tuple[str, tuple[str, ...]]] = []
     for number, line in enumerate(_text(file).splitlines(), 1):
         spaced = line.replace(",", " ")
         words = spaced.split()
         if not words:
+            continue
+        if not (lines[0][1] if lines else _is_number(words[-1])):  # without labels
+            lines.append((posixpath.normpath(line.strip().strip('"')), ()))
             continue
         bits = next((i for i, word in enumerate(reversed(words[1:])) if word not in ("0", "1")), len(words) - 1)
         columns = bits if bits > 1 and (not lines or len(lines[0][1]) > 1) else 1
@@ -164,8 +168,9 @@ def _labels(
     source: Path, listed: Sequence[tuple[str, ...]], present: Sequence[tuple[str, ...]]
 ) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
     """Return the multi-hot labels of the images that are present, and the names of the labels."""
-    if len(listed[0]) > 1:
-        return np.array(present, np.uint8).reshape(-1, len(listed[0])), tuple(map(str, range(len(listed[0]))))
+    if len(listed[0]) != 1:
+        table = np.array(present, np.uint8).reshape(len(present), len(listed[0]))
+        return table, tuple(map(str, range(len(listed[0]))))
     classes = sorted({int(label) for (label,) in listed})
     if len(classes) * len(present) > LARGEST:
         raise DataError(

@@ -134,7 +134,7 @@ def test_links_are_passed_over_or_followed(tmp_path: Path, picture: Callable[...
     photos.mkdir()
     for label in ("cat", "dog"):
         (photos / label).symlink_to(tmp_path / "else" / label)
-    with pytest.raises(DataError, match=r"no classes \(skipped: 2 links \(--follow-links follows them\)\)"):
+    with pytest.raises(DataError, match=r"no images \(skipped: 2 links \(--follow-links follows them\)\)"):
         read_images(f"folder:{photos}")
     collection = read_images(f"folder:{photos}", follow_links=True)
     assert collection.names[:4] == ("cat/0.jpg", "cat/1.jpg", "cat/2.jpg", "dog/0.jpg")

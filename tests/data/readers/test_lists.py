@@ -83,7 +83,7 @@ def test_missing_images_can_be_left_out(tmp_path: Path, picture: Callable[..., P
     [
         ("a.jpg 0 1\nb.jpg 0 1 1\n", r"line 2 of .*all.txt is 'b.jpg 0 1 1'; expected: a path and 2 labels of 0 or 1"),
         ("a.jpg 0 2\n", "line 1 of .* is 'a.jpg.*'; expected: lines of"),
-        ("a.jpg\n", "line 1 of .* is 'a.jpg.*'; expected: lines of"),
+        ("a.jpg 1\nb.jpg\n", "line 2 of .* is 'b.jpg'; expected: a path and the number of a class"),
         ("0 1 0\n", None),
         ("a.jpg 0 1\na.jpg 0 1\n", r"lists a.jpg, which is listed already"),
         ("\n", "lists no images"),
