@@ -38,11 +38,14 @@ The dataset `digits` is embedded and needs no extraction.
 
 `hashgym train drlih --dataset FEATURES --out RUN` trains an agent on them, `hashgym train itq` fits a hasher.
 
-Search your own pictures, with a hasher or a run that was trained on such features:
-`hashgym export itq --bits 64 --features FEATURES --out encoder.onnx` writes it as one file, an encoder,
-`hashgym encode encoder.onnx PHOTOS --out CODES` computes a code for each of your pictures,
-`hashgym index CODES --out INDEX` makes them searchable,
+Search your own photos, without labels:
+`hashgym index PHOTOS --out INDEX` makes them searchable, and updates the index when it is run again,
 `hashgym search INDEX photo.jpg --html out.html` finds the nearest, `hashgym serve INDEX` does so in a browser.
+
+The same with a hasher or a run that was trained on your features:
+`hashgym export RUN --out encoder.onnx` writes it as one file, an encoder,
+`hashgym index PHOTOS --encoder encoder.onnx --out INDEX` encodes and indexes with it; or, step by step,
+`hashgym encode encoder.onnx PHOTOS --out CODES` and `hashgym index CODES --out INDEX`.
 
 `hashgym COMMAND --help` shows the options of a command, `hashgym --version` the version."""
 
@@ -511,9 +514,7 @@ def encode(
     except KeyboardInterrupt:
         _stopped(out)
     codes = open_codes(out)
-    if codes.left_out:
-        reasons = map(printable, codes.left_out.values())
-        _print(_styled(f"{counted(len(codes.left_out), 'picture was', 'pictures were')} left out:", "yellow"), *reasons)
+    _print_left_out(codes.left_out)
     if done.passed_over:
         _print(f"skipped: {printable(done.passed_over)}")
     if done.note:
@@ -534,28 +535,48 @@ def encode(
 
 
 def index(
-    codes: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CODES...")] = (),
+    places: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PHOTOS|CODES...")] = (),
     /,
     *,
     out: str,
+    encoder: str | None = None,
+    bits: int | None = None,
+    backbone: str = "efficientnet_lite0",
+    size: int | None = None,
+    follow_links: Flag = False,
+    exclude: Patterns = (),
+    checksum: Flag = False,
+    workers: int = 2,
     backend: str | None = None,
     uri: str | None = None,
     add: Flag = False,
     remove: tuple[str, ...] = (),
 ) -> None:
-    """Build an index of codes, add to it, or remove pictures from it. If interrupted, it is the old or the new index.
+    """Make an index of photos, or of folders of codes. If interrupted, the same command continues.
 
-    Examples: `hashgym index CODES --out INDEX`; `hashgym index MORE --out INDEX --add`;
+    Of photos: `hashgym index ~/Pictures --out INDEX` fits an encoder to them, which needs no labels, and encodes and
+    indexes them. Run again, it encodes new and changed photos, and drops those that no longer exist.
+
+    Of codes that `hashgym encode` wrote: `hashgym index CODES --out INDEX`; `hashgym index MORE --out INDEX --add`;
     `hashgym index --out INDEX --remove cats/tom.jpg`.
 
     Args:
-        codes: folders that `hashgym encode` wrote, all with the same encoder.
+        places: photos (files, folders with all below them, patterns in quotes), or folders of codes, all with the same
+            encoder.
         out: the folder of the index.
+        encoder: of photos, a file that `hashgym export` wrote; by default one is fitted to the photos.
+        bits: length of the codes of an encoder that is fitted; by default 64.
+        backbone: of an encoder that is fitted; `hashgym backbones` lists them.
+        size: side in pixels of the backbone's input; by default that of its training.
+        follow_links: also read the photos that links lead to.
+        exclude: a pattern of names, or of paths relative to a folder, to leave out; may be repeated.
+        checksum: recognise changed photos by their content, instead of their size and modification time.
+        workers: batches of photos processed at a time, each in its own thread; the cores are divided among them.
         backend: faiss (the default), faiss-hash, prefix, buckets, brute-force or milvus. All return the same results.
         uri: the address of the Milvus server, such as http://localhost:19530; by default the environment variable
             MILVUS_URI, else the server that the index is on already, else Milvus is embedded. The token in MILVUS_TOKEN
             is sent only to an address that is given in one of the first two ways.
-        add: add to the existing index. Pictures that it has already get their new codes and keep their ids.
+        add: add codes to the existing index. Pictures that it has already get their new codes and keep their ids.
         remove: names of pictures to remove, as `hashgym search` shows them; one that begins with a dash is written
             `--remove=-name.jpg`.
     """
@@ -563,17 +584,77 @@ def index(
 
     options = {} if uri is None else {"uri": uri}
     if remove:
-        if codes or add or backend:
+        if places or add or backend:
             raise ValueError("--remove can be combined with --out and --uri only: add codes in a separate command")
         gallery.remove(out, remove, options=options)
+    elif places and not _are_codes(places):
+        if add:
+            raise ValueError("--add is for folders of codes: the command that made an index of photos also updates it")
+        _index_photos(
+            places,
+            out,
+            {"encoder": encoder, "bits": bits, "backbone": backbone, "size": size, "backend": backend},
+            {"follow_links": follow_links, "exclude": exclude, "checksum": checksum, "workers": workers},
+            options,
+        )
     else:
-        gallery.build(codes, out, backend, add, options=options)
+        if encoder is not None or bits is not None:
+            raise ValueError("--encoder and --bits are for photos: codes have been encoded already")
+        gallery.build(places, out, backend, add, options=options)
     meta = gallery.read_meta(out)
     _say(
         _styled(out, "green"),
         f": {counted(meta['images'], 'picture')}, codes of {meta['bits']} bits, back end {meta['backend']}. "
         f"Search it with `hashgym search {quote(out)} photo.jpg`, or in a browser with `hashgym serve {quote(out)}`.",
     )
+
+
+def _are_codes(places: Sequence[str]) -> bool:
+    """Return whether the arguments of `hashgym index` are folders that hashgym wrote, rather than photos.
+
+    Raises:
+        ValueError: if some are, and some are not.
+    """
+    from pathlib import Path
+
+    from hashgym.data.image_files import is_own
+
+    are = [is_own(Path(place)) or os.path.isdir(f"{place}.partial") for place in places]
+    if any(are) and not all(are):
+        photos, codes = places[are.index(False)], places[are.index(True)]
+        raise ValueError(f"{codes} was written by hashgym, and {photos} was not: index photos, or folders of codes")
+    return any(are)
+
+
+def _index_photos(
+    photos: Sequence[str], out: str, fit: dict[str, Any], find: dict[str, Any], options: dict[str, Any]
+) -> None:
+    """Make an index of photos or update it, and print what was done."""
+    from hashgym import gallery
+    from hashgym.gallery.encode import EncodingSettings
+    from hashgym.gallery.index import CODES_OF_PHOTOS
+    from hashgym.gallery.search import INDEX
+
+    existed = INDEX.matches(out)
+    settings = EncodingSettings(skip_bad=True, **find)
+    try:
+        done = gallery.index_photos(photos, out, **fit, settings=settings, options=options)
+    except KeyboardInterrupt:
+        _error("stopped; the same command continues")
+        raise SystemExit(130) from None
+    codes = gallery.open_codes(os.path.join(out, CODES_OF_PHOTOS))
+    _print_left_out(codes.left_out)
+    if done.passed_over:
+        _print(f"skipped: {printable(done.passed_over)}")
+    if existed:
+        _print(f"{done.new:,} new, {done.changed:,} changed, {done.removed:,} removed, {done.unchanged:,} unchanged")
+
+
+def _print_left_out(left_out: Mapping[str, str]) -> None:
+    """Print which pictures could not be read, and why."""
+    if left_out:
+        were = counted(len(left_out), "picture was", "pictures were")
+        _print(_styled(f"{were} left out:", "yellow"), *map(printable, left_out.values()))
 
 
 def search(

@@ -421,7 +421,7 @@ def test_help_shows_all_steps(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     output = capsys.readouterr().out
-    places = [output.index(f"`hashgym {command} ") for command in ("features", "export", "encode", "index", "search")]
+    places = [output.index(f"`hashgym {command} ") for command in ("features", "index", "search", "export", "encode")]
     assert places == sorted(places)
 
 
@@ -587,3 +587,36 @@ def test_the_error_for_a_foreign_folder_does_not_suggest_removing_it(place, tmp_
         assert "exists already" in output
         assert "remove" not in output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "mine"]
+
+
+def test_one_command_from_photos_to_a_search(place, tmp_path, capsys):
+    photos, index = shutil.copytree(place / "photos", tmp_path / "photos"), tmp_path / "index"
+    (photos / "notes.txt").touch()
+    (photos / "broken.jpg").write_bytes(b"nothing")
+    command = ["index", photos, "--backbone", "pixels", "--size", "4", "--bits", "12", "--out", index]
+    output = says(command, capsys)
+    assert "1 picture was left out" in output
+    assert "broken.jpg is damaged" in output
+    assert "1 .txt" in output
+    assert "40 pictures, codes of 12 bits" in output
+    found = json.loads(says(["search", index, photos / "cat" / "3.png", "-k", "40", "--json"], capsys))
+    assert found["matches"][0]["name"] == "cat/3.png"
+
+    (photos / "cat" / "3.png").unlink()
+    shutil.copy(photos / "dog" / "1.png", photos / "dog" / "copy.png")
+    output = says(["index", photos, "--out", index], capsys)  # the backbone and the length are known
+    assert "1 new, 0 changed, 1 removed, 39 unchanged" in output
+    found = json.loads(says(["search", index, photos / "dog" / "1.png", "-k", "40", "--json"], capsys))
+    assert {match["name"] for match in found["matches"][:2]} == {"dog/1.png", "dog/copy.png"}
+    assert "cat/3.png" not in {match["name"] for match in found["matches"]}
+
+    again = tmp_path / "again"
+    says(["index", photos, "--encoder", place / "encoder.onnx", "--out", again], capsys)
+    assert load_encoder(again / "codes" / "encoder.onnx").digest == load_encoder(place / "encoder.onnx").digest
+    assert "has codes of 12 bits: leave out --bits" in fails([*command[:-3], "16", "--out", index], capsys)
+    assert "--add is for folders of codes" in fails(["index", photos, "--add", "--out", index], capsys)
+    assert "index photos, or folders of codes" in fails(["index", photos, place / "codes", "--out", again], capsys)
+    assert "--encoder and --bits are for photos" in fails(
+        ["index", place / "codes", "--bits", "8", "--out", tmp_path / "x"], capsys
+    )
+    assert not (tmp_path / "x").exists()

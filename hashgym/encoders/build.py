@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hashgym.encoders.write import Agreement
     from hashgym.features import Backbone
 
-__all__ = ["BuiltEncoder", "Train", "backbone_of", "build_encoder"]
+__all__ = ["BuiltEncoder", "Train", "backbone_of", "build_encoder", "fit_encoder"]
 
 keep_old_names(__name__)
 
@@ -121,6 +121,39 @@ def build_encoder(
         with final.open("rb") as finished:
             shutil.copyfileobj(finished, file)
     return BuiltEncoder(load_encoder(target), agreement)
+
+
+def fit_encoder(
+    dataset: HashingDataset, backbone: Backbone, out: str | Path, hasher: str = "itq", *, bits: int, seed: int = 0
+) -> Encoder:
+    """Fit a hasher to all images of a dataset, and write it behind its backbone as an encoder of pictures.
+
+    Args:
+        dataset: the features as extracted.
+        backbone: extracted them.
+        out: the file to write; an existing encoder is replaced.
+        hasher: the name of a hasher.
+        bits: q, the length of its codes.
+        seed: of the hasher.
+
+    Returns:
+        The same without its backbone: an encoder of features.
+
+    Raises:
+        ValueError: for data that the hasher cannot learn from, a backbone without an ONNX form, or an encoder whose
+            bits differ from the hasher's.
+    """
+    from hashgym.encoders.write import add_backbone
+
+    extracted = _train_on_all(dataset, labelled=hashers.make(hasher).supervised)
+    scaled = extracted.standardized()
+    fitted = hashers.fitted(hasher, scaled, bits=bits, seed=seed)
+    with tempfile.TemporaryDirectory() as work:
+        head = Path(work) / "head.onnx"
+        write_hasher(head, fitted, scaled, "all")
+        _compare(head, fitted, extracted, scaled, hasher, None)
+        add_backbone(head, out, backbone)
+        return load_encoder(head)
 
 
 def backbone_of(encoder: Encoder, weights: str | None = None) -> Backbone:

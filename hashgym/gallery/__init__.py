@@ -6,6 +6,7 @@ from hashgym.gallery.encode import encode_images
 from hashgym.gallery.encoded_images import EncodedImages, open_codes
 from hashgym.gallery.find_images import find_images
 from hashgym.gallery.index import build, remove
+from hashgym.gallery.photos import index_photos
 from hashgym.gallery.search import REGIONS, Gallery, Match, Names, open_gallery, read_meta, verify
 from hashgym.moved import keep_old_names
 
@@ -18,6 +19,7 @@ __all__ = [
     "build",
     "encode_images",
     "find_images",
+    "index_photos",
     "open_codes",
     "open_gallery",
     "read_meta",

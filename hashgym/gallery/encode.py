@@ -16,11 +16,11 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ from hashgym.encoders import Encoder, load_encoder
 from hashgym.features.onnx_runtime import thread_count
 from hashgym.gallery.encoded_images import ARRAYS, CODES, ENCODER, NAMES, EncodedImages, content_files, open_codes
 from hashgym.gallery.find_images import list_places
+from hashgym.gallery.fit import EncoderFit
 from hashgym.moved import keep_old_names
 from hashgym.storage import owned
 from hashgym.storage.errors import DataError
@@ -43,11 +44,15 @@ from hashgym.storage.reading import map_array
 from hashgym.storage.sealed import read_json, write_json
 from hashgym.versions import versions
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 __all__ = ["EncodingReport", "EncodingSettings", "encode_images", "update_codes"]
 
 keep_old_names(__name__)
 
 LISTED = "listed.json"  # the names that an unfinished job was started with
+FEATURES = "features.npy"  # of an unfinished job whose encoder is not fitted yet
 RECORDED = ("hashgym", "numpy", "pillow", "onnxruntime")
 
 
@@ -150,34 +155,88 @@ def encode_images(
 
 
 def update_codes(
-    encoder_path: str | Path,
+    encoder: str | Path | EncoderFit,
     images: Sequence[str | Path],
     out: str | Path,
     settings: EncodingSettings | None = None,
 ) -> EncodingReport:
-    """Encode pictures as :func:`encode_images` does, and return what was done."""
+    """Encode pictures as :func:`encode_images` does, and return what was done.
+
+    An :class:`EncoderFit` is fitted to the pictures unless ``out`` has codes already; then the encoder in it is used.
+    """
     settings = settings or EncodingSettings()
     # Each thread reads and encodes its own batches: threads within one network would wait for each other and for
     # readers.
-    threads = min(settings.workers, thread_count())
-    encoder, target = load_encoder(encoder_path, thread_count() // threads), Path(out)
-    encoder = encoder.cut(encoder.bits if settings.bits is None else settings.bits)
-    if encoder.takes != "pictures":
-        raise ValueError(
-            f"{encoder_path} takes features, not pictures: `hashgym export` with the run or hasher as its source "
-            "includes the backbone, unless --features-only is given"
-        )
+    threads, target = min(settings.workers, thread_count()), Path(out)
+    each = thread_count() // threads
+
+    def coder() -> _Encoding | EncoderFit:
+        if not isinstance(encoder, EncoderFit):
+            return _Encoding.open(Path(encoder), settings.bits, each)
+        if CODES.matches(target):
+            return _Encoding.open(target / ENCODER, None, each)
+        return replace(encoder, threads=each)
+
+    own = coder()
     root, names, passed = list_places(images, settings.follow_links, settings.exclude)
-    job = _Job(encoder, Path(encoder_path), target, root, set(names), threads, settings)
     done = EncodingReport(target)
     if started := _started_names(_unfinished(target), root, names):
-        done = job.run(started)
-    more = job.run(names)
+        done = _Job(own, target, root, set(names), threads, settings).run(started)
+        own = coder()
+    more = _Job(own, target, root, set(names), threads, settings).run(names)
     return EncodingReport(
         target,
         *(done.new + more.new, done.changed + more.changed, done.removed + more.removed),
         *(done.unchanged if started else more.unchanged, passed.summary(), more.note),
     )
+
+
+@dataclass(frozen=True)
+class _Encoding:
+    """An encoder, as a job uses it; :class:`EncoderFit` has the same methods.
+
+    Attributes:
+        encoder: makes the codes.
+        path: its file.
+    """
+
+    encoder: Encoder
+    path: Path
+
+    @classmethod
+    def open(cls, path: Path, bits: int | None, threads: int) -> _Encoding:
+        """Open an encoder of pictures, and cut it to a number of bits."""
+        encoder = load_encoder(path, threads)
+        if encoder.takes != "pictures":
+            raise ValueError(
+                f"{path} takes features, not pictures: `hashgym export` with the run or hasher as its source includes "
+                "the backbone, unless --features-only is given"
+            )
+        return cls(encoder if bits is None else encoder.cut(bits), path)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for a job to be resumed."""
+        return {"encoder": self.encoder.digest}
+
+    @property
+    def arrays(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and type of a picture's row in every array that is computed."""
+        views = self.encoder.most_codes
+        return {"words": ((views, word_count(self.encoder.bits)), "uint64"), "kept": ((views,), "bool")}
+
+    def prepare(self, image: Image) -> NDArray[np.uint8]:
+        """Return an image and its regions as inputs of the network, uint8 (V, size, size, 3)."""
+        return self.encoder.prepare(image)
+
+    def compute(self, views: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """Return the rows of every array, for views (n, V, size, size, 3)."""
+        sets = self.encoder.encode_pictures(views if self.encoder.regions else views[:, 0])
+        return {"words": sets.words, "kept": sets.kept}
+
+    def finish(self, folder: Path) -> tuple[Encoder, dict[str, NDArray[Any]]]:
+        """Return the encoder, and arrays to add to those of the job."""
+        return self.encoder, {}
 
 
 @dataclass(frozen=True)
@@ -218,8 +277,7 @@ class _Job:
     """The encoding of pictures into a folder.
 
     Attributes:
-        encoder: makes the codes.
-        encoder_path: its file.
+        coder: makes the codes.
         target: the folder to write or to update.
         root: the folder that names are relative to.
         existing: names of all pictures that exist now.
@@ -227,8 +285,7 @@ class _Job:
         settings: as the user gave them.
     """
 
-    encoder: Encoder
-    encoder_path: Path
+    coder: _Encoding | EncoderFit
     target: Path
     root: Path
     existing: set[str]
@@ -266,7 +323,7 @@ class _Job:
     def _description(self, names: list[str]) -> dict[str, Any]:
         """Return the settings that must be equal for a job to be resumed."""
         return {
-            "encoder": self.encoder.digest,
+            **self.coder.identity,
             "root": str(self.root),
             "images": len(names),
             "names": hashlib.sha256(json.dumps(names).encode()).hexdigest(),
@@ -277,10 +334,8 @@ class _Job:
 
     def _arrays(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Return shape and type of a row of every array."""
-        views = self.encoder.most_codes
         return {
-            "words": ((views, word_count(self.encoder.bits)), "uint64"),
-            "kept": ((views,), "bool"),
+            **self.coder.arrays,
             "sizes": ((2,), "int32"),
             "stamps": ((2,), "int64"),
             "digests": ((16,), "uint8"),
@@ -306,7 +361,7 @@ class _Job:
             }
         ready = n - sum(map(len, left.values()))
         doing = "updating" if found.old is not None else "resuming" if ready else "encoding"
-        work = partial(_encode_batch, self.encoder, self.root, found.names, batches)
+        work = partial(_encode_batch, self.coder, self.root, found.names, batches)
         with (
             progress_bar(n, ready, self.settings.progress, doing) as tick,
             closing(prefetch(work, {b: [b] for b in left}, self.threads, 2 * self.threads)) as finished,
@@ -333,12 +388,13 @@ class _Job:
     ) -> None:
         """Turn the store into a finished folder, or into the new content of the folder that it updates."""
         names = found.names
+        encoder, parts = self.coder.finish(store.folder)
         facts: dict[str, Any] = {
             "images": len(kept),
-            "bits": self.encoder.bits,
-            "views": self.encoder.most_codes,
+            "bits": encoder.bits,
+            "views": encoder.most_codes,
             "root": str(self.root),
-            "encoder": self.encoder.digest,
+            "encoder": encoder.digest,
             "job": description,
             "left_out": {names[index]: reason for index, (reason, *_) in sorted(left_out.items())},
             "left_out_stamps": {names[index]: about for index, (_, *about) in sorted(left_out.items())},
@@ -347,14 +403,15 @@ class _Job:
         def seal(folder: Path) -> None:
             write_json(folder / NAMES, [names[i] for i in kept])
             if found.old is None:
-                shutil.copyfile(self.encoder_path, folder / ENCODER)
+                if isinstance(self.coder, _Encoding):
+                    shutil.copyfile(self.coder.path, folder / ENCODER)
                 CODES.seal(folder, [*content_files(), ENCODER], **facts)
             elif not owned.is_owned(folder):
                 (folder / owned.MARKER).touch()
 
         if found.old is None:
-            store.publish(self.target, {}, seal)
-            (self.target / LISTED).unlink(missing_ok=True)
+            store.publish(self.target, parts, seal)
+            _tidy(self.target, CODES.read(self.target))
             return
         meta = CODES.read(self.target)
         if meta["digest"] != found.old.digest:
@@ -362,7 +419,7 @@ class _Job:
         _tidy(self.target, meta)
         used = {path.name for path in self.target.iterdir()}
         content = next(number for number in map(str, count(int(meta.get("content") or 1) + 1)) if number not in used)
-        store.publish(self.target / content, {}, seal)
+        store.publish(self.target / content, parts, seal)
         (self.target / content / LISTED).unlink(missing_ok=True)
         CODES.seal(self.target, [*content_files(content), ENCODER], content=content, **facts)
         _tidy(self.target, CODES.read(self.target))
@@ -432,7 +489,7 @@ class _Picture:
 
 
 def _prepare(
-    encoder: Encoder, root: Path, names: Sequence[str], index: int
+    coder: _Encoding | EncoderFit, root: Path, names: Sequence[str], index: int
 ) -> tuple[tuple[int, int], _Picture | UnreadableImage]:
     """Return a picture, or the reason why it cannot be read, with the stamp of its file at that time."""
     before = (-1, -1)
@@ -442,7 +499,7 @@ def _prepare(
         if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe may never end
             raise DataError(f"image {names[index]} is not a file")
         image = open_image(path, names[index])
-        picture = _Picture(index, encoder.prepare(image), image.size, _digest(path))
+        picture = _Picture(index, coder.prepare(image), image.size, _digest(path))
         if stamp(path) != before:
             raise DataError(f"image {names[index]} changed while it was read")
         return before, picture
@@ -453,20 +510,18 @@ def _prepare(
 
 
 def _encode_batch(
-    encoder: Encoder, root: Path, names: Sequence[str], batches: Sequence[NDArray[np.int64]], batch: int
+    coder: _Encoding | EncoderFit, root: Path, names: Sequence[str], batches: Sequence[NDArray[np.int64]], batch: int
 ) -> tuple[dict[str, tuple[NDArray[np.int64], NDArray[Any]]], list[tuple[int, tuple[str, int, int]]]]:
     """Return rows and values of every array for a batch; for images that cannot be read, the reason and the stamps."""
-    read = [_prepare(encoder, root, names, index) for index in batches[batch].tolist()]
+    read = [_prepare(coder, root, names, index) for index in batches[batch].tolist()]
     bad = [(image.index, (image.reason, *at)) for at, image in read if isinstance(image, UnreadableImage)]
     pictures = [(at, image) for at, image in read if isinstance(image, _Picture)]
     if not pictures:
         return {}, bad
     views = np.stack([picture.views for _, picture in pictures])
-    sets = encoder.encode_pictures(views if encoder.regions else views[:, 0])
     rows = np.array([picture.index for _, picture in pictures], np.int64)
     return {
-        "words": (rows, sets.words),
-        "kept": (rows, sets.kept),
+        **{key: (rows, values) for key, values in coder.compute(views).items()},
         "sizes": (rows, np.array([picture.size for _, picture in pictures], np.int32)),
         "stamps": (rows, np.array([at for at, _ in pictures], np.int64)),
         "digests": (rows, np.array([list(picture.digest) for _, picture in pictures], np.uint8)),
@@ -523,7 +578,8 @@ def _without_stamps(old: EncodedImages, names: Sequence[str]) -> str:
 def _tidy(target: Path, meta: dict[str, Any]) -> None:
     """Remove files that killed runs left in a finished folder: those of the job, and content that is not current."""
     remove_journal(target)
-    (target / LISTED).unlink(missing_ok=True)
+    for name in (LISTED, FEATURES):
+        (target / name).unlink(missing_ok=True)
     for path in target.iterdir():
         if path.name.isdecimal() and path.name != meta.get("content") and owned.is_owned(path):
             known = {owned.MARKER, JOURNAL, LISTED, *content_files()}

@@ -8,6 +8,7 @@ address that the user gave.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import platform
@@ -16,7 +17,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,10 @@ from hashgym.storage.errors import DataError
 from hashgym.storage.locks import lock_folder
 from hashgym.storage.pipeline import progress_bar
 
-__all__ = ["build", "remove"]
+__all__ = ["CODES_OF_PHOTOS", "build", "check_updatable", "remove"]
 
 AT_ONCE = 1 << 16  # images that are added to a back end at once
+CODES_OF_PHOTOS = "codes"  # folder of an index that is made of photos, see :mod:`hashgym.gallery.photos`
 
 
 def build(
@@ -46,6 +48,8 @@ def build(
     add: bool = False,
     progress: bool = True,
     options: Mapping[str, Any] | None = None,
+    *,
+    replace: bool = False,
 ) -> Path:
     """Build an index of codes, or add codes to one.
 
@@ -59,6 +63,8 @@ def build(
         add: add to the index in ``out``.
         progress: show a progress bar.
         options: of the back end, such as ``uri``; by default of Milvus the environment variable ``MILVUS_URI``.
+        replace: make an existing index one of these codes alone: pictures that they do not have are removed, the others
+            keep their ids.
 
     Returns:
         ``out``, for :func:`open_gallery`.
@@ -79,10 +85,17 @@ def build(
     def checked() -> tuple[str, dict[str, Any], dict[str, Any] | None]:
         """Return the back end, its options, and ``meta.json`` of the index if it exists."""
         existing = _existing(folder, add)
+        if add and (folder / CODES_OF_PHOTOS).exists():
+            raise DataError(
+                f"{folder} is made of the photos below {read_meta(folder)['root']}, and is updated with them: "
+                "build another index for others"
+            )
         other = existing is not None and backend not in (None, existing["backend"])
         if existing is not None and add and other:
             raise DataError(f"{folder} has the back end {existing['backend']}: leave out --backend to add to it")
-        if existing is not None and not add and (other or existing["codes"] != digests):
+        if replace:
+            check_updatable(folder, backend)
+        if existing is not None and not add and not replace and (other or existing["codes"] != digests):
             raise DataError(f"{folder} exists already: --add adds to it; or remove it, or choose another --out")
         name = backend or (existing["backend"] if existing else "faiss")
         return name, _options(folder, name, existing, options), existing
@@ -91,11 +104,17 @@ def build(
     with _locked(folder, own):
         name, own, existing = checked()  # another process may have changed it before it was locked
         old = None if existing is None else _Content.of(folder)
-        if old is not None and (not add or set(digests) <= set(old.meta["codes"])):
+        if old is not None and old.meta["codes"] == digests:
+            return folder
+        if old is not None and not replace and (not add or set(digests) <= set(old.meta["codes"])):
             return folder
         _check_same_encoder(given, folder, old)
         content = _merged(old, given)
-        indexed = [*(old.meta["codes"] if old else []), *digests]
+        indexed = [*(old.meta["codes"] if old and not replace else []), *digests]
+        if replace:
+            paths = {str(part.root / name) for part in given for name in part.names}
+            rows = [row for row, name in enumerate(content.names) if str(content.root / name) in paths]
+            content = content.select(np.array(rows, np.int64))
         meta: dict[str, Any] = {"backend": name, "encoder": given[0].encoder, "codes": indexed}
         _replace(folder, old, content, given[0].folder / ENCODER, meta, own, progress)
     return folder
@@ -166,7 +185,7 @@ class _Content:
     def select(self, rows: NDArray[np.int64]) -> _Content:
         """Return the content of some rows."""
         arrays = {key: getattr(self, key)[rows] for key in ARRAYS[:4]}
-        return replace(self, names=[self.names[row] for row in rows], **arrays)
+        return dataclasses.replace(self, names=[self.names[row] for row in rows], **arrays)
 
 
 def _merged(old: _Content | None, given: Sequence[EncodedImages]) -> _Content:
@@ -395,12 +414,21 @@ def _existing(folder: Path, add: bool) -> dict[str, Any] | None:
     return None
 
 
+def check_updatable(folder: Path, backend: str | None) -> None:
+    """Raise DataError if a folder holds neither an index with this back end nor an unfinished one, but something."""
+    existing = _existing(folder, add=False)
+    if existing is not None and backend not in (None, existing["backend"]):
+        raise DataError(f"{folder} has the back end {existing['backend']}: leave out --backend to update it")
+
+
 def _is_unfinished(folder: Path) -> bool:
     """Return whether the folder has only an unfinished index that a killed run left."""
     if not owned.is_owned(folder):
         return False
     contents = {path for path in _numbered(folder) if owned.is_owned(path) or owned.is_empty(path)}
-    ours = {folder / owned.MARKER, *contents, *filter(_is_leftover, folder.iterdir())}
+    places = (folder / CODES_OF_PHOTOS, folder / f"{CODES_OF_PHOTOS}.partial")
+    own_codes = {path for path in places if owned.is_owned(path)}
+    ours = {folder / owned.MARKER, *contents, *own_codes, *filter(_is_leftover, folder.iterdir())}
     return set(folder.iterdir()) <= ours
 
 

@@ -10,13 +10,24 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hashgym.storage.atomic import sync
 from hashgym.storage.errors import DataError
 
-__all__ = ["MARKER", "create", "is_empty", "is_owned", "mark", "publish", "remove", "require_replaceable"]
+__all__ = [
+    "MARKER",
+    "create",
+    "is_empty",
+    "is_owned",
+    "mark",
+    "new_folder",
+    "publish",
+    "remove",
+    "require_replaceable",
+]
 
 MARKER = ".hashgym"
 _TEXT = "hashgym created this folder and may delete it.\n"
@@ -36,6 +47,22 @@ def create(folder: str | Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         mark(path)
     return path
+
+
+@contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """Create a folder as :func:`create` does, for work that fills it; if that fails and wrote nothing, delete it again.
+
+    An existing folder that is marked stays as it is, also if it is empty.
+    """
+    existed = os.path.lexists(folder)
+    path = create(folder)
+    try:
+        yield path
+    except BaseException:
+        if not existed and [entry.name for entry in path.iterdir()] == [MARKER]:
+            remove(path)
+        raise
 
 
 def mark(folder: str | Path) -> None:

@@ -1,0 +1,114 @@
+"""Fit an encoder to the pictures themselves, without labels, while they are encoded for the first time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hashgym.checks import check_integer
+from hashgym.codes import CodeSets
+from hashgym.data.dataset import HashingDataset
+from hashgym.encoders import Encoder, load_encoder
+from hashgym.features.onnx_runtime import PICTURES_AT_ONCE, open_session, thread_count
+from hashgym.storage.reading import map_array
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+    from PIL.Image import Image
+
+    from hashgym.features import Backbone
+
+__all__ = ["EncoderFit"]
+
+MOST = 20_000  # pictures that a hasher is fitted to: more change its codes little, and need memory
+_ROWS = 8192  # features that are encoded at once
+
+
+@dataclass(frozen=True)
+class EncoderFit:
+    """An encoder that is still to be fitted: a backbone, and a hasher that needs no labels.
+
+    The features of all pictures are computed once. The hasher is fitted to them, or to a random 20,000 of them, and
+    then gives all of them their codes.
+
+    Attributes:
+        backbone: computes the features; it needs an ONNX form.
+        bits: q, the length of the codes.
+        hasher: the name of a hasher; None for ``itq``, or ``lsh`` where there are too few different pictures for it.
+        seed: of the hasher, and of the pictures that it is fitted to.
+        threads: of the network; None for ``OMP_NUM_THREADS``, or all cores.
+    """
+
+    backbone: Backbone
+    bits: int = 64
+    hasher: str | None = None
+    seed: int = 0
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        check_integer("bits", self.bits)
+
+    @cached_property
+    def _session(self) -> InferenceSession:
+        return open_session(self.backbone.to_onnx(), self.threads or thread_count())
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for a job to be resumed."""
+        hasher = {"hasher": self.hasher, "bits": self.bits, "seed": self.seed}
+        return {"encoder": "", "fit": {**hasher, "backbone": self.backbone.provenance}}
+
+    @property
+    def arrays(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and type of a picture's row in every array that is computed."""
+        return {"features": ((self.backbone.dim,), "float32")}
+
+    def prepare(self, image: Image) -> NDArray[np.uint8]:
+        """Return an image as input of the network, uint8 (1, size, size, 3)."""
+        return self.backbone.preprocess(image)[None]
+
+    def compute(self, views: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """Return the rows of every array, for views (n, 1, size, size, 3)."""
+        starts = range(0, len(views), PICTURES_AT_ONCE)
+        found = [self._session.run(None, {"pictures": views[i : i + PICTURES_AT_ONCE, 0]})[0] for i in starts]
+        return {"features": np.concatenate(found)}
+
+    def finish(self, folder: Path) -> tuple[Encoder, dict[str, NDArray[Any]]]:
+        """Fit the hasher to the features in a folder, and write the encoder there as ``encoder.onnx``.
+
+        Returns:
+            The encoder of pictures, and the arrays ``words`` and ``kept`` of all pictures.
+
+        Raises:
+            ValueError: for pictures that the hasher cannot learn from.
+        """
+        from hashgym.encoders.build import fit_encoder
+
+        features, target = map_array(folder / "features.npy"), folder / "encoder.onnx"
+        n = len(features)
+        rows = np.sort(np.random.default_rng(self.seed).permutation(n)[:MOST])
+        every = np.arange(len(rows))
+        dataset = HashingDataset(
+            name="photos",
+            features=np.ascontiguousarray(features[rows]),
+            labels=np.zeros((len(rows), 0), np.uint8),
+            query=every[:0],
+            database=every,
+            train=every,
+            provenance={"backbone": self.backbone.provenance},
+        )
+        fit = {"bits": self.bits, "seed": self.seed}
+        try:
+            head = fit_encoder(dataset, self.backbone, target, self.hasher or "itq", **fit)
+        except ValueError:
+            if self.hasher is not None:
+                raise
+            head = fit_encoder(dataset, self.backbone, target, "lsh", **fit)
+        parts = [head.encode(np.asarray(features[start : start + _ROWS])) for start in range(0, n, _ROWS)]
+        sets = CodeSets(np.concatenate([p.words for p in parts]), np.concatenate([p.kept for p in parts]), self.bits)
+        return load_encoder(target), {"words": sets.words, "kept": sets.kept}

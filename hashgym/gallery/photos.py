@@ -1,0 +1,81 @@
+"""From photos to an index in one step: fit an encoder to them, encode them, and index their codes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hashgym.gallery.encode import EncodingReport, EncodingSettings, update_codes
+from hashgym.gallery.encoded_images import CODES, ENCODER, open_codes
+from hashgym.gallery.fit import EncoderFit
+from hashgym.gallery.index import CODES_OF_PHOTOS, build, check_updatable
+from hashgym.gallery.search import INDEX
+from hashgym.storage import owned
+from hashgym.storage.errors import DataError
+
+__all__ = ["BACKBONE", "BITS", "index_photos"]
+
+BACKBONE, BITS = "efficientnet_lite0", 64
+
+
+def index_photos(
+    photos: Sequence[str | Path],
+    out: str | Path,
+    *,
+    encoder: str | Path | None = None,
+    bits: int | None = None,
+    backbone: str = BACKBONE,
+    size: int | None = None,
+    backend: str | None = None,
+    settings: EncodingSettings | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> EncodingReport:
+    """Make an index of photos, or update the one that was made of them: after that it has all of them, and no others.
+
+    No labels are needed: unless there is an encoder, one is fitted to the photos (:class:`EncoderFit`) and kept. The
+    codes lie in the folder ``codes`` of the index. A run that is killed continues where it was.
+
+    Args:
+        photos: files, folders (with all below them), and patterns, the same each time.
+        out: the folder of the index.
+        encoder: an encoder that takes pictures, instead of one that is fitted here.
+        bits: length of the codes, for an encoder that is fitted here; 64 by default.
+        backbone: of an encoder that is fitted here, see :func:`hashgym.features.make`.
+        size: side in pixels of the backbone's input; None for its own.
+        backend: as for :func:`hashgym.gallery.build`.
+        settings: for finding and encoding photos. By default those that cannot be read are left out and listed.
+        options: of the back end.
+
+    Returns:
+        What was done; pictures that were left out are in ``open_codes(out / "codes").left_out``.
+
+    Raises:
+        ValueError: for an unknown backbone or back end, or an encoder that takes features.
+        DataError: if there are no photos; if ``out`` is something else, or has other photos or another encoder.
+    """
+    folder, settings = Path(out), settings or EncodingSettings(skip_bad=True)
+    check_updatable(folder, backend)
+    codes = folder / CODES_OF_PHOTOS
+    if INDEX.matches(folder) and not CODES.matches(codes):
+        raise DataError(
+            f"{folder} was made of folders of codes: update those with `hashgym encode`, then the index with `hashgym "
+            "index --add`; or choose another --out"
+        )
+    if encoder is not None:
+        if bits is not None:
+            raise ValueError("bits is for an encoder that is fitted here: the given one has its code length already")
+        source: str | Path | EncoderFit = encoder
+    elif CODES.matches(codes):
+        source, old = codes / ENCODER, open_codes(codes)
+        if bits not in (None, old.bits):
+            raise DataError(f"{folder} has codes of {old.bits} bits: leave out --bits, or choose another --out")
+    else:
+        from hashgym.features import make
+
+        source = EncoderFit(make(backbone, size=size, device="cpu"), BITS if bits is None else bits)
+    with owned.new_folder(folder):
+        report = update_codes(source, photos, codes, settings)
+    build([codes], folder, backend, progress=settings.progress, options=options, replace=True)
+    return replace(report, folder=folder)

@@ -1,0 +1,178 @@
+"""One step from photos to an index: an encoder that is fitted to them, updates, and runs that are stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hashgym import codes, hashers, load_encoder
+from hashgym.data import DataError, HashingDataset
+from hashgym.data.pictures import open_image
+from hashgym.features import make
+from hashgym.gallery import index as index_module
+from hashgym.gallery import index_photos, open_codes, open_gallery
+from hashgym.gallery.encode import EncodingSettings
+from hashgym.gallery.fit import EncoderFit
+from tests.gallery.small import content, write_encoder, write_pictures
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("torch")
+
+NAMES = [f"{album}/{i}.png" for album in ("june", "july") for i in range(20)]
+
+
+def index(photos: Path, out: Path, **options: Any) -> Any:
+    settings = EncodingSettings(skip_bad=True, batch_size=8, progress=False)
+    return index_photos([photos], out, **{"bits": 12, "backbone": "pixels", "size": 4, "settings": settings, **options})
+
+
+def test_codes_are_those_of_a_hasher_that_is_fitted_to_the_photos(tmp_path):
+    photos = write_pictures(tmp_path / "photos", NAMES)
+    done = index(photos, tmp_path / "index")
+    assert (done.new, done.changed, done.removed, done.unchanged) == (40, 0, 0, 0)
+    found = open_codes(tmp_path / "index" / "codes")
+    assert not (tmp_path / "index" / "codes" / "features.npy").exists()
+
+    backbone = make("pixels", size=4)
+    features = backbone(np.stack([backbone.preprocess(open_image(photos / name)) for name in found.names]))
+    every = np.arange(len(features))
+    dataset = HashingDataset("all", features, np.zeros((40, 0), np.uint8), every[:0], every, every).standardized()
+    expected = hashers.fitted("itq", dataset, bits=12).encode(dataset.features)
+    np.testing.assert_array_equal(codes.unpack(found.words[:, 0], 12), expected)
+
+    encoder = load_encoder(tmp_path / "index" / "codes" / "encoder.onnx")  # of pictures, for those that come later
+    own = np.stack([encoder.encode_pictures(encoder.prepare(open_image(photos / name))).words[0] for name in NAMES])
+    np.testing.assert_array_equal(own, found.words[[found.names.index(name) for name in NAMES]])
+    with open_gallery(tmp_path / "index") as gallery:
+        for name in NAMES[::7]:
+            distances = (expected != expected[found.names.index(name)]).sum(axis=1)
+            assert [m.distance for m in gallery.search(photos / name, k=40)] == sorted(distances.tolist())
+
+
+def test_an_update_encodes_what_is_new_and_drops_what_is_gone(tmp_path, monkeypatch):
+    photos, out = write_pictures(tmp_path / "photos", NAMES), tmp_path / "index"
+    index(photos, out)
+    before = dict(zip(*contents(out), strict=True))
+    first = load_encoder(out / "codes" / "encoder.onnx").digest
+    assert index(photos, out).unchanged == 40
+    write_pictures(photos, ["august/new.png", "june/3.png"], first=100)
+    for name in ("june/1.png", "july/2.png", "july/5.png"):
+        (photos / name).unlink()
+    monkeypatch.setattr(EncoderFit, "finish", lambda *_: pytest.fail("the encoder is fitted again"))
+    done = index(photos, out)
+    assert (done.new, done.changed, done.removed, done.unchanged) == (1, 1, 3, 36)
+    assert load_encoder(out / "codes" / "encoder.onnx").digest == first
+    after = dict(zip(*contents(out), strict=True))
+    assert sorted(after) == sorted({*NAMES, "august/new.png"} - {"june/1.png", "july/2.png", "july/5.png"})
+    assert all(after[name] == before[name] for name in after if name != "august/new.png")  # ids stay
+    assert after["august/new.png"] not in before.values()
+    with open_gallery(out) as gallery:
+        assert gallery.search(photos / "june/3.png", k=1)[0].name == "june/3.png"
+        assert gallery.search(photos / "august/new.png", k=1)[0].distance == 0
+
+
+def contents(out: Path) -> tuple[list[str], list[int]]:
+    """Names and ids of the pictures of an index."""
+    own = index_module._Content.of(out)
+    return own.names, own.ids.tolist()
+
+
+@pytest.mark.parametrize("place", ["compute", "finish", "index"])
+def test_a_run_that_is_stopped_continues_to_the_same_bytes(place, tmp_path, monkeypatch):
+    photos = write_pictures(tmp_path / "photos", NAMES)
+    index(photos, tmp_path / "whole")
+
+    calls = []
+
+    def stop(*args: Any, **options: Any) -> Any:
+        calls.append(args)
+        if len(calls) > (2 if place == "compute" else 0):
+            raise KeyboardInterrupt
+        return original(*args, **options)
+
+    owner, name = (index_module.backends, "make") if place == "index" else (EncoderFit, place)
+    original = getattr(owner, name)
+    monkeypatch.setattr(owner, name, stop)
+    with pytest.raises(KeyboardInterrupt):
+        index(photos, tmp_path / "stopped")
+    monkeypatch.undo()
+    done = index(photos, tmp_path / "stopped")
+    assert done.new + done.unchanged == 40
+    assert comparable(tmp_path / "whole") == comparable(tmp_path / "stopped")
+
+
+def comparable(out: Path) -> dict[str, bytes]:
+    """The files of an index, without its folder's name, and without the number of its content."""
+    return {name: data for name, data in content(out).items() if not name.endswith(("meta.json", ".hashgym"))}
+
+
+def test_new_photos_between_a_stopped_run_and_the_next(tmp_path, monkeypatch):
+    photos, out = write_pictures(tmp_path / "photos", NAMES), tmp_path / "index"
+    original, calls = EncoderFit.compute, []
+
+    def stop(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) > 2:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(EncoderFit, "compute", stop)
+    with pytest.raises(KeyboardInterrupt):
+        index(photos, out)
+    monkeypatch.undo()
+    write_pictures(photos, ["august/new.png"], first=100)
+    assert index(photos, out).new == 41
+    assert len(contents(out)[0]) == 41
+
+
+@pytest.mark.parametrize("count", [1, 2, 12])
+def test_few_photos_have_random_hyperplanes(count, tmp_path):
+    photos = write_pictures(tmp_path / "photos", NAMES[:count])
+    index(photos, tmp_path / "index")
+    encoder = load_encoder(tmp_path / "index" / "codes" / "encoder.onnx")
+    assert encoder.metadata["source"]["hasher"] == "LSH"
+    assert len(open_codes(tmp_path / "index" / "codes")) == count
+
+
+def test_photos_that_cannot_be_read_are_left_out(tmp_path):
+    photos = write_pictures(tmp_path / "photos", NAMES)
+    (photos / "june" / "broken.jpg").write_bytes(b"nothing")
+    assert index(photos, tmp_path / "index").new == 40
+    assert list(open_codes(tmp_path / "index" / "codes").left_out) == ["june/broken.jpg"]
+
+
+def test_bad_input_changes_nothing(tmp_path):
+    photos = write_pictures(tmp_path / "photos", NAMES)
+    with pytest.raises(DataError, match="does not exist"):
+        index(tmp_path / "nowhere", tmp_path / "index")
+    with pytest.raises(ValueError, match="unknown backbone"):
+        index(photos, tmp_path / "index", backbone="efficient")
+    assert not (tmp_path / "index").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(DataError, match=r"exists already and is not an index; it has letter\.txt"):
+        index(photos, tmp_path / "mine")
+    index(photos, tmp_path / "index")
+    before = content(tmp_path / "index")
+    encoder = write_encoder(tmp_path / "encoder.onnx")
+    for options, message in (
+        ({"bits": 16}, "has codes of 12 bits: leave out --bits"),
+        ({"bits": None, "encoder": encoder}, "another encoder"),
+        ({"encoder": encoder}, "bits is for an encoder that is fitted here"),
+        ({"backend": "buckets"}, "leave out --backend to update it"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            index(photos, tmp_path / "index", **options)
+    others = write_pictures(tmp_path / "others", NAMES[:3])
+    with pytest.raises(DataError, match="pictures in another folder"):
+        index(others, tmp_path / "index")
+    with pytest.raises(DataError, match=r"is made of the photos below .*build another index for others"):
+        index_module.build([tmp_path / "index" / "codes"], tmp_path / "index", add=True, progress=False)
+    assert content(tmp_path / "index") == before
+    index_module.build([tmp_path / "index" / "codes"], tmp_path / "of codes", progress=False)
+    with pytest.raises(DataError, match="was made of folders of codes"):
+        index(photos, tmp_path / "of codes")
