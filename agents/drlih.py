@@ -44,7 +44,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import hashgym
-from hashgym import console, data
+from hashgym import console
 from hashgym.checks import check_choice
 from hashgym.codes import CodeSets, prefix_lengths
 from hashgym.data import HashingDataset
@@ -782,6 +782,8 @@ class Main:
     args: tyro.conf.OmitArgPrefixes[Args]
     dataset: str = "digits"
     """name of an embedded dataset, or a folder made by `hashgym features`"""
+    similarity: str | None = None
+    """what to learn from instead of labels: `neighbours`, or a CSV file of similar training images, name,name"""
     out: Path | None = None
     """folder for checkpoint, policy and TensorBoard files"""
     resume: bool = False
@@ -794,18 +796,22 @@ def command(argv: Sequence[str] | None = None, prog: str | None = None) -> Main:
     return read_command(Main, "drlih", "--variant", "hashgym", argv, prog=prog, presets=presets)
 
 
-def main(run: Main) -> metrics.RetrievalResult:
-    """Train, encode queries and database, and print the retrieval metrics."""
+def main(run: Main) -> metrics.RetrievalResult | None:
+    """Train, encode queries and database, and print the retrieval metrics; None without labels."""
     with training.interruptible(run.out):
-        dataset = data.load(run.dataset).standardized()
-        metrics.check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
+        learning, dataset = training.load_dataset(run.dataset, run.similarity)
         args = training.with_backbone(run.args, dataset)
         with files.hold_folder(run.out):
             files.load_checkpoint(run.out, args, run.resume)  # rejects the folder before anything is printed
             training.warn_unsaved(run.out)
             start_time = time.perf_counter()
-            policy = train(dataset, args, out=run.out, resume=run.resume)
+            policy = train(learning, args, out=run.out, resume=run.resume)
             seconds = time.perf_counter() - start_time
+        if not dataset.labels.shape[1]:
+            console.say(
+                f"{args.variant}, {args.bits} bits on {dataset.name}, trained in {seconds:.1f} s; {training.UNMEASURED}"
+            )
+            return None
         query, database = dataset.query, dataset.database
         codes = hashgym.encode(policy, dataset.features, bits=args.bits, group_bits=args.group_bits)
         result = metrics.evaluate(codes[query], dataset.labels[query], codes[database], dataset.labels[database])

@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import hashgym
-from hashgym import data
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
 from hashgym.device import resolve_device
@@ -364,6 +363,8 @@ class Main:
     """length of the codes, where the base is given by name"""
     xi: float = 0.5
     """least probability with which a region's code is kept"""
+    similarity: str | None = None
+    """what to learn from instead of labels: `neighbours`, or a CSV file of similar training images, name,name"""
     out: Path | None = None
     """folder for base, checkpoint, policy and TensorBoard files"""
     resume: bool = False
@@ -383,14 +384,13 @@ def main(run: Main) -> dict[str, metrics.RetrievalResult]:
     if not 0 <= run.xi <= 1:
         raise ValueError(f"xi is a probability, from 0 to 1, got {run.xi}")
     with training.interruptible(run.out):
-        dataset = data.load(run.dataset).standardized()
-        metrics.check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
+        learning, dataset = training.load_dataset(run.dataset, run.similarity)
         dataset.require("train_regions", "regions")
         with files.hold_folder(run.out):
             files.load_checkpoint(run.out, run.args, run.resume)  # before the base is fitted
-            base = base_of_run(run.base, run.out if run.resume else None, run.bits, run.args.seed, dataset)
+            base = base_of_run(run.base, run.out if run.resume else None, run.bits, run.args.seed, learning)
             training.warn_unsaved(run.out)
-            policy = train(dataset, base, run.args, out=run.out, threshold=run.xi, resume=run.resume)
+            policy = train(learning, base, run.args, out=run.out, threshold=run.xi, resume=run.resume)
         return training.report_codes(base, encode(policy, base, dataset, dataset.database, run.xi), dataset)
 
 

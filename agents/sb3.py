@@ -29,7 +29,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from hashgym import console, data
+from hashgym import console
 from hashgym.data import HashingDataset
 from hashgym.device import explain_out_of_memory, resolve_device
 from hashgym.encoders.heads import CodesHead, GroupsHead, RegionsHead, hasher_head
@@ -241,6 +241,8 @@ class Main:
     """an embedded dataset or a folder made by `hashgym features`; digits, or digit-scenes where there is a base"""
     base: str = "dch"
     """base hasher of RegionKeep-v0 and MultiCodeHashing-v0 by name, or a file that Hasher.save wrote"""
+    similarity: str | None = None
+    """what to learn from instead of labels: `neighbours`, or a CSV file of similar training images, name,name"""
     out: Path | None = None
     """folder for checkpoint, policy and TensorBoard files"""
     resume: bool = False
@@ -252,25 +254,28 @@ def command(argv: Sequence[str] | None = None, prog: str | None = None) -> Main:
     return read_command(Main, "sb3", "--algo", "ppo", argv, prog=prog)
 
 
-def main(run: Main) -> metrics.RetrievalResult:
-    """Train, encode queries and database, and print the retrieval metrics."""
+def main(run: Main) -> metrics.RetrievalResult | None:
+    """Train, encode queries and database, and print the retrieval metrics; None without labels."""
     args: Args = run.args
     base: Hasher | None = None
     has_base = args.env != "BitGroupHashing-v0"
     with training.interruptible(run.out):
-        dataset = data.load(run.dataset or ("digit-scenes" if has_base else "digits")).standardized()
-        metrics.check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
+        source = run.dataset or ("digit-scenes" if has_base else "digits")
+        learning, dataset = training.load_dataset(source, run.similarity)
         args = _resolved(args, dataset)
         if args.env == "RegionKeep-v0":
             dataset.require("regions")
         with files.hold_folder(run.out):
             files.load_checkpoint(run.out, args, run.resume)  # before the base is fitted
             if has_base:
-                base = bases.base_of_run(run.base, run.out if run.resume else None, args.bits, args.seed, dataset)
+                base = bases.base_of_run(run.base, run.out if run.resume else None, args.bits, args.seed, learning)
             training.warn_unsaved(run.out)
             start_time = time.perf_counter()
-            model = train(dataset, args, base=base, out=run.out, resume=run.resume)
+            model = train(learning, args, base=base, out=run.out, resume=run.resume)
             seconds = time.perf_counter() - start_time
+        if not dataset.labels.shape[1]:
+            console.say(f"{args.algo} on {dataset.name}, trained in {seconds:.1f} s; {training.UNMEASURED}")
+            return None
         result, codes = measure(model, args, dataset, base)
         console.say(
             f"{args.algo}, {args.bits if base is None else base.bits} bits on {dataset.name}: mAP {result.map:.4f} "

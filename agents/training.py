@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 import hashgym
-from hashgym import codes, console
+from hashgym import codes, console, data
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
 from hashgym.device import explain_out_of_memory
@@ -34,10 +34,12 @@ from . import checkpoint as files
 from .arguments import CommonArgs, RunArgs, as_json
 
 __all__ = [
+    "UNMEASURED",
     "Run",
     "encode",
     "interruptible",
     "limited_threads",
+    "load_dataset",
     "progress_bar",
     "report_codes",
     "retrieval_among",
@@ -48,6 +50,8 @@ __all__ = [
     "warn_unsaved",
     "with_backbone",
 ]
+
+UNMEASURED = "without labels its codes are not measured"
 
 A = TypeVar("A", bound=CommonArgs)
 
@@ -172,6 +176,22 @@ def limited_threads(network: nn.Module, batch: int) -> AbstractContextManager[No
     return limit_threads(largest_product(network, batch))
 
 
+def load_dataset(source: str, similarity: str | None) -> tuple[HashingDataset, HashingDataset]:
+    """Return a standardised dataset to learn from, with labels or what is given instead, and one to measure on.
+
+    Args:
+        source: see :func:`hashgym.data.load`.
+        similarity: see :meth:`HashingDataset.with_similarity`; None to learn from the labels.
+
+    Raises:
+        ValueError: for labels by which codes cannot be measured, or none without ``similarity``.
+    """
+    dataset = data.load(source).standardized()
+    if similarity is None or dataset.labels.shape[1]:
+        metrics.check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
+    return dataset if similarity is None else dataset.with_similarity(similarity), dataset
+
+
 def split(dataset: HashingDataset, args: CommonArgs) -> tuple[HashingDataset, NDArray[np.int64]]:
     """Return the dataset without the held-out training images, and the indices of those."""
     order = np.random.default_rng(args.seed).permutation(dataset.train)
@@ -222,11 +242,16 @@ def retrieval_among(sets: CodeSets, labels: NDArray[np.uint8]) -> dict[str, floa
 def report_codes(base: Hasher, several: CodeSets, dataset: HashingDataset) -> dict[str, metrics.RetrievalResult]:
     """Print the retrieval metrics of a database with one code an image and with several; return them by name.
 
+    Of a dataset without labels only the average number of codes is printed.
+
     Args:
         base: encodes the queries.
         several: the code sets of the database.
         dataset: on the scale that ``base`` was fitted on.
     """
+    if not dataset.labels.shape[1]:
+        console.say(f"on average {several.anhc:.2f} codes an image; {UNMEASURED}")
+        return {}
     query, labels = base.encode(dataset.features[dataset.query]), dataset.labels[dataset.query]
     own = CodeSets(several.words[:, :1], several.kept[:, :1], several.bits)
     results = {}

@@ -35,6 +35,8 @@ class Fitting(Generic[H]):
     hasher: tyro.conf.OmitArgPrefixes[H]
     dataset: str = "digits"
     """name of an embedded dataset, or a folder made by `hashgym features`"""
+    similarity: str | None = None
+    """what to learn from instead of labels: `neighbours`, or a CSV file of similar training images, name,name"""
     out: Path | None = None
     """folder to write the hasher (hasher.npz) and an encoder of its features (policy.onnx) to"""
 
@@ -70,7 +72,7 @@ def fit(job: Fitting[Any]) -> Any:
     """Fit a hasher, write it and an encoder of its features, and print the retrieval metrics.
 
     Returns:
-        The :class:`hashgym.retrieval.RetrievalResult`.
+        The :class:`hashgym.retrieval.RetrievalResult`; None for a dataset without labels.
 
     Raises:
         ValueError: for a dataset that the hasher cannot learn from, and a folder that holds something else.
@@ -81,8 +83,15 @@ def fit(job: Fitting[Any]) -> Any:
     from hashgym.storage import owned
 
     dataset = data.load(job.dataset).standardized()
-    dataset.require("labels")
-    check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
+    has_labels = bool(dataset.labels.shape[1])
+    if has_labels:
+        check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
+    elif job.hasher.supervised and job.similarity is None:
+        raise data.DataError(
+            f"{dataset.name} has no labels to learn from: give --similarity neighbours, or a hasher of "
+            "lsh, itq, sh and pca"
+        )
+    learning = dataset if job.similarity is None else dataset.with_similarity(job.similarity)
     if job.out is None:
         console.warn("the hasher is not saved: give --out to save it")
     else:
@@ -90,15 +99,20 @@ def fit(job: Fitting[Any]) -> Any:
             raise ValueError(f"{job.out} has a hasher already: choose another --out")
         owned.create(job.out)
     start_time = time.perf_counter()
-    hasher = hashers.fitted(job.hasher, dataset)
+    hasher = hashers.fitted(job.hasher, learning)
     seconds = time.perf_counter() - start_time
     if job.out is not None:
         try:
-            write_hasher(job.out / "policy.onnx", hasher, dataset)
+            write_hasher(job.out / "policy.onnx", hasher, learning)
         except ImportError as error:  # only the encoder needs ONNX
             console.warn(f"{job.out / 'policy.onnx'} is not written: {error}")
         hasher.save(job.out / HASHER)
     query, database = dataset.query, dataset.database
+    if not has_labels:
+        console.say(
+            f"{hasher.bits} bits on {dataset.name}, fitted in {seconds:.1f} s; without labels they are not measured"
+        )
+        return None
     codes = hasher.encode(dataset.features)
     result = evaluate(codes[query], dataset.labels[query], codes[database], dataset.labels[database])
     console.say(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -102,3 +103,42 @@ def test_the_wheel_brings_the_agents(tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
     )
     assert done.stdout.split() == ["hashgym.agents.drlih", str(tmp_path / "site" / "hashgym" / "__init__.py")]
+
+
+@pytest.fixture(scope="module")
+def unlabelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Features of scenes and of their regions, without labels."""
+    scenes = hashgym.data.load("digit-scenes")
+    none = np.zeros((len(scenes), 0), np.uint8)
+    folder = tmp_path_factory.mktemp("unlabelled") / "features"
+    hashgym.data.cache.save(dataclasses.replace(scenes, name="none", labels=none, label_names=()), folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["noseq", "--bits", "8", "--updates", "5"], "8 bits on none, fitted in"),
+        (["drlih", "norec", "--bits", "8", "--updates", "2", "--num-envs", "16"], "norec, 8 bits on none, trained in"),
+        (["mch", "--bits", "8", "--updates", "2", "--base", "ksh"], "codes an image; without labels"),
+        (["multicode", "--bits", "8", "--updates", "2", "--base", "ksh"], "codes an image; without labels"),
+        (["sb3", "--bits", "8", "--steps", "64", "--num-envs", "8"], "ppo on none, trained in"),
+    ],
+)
+def test_agents_and_hashers_learn_from_neighbours(
+    words: list[str], said: str, unlabelled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.main(["train", *words, "--dataset", str(unlabelled), "--similarity", "neighbours"])
+    assert said in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["train", *words, "--dataset", str(unlabelled)])
+    assert stopped.value.code == 2
+    assert "no labels" in capsys.readouterr().err
+
+
+def test_a_hasher_that_learns_from_neighbours_is_measured_by_labels(capsys: pytest.CaptureFixture[str]) -> None:
+    score = {}
+    for words in (["itq"], ["noseq", "--updates", "200", "--similarity", "neighbours"]):
+        cli.main(["train", *words, "--dataset", "digits", "--bits", "16"])
+        score[words[0]] = float(capsys.readouterr().out.split("mAP ")[1][:6])
+    assert score["itq"] + 0.03 < score["noseq"] < 0.9

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from hashgym import codes
 from hashgym.checks import first_not_finite, row_blocks
 from hashgym.data import conversion
+from hashgym.data.similarity import NEIGHBOURS, neighbour_labels, pair_labels, read_pairs
 from hashgym.data.splits import Split
 from hashgym.moved import keep_old_names
 from hashgym.storage.errors import DataError, describe
@@ -27,7 +29,9 @@ _FAR = 10.0  # factor from unit scale at which a warning is given
 _SAMPLE = 1_000  # training images from which the scale is estimated
 
 FROM_ARRAYS = "HashingDataset.from_arrays(features, labels=...)"
-NO_LABELS = "give it labels, or use hashers that need none: lsh, itq, sh, pca"
+NO_LABELS = (
+    "give it labels, make some by with_similarity('neighbours'), or use hashers that need none: lsh, itq, sh, pca"
+)
 REGIONS_COMMAND = (
     "`hashgym features --dataset NAME --root DIR --backbone BACKBONE --regions 5 --sigma 0.5 --train-regions 4 "
     "--out DIR`"
@@ -349,6 +353,37 @@ class HashingDataset:
             train=split.train,
             provenance={**self.provenance, **split.provenance, **counts},
         )
+
+    def with_similarity(self, similarity: str | Path, *, k: int = NEIGHBOURS, seed: int = 0) -> HashingDataset:
+        """Return the dataset with labels that are made, to learn from without classes; its own labels are ignored.
+
+        Queries and database have none of them: measure with the labels of the dataset itself, if it has any.
+
+        Args:
+            similarity: ``"neighbours"``: training images near each other are similar, see
+                :func:`hashgym.data.similarity.neighbour_labels`. Or a CSV file of similar training images, with
+                ``name,name`` on each line.
+            k: number of neighbours.
+            seed: of the neighbours that are labels, where there are more than 5,000 training images.
+
+        Raises:
+            DataError: for a file that is missing or not of this form, pairs of images that are not training images, or
+                a dataset of pixels or activations, of which neighbours are not known.
+            ValueError: for a k that is not between 2 and the number of training images.
+        """
+        if similarity == "neighbours":
+            if self.has_maps:
+                raise DataError(
+                    f"the images of {self.name!r} are pixels or activations, whose nearness says little: extract "
+                    "features without --cut, or give pairs"
+                )
+            own = neighbour_labels(np.asarray(self.features[self.train]), k, seed=seed)
+        else:
+            own = pair_labels([self.names[row] for row in self.train], read_pairs(similarity))
+        labels = np.zeros((len(self), own.shape[1]), np.uint8)
+        labels[self.train] = own
+        made = {"similarity": f"{k} neighbours" if similarity == "neighbours" else "pairs"}
+        return dataclasses.replace(self, labels=labels, label_names=(), provenance={**self.provenance, **made})
 
     def _validate(self) -> None:
         self._check_features_and_labels()

@@ -161,7 +161,7 @@ def test_without_labels(tmp_path: Path) -> None:
     for name in ("lsh", "itq", "sh", "pca"):
         hasher = hashers.make(name, bits=4).fit(made.features[made.train], made.labels[made.train])
         assert hasher.encode(made.features).shape == (N, 4)
-    message = "'mine' has no labels: give it labels, or use hashers that need none: lsh, itq, sh, pca"
+    message = r"'mine' has no labels: give it labels, make some by with_similarity\('neighbours'\), or use hashers"
     for fails in (
         lambda: gym.make("BitGroupHashing-v0", dataset=made, bits=4, group_bits=4),
         lambda: gym.make_vec("BitGroupHashing-v0", 2, dataset=made, bits=4, group_bits=4),
