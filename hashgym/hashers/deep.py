@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -89,6 +89,7 @@ class DeepHasher(Hasher):
     verbose: bool = False
 
     supervised = True
+    views: ClassVar[int] = 1  # times that each image is in a batch, under different dropout
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -193,7 +194,7 @@ class DeepHasher(Hasher):
         for step in track(range(updates), type(self).__name__, total=updates, show=self.verbose):
             while len(order) < batch_size:
                 order = torch.cat([order, torch.randperm(len(images))])
-            batch, order = order[:batch_size], order[batch_size:]
+            batch, order = order[:batch_size].repeat(self.views), order[batch_size:]
             progress = step * self.updates // updates  # in the updates of the objective's own schedule
             loss = objective(network(images.batch(batch)), batch.to(device), progress)
             optimizer.zero_grad()

@@ -18,6 +18,7 @@ HASHERS: Registry[type[Any]] = Registry(
             "hashgym.hashers.sh:SH",
             "spectral hashing (Weiss 2008): eigenfunctions along principal directions; no labels",
         ),
+        "cibhash": ("hashgym.hashers.cibhash:CIBHash", "one hidden layer, two views contrasted (Qiu 2021); no labels"),
         "sdh": ("hashgym.hashers.sdh:SDH", "codes that a linear classifier can read, bit by bit (Shen 2015)"),
         "cnnh": ("hashgym.hashers.cnnh:CNNH", "codes that factorise the similarity matrix, then a network (Xia 2014)"),
         "ninh": ("hashgym.hashers.ninh:NINH", "triplet ranking, each bit from its own slice of the layer (Lai 2015)"),

@@ -1,0 +1,164 @@
+"""How good codes are without labels: hashers that need none, and hashers and agents that learn from neighbours.
+
+    python -m benchmarks.unsupervised --features features/cifar10 features/mirflickr --jobs 2 --out DIR
+
+Labels are used for measuring alone. Methods of :data:`NEIGHBOURS` learn which training images are neighbours in feature
+space (:meth:`hashgym.data.HashingDataset.with_similarity`), all others from the features themselves. ``map_1000`` is
+mAP@1000, the sum divided by min(R, 1,000). ``float cosine`` ranks by the features that all codes are made of, without
+bits. Called again, the benchmark runs only what is missing. Settings are the methods'
+defaults; those of agents are :data:`benchmarks.common.methods.AGENTS`'s.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common.arguments import TableArgs, check_not_empty
+from benchmarks.common.cells import CONTINUES, features_name, run_cells, unfinished
+from benchmarks.common.methods import Cell, config, encode_both, fit
+from benchmarks.common.results import KEY, Estimate, Results, costs, describe, estimate, scores
+from benchmarks.limits import ranking_map
+from hashgym.console import Console, Table
+from hashgym.data import HashingDataset
+from hashgym.data.similarity import NEIGHBOURS as K
+from hashgym.data.similarity import shared_labels
+from hashgym.retrieval import evaluate
+from hashgym.terminal import command_line, parse
+
+__all__ = ["METHODS", "NEIGHBOURS", "PUBLISHED", "Args", "main", "run"]
+
+FLOAT, FIRST = "float cosine", 1_000
+NEIGHBOURS = ("noseq", "hashnet", "drlih-norec", "drlih-nca")
+METHODS = (FLOAT, "lsh", "pca", "sh", "itq", "cibhash", *NEIGHBOURS)
+# Published for CIFAR-10, mAP of the first 1,000 images by code length; VGG-16 trained from pixels, another split.
+PUBLISHED: Mapping[str, Mapping[int, float]] = {"CIBHash, VGG-16 (the paper)": {16: 0.59, 32: 0.62, 64: 0.64}}
+COLUMNS = (
+    *KEY,
+    *("map", "map_optimistic", "map_pessimistic", "map_1000"),
+    *("train_seconds", "peak_mb", "version", "revision", "config"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(TableArgs):
+    """mAP of codes that were learnt without labels."""
+
+    features: tuple[str, ...] = ("digits",)
+    """embedded datasets by name, or folders that `hashgym features` wrote, with labels"""
+    methods: tuple[str, ...] = METHODS
+    """methods to compare"""
+    bits: tuple[int, ...] = (16, 32, 64)
+    """code lengths"""
+    seeds: int = 3
+    """runs of each cell, with the seeds 0, 1, ..."""
+    out: Path = Path("runs/unsupervised")
+    """folder of results.csv"""
+
+
+def run(cell: Cell) -> dict[str, Any]:
+    """Load, train without labels and measure with them, in this process; return the row."""
+    whole = cell.load()
+    dataset = whole.standardized()
+    query, database = dataset.labels[dataset.query], dataset.labels[dataset.database]
+    if cell.method == FLOAT:
+        found = _ranked_by_cosine(dataset)
+        return {**_names(cell, whole), **found, **costs(0.0)}
+    learning = dataset.with_similarity("neighbours") if cell.method in NEIGHBOURS else dataset
+    encode, seconds = fit(cell, learning)
+    codes = encode_both(encode, dataset)
+    first = evaluate(codes[0], query, codes[1], database, topk=min(FIRST, len(database)))
+    whole_ranking = scores(evaluate(codes[0], query, codes[1], database))
+    return {**_names(cell, whole), **whole_ranking, "map_1000": first.map, **costs(seconds)}
+
+
+def _ranked_by_cosine(dataset: HashingDataset) -> dict[str, float]:
+    """Return the scores of rankings by the cosine of features."""
+    a, b = (
+        x / np.linalg.norm(x, axis=1, keepdims=True)
+        for x in (dataset.features[dataset.query], dataset.features[dataset.database])
+    )
+    relevant = shared_labels(dataset.label_words[dataset.query], dataset.label_words[dataset.database])
+    total = relevant.sum(axis=1)
+    answerable = total > 0
+    nearest = np.stack([np.argsort(-(row @ b.T), kind="stable")[:FIRST] for row in a[answerable]])
+    hits = np.take_along_axis(relevant[answerable], nearest, axis=1)
+    precision = hits.cumsum(axis=1) / np.arange(1, hits.shape[1] + 1)
+    wanted = np.minimum(total[answerable], hits.shape[1])
+    every = ranking_map(lambda rows: a[rows] @ b.T, relevant)
+    return {
+        **dict.fromkeys(("map", "map_optimistic", "map_pessimistic"), every),
+        "map_1000": float(((precision * hits).sum(axis=1) / wanted).mean()),
+    }
+
+
+def _names(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:
+    """The columns that are known before the run."""
+    which = (dataset.name, features_name(dataset), cell.method, cell.bits, cell.seed)
+    settings = {} if cell.method == FLOAT else config(cell, dataset)
+    learnt = {"similarity": f"{K} neighbours"} if cell.method in NEIGHBOURS else {}
+    return {**dict(zip(KEY, which, strict=True)), "config": describe({**settings, **learnt})}
+
+
+def main(args: Args, console: Console | None = None) -> int:
+    """Run what is missing, then print the tables; returns the number of runs that failed.
+
+    Raises:
+        ValueError: for arguments that cannot be run, before any run starts.
+    """
+    console = console or Console()
+    check_not_empty(args, "jobs", "features", "methods", "bits", "seeds")
+    datasets = {features: Cell(features, FLOAT, 0, 0).load() for features in args.features}
+    runs = [
+        Cell(features, method, bits, seed)
+        for seed in range(args.seeds)
+        for features in args.features
+        for method in args.methods
+        for bits in (args.bits if method != FLOAT else (0,))
+        if method != FLOAT or seed == 0
+    ]
+    named = {cell: _names(cell, datasets[cell.features]) for cell in runs}
+    results = Results(args.out, COLUMNS)
+
+    def finish(row: dict[str, Any]) -> str:
+        results.append(row)
+        return f"mAP {row['map']:.4f}, of the first {FIRST:,} {row['map_1000']:.4f}"
+
+    waiting = unfinished(runs, lambda cell: results.done(named[cell], replace=args.replace), results.path, console)
+    failed = run_cells(waiting, run, finish, jobs=args.jobs, executor=args.executor, console=console)
+    for which in dict.fromkeys((row["dataset"], row["features"]) for row in results.rows()):
+        console.print(_table([row for row in results.rows() if (row["dataset"], row["features"]) == which]))
+    return failed
+
+
+def _table(rows: list[dict[str, str]]) -> Table:
+    """The methods by code length: mAP of the whole ranking and of the first images, means over seeds."""
+    lengths = sorted({int(row["bits"]) for row in rows} - {0})
+    shown = Table(title=f"{rows[0]['dataset']}, {rows[0]['features']}")
+    for heading in ("method", "learns from", *(f"{bits} bits" for bits in lengths), "train s"):
+        shown.add_column(heading, justify="right" if heading not in ("method", "learns from") else "left")
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        texts = []
+        for bits in lengths if method != FLOAT else [0] * len(lengths):
+            here = [row for row in own if int(row["bits"]) == bits]
+            values = [estimate([[float(row[key]) for row in here]]) for key in ("map", "map_1000")]
+            texts.append(" / ".join(_text(value) for value in values))
+        seconds = np.mean([float(row["train_seconds"]) for row in own])
+        shown.add_row(method, "neighbours" if method in NEIGHBOURS else "features", *texts, f"{seconds:.0f}")
+    return shown
+
+
+def _text(value: Estimate) -> str:
+    """A mean with its interval, which one run does not have."""
+    return f"{value.mean:.3f}" + (f" [{value.low:.3f}, {value.high:.3f}]" if value.low == value.low else "")
+
+
+if __name__ == "__main__":
+    with command_line(CONTINUES):
+        sys.exit(min(main(parse(Args, "benchmarks.unsupervised")), 1))
