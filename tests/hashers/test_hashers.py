@@ -144,7 +144,7 @@ def test_bad_labels_are_rejected_by_name(data):
 
 
 def test_errors_for_unknown_names_and_settings_list_the_known_ones():
-    with pytest.raises(ValueError, match=r"unknown hasher .lhs. .did you mean 'lsh'.*; there are adsh, cnnh"):
+    with pytest.raises(ValueError, match=r"unknown hasher .lhs. .did you mean 'lsh'.*; there are adsh, cibhash, cnnh"):
         make("lhs")
     with pytest.raises(ValueError, match="itq has no setting margin: it has bits, seed, iterations"):
         make("itq", margin=3)

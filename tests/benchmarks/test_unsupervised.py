@@ -1,0 +1,61 @@
+"""Codes without labels, on digits: the rows, what they learn from, and the ranking by real numbers."""
+
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from benchmarks import unsupervised
+from benchmarks.common import cells
+from benchmarks.common.results import Results
+from hashgym.data.readers import digits
+
+
+def test_rows_and_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(cells, "_in_fresh_process", lambda work, cell: work(cell))  # in this process: quicker
+    methods = ("float cosine", "itq", "noseq", "drlih-nca")
+    monkeypatch.setitem(unsupervised.fit.__globals__["AGENTS"], "drlih-nca", SMALL)
+    args = unsupervised.Args(out=tmp_path, methods=methods, bits=(8,), seeds=1)
+    console = Console(record=True, width=200)
+    assert unsupervised.main(args, console) == 0
+    rows = {row["method"]: row for row in Results(tmp_path, unsupervised.COLUMNS).rows()}
+    assert list(rows) == list(methods)
+    assert rows["float cosine"]["bits"] == "0"
+    for row in rows.values():
+        assert 0 < float(row["map_pessimistic"]) <= float(row["map"]) <= float(row["map_optimistic"]) < 1
+    assert float(rows["noseq"]["map"]) > float(rows["itq"]["map"])
+    assert json.loads(rows["noseq"]["config"])["similarity"] == "20 neighbours"
+    assert "similarity" not in json.loads(rows["itq"]["config"])
+    assert "neighbours" in console.export_text()
+    monkeypatch.setattr(cells, "_in_fresh_process", lambda work, cell: pytest.fail(f"{cell} was run again"))
+    assert unsupervised.main(args, Console(record=True)) == 0
+
+
+SMALL = {"variant": "norec", "reward": "nca", "logit_scale": 3.0, "updates": 20, "num_envs": 32, "holdout": 0.0}
+
+
+def test_the_first_images_by_cosine_equal_a_loop(monkeypatch):
+    monkeypatch.setattr(unsupervised, "FIRST", 7)
+    data = digits.load().standardized()
+    unit = data.features / np.linalg.norm(data.features, axis=1, keepdims=True)
+    total = 0.0
+    for query in data.query:
+        order = sorted(range(len(data.database)), key=lambda j: -float(unit[query] @ unit[data.database[j]]))
+        relevant = [bool((data.labels[query] & data.labels[data.database[j]]).any()) for j in order]
+        hits, found = 0, 0.0
+        for rank, right in enumerate(relevant[:7], 1):
+            if right:
+                hits += 1
+                found += hits / rank
+        total += found / min(sum(relevant), 7)
+    score = unsupervised._ranked_by_cosine(data)
+    assert score["map_1000"] == pytest.approx(total / len(data.query), abs=1e-4)
+    assert score["map"] < score["map_1000"]
+
+
+def test_bad_arguments_stop_before_anything_runs(tmp_path):
+    for change, message in (({"seeds": 0}, "seeds must be"), ({"methods": ("itk",)}, "did you mean 'itq'")):
+        with pytest.raises(ValueError, match=message):
+            unsupervised.main(unsupervised.Args(**{"out": tmp_path, "bits": (8,), **change}))
+    assert not list(tmp_path.iterdir())
