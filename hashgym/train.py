@@ -20,7 +20,7 @@ import tyro
 from hashgym.checks import closest
 from hashgym.terminal import arguments
 
-__all__ = ["AGENTS", "HASHER", "Fitting", "fit", "read"]
+__all__ = ["AGENTS", "HASHER", "Fitting", "find_agent", "fit", "read"]
 
 H = TypeVar("H")
 
@@ -58,7 +58,7 @@ def read(words: Sequence[str]) -> Callable[[], Any]:
     if name.startswith("-"):
         raise ValueError(f"got {name} before the agent or hasher: write `hashgym train NAME {name} ...`")
     if name in AGENTS:
-        agent = _agent(name)
+        agent = find_agent(name)
         return functools.partial(agent.main, agent.command(rest, prog=f"hashgym train {name}"))
     if name not in HASHERS:
         known = [*AGENTS, *available()]
@@ -123,7 +123,7 @@ def fit(job: Fitting[Any]) -> Any:
     return result
 
 
-def _agent(name: str) -> ModuleType:
+def find_agent(name: str) -> ModuleType:
     """Import an agent: from the installed package, or from the checkout that this package lies in.
 
     Raises:

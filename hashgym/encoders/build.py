@@ -22,6 +22,7 @@ from hashgym.encoders.encoder import Encoder, load_encoder
 from hashgym.moved import keep_old_names
 from hashgym.storage.atomic import atomic_write
 from hashgym.storage.errors import DataError
+from hashgym.train import find_agent
 
 if TYPE_CHECKING:
     from hashgym.encoders.write import Agreement
@@ -36,6 +37,10 @@ Train = Literal["split", "all"]
 COMPARED, COMPARED_MAPS = 10_000, 1_000  # most images whose codes are compared: networks of activations are slower
 _NUMBERS = 1 << 28  # most numbers of activations that are compared
 POLICY = "policy.onnx"
+
+NEIGHBOURS = "neighbours"
+# Learns from neighbours, best of the methods without labels in benchmarks.unsupervised.
+AGENT: Mapping[str, Any] = {"variant": "norec", "reward": "nca", "logit_scale": 3.0, "updates": 1000, "num_envs": 128}
 
 
 @dataclass(frozen=True)
@@ -124,34 +129,48 @@ def build_encoder(
 
 
 def fit_encoder(
-    dataset: HashingDataset, backbone: Backbone, out: str | Path, hasher: str = "itq", *, bits: int, seed: int = 0
+    dataset: HashingDataset,
+    backbone: Backbone,
+    out: str | Path,
+    method: str = NEIGHBOURS,
+    *,
+    bits: int,
+    seed: int = 0,
+    progress: bool = False,
 ) -> Encoder:
-    """Fit a hasher to all images of a dataset, and write it behind its backbone as an encoder of pictures.
+    """Fit a hash function without labels to all images of a dataset, and write it with its backbone as one file.
 
     Args:
         dataset: the features as extracted.
         backbone: extracted them.
         out: the file to write; an existing encoder is replaced.
-        hasher: the name of a hasher.
-        bits: q, the length of its codes.
-        seed: of the hasher.
+        method: the name of a hasher that needs no labels, or ``"neighbours"``: the agent ``norec`` of
+            ``agents.drlih`` learns which images are neighbours.
+        bits: q, the length of the codes.
+        seed: of the method.
+        progress: whether to show the agent's progress bar.
 
     Returns:
         The same without its backbone: an encoder of features.
 
     Raises:
-        ValueError: for data that the hasher cannot learn from, a backbone without an ONNX form, or an encoder whose
+        ValueError: for data that the method cannot learn from, a backbone without an ONNX form, or an encoder whose
             bits differ from the hasher's.
     """
     from hashgym.encoders.write import add_backbone
 
-    extracted = _train_on_all(dataset, labelled=hashers.make(hasher).supervised)
+    extracted = _train_on_all(dataset, labelled=False)
     scaled = extracted.standardized()
-    fitted = hashers.fitted(hasher, scaled, bits=bits, seed=seed)
     with tempfile.TemporaryDirectory() as work:
-        head = Path(work) / "head.onnx"
-        write_hasher(head, fitted, scaled, "all")
-        _compare(head, fitted, extracted, scaled, hasher, None)
+        head = Path(work) / POLICY
+        if method == NEIGHBOURS:
+            agent = find_agent("drlih")
+            args = agent.Args(**AGENT, bits=bits, seed=seed, holdout=0.0)
+            agent.train(scaled.with_similarity("neighbours", seed=seed), args, out=Path(work), progress=progress)
+        else:
+            fitted = hashers.fitted(method, scaled, bits=bits, seed=seed)
+            write_hasher(head, fitted, scaled, "all")
+            _compare(head, fitted, extracted, scaled, method, None)
         add_backbone(head, out, backbone)
         return load_encoder(head)
 

@@ -175,7 +175,7 @@ def update_codes(
             return _Encoding.open(Path(encoder), settings.bits, each)
         if CODES.matches(target):
             return _Encoding.open(target / ENCODER, None, each)
-        return replace(encoder, threads=each)
+        return replace(encoder, threads=each, progress=settings.progress)
 
     own = coder()
     root, names, passed = list_places(images, settings.follow_links, settings.exclude)

@@ -25,30 +25,34 @@ if TYPE_CHECKING:
 
 __all__ = ["EncoderFit"]
 
-MOST = 20_000  # pictures that a hasher is fitted to: more change its codes little, and need memory
+ENOUGH = 1_000  # pictures whose neighbours say something
+MOST = (20_000, 5_000)  # pictures that a hasher is fitted to, and the agent that learns neighbours: for memory and time
 _ROWS = 8192  # features that are encoded at once
 
 
 @dataclass(frozen=True)
 class EncoderFit:
-    """An encoder that is still to be fitted: a backbone, and a hasher that needs no labels.
+    """An encoder that is still to be fitted: a backbone, and a hash function that needs no labels.
 
-    The features of all pictures are computed once. The hasher is fitted to them, or to a random 20,000 of them, and
-    then gives all of them their codes.
+    The features of all pictures are computed once. The hash function is fitted to them, or to a random part of them,
+    and then gives all of them their codes.
 
     Attributes:
         backbone: computes the features; it needs an ONNX form.
         bits: q, the length of the codes.
-        hasher: the name of a hasher; None for ``itq``, or ``lsh`` where there are too few different pictures for it.
-        seed: of the hasher, and of the pictures that it is fitted to.
+        method: of :func:`hashgym.encoders.build.fit_encoder`; None for ``neighbours`` of 1,000 pictures or more,
+            ``itq`` of fewer, and ``lsh`` where too few of them differ.
+        seed: of the method, and of the pictures that it is fitted to.
         threads: of the network; None for ``OMP_NUM_THREADS``, or all cores.
+        progress: whether to show a progress bar.
     """
 
     backbone: Backbone
     bits: int = 64
-    hasher: str | None = None
+    method: str | None = None
     seed: int = 0
     threads: int | None = None
+    progress: bool = False
 
     def __post_init__(self) -> None:
         check_integer("bits", self.bits)
@@ -60,8 +64,8 @@ class EncoderFit:
     @property
     def identity(self) -> dict[str, Any]:
         """What must be equal for a job to be resumed."""
-        hasher = {"hasher": self.hasher, "bits": self.bits, "seed": self.seed}
-        return {"encoder": "", "fit": {**hasher, "backbone": self.backbone.provenance}}
+        fit = {"method": self.method, "bits": self.bits, "seed": self.seed}
+        return {"encoder": "", "fit": {**fit, "backbone": self.backbone.provenance}}
 
     @property
     def arrays(self) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -79,19 +83,20 @@ class EncoderFit:
         return {"features": np.concatenate(found)}
 
     def finish(self, folder: Path) -> tuple[Encoder, dict[str, NDArray[Any]]]:
-        """Fit the hasher to the features in a folder, and write the encoder there as ``encoder.onnx``.
+        """Fit the hash function to the features in a folder, and write the encoder there as ``encoder.onnx``.
 
         Returns:
             The encoder of pictures, and the arrays ``words`` and ``kept`` of all pictures.
 
         Raises:
-            ValueError: for pictures that the hasher cannot learn from.
+            ValueError: for pictures that the method cannot learn from.
         """
-        from hashgym.encoders.build import fit_encoder
+        from hashgym.encoders.build import NEIGHBOURS, fit_encoder
 
         features, target = map_array(folder / "features.npy"), folder / "encoder.onnx"
         n = len(features)
-        rows = np.sort(np.random.default_rng(self.seed).permutation(n)[:MOST])
+        method = self.method or (NEIGHBOURS if n >= ENOUGH else "itq")
+        rows = np.sort(np.random.default_rng(self.seed).permutation(n)[: MOST[method == NEIGHBOURS]])
         every = np.arange(len(rows))
         dataset = HashingDataset(
             name="photos",
@@ -102,11 +107,11 @@ class EncoderFit:
             train=every,
             provenance={"backbone": self.backbone.provenance},
         )
-        fit = {"bits": self.bits, "seed": self.seed}
+        fit: dict[str, Any] = {"bits": self.bits, "seed": self.seed, "progress": self.progress}
         try:
-            head = fit_encoder(dataset, self.backbone, target, self.hasher or "itq", **fit)
+            head = fit_encoder(dataset, self.backbone, target, method, **fit)
         except ValueError:
-            if self.hasher is not None:
+            if self.method is not None:
                 raise
             head = fit_encoder(dataset, self.backbone, target, "lsh", **fit)
         parts = [head.encode(np.asarray(features[start : start + _ROWS])) for start in range(0, n, _ROWS)]

@@ -11,9 +11,10 @@ import pytest
 from hashgym import codes, hashers, load_encoder
 from hashgym.data import DataError, HashingDataset
 from hashgym.data.pictures import open_image
+from hashgym.encoders import build
 from hashgym.features import make
+from hashgym.gallery import fit, index_photos, open_codes, open_gallery
 from hashgym.gallery import index as index_module
-from hashgym.gallery import index_photos, open_codes, open_gallery
 from hashgym.gallery.encode import EncodingSettings
 from hashgym.gallery.fit import EncoderFit
 from tests.gallery.small import content, write_encoder, write_pictures
@@ -127,6 +128,23 @@ def test_new_photos_between_a_stopped_run_and_the_next(tmp_path, monkeypatch):
     write_pictures(photos, ["august/new.png"], first=100)
     assert index(photos, out).new == 41
     assert len(contents(out)[0]) == 41
+
+
+def test_many_photos_have_an_agent_that_learns_their_neighbours(tmp_path, monkeypatch):
+    monkeypatch.setattr(fit, "ENOUGH", 40)
+    monkeypatch.setattr(build, "AGENT", {**build.AGENT, "updates": 20, "num_envs": 16})
+    photos = write_pictures(tmp_path / "photos", NAMES)
+    index(photos, tmp_path / "index")
+    encoder = load_encoder(tmp_path / "index" / "codes" / "encoder.onnx")
+    assert encoder.metadata["source"]["agent"] == "drlih"
+    found = open_codes(tmp_path / "index" / "codes")
+    own = np.stack([encoder.encode_pictures(encoder.prepare(open_image(photos / name))).words[0] for name in NAMES])
+    np.testing.assert_array_equal(own, found.words[[found.names.index(name) for name in NAMES]])
+    before = content(tmp_path / "index" / "codes")
+    index(photos, tmp_path / "again")
+    assert comparable(tmp_path / "again" / "codes") == {
+        name: data for name, data in before.items() if not name.endswith(("meta.json", ".hashgym"))
+    }
 
 
 @pytest.mark.parametrize("count", [1, 2, 12])
