@@ -131,15 +131,16 @@ def test_new_photos_between_a_stopped_run_and_the_next(tmp_path, monkeypatch):
 
 
 def test_many_photos_have_an_agent_that_learns_their_neighbours(tmp_path, monkeypatch):
-    monkeypatch.setattr(fit, "ENOUGH", 40)
+    monkeypatch.setattr(fit, "ENOUGH", 150)
     monkeypatch.setattr(build, "AGENT", {**build.AGENT, "updates": 20, "num_envs": 16})
-    photos = write_pictures(tmp_path / "photos", NAMES)
+    names = [f"{i}.png" for i in range(150)]
+    photos = write_pictures(tmp_path / "photos", names)
     index(photos, tmp_path / "index")
     encoder = load_encoder(tmp_path / "index" / "codes" / "encoder.onnx")
     assert encoder.metadata["source"]["agent"] == "drlih"
     found = open_codes(tmp_path / "index" / "codes")
-    own = np.stack([encoder.encode_pictures(encoder.prepare(open_image(photos / name))).words[0] for name in NAMES])
-    np.testing.assert_array_equal(own, found.words[[found.names.index(name) for name in NAMES]])
+    own = np.stack([encoder.encode_pictures(encoder.prepare(open_image(photos / name))).words[0] for name in names])
+    np.testing.assert_array_equal(own, found.words[[found.names.index(name) for name in names]])
     before = content(tmp_path / "index" / "codes")
     index(photos, tmp_path / "again")
     assert comparable(tmp_path / "again" / "codes") == {
