@@ -237,7 +237,7 @@ class Gallery:
         """Return the images nearest to one of the index, without that one, by its own code; no picture is read.
 
         Args:
-            name: name of an image, as in :attr:`names`.
+            name: name of an image, as in ``names``.
             k: number of images at most; None for all within the radius.
             radius: largest Hamming distance; None for any distance.
 
