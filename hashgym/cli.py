@@ -40,7 +40,8 @@ The dataset `digits` is embedded and needs no extraction.
 
 Search your own photos, without labels:
 `hashgym index PHOTOS --out INDEX` makes them searchable, and updates the index when it is run again,
-`hashgym search INDEX photo.jpg --html out.html` finds the nearest, `hashgym serve INDEX` does so in a browser.
+`hashgym search INDEX photo.jpg --html out.html` finds the nearest, `hashgym serve INDEX` does so in a browser,
+`hashgym duplicates INDEX` lists groups of photos that look alike.
 
 The same with a hasher or a run that was trained on your features:
 `hashgym export RUN --out encoder.onnx` writes it as one file, an encoder,
@@ -664,6 +665,7 @@ def search(
     *,
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10,
     radius: int | None = None,
+    rerank: Literal["margins"] | None = None,
     json: Flag = False,
     html: str | None = None,
     root: str | None = None,
@@ -675,9 +677,13 @@ def search(
 
     Args:
         index: a folder that `hashgym index` wrote.
-        photo: the picture to search for; it need not be in the index.
+        photo: the file of a picture, which need not be in the index; or, if there is no such file, the name of a
+            picture of the index as a search shows it. Its own code is then the query, no picture is read, and the
+            results leave it out.
         k: number of pictures to find, at most.
         radius: largest Hamming distance, in bits.
+        rerank: margins ranks the nearest pictures again, by the sum of the query's margins over the bits in which the
+            codes differ; the first 10 times as many as wanted, 100 at least.
         json: write JSON and nothing else to the standard output.
         html: also write a page, one file with thumbnails and the regions that matched. Only such a page is overwritten.
         root: the folder where the pictures are now, if they were moved.
@@ -693,12 +699,22 @@ def search(
 
     if html is not None:
         page.require_writable(html)
-    _check_search(index, photo)
-    picture = open_image(Path(photo))
+    picture = open_image(Path(photo)) if _is_file(index, photo) else None
     with open_gallery(index, root, uri) as gallery:
-        matches = gallery.search(picture, k, radius)
+        if picture is not None:
+            name, matches = Path(photo).name, gallery.search(picture, k, radius, rerank)
+        elif (row := gallery.names.row(photo)) is None:
+            raise ValueError(
+                f"the photo {photo} does not exist: name the index, then the file of a photo, or the name of a picture "
+                f"of the index{gallery.names.suggestion(photo)}"
+            )
+        elif rerank is not None:
+            raise ValueError("--rerank needs the file of a photo, as an index keeps no margins: name one")
+        else:
+            name, matches = photo, gallery.search_name(photo, k, radius)
+            picture = None if html is None else page.indexed_picture(gallery, int(gallery.ids[row]))
         if html is not None:
-            page.write(page.results(gallery, picture, matches, Path(photo).name), html)
+            page.write(page.results(gallery, picture, matches, name), html)
     if json:
         _print_json(
             {
@@ -711,6 +727,7 @@ def search(
                         "name": match.name,
                         "path": None if match.path is None else str(match.path),
                         "distance": match.distance,
+                        **({} if rerank is None else {"weighted": match.weighted}),
                         "region": REGIONS[match.region],
                         "box": match.box,
                     }
@@ -720,18 +737,27 @@ def search(
         )
         return
     if not matches:
-        _print(f"none of {len(gallery):,} pictures is within {radius} bits: increase --radius, or leave it out")
+        if radius is None:
+            _print("there is no other picture in the index")
+        else:
+            _print(f"none of {len(gallery):,} pictures is within {radius} bits: increase --radius, or leave it out")
     else:
-        table = _table("rank", "distance", "picture", "region that matched")
+        weighted = () if rerank is None else ("weighted",)
+        table = _table("rank", "distance", *weighted, "picture", "region that matched")
         for rank, match in enumerate(matches, 1):
-            table.add_row(str(rank), str(match.distance), printable(match.name), REGIONS[match.region])
+            weight = () if match.weighted is None else (f"{match.weighted:.4f}",)
+            table.add_row(str(rank), str(match.distance), *weight, printable(match.name), REGIONS[match.region])
         _print(table)
     if html is not None:
         _say(_styled(html, "green"), " shows these pictures.")
 
 
-def _check_search(index: str, photo: str) -> None:
-    """Raise ValueError if an argument of `hashgym search` does not exist, or the two are in the wrong order."""
+def _is_file(index: str, photo: str) -> bool:
+    """Return whether the photo of `hashgym search` is a file; otherwise it may be a name in the index.
+
+    Raises:
+        ValueError: if the index does not exist, or the two are in the wrong order.
+    """
     if os.path.isdir(photo) and not os.path.isdir(index):
         missing = "" if os.path.exists(index) else f", and there is no file {index}"
         raise ValueError(
@@ -740,8 +766,85 @@ def _check_search(index: str, photo: str) -> None:
         )
     if not os.path.exists(index):
         raise ValueError(f"the index {index} does not exist: name the folder that `hashgym index` wrote, then a photo")
-    if not os.path.exists(photo):
-        raise ValueError(f"the photo {photo} does not exist: name the index, then the file of a photo")
+    return os.path.exists(photo)
+
+
+def duplicates(
+    index: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")],
+    /,
+    *,
+    radius: int = 2,
+    json: Flag = False,
+    html: str | None = None,
+    root: str | None = None,
+    uri: str | None = None,
+) -> None:
+    """List groups of pictures in an index that look alike: their codes are near each other. Nothing is deleted.
+
+    Near codes do not prove that files are equal. In each group the largest picture (most pixels, then most bytes) and
+    the one that was changed the longest ago are marked.
+
+    Example: `hashgym duplicates INDEX --radius 2 --html alike.html`.
+
+    Args:
+        index: a folder that `hashgym index` wrote.
+        radius: largest Hamming distance of two pictures that are put into one group, in bits; 0 for equal codes.
+        json: write JSON and nothing else to the standard output.
+        html: also write a page, one file with thumbnails. Only such a page is overwritten.
+        root: the folder where the pictures are now, if they were moved.
+        uri: the Milvus server that the index is on, as for `hashgym search`.
+    """
+    from hashgym.gallery import find_duplicates, open_gallery, page
+
+    if html is not None:
+        page.require_writable(html, "duplicates")
+    with open_gallery(index, root, uri) as gallery:
+        groups = find_duplicates(gallery, radius, progress=not json and sys.stdout.isatty())
+        if html is not None:
+            page.write(page.duplicates(gallery, groups, radius), html)
+    if json:
+        _print_json(
+            {
+                "radius": radius,
+                "bits": gallery.encoder.bits,
+                "images": len(gallery),
+                "groups": [
+                    {
+                        "pictures": [
+                            {
+                                "id": picture.id,
+                                "name": picture.name,
+                                "path": None if picture.path is None else str(picture.path),
+                                "width": picture.size[0],
+                                "height": picture.size[1],
+                                "bytes": picture.bytes,
+                                "modified": picture.modified,
+                                "largest": picture.largest,
+                                "oldest": picture.oldest,
+                            }
+                            for picture in group.pictures
+                        ]
+                    }
+                    for group in groups
+                ],
+            }
+        )
+        return
+    if not groups:
+        _print(f"no two of {counted(len(gallery), 'picture')} have codes within {counted(radius, 'bit')} of each other")
+    else:
+        table = _table("group", "picture", "pixels", "kB", "changed", "")
+        for number, group in enumerate(groups, 1):
+            for picture in group.pictures:
+                size = "unknown" if picture.bytes is None else f"{picture.bytes / 1000:,.1f}"
+                table.add_row(
+                    *(str(number), printable(picture.name), f"{picture.size[0]} x {picture.size[1]}", size),
+                    *(picture.time or "unknown", ", ".join(picture.marks)),
+                )
+        alike = counted(sum(map(len, groups)), "picture")
+        _print(table, f"{counted(len(groups), 'group')} of {alike} that look alike, of {len(gallery):,}")
+    if html is not None:
+        _say(_styled(html, "green"), " shows these pictures.")
 
 
 def serve(
@@ -789,6 +892,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "encode": encode,
     "index": index,
     "search": search,
+    "duplicates": duplicates,
     "serve": serve,
 }
 

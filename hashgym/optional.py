@@ -19,6 +19,7 @@ EXTRAS = {  # module: the extra of hashgym that installs it; other modules are d
     "numba": "speed",
     "onnx": "onnx",
     "onnxruntime": "onnx",
+    "pillow_heif": "heif",
     "pymilvus": "milvus",
     "ray": "ray",
     "sb3_contrib": "contrib",

@@ -76,13 +76,13 @@ def test_features_prints_the_split_and_the_skipped_files(photos, tmp_path, capsy
         for i in range(4):
             name = f"{part}/{kind}/{i}.png"
             (tmp_path / "set" / name).write_bytes((photos / kind / f"{i}.png").read_bytes())
-    (tmp_path / "set" / "Train" / "cat" / "9.heic").touch()
+    (tmp_path / "set" / "Train" / "cat" / "9.jxl").touch()
     (tmp_path / "set" / "Train" / "cat" / "8.txt").touch()
     (tmp_path / "set" / "Train" / "bird").symlink_to(photos / "cat")
     cli.main(words(tmp_path / "set", tmp_path / "out", "--exclude", "3.png", "--exclude", "*/dog/2.*"))
     output = flat(capsys.readouterr().out)
     assert "in folders for the parts of a split: Train, test, val" in output
-    assert "2 files that are not read: 1 .heic (pictures of a format that is not read here" in output
+    assert "2 files that are not read: 1 .jxl (pictures of a format that is not read here" in output
     assert "1 link (--follow-links follows them); 6 by --exclude" in output
     assert "cat: 0 queries, 3 to train, 3 in the database dog: 2 queries, 2 to train, 2 in the database" in output
     assert "3 validation images held out" in output
@@ -91,7 +91,7 @@ def test_features_prints_the_split_and_the_skipped_files(photos, tmp_path, capsy
     data = cache.open_cache(tmp_path / "followed")
     assert data.label_names == ("bird", "cat", "dog")
     assert data.provenance["split"] == "given"
-    assert "1 .heic" in data.provenance["passed_over"]
+    assert "1 .jxl" in data.provenance["passed_over"]
 
 
 def test_a_class_too_small_for_a_split_is_named(photos, tmp_path, capsys):

@@ -314,6 +314,99 @@ def test_search_in_a_table_json_and_html(place, tmp_path, capsys):
     assert "pictures is within 0 bits" in output or "1 0" in output
 
 
+def test_search_by_the_name_of_an_indexed_picture(place, tmp_path, monkeypatch, capsys):
+    gallery = open_gallery(place / "index")
+    wanted = [(match.name, match.distance) for match in gallery.search_name("dog/5.png", 3)]
+    answer = json.loads(says(["search", place / "index", "dog/5.png", "-k", 3, "--json"], capsys))
+    assert answer["query"] == "dog/5.png"
+    assert [(match["name"], match["distance"]) for match in answer["matches"]] == wanted
+    assert "dog/5.png" not in {match["name"] for match in answer["matches"]}
+    page = tmp_path / "out.html"
+    assert f"1 {wanted[0][1]} {wanted[0][0]} whole" in says(
+        ["search", place / "index", "dog/5.png", "--html", page], capsys
+    )
+    assert "Nearest to dog/5.png" in page.read_text()
+    assert 'alt="the query"' in page.read_text()
+    photos = shutil.copytree(place / "photos", tmp_path / "photos")
+    (photos / "dog" / "5.png").unlink()  # is not read, and cannot be shown
+    moved = ["search", place / "index", "dog/5.png", "--root", photos, "--html", page, "--json"]
+    assert len(json.loads(says(moved, capsys))["matches"]) == 10
+    assert 'alt="the query"' not in page.read_text()
+    (tmp_path / "dog").mkdir()
+    shutil.copyfile(place / "photos" / "cat" / "3.png", tmp_path / "dog" / "5.png")
+    monkeypatch.chdir(tmp_path)  # a file of that name wins
+    assert "1 0 cat/3.png whole" in says(["search", place / "index", "dog/5.png"], capsys)
+
+
+def test_search_ranks_again_by_margins(place, capsys):
+    photo = place / "photos" / "dog" / "5.png"
+    search = ["search", place / "index", photo, "-k", 40, "--rerank", "margins"]
+    assert "rank distance weighted picture region that matched 1 0 0.0000 dog/5.png whole" in says(search, capsys)
+    answer = json.loads(says([*search, "--json"], capsys))["matches"]
+    wanted = open_gallery(place / "index").search(photo, 40, rerank="margins")
+    assert [(match["id"], match["distance"], match["weighted"]) for match in answer] == [
+        (match.id, match.distance, match.weighted) for match in wanted
+    ]
+    assert [match["distance"] for match in answer] != sorted(match["distance"] for match in answer)
+
+
+def test_duplicates_in_a_table_json_and_html(place, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    for i in range(4):
+        (photos / "sub").mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(place / "photos" / "cat" / f"{i}.png", photos / f"{i}.png")
+    shutil.copyfile(place / "photos" / "cat" / "2.png", photos / "sub" / "copy [old].png")
+    Image.open(photos / "2.png").resize((24, 18), Image.Resampling.NEAREST).save(photos / "sub" / "large.png")
+    for i, file in enumerate(sorted(photos.rglob("*.png"))):
+        os.utime(file, (1_500_000_000 + i,) * 2)
+    says(["encode", place / "encoder.onnx", photos, "--out", tmp_path / "codes"], capsys)
+    says(["index", tmp_path / "codes", "--out", tmp_path / "index", "--backend", "brute-force"], capsys)
+    before = content(photos)
+    words = ["duplicates", tmp_path / "index", "--radius", 0]
+    output = says([*words, "--html", tmp_path / "alike.html"], capsys)
+    assert output.startswith("group picture pixels kB changed 1 2.png 12 x 9 0.4")
+    assert "1 sub/copy [old].png 12 x 9" in output
+    assert re.search(r"1 sub/large\.png 24 x 18 [0-9.]+ 2017-07-1[345] [0-9:]{8} largest", output)
+    assert "1 group of 3 pictures that look alike, of 6" in output
+    assert "alike.html shows these pictures." in output
+    assert (tmp_path / "alike.html").read_text().count("<figure>") == 3
+    answer = json.loads(says([*words, "--json", "--html", tmp_path / "alike.html"], capsys))
+    assert {key: answer[key] for key in ("radius", "bits", "images")} == {"radius": 0, "bits": 12, "images": 6}
+    (group,) = answer["groups"]
+    assert group["pictures"][0] == {
+        "id": 2,
+        "name": "2.png",
+        "path": str(photos / "2.png"),
+        "width": 12,
+        "height": 9,
+        "bytes": (photos / "2.png").stat().st_size,
+        "modified": 1_500_000_002.0,
+        "largest": False,
+        "oldest": True,
+    }
+    (photos / "sub" / "large.png").unlink()
+    assert "sub/large.png 24 x 18 unknown unknown" in says(words, capsys)
+    (photos / "sub" / "large.png").write_bytes(before["sub/large.png"])
+    assert content(photos) == before
+    (tmp_path / "page.html").write_text("<html>mine</html>")
+    assert "is not a page of duplicates" in fails([*words, "--html", tmp_path / "page.html"], capsys)
+    assert "radius must be at most 12, got 13" in fails(["duplicates", tmp_path / "index", "--radius", 13], capsys)
+    assert "radius must be at least 0" in fails(["duplicates", tmp_path / "index", "--radius", -1], capsys)
+    assert "is not an index" in fails(["duplicates", tmp_path / "codes"], capsys)
+    says(["index", "--out", tmp_path / "index", "--remove", "sub/copy [old].png", "sub/large.png"], capsys)
+    output = says([*words, "--html", tmp_path / "alike.html"], capsys)
+    assert "no two of 4 pictures have codes within 0 bits of each other" in output
+    assert "<figure>" not in (tmp_path / "alike.html").read_text()
+
+
+def test_the_radius_of_duplicates_is_that_of_python():
+    import inspect
+
+    from hashgym.gallery import duplicates
+
+    assert inspect.signature(cli.duplicates).parameters["radius"].default == duplicates.RADIUS
+
+
 def test_search_overwrites_no_page_of_others(place, tmp_path, capsys):
     (tmp_path / "page.html").write_text("<html>mine</html>")
     words = ["search", place / "index", tmp_path / "none.png", "--html", tmp_path / "page.html"]
@@ -360,6 +453,8 @@ def test_search_rejects(place, tmp_path, capsys):
     (tmp_path / "letter.jpg").write_text("no picture")
     for args, message in [
         ([place / "index", tmp_path / "none.jpg"], "none.jpg does not exist: name the index, then the file"),
+        ([place / "index", "dog/55.png"], "or the name of a picture of the index (did you mean 'dog/5.png'?)"),
+        ([place / "index", "dog/5.png", "--rerank", "margins"], "--rerank needs the file of a photo"),
         ([tmp_path / "none", photo], "none does not exist: name the folder that `hashgym index` wrote"),
         (
             [tmp_path / "none.jpg", place / "index"],
@@ -409,7 +504,7 @@ def test_the_search_side_needs_no_torch(place, tmp_path):
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("command", ["export", "encode", "index", "search", "serve"])
+@pytest.mark.parametrize("command", ["export", "encode", "index", "search", "duplicates", "serve"])
 def test_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main([command, "--help"])

@@ -8,24 +8,30 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from hashgym.checks import counted
+from hashgym.optional import install_command
 from hashgym.storage.errors import DataError
 from hashgym.storage.job_store import JOURNAL
 from hashgym.storage.owned import MARKER
 
 __all__ = [
+    "HEIF_SUFFIXES",
     "IMAGE_SUFFIXES",
     "Listing",
     "find",
     "folder",
     "is_excluded",
+    "is_heic",
     "is_own",
     "is_system",
     "list_images",
     "looks_like_image",
     "natural",
+    "reads_heif",
     "require_all",
     "resolved",
     "stamp",
@@ -38,11 +44,13 @@ IMAGE_SUFFIXES = frozenset(
         *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
     }
 )
-UNREAD = frozenset(  # common picture formats that are not read
-    {".heic", ".heif", ".jp2", ".j2k", ".jxl", ".psd", ".svg", ".tga", ".ico"}
+HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})  # read where pillow-heif is installed
+UNREAD = HEIF_SUFFIXES | frozenset(  # common picture formats that are not read
+    {".jp2", ".j2k", ".jxl", ".psd", ".svg", ".tga", ".ico"}
     | {".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"}
 )
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")  # WebP's is in two parts
+HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})  # after b"ftyp"
 SYSTEM = frozenset(  # files and folders that systems, synchronisation and archives leave among pictures
     {"@eadir", "__macosx", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
     | {"thumbs.db", "ehthumbs.db", "desktop.ini"}
@@ -125,7 +133,8 @@ class Listing:
 def list_images(path: Path, below: str = "", *, follow_links: bool = False, exclude: Sequence[str] = ()) -> Listing:
     """List the image files in a folder and its subfolders; the folder itself may be a link.
 
-    Images are recognised by extension, or by their first bytes if they have none. Hidden files and folders, folders
+    Images are recognised by extension, or by their first bytes if they have none; HEIC and HEIF only
+    where pillow-heif is installed. Hidden files and folders, folders
     that systems add (``@eaDir``, ``__MACOSX``, ...) and those that hashgym wrote are skipped.
 
     Args:
@@ -171,7 +180,8 @@ def looks_like_image(path: Path) -> bool:
     """Return whether a file is an image by its extension or, without one, its first bytes; never for hidden files."""
     suffix = os.path.splitext(path.name)[1].lower()
     if path.name.startswith(".") or suffix:
-        return not path.name.startswith(".") and suffix in IMAGE_SUFFIXES
+        is_known = suffix in IMAGE_SUFFIXES or (suffix in HEIF_SUFFIXES and reads_heif())
+        return is_known and not path.name.startswith(".")
     try:
         if not path.is_file():  # opening a pipe may block forever
             return False
@@ -179,7 +189,20 @@ def looks_like_image(path: Path) -> bool:
             start = file.read(16)
     except OSError:
         return False
+    if is_heic(start):
+        return reads_heif()
     return start.startswith(SIGNATURES) or (start[:4], start[8:12]) == (b"RIFF", b"WEBP")
+
+
+def is_heic(start: bytes) -> bool:
+    """Return whether a file with these first bytes, 12 or more, is a HEIC."""
+    return start[4:8] == b"ftyp" and start[8:12] in HEIC_BRANDS
+
+
+@cache
+def reads_heif() -> bool:
+    """Return whether pillow-heif is installed, so that HEIC and HEIF files are pictures that can be read."""
+    return find_spec("pillow_heif") is not None
 
 
 def is_excluded(name: str, patterns: Sequence[str]) -> bool:
@@ -275,6 +298,8 @@ def is_own(folder: Path) -> bool:
 
 def _kind(suffix: str, count: int) -> str:
     """Describe a number of files of an extension."""
+    if suffix in HEIF_SUFFIXES:
+        return f"{count:,} {suffix} (pictures that `{install_command('pillow_heif')}` makes readable)"
     if suffix in UNREAD - IMAGE_SUFFIXES:
         return f"{count:,} {suffix} (pictures of a format that is not read here: convert them to JPEG)"
     return f"{count:,} {suffix or 'without extension'}"

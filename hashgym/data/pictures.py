@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import re
 import struct
@@ -13,7 +14,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
 
-from hashgym.data.image_files import resolved, stamp
+from hashgym.data.image_files import is_heic, resolved, stamp
+from hashgym.optional import install_command
 from hashgym.storage.errors import DataError
 from hashgym.storage.reading import open_regular
 
@@ -23,8 +25,10 @@ if TYPE_CHECKING:
 __all__ = ["BACKGROUND", "OpenImage", "open_image", "to_rgb"]
 
 # For other formats Pillow starts programs, or its decoders are little tested. JPEG includes MPO, whose first
-# picture is read. AVIF is read if Pillow was built with it, as its wheels are since 11.3.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP", "AVIF")
+# picture is read. AVIF is read if Pillow was built with it, as its wheels are since 11.3, HEIF (and HEIC, which is one)
+# if pillow-heif is installed.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP", "AVIF", "HEIF")
+MODULES = {"AVIF": "PIL._avif", "HEIF": "pillow_heif"}  # that read some of the formats
 BACKGROUND = "white"  # below transparent pixels, so that pictures that look the same on white get the same code
 MAX_BYTES = 512 * 2**20  # of a file: the largest valid pictures are uncompressed, about 5 bytes per pixel
 MAX_PIXELS = 80_000_000  # 320 MB decoded; a larger picture counts as a decompression bomb
@@ -60,7 +64,9 @@ def open_image(
       This also bounds BMP with run-length encoding (half a million runs) and binary PPM whose largest value is not 255
       (a million pixels), which Pillow decodes in Python;
     - a PPM written as text has at most a million pixels, 16 MB and 64 comments;
-    - a TIFF has at most 200,000 strips or tiles.
+    - a TIFF has at most 200,000 strips or tiles;
+    - of a HEIF, every part that its headers declare, and all tiles of the picture together, have at most
+      ``max_pixels``; its picture is decoded in the size that is declared, or is an error.
 
     Args:
         source: a file, its bytes, or a stream of bytes.
@@ -71,13 +77,13 @@ def open_image(
             whichever is the smallest that is large enough, which takes less time.
 
     Returns:
-        A picture without metadata. Decoding takes about 5 bytes of memory per pixel, 9 if the picture is turned or has
-        transparent pixels, 16 for WebP.
+        A picture without metadata. Decoding takes about 5 bytes of memory per pixel, 9 if the picture is turned, has
+        transparent pixels or is a HEIF, 16 for WebP.
 
     Raises:
-        DataError: if the file is missing, truncated, not a picture in BMP, GIF, JPEG, PNG, PPM, TIFF, WebP or, if
-            Pillow reads it, AVIF, is beyond a limit, has more than 8 bits per channel, which would be clipped to white,
-            or does not fit in memory.
+        DataError: if the file is missing, truncated, not a picture in BMP, GIF, JPEG, PNG, PPM, TIFF, WebP, if Pillow
+            reads it, AVIF, or, if pillow-heif is installed, HEIF, is beyond a limit, has more than 8 bits per channel,
+            which would be clipped to white, or does not fit in memory. More than 8 bits of a HEIF are scaled to 8.
     """
     label = name or (str(source) if isinstance(source, Path) else "uploaded")
     limit = MAX_BYTES if max_bytes is None else max_bytes
@@ -114,7 +120,7 @@ def _problem(error: Exception) -> str:
         return f"is damaged or not a picture: it is not one of {', '.join(_formats())}"
     if isinstance(error, OSError) and error.errno is not None:
         return f"cannot be read: {error.strerror}"
-    return f"is damaged or not a picture: {error}"
+    return f"is damaged or not a picture: {' '.join(str(error).split())}"
 
 
 def to_rgb(image: Image) -> Image:
@@ -168,8 +174,29 @@ def _stream(source: Path | bytes | BinaryIO, most: int) -> BinaryIO:
 
 
 def _formats() -> tuple[str, ...]:
-    """Return the formats of FORMATS that this Pillow reads."""
-    return tuple(name for name in FORMATS if name != "AVIF" or importlib.util.find_spec("PIL._avif"))
+    """Return the formats of FORMATS that this Pillow reads, with the packages that are installed."""
+    return tuple(name for name in FORMATS if name not in MODULES or importlib.util.find_spec(MODULES[name]))
+
+
+def _formats_of(file: BinaryIO, label: str) -> tuple[str, ...]:
+    """Return the formats that a file may have; pillow-heif is imported only for a file that begins like a HEIF.
+
+    Raises:
+        DataError: for a HEIC if pillow-heif is not installed.
+    """
+    file.seek(0)
+    start, formats = file.read(12), _formats()
+    if start[4:8] != b"ftyp":
+        return tuple(name for name in formats if name != "HEIF")
+    if "HEIF" in formats:
+        from PIL import Image
+        from pillow_heif import register_heif_opener
+
+        if "HEIF" not in Image.OPEN:
+            register_heif_opener()
+    elif is_heic(start):
+        raise DataError(f"image {label} is a HEIC, which needs pillow-heif: {install_command('pillow_heif')}")
+    return formats
 
 
 _warnings = threading.Lock()
@@ -197,18 +224,21 @@ def _decoded(file: BinaryIO, label: str, max_pixels: int, at_least: int | None) 
 
     if _strips(file) > MAX_STRIPS:
         raise DataError(f"image {label} is a TIFF of more than {MAX_STRIPS:,} strips: save it again as PNG or JPEG")
-    with Image.open(cast(BinaryIO, _Reads(file)), formats=_formats()) as image:
+    formats = _formats_of(file, label)
+    with Image.open(cast(BinaryIO, _Reads(file)), formats=formats) as image:
         pixels = image.width * image.height
         if pixels > max_pixels:
             raise DataError(
                 f"image {label} has {image.width} x {image.height} pixels, more than the limit of {max_pixels:,}"
             )
+        if image.format == "HEIF" and (parts := _heif_pixels(image, file)) > max_pixels:
+            raise DataError(f"image {label} has parts of {parts:,} pixels, more than the limit of {max_pixels:,}")
         if image.format in ("JPEG", "MPO") and _scans(file, MAX_SCANS) > MAX_SCANS:
             raise DataError(f"image {label} is a JPEG of more than {MAX_SCANS} scans: save it again")
         if image.tile and image.tile[0][0] == "ppm_plain" and not _short_text(file, pixels):
             raise DataError(f"image {label} is a large PPM written as text, which is slow to decode: save it as PNG")
         _check_depth(image, f"image {label}")
-        if at_least:
+        if at_least and image.format != "HEIF":  # of which a draft would be its thumbnail
             image.draft(None, (at_least, at_least))
         picture = _to_rgb(image)
         picture.info = {}
@@ -283,6 +313,20 @@ def _strips(file: BinaryIO) -> int:
         for tag, _, count, _ in struct.iter_unpack(order + entry, table[: len(table) // size * size]):
             most = max(most, count if tag in (273, 279, 324, 325) else 0)
     return most
+
+
+def _heif_pixels(image: Image, file: BinaryIO) -> int:
+    """Return the pixels of the largest part that a HEIF declares, or those of all tiles of its picture, if more.
+
+    What is decoded may be larger than the picture, which can be a small cutting of its parts. The size of a part is in
+    a box "ispe", after its version and flags, and after the length of the box if that has 64 bits.
+    """
+    file.seek(0)
+    found = re.finditer(rb"ispe(?:\0{7}.)?\0{4}(.{8})", file.read(), re.DOTALL)
+    parts = [width * height for width, height in (struct.unpack(">LL", box[1]) for box in found)]
+    tiling = image.info.get("tiling") or {}
+    sides = ("num_columns", "num_rows", "tile_width", "tile_height")
+    return max(0, math.prod(tiling[side] for side in sides) if tiling else 0, *parts)
 
 
 def _short_text(file: BinaryIO, pixels: int) -> bool:

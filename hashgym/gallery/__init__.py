@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashgym.gallery.duplicates import DuplicateGroup, GroupedPicture, find_duplicates
 from hashgym.gallery.encode import encode_images
 from hashgym.gallery.encoded_images import EncodedImages, open_codes
 from hashgym.gallery.find_images import find_images
@@ -12,12 +13,15 @@ from hashgym.moved import keep_old_names
 
 __all__ = [
     "REGIONS",
+    "DuplicateGroup",
     "EncodedImages",
     "Gallery",
+    "GroupedPicture",
     "Match",
     "Names",
     "build",
     "encode_images",
+    "find_duplicates",
     "find_images",
     "index_photos",
     "open_codes",

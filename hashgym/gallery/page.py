@@ -1,4 +1,4 @@
-"""Write a page of search results as one file, with its pictures and style."""
+"""Write a page of search results, or of pictures that look alike, as one file with its pictures and style."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hashgym.checks import counted
 from hashgym.data.pictures import open_image
+from hashgym.gallery.duplicates import DuplicateGroup, GroupedPicture
 from hashgym.gallery.search import REGIONS, Gallery, Match
 from hashgym.storage import owned
 from hashgym.storage.atomic import write_text
@@ -19,33 +21,88 @@ from hashgym.text import printable
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["jpeg", "printable", "require_writable", "results", "small", "write"]
+__all__ = [
+    "duplicates",
+    "generator",
+    "indexed_picture",
+    "jpeg",
+    "printable",
+    "require_writable",
+    "results",
+    "small",
+    "write",
+]
 
 THUMBNAIL = 256  # longer side in pixels
-GENERATOR = b'<meta name="generator" content="hashgym search">'  # as in the template
+SHOWN = 1000  # pictures on a page of duplicates: about 10 kB each
+PAGES = {"search": "a page of search results", "duplicates": "a page of duplicates"}  # by the command that writes them
 
 
-def results(gallery: Gallery, query: Image, matches: Sequence[Match], name: str = "query") -> str:
+def results(gallery: Gallery, query: Image | None, matches: Sequence[Match], name: str = "query") -> str:
     """Return the page as HTML: the query, and every match with its thumbnail, distance and the region that matched.
 
     Args:
         gallery: the index that was searched.
-        query: the picture that was searched for.
+        query: the picture that was searched for; None if it cannot be shown.
         matches: the result of the search.
         name: name of the query.
     """
-    return _template().render(
-        query=_data(query),
+    return _template("results.html").render(
+        command="search",
+        query=None if query is None else _data(query),
         name=name,
         bits=gallery.encoder.bits,
         images=len(gallery),
         matches=[_entry(gallery, match) for match in matches],
+        weighted=any(match.weighted is not None for match in matches),
         printable=printable,
     )
 
 
-def require_writable(path: str | Path) -> None:
-    """Check that a page can be written to a file without overwriting anything else than such a page.
+def duplicates(gallery: Gallery, groups: Sequence[DuplicateGroup], radius: int) -> str:
+    """Return the page as HTML: every group, and its pictures with thumbnail, size and time, the first 1,000 of all.
+
+    Args:
+        gallery: the index that was searched.
+        groups: the groups that :func:`hashgym.gallery.find_duplicates` found.
+        radius: the radius that they were found with.
+    """
+    total, left, shown = sum(map(len, groups)), SHOWN, []
+    for group in groups:
+        if left < 1:
+            break
+        shown.append({"count": len(group), "pictures": [_copy(gallery, each) for each in group.pictures[:left]]})
+        left -= len(group)
+    hidden = max(0, total - SHOWN)
+    return _template("duplicates.html").render(
+        command="duplicates",
+        groups=shown,
+        groups_of=counted(len(groups), "group"),
+        pictures=counted(total, "picture"),
+        images=len(gallery),
+        bits=gallery.encoder.bits,
+        radius=radius,
+        shown=total - hidden,
+        hidden=hidden,
+        printable=printable,
+    )
+
+
+def indexed_picture(gallery: Gallery, id: int) -> Image | None:
+    """Return an image of the index, large enough for a page; None if its file is missing or damaged."""
+    try:
+        return open_image(gallery.path(id), at_least=THUMBNAIL)
+    except (DataError, OSError):
+        return None
+
+
+def generator(command: str) -> bytes:
+    """Return the tag near the beginning of every page that a command writes, by which it recognises its own."""
+    return f'<meta name="generator" content="hashgym {command}">'.encode()
+
+
+def require_writable(path: str | Path, command: str = "search") -> None:
+    """Check that a page can be written to a file without overwriting anything else than a page of the same command.
 
     Raises:
         DataError: if the file exists and is something else.
@@ -53,9 +110,9 @@ def require_writable(path: str | Path) -> None:
 
     def is_page(file: Path) -> bool:
         with file.open("rb") as stream:
-            return GENERATOR in stream.read(1000)
+            return generator(command) in stream.read(1000)
 
-    owned.require_replaceable(path, "a page of search results", is_page)
+    owned.require_replaceable(path, PAGES[command], is_page)
 
 
 def write(html: str, path: str | Path) -> None:
@@ -72,12 +129,23 @@ def _entry(gallery: Gallery, match: Match) -> dict[str, Any]:
         sides = {"left": left / width, "top": top / height}
         sides |= {"width": (right - left) / width, "height": (bottom - top) / height}
         frame = "; ".join(f"{side}: {part:.3%}" for side, part in sides.items())
-    try:
-        thumbnail = _data(open_image(gallery.path(match.id), at_least=THUMBNAIL))
-    except DataError:
-        thumbnail = None
     region = REGIONS[match.region]
-    return {"name": match.name, "distance": match.distance, "region": region, "frame": frame, "thumbnail": thumbnail}
+    shown = {"name": match.name, "distance": match.distance, "weighted": match.weighted, "region": region}
+    return {**shown, "frame": frame, "thumbnail": _thumbnail(gallery, match.id)}
+
+
+def _copy(gallery: Gallery, picture: GroupedPicture) -> dict[str, Any]:
+    """Return the values of a picture of a group that the page shows."""
+    width, height = picture.size
+    size = "unknown size" if picture.bytes is None else f"{picture.bytes / 1000:,.1f} kB"
+    facts = f"{width} x {height} pixels, {size}, {picture.time or 'unknown time'}"
+    return {"name": picture.name, "facts": facts, "marks": picture.marks, "thumbnail": _thumbnail(gallery, picture.id)}
+
+
+def _thumbnail(gallery: Gallery, id: int) -> dict[str, Any] | None:
+    """Return the thumbnail of an image of the index; None if its file is missing or damaged."""
+    picture = indexed_picture(gallery, id)
+    return None if picture is None else _data(picture)
 
 
 def small(picture: Image, longer: int) -> Image:
@@ -113,10 +181,12 @@ def _data(picture: Image) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
-def _template() -> Any:
+def _templates() -> Any:
     import jinja2
 
     loader = jinja2.PackageLoader("hashgym.gallery")
-    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(
-        "results.html"
-    )
+    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+
+
+def _template(name: str) -> Any:
+    return _templates().get_template(name)

@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hashgym import index as backends
-from hashgym.codes import CodeSets, Words, hamming
+from hashgym.checks import check_choice, closest
+from hashgym.codes import CodeSets, Words, hamming, pack, unpack
 from hashgym.data.image_files import resolved
 from hashgym.data.pictures import open_image
 from hashgym.encoders import Encoder, load_encoder
@@ -64,6 +66,8 @@ INDEX = FolderFormat(
 )
 BACKEND = "engine"  # folder of the back end in a content
 ARRAYS = ("ids", "words", "kept", "sizes", "text", "ends")
+CANDIDATES, LEAST_CANDIDATES = 10, 100  # images that are ranked again: for each that is wanted, and at least
+COMPARED_NAMES = 10_000  # for a suggestion: comparing names takes about 0.1 ms each
 REGIONS = ("whole", "top left", "top right", "bottom left", "bottom right", "centre")
 
 
@@ -79,6 +83,8 @@ class Match:
         region: of which part of it the nearest code is: 0 for the whole picture, else the number of a region
             (:data:`REGIONS`).
         box: the region in pixels of the upright picture; None for the whole.
+        weighted: its asymmetric distance, see :meth:`Gallery.search`, which is then that of ``region``; None if the
+            search was by Hamming distance alone.
     """
 
     id: int
@@ -87,6 +93,7 @@ class Match:
     distance: int
     region: int
     box: Box | None
+    weighted: float | None = None
 
 
 class Names(Mapping[int, str]):
@@ -111,6 +118,23 @@ class Names(Mapping[int, str]):
         """Return the name in a row of the arrays."""
         start = int(self._ends[row - 1]) if row else 0
         return self._text[start : int(self._ends[row])].tobytes().decode("utf-8", "surrogateescape")
+
+    def row(self, name: str) -> int | None:
+        """Return the row of a name in the arrays; None if there is no such name."""
+        wanted = np.frombuffer(name.encode("utf-8", "surrogateescape"), np.uint8)
+        lengths = np.diff(self._ends, prepend=0)
+        for row in np.flatnonzero(lengths == len(wanted)).tolist():
+            if np.array_equal(self._text[self._ends[row] - len(wanted) : self._ends[row]], wanted):
+                return int(row)
+        return None
+
+    def suggestion(self, name: str) -> str:
+        """Return the part of an error message that suggests a name: one in another folder, else one that is close."""
+        last = name.rpartition("/")[2].lower()
+        for known in self.values():
+            if known.rpartition("/")[2].lower() == last:
+                return f" (did you mean {known!r}?)"
+        return closest(name, islice(self.values(), COMPARED_NAMES))
 
 
 @dataclass(frozen=True)
@@ -163,52 +187,126 @@ class Gallery:
         """
         return resolved(self.root, self.names[id])
 
-    def search(self, image: Image | str | Path, k: int | None = 10, radius: int | None = None) -> list[Match]:
+    def rows(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the rows of images, int64 (m,), in the arrays of the index.
+
+        Raises:
+            DataError: for an id that is not in the index, as from a back end that does not fit it.
+        """
+        rows = np.searchsorted(self.ids, ids)
+        if not np.array_equal(self.ids[np.minimum(rows, len(self) - 1)], ids):
+            raise DataError(f"the back end of {self.folder} found images that the index does not have; {INDEX.remedy}")
+        return rows
+
+    def search(
+        self,
+        image: Image | str | Path,
+        k: int | None = 10,
+        radius: int | None = None,
+        rerank: Literal["margins"] | None = None,
+    ) -> list[Match]:
         """Return the images nearest to a picture, by the distance of its code to the nearest of theirs; ties by id.
+
+        With ``rerank="margins"`` the max(10 k, 100) nearest images, or all within the radius without k, are ranked by
+        the asymmetric distance: the sum of the query's absolute margins over the bits in which the codes differ, so
+        that bits of which the encoder is sure weigh more. An image has the least of its kept codes; ties are ranked by
+        Hamming distance, then by id. The margins are those of the encoder, not normalised: a factor that is common to
+        all bits changes no order, and a factor for each bit would need margins of other pictures, which an index does
+        not keep.
 
         Args:
             image: a picture or its file.
             k: number of images at most; None for all within the radius.
-            radius: largest distance; None for any distance.
+            radius: largest Hamming distance; None for any distance.
+            rerank: "margins" to rank by the asymmetric distance; None for the Hamming distance.
+
+        Raises:
+            ValueError: for k below 1, a negative radius, or if both are None; for another value of ``rerank``.
+            DataError: for a file that cannot be read.
+        """
+        _check_wanted(k, radius)
+        if rerank is not None:
+            check_choice("rerank", rerank, ("margins",))
+        picture = open_image(Path(image)) if isinstance(image, (str, Path)) else image
+        views = self.encoder.prepare(picture, regions=False)
+        if rerank is None:
+            return self.search_code(self.encoder.encode_pictures(views).words[0, 0], k, radius)
+        return self._reranked(self.encoder.margins(views)[0, 0], k, radius)
+
+    def search_name(self, name: str, k: int | None = 10, radius: int | None = None) -> list[Match]:
+        """Return the images nearest to one of the index, without that one, by its own code; no picture is read.
+
+        Args:
+            name: name of an image, as in ``names``.
+            k: number of images at most; None for all within the radius.
+            radius: largest Hamming distance; None for any distance.
 
         Raises:
             ValueError: for k below 1, a negative radius, or if both are None.
-            DataError: for a file that cannot be read.
+            DataError: for a name that is not in the index; the message suggests one.
         """
-        picture = open_image(Path(image)) if isinstance(image, (str, Path)) else image
-        query = self.encoder.encode_pictures(self.encoder.prepare(picture, regions=False)).words[:, 0]
-        return self.search_code(query[0], k, radius)
+        _check_wanted(k, radius)
+        if (row := self.names.row(name)) is None:
+            raise DataError(f"{self.folder} has no picture {name}{self.names.suggestion(name)}")
+        own = int(self.ids[row])
+        found = self.search_code(np.array(self.words[row, 0]), None if k is None else k + 1, radius)
+        return [match for match in found if match.id != own][:k]
 
     def search_code(self, query: Words, k: int | None = 10, radius: int | None = None) -> list[Match]:
         """Return the images nearest to a packed code, uint64 (W,), as :meth:`search`."""
-        if k is not None and k < 1:
-            raise ValueError(f"k, the number of images to find, must be at least 1, got {k}")
-        if radius is not None and radius < 0:
-            raise ValueError(f"radius, a number of bits, must be at least 0, got {radius}")
+        _check_wanted(k, radius)
+        rows, distances, gaps = self._found(query, k, radius)
+        return self._matches(rows, distances, gaps.argmin(axis=1))
+
+    def _reranked(self, margins: NDArray[np.float32], k: int | None, radius: int | None) -> list[Match]:
+        """Return the images nearest to a query with these margins, float32 (q,), by the asymmetric distance."""
+        bits, weights = margins > 0, np.abs(margins.astype(np.float64))
+        count = None if k is None else max(CANDIDATES * k, LEAST_CANDIDATES)
+        rows, distances, _ = self._found(pack(bits), count, radius)
+        differ = unpack(np.array(self.words[rows]), self.encoder.bits) != bits
+        sums = np.where(self.kept[rows], np.where(differ, weights, 0).sum(axis=2), np.inf)
+        weighted = sums.min(axis=1, initial=np.inf)
+        order = np.lexsort((rows, distances, weighted))[:k]  # rows are in the order of ids
+        return self._matches(rows[order], distances[order], sums.argmin(axis=1)[order], weighted[order].tolist())
+
+    def _found(
+        self, query: Words, k: int | None, radius: int | None
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Return the images nearest to a packed code, nearest first: rows and distances (m,), and those of all codes.
+
+        The last, int64 (m, V), has the largest integer for a code that is not kept.
+        """
         if radius is not None:
             _, ids, distances = self.index.within(query[None], radius)
             ids, distances = ids[:k], distances[:k]
-        elif k is not None:
-            ids, distances = (part[0] for part in self.index.search(query[None], k))
         else:
-            raise ValueError("give k, a radius, or both")
-        rows = np.searchsorted(self.ids, ids)
-        if not np.array_equal(self.ids[np.minimum(rows, len(self) - 1)], ids):
-            raise DataError(f"the back end of {self.folder} found images that the index does not have; {INDEX.remedy}")
+            assert k is not None
+            ids, distances = (part[0] for part in self.index.search(query[None], k))
+        rows = self.rows(ids)
         gaps = np.where(self.kept[rows], hamming(self.words[rows], query), np.iinfo(np.int64).max)
         if not np.array_equal(gaps.min(axis=1, initial=np.iinfo(np.int64).max), distances):
             raise DataError(f"the back end of {self.folder} has other codes than the index; {INDEX.remedy}")
-        return [
-            self._match(int(id), int(row), int(distance), region if self.encoder.regions else 0)
-            for id, row, distance, region in zip(ids, rows, distances, gaps.argmin(axis=1).tolist(), strict=True)
-        ]
+        return rows, distances, gaps
 
-    def _match(self, id: int, row: int, distance: int, region: int) -> Match:
-        path = None
+    def _matches(
+        self,
+        rows: NDArray[np.int64],
+        distances: NDArray[np.int64],
+        views: NDArray[np.int64],
+        weighted: list[float] | None = None,
+    ) -> list[Match]:
+        """Return the images in some rows, with the views whose codes matched."""
+        regions = views if self.encoder.regions else np.zeros_like(views)
+        each: Sequence[float | None] = weighted or [None] * len(rows)
+        parts = zip(rows.tolist(), distances.tolist(), regions.tolist(), each, strict=True)
+        return [self._match(row, distance, region, weight) for row, distance, region, weight in parts]
+
+    def _match(self, row: int, distance: int, region: int, weighted: float | None) -> Match:
+        id, path = int(self.ids[row]), None
         with suppress(DataError, OSError):
             path = self.path(id)
         box = self.encoder.boxes(*self.size(id))[region] if region else None
-        return Match(id, self.names.at(row), path, distance, region, box)
+        return Match(id, self.names.at(row), path, distance, region, box, weighted)
 
     def close(self) -> None:
         """Close the back end, as leaving a ``with`` block does."""
@@ -343,6 +441,16 @@ def content_arrays(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
     ):
         raise DataError(f"{folder} is damaged: its arrays do not fit together; {INDEX.remedy}")
     return arrays
+
+
+def _check_wanted(k: int | None, radius: int | None) -> None:
+    """Raise ValueError for a number of images or a radius that no search can have."""
+    if k is None and radius is None:
+        raise ValueError("give k, a radius, or both")
+    if k is not None and k < 1:
+        raise ValueError(f"k, the number of images to find, must be at least 1, got {k}")
+    if radius is not None and radius < 0:
+        raise ValueError(f"radius, a number of bits, must be at least 0, got {radius}")
 
 
 def _root(folder: Path, root: Path, given: bool) -> Path:

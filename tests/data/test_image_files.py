@@ -42,6 +42,22 @@ def test_images_are_found_below_and_all_else_is_counted(tmp_path: Path) -> None:
         image_files.list_images(tmp_path / "absent")
 
 
+def test_a_summary_says_what_makes_heic_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "1.heic", "2.HEIC", "3.heif", "4.jpg", "5.jfif", "6.MPO", "7.avif")
+    (tmp_path / "8").write_bytes(b"\0\0\0\x1cftypheic" + bytes(9))
+    monkeypatch.setattr(image_files, "reads_heif", lambda: False)
+    found = image_files.list_images(tmp_path)
+    assert found.names == ["4.jpg", "5.jfif", "6.MPO", "7.avif"]
+    assert found.summary() == (
+        "4 files that are not read: 2 .heic (pictures that `pip install 'hashgym[heif]'` makes readable), "
+        "1 .heif (pictures that `pip install 'hashgym[heif]'` makes readable), 1 without extension"
+    )
+    monkeypatch.setattr(image_files, "reads_heif", lambda: True)
+    found = image_files.list_images(tmp_path)
+    assert found.names == ["1.heic", "2.HEIC", "3.heif", "4.jpg", "5.jfif", "6.MPO", "7.avif", "8"]
+    assert found.summary() == ""
+
+
 def test_many_kinds_are_summed_up(tmp_path: Path) -> None:
     touch(tmp_path, *(f"{i}.x{i % 12}" for i in range(30)))
     words = image_files.list_images(tmp_path).summary()

@@ -123,6 +123,16 @@ def test_without_avif_in_pillow_the_message_lists_the_other_formats(
         pictures.open_image(tmp_path / "a.avif")
 
 
+def test_a_heic_without_its_package_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "_formats", lambda: ("JPEG", "PNG", "AVIF"))
+    (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x1cftypheic" + bytes(40))
+    with pytest.raises(DataError, match=r"a\.jpg is a HEIC, which needs pillow-heif: pip install 'hashgym\[heif\]'$"):
+        pictures.open_image(tmp_path / "a.jpg")
+    (tmp_path / "b.jpg").write_bytes(b"\0\0\0\x1cftypmp42" + bytes(40))
+    with pytest.raises(DataError, match=r"b\.jpg is damaged or not a picture: it is not one of JPEG, PNG, AVIF$"):
+        pictures.open_image(tmp_path / "b.jpg")
+
+
 def test_cmyk_jpeg_becomes_rgb(tmp_path: Path) -> None:
     Image.new("CMYK", (5, 3), (0, 0, 0, 0)).save(tmp_path / "a.jpg")
     assert np.asarray(pictures.open_image(tmp_path / "a.jpg")).min() > 250

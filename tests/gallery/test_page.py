@@ -108,7 +108,7 @@ def test_a_page_without_matches_or_with_pictures_that_are_gone(gallery, tmp_path
     page.write(html, tmp_path / "new" / "page.html")
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["page.html"]
     page.require_writable(tmp_path / "new" / "page.html")
-    for mine in (b"<html>my page</html>", b"", b" " * 2000 + page.GENERATOR):
+    for mine in (b"<html>my page</html>", b"", b" " * 2000 + page.generator("search"), page.generator("duplicates")):
         (tmp_path / "mine.html").write_bytes(mine)
         with pytest.raises(DataError, match=r"mine\.html exists already and is not a page of search results"):
             page.require_writable(tmp_path / "mine.html")
