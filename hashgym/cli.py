@@ -542,6 +542,7 @@ def index(
     out: str,
     encoder: str | None = None,
     bits: int | None = None,
+    method: str | None = None,
     backbone: str = "efficientnet_lite0",
     size: int | None = None,
     follow_links: Flag = False,
@@ -567,6 +568,8 @@ def index(
         out: the folder of the index.
         encoder: of photos, a file that `hashgym export` wrote; by default one is fitted to the photos.
         bits: length of the codes of an encoder that is fitted; by default 64.
+        method: by which an encoder is fitted: itq (the default), neighbours (an agent that learns which photos are
+            neighbours: better at kinds of photos, worse at telling similar ones apart), cibhash, pca, sh or lsh.
         backbone: of an encoder that is fitted; `hashgym backbones` lists them.
         size: side in pixels of the backbone's input; by default that of its training.
         follow_links: also read the photos that links lead to.
@@ -594,13 +597,20 @@ def index(
         _index_photos(
             places,
             out,
-            {"encoder": encoder, "bits": bits, "backbone": backbone, "size": size, "backend": backend},
+            {
+                "encoder": encoder,
+                "bits": bits,
+                "method": method,
+                "backbone": backbone,
+                "size": size,
+                "backend": backend,
+            },
             {"follow_links": follow_links, "exclude": exclude, "checksum": checksum, "workers": workers},
             options,
         )
     else:
-        if encoder is not None or bits is not None:
-            raise ValueError("--encoder and --bits are for photos: codes have been encoded already")
+        if encoder is not None or bits is not None or method is not None:
+            raise ValueError("--encoder, --bits and --method are for photos: codes have been encoded already")
         gallery.build(places, out, backend, add, options=options)
     meta = gallery.read_meta(out)
     _say(

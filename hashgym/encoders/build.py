@@ -39,7 +39,7 @@ _NUMBERS = 1 << 28  # most numbers of activations that are compared
 POLICY = "policy.onnx"
 
 NEIGHBOURS = "neighbours"
-# Learns from neighbours, best of the methods without labels in benchmarks.unsupervised.
+# Has the best mAP of the methods without labels in benchmarks.unsupervised.
 AGENT: Mapping[str, Any] = {"variant": "norec", "reward": "nca", "logit_scale": 3.0, "updates": 1000, "num_envs": 128}
 
 
@@ -132,7 +132,7 @@ def fit_encoder(
     dataset: HashingDataset,
     backbone: Backbone,
     out: str | Path,
-    method: str = NEIGHBOURS,
+    method: str = "itq",
     *,
     bits: int,
     seed: int = 0,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashgym.checks import check_integer
+from hashgym.checks import check_integer, closest
 from hashgym.codes import CodeSets
 from hashgym.data.dataset import HashingDataset
 from hashgym.encoders import Encoder, load_encoder
@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 
     from hashgym.features import Backbone
 
-__all__ = ["EncoderFit"]
+__all__ = ["EncoderFit", "check_method"]
 
-ENOUGH = 1_000  # pictures whose neighbours say something
 MOST = (20_000, 5_000)  # pictures that a hasher is fitted to, and the agent that learns neighbours: for memory and time
 _ROWS = 8192  # features that are encoded at once
 
@@ -40,8 +39,8 @@ class EncoderFit:
     Attributes:
         backbone: computes the features; it needs an ONNX form.
         bits: q, the length of the codes.
-        method: of :func:`hashgym.encoders.build.fit_encoder`; None for ``neighbours`` of 1,000 pictures or more,
-            ``itq`` of fewer, and ``lsh`` where too few of them differ.
+        method: of :func:`hashgym.encoders.build.fit_encoder`; None for ``itq``, or ``lsh`` where too few pictures
+            differ.
         seed: of the method, and of the pictures that it is fitted to.
         threads: of the network; None for ``OMP_NUM_THREADS``, or all cores.
         progress: whether to show a progress bar.
@@ -95,7 +94,7 @@ class EncoderFit:
 
         features, target = map_array(folder / "features.npy"), folder / "encoder.onnx"
         n = len(features)
-        method = self.method or (NEIGHBOURS if n >= ENOUGH else "itq")
+        method = self.method or "itq"
         rows = np.sort(np.random.default_rng(self.seed).permutation(n)[: MOST[method == NEIGHBOURS]])
         every = np.arange(len(rows))
         dataset = HashingDataset(
@@ -117,3 +116,16 @@ class EncoderFit:
         parts = [head.encode(np.asarray(features[start : start + _ROWS])) for start in range(0, n, _ROWS)]
         sets = CodeSets(np.concatenate([p.words for p in parts]), np.concatenate([p.kept for p in parts]), self.bits)
         return load_encoder(target), {"words": sets.words, "kept": sets.kept}
+
+
+def check_method(method: str | None) -> None:
+    """Raise ValueError for a method that is neither a hasher without labels nor ``neighbours``."""
+    from hashgym import hashers
+    from hashgym.encoders.build import NEIGHBOURS
+
+    known = [name for name in hashers.available() if not type(hashers.make(name)).supervised]
+    if method not in (None, NEIGHBOURS, *known):
+        raise ValueError(
+            f"{method!r} is not a method without labels{closest(method or '', [NEIGHBOURS, *known])}: choose "
+            f"{NEIGHBOURS}, {', '.join(known)}"
+        )

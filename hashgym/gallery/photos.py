@@ -9,7 +9,7 @@ from typing import Any
 
 from hashgym.gallery.encode import EncodingReport, EncodingSettings, update_codes
 from hashgym.gallery.encoded_images import CODES, ENCODER, open_codes
-from hashgym.gallery.fit import EncoderFit
+from hashgym.gallery.fit import EncoderFit, check_method
 from hashgym.gallery.index import CODES_OF_PHOTOS, build, check_updatable
 from hashgym.gallery.search import INDEX
 from hashgym.storage import owned
@@ -26,6 +26,7 @@ def index_photos(
     *,
     encoder: str | Path | None = None,
     bits: int | None = None,
+    method: str | None = None,
     backbone: str = BACKBONE,
     size: int | None = None,
     backend: str | None = None,
@@ -42,6 +43,7 @@ def index_photos(
         out: the folder of the index.
         encoder: an encoder that takes pictures, instead of one that is fitted here.
         bits: length of the codes, for an encoder that is fitted here; 64 by default.
+        method: by which an encoder is fitted here, see :func:`hashgym.encoders.build.fit_encoder`; by default ``itq``.
         backbone: of an encoder that is fitted here, see :func:`hashgym.features.make`.
         size: side in pixels of the backbone's input; None for its own.
         backend: as for :func:`hashgym.gallery.build`.
@@ -64,17 +66,21 @@ def index_photos(
             "index --add`; or choose another --out"
         )
     if encoder is not None:
-        if bits is not None:
-            raise ValueError("bits is for an encoder that is fitted here: the given one has its code length already")
+        if bits is not None or method is not None:
+            raise ValueError("bits and method are for an encoder that is fitted here, not for one that is given")
         source: str | Path | EncoderFit = encoder
     elif CODES.matches(codes):
         source, old = codes / ENCODER, open_codes(codes)
+        if method is not None:
+            raise DataError(f"{folder} has an encoder already: leave out --method, or choose another --out")
         if bits not in (None, old.bits):
             raise DataError(f"{folder} has codes of {old.bits} bits: leave out --bits, or choose another --out")
     else:
         from hashgym.features import make
 
-        source = EncoderFit(make(backbone, size=size, device="cpu"), BITS if bits is None else bits)
+        check_method(method)
+        network = make(backbone, size=size, device="cpu")
+        source = EncoderFit(network, BITS if bits is None else bits, method)
     with owned.new_folder(folder):
         report = update_codes(source, photos, codes, settings)
     build([codes], folder, backend, progress=settings.progress, options=options, replace=True)

@@ -13,8 +13,8 @@ from hashgym.data import DataError, HashingDataset
 from hashgym.data.pictures import open_image
 from hashgym.encoders import build
 from hashgym.features import make
-from hashgym.gallery import fit, index_photos, open_codes, open_gallery
 from hashgym.gallery import index as index_module
+from hashgym.gallery import index_photos, open_codes, open_gallery
 from hashgym.gallery.encode import EncodingSettings
 from hashgym.gallery.fit import EncoderFit
 from tests.gallery.small import content, write_encoder, write_pictures
@@ -130,19 +130,18 @@ def test_new_photos_between_a_stopped_run_and_the_next(tmp_path, monkeypatch):
     assert len(contents(out)[0]) == 41
 
 
-def test_many_photos_have_an_agent_that_learns_their_neighbours(tmp_path, monkeypatch):
-    monkeypatch.setattr(fit, "ENOUGH", 150)
+def test_an_agent_that_learns_which_photos_are_neighbours(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "AGENT", {**build.AGENT, "updates": 20, "num_envs": 16})
     names = [f"{i}.png" for i in range(150)]
     photos = write_pictures(tmp_path / "photos", names)
-    index(photos, tmp_path / "index")
+    index(photos, tmp_path / "index", method="neighbours")
     encoder = load_encoder(tmp_path / "index" / "codes" / "encoder.onnx")
     assert encoder.metadata["source"]["agent"] == "drlih"
     found = open_codes(tmp_path / "index" / "codes")
     own = np.stack([encoder.encode_pictures(encoder.prepare(open_image(photos / name))).words[0] for name in names])
     np.testing.assert_array_equal(own, found.words[[found.names.index(name) for name in names]])
     before = content(tmp_path / "index" / "codes")
-    index(photos, tmp_path / "again")
+    index(photos, tmp_path / "again", method="neighbours")
     assert comparable(tmp_path / "again" / "codes") == {
         name: data for name, data in before.items() if not name.endswith(("meta.json", ".hashgym"))
     }
@@ -170,6 +169,8 @@ def test_bad_input_changes_nothing(tmp_path):
         index(tmp_path / "nowhere", tmp_path / "index")
     with pytest.raises(ValueError, match="unknown backbone"):
         index(photos, tmp_path / "index", backbone="efficient")
+    with pytest.raises(ValueError, match="'dch' is not a method without labels: choose neighbours, lsh, itq"):
+        index(photos, tmp_path / "index", method="dch")
     assert not (tmp_path / "index").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
@@ -181,7 +182,8 @@ def test_bad_input_changes_nothing(tmp_path):
     for options, message in (
         ({"bits": 16}, "has codes of 12 bits: leave out --bits"),
         ({"bits": None, "encoder": encoder}, "another encoder"),
-        ({"encoder": encoder}, "bits is for an encoder that is fitted here"),
+        ({"encoder": encoder}, "bits and method are for an encoder that is fitted here"),
+        ({"method": "lsh"}, "has an encoder already: leave out --method"),
         ({"backend": "buckets"}, "leave out --backend to update it"),
     ):
         with pytest.raises(ValueError, match=message):
