@@ -594,20 +594,9 @@ def index(
     elif places and not _are_codes(places):
         if add:
             raise ValueError("--add is for folders of codes: the command that made an index of photos also updates it")
-        _index_photos(
-            places,
-            out,
-            {
-                "encoder": encoder,
-                "bits": bits,
-                "method": method,
-                "backbone": backbone,
-                "size": size,
-                "backend": backend,
-            },
-            {"follow_links": follow_links, "exclude": exclude, "checksum": checksum, "workers": workers},
-            options,
-        )
+        fit = {"encoder": encoder, "bits": bits, "method": method, "backbone": backbone, "size": size}
+        find = {"follow_links": follow_links, "exclude": exclude, "checksum": checksum, "workers": workers}
+        _index_photos(places, out, {**fit, "backend": backend}, find, options)
     else:
         if encoder is not None or bits is not None or method is not None:
             raise ValueError("--encoder, --bits and --method are for photos: codes have been encoded already")
