@@ -131,6 +131,8 @@ def test_the_page_shows_what_the_gallery_finds(client: Any, gallery: Gallery) ->
         assert names(page) == [shown(match.name) for match in found]
         assert found[0].name == f"{seed}.png"
         assert [int(d) for d in re.findall(r"<b>(\d+)</b> of 48 bits differ", page.text)] == [m.distance for m in found]
+        bars = re.findall(r'<meter min="0" max="48" value="(\d+)"', page.text)
+        assert [int(d) for d in bars] == [m.distance for m in found]
 
 
 def test_json_has_the_same_results(client: Any, gallery: Gallery) -> None:
