@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["EncoderFit", "check_method"]
 
-MOST = (20_000, 5_000)  # pictures that a hasher is fitted to, and the agent that learns neighbours: for memory and time
+# Most pictures that a hasher is fitted to, which bounds the memory, and an agent, which bounds the time.
+MOST, MOST_NEIGHBOURS = 20_000, 5_000
 _ROWS = 8192  # features that are encoded at once
 
 
@@ -95,7 +96,8 @@ class EncoderFit:
         features, target = map_array(folder / "features.npy"), folder / "encoder.onnx"
         n = len(features)
         method = self.method or "itq"
-        rows = np.sort(np.random.default_rng(self.seed).permutation(n)[: MOST[method == NEIGHBOURS]])
+        most = MOST_NEIGHBOURS if method == NEIGHBOURS else MOST
+        rows = np.sort(np.random.default_rng(self.seed).permutation(n)[:most])
         every = np.arange(len(rows))
         dataset = HashingDataset(
             name="photos",
