@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,13 @@ def load(name: str, size: int | None, weights: str | None) -> LibraryModel:
     model = frozen(model)
     config = model.visual.preprocess_cfg
 
-    def texts(batch: Sequence[str]) -> Tensor:
+    @cache
+    def tokenizer() -> Any:
         with explained(f"the tokenizer of {full}", "Run it once with internet access, which stores it"):
-            tokenizer = open_clip.get_tokenizer(model_name)
-        embedded: Tensor = model.encode_text(tokenizer(list(batch)))
+            return open_clip.get_tokenizer(model_name)
+
+    def texts(batch: Sequence[str]) -> Tensor:
+        embedded: Tensor = model.encode_text(tokenizer()(list(batch)))
         return embedded
 
     return LibraryModel(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ def load(name: str, size: int | None, weights: str | None) -> LibraryModel:
         "Without internet access, save the model and its processor on another machine with save_pretrained, and name "
         "the folder: hf:FOLDER, or --weights FOLDER"
     )
-    with explained(full, remedy):
+    with explained(full, remedy), _without_progress(transformers.utils.logging):
         processor = transformers.AutoImageProcessor.from_pretrained(place)
         model, report = transformers.AutoModel.from_pretrained(
             place, attn_implementation="eager", output_loading_info=True
@@ -60,11 +62,14 @@ def load(name: str, size: int | None, weights: str | None) -> LibraryModel:
     model = frozen(model)
     is_image_text = hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
 
-    def texts(batch: Sequence[str]) -> Tensor:
+    @cache
+    def tokenizer() -> Any:
         with explained(f"the tokenizer of {full}", remedy):
-            tokenizer = transformers.AutoTokenizer.from_pretrained(place)
+            return transformers.AutoTokenizer.from_pretrained(place)
+
+    def texts(batch: Sequence[str]) -> Tensor:
         length = model.config.text_config.max_position_embeddings
-        tokens = tokenizer(list(batch), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        tokens = tokenizer()(list(batch), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         known = inspect.signature(model.get_text_features).parameters
         return _tensor(model.get_text_features(**{key: value for key, value in tokens.items() if key in known}))
 
@@ -78,6 +83,18 @@ def load(name: str, size: int | None, weights: str | None) -> LibraryModel:
         digest=state_digest(model.state_dict(), full),
         texts=texts if is_image_text else None,
     )
+
+
+@contextmanager
+def _without_progress(logging: Any) -> Iterator[None]:
+    """Hide the progress bars of transformers."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _tensor(found: Any) -> Tensor:
@@ -106,9 +123,10 @@ class _Features(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         output = self.model(pixel_values=pictures)
-        if (pooled := getattr(output, "pooler_output", None)) is not None:
+        pooled: Tensor | None = getattr(output, "pooler_output", None)
+        if pooled is not None:
             return pooled.flatten(1)
-        hidden = output.last_hidden_state  # tokens (n, T, D) or maps (n, D, H, W)
+        hidden: Tensor = output.last_hidden_state  # tokens (n, T, D) or maps (n, D, H, W)
         return hidden.mean(1) if hidden.ndim == 3 else hidden.flatten(2).mean(2)
 
 

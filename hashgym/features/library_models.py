@@ -161,7 +161,7 @@ def state_digest(state: Mapping[str, Tensor], name: str) -> str:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise DataError(f"the weights {key} of {name} hold NaN or infinity: get them again")
         sha256.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        sha256.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        sha256.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return sha256.hexdigest()
 
 
