@@ -548,6 +548,7 @@ def index(
     method: str | None = None,
     backbone: str = "efficientnet_lite0",
     size: int | None = None,
+    weights: str | None = None,
     follow_links: Flag = False,
     exclude: Patterns = (),
     checksum: Flag = False,
@@ -576,6 +577,7 @@ def index(
         backbone: of an encoder that is fitted; `hashgym backbones` lists them. An index by open_clip:NAME/TAG, or by
             hf:NAME of a CLIP or SigLIP model, can be searched by texts.
         size: side in pixels of the backbone's input; by default that of its training.
+        weights: a file of weights, or with hf: a folder, instead of the backbone's own.
         follow_links: also read the photos that links lead to.
         exclude: a pattern of names, or of paths relative to a folder, to leave out; may be repeated.
         checksum: recognise changed photos by their content, instead of their size and modification time.
@@ -599,6 +601,7 @@ def index(
         if add:
             raise ValueError("--add is for folders of codes: the command that made an index of photos also updates it")
         fit = {"encoder": encoder, "bits": bits, "method": method, "backbone": backbone, "size": size}
+        fit["weights"] = weights
         find = {"follow_links": follow_links, "exclude": exclude, "checksum": checksum, "workers": workers}
         _index_photos(places, out, {**fit, "backend": backend}, find, options)
     else:

@@ -49,8 +49,9 @@ def load(name: str, size: int | None, weights: str | None) -> LibraryModel:
         if tag.lower() not in tags and not Path(tag).is_file():
             problem = f"there is no tag or file {tag!r}" if tag else "there is no tag"
             raise ValueError(
-                f"{full} has no weights, as {problem}: write open_clip:{model_name}/TAG with the file of a checkpoint"
-                + (f" or one of {', '.join(tags)}" if tags else "")
+                f"{full} has no weights, as {problem}: write open_clip:{model_name}/FILE or --weights FILE with the "
+                "file of a checkpoint"
+                + (f", or open_clip:{model_name}/TAG with one of {', '.join(tags)}" if tags else "")
             )
     elif weights is not None:
         raise ValueError(f"{full} has its weights with it: leave out --weights")

@@ -29,6 +29,7 @@ def index_photos(
     method: str | None = None,
     backbone: str = BACKBONE,
     size: int | None = None,
+    weights: str | None = None,
     backend: str | None = None,
     settings: EncodingSettings | None = None,
     options: Mapping[str, Any] | None = None,
@@ -46,6 +47,7 @@ def index_photos(
         method: by which an encoder is fitted here, see :func:`hashgym.encoders.build.fit_encoder`; by default ``itq``.
         backbone: of an encoder that is fitted here, see :func:`hashgym.features.make`.
         size: side in pixels of the backbone's input; None for its own.
+        weights: a file or folder of the backbone's weights, see :func:`hashgym.features.make`; None for its own.
         backend: as for :func:`hashgym.gallery.build`.
         settings: for finding and encoding photos. By default those that cannot be read are left out and listed.
         options: of the back end.
@@ -79,7 +81,7 @@ def index_photos(
         from hashgym.features import make
 
         check_method(method)
-        network = make(backbone, size=size, device="cpu")
+        network = make(backbone, size=size, weights=weights, device="cpu")
         source = EncoderFit(network, BITS if bits is None else bits, method)
     with owned.new_folder(folder):
         report = update_codes(source, photos, codes, settings)

@@ -289,7 +289,7 @@ def test_wrong_names_and_weights(tmp_path: Path) -> None:
         ("timm:test_vit", {"cut": 2}, "timm:test_vit is the network of another library, .* cannot be cut"),
         ("timm:test_vit", {"size": 0}, "must be at least 1, got 0"),
         ("open_clip:ViT-B-33/openai", {}, r"open_clip has no model 'ViT-B-33' \(did you mean"),
-        ("open_clip:ViT-B-32", {}, "open_clip:ViT-B-32 has no weights, as there is no tag: .* or one of openai"),
+        ("open_clip:ViT-B-32", {}, "open_clip:ViT-B-32 has no weights, as there is no tag: .*/TAG with one of openai"),
         (f"open_clip:{CLIP_NAME}/x.pt", {}, r"there is no tag or file 'x\.pt'"),
         (f"open_clip:{CLIP_NAME}/{weights}", {}, "could not be loaded .*name the file"),
         ("open_clip:hf-hub:a/b", {"weights": absent}, "has its weights with it: leave out --weights"),

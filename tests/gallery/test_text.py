@@ -195,6 +195,18 @@ def test_an_index_by_a_network_of_pictures_alone(
         gallery.search_text("a red car")
 
 
+def test_the_weights_of_an_index_are_named(tmp_path: Path, pictures: Path) -> None:
+    _, weights = open_clip_file(tmp_path)
+    words = ["--backbone", f"open_clip:{CLIP_NAME}", "--weights", str(weights), "--backend", "brute-force"]
+    for _ in range(2):  # the same command updates the index
+        main(["index", str(pictures), "--out", str(tmp_path / "index"), "--bits", "8", *words])
+    with open_gallery(tmp_path / "index") as gallery:
+        assert gallery.encoder.metadata["backbone"]["weights"] == "clip.pt"
+        with pytest.raises(ValueError, match=f"open_clip:{CLIP_NAME} has no weights, as there is no tag: .*FILE"):
+            gallery.search_text("a red car")
+        assert len(gallery.search_text("a red car", weights=str(weights))) == 10
+
+
 def test_photos_by_a_network_of_timm(tmp_path: Path, pictures: Path) -> None:
     """An encoder that is exported with its backbone, as `hashgym export --weights` does."""
     from hashgym.data import read_images
