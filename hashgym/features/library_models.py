@@ -7,6 +7,7 @@ Models and weights are loaded by the libraries themselves. Their preprocessing b
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,7 +67,8 @@ class LibraryModel:
         """Return the network as a backbone. Arguments as for :func:`hashgym.features.make`.
 
         Raises:
-            ValueError: for a device, runtime or size that does not work, or a network without one vector a picture.
+            ValueError: for a device, runtime or size that does not work, or a network that does not give every picture
+                one vector, always the same.
         """
         size = self.preprocess.size
         run, chosen = compile_network(
@@ -79,7 +81,7 @@ class LibraryModel:
         )
         return Backbone(
             name=self.name,
-            dim=run(np.zeros((1, size, size, 3), np.uint8)).shape[1],
+            dim=self._dim(),
             size=size,
             preprocessing=self.preprocessing,
             weights=self.weights,
@@ -88,6 +90,22 @@ class LibraryModel:
             preprocess=self.preprocess,
             network=run,
         )
+
+    def _dim(self) -> int:
+        """Return the number of features.
+
+        Raises:
+            ValueError: if they are no vectors, or differ from call to call, as with networks that mask parts at random.
+        """
+        size = self.preprocess.size
+        pictures = torch.randn((2, 3, size, size), generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            first, again = self.images(pictures), self.images(pictures)
+        if first.ndim != 2:
+            raise ValueError(f"{self.name} gives a picture features of shape {tuple(first.shape[1:])}, not one vector")
+        if not torch.allclose(first, again, rtol=1e-3, atol=1e-5):
+            raise ValueError(f"{self.name} gives a picture other features at each call: choose a model without masking")
+        return int(first.shape[1])
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return the L2-normalised embeddings of texts, float32 (n, D), comparable with those of pictures.
@@ -167,7 +185,12 @@ def state_digest(state: Mapping[str, Tensor], name: str) -> str:
 
 @contextmanager
 def explained(name: str, remedy: str) -> Iterator[None]:
-    """Raise DataError, with what to do, for any error of a library that loads weights: they raise many types."""
+    """Raise DataError, with what to do, for any error of a library that loads weights: they raise many types.
+
+    What libraries log meanwhile is not shown, as the error says it.
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
         yield
     except ImportError:
@@ -175,3 +198,5 @@ def explained(name: str, remedy: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise DataError(f"{name} could not be loaded ({reason}). {remedy}") from error
+    finally:
+        logging.disable(before)

@@ -68,7 +68,7 @@ WORDS = ["a", "red", "blue", "green", "car", "tree", "dog", "sky", "photo", "of"
 
 
 def transformers_folder(kind: str, folder: Path) -> tuple[Any, Path]:
-    """A model of transformers, ``clip``, ``siglip``, ``dinov2``, ``vit`` or ``convnext``, in a folder."""
+    """A model of transformers in a folder: ``clip``, ``siglip``, ``dinov2``, ``vit``, ``masked`` or ``convnext``."""
     import_torchvision()
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     image = {**VISION, "image_size": 32, "patch_size": 8}
@@ -91,6 +91,9 @@ def transformers_folder(kind: str, folder: Path) -> tuple[Any, Path]:
         config = transformers.ViTConfig(**image)
         model = transformers.ViTForImageClassification(config)
         processor = transformers.ViTImageProcessor(size=square, resample=2)
+    elif kind == "masked":
+        model = transformers.ViTMAEModel(transformers.ViTMAEConfig(**image))
+        processor = transformers.ViTImageProcessor(size=square)
     else:
         config = transformers.ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1])
         model = transformers.ConvNextModel(config)

@@ -190,6 +190,20 @@ def test_networks_of_pictures_alone_embed_no_texts(tmp_path: Path) -> None:
         network.embed(["a red car"])
 
 
+def test_a_network_that_masks_parts_of_a_picture_is_rejected(tmp_path: Path) -> None:
+    _, path = transformers_folder("masked", tmp_path)
+    with pytest.raises(ValueError, match="gives a picture other features at each call"):
+        features.make(f"hf:{path}", device="cpu", runtime="torch")
+
+
+def test_a_network_without_one_vector_a_picture_is_rejected() -> None:
+    network = library_models.LibraryModel(
+        "timm:maps", torch.nn.Conv2d(3, 2, 1), Stretch(4), [0.0] * 3, [1.0] * 3, "", ""
+    )
+    with pytest.raises(ValueError, match=r"timm:maps gives a picture features of shape \(2, 4, 4\), not one vector"):
+        network.backbone(device="cpu", runtime="torch")
+
+
 def test_a_processor_with_rules_of_its_own_is_rejected(tmp_path: Path) -> None:
     _, path = transformers_folder("convnext", tmp_path)  # below 384 pixels it resizes to size / crop_pct, then crops
     with pytest.raises(ValueError, match=r"the preprocessing of hf:.*ConvNextImageProcessor.* is not one that hashgym"):
