@@ -56,7 +56,8 @@ def index_photos(
         What was done; pictures that were left out are in ``open_codes(out / "codes").left_out``.
 
     Raises:
-        ValueError: for an unknown backbone or back end, or an encoder that takes features.
+        ValueError: for an unknown backbone or back end, a backbone without an ONNX form, or an encoder that takes
+            features.
         DataError: if there are no photos; if ``out`` is something else, or has other photos or another encoder.
     """
     folder, settings = Path(out), settings or EncodingSettings(skip_bad=True)
@@ -83,6 +84,7 @@ def index_photos(
         check_method(method)
         network = make(backbone, size=size, weights=weights, device="cpu")
         source = EncoderFit(network, BITS if bits is None else bits, method)
+        source.open()
     with owned.new_folder(folder):
         report = update_codes(source, photos, codes, settings)
     build([codes], folder, backend, progress=settings.progress, options=options, replace=True)

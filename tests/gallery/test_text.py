@@ -207,6 +207,20 @@ def test_the_weights_of_an_index_are_named(tmp_path: Path, pictures: Path) -> No
         assert len(gallery.search_text("a red car", weights=str(weights))) == 10
 
 
+def test_a_network_without_an_onnx_form_is_rejected_before_anything_is_written(tmp_path: Path, pictures: Path) -> None:
+    out = tmp_path / "index"
+    with pytest.raises(ValueError, match="the backbone gist has no ONNX form"):
+        index(pictures, out, "gist")
+    _, weights = timm_file("test_vit4", tmp_path)  # the exporter has no RMS norm
+    features = library_models.make("timm:test_vit4", weights=str(weights), device="cpu")
+    if features.runtime == "onnx":
+        pytest.skip("this torch exports every operator of the network")
+    assert features.runtime == "torch:cpu"
+    with pytest.raises(ValueError, match="this network cannot be written as ONNX, so its encoders take features"):
+        index_photos([pictures], out, backbone="timm:test_vit4", weights=str(weights))
+    assert not out.exists()
+
+
 def test_photos_by_a_network_of_timm(tmp_path: Path, pictures: Path) -> None:
     """An encoder that is exported with its backbone, as `hashgym export --weights` does."""
     from hashgym.data import read_images
