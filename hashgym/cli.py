@@ -666,7 +666,7 @@ def _print_left_out(left_out: Mapping[str, str]) -> None:
 
 def search(
     index: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")],
-    photo: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="PHOTO")] = None,
+    photo: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[PHOTO]")] = None,
     /,
     *,
     text: str | None = None,
