@@ -69,13 +69,15 @@ def datasets() -> None:
 
 def backbones() -> None:
     """List the backbones that extract features of images, and after which blocks their networks can be cut."""
-    from hashgym.features import NETWORKS, backbones
+    from hashgym.features import LIBRARIES, NETWORKS, backbones
 
     table = _table("backbone", "features", "--cut")
     for name, description in backbones().items():
         table.add_row(name, description, NETWORKS.descriptions.get(name, ""))
     others = "a classifier of torchvision.models by name, such as resnet50"
     table.add_row(_styled("any other", "dim"), others, "resnet, vgg, mobilenet, efficientnet")
+    for prefix, description in LIBRARIES.descriptions.items():
+        table.add_row(f"{prefix}:", description, "")
     _print(table)
 
 
@@ -244,11 +246,12 @@ def features(
 
     Args:
         dataset: a name that `hashgym datasets` lists, such as cifar10, folder:PATH or list:FILE.
-        backbone: a name that `hashgym backbones` lists, or any torchvision classifier.
+        backbone: a name that `hashgym backbones` lists, any torchvision classifier, timm:NAME, open_clip:NAME/TAG or
+            hf:NAME.
         out: the folder to write; until it is finished it is called OUT.partial.
         root: the folder of the dataset.
         size: side in pixels of the network's input; by default that of its training.
-        weights: a file of weights, instead of the backbone's own.
+        weights: a file of weights, or with hf: a folder, instead of the backbone's own.
         split: the query / database / train split; the dataset's first split by default.
         seed: seed of the split and of the random regions and views.
         queries: number of queries, instead of the split's own.
@@ -545,6 +548,7 @@ def index(
     method: str | None = None,
     backbone: str = "efficientnet_lite0",
     size: int | None = None,
+    weights: str | None = None,
     follow_links: Flag = False,
     exclude: Patterns = (),
     checksum: Flag = False,
@@ -570,8 +574,10 @@ def index(
         bits: length of the codes of an encoder that is fitted; by default 64.
         method: by which an encoder is fitted: itq (the default), neighbours (an agent that learns which photos are
             neighbours: better at kinds of photos, worse at telling similar ones apart), cibhash, pca, sh or lsh.
-        backbone: of an encoder that is fitted; `hashgym backbones` lists them.
+        backbone: of an encoder that is fitted; `hashgym backbones` lists them. An index by open_clip:NAME/TAG, or by
+            hf:NAME of a CLIP or SigLIP model, can be searched by texts.
         size: side in pixels of the backbone's input; by default that of its training.
+        weights: a file of weights, or with hf: a folder, instead of the backbone's own.
         follow_links: also read the photos that links lead to.
         exclude: a pattern of names, or of paths relative to a folder, to leave out; may be repeated.
         checksum: recognise changed photos by their content, instead of their size and modification time.
@@ -595,6 +601,7 @@ def index(
         if add:
             raise ValueError("--add is for folders of codes: the command that made an index of photos also updates it")
         fit = {"encoder": encoder, "bits": bits, "method": method, "backbone": backbone, "size": size}
+        fit["weights"] = weights
         find = {"follow_links": follow_links, "exclude": exclude, "checksum": checksum, "workers": workers}
         _index_photos(places, out, {**fit, "backend": backend}, find, options)
     else:
@@ -659,9 +666,11 @@ def _print_left_out(left_out: Mapping[str, str]) -> None:
 
 def search(
     index: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")],
-    photo: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PHOTO")],
+    photo: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[PHOTO]")] = None,
     /,
     *,
+    text: str | None = None,
+    weights: str | None = None,
     k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10,
     radius: int | None = None,
     rerank: Literal["margins"] | None = None,
@@ -670,15 +679,19 @@ def search(
     root: str | None = None,
     uri: str | None = None,
 ) -> None:
-    """Find the pictures nearest to one, by the Hamming distance of their codes.
+    """Find the pictures nearest to one, or to a text, by the Hamming distance of their codes.
 
-    Example: `hashgym search INDEX photo.jpg -k 10 --html out.html`.
+    Examples: `hashgym search INDEX photo.jpg -k 10 --html out.html`;
+    `hashgym search INDEX --text "a red car"`, with an index by an image-text model.
 
     Args:
         index: a folder that `hashgym index` wrote.
         photo: the file of a picture, which need not be in the index; or, if there is no such file, the name of a
             picture of the index as a search shows it. Its own code is then the query, no picture is read, and the
             results leave it out.
+        text: words that describe the pictures wanted, instead of a photo. The index must have been made with
+            `--backbone open_clip:NAME/TAG`, or hf:NAME of a CLIP or SigLIP model, whose library must be installed.
+        weights: with --text, a file or folder of the backbone's weights, if they are not where its name says.
         k: number of pictures to find, at most.
         radius: largest Hamming distance, in bits.
         rerank: margins ranks the nearest pictures again, by the sum of the query's margins over the bits in which the
@@ -696,11 +709,18 @@ def search(
     from hashgym.gallery import open_gallery, page
     from hashgym.gallery.search import REGIONS
 
+    if (photo is None) == (text is None):
+        raise ValueError("give the file of a photo (or the name of a picture of the index), or --text, not both")
+    if text is None and weights is not None:
+        raise ValueError("--weights is for --text: an index has all that it needs to search by a photo")
     if html is not None:
         page.require_writable(html)
-    picture = open_image(Path(photo)) if _is_file(index, photo) else None
+    picture = open_image(Path(photo)) if photo is not None and _is_file(index, photo) else None
     with open_gallery(index, root, uri) as gallery:
-        if picture is not None:
+        if photo is None:
+            assert text is not None
+            name, matches = text, gallery.search_text(text, k, radius, rerank, weights)
+        elif picture is not None:
             name, matches = Path(photo).name, gallery.search(picture, k, radius, rerank)
         elif (row := gallery.names.row(photo)) is None:
             raise ValueError(
@@ -717,7 +737,7 @@ def search(
     if json:
         _print_json(
             {
-                "query": photo,
+                "query": photo if text is None else text,
                 "bits": gallery.encoder.bits,
                 "images": len(gallery),
                 "matches": [

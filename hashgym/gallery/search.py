@@ -30,6 +30,7 @@ from hashgym.data.pictures import open_image
 from hashgym.encoders import Encoder, load_encoder
 from hashgym.features.regions import Box
 from hashgym.gallery.encoded_images import ENCODER
+from hashgym.gallery.text import TextEncoder
 from hashgym.index import Index
 from hashgym.storage.errors import DataError
 from hashgym.storage.sealed import FolderFormat
@@ -232,6 +233,45 @@ class Gallery:
         if rerank is None:
             return self.search_code(self.encoder.encode_pictures(views).words[0, 0], k, radius)
         return self._reranked(self.encoder.margins(views)[0, 0], k, radius)
+
+    def search_text(
+        self,
+        text: str,
+        k: int | None = 10,
+        radius: int | None = None,
+        rerank: Literal["margins"] | None = None,
+        weights: str | None = None,
+    ) -> list[Match]:
+        """Return the images nearest to a text, as :meth:`search`: its embedding is hashed as those of pictures are.
+
+        The encoder's backbone must be an image-text model, ``open_clip:`` or ``hf:`` of CLIP or SigLIP. It is loaded at
+        the first call, with its library.
+
+        Args:
+            text: such as "a red car".
+            k: number of images at most; None for all within the radius.
+            radius: largest Hamming distance; None for any distance.
+            rerank: "margins" to rank by the asymmetric distance; None for the Hamming distance.
+            weights: a file or folder of the backbone's weights, if they are not where its name says.
+
+        Raises:
+            ValueError: as :meth:`search`, and for an empty text, an encoder of another backbone, or a library that is
+                not installed.
+            DataError: if the backbone has other weights here than those that encoded the images.
+        """
+        _check_wanted(k, radius)
+        if rerank is not None:
+            check_choice("rerank", rerank, ("margins",))
+        if weights not in self._text_encoders:
+            path = self.folder / self.meta["content"] / ENCODER
+            self._text_encoders[weights] = TextEncoder.of(path, self.encoder, weights)
+        margins = self._text_encoders[weights].margins([text])[0]
+        return self.search_code(pack(margins > 0), k, radius) if rerank is None else self._reranked(margins, k, radius)
+
+    @cached_property
+    def _text_encoders(self) -> dict[str | None, TextEncoder]:
+        """The text encoders that are loaded, by their weights."""
+        return {}
 
     def search_name(self, name: str, k: int | None = 10, radius: int | None = None) -> list[Match]:
         """Return the images nearest to one of the index, without that one, by its own code; no picture is read.
