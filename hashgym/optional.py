@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 
-__all__ = ["MissingPackageError", "install_command", "require"]
+__all__ = ["MissingPackageError", "find_agent", "install_command", "require"]
 
 EXTRAS = {  # module: the extra of hashgym that installs it; other modules are dependencies of hashgym itself
     "cv2": "sift",
@@ -63,3 +65,18 @@ def require(module: str, user: str) -> ModuleType:
     except ModuleNotFoundError as error:
         missing = error.name or module
         raise MissingPackageError(f"{user} needs {missing}: {install_command(missing)}", name=missing) from error
+
+
+def find_agent(name: str) -> ModuleType:
+    """Import an agent: from the installed package, or from the checkout that this package lies in.
+
+    Raises:
+        ImportError: if neither has it.
+    """
+    if find_spec("hashgym.agents") is not None:
+        return import_module(f"hashgym.agents.{name}")
+    checkout = Path(__file__).resolve().parents[1]
+    spec = find_spec("agents")
+    if spec is None or checkout / "agents" not in map(Path, spec.submodule_search_locations or ()):
+        raise ImportError("hashgym was installed without its agents: `pip install .` in a checkout installs them")
+    return import_module(f"agents.{name}")

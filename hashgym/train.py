@@ -6,21 +6,19 @@ Agents are in the folder ``agents`` of a checkout, which is installed as ``hashg
 from __future__ import annotations
 
 import functools
-import importlib
-import importlib.util
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 import tyro
 
 from hashgym.checks import closest
+from hashgym.optional import find_agent
 from hashgym.terminal import arguments
 
-__all__ = ["AGENTS", "HASHER", "Fitting", "find_agent", "fit", "read"]
+__all__ = ["AGENTS", "HASHER", "Fitting", "fit", "read"]
 
 H = TypeVar("H")
 
@@ -121,18 +119,3 @@ def fit(job: Fitting[Any]) -> Any:
         f"{seconds:.1f} s"
     )
     return result
-
-
-def find_agent(name: str) -> ModuleType:
-    """Import an agent: from the installed package, or from the checkout that this package lies in.
-
-    Raises:
-        ImportError: if neither has it.
-    """
-    if importlib.util.find_spec("hashgym.agents") is not None:
-        return importlib.import_module(f"hashgym.agents.{name}")
-    checkout = Path(__file__).resolve().parents[1]
-    spec = importlib.util.find_spec("agents")
-    if spec is None or checkout / "agents" not in map(Path, spec.submodule_search_locations or ()):
-        raise ImportError("hashgym was installed without its agents: `pip install .` in a checkout installs them")
-    return importlib.import_module(f"agents.{name}")

@@ -20,9 +20,9 @@ from hashgym.data import load
 from hashgym.data.dataset import HashingDataset
 from hashgym.encoders.encoder import Encoder, load_encoder
 from hashgym.moved import keep_old_names
+from hashgym.optional import find_agent
 from hashgym.storage.atomic import atomic_write
 from hashgym.storage.errors import DataError
-from hashgym.train import find_agent
 
 if TYPE_CHECKING:
     from hashgym.encoders.write import Agreement

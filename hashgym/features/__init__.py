@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from hashgym.checks import closest
 from hashgym.features.backbone import Backbone
 from hashgym.features.extraction import extract
+from hashgym.features.libraries import LIBRARIES
 from hashgym.moved import renamed
 from hashgym.registry import Registry
 
 if TYPE_CHECKING:
     from hashgym.features.blocks import Pretrained
-    from hashgym.features.library_models import LibraryModel
 
 __all__ = ["LIBRARIES", "NETWORKS", "Backbone", "backbones", "extract", "load_network", "make", "register"]
 
@@ -71,24 +71,6 @@ BACKBONES: Registry[Maker] = Registry(
         ),
     },
 )
-
-LIBRARIES: Registry[Callable[..., LibraryModel]] = Registry(
-    "library",
-    {
-        "timm": ("hashgym.features.from_timm:load", "timm:NAME, any model of timm, its pooled features"),
-        "open_clip": (
-            "hashgym.features.from_open_clip:load",
-            "open_clip:NAME/TAG, an image-text model of OpenCLIP, TAG one of its weights or the file of a checkpoint: "
-            "its index can be searched by texts",
-        ),
-        "hf": (
-            "hashgym.features.from_transformers:load",
-            "hf:NAME_OR_PATH, a model of transformers such as DINOv2; an index by CLIP or SigLIP can be searched by "
-            "texts",
-        ),
-    },
-)
-"""Libraries whose models are backbones, by the prefix of their names; described by the form of these names."""
 
 Loader = Callable[..., "Pretrained"]
 

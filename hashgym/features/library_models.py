@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hashgym.features import LIBRARIES
 from hashgym.features.backbone import Backbone, Fit, Stretch, check_size
+from hashgym.features.libraries import LIBRARIES
 from hashgym.features.runtimes import compile_network
 from hashgym.features.torchvision_compat import import_torchvision
 from hashgym.storage.errors import DataError

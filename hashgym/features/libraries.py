@@ -1,0 +1,28 @@
+"""The registry of libraries whose models are backbones; they are imported at first use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hashgym.registry import Registry
+
+__all__ = ["LIBRARIES"]
+
+LIBRARIES: Registry[Callable[..., Any]] = Registry(
+    "library",
+    {
+        "timm": ("hashgym.features.from_timm:load", "timm:NAME, any model of timm, its pooled features"),
+        "open_clip": (
+            "hashgym.features.from_open_clip:load",
+            "open_clip:NAME/TAG, an image-text model of OpenCLIP, TAG one of its weights or the file of a checkpoint: "
+            "its index can be searched by texts",
+        ),
+        "hf": (
+            "hashgym.features.from_transformers:load",
+            "hf:NAME_OR_PATH, a model of transformers such as DINOv2; an index by CLIP or SigLIP can be searched by "
+            "texts",
+        ),
+    },
+)
+"""Libraries whose models are backbones, by the prefix of their names; described by the form of these names."""
