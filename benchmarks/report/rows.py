@@ -28,7 +28,8 @@ KINDS: Mapping[str, tuple[str, Sequence[str], Sequence[str]]] = {
 }
 TEXTS = ("dataset", "features", "method", "base", "version", "revision", "config")
 LISTS = ("ranks", "precision_at", "precision_by_radius", "recall_by_radius", "queries", "found", "distances", "right")
-OTHERS = {"quickstart", "nested", "limits", "rerank", "unsupervised"}  # folders of short runs, and of tables that are not the papers'
+# Folders of short runs, and of tables that are not the papers'.
+OTHERS = {"quickstart", "nested", "limits", "rerank", "unsupervised"}
 
 
 def read(folder: Path) -> dict[str, list[Row]]:
