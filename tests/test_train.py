@@ -97,7 +97,7 @@ def test_the_wheel_brings_the_agents(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as file:
         file.extractall(tmp_path / "site")
         assert not [name for name in file.namelist() if name.startswith(("agents/", "benchmarks/", "tests/"))]
-    code = "import hashgym, hashgym.train as t; print(t._agent('drlih').__name__, hashgym.__file__)"
+    code = "import hashgym, hashgym.optional as o; print(o.find_agent('drlih').__name__, hashgym.__file__)"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True

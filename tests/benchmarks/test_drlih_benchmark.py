@@ -83,7 +83,7 @@ def test_one_failing_run_does_not_cost_the_others(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"methods": ("lsh", "nosuch")}, "no method 'nosuch': choose from lsh, itq, sh"),
+        ({"methods": ("lsh", "nosuch")}, "no method 'nosuch': choose from lsh, itq, pca, sh"),
         ({"bits": (0,)}, "bits must be"),
         ({"seeds": 0}, "seeds must be at least 1, got 0"),
         ({"features": ("no/such/folder",)}, "neither a folder"),

@@ -132,7 +132,7 @@ def _lines(file: Path) -> list[tuple[str, tuple[str, ...]]]:
         words = spaced.split()
         if not words:
             continue
-        if not (lines[0][1] if lines else _is_number(words[-1])):  # without labels
+        if not (lines[0][1] if lines else _is_number(words[-1])) and len(line) <= LONGEST:  # without labels
             lines.append((posixpath.normpath(line.strip().strip('"')), ()))
             continue
         bits = next((i for i, word in enumerate(reversed(words[1:])) if word not in ("0", "1")), len(words) - 1)
