@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 # Tests run side by side, on networks too small to gain from more threads. Set before NumPy and torch are imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a model that is not on the disk is missing at once, without a network
 
 import numpy as np
 import pytest

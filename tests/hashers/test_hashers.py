@@ -11,9 +11,10 @@ from sklearn.base import clone
 
 from hashgym.data.readers import digits
 from hashgym.hashers import Hasher, NotFittedError, available, load, make, register
+from hashgym.hashers.deep import DeepHasher
 
 NAMES = list(available())
-DEEP = ["noseq", "ninh", "dsh", "csq", "orthohash", "cnnh", "ksh-relaxed", "hashnet", "adsh", "dch", "mmhh"]
+DEEP = [name for name in NAMES if isinstance(make(name), DeepHasher)]
 QUICK = {
     "ksh": {"anchors": 50, "labelled": 200},
     "sdh": {"anchors": 50},
