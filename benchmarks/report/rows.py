@@ -29,7 +29,7 @@ KINDS: Mapping[str, tuple[str, Sequence[str], Sequence[str]]] = {
 TEXTS = ("dataset", "features", "method", "base", "version", "revision", "config")
 LISTS = ("ranks", "precision_at", "precision_by_radius", "recall_by_radius", "queries", "found", "distances", "right")
 # Folders of short runs, and of tables that are not the papers'.
-OTHERS = {"quickstart", "nested", "limits", "rerank", "unsupervised"}
+OTHERS = {"quickstart", "nested", "limits", "rerank", "unsupervised", "many-classes"}
 
 
 def read(folder: Path) -> dict[str, list[Row]]:
