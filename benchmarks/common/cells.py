@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import closing
@@ -133,6 +134,10 @@ def _in_processes(
                 yield futures[future], future.result
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+            while any(future.running() for future in futures):  # one that starts just now did not get Ctrl-C
+                for process in multiprocessing.active_children():
+                    process.terminate()
+                time.sleep(0.05)
 
 
 def _in_fresh_process(work: Callable[[Any], Any], cell: Any) -> Any:
