@@ -807,7 +807,7 @@ def main(run: Main) -> metrics.RetrievalResult | None:
             start_time = time.perf_counter()
             policy = train(learning, args, out=run.out, resume=run.resume)
             seconds = time.perf_counter() - start_time
-        if not dataset.labels.shape[1]:
+        if not dataset.has_labels:
             console.say(
                 f"{args.variant}, {args.bits} bits on {dataset.name}, trained in {seconds:.1f} s; {training.UNMEASURED}"
             )

@@ -273,7 +273,7 @@ def main(run: Main) -> metrics.RetrievalResult | None:
             start_time = time.perf_counter()
             model = train(learning, args, base=base, out=run.out, resume=run.resume)
             seconds = time.perf_counter() - start_time
-        if not dataset.labels.shape[1]:
+        if not dataset.has_labels:
             console.say(f"{args.algo} on {dataset.name}, trained in {seconds:.1f} s; {training.UNMEASURED}")
             return None
         result, codes = measure(model, args, dataset, base)

@@ -187,7 +187,7 @@ def load_dataset(source: str, similarity: str | None) -> tuple[HashingDataset, H
         ValueError: for labels by which codes cannot be measured, or none without ``similarity``.
     """
     dataset = data.load(source).standardized()
-    if similarity is None or dataset.labels.shape[1]:
+    if similarity is None or dataset.has_labels:
         metrics.check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
     return dataset if similarity is None else dataset.with_similarity(similarity), dataset
 
@@ -249,7 +249,7 @@ def report_codes(base: Hasher, several: CodeSets, dataset: HashingDataset) -> di
         several: the code sets of the database.
         dataset: on the scale that ``base`` was fitted on.
     """
-    if not dataset.labels.shape[1]:
+    if not dataset.has_labels:
         console.say(f"on average {several.anhc:.2f} codes an image; {UNMEASURED}")
         return {}
     query, labels = base.encode(dataset.features[dataset.query]), dataset.labels[dataset.query]

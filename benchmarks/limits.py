@@ -27,9 +27,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from benchmarks.common.arguments import Split, SplitArgs, check_not_empty
+from benchmarks.common.arguments import SplitArgs, check_not_empty
 from benchmarks.common.cells import CONTINUES, data_digest, features_name, run_cells, unfinished
-from benchmarks.common.methods import load
+from benchmarks.common.methods import DataCell
 from benchmarks.common.results import Results, costs, describe, scores, table
 from hashgym.console import Console
 from hashgym.data import HashingDataset
@@ -37,7 +37,7 @@ from hashgym.data.similarity import shared_labels
 from hashgym.retrieval import evaluate
 from hashgym.terminal import command_line, parse
 
-__all__ = ["METHODS", "Args", "Cell", "main", "ranking_map", "run", "train_classifier"]
+__all__ = ["METHODS", "Args", "Cell", "cosines", "main", "ranking_map", "run", "train_classifier"]
 
 METHODS = ("class probabilities", "predicted class", "float cosine")
 SETTINGS = {
@@ -63,15 +63,10 @@ class Args(SplitArgs):
 
 
 @dataclass(frozen=True)
-class Cell(Split):
+class Cell(DataCell):
     """One run: a classifier, and the three rankings."""
 
-    features: str
     seed: int
-
-    def load(self) -> HashingDataset:
-        """Its dataset."""
-        return load(self.features, split=self.split, queries=self.queries, train=self.train)
 
     def __str__(self) -> str:
         return f"{Path(self.features).name} seed {self.seed}"
@@ -116,21 +111,31 @@ def train_classifier(
     return probabilities
 
 
-def ranking_map(score: Callable[[slice], Floats], relevant: NDArray[np.bool_]) -> float:
+def cosines(dataset: HashingDataset) -> Callable[[slice], Floats]:
+    """Return a function that gives the cosines (m, N) of some queries' features with those of the database."""
+    queries, database = (
+        x / np.linalg.norm(x, axis=1, keepdims=True)
+        for x in (dataset.features[dataset.query], dataset.features[dataset.database])
+    )
+    return lambda rows: queries[rows] @ database.T
+
+
+def ranking_map(score: Callable[[slice], Floats], relevant: NDArray[np.bool_], topk: int | None = None) -> float:
     """Return the mAP of queries that rank a database by real numbers, the greatest first.
 
     Args:
         score: returns the numbers (m, N) of some queries.
         relevant: bool (n, N). Queries without a relevant image are left out. Equal numbers keep the database's order.
+        topk: number of images of a ranking that count, so that the sum is divided by at most as many; None for all.
     """
     found = []
     for start in range(0, len(relevant), _QUERIES):
         rows = slice(start, start + _QUERIES)
-        order = np.argsort(-score(rows), axis=1, kind="stable")
-        hits = np.take_along_axis(relevant[rows], order, axis=1)
-        hits = hits[hits.any(axis=1)]
+        order = np.argsort(-score(rows), axis=1, kind="stable")[:, :topk]
+        total = relevant[rows].sum(axis=1)
+        hits = np.take_along_axis(relevant[rows], order, axis=1)[total > 0]
         precision = hits.cumsum(axis=1) / np.arange(1, hits.shape[1] + 1)
-        found.append((precision * hits).sum(axis=1) / hits.sum(axis=1))
+        found.append((precision * hits).sum(axis=1) / np.minimum(total[total > 0], hits.shape[1]))
     return float(np.concatenate(found).mean())
 
 
@@ -145,7 +150,6 @@ def run(cell: Cell) -> list[dict[str, Any]]:
     classify = train_classifier(dataset.features[dataset.train], labels[dataset.train], cell.seed, single=single)
     seconds = time.perf_counter() - start
     p, q = classify(dataset.features[query]), classify(dataset.features[database])
-    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (dataset.features[query], dataset.features[database]))
 
     def shared(rows: slice) -> Floats:
         """P(a label is shared): the sum over classes of p q, or 1 - the product of 1 - p q over labels."""
@@ -160,7 +164,7 @@ def run(cell: Cell) -> list[dict[str, Any]]:
     found = {
         "class probabilities": dict.fromkeys(BOUNDS, ranking_map(shared, relevant)),
         "predicted class": scores(evaluate(predicted[0], labels[query], predicted[1], labels[database])),
-        "float cosine": dict.fromkeys(BOUNDS, ranking_map(lambda rows: a[rows] @ b.T, relevant)),
+        "float cosine": dict.fromkeys(BOUNDS, ranking_map(cosines(dataset), relevant)),
     }
     within = {"precision_radius2": np.nan, "recall_radius2": np.nan}  # there is no radius
     return [

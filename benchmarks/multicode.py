@@ -278,8 +278,8 @@ def table(rows: Sequence[Row]) -> Table:
             mean = {measure: np.mean([float(row[measure]) for row in here]) for measure in MEASURES}
             gain = estimate([[float(row["map"]) - regions[row["seed"]] for row in here if row["seed"] in regions]])
             interval = f" [{gain.low:+.4f}, {gain.high:+.4f}]" if len(here) > 1 else ""
-            cells = [f"{mean['anhc']:.2f}", *(f"{mean[measure]:.4f}" for measure in ("recall_radius0",))]
-            cells += [f"{mean['precision_radius0']:.4f}", f"{mean['map']:.4f}", f"{gain.mean:+.4f}{interval}"]
+            measures = (f"{mean[measure]:.4f}" for measure in ("recall_radius0", "precision_radius0", "map"))
+            cells = [f"{mean['anhc']:.2f}", *measures, f"{gain.mean:+.4f}{interval}"]
             shown.add_row(base, method, str(VIEWS[method]), *cells)
     return shown
 

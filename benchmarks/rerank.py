@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import hashgym.hashers
-from benchmarks.common.arguments import Split, SplitArgs, check_not_empty
+from benchmarks.common.arguments import SplitArgs, check_not_empty
 from benchmarks.common.cells import CONTINUES, data_digest, features_name, run_cells, unfinished
-from benchmarks.common.methods import load, settings_of
+from benchmarks.common.methods import DataCell, settings_of
 from benchmarks.common.results import Results, costs, describe, scores, table
 from hashgym.codes import pack
 from hashgym.console import Console
@@ -60,17 +60,12 @@ class Args(SplitArgs):
 
 
 @dataclass(frozen=True)
-class Cell(Split):
+class Cell(DataCell):
     """One run: a hasher, and the three rankings."""
 
-    features: str
     hasher: str
     bits: int
     seed: int
-
-    def load(self) -> HashingDataset:
-        """Its dataset."""
-        return load(self.features, split=self.split, queries=self.queries, train=self.train)
 
     def make(self) -> Any:
         """Its hasher, not fitted."""

@@ -23,7 +23,7 @@ from benchmarks.common.arguments import TableArgs, check_not_empty
 from benchmarks.common.cells import CONTINUES, features_name, run_cells, unfinished
 from benchmarks.common.methods import Cell, config, encode_both, fit
 from benchmarks.common.results import KEY, Estimate, Results, costs, describe, estimate, scores
-from benchmarks.limits import ranking_map
+from benchmarks.limits import BOUNDS, cosines, ranking_map
 from hashgym.console import Console, Table
 from hashgym.data import HashingDataset
 from hashgym.data.similarity import NEIGHBOURS as K
@@ -79,22 +79,10 @@ def run(cell: Cell) -> dict[str, Any]:
 
 def _ranked_by_cosine(dataset: HashingDataset) -> dict[str, float]:
     """Return the scores of rankings by the cosine of features."""
-    a, b = (
-        x / np.linalg.norm(x, axis=1, keepdims=True)
-        for x in (dataset.features[dataset.query], dataset.features[dataset.database])
-    )
+    score = cosines(dataset)
     relevant = shared_labels(dataset.label_words[dataset.query], dataset.label_words[dataset.database])
-    total = relevant.sum(axis=1)
-    answerable = total > 0
-    nearest = np.stack([np.argsort(-(row @ b.T), kind="stable")[:FIRST] for row in a[answerable]])
-    hits = np.take_along_axis(relevant[answerable], nearest, axis=1)
-    precision = hits.cumsum(axis=1) / np.arange(1, hits.shape[1] + 1)
-    wanted = np.minimum(total[answerable], hits.shape[1])
-    every = ranking_map(lambda rows: a[rows] @ b.T, relevant)
-    return {
-        **dict.fromkeys(("map", "map_optimistic", "map_pessimistic"), every),
-        "map_1000": float(((precision * hits).sum(axis=1) / wanted).mean()),
-    }
+    every = dict.fromkeys(BOUNDS, ranking_map(score, relevant))
+    return {**every, "map_1000": ranking_map(score, relevant, FIRST)}
 
 
 def _names(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:

@@ -81,8 +81,7 @@ def fit(job: Fitting[Any]) -> Any:
     from hashgym.storage import owned
 
     dataset = data.load(job.dataset).standardized()
-    has_labels = bool(dataset.labels.shape[1])
-    if has_labels:
+    if dataset.has_labels:
         check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
     elif job.hasher.supervised and job.similarity is None:
         raise data.DataError(
@@ -106,7 +105,7 @@ def fit(job: Fitting[Any]) -> Any:
             console.warn(f"{job.out / 'policy.onnx'} is not written: {error}")
         hasher.save(job.out / HASHER)
     query, database = dataset.query, dataset.database
-    if not has_labels:
+    if not dataset.has_labels:
         console.say(
             f"{hasher.bits} bits on {dataset.name}, fitted in {seconds:.1f} s; without labels they are not measured"
         )

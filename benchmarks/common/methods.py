@@ -30,6 +30,7 @@ __all__ = [
     "HASHERS",
     "NESTED",
     "Cell",
+    "DataCell",
     "config",
     "encode_both",
     "fit",
@@ -94,10 +95,20 @@ def unused_settings(variant: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Cell(Split):
-    """One run."""
+class DataCell(Split):
+    """One run on the features of a folder or an embedded dataset."""
 
     features: str
+
+    def load(self) -> HashingDataset:
+        """Its dataset; see :func:`load`."""
+        return load(self.features, split=self.split, queries=self.queries, train=self.train)
+
+
+@dataclass(frozen=True)
+class Cell(DataCell):
+    """One run of a method."""
+
     method: str
     bits: int
     seed: int
@@ -112,10 +123,6 @@ class Cell(Split):
     def lengths(self) -> tuple[int, ...]:
         """The code lengths of its rows."""
         return self.prefixes or (self.bits,)
-
-    def load(self) -> HashingDataset:
-        """Its dataset; see :func:`load`."""
-        return load(self.features, split=self.split, queries=self.queries, train=self.train)
 
     def __str__(self) -> str:
         return f"{self.method} {self.bits} bits seed {self.seed}"

@@ -189,6 +189,11 @@ class HashingDataset:
         return self.features.shape[1:]
 
     @property
+    def has_labels(self) -> bool:
+        """Whether images have labels, by which codes can be learnt and measured."""
+        return self.labels.shape[1] > 0
+
+    @property
     def has_maps(self) -> bool:
         """Whether images are activations or pixels, which a trained network reads, instead of vectors."""
         return self.features.ndim == 4
@@ -258,7 +263,7 @@ class HashingDataset:
         """Raise :class:`DataError` unless the dataset has these of ``labels``, ``regions`` and ``train_regions``."""
         for key in keys:
             if key == "labels":
-                if not self.labels.shape[1]:
+                if not self.has_labels:
                     raise DataError(f"the dataset {self.name!r} has no labels: {NO_LABELS}")
                 continue
             regions = getattr(self, key)

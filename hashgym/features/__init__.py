@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from hashgym.checks import closest
 from hashgym.features.backbone import Backbone
 from hashgym.features.extraction import extract
-from hashgym.features.libraries import LIBRARIES
+from hashgym.features.libraries import LIBRARIES, is_library_model
 from hashgym.moved import renamed
 from hashgym.registry import Registry
 
@@ -140,7 +140,7 @@ def make(
     """
     if cut is not None:
         return load_network(name, weights).backbone(size=size, device=device, runtime=runtime, cut=cut)
-    if name.partition(":")[0] in LIBRARIES.entries and ":" in name:
+    if is_library_model(name):
         from hashgym.features import library_models
 
         return library_models.make(name, size=size, weights=weights, device=device, runtime=runtime)
@@ -176,7 +176,7 @@ def load_network(name: str, weights: str | None = None, *, pretrained: bool = Tr
         ValueError: for a name of another backbone or none, or a package that is not installed.
         DataError: for weights that are missing, damaged or of another network.
     """
-    if name.partition(":")[0] in LIBRARIES.entries and ":" in name:
+    if is_library_model(name):
         raise ValueError(
             f"{name} is the network of another library, which gives features and cannot be cut or trained here: leave "
             f"out the cut, or choose {', '.join(NETWORKS.entries)} or a classifier of torchvision such as resnet18"

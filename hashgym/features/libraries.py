@@ -7,7 +7,7 @@ from typing import Any
 
 from hashgym.registry import Registry
 
-__all__ = ["LIBRARIES"]
+__all__ = ["LIBRARIES", "is_library_model"]
 
 LIBRARIES: Registry[Callable[..., Any]] = Registry(
     "library",
@@ -26,3 +26,9 @@ LIBRARIES: Registry[Callable[..., Any]] = Registry(
     },
 )
 """Libraries whose models are backbones, by the prefix of their names; described by the form of these names."""
+
+
+def is_library_model(name: str) -> bool:
+    """Return whether a backbone's name is that of another library's model."""
+    library, colon, _ = name.partition(":")
+    return bool(colon) and library in LIBRARIES.entries

@@ -133,7 +133,7 @@ def check_method(method: str | None) -> None:
     from hashgym import hashers
     from hashgym.encoders.build import NEIGHBOURS
 
-    known = [name for name in hashers.available() if not type(hashers.make(name)).supervised]
+    known = [name for name in hashers.available() if not hashers.HASHERS.find(name).supervised]
     if method not in (None, NEIGHBOURS, *known):
         raise ValueError(
             f"{method!r} is not a method without labels{closest(method or '', [NEIGHBOURS, *known])}: choose "

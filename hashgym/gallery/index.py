@@ -104,10 +104,11 @@ def build(
     with _locked(folder, own):
         name, own, existing = checked()  # another process may have changed it before it was locked
         old = None if existing is None else _Content.of(folder)
-        if old is not None and old.meta["codes"] == digests:
-            return folder
-        if old is not None and not replace and (not add or set(digests) <= set(old.meta["codes"])):
-            return folder
+        if old is not None:
+            present = old.meta["codes"]
+            unchanged = present == digests if replace else (not add or set(digests) <= set(present))
+            if unchanged:
+                return folder
         _check_same_encoder(given, folder, old)
         content = _merged(old, given)
         indexed = [*(old.meta["codes"] if old and not replace else []), *digests]

@@ -48,11 +48,12 @@ class TextEncoder:
             DataError: if the backbone has other weights here than the encoder's.
         """
         from hashgym.encoders.write import without_backbone
-        from hashgym.features import LIBRARIES, library_models
+        from hashgym.features import library_models
+        from hashgym.features.libraries import is_library_model
 
         stored = encoder.metadata["backbone"] or {}
         name = str(stored.get("name", ""))
-        if name.partition(":")[0] not in LIBRARIES.entries:
+        if not is_library_model(name):
             raise ValueError(
                 f"pictures were encoded by {name or 'an unknown network'}, which embeds no texts: "
                 f"{library_models.NEEDS_TEXT}"
