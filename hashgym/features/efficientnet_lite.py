@@ -69,6 +69,7 @@ def load(name: str, weights: str | None = None, pretrained: bool = True) -> Pret
         fill(network, read(path), path, name)
     else:
         empty(network)
+    _pad_within_convolutions(network)
     stem = nn.Sequential(network._conv_stem, network._bn0, network._swish)
     head = nn.Sequential(network._conv_head, network._bn1, network._swish)
     bottlenecks: list[nn.Module] = list(network._blocks)
@@ -85,3 +86,27 @@ def load(name: str, weights: str | None = None, pretrained: bool = True) -> Pret
         weights="" if path is None else path.name,
         digest="" if path is None else sha256(path),
     )
+
+
+def _pad_within_convolutions(network: nn.Module) -> None:
+    """Replace convolutions of stride 1, which copy each map into a padded one, by equal ones that need no copy.
+
+    At stride 2 the package pads one side more than the other, depending on the map's
+    size, which a convolution cannot do.
+    """
+    from torch import nn
+
+    for module in list(network.modules()):
+        for name, layer in list(module.named_children()):
+            if isinstance(layer, nn.Conv2d) and tuple(layer.stride) == (1, 1):
+                plain = nn.Conv2d(
+                    layer.in_channels,
+                    layer.out_channels,
+                    layer.kernel_size,  # type: ignore[arg-type]
+                    padding=layer.kernel_size[0] // 2,
+                    groups=layer.groups,
+                    bias=layer.bias is not None,
+                    device="meta",
+                )
+                plain.weight, plain.bias = layer.weight, layer.bias
+                setattr(module, name, plain)
