@@ -546,7 +546,7 @@ def index(
     encoder: str | None = None,
     bits: int | None = None,
     method: str | None = None,
-    backbone: str = "efficientnet_lite0",
+    backbone: str | None = None,
     size: int | None = None,
     weights: str | None = None,
     follow_links: Flag = False,
@@ -574,8 +574,8 @@ def index(
         bits: length of the codes of an encoder that is fitted; by default 64.
         method: by which an encoder is fitted: itq (the default), neighbours (an agent that learns which photos are
             neighbours: better at kinds of photos, worse at telling similar ones apart), cibhash, pca, sh or lsh.
-        backbone: of an encoder that is fitted; `hashgym backbones` lists them. An index by open_clip:NAME/TAG, or by
-            hf:NAME of a CLIP or SigLIP model, can be searched by texts.
+        backbone: of an encoder that is fitted, by default efficientnet_lite0; `hashgym backbones` lists them. An index
+            by open_clip:NAME/TAG, or by hf:NAME of a CLIP or SigLIP model, can be searched by texts.
         size: side in pixels of the backbone's input; by default that of its training.
         weights: a file of weights, or with hf: a folder, instead of the backbone's own.
         follow_links: also read the photos that links lead to.
@@ -605,8 +605,11 @@ def index(
         find = {"follow_links": follow_links, "exclude": exclude, "checksum": checksum, "workers": workers}
         _index_photos(places, out, {**fit, "backend": backend}, find, options)
     else:
-        if encoder is not None or bits is not None or method is not None:
-            raise ValueError("--encoder, --bits and --method are for photos: codes have been encoded already")
+        for_photos: dict[str, Any] = {"encoder": encoder, "bits": bits, "method": method, "backbone": backbone}
+        for_photos |= {"size": size, "weights": weights, "follow-links": follow_links or None}
+        for_photos |= {"exclude": exclude or None, "checksum": checksum or None}
+        if needless := [f"--{name}" for name, value in for_photos.items() if value is not None]:
+            raise ValueError(f"{', '.join(needless)}: only for photos, and codes have been encoded already")
         gallery.build(places, out, backend, add, options=options)
     meta = gallery.read_meta(out)
     _say(
@@ -877,6 +880,7 @@ def serve(
     max_megapixels: int = 50,
     max_seconds: float = 20,
     token: str | None = None,
+    weights: str | None = None,
 ) -> None:
     """Search in a browser: serve a page on this machine, to users who have its address, until Ctrl-C.
 
@@ -892,11 +896,12 @@ def serve(
         max_seconds: time limit for decoding one picture.
         token: the secret in the address; random by default. Other users can see the arguments of a command, but not the
             environment variable HASHGYM_TOKEN. With `--token ""` every user of this machine can search.
+        weights: for searching by words, a file or folder of the backbone's weights, as for `hashgym search --text`.
     """
     from hashgym.gallery.server import serve as run
 
     limits = {"max_bytes": max_megabytes * 2**20, "max_pixels": max_megapixels * 10**6}
-    run(index, port, root=root, uri=uri, **limits, seconds=max_seconds, token=token)
+    run(index, port, root=root, uri=uri, **limits, seconds=max_seconds, token=token, weights=weights)
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {

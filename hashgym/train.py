@@ -76,6 +76,7 @@ def fit(job: Fitting[Any]) -> Any:
         ValueError: for a dataset that the hasher cannot learn from, and a folder that holds something else.
     """
     from hashgym import console, data, hashers
+    from hashgym.data.dataset import LABEL_FREE
     from hashgym.encoders.build import write_hasher
     from hashgym.retrieval import check_labels, evaluate
     from hashgym.storage import owned
@@ -85,8 +86,7 @@ def fit(job: Fitting[Any]) -> Any:
         check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
     elif job.hasher.supervised and job.similarity is None:
         raise data.DataError(
-            f"{dataset.name} has no labels to learn from: give --similarity neighbours, or a hasher of "
-            "lsh, itq, sh and pca"
+            f"{dataset.name} has no labels to learn from: give --similarity neighbours, or the hasher {LABEL_FREE}"
         )
     learning = dataset if job.similarity is None else dataset.with_similarity(job.similarity)
     if job.out is None:

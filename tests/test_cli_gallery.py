@@ -711,7 +711,7 @@ def test_one_command_from_photos_to_a_search(place, tmp_path, capsys):
     assert "has codes of 12 bits: leave out --bits" in fails([*command[:-3], "16", "--out", index], capsys)
     assert "--add is for folders of codes" in fails(["index", photos, "--add", "--out", index], capsys)
     assert "index photos, or folders of codes" in fails(["index", photos, place / "codes", "--out", again], capsys)
-    assert "--encoder, --bits and --method are for photos" in fails(
-        ["index", place / "codes", "--bits", "8", "--out", tmp_path / "x"], capsys
+    assert "--bits, --size, --checksum: only for photos" in fails(
+        ["index", place / "codes", "--bits", "8", "--size", "8", "--checksum", "--out", tmp_path / "x"], capsys
     )
     assert not (tmp_path / "x").exists()

@@ -29,9 +29,8 @@ _FAR = 10.0  # factor from unit scale at which a warning is given
 _SAMPLE = 1_000  # training images from which the scale is estimated
 
 FROM_ARRAYS = "HashingDataset.from_arrays(features, labels=...)"
-NO_LABELS = (
-    "give it labels, make some by with_similarity('neighbours'), or use hashers that need none: lsh, itq, sh, pca"
-)
+LABEL_FREE = "lsh, itq, sh, pca or cibhash"  # hashers, for messages
+NO_LABELS = f"give it labels, make some by with_similarity('neighbours'), or use a hasher that needs none: {LABEL_FREE}"
 REGIONS_COMMAND = (
     "`hashgym features --dataset NAME --root DIR --backbone BACKBONE --regions 5 --sigma 0.5 --train-regions 4 "
     "--out DIR`"

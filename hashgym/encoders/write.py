@@ -17,6 +17,7 @@ from hashgym.codes import CodeSets, unpack
 from hashgym.data.pictures import BACKGROUND
 from hashgym.encoders.encoder import FORMAT, KEY, Encoder, is_sealed, load_encoder, seal
 from hashgym.features.backbone import Backbone, describe_preprocess
+from hashgym.features.libraries import packages_of
 from hashgym.features.onnx_runtime import TOLERANCE, open_session, require_runtime, thread_count
 from hashgym.storage import owned
 from hashgym.storage.atomic import atomic_write
@@ -160,7 +161,7 @@ def add_backbone(source: str | Path, out: str | Path, backbone: Backbone) -> Non
         raise ValueError(f"the features from ONNX Runtime differ from those of {backbone.name} ({backbone.runtime})")
     model = _join(onnx.load_from_string(network), onnx.load(source), backbone, views=encoder.regions > 0)
     added = {"takes": "pictures", "backbone": backbone.provenance, "preprocess": preprocess, "background": BACKGROUND}
-    added |= {"versions": versions(_PACKAGES)}
+    added |= {"versions": versions((*_PACKAGES, *packages_of(backbone.name)))}
     _save(out, model, _json(encoder.metadata | added))
 
 

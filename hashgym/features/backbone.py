@@ -42,6 +42,7 @@ class Backbone:
             has one, returns the ONNX model of :meth:`to_onnx`.
         cut: the block after which the network is cut, 0 for the pixels themselves; None for the whole network.
         map_shape: (C, H, W) at a cut; None for the whole network.
+        texts: whether it is of an image-text model, whose embeddings of texts are comparable with its features.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Backbone:
     network: Network
     cut: int | None = None
     map_shape: tuple[int, int, int] | None = None
+    texts: bool = False
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -99,7 +101,8 @@ class Backbone:
     def provenance(self) -> dict[str, Any]:
         """Everything that determines the features, ready for JSON; the runtime has its old name ``engine`` there."""
         cut = {} if self.cut is None else {"cut": self.cut}
-        return {**{key: getattr(self, key) for key in _DESCRIBED}, **cut, "engine": self.runtime}
+        texts = {"texts": True} if self.texts else {}
+        return {**{key: getattr(self, key) for key in _DESCRIBED}, **cut, **texts, "engine": self.runtime}
 
     @property
     def engine(self) -> str:

@@ -28,6 +28,7 @@ from hashgym.data.dataset import HashingDataset
 from hashgym.data.images import ImageCollection
 from hashgym.data.pictures import BACKGROUND, to_rgb
 from hashgym.features.backbone import Backbone
+from hashgym.features.libraries import packages_of
 from hashgym.features.regions import Box, corner_and_centre, random_boxes
 from hashgym.features.views import random_view
 from hashgym.storage.errors import DataError
@@ -285,6 +286,11 @@ class _Recipe:
             raise ValueError(f"sigma must be in (0, 1], got {self.sigma}")
 
     @property
+    def versions(self) -> dict[str, str]:
+        """The versions of the packages that compute the values."""
+        return versions((*RECORDED, *packages_of(self.backbone.name)))
+
+    @property
     def description(self) -> dict[str, Any]:
         """Everything that determines the values, for the provenance and to identify the job."""
         return {
@@ -295,7 +301,7 @@ class _Recipe:
             "region_seed": self.seed if self.train_regions else None,
             "thumbnail": self.thumbnail,
             "background": BACKGROUND,
-            "versions": versions(RECORDED),
+            "versions": self.versions,
         } | ({} if self.views == 1 else {"views": self.views, "view_seed": self.seed})
 
     @property
@@ -440,7 +446,7 @@ def _on_ray(
     """Yield the results of every batch from a Ray cluster, as batches end; batches of lost processes are repeated."""
     with cluster() as ray:
         try:
-            job = ray.put((recipe, collection, os.getcwd(), versions(RECORDED)))
+            job = ray.put((recipe, collection, os.getcwd(), recipe.versions))
         except TypeError as error:
             raise ValueError(
                 f"{recipe.backbone.name} (runtime {recipe.backbone.runtime}), or the reader of {collection.name}, "
@@ -481,7 +487,7 @@ def _received(job: Any) -> tuple[_Recipe, ImageCollection]:
     """Return recipe and images from Ray's store, once a process."""
     recipe, collection, folder, wanted = import_ray().get(job)
     os.chdir(folder)  # relative paths start where they do in the process that started the job
-    found = versions(RECORDED)
+    found = recipe.versions
     if other := sorted(name for name in wanted | found if wanted.get(name) != found.get(name)):
         raise ValueError(f"a Ray worker has another version of {', '.join(other)}: install the same on every machine")
     return recipe, collection

@@ -7,7 +7,7 @@ from typing import Any
 
 from hashgym.registry import Registry
 
-__all__ = ["LIBRARIES", "is_library_model"]
+__all__ = ["LIBRARIES", "is_library_model", "packages_of"]
 
 LIBRARIES: Registry[Callable[..., Any]] = Registry(
     "library",
@@ -26,6 +26,13 @@ LIBRARIES: Registry[Callable[..., Any]] = Registry(
     },
 )
 """Libraries whose models are backbones, by the prefix of their names; described by the form of these names."""
+
+_PACKAGES = {"timm": "timm", "open_clip": "open_clip_torch", "hf": "transformers"}
+
+
+def packages_of(name: str) -> tuple[str, ...]:
+    """Return the packages that compute a backbone's features, beside torch, whose versions are recorded with them."""
+    return (_PACKAGES[name.partition(":")[0]],) if is_library_model(name) else ()
 
 
 def is_library_model(name: str) -> bool:

@@ -89,6 +89,7 @@ class LibraryModel:
             runtime=chosen,
             preprocess=self.preprocess,
             network=run,
+            texts=self.texts is not None,
         )
 
     def _dim(self) -> int:

@@ -135,12 +135,18 @@ def remove(
         options: of the back end, as for :func:`build`.
 
     Raises:
-        DataError: for a name that is not in the index, or if no image would be left.
+        DataError: for a name that is not in the index, if no image would be left, or for an index of photos, which
+            has all photos of its folder.
         ValueError: if the index is on a server whose address the user must give.
         ConnectionError: if the server does not answer.
     """
     folder = Path(index)
     meta = read_meta(folder)
+    if (folder / CODES_OF_PHOTOS).exists():
+        raise DataError(
+            f"{folder} is made of the photos below {meta['root']}, and the next update would add them again: move them "
+            "away or --exclude them, and repeat the command that made the index"
+        )
     with _locked(folder, _options(folder, meta["backend"], meta, options)):
         old = _Content.of(folder)
         own = _options(folder, old.meta["backend"], old.meta, options)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hashgym.encoders import load_encoder
 from hashgym.gallery.encode import EncodingReport, EncodingSettings, update_codes
 from hashgym.gallery.encoded_images import CODES, ENCODER, open_codes
 from hashgym.gallery.fit import EncoderFit, check_method
@@ -27,7 +28,7 @@ def index_photos(
     encoder: str | Path | None = None,
     bits: int | None = None,
     method: str | None = None,
-    backbone: str = BACKBONE,
+    backbone: str | None = None,
     size: int | None = None,
     weights: str | None = None,
     backend: str | None = None,
@@ -45,7 +46,7 @@ def index_photos(
         encoder: an encoder that takes pictures, instead of one that is fitted here.
         bits: length of the codes, for an encoder that is fitted here; 64 by default.
         method: by which an encoder is fitted here, see :func:`hashgym.encoders.build.fit_encoder`; by default ``itq``.
-        backbone: of an encoder that is fitted here, see :func:`hashgym.features.make`.
+        backbone: of an encoder that is fitted here, see :func:`hashgym.features.make`; by default EfficientNet-Lite0.
         size: side in pixels of the backbone's input; None for its own.
         weights: a file or folder of the backbone's weights, see :func:`hashgym.features.make`; None for its own.
         backend: as for :func:`hashgym.gallery.build`.
@@ -59,6 +60,7 @@ def index_photos(
         ValueError: for an unknown backbone or back end, a backbone without an ONNX form, or an encoder that takes
             features.
         DataError: if there are no photos; if ``out`` is something else, or has other photos or another encoder.
+        ValueError: for settings of an encoder that is fitted here, if one is given.
     """
     folder, settings = Path(out), settings or EncodingSettings(skip_bad=True)
     check_updatable(folder, backend)
@@ -69,8 +71,9 @@ def index_photos(
             "index --add`; or choose another --out"
         )
     if encoder is not None:
-        if bits is not None or method is not None:
-            raise ValueError("bits and method are for an encoder that is fitted here, not for one that is given")
+        settings_of_fit = {"bits": bits, "method": method, "backbone": backbone, "size": size, "weights": weights}
+        if needless := [name for name, value in settings_of_fit.items() if value is not None]:
+            raise ValueError(f"{' and '.join(needless)}: only for an encoder that is fitted here, and one is given")
         source: str | Path | EncoderFit = encoder
     elif CODES.matches(codes):
         source, old = codes / ENCODER, open_codes(codes)
@@ -78,11 +81,18 @@ def index_photos(
             raise DataError(f"{folder} has an encoder already: leave out --method, or choose another --out")
         if bits not in (None, old.bits):
             raise DataError(f"{folder} has codes of {old.bits} bits: leave out --bits, or choose another --out")
+        own = load_encoder(source).metadata["backbone"]
+        for name, given in (("name", backbone), ("size", size)):
+            if given not in (None, own[name]):
+                option = {"name": "--backbone"}.get(name, f"--{name}")
+                raise DataError(
+                    f"{folder} has an encoder with {option} {own[name]}: leave out {option}, or choose another --out"
+                )
     else:
         from hashgym.features import make
 
         check_method(method)
-        network = make(backbone, size=size, weights=weights, device="cpu")
+        network = make(backbone or BACKBONE, size=size, weights=weights, device="cpu")
         source = EncoderFit(network, BITS if bits is None else bits, method)
         source.open()
     with owned.new_folder(folder):

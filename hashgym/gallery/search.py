@@ -262,16 +262,31 @@ class Gallery:
         _check_wanted(k, radius)
         if rerank is not None:
             check_choice("rerank", rerank, ("margins",))
+        margins = self.text_margins(text, weights)
+        return self.search_code(pack(margins > 0), k, radius) if rerank is None else self._reranked(margins, k, radius)
+
+    def text_margins(self, text: str, weights: str | None = None) -> NDArray[np.float32]:
+        """Return the margins of a text's bits, float32 (q,): its code is ``margins > 0``. As :meth:`search_text`."""
         if weights not in self._text_encoders:
             path = self.folder / self.meta["content"] / ENCODER
             self._text_encoders[weights] = TextEncoder.of(path, self.encoder, weights)
-        margins = self._text_encoders[weights].margins([text])[0]
-        return self.search_code(pack(margins > 0), k, radius) if rerank is None else self._reranked(margins, k, radius)
+        margins: NDArray[np.float32] = self._text_encoders[weights].margins([text])[0]
+        return margins
+
+    @property
+    def takes_texts(self) -> bool:
+        """Whether its pictures were encoded by an image-text model, so that it can be searched by texts."""
+        return bool((self.encoder.metadata["backbone"] or {}).get("texts"))
 
     @cached_property
     def _text_encoders(self) -> dict[str | None, TextEncoder]:
         """The text encoders that are loaded, by their weights."""
         return {}
+
+    def share_text_encoders(self, other: Gallery) -> None:
+        """Use the text encoders that another state of the same index has loaded, if its encoder is the same."""
+        if all(self.meta[key] == other.meta[key] for key in ("encoder", "bits")):
+            vars(self)["_text_encoders"] = other._text_encoders
 
     def search_name(self, name: str, k: int | None = 10, radius: int | None = None) -> list[Match]:
         """Return the images nearest to one of the index, without that one, by its own code; no picture is read.

@@ -26,6 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from hashgym.codes import Words, pack
 from hashgym.console import say
 from hashgym.gallery.decoding import Decoded, Decoders
 from hashgym.gallery.page import jpeg
@@ -56,7 +57,9 @@ __all__ = ["create_app", "serve"]
 HOST = "127.0.0.1"
 MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 50_000_000
-MAX_RESULTS = 200
+MAX_RESULTS = 200  # on a page
+MAX_RANK = 10_000  # of the last result
+MAX_TEXT = 300  # characters
 SECONDS = 20.0  # time limit for decoding a picture
 RESULTS = 12
 THUMBNAIL = 384  # longer side in pixels; shown at half that size, for screens of high density
@@ -84,13 +87,15 @@ def create_app(
     max_pixels: int = MAX_PIXELS,
     seconds: float = SECONDS,
     token: str = "",
+    weights: str | None = None,
     reopen: Callable[[], Gallery] | None = None,
 ) -> flask.Flask:
     """Return the web application of a gallery.
 
-    ``GET /`` is the page; ``POST /`` is the page with the images nearest to the uploaded ``picture`` (or to the image
-    ``id``), at most ``k``; ``POST /search`` takes the same and answers in JSON; ``GET /thumbnail?id=`` is an image of
-    the gallery, small, with the ``region`` that matched framed.
+    ``GET /`` is the page; ``POST /`` is the page with the ``k`` images nearest to the uploaded ``picture``, or to the
+    words ``text`` where the images were encoded by an image-text model, or to the image ``id``; ``page`` is the number
+    of the page of results, from 1. ``POST /search`` takes the same and answers in JSON; ``GET /thumbnail?id=`` is an
+    image of the gallery, small, with the ``region`` that matched framed.
 
     When the index changes on the disk it is opened again, and the previous gallery is closed after its last request.
     ``app.extensions["hashgym"].close()`` closes the gallery and ends the decoders.
@@ -102,13 +107,14 @@ def create_app(
         seconds: time limit for decoding a picture.
         token: required in every request, as ``?token=``, as ``Authorization: Bearer``, or by the cookie that
             ``GET /?token=`` sets; empty to answer all requests.
+        weights: for searching by words, see :meth:`hashgym.gallery.Gallery.search_text`.
         reopen: opens the gallery again after a change; by default :func:`hashgym.gallery.open_gallery` on its folder.
     """
     app = flask.Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max_bytes + 2**16  # the form around the picture
     app.jinja_env.filters["text"] = _text
     decoders = Decoders(max_bytes=max_bytes, max_pixels=max_pixels, seconds=seconds)
-    site = app.extensions["hashgym"] = _Site(_LiveGallery(gallery, reopen), decoders, token)
+    site = app.extensions["hashgym"] = _Site(_LiveGallery(gallery, reopen), decoders, token, weights)
 
     for check in (site.check_origin, site.check_token, site.open_gallery):
         app.before_request(check)
@@ -135,6 +141,7 @@ def serve(
     max_pixels: int = MAX_PIXELS,
     seconds: float = SECONDS,
     token: str | None = None,
+    weights: str | None = None,
 ) -> None:
     """Serve the web page of an index at http://127.0.0.1:PORT until Ctrl-C; the address is printed.
 
@@ -148,6 +155,7 @@ def serve(
         seconds: time limit for decoding a picture.
         token: required in every request, see :func:`create_app`. By default the environment variable HASHGYM_TOKEN, or
             a random one; empty to answer every user of this machine.
+        weights: for searching by words, see :func:`create_app`.
 
     Raises:
         ValueError: for a port that is taken or not allowed, limits below 1, or a token that is short or has characters
@@ -166,7 +174,7 @@ def serve(
         raise ValueError(f"--token or {TOKEN} must be 16 to 200 letters, digits or -._~, got {len(token)} characters")
     reopen = partial(open_gallery, Path(folder), None if root is None else Path(root), uri)
     limits = {"max_bytes": max_bytes, "max_pixels": max_pixels}
-    app = create_app(gallery := reopen(), **limits, seconds=seconds, token=token, reopen=reopen)
+    app = create_app(gallery := reopen(), **limits, seconds=seconds, token=token, weights=weights, reopen=reopen)
     with closing(app.extensions["hashgym"]):
         logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a browser requests many thumbnails at once
         try:
@@ -194,12 +202,14 @@ class _Site:
         live: the gallery.
         decoders: decode uploaded pictures and thumbnails.
         token: required in every request; empty for none.
+        weights: of the network for texts.
     """
 
-    def __init__(self, live: _LiveGallery, decoders: Decoders, token: str) -> None:
+    def __init__(self, live: _LiveGallery, decoders: Decoders, token: str, weights: str | None) -> None:
         self.decoders = decoders
-        self._live, self._token = live, token
+        self._live, self._token, self._weights = live, token, weights
         self._searching = threading.Lock()  # back ends may not be thread-safe
+        self._reading = threading.Lock()  # the network for texts, which is loaded at the first one
         self._working = threading.BoundedSemaphore(SLOW_REQUESTS)
 
     def check_origin(self) -> flask.Response | None:
@@ -220,7 +230,7 @@ class _Site:
         if _equal(request.args.get("token", ""), self._token):
             if request.method != "GET" or request.path != "/":
                 return None
-            query: dict[str, Any] = {key: request.args[key] for key in ("id", "k") if key in request.args}
+            query: dict[str, Any] = {key: request.args[key] for key in ("id", "text", "k") if key in request.args}
             answer = flask.redirect(flask.url_for("home", **query), 303)  # removes the token from the address bar
             answer.set_cookie(cookie, value, httponly=True, samesite="Strict")
             return answer
@@ -256,11 +266,11 @@ class _Site:
         return self._page(error=message), code
 
     def home(self) -> str:
-        """Return the page, with the images nearest to one of the gallery if the address has its id."""
-        return self._page(**self._matches()) if "id" in flask.request.args else self._page()
+        """Return the page, with the images nearest to one of the gallery, or to words, if the address has these."""
+        return self._page(**self._matches()) if {"id", "text"} & set(flask.request.args) else self._page()
 
     def results(self) -> str:
-        """Return the page with the images nearest to the picture that was sent."""
+        """Return the page with the images nearest to what was sent."""
         return self._page(**self._matches())
 
     def search(self) -> dict[str, Any]:
@@ -316,35 +326,52 @@ class _Site:
         self._live.close()
 
     def _matches(self) -> dict[str, Any]:
-        """Return the images nearest to the picture or to the image id that was sent, as values of the page."""
+        """Return the images nearest to the picture, the words or the image id that was sent, as values of the page."""
         request, start_time, gallery = flask.request, time.perf_counter(), flask.g.gallery
         k = _number("k", 1, MAX_RESULTS, RESULTS)
-        upload, identifier = request.files.get("picture"), None
-        source: Path | IO[bytes]
-        if upload and upload.filename:
-            source, name = upload.stream, upload.filename
-        elif request.values.get("id"):
-            identifier, source = self._requested_image()
-            name = gallery.names[identifier]
-        else:
-            raise BadRequest("This request has no picture: choose one first.")
+        page = _number("page", 1, MAX_RANK // k, 1)
+        upload, text = request.files.get("picture"), request.values.get("text", "").strip()
+        identifier, preview = None, None
         with self._slot():
-            picture = self._decoded(source, name, preprocess=gallery.encoder.metadata.get("preprocess"))
-            if picture.view is None:
-                raise ServiceUnavailable("The encoder of this index takes features, not pictures.")
-            try:
-                with self._searching:
-                    query = gallery.encoder.encode_pictures(picture.view[None]).words[0, 0]
-                    matches = gallery.search_code(query, k)
-            except (ValueError, OSError) as error:  # a back end on another server may not answer
-                raise ServiceUnavailable(f"The index cannot be searched: {_text(str(error))[:500]}.") from error
-        preview = "data:image/jpeg;base64," + base64.b64encode(jpeg(picture.thumbnail)).decode()
-        seconds = time.perf_counter() - start_time
-        return {"k": k, "id": identifier, "name": name, "preview": preview, "matches": matches, "seconds": seconds}
+            if upload and upload.filename:
+                name, text = upload.filename, ""
+                query, preview = self._code_of_picture(upload.stream, name)
+            elif text:
+                name, query = f"“{text}”", self._code_of_text(text)
+            elif request.values.get("id"):
+                identifier, path = self._requested_image()
+                name = gallery.names[identifier]
+                query, preview = self._code_of_picture(path, name)
+            else:
+                raise BadRequest("This request has no picture: choose one first.")
+            with self._searching, _explained("The index cannot be searched"):
+                matches = gallery.search_code(query, min(k * page, len(gallery)))[k * (page - 1) :]
+        return {
+            **{"k": k, "page": page, "id": identifier, "text": text, "name": name, "preview": preview},
+            **{"matches": matches, "seconds": time.perf_counter() - start_time},
+            "has_more": k * page < min(len(gallery), MAX_RANK // k * k),
+        }
+
+    def _code_of_picture(self, source: Path | IO[bytes], name: str) -> tuple[Words, str]:
+        """Return the packed code of a picture, and its thumbnail as the address of an <img>."""
+        encoder = flask.g.gallery.encoder
+        picture = self._decoded(source, name, preprocess=encoder.metadata.get("preprocess"))
+        if picture.view is None:
+            raise ServiceUnavailable("The encoder of this index takes features, not pictures.")
+        with self._searching, _explained("The picture cannot be encoded"):
+            query = encoder.encode_pictures(picture.view[None]).words[0, 0]
+        return query, "data:image/jpeg;base64," + base64.b64encode(jpeg(picture.thumbnail)).decode()
+
+    def _code_of_text(self, text: str) -> Words:
+        """Return the packed code of words."""
+        if len(text) > MAX_TEXT:
+            raise BadRequest(f"The text is too long: {MAX_TEXT} characters at most.")
+        with self._reading, _explained("This index cannot be searched by words"):
+            return pack(flask.g.gallery.text_margins(text, self._weights) > 0)
 
     def _page(self, **values: Any) -> str:
-        limits = {"max_bytes": self.decoders.max_bytes, "max_results": MAX_RESULTS, "regions": REGIONS}
-        defaults = {"k": RESULTS, "id": None, "matches": None, "error": None}
+        limits = {"max_bytes": self.decoders.max_bytes, "max_results": MAX_RESULTS, "max_text": MAX_TEXT}
+        defaults = {"k": RESULTS, "id": None, "text": "", "matches": None, "error": None, "regions": REGIONS}
         return flask.render_template("serve.html", gallery=flask.g.gallery, **limits, **{**defaults, **values})
 
     def _requested_image(self) -> tuple[int, Path]:
@@ -402,11 +429,10 @@ class _LiveGallery:
         with self._lock:
             state = self._stat()
             if state is None or state != self._state:
-                try:
+                with _explained("The index cannot be opened"):
                     reopened = self._reopen()
-                except (ValueError, OSError) as error:
-                    raise ServiceUnavailable(f"The index cannot be opened: {_text(str(error))[:500]}.") from error
                 previous, self._gallery, self._state = self._gallery, reopened, state
+                reopened.share_text_encoders(previous)
                 if not self._users.get(id(previous)):
                     previous.close()
             gallery = self._gallery
@@ -478,6 +504,15 @@ class _Server(TcpWSGIServer):
 class _InsufficientMemory(HTTPException):
     code = 507
     description = "There is not enough memory for this picture: choose a smaller one."
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Answer that something is unavailable, and why, where files, a library or another server fail."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise ServiceUnavailable(f"{what}: {_text(str(error))[:500]}.") from error
 
 
 def _secure(response: flask.Response) -> flask.Response:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hashgym.checks import check_integer, first_not_finite, is_integer, row_blocks
+from hashgym.data.dataset import LABEL_FREE
 from hashgym.hashers.registry import HASHERS
 from hashgym.optional import require
 from hashgym.registry import named_settings
@@ -169,7 +170,7 @@ class Hasher(ABC):
                 "y multi-hot uint8 (n, L)"
             )
         if getattr(y, "shape", None) == (n, 0):
-            raise ValueError(f"{name} learns from labels, and there are none: lsh, itq, sh and pca need none")
+            raise ValueError(f"{name} learns from labels, and there are none: use {LABEL_FREE}")
         return _labels(y, n)
 
     def _check_names(self, X: Any, reset: bool) -> None:

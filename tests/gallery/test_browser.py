@@ -7,13 +7,17 @@ import io
 import shutil
 import signal
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from hashgym.gallery import index_photos
+from tests.features.small_models import transformers_folder
 from tests.gallery.served import HOSTILE_NAMES, TOKEN, picture, serving, write_index
+from tests.gallery.small import write_pictures
 
 pytest.importorskip("flask")
 pytest.importorskip("waitress")
@@ -24,6 +28,7 @@ ARGUMENTS = [
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
+NAMES = [f"{i}.png" for i in range(20)]
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome is installed")
 
 
@@ -148,6 +153,52 @@ def test_the_number_of_results_can_be_chosen(page: Any) -> None:
     page.get_by_role("button", name="Search").click()
     assert not page.get_by_label("Results").evaluate("input => input.validity.valid")
     assert page.locator("#results li").count() == 2
+
+
+def test_pages_of_results(page: Any, browser: Any, address: str) -> None:
+    page.get_by_label("Results").fill("8")
+    pick(page, png(picture(3)))
+    sync_api.expect(heading(page)).to_have_text("8 nearest to query.png")
+    page.get_by_role("button", name="Next").click()
+    sync_api.expect(heading(page)).to_have_text("9 to 16 of the nearest to query.png")
+    page.get_by_role("button", name="Next").click()
+    sync_api.expect(heading(page)).to_have_text("17 to 22 of the nearest to query.png")
+    assert page.get_by_role("button", name="Next").count() == 0
+    page.get_by_role("button", name="Previous").click()
+    sync_api.expect(heading(page)).to_have_text("9 to 16 of the nearest to query.png")
+    page.get_by_role("button", name="Search").click()
+    sync_api.expect(heading(page)).to_have_text("8 nearest to query.png")
+    with closing(browser.new_context(java_script_enabled=False)) as context:
+        plain = context.new_page()
+        plain.goto(f"{address}/?token={TOKEN}")
+        plain.goto(f"{address}/?id=3&k=8")
+        plain.get_by_role("button", name="Next").click()
+        sync_api.expect(heading(plain)).to_have_text("9 to 16 of the nearest to 3.png")
+        pick(plain, png(picture(3)))
+        plain.get_by_role("button", name="Search").click()
+        sync_api.expect(heading(plain)).to_have_text("8 nearest to query.png")
+        assert plain.get_by_role("button", name="Next").count() == 0  # the picture would have to be sent again
+
+
+def test_words_are_searched_for_while_they_are_typed(browser: Any, tmp_path: Path) -> None:
+    photos, (_, model) = write_pictures(tmp_path / "photos", NAMES), transformers_folder("clip", tmp_path)
+    index_photos([photos], tmp_path / "index", bits=16, backbone=f"hf:{model}", backend="brute-force")
+    with serving(tmp_path / "index", torch=True) as (address, _), closing(browser.new_context()) as context:
+        page = context.new_page()
+        page.goto(f"{address}/?token={TOKEN}")
+        box = page.get_by_label("Or describe it")
+        box.press_sequentially("a red car")
+        sync_api.expect(heading(page)).to_have_text("12 nearest to “a red car”")
+        page.get_by_role("button", name="Next").click()
+        sync_api.expect(heading(page)).to_have_text("13 to 20 of the nearest to “a red car”")
+        assert page.url == f"{address}/?text=a+red+car&k=12"
+        pick(page, png(picture(3)))
+        sync_api.expect(heading(page)).to_have_text("12 nearest to query.png")
+        assert box.input_value() == ""
+        page.go_back()
+        sync_api.expect(heading(page)).to_have_text("12 nearest to “a red car”")
+        assert box.input_value() == "a red car"
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_an_unsearchable_picture_gets_a_message_and_the_page_still_works(page: Any) -> None:

@@ -181,8 +181,10 @@ def test_bad_input_changes_nothing(tmp_path):
     encoder = write_encoder(tmp_path / "encoder.onnx")
     for options, message in (
         ({"bits": 16}, "has codes of 12 bits: leave out --bits"),
-        ({"bits": None, "encoder": encoder}, "another encoder"),
-        ({"encoder": encoder}, "bits and method are for an encoder that is fitted here"),
+        ({"bits": None, "backbone": None, "size": None, "encoder": encoder}, "another encoder"),
+        ({"encoder": encoder}, "bits and backbone and size: only for an encoder that is fitted here"),
+        ({"backbone": "efficientnet_lite0"}, "has an encoder with --backbone pixels: leave out --backbone"),
+        ({"size": 8}, "has an encoder with --size 4: leave out --size"),
         ({"method": "lsh"}, "has an encoder already: leave out --method"),
         ({"backend": "buckets"}, "leave out --backend to update it"),
     ):
@@ -193,6 +195,8 @@ def test_bad_input_changes_nothing(tmp_path):
         index(others, tmp_path / "index")
     with pytest.raises(DataError, match=r"is made of the photos below .*build another index for others"):
         index_module.build([tmp_path / "index" / "codes"], tmp_path / "index", add=True, progress=False)
+    with pytest.raises(DataError, match="the next update would add them again: move them away or --exclude them"):
+        index_module.remove(tmp_path / "index", [NAMES[0]], progress=False)
     assert content(tmp_path / "index") == before
     index_module.build([tmp_path / "index" / "codes"], tmp_path / "of codes", progress=False)
     with pytest.raises(DataError, match="was made of folders of codes"):

@@ -108,6 +108,8 @@ def test_the_page_loads_nothing_from_elsewhere_and_nothing_inline(client: Any) -
     assert "<style" not in page.text
     assert "style=" not in page.text
     assert not re.search(r"<script(?! src)|\son\w+=|https?://", page.text)
+    assert 'name="text"' not in page.text  # pixels embed no words
+    assert "cannot be searched by words: pictures were encoded by pixels" in message(client.get("/?text=a+car"))
     for path, kind in [("/serve.css", "text/css"), ("/serve.js", "text/javascript")]:
         assert client.get(path).mimetype == kind
         assert f'"{path}"' in page.text
@@ -133,6 +135,23 @@ def test_the_page_shows_what_the_gallery_finds(client: Any, gallery: Gallery) ->
         assert [int(d) for d in re.findall(r"<b>(\d+)</b> of 48 bits differ", page.text)] == [m.distance for m in found]
         bars = re.findall(r'<meter min="0" max="48" value="(\d+)"', page.text)
         assert [int(d) for d in bars] == [m.distance for m in found]
+
+
+def test_pages_of_results_follow_each_other(client: Any, gallery: Gallery) -> None:
+    found = [shown(match.name) for match in gallery.search(picture(3), 22)]
+    pages = [post(client, encoded(picture(3)), k=8, page=page) for page in (1, 2, 3)]
+    assert [names(page) for page in pages] == [found[:8], found[8:16], found[16:]]
+    headings = [re.sub("<.*?>", "", re.findall("<h2>(.*?)</h2>", page.text)[0]) for page in pages]
+    assert headings == [
+        f"{first} to a.png" for first in ("8 nearest", "9 to 16 of the nearest", "17 to 22 of the nearest")
+    ]
+    buttons = [re.findall(r'name="page" value="(\d)">(\w+)', page.text) for page in pages]
+    assert buttons == [[("2", "Next")], [("1", "Previous"), ("3", "Next")], [("2", "Previous")]]
+    assert names(client.get("/?id=3&k=8&page=3")) == names(client.post("/", data={"id": 3, "k": 8, "page": 3}))
+    assert not re.findall('name="page"', post(client, encoded(picture(3)), k=22).text)
+    beyond = post(client, encoded(picture(3)), k=8, page=4, to="/search")
+    assert beyond.json["matches"] == []
+    assert "page must be a whole number from 1 to 50" in message(post(client, encoded(picture(3)), k=200, page=51))
 
 
 def test_json_has_the_same_results(client: Any, gallery: Gallery) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +101,14 @@ def test_two_hundred_texts_are_brute_force_on_floats(made: tuple[str, Path, Path
             assert first.weighted == pytest.approx(weighted.min(), rel=1e-3, abs=1e-5)
 
 
+def test_the_library_is_recorded_with_its_version(made: tuple[str, Path, Path]) -> None:
+    name, _, out = made
+    package = {"hf": "transformers", "open_clip": "open_clip_torch"}[name.partition(":")[0]]
+    with open_gallery(out) as gallery:
+        assert gallery.takes_texts
+        assert gallery.encoder.metadata["versions"][package] == metadata.version(package)
+
+
 def test_an_encoder_without_its_backbone_hashes_its_features(made: tuple[str, Path, Path]) -> None:
     name, photos, out = made
     path = out / "codes" / "encoder.onnx"
@@ -150,7 +160,31 @@ def test_the_command(made: tuple[str, Path, Path], tmp_path: Path, capsys: pytes
         with pytest.raises(SystemExit) as stopped:
             main(["search", str(out), *words])
         assert stopped.value.code == 2
-        assert pytest.importorskip("re").search(message, " ".join(capsys.readouterr().err.split()))
+        assert re.search(message, " ".join(capsys.readouterr().err.split()))
+
+
+def test_the_page_takes_words(made: tuple[str, Path, Path]) -> None:
+    pytest.importorskip("flask")
+    pytest.importorskip("waitress")
+    from hashgym.gallery.server import create_app
+
+    _, _, out = made
+    with open_gallery(out) as gallery:
+        client = create_app(gallery).test_client()
+        expected = [match.name for match in gallery.search_text("a red <car>", k=24)]
+        assert 'name="text" value=""' in client.get("/").text
+        found = client.post("/search", data={"text": " a red <car> ", "k": 24}).json
+        assert [match["name"] for match in found["matches"]] == expected
+        first, second = (client.get(f"/?text=a+red+<car>&page={page}").text for page in (1, 2))
+        assert re.findall(r'class="name" title="(.*?)"', first + second) == expected
+        assert "12 nearest to <bdi>“a red &lt;car&gt;”</bdi>" in first
+        assert 'name="text" value="a red &lt;car&gt;"' in second
+        assert "give" not in client.get("/?text=+").text
+        assert "300 characters at most" in client.post("/search", data={"text": "x" * 301}).json["error"]
+        loaded = gallery._text_encoders[None]
+        with open_gallery(out) as again:  # as after a change of the index
+            again.share_text_encoders(gallery)
+            assert again._text_encoders[None] is loaded
 
 
 def test_other_weights_are_an_error(tmp_path: Path, pictures: Path) -> None:

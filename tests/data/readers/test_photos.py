@@ -68,5 +68,7 @@ def test_photos_without_labels_from_extraction_to_codes(tmp_path: Path, picture:
         assert hasher.encode(again.standardized().features).shape == (40, 3)
     with pytest.raises(ValueError, match="there are no labels"):
         check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
-    with pytest.raises(ValueError, match="DCH learns from labels, and there are none: lsh, itq, sh and pca need none"):
+    with pytest.raises(
+        ValueError, match="DCH learns from labels, and there are none: use lsh, itq, sh, pca or cibhash"
+    ):
         hashers.fitted("dch", dataset, bits=4)
