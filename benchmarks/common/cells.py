@@ -98,27 +98,39 @@ def features_name(dataset: HashingDataset) -> str:
 
 
 def data_digest(dataset: HashingDataset) -> str:
-    """Digests of what decides a result besides the settings, of 12 hexadecimal digits each: see :func:`same_data`.
+    """Digests of what decides a result besides the settings, joined by plus signs: see :func:`same_data`.
 
-    Of a folder of features that of its arrays, labels and splits, then a plus; and that of its provenance and splits,
-    the only one of embedded datasets, and of rows of earlier versions.
+    Each has 12 hexadecimal digits and covers the split. Of a folder of features they are of its arrays and labels, of
+    its thumbnails and labels, if it has thumbnails, and of its provenance. Embedded datasets have the last alone, as
+    have some rows of earlier versions.
     """
-    provenance = hashlib.sha256(json.dumps(dict(dataset.provenance), sort_keys=True, default=str).encode())
-    arrays = hashlib.sha256(np.ascontiguousarray(dataset.labels).tobytes())
-    for name in ("features", "views", "regions", "train_regions"):
-        if getattr(dataset, name) is not None:
-            arrays.update(f"{name} {dataset.checksums.get(name)}/".encode())
+    digests = {"provenance": hashlib.sha256(json.dumps(dict(dataset.provenance), sort_keys=True, default=str).encode())}
+    parts = {"arrays": ("features", "views", "regions", "train_regions"), "pictures": ("thumbnails",)}
+    for kind, names in parts.items() if dataset.checksums else ():
+        digests[kind] = hashlib.sha256(np.ascontiguousarray(dataset.labels).tobytes())
+        for name in names:
+            if getattr(dataset, name) is not None:
+                digests[kind].update(f"{name} {dataset.checksums.get(name)}/".encode())
+    if dataset.thumbnails is None:
+        digests.pop("pictures", None)
     for part in (dataset.query, dataset.database, dataset.train):
-        for digest in (arrays, provenance):
+        for digest in digests.values():
             digest.update(np.ascontiguousarray(part).tobytes() + b"/")
-    digests = [arrays, provenance] if dataset.checksums else [provenance]
-    return "+".join(digest.hexdigest()[:12] for digest in digests)
+    order = ("arrays", "pictures", "provenance")
+    return "+".join(digests[kind].hexdigest()[:12] for kind in order if kind in digests)
 
 
 def same_data(one: str, other: str) -> bool:
-    """Return whether two digests are of the same data, by their arrays, or by provenance where one lacks these."""
-    (*arrays, provenance), (*other_arrays, other_provenance) = one.split("+"), other.split("+")
-    return arrays == other_arrays if arrays and other_arrays else provenance == other_provenance
+    """Return whether two digests are of the same data.
+
+    They are if their arrays are equal, whatever they come from. Features of the same pictures with the same provenance
+    are the same as well: another processor rounds them differently. Where one lacks arrays, the provenance decides.
+    """
+    (*known, provenance), (*others, other_provenance) = one.split("+"), other.split("+")
+    if not known or not others:
+        return provenance == other_provenance
+    pictures = len(known) == len(others) == 2 and known[1] == others[1]
+    return known[0] == others[0] or (pictures and provenance == other_provenance)
 
 
 def _in_processes(

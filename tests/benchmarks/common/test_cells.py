@@ -239,4 +239,24 @@ def test_a_digest_of_data_follows_the_arrays_and_the_split(tmp_path):
     former = digests["first"].split("+")[1]  # a row of an earlier version
     assert same_data(digests["first"], former)
     assert not same_data(digests["again"], former)
+    assert not same_data(digests["first"], digests["first"].replace("+", "x+", 1))  # nothing says of what they are
+
+
+def test_features_that_another_processor_rounds_differently_are_the_same_data(tmp_path):
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (30, 4, 4, 3), np.uint8)
+    features, labels = rng.standard_normal((30, 4), np.float32), np.eye(3, dtype=np.uint8)[np.arange(30) % 3]
+    made = HashingDataset.from_arrays(features, labels, queries=5, train=10)
+    variants = {
+        "here": dataclasses.replace(made, thumbnails=pictures),
+        "there": dataclasses.replace(made, features=features * np.float32(1 + 1e-6), thumbnails=pictures),
+        "other pictures": dataclasses.replace(made, features=features + 1, thumbnails=pictures[::-1]),
+        "other network": dataclasses.replace(made, features=-features, thumbnails=pictures, provenance={"a": "b"}),
+    }
+    digests = {}
+    for name, dataset in variants.items():
+        cache.save(dataset, tmp_path / name)
+        digests[name] = data_digest(cache.open_cache(tmp_path / name))
+    assert digests["here"] != digests["there"]
+    assert [same_data(digests["here"], digests[name]) for name in variants] == [True, True, False, False]
     assert "+" not in data_digest(made)  # of arrays in memory the provenance is all that is known
