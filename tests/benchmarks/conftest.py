@@ -8,8 +8,15 @@ import numpy as np
 import pytest
 
 from benchmarks import mch
+from benchmarks.common import cells
 from hashgym.data import cache
 from hashgym.data.readers import digit_scenes
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Runs of a benchmark take place in this process, which saves the start of one for each."""
+    monkeypatch.setattr(cells, "_in_fresh_process", lambda work, cell: work(cell))
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,7 @@ def test_rows_of_sb3_on_embedded_datasets(env):
     results = Results(RESULTS / "sb3", sb3.COLUMNS, sb3.KEY)
     own = [row for row in results.rows() if row["env"] == env]
     assert own
+    datasets = {name: load(name) for name in {row["dataset"] for row in own}}
     for row in own:
         cell = sb3.Cell(env, row["dataset"], row["method"], int(row["seed"]))
-        assert results.done(sb3._names(cell, load(row["dataset"])))
+        assert results.done(sb3._names(cell, datasets[row["dataset"]]))

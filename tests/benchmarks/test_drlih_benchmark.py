@@ -70,8 +70,8 @@ def test_settings_of_a_backbone_count_on_pixels_alone(method):
     assert set(pixels) - set(vectors) == (set() if method == "lsh" else set(methods.BACKBONE))
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_one_failing_run_does_not_cost_the_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(cells, "_in_fresh_process", lambda work, cell: work(cell))  # in this process: quicker
     console = Console(record=True, width=200)
     args = drlih.Args(out=tmp_path, methods=("itq", "lsh"), bits=(62,), seeds=1)
     assert drlih.main(args, console) == 1
@@ -135,8 +135,8 @@ def test_agents_are_trained_measured_and_described(method, monkeypatch):
 
 
 @pytest.mark.parametrize("method", methods.NESTED)
+@pytest.mark.usefixtures("in_this_process")
 def test_a_nested_method_is_trained_once_for_all_lengths(tmp_path, method, monkeypatch):
-    monkeypatch.setattr(cells, "_in_fresh_process", lambda work, cell: work(cell))  # in this process: quicker
     fits = []
 
     def fit(cell, dataset):

@@ -47,6 +47,7 @@ def pixels(tmp_path_factory):
     return str(folder)
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_rows_are_added_once(pixels, tmp_path):
     args = end_to_end.Args(
         features=(pixels,), methods=("csq", "drlih-norec"), bits=(8,), seeds=1, epochs=2, out=tmp_path

@@ -32,8 +32,8 @@ def test_map_of_a_ranking_equals_a_loop(seed, queries, images):
     assert found == pytest.approx(np.mean(expected))
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_rankings_of_digits(tmp_path, monkeypatch):
-    monkeypatch.setattr(cells, "_in_fresh_process", lambda work, cell: work(cell))  # in this process: quicker
     args = limits.Args(out=tmp_path, seeds=1)
     assert limits.main(args, Console(record=True)) == 0
     rows = {row["method"]: row for row in Results(tmp_path).rows()}
@@ -52,9 +52,9 @@ def test_rankings_of_digits(tmp_path, monkeypatch):
     assert limits.main(args, Console(record=True)) == 0
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_rankings_of_images_with_several_labels(tmp_path, monkeypatch):
-    monkeypatch.setattr(cells, "_in_fresh_process", lambda work, cell: work(cell))  # in this process: quicker
-    args = limits.Args(features=("digit-scenes",), out=tmp_path, seeds=1, queries=100, train=800)
+    args = limits.Args(features=("digit-scenes",), out=tmp_path, seeds=1, queries=100, train=400)
     assert limits.main(args, Console(record=True)) == 0
     rows = {row["method"]: float(row["map"]) for row in Results(tmp_path).rows()}
     assert rows["class probabilities"] > rows["predicted class"] > 0.5

@@ -13,8 +13,8 @@ from hashgym.codes import pack
 from hashgym.data import load
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_every_method_has_a_row_and_controls_have_as_many_codes(tmp_path, monkeypatch):
-    monkeypatch.setattr(cells, "_in_fresh_process", lambda work, cell: work(cell))  # in this process: quicker
     args = multicode.Args(out=tmp_path, bases=("ksh",), bits=(12,), seeds=1, updates=40)
     console = Console(record=True, width=200)
     assert multicode.main(args, console) == 0

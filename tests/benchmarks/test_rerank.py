@@ -49,8 +49,8 @@ def test_equal_margins_give_the_hamming_ranking():
     assert wanted.map_pessimistic <= bounds["map"] <= wanted.map_optimistic
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_rankings_of_digits(tmp_path, monkeypatch):
-    monkeypatch.setattr(cells, "_in_fresh_process", lambda work, cell: work(cell))  # in this process: quicker
     args = rerank.Args(out=tmp_path, seeds=1, hashers=("itq",), bits=(12,))
     assert rerank.main(args, Console(record=True)) == 0
     rows = {row["method"]: float(row["map"]) for row in Results(tmp_path).rows()}

@@ -13,6 +13,7 @@ from benchmarks import sb3
 from benchmarks.common.results import Results
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_runs_are_kept_and_shown(tmp_path: Path) -> None:
     args = sb3.Args(out=tmp_path, methods=("lsh", "a2c"), envs=(sb3.CODES,), seeds=1, steps=1_024)
     console = Console(file=io.StringIO(), width=200)

@@ -12,8 +12,8 @@ from benchmarks.common.results import Results
 from hashgym.data.readers import digits
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_rows_and_table(tmp_path, monkeypatch):
-    monkeypatch.setattr(cells, "_in_fresh_process", lambda work, cell: work(cell))  # in this process: quicker
     methods = ("float cosine", "itq", "noseq", "drlih-nca")
     monkeypatch.setitem(unsupervised.fit.__globals__["AGENTS"], "drlih-nca", SMALL)
     args = unsupervised.Args(out=tmp_path, methods=methods, bits=(8,), seeds=1)
