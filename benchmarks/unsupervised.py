@@ -5,8 +5,8 @@
 Labels are used for measuring alone. Methods of :data:`NEIGHBOURS` learn which training images are neighbours in feature
 space (:meth:`hashgym.data.HashingDataset.with_similarity`), all others from the features themselves. ``map_1000`` is
 mAP@1000, the sum divided by min(R, 1,000). ``float cosine`` ranks by the features that all codes are made of, without
-bits. Called again, the benchmark runs only what is missing. Settings are the methods'
-defaults; those of agents are :data:`benchmarks.common.methods.AGENTS`'s.
+bits. ``neighbours.csv`` says how often neighbours share a label. Called again, the benchmark runs only what is missing.
+Settings are the methods' defaults; those of agents are :data:`benchmarks.common.methods.AGENTS`'s.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common.arguments import TableArgs, check_not_empty
-from benchmarks.common.cells import CONTINUES, features_name, run_cells, unfinished
+from benchmarks.common.cells import CONTINUES, data_digest, features_name, run_cells, unfinished
 from benchmarks.common.methods import Cell, config, encode_both, fit
 from benchmarks.common.results import KEY, Estimate, Results, costs, describe, estimate, scores
 from benchmarks.limits import BOUNDS, cosines, ranking_map
@@ -31,10 +31,10 @@ from hashgym.data.similarity import shared_labels
 from hashgym.retrieval import evaluate
 from hashgym.terminal import command_line, parse
 
-__all__ = ["METHODS", "NEIGHBOURS", "PUBLISHED", "Args", "main", "run"]
+__all__ = ["METHODS", "NEIGHBOURS", "PUBLISHED", "Args", "judge_neighbours", "main", "run"]
 
 FLOAT, FIRST = "float cosine", 1_000
-NEIGHBOURS = ("noseq", "hashnet", "drlih-norec", "drlih-nca")
+NEIGHBOURS = ("noseq", "hashnet", "drlih-nca")
 METHODS = (FLOAT, "lsh", "pca", "sh", "itq", "cibhash", *NEIGHBOURS)
 # Published for CIFAR-10, mAP of the first 1,000 images by code length; VGG-16 trained from pixels, another split.
 PUBLISHED: Mapping[str, Mapping[int, float]] = {"CIBHash, VGG-16 (the paper)": {16: 0.59, 32: 0.62, 64: 0.64}}
@@ -43,6 +43,7 @@ COLUMNS = (
     *("map", "map_optimistic", "map_pessimistic", "map_1000"),
     *("train_seconds", "peak_mb", "version", "revision", "config"),
 )
+JUDGED = ("dataset", "features", "precision", "recall", "chance", "version", "revision", "config")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,41 @@ def _ranked_by_cosine(dataset: HashingDataset) -> dict[str, float]:
     return {**every, "map_1000": ranking_map(score, relevant, FIRST)}
 
 
+def judge_neighbours(dataset: HashingDataset) -> dict[str, float]:
+    """Compare the pairs of training images that count as similar by their features with those that share a label.
+
+    Returns:
+        ``precision``, the share of the former that share a label; ``recall``, the share of the latter that count as
+        similar; and ``chance``, the share of all pairs that share a label.
+    """
+    every = ~np.eye(len(dataset.train), dtype=bool)
+    similar, relevant = (
+        shared_labels(words, words)[every]
+        for words in (each.label_words[each.train] for each in (dataset.with_similarity("neighbours"), dataset))
+    )
+    both = np.count_nonzero(similar & relevant)
+    return {
+        "precision": both / np.count_nonzero(similar),
+        "recall": both / np.count_nonzero(relevant),
+        "chance": float(relevant.mean()),
+    }
+
+
+def _judged(dataset: HashingDataset, results: Results) -> str:
+    """Return how good the neighbours of a dataset are, in words; it is measured where there is no row yet."""
+    which = {"dataset": dataset.name, "features": features_name(dataset)}
+    row = {**which, "config": describe({"similarity": f"{K} neighbours", "data": data_digest(dataset)})}
+    if not results.done(row):
+        provenance = {key: value for key, value in costs(0.0).items() if key in JUDGED}
+        results.append({**row, **judge_neighbours(dataset.standardized()), **provenance})
+    (found,) = [old for old in results.rows() if all(old[key] == which[key] for key in which)]
+    share, recall, chance = (f"{100 * float(found[key]):.1f}%" for key in ("precision", "recall", "chance"))
+    return (
+        f"of the pairs that count as similar {share} share a label, of all pairs {chance}; of those that share one, "
+        f"{recall} count as similar"
+    )
+
+
 def _names(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:
     """The columns that are known before the run."""
     which = (dataset.name, features_name(dataset), cell.method, cell.bits, cell.seed)
@@ -121,6 +157,10 @@ def main(args: Args, console: Console | None = None) -> int:
     failed = run_cells(waiting, run, finish, jobs=args.jobs, executor=args.executor, console=console)
     for which in dict.fromkeys((row["dataset"], row["features"]) for row in results.rows()):
         console.print(_table([row for row in results.rows() if (row["dataset"], row["features"]) == which]))
+    if set(args.methods) & set(NEIGHBOURS):
+        neighbours = Results(args.out, JUDGED, JUDGED[:2], "neighbours.csv")
+        for dataset in datasets.values():
+            console.print(f"{dataset.name}, {features_name(dataset)}: {_judged(dataset, neighbours)}")
     return failed
 
 

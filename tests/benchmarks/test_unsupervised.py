@@ -1,5 +1,6 @@
 """Codes without labels, on digits: the rows, what they learn from, and the ranking by real numbers."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -27,9 +28,29 @@ def test_rows_and_table(tmp_path, monkeypatch):
     assert float(rows["noseq"]["map"]) > float(rows["itq"]["map"])
     assert json.loads(rows["noseq"]["config"])["similarity"] == "20 neighbours"
     assert "similarity" not in json.loads(rows["itq"]["config"])
-    assert "neighbours" in console.export_text()
+    (judged,) = Results(tmp_path, unsupervised.JUDGED, unsupervised.JUDGED[:2], "neighbours.csv").rows()
+    text = " ".join(console.export_text().split())
+    assert f"similar {100 * float(judged['precision']):.1f}% share a label, of all pairs" in text
     monkeypatch.setattr(cells, "_in_fresh_process", lambda work, cell: pytest.fail(f"{cell} was run again"))
     assert unsupervised.main(args, Console(record=True)) == 0
+
+
+def test_neighbours_are_judged_as_by_a_loop():
+    whole = digits.load().standardized()
+    data = dataclasses.replace(whole, train=whole.train[:150])
+    similar = data.with_similarity("neighbours")
+    counts = {(a, b): 0 for a in (False, True) for b in (False, True)}
+    for i in data.train:
+        for j in data.train:
+            if i != j:
+                pair = (similar.labels[i] & similar.labels[j]).any(), (data.labels[i] & data.labels[j]).any()
+                counts[bool(pair[0]), bool(pair[1])] += 1
+    found = unsupervised.judge_neighbours(data)
+    right = counts[True, True]
+    assert found["precision"] == right / (right + counts[True, False])
+    assert found["recall"] == right / (right + counts[False, True])
+    assert found["chance"] == pytest.approx((right + counts[False, True]) / sum(counts.values()))
+    assert found["precision"] > 2 * found["chance"]
 
 
 SMALL = {"variant": "norec", "reward": "nca", "logit_scale": 3.0, "updates": 20, "num_envs": 32, "holdout": 0.0}
