@@ -29,6 +29,7 @@ from benchmarks.common.machine import seconds
 from benchmarks.common.methods import settings_of
 from benchmarks.common.results import Results, costs, describe, estimate, scores
 from benchmarks.mch import IMAGES, BaseCell
+from hashgym.checks import check_choice
 from hashgym.codes import CodeSets, pack
 from hashgym.console import Console, Table
 from hashgym.data import HashingDataset
@@ -48,6 +49,7 @@ VIEWS: Mapping[str, int] = {
     "single": 1,
     "multicode": 1,
     "multicode-2": 1,
+    "multicode-groups": 1,
     "mch": 6,
     "both": 6,
     "flipped": 1,
@@ -56,6 +58,14 @@ VIEWS: Mapping[str, int] = {
     "all-regions": 6,
 }
 """The methods, and how many views of an image each encodes."""
+METHODS = tuple(method for method in VIEWS if method != "multicode-groups")
+_DECIDED_BY: Mapping[str, tuple[str, ...]] = {
+    **{method: (method,) for method in ("multicode", "multicode-2", "multicode-groups", "mch")},
+    **dict.fromkeys(("flipped", "random-region", "certain-region"), ("multicode",)),
+    **{"both": ("mch", "multicode"), "single": (), "all-regions": ()},
+}
+"""The agents whose settings decide the codes of each method."""
+_OF_REGIONS = ("mch", "both", "random-region", "certain-region", "all-regions")
 XI = 0.5  # least probability at which an agent's code is kept
 
 Row = Mapping[str, Any]
@@ -71,6 +81,8 @@ class Args(SplitArgs):
     """hashers with a pairwise loss (`hashgym hashers`)"""
     bits: tuple[int, ...] = (16, 32, 48, 64)
     """code lengths"""
+    methods: tuple[str, ...] = METHODS
+    """which codes to measure; multicode-groups emits a further code 8 bits at a time, each group given those before"""
     seeds: int = 3
     """runs of each cell, with the seeds 0, 1, ..."""
     updates: int | None = None
@@ -87,6 +99,7 @@ class Cell(BaseCell):
 
     updates: int | None = None
     rare: float | None = None
+    methods: tuple[str, ...] = METHODS
 
     def load(self) -> HashingDataset:
         """The dataset, as that of a :class:`BaseCell`, or with its rare labels alone."""
@@ -127,6 +140,7 @@ def settings(cell: Cell) -> dict[str, Any]:
         "mch": mch.Args(**changes),
         "multicode": multicode.Args(codes=1, **changes),
         "multicode-2": multicode.Args(codes=2, **changes),
+        "multicode-groups": multicode.Args(codes=1, group_bits=8, **changes),
     }
 
 
@@ -141,7 +155,8 @@ def run(cell: Cell) -> list[dict[str, Any]]:
     values = base.transform(dataset.features[rows])
     own = pack(values > 0)[:, None]
     sets = {"single": _sets(own, np.ones((len(rows), 1), np.bool_), cell.bits)}
-    for method in ("multicode", "multicode-2"):
+    agents = {agent for method in cell.methods for agent in _DECIDED_BY[method]}
+    for method in sorted(agents - {"mch"}):
         policies: list[Any] = []
         spent[method] = seconds(
             lambda method=method, policies=policies: policies.append(
@@ -149,25 +164,29 @@ def run(cell: Cell) -> list[dict[str, Any]]:
             )
         )
         sets[method] = multicode.encode(policies[0], base, dataset.features[rows], XI)
-    regions: list[Any] = []
-    spent["mch"] = seconds(lambda: regions.append(mch.train(dataset, base, configured["mch"], progress=False)))
-    words, p, certainty = _offered(regions[0], base, dataset)
-    sets["mch"] = _sets(words, p >= XI, cell.bits)
-    sets["both"] = _sets(
-        np.concatenate([words, sets["multicode"].words[:, 1:]], axis=1),
-        np.concatenate([p >= XI, sets["multicode"].kept[:, 1:]], axis=1),
-        cell.bits,
-    )
-    share, rng = sets["multicode"].anhc - 1, np.random.default_rng(cell.seed)
-    doubt = np.abs(values) / values.std(axis=0)
-    flipped = values > 0
-    flipped[np.arange(len(values)), doubt.argmin(axis=1)] ^= True
-    drawn, surest = rng.integers(1, 6, len(rows)), 1 + certainty.argmax(axis=1)
-    picked = np.arange(len(rows))
-    sets["flipped"] = control(own, pack(flipped), -doubt.min(axis=1), share, cell.bits)
-    sets["random-region"] = control(own, words[picked, drawn], rng.random(len(rows)), share, cell.bits)
-    sets["certain-region"] = control(own, words[picked, surest], certainty.max(axis=1), share, cell.bits)
-    sets["all-regions"] = _sets(words, np.ones(p.shape, np.bool_), cell.bits)
+    if set(cell.methods) & set(_OF_REGIONS):
+        regions: list[Any] = []
+        spent["mch"] = seconds(lambda: regions.append(mch.train(dataset, base, configured["mch"], progress=False)))
+        words, p, certainty = _offered(regions[0], base, dataset)
+        sets["mch"] = _sets(words, p >= XI, cell.bits)
+        sets["all-regions"] = _sets(words, np.ones(p.shape, np.bool_), cell.bits)
+        if "multicode" in sets:
+            sets["both"] = _sets(
+                np.concatenate([words, sets["multicode"].words[:, 1:]], axis=1),
+                np.concatenate([p >= XI, sets["multicode"].kept[:, 1:]], axis=1),
+                cell.bits,
+            )
+            share, rng = sets["multicode"].anhc - 1, np.random.default_rng(cell.seed)
+            drawn, surest, picked = rng.integers(1, 6, len(rows)), 1 + certainty.argmax(axis=1), np.arange(len(rows))
+            at_random, certain = (rng.random(len(rows)), certainty.max(axis=1))
+            sets["random-region"] = control(own, words[picked, drawn], at_random, share, cell.bits)
+            sets["certain-region"] = control(own, words[picked, surest], certain, share, cell.bits)
+    if "multicode" in sets:
+        doubt = np.abs(values) / values.std(axis=0)
+        flipped = values > 0
+        flipped[np.arange(len(values)), doubt.argmin(axis=1)] ^= True
+        least_certain = -doubt.min(axis=1)
+        sets["flipped"] = control(own, pack(flipped), least_certain, sets["multicode"].anhc - 1, cell.bits)
     finished = []
     for name in _names(cell, dataset):
         method = name["method"]
@@ -231,9 +250,11 @@ def main(args: Args, console: Console | None = None) -> int:
         ValueError: for arguments that cannot be run, before any run starts.
     """
     console = console or Console()
-    check_not_empty(args, "seeds", "jobs", "bits", "bases")
+    check_not_empty(args, "seeds", "jobs", "bits", "bases", "methods")
+    for method in args.methods:
+        check_choice("methods", method, tuple(VIEWS))
     runs = [
-        Cell(args.features, base, bits, seed, args.updates, args.rare, **args.data)
+        Cell(args.features, base, bits, seed, args.updates, args.rare, args.methods, **args.data)
         for seed in range(args.seeds)
         for bits in args.bits
         for base in args.bases
@@ -276,10 +297,12 @@ def table(rows: Sequence[Row]) -> Table:
             if not here:
                 continue
             mean = {measure: np.mean([float(row[measure]) for row in here]) for measure in MEASURES}
-            gain = estimate([[float(row["map"]) - regions[row["seed"]] for row in here if row["seed"] in regions]])
-            interval = f" [{gain.low:+.4f}, {gain.high:+.4f}]" if len(here) > 1 else ""
+            gains = [float(row["map"]) - regions[row["seed"]] for row in here if row["seed"] in regions]
+            gain = estimate([gains]) if gains else None
+            over = "" if gain is None else f"{gain.mean:+.4f}"
+            over += f" [{gain.low:+.4f}, {gain.high:+.4f}]" if gain is not None and len(gains) > 1 else ""
             measures = (f"{mean[measure]:.4f}" for measure in ("recall_radius0", "precision_radius0", "map"))
-            cells = [f"{mean['anhc']:.2f}", *measures, f"{gain.mean:+.4f}{interval}"]
+            cells = [f"{mean['anhc']:.2f}", *measures, over]
             shown.add_row(base, method, str(VIEWS[method]), *cells)
     return shown
 
@@ -289,10 +312,8 @@ def _names(cell: Cell, dataset: HashingDataset) -> list[dict[str, Any]]:
     configured, found = settings(cell), []
     common: dict[str, Any] = {"base": settings_of(configured["base"], dataset), "data": data_digest(dataset)}
     agents = {name: dataclasses.asdict(args) for name, args in configured.items() if name != "base"}
-    needs = {"both": ("mch", "multicode"), "single": (), "all-regions": ()}
-    for method in VIEWS:
-        own = needs.get(method, (method,) if method in agents else ("multicode",))
-        config = {**common, **{name: agents[name] for name in own}}
+    for method in cell.methods:
+        config = {**common, **{name: agents[name] for name in _DECIDED_BY[method]}}
         which = (dataset.name, features_name(dataset), cell.base, method, cell.bits, cell.seed)
         known = {**dict(zip(KEY, which, strict=True)), "views": VIEWS[method]}
         found.append({**known, "config": describe(config)})

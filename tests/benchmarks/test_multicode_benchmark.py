@@ -1,5 +1,6 @@
 """The benchmark of several codes, run for real on scenes, and its controls."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -19,7 +20,7 @@ def test_every_method_has_a_row_and_controls_have_as_many_codes(tmp_path, monkey
     console = Console(record=True, width=200)
     assert multicode.main(args, console) == 0
     rows = {row["method"]: row for row in Results(tmp_path, multicode.COLUMNS, multicode.KEY).rows()}
-    assert list(rows) == list(multicode.VIEWS)
+    assert list(rows) == list(multicode.METHODS)
     codes = {method: float(row["anhc"]) for method, row in rows.items()}
     assert codes["single"] == 1
     for method in ("flipped", "random-region", "certain-region"):
@@ -31,10 +32,19 @@ def test_every_method_has_a_row_and_controls_have_as_many_codes(tmp_path, monkey
         assert 0 < float(row["map_pessimistic"]) <= float(row["map"]) <= float(row["map_optimistic"]) < 1
     assert json.loads(rows["multicode-2"]["config"])["multicode-2"]["codes"] == 2
     printed = console.export_text()
-    assert all(method in printed for method in multicode.VIEWS)
+    assert all(method in printed for method in multicode.METHODS)
 
     monkeypatch.setattr(cells, "_in_fresh_process", lambda work, cell: pytest.fail(f"{cell} was run again"))
     assert multicode.main(args, Console(record=True)) == 0
+    monkeypatch.undo()
+    monkeypatch.setattr(cells, "_in_fresh_process", lambda work, cell: work(cell))
+    few = dataclasses.replace(args, out=tmp_path / "few", methods=("single", "multicode-groups", "multicode"))
+    assert multicode.main(few, Console(record=True)) == 0
+    other = {row["method"]: row for row in Results(few.out, multicode.COLUMNS, multicode.KEY).rows()}
+    assert list(other) == list(few.methods)
+    for method in ("single", "multicode"):  # neither depends on what else is measured
+        assert (other[method]["map"], other[method]["config"]) == (rows[method]["map"], rows[method]["config"])
+    assert json.loads(other["multicode-groups"]["config"])["multicode-groups"]["group_bits"] == 8
 
 
 def test_a_control_gives_codes_to_the_images_of_the_highest_rank():
@@ -65,6 +75,7 @@ def test_rare_labels_are_counted_over_all_images_and_the_split_keeps_those_that_
         ({"features": "digits"}, "has no regions"),
         ({"seeds": 0}, "seeds must be at least 1"),
         ({"rare": 0.01}, "raise --rare"),
+        ({"methods": ("multicod",)}, "did you mean 'multicode'"),
     ],
 )
 def test_bad_arguments_stop_before_anything_runs(tmp_path, change, message):
