@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -22,9 +23,10 @@ import numpy as np
 
 from benchmarks import drlih
 from benchmarks.common.arguments import TableArgs, check_not_empty
-from benchmarks.common.cells import CONTINUES, run_cells, unfinished
+from benchmarks.common.cells import CONTINUES
 from benchmarks.common.methods import AGENTS, Cell, load
-from benchmarks.common.results import COLUMNS, KEY, Results, describe, estimate, publish
+from benchmarks.common.results import COLUMNS, KEY, Results, Row, describe, estimate, publish
+from benchmarks.common.runs import run_missing
 from benchmarks.labels import hot_labels, timed
 from hashgym.console import Console, Table
 from hashgym.data import HashingDataset
@@ -73,33 +75,27 @@ def main(args: Args, console: Console | None = None) -> int:
     datasets = {features: load(features) for features in args.features}
     grid = itertools.product(range(args.seeds), args.features, args.samples)
     cells = {
-        cell: _names(cell, datasets[features])
+        cell: [_names(cell, datasets[features])]
         for seed, features, sample in grid
         for cell in [Cell(features, args.method, args.bits, seed, (("codebook_sample", sample or None),))]
     }
     results = Results(args.out, ROWS, (*KEY, "settings"))
-    waiting = unfinished(
-        list(cells), lambda cell: results.done(cells[cell], replace=args.replace), results.path, console
-    )
-
     settings = {"bits": args.bits, "num_envs": args.num_envs, "rounds": args.rounds}
     cost = measure(args)
     publish(cost, _cost_table(cost), args.out, "cost.csv", COST_KEY, settings)
 
-    def finish(row: dict[str, Any]) -> str:
-        results.append(row)
-        return f"{row['settings']}: mAP {row['map']:.4f}, trained in {row['train_seconds']:.0f} s"
+    def says(rows: Sequence[Row]) -> str:
+        return f"{rows[0]['settings']}: mAP {rows[0]['map']:.4f}, trained in {rows[0]['train_seconds']:.0f} s"
 
-    failed = run_cells(waiting, run, finish, jobs=args.jobs, executor=args.executor, console=console)
+    failed = run_missing(cells, run, results, args, console, says=says)
     if rows := results.rows():
         console.print(_map_table(rows))
     return failed
 
 
-def run(cell: Cell) -> dict[str, Any]:
+def run(cell: Cell) -> list[dict[str, Any]]:
     """Train and measure, in this process; return the row."""
-    (row,) = drlih.run(cell).rows
-    return {**row, "settings": _settings(cell)}
+    return [{**row, "settings": _settings(cell)} for row in drlih.run(cell).rows]
 
 
 def measure(args: Args) -> list[dict[str, Any]]:

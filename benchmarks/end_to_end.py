@@ -22,9 +22,10 @@ from typing import Any
 
 from benchmarks import drlih, tune
 from benchmarks.common.arguments import TableArgs, check_not_empty
-from benchmarks.common.cells import CONTINUES, run_cells, unfinished
+from benchmarks.common.cells import CONTINUES
 from benchmarks.common.methods import AGENTS, Cell, fit, load, settings
-from benchmarks.common.results import KEY, Results, costs, describe, table
+from benchmarks.common.results import KEY, Results, Row, costs, describe, table
+from benchmarks.common.runs import by_features, run_missing
 from hashgym.codes import CodeSets
 from hashgym.console import Console, styled
 from hashgym.data import HashingDataset
@@ -105,25 +106,19 @@ def main(args: Args, console: Console | None = None) -> int:
     cells = _cells(args)
     results = rows_of(args)
 
-    def finish(row: dict[str, Any]) -> str:
-        results.append(row)
-        return f"mAP {row['map']:.4f}, trained in {row['train_seconds']:.0f} s"
+    def says(rows: Sequence[Row]) -> str:
+        return f"mAP {rows[0]['map']:.4f}, trained in {rows[0]['train_seconds']:.0f} s"
 
-    work = run_held_out if args.tune else run
-    waiting = unfinished(
-        list(cells), lambda cell: results.done(cells[cell], replace=args.replace), results.path, console
-    )
-    failed = run_cells(waiting, work, finish, jobs=args.jobs, executor=args.executor, console=console)
-    wanted = {tuple(str(name[column]) for column in results.key) for name in cells.values()}
+    failed = run_missing(cells, run_held_out if args.tune else run, results, args, console, says=says)
+    wanted = {tuple(str(name[column]) for column in results.key) for names in cells.values() for name in names}
     rows = [row for row in results.rows() if tuple(row[column] for column in results.key) in wanted]
     if args.tune:
         for row in sorted(rows, key=lambda row: -float(row["map"])):
             console.print(f"{row['method']} {row['settings']}: held-out mAP {float(row['map']):.4f}")
         return failed
-    for which in dict.fromkeys((row["dataset"], row["features"]) for row in rows):
-        own = [row for row in rows if (row["dataset"], row["features"]) == which]
-        console.print(table(own, title=", ".join(which)))
-        if which[0] == "cifar10":
+    for title, own in by_features(rows):
+        console.print(table(own, title=title))
+        if own[0]["dataset"] == "cifar10":
             console.print(styled("\n".join(published(args.bits)), "dim"))
     return failed
 
@@ -144,13 +139,12 @@ def published(bits: Sequence[int]) -> list[str]:
     return [f"published, other network and protocol: {name}: {scores}" for name, scores in known.items() if scores]
 
 
-def run(cell: Cell) -> dict[str, Any]:
+def run(cell: Cell) -> list[dict[str, Any]]:
     """Train and measure, in this process; return the row."""
-    (row,) = drlih.run(cell).rows
-    return row
+    return drlih.run(cell).rows
 
 
-def run_held_out(cell: Cell) -> dict[str, Any]:
+def run_held_out(cell: Cell) -> list[dict[str, Any]]:
     """Train on four fifths of the training images, and measure how well the others find each other; return the row."""
     from agents.training import retrieval_among  # imports torch, which the process that starts the runs does not need
 
@@ -158,10 +152,10 @@ def run_held_out(cell: Cell) -> dict[str, Any]:
     dataset, held_out = tune.held_out(whole)
     encode, seconds = fit(cell, dataset.standardized())
     found = retrieval_among(CodeSets.of(encode(dataset.features[held_out])), dataset.labels[held_out])
-    return {**_names(cell, whole), "map": found["retrieval/held_out_map"], **costs(seconds)}
+    return [{**_names(cell, whole), "map": found["retrieval/held_out_map"], **costs(seconds)}]
 
 
-def _cells(args: Args) -> dict[Cell, dict[str, Any]]:
+def _cells(args: Args) -> dict[Cell, list[dict[str, Any]]]:
     """Return all runs, each with the columns of its row that are known before it."""
     check_not_empty(args, "jobs", "features", "methods", "bits", "seeds", "rates")
     if not args.epochs > 0:
@@ -169,7 +163,7 @@ def _cells(args: Args) -> dict[Cell, dict[str, Any]]:
     bits = (48,) if args.tune else args.bits
     grid = [{"backbone_learning_rate": rate} for rate in args.rates]
     chosen = tune.best(_tuning(args.tuned).rows())
-    found: dict[Cell, dict[str, Any]] = {}
+    found: dict[Cell, list[dict[str, Any]]] = {}
     for features, dataset in {features: load(features) for features in args.features}.items():
         if not dataset.has_maps:
             raise DataError(
@@ -180,7 +174,7 @@ def _cells(args: Args) -> dict[Cell, dict[str, Any]]:
                 changes = {**budget(dataset, method, args), **rates}
                 cell = Cell(features, method, length, seed, tuple(changes.items()))
                 settings(cell)  # raises for a method that has no such settings
-                (found[cell],) = [_names(cell, dataset)] if args.tune else drlih.names(cell, dataset)
+                found[cell] = [_names(cell, dataset)] if args.tune else drlih.names(cell, dataset)
     return found
 
 

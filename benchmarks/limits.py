@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from benchmarks.common.arguments import SplitArgs, check_not_empty
-from benchmarks.common.cells import CONTINUES, data_digest, features_name, run_cells, unfinished
+from benchmarks.common.cells import CONTINUES, data_digest, features_name
 from benchmarks.common.methods import DataCell
-from benchmarks.common.results import Results, costs, describe, scores, table
+from benchmarks.common.results import Results, Row, costs, describe, scores, table
+from benchmarks.common.runs import by_features, run_missing
 from hashgym.console import Console
 from hashgym.data import HashingDataset
 from hashgym.data.similarity import shared_labels
@@ -197,21 +198,14 @@ def main(args: Args, console: Console | None = None) -> int:
     check_not_empty(args, "seeds", "jobs", "features")
     runs = [Cell(features, seed, **args.data) for features in args.features for seed in range(args.seeds)]
     datasets = {features: Cell(features, 0, **args.data).load() for features in args.features}
-    results = Results(args.out)
+    cells, results = {cell: _names(cell, datasets[cell.features]) for cell in runs}, Results(args.out)
 
-    def done(cell: Cell) -> bool:
-        return all(results.done(name, replace=args.replace) for name in _names(cell, datasets[cell.features]))
-
-    def finish(rows: list[dict[str, Any]]) -> str:
-        results.append(*rows)
+    def says(rows: Sequence[Row]) -> str:
         return ", ".join(f"{row['method']} {row['map']:.4f}" for row in rows)
 
-    waiting = unfinished(runs, done, results.path, console)
-    failed = run_cells(waiting, run, finish, jobs=args.jobs, executor=args.executor, console=console)
-    rows = results.rows()
-    for which in dict.fromkeys((row["dataset"], row["features"]) for row in rows):
-        own = [row for row in rows if (row["dataset"], row["features"]) == which]
-        console.print(table(own, title=", ".join(which)))
+    failed = run_missing(cells, run, results, args, console, says=says)
+    for title, rows in by_features(results.rows()):
+        console.print(table(rows, title=title))
     return failed
 
 

@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 import hashgym
 import hashgym.data
 from benchmarks.common.arguments import SplitArgs, check_not_empty
-from benchmarks.common.cells import CONTINUES, data_digest, features_name, run_cells, unfinished
+from benchmarks.common.cells import CONTINUES, data_digest, features_name
 from benchmarks.common.machine import seconds
 from benchmarks.common.methods import settings_of
 from benchmarks.common.results import Results, costs, describe, estimate, scores
+from benchmarks.common.runs import run_missing
 from benchmarks.mch import IMAGES, BaseCell
 from hashgym.checks import check_choice
 from hashgym.codes import CodeSets, pack
@@ -262,15 +263,10 @@ def main(args: Args, console: Console | None = None) -> int:
     dataset, results = runs[0].load(), Results(args.out, COLUMNS, KEY)
     names = {cell: _names(cell, dataset) for cell in runs}
 
-    def finish(rows: list[dict[str, Any]]) -> str:
-        results.append(*rows)
+    def says(rows: Sequence[Row]) -> str:
         return ", ".join(f"{row['method']} {row['map']:.4f}" for row in rows[:5])
 
-    def done(cell: Cell) -> bool:
-        return all(results.done(name, replace=args.replace) for name in names[cell])
-
-    waiting = unfinished(runs, done, results.path, console)
-    failed = run_cells(waiting, run, finish, jobs=args.jobs, executor=args.executor, console=console)
+    failed = run_missing(names, run, results, args, console, says=says)
     first = names[runs[0]][0]
     for bits in args.bits:
         if own := [row for row in results.rows() if _belongs(row, first, bits) and row["base"] in args.bases]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ from numpy.typing import NDArray
 
 import hashgym.hashers
 from benchmarks.common.arguments import SplitArgs, check_not_empty
-from benchmarks.common.cells import CONTINUES, data_digest, features_name, run_cells, unfinished
+from benchmarks.common.cells import CONTINUES, data_digest, features_name
 from benchmarks.common.methods import DataCell, settings_of
-from benchmarks.common.results import Results, costs, describe, scores, table
+from benchmarks.common.results import Results, Row, costs, describe, scores, table
+from benchmarks.common.runs import by_features, run_missing
 from hashgym.codes import pack
 from hashgym.console import Console
 from hashgym.data import HashingDataset
@@ -151,21 +153,14 @@ def main(args: Args, console: Console | None = None) -> int:
         for seed in range(args.seeds)
     ]
     datasets = {run.features: run.load() for run in {run.features: run for run in runs}.values()}
-    results = Results(args.out)
+    cells, results = {cell: _names(cell, datasets[cell.features]) for cell in runs}, Results(args.out)
 
-    def done(cell: Cell) -> bool:
-        return all(results.done(name, replace=args.replace) for name in _names(cell, datasets[cell.features]))
-
-    def finish(rows: list[dict[str, Any]]) -> str:
-        results.append(*rows)
+    def says(rows: Sequence[Row]) -> str:
         return ", ".join(f"{ranking} {row['map']:.4f}" for ranking, row in zip(RANKINGS, rows, strict=True))
 
-    waiting = unfinished(runs, done, results.path, console)
-    failed = run_cells(waiting, run, finish, jobs=args.jobs, executor=args.executor, console=console)
-    rows = results.rows()
-    for which in dict.fromkeys((row["dataset"], row["features"]) for row in rows):
-        own = [row for row in rows if (row["dataset"], row["features"]) == which]
-        console.print(table(own, title=", ".join(which)))
+    failed = run_missing(cells, run, results, args, console, says=says)
+    for title, rows in by_features(results.rows()):
+        console.print(table(rows, title=title))
     return failed
 
 

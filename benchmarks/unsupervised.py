@@ -12,7 +12,7 @@ Settings are the methods' defaults; those of agents are :data:`benchmarks.common
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common.arguments import TableArgs, check_not_empty
-from benchmarks.common.cells import CONTINUES, data_digest, features_name, run_cells, unfinished
+from benchmarks.common.cells import CONTINUES, data_digest, features_name
 from benchmarks.common.methods import Cell, config, encode_both, fit
-from benchmarks.common.results import KEY, Estimate, Results, costs, describe, estimate, scores
+from benchmarks.common.results import KEY, Estimate, Results, Row, costs, describe, estimate, scores
+from benchmarks.common.runs import by_features, run_missing
 from benchmarks.limits import BOUNDS, cosines, ranking_map
 from hashgym.console import Console, Table
 from hashgym.data import HashingDataset
@@ -62,20 +63,20 @@ class Args(TableArgs):
     """folder of results.csv"""
 
 
-def run(cell: Cell) -> dict[str, Any]:
+def run(cell: Cell) -> list[dict[str, Any]]:
     """Load, train without labels and measure with them, in this process; return the row."""
     whole = cell.load()
     dataset = whole.standardized()
     query, database = dataset.labels[dataset.query], dataset.labels[dataset.database]
     if cell.method == FLOAT:
         found = _ranked_by_cosine(dataset)
-        return {**_names(cell, whole), **found, **costs(0.0)}
+        return [{**_names(cell, whole), **found, **costs(0.0)}]
     learning = dataset.with_similarity("neighbours") if cell.method in NEIGHBOURS else dataset
     encode, seconds = fit(cell, learning)
     codes = encode_both(encode, dataset)
     first = evaluate(codes[0], query, codes[1], database, topk=min(FIRST, len(database)))
     whole_ranking = scores(evaluate(codes[0], query, codes[1], database))
-    return {**_names(cell, whole), **whole_ranking, "map_1000": first.map, **costs(seconds)}
+    return [{**_names(cell, whole), **whole_ranking, "map_1000": first.map, **costs(seconds)}]
 
 
 def _ranked_by_cosine(dataset: HashingDataset) -> dict[str, float]:
@@ -146,17 +147,15 @@ def main(args: Args, console: Console | None = None) -> int:
         for bits in (args.bits if method != FLOAT else (0,))
         if method != FLOAT or seed == 0
     ]
-    named = {cell: _names(cell, datasets[cell.features]) for cell in runs}
+    cells = {cell: [_names(cell, datasets[cell.features])] for cell in runs}
     results = Results(args.out, COLUMNS)
 
-    def finish(row: dict[str, Any]) -> str:
-        results.append(row)
-        return f"mAP {row['map']:.4f}, of the first {FIRST:,} {row['map_1000']:.4f}"
+    def says(rows: Sequence[Row]) -> str:
+        return f"mAP {rows[0]['map']:.4f}, of the first {FIRST:,} {rows[0]['map_1000']:.4f}"
 
-    waiting = unfinished(runs, lambda cell: results.done(named[cell], replace=args.replace), results.path, console)
-    failed = run_cells(waiting, run, finish, jobs=args.jobs, executor=args.executor, console=console)
-    for which in dict.fromkeys((row["dataset"], row["features"]) for row in results.rows()):
-        console.print(_table([row for row in results.rows() if (row["dataset"], row["features"]) == which]))
+    failed = run_missing(cells, run, results, args, console, says=says)
+    for title, rows in by_features(results.rows()):
+        console.print(_table(rows, title))
     if set(args.methods) & set(NEIGHBOURS):
         neighbours = Results(args.out, JUDGED, JUDGED[:2], "neighbours.csv")
         for dataset in datasets.values():
@@ -164,10 +163,10 @@ def main(args: Args, console: Console | None = None) -> int:
     return failed
 
 
-def _table(rows: list[dict[str, str]]) -> Table:
+def _table(rows: list[dict[str, str]], title: str) -> Table:
     """The methods by code length: mAP of the whole ranking and of the first images, means over seeds."""
     lengths = sorted({int(row["bits"]) for row in rows} - {0})
-    shown = Table(title=f"{rows[0]['dataset']}, {rows[0]['features']}")
+    shown = Table(title=title)
     for heading in ("method", "learns from", *(f"{bits} bits" for bits in lengths), "train s"):
         shown.add_column(heading, justify="right" if heading not in ("method", "learns from") else "left")
     for method in dict.fromkeys(row["method"] for row in rows):

@@ -13,6 +13,7 @@ from PIL import Image
 from rich.console import Console
 
 from benchmarks import end_to_end, gpu
+from benchmarks.common import cells
 from benchmarks.common.methods import Cell, settings
 from hashgym.data import cache
 from hashgym.data.readers import digits
@@ -65,11 +66,7 @@ def test_rows_are_added_once(pixels, tmp_path):
 
 def test_learning_rates_are_chosen_without_the_queries(pixels, tmp_path, monkeypatch):
     used = []
-    monkeypatch.setattr(
-        end_to_end,
-        "run_cells",
-        lambda cells, work, finish, **_: [finish(_watched(work, cell, used)) for cell in cells] and 0,
-    )
+    monkeypatch.setattr(cells, "_in_fresh_process", lambda work, cell: _watched(work, cell, used))
     args = end_to_end.Args(
         features=(pixels,), methods=("orthohash",), epochs=1, seeds=1, tune=True, rates=(1e-3, 5e-3), out=tmp_path
     )
