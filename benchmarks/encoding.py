@@ -1,10 +1,11 @@
-"""Speed of ``hashgym encode`` against its backbone alone, which does nearly all the arithmetic.
+"""Speed of ``hashgym encode`` and ``hashgym index`` against the backbone alone, which does nearly all the arithmetic.
 
     python -m benchmarks.encoding                          # generated pictures
     python -m benchmarks.encoding --pictures DIR --out DIR
 
-``hashgym encode`` reads, decodes, resizes and encodes files and records them as finished; the backbone alone gets the
-same pictures, decoded and resized, from memory. Both are measured in turn, so that other load affects both.
+``hashgym encode`` reads, decodes, resizes and encodes files and records them as finished; ``hashgym index`` also fits
+the encoder to them and indexes their codes. The backbone alone gets the same pictures, decoded and resized, from
+memory. All are measured in turn, so that other load affects all.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from hashgym.encoders import load_encoder
 from hashgym.encoders.heads import hasher_head
 from hashgym.encoders.write import add_backbone, write
 from hashgym.features import Backbone, make
+from hashgym.gallery.encode import EncodingSettings
 from hashgym.terminal import command_line, parse
 
 KEY = ("backbone", "size", "images", "round")
@@ -34,7 +36,9 @@ COLUMNS = (
     *KEY,
     "backbone_images_per_second",
     "encode_images_per_second",
+    "index_images_per_second",
     "ratio",
+    "index_ratio",
     "load",
     "versions",
     "revision",
@@ -44,7 +48,7 @@ COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Args(MeasureArgs):
-    """Images per second of `hashgym encode` and of its backbone alone."""
+    """Images per second of `hashgym encode`, of `hashgym index` with photos, and of the backbone alone."""
 
     pictures: Path | None = None
     """a folder of pictures; generated ones of 32 x 32 pixels by default"""
@@ -57,7 +61,7 @@ class Args(MeasureArgs):
     bits: int = 64
     """code length"""
     rounds: int = 5
-    """rounds of both, in turn"""
+    """rounds of all, in turn"""
     workers: int = 2
     """batches in progress at a time"""
 
@@ -95,18 +99,32 @@ def main(args: Args) -> list[dict[str, Any]]:
             shutil.rmtree(folder / "codes", ignore_errors=True)
             gallery.encode_images(encoder, files, folder / "codes", workers=args.workers, progress=False)
 
+        def index() -> None:
+            shutil.rmtree(folder / "index", ignore_errors=True)
+            settings = EncodingSettings(workers=args.workers, progress=False)
+            fitted: dict[str, Any] = {"bits": args.bits, "backbone": args.backbone, "size": args.size}
+            gallery.index_photos(files, folder / "index", **fitted, settings=settings)
+
         rows = []
         for number in range(-1, args.rounds):  # the first is a warm-up
-            rates = [len(files) / seconds(do) for do in (alone, encode)]
+            rates = [len(files) / seconds(do) for do in (alone, encode, index)]
             if number < 0:
                 continue
-            console.print(f"backbone {rates[0]:.1f} images/s, encode {rates[1]:.1f}: {rates[1] / rates[0]:.1%}")
+            ratios = [rate / rates[0] for rate in rates[1:]]
+            console.print(
+                f"backbone {rates[0]:.1f} images/s, encode {rates[1]:.1f}: {ratios[0]:.1%}, index {rates[2]:.1f}: "
+                f"{ratios[1]:.1%}"
+            )
             row: dict[str, Any] = {"backbone": args.backbone, "size": args.size, "images": len(files), "round": number}
-            row |= {"backbone_images_per_second": rates[0], "encode_images_per_second": rates[1]}
-            row |= {"ratio": rates[1] / rates[0], "load": round(load_average(), 2)}
+            measured = ("backbone", "encode", "index")
+            row |= {f"{name}_images_per_second": rate for name, rate in zip(measured, rates, strict=True)}
+            row |= {"ratio": ratios[0], "index_ratio": ratios[1], "load": round(load_average(), 2)}
             config = describe({**asdict(args), "pictures": str(args.pictures or "generated"), "out": None})
             rows.append(row | {"versions": package_versions(), "revision": revision(), "config": config})
-    console.print(f"encode at {np.median([row['ratio'] for row in rows]):.1%} of the backbone's own speed, the median")
+    encode_ratio, index_ratio = (np.median([row[key] for row in rows]) for key in ("ratio", "index_ratio"))
+    console.print(
+        f"encode at {encode_ratio:.1%} and index at {index_ratio:.1%} of the backbone's own speed, the medians"
+    )
     if results:
         results.append(*rows)
     return rows
