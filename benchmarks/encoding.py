@@ -32,17 +32,9 @@ from hashgym.gallery.encode import EncodingSettings
 from hashgym.terminal import command_line, parse
 
 KEY = ("backbone", "size", "images", "round")
-COLUMNS = (
-    *KEY,
-    "backbone_images_per_second",
-    "encode_images_per_second",
-    "index_images_per_second",
-    "ratio",
-    "index_ratio",
-    "load",
-    "versions",
-    "revision",
-    "config",
+COLUMNS, INDEX_COLUMNS = (
+    (*KEY, "backbone_images_per_second", f"{what}_images_per_second", "ratio", "load", "versions", "revision", "config")
+    for what in ("encode", "index")
 )
 
 
@@ -76,11 +68,14 @@ def make_encoder(backbone: Backbone, bits: int, folder: Path) -> Path:
 
 
 def main(args: Args) -> list[dict[str, Any]]:
-    """Measure, print the rates and their ratio, and add the rows to encoding.csv."""
+    """Measure, print the rates and their ratios, and add the rows to encoding.csv and indexing.csv; return the former."""
     console = Console()
-    results = Results(args.out, COLUMNS, KEY, "encoding.csv") if args.out else None
-    if results:
-        results.rows()  # raises for a file of another benchmark before work starts
+    files_of_rows = {"encode": (COLUMNS, "encoding.csv"), "index": (INDEX_COLUMNS, "indexing.csv")}
+    results = {
+        what: Results(args.out, columns, KEY, name) for what, (columns, name) in files_of_rows.items() if args.out
+    }
+    for each in results.values():
+        each.rows()  # raises for a file of another benchmark before work starts
     backbone = make(args.backbone, size=args.size, device="cpu")
     with TemporaryDirectory() as place:
         folder = Path(place)
@@ -105,29 +100,25 @@ def main(args: Args) -> list[dict[str, Any]]:
             fitted: dict[str, Any] = {"bits": args.bits, "backbone": args.backbone, "size": args.size}
             gallery.index_photos(files, folder / "index", **fitted, settings=settings)
 
-        rows = []
+        rows: dict[str, list[dict[str, Any]]] = {"encode": [], "index": []}
         for number in range(-1, args.rounds):  # the first is a warm-up
-            rates = [len(files) / seconds(do) for do in (alone, encode, index)]
+            rates = {what: len(files) / seconds(do) for what, do in (("encode", encode), ("index", index))}
+            own = len(files) / seconds(alone)
             if number < 0:
                 continue
-            ratios = [rate / rates[0] for rate in rates[1:]]
-            console.print(
-                f"backbone {rates[0]:.1f} images/s, encode {rates[1]:.1f}: {ratios[0]:.1%}, index {rates[2]:.1f}: "
-                f"{ratios[1]:.1%}"
-            )
+            shown = (f"{what} {rate:.1f}: {rate / own:.1%}" for what, rate in rates.items())
+            console.print(f"backbone {own:.1f} images/s, {', '.join(shown)}")
             row: dict[str, Any] = {"backbone": args.backbone, "size": args.size, "images": len(files), "round": number}
-            measured = ("backbone", "encode", "index")
-            row |= {f"{name}_images_per_second": rate for name, rate in zip(measured, rates, strict=True)}
-            row |= {"ratio": ratios[0], "index_ratio": ratios[1], "load": round(load_average(), 2)}
+            row |= {"backbone_images_per_second": own, "load": round(load_average(), 2)}
             config = describe({**asdict(args), "pictures": str(args.pictures or "generated"), "out": None})
-            rows.append(row | {"versions": package_versions(), "revision": revision(), "config": config})
-    encode_ratio, index_ratio = (np.median([row[key] for row in rows]) for key in ("ratio", "index_ratio"))
-    console.print(
-        f"encode at {encode_ratio:.1%} and index at {index_ratio:.1%} of the backbone's own speed, the medians"
-    )
-    if results:
-        results.append(*rows)
-    return rows
+            row |= {"versions": package_versions(), "revision": revision(), "config": config}
+            for what, rate in rates.items():
+                rows[what].append({**row, f"{what}_images_per_second": rate, "ratio": rate / own})
+    ratios = (f"{what} at {np.median([row['ratio'] for row in each]):.1%}" for what, each in rows.items())
+    console.print(f"{' and '.join(ratios)} of the backbone's own speed, the medians")
+    for what, each in results.items():
+        each.append(*rows[what])
+    return rows["encode"]
 
 
 def _generated(folder: Path, count: int) -> Path:
