@@ -68,7 +68,7 @@ def make_encoder(backbone: Backbone, bits: int, folder: Path) -> Path:
 
 
 def main(args: Args) -> list[dict[str, Any]]:
-    """Measure, print the rates and their ratios, and add the rows to encoding.csv and indexing.csv; return the former."""
+    """Measure, print rates and ratios, and add the rows to encoding.csv and indexing.csv; return the former."""
     console = Console()
     files_of_rows = {"encode": (COLUMNS, "encoding.csv"), "index": (INDEX_COLUMNS, "indexing.csv")}
     results = {
