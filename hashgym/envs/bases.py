@@ -50,6 +50,9 @@ class BaseTask:
                 ) from None
             object.__setattr__(self, "loss", tuple(map(tuple, table.tolist())) if table.ndim == 2 else table.shape)
 
+    def check_bits(self, bits: int) -> None:
+        """Raise ValueError for arguments that do not suit codes of ``bits`` bits, before a base is fitted."""
+
 
 class BaseMixin(EnvMixin):
     """Attributes of the core that environments with a base expose."""
@@ -98,6 +101,7 @@ def fitted_base(dataset_index: DatasetIndex, task: BaseTask) -> Hasher:
     if isinstance(task.base, str) and task.base in hashers.HASHERS:
         unfitted = hashers.make(task.base, bits=task.bits or DEFAULT_BITS, seed=0)
         loss_table(unfitted, task, fitted=False)
+        task.check_bits(unfitted.bits)
         key = task.base, unfitted.bits
         if key not in dataset_index.bases:
             dataset_index.bases[key] = fit_once(

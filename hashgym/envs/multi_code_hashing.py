@@ -58,6 +58,10 @@ class MultiCodeTask(BaseTask):
         if self.code_dropout >= 1:
             raise ValueError(f"code_dropout is a share of the features, from 0 to below 1, got {self.code_dropout}")
 
+    def check_bits(self, bits: int) -> None:
+        """Raise ValueError for groups that are longer than the code, or for actions that groups cannot have."""
+        self.acting(bits)
+
     def group_length(self, bits: int) -> int:
         """Return k, the number of bits in a group of a code of ``bits`` bits; all of them by default.
 

@@ -17,6 +17,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from hashgym import hashers
 from hashgym.codes import unpack
 from hashgym.data import DataError, HashingDataset
+from hashgym.envs import bases
 from hashgym.envs.multi_code_hashing import MultiCodeHashingEnv, MultiCodeHashingVectorEnv, _BaseCodes
 from hashgym.hashers import Hasher
 from tests.envs.signs import signs
@@ -400,6 +401,19 @@ def test_wrong_arguments(kwargs: dict[str, Any], message: str) -> None:
         MultiCodeHashingEnv(**kwargs)
     with pytest.raises(ValueError, match=message):
         MultiCodeHashingVectorEnv(2, **kwargs)
+
+
+def test_wrong_arguments_are_found_before_the_base_is_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bases, "fit_once", lambda *_: pytest.fail("the base was fitted"))
+    for kwargs, message in (
+        ({"bits": 11, "group_bits": 12}, "longer than the code"),
+        ({"bits": 11, "group_bits": 2.5}, "must be an integer"),
+        ({"bits": 11, "action": "index"}, "one more bit keeps the code"),
+        ({"bits": 11, "action": "bit"}, "action must be"),
+        ({"bits": 11, "loss": [[1, 2], [3, 4]]}, "loss must be a table"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            MultiCodeHashingEnv(**kwargs)  # type: ignore[arg-type]
 
 
 def test_wrong_actions_and_data(make: Callable[..., Any]) -> None:
