@@ -52,8 +52,10 @@ PUBLISHED: Mapping[str, Mapping[int, float]] = {
 BATCH_SIZE, HEAD_UPDATES = 64, 2000
 # The head reads normalised features of a network that learns, so it needs less regularisation than on frozen ones.
 HEAD: Mapping[str, Any] = {"input_dropout": 0.2, "dropout": 0.2}
-# Agents that learn from the credit of each bit. On frozen features the average precision is enough; a network that is
-# trained soon ranks its training images perfectly, and by then its bits are settled.
+# Agents that learn from the credit of each bit, where images have one label each. On frozen features the average
+# precision is enough; a network that is trained soon ranks its training images perfectly, and by then its bits are
+# settled. Of images with several labels it never does, and there the average precision is better by far: .769 against
+# .730 on held-out images of MIRFLICKR, 48 bits.
 CREDIT: Mapping[str, Any] = {"reward": "nca", "logit_scale": 3.0}
 CHOSEN = Path(__file__).parent / "results" / "end-to-end"
 HELD_OUT = (*KEY, "settings", "map", "train_seconds", "peak_mb", "version", "revision", "config")
@@ -92,7 +94,8 @@ def budget(dataset: HashingDataset, method: str, args: Args) -> dict[str, Any]:
     updates = max(1, round(args.epochs * len(dataset.train) / BATCH_SIZE))
     batch = "num_envs" if method in AGENTS else "batch_size"
     rates = {"learning_rate": args.learning_rate, "backbone_learning_rate": args.backbone_learning_rate}
-    own = CREDIT if AGENTS.get(method, {}).get("variant") in ("hashgym", "norec") else {}
+    one_label = int(dataset.labels.sum(axis=1).max()) == 1
+    own = CREDIT if one_label and AGENTS.get(method, {}).get("variant") in ("hashgym", "norec") else {}
     return {"updates": updates, "head_updates": HEAD_UPDATES, batch: BATCH_SIZE, **HEAD, **rates, **own}
 
 

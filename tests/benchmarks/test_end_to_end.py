@@ -116,6 +116,10 @@ def test_every_method_has_the_same_budget(pixels):
             assert (configured.reward, configured.logit_scale) == ("nca", 3.0)
         elif method in end_to_end.AGENTS:
             assert configured.logit_scale == 0
+    several = dataclasses.replace(dataset, labels=np.maximum(dataset.labels, dataset.labels[:, ::-1]))
+    changes = end_to_end.budget(several, "drlih-norec", args)
+    configured = settings(Cell(pixels, "drlih-norec", 12, 0, tuple(changes.items())))
+    assert (configured.reward, configured.logit_scale) == ("average_precision", 0.0)
 
 
 @pytest.mark.parametrize(
