@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from scipy import sparse
 import hashgym  # noqa: F401  # registers the environments
 from hashgym import data, hashers
 from hashgym.data import DataError, HashingDataset, cache
+from hashgym.data.dataset import LABEL_FREE
 
 N = 60
 X = np.random.default_rng(0).standard_normal((N, 4))
@@ -158,10 +160,12 @@ def test_without_labels(tmp_path: Path) -> None:
     made = HashingDataset.from_arrays(X, name="mine")
     assert (made.labels.shape, made.label_names) == ((N, 0), ())
     assert (len(made.query), len(made.train), len(made.database)) == (6, 15, 54)
-    for name in ("lsh", "itq", "sh", "pca"):
+    names = {name for name in hashers.available() if not hashers.HASHERS.find(name).supervised}
+    assert set(re.split(", | or ", LABEL_FREE)) == names
+    for name in names:
         hasher = hashers.make(name, bits=4).fit(made.features[made.train], made.labels[made.train])
         assert hasher.encode(made.features).shape == (N, 4)
-    message = r"'mine' has no labels: give it labels, make some by with_similarity\('neighbours'\), or use hashers"
+    message = r"'mine' has no labels: give it labels, make some by with_similarity\('neighbours'\), or use a hasher"
     for fails in (
         lambda: gym.make("BitGroupHashing-v0", dataset=made, bits=4, group_bits=4),
         lambda: gym.make_vec("BitGroupHashing-v0", 2, dataset=made, bits=4, group_bits=4),
