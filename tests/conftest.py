@@ -20,11 +20,6 @@ from hashgym.hashers import HASHERS
 from hashgym.rewards.registry import REWARDS
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """With ``-n auto`` one worker more than there are cores: tests wait for processes that they start."""
-    return (os.cpu_count() or 1) + 1
-
-
 @pytest.fixture(autouse=True)
 def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests leave the user's cache alone."""
