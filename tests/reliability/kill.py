@@ -176,7 +176,8 @@ class Runner:
         said.join(limit)
         late = said.is_alive()
         if late:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it may have ended just now
+                os.kill(pid, signal.SIGKILL)
             said.join()
         ended, (events, first) = time.monotonic(), victim.marks_of(folder)
         command = f"python -m {job.module} {' '.join(words)}"
