@@ -19,15 +19,14 @@ from statistics import median
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 
 from benchmarks import drlih
 from benchmarks.common.arguments import TableArgs, check_not_empty
 from benchmarks.common.cells import CONTINUES
 from benchmarks.common.methods import AGENTS, Cell, load
-from benchmarks.common.results import COLUMNS, KEY, Results, Row, describe, estimate, publish
-from benchmarks.common.runs import run_missing
-from benchmarks.labels import hot_labels, timed
+from benchmarks.common.results import COLUMNS, KEY, Results, Row, describe, publish, table
+from benchmarks.common.runs import by_features, run_missing
+from benchmarks.labels import hot_labels, random_dataset, timed
 from hashgym.console import Console, Table
 from hashgym.data import HashingDataset
 from hashgym.terminal import command_line, parse
@@ -88,8 +87,9 @@ def main(args: Args, console: Console | None = None) -> int:
         return f"{rows[0]['settings']}: mAP {rows[0]['map']:.4f}, trained in {rows[0]['train_seconds']:.0f} s"
 
     failed = run_missing(cells, run, results, args, console, says=says)
-    if rows := results.rows():
-        console.print(_map_table(rows))
+    for title, rows in by_features(results.rows()):
+        named = [{**row, "method": f"{row['method']} {row['settings']}"} for row in rows]
+        console.print(table(named, title=title))
     return failed
 
 
@@ -102,15 +102,7 @@ def measure(args: Args) -> list[dict[str, Any]]:
     """Return a row of milliseconds for each number of images and size of sample below it."""
     rows = []
     for images in args.images:
-        hot = hot_labels(images, 10)
-        dataset = HashingDataset(
-            name="random",
-            features=np.random.default_rng(1).standard_normal((images + 1, 2)).astype(np.float32),
-            labels=np.concatenate([hot, hot[:1]]).astype(np.uint8),
-            query=np.array([images]),
-            database=np.arange(images),
-            train=np.arange(images),
-        )
+        dataset = random_dataset(hot_labels(images, 10), dim=2)
         samples = [sample for sample in args.samples if sample < images]
         found = step_milliseconds(dataset, samples, args)
         rows += [
@@ -160,29 +152,12 @@ def _cost_table(rows: list[dict[str, Any]]) -> Table:
     shown = Table(title="CPU milliseconds of a step")
     for heading in ("images", "codebook_sample", "group step", "last step", "whole / sample"):
         shown.add_column(heading, justify="right")
-    whole = {row["images"]: row for row in rows if not row["codebook_sample"]}
+    whole = {row["images"]: row["last_step_ms"] for row in rows if not row["codebook_sample"]}
     for row in rows:
-        ratio = (
-            "" if row["images"] not in whole else f"{whole[row['images']]['last_step_ms'] / row['last_step_ms']:.1f} x"
-        )
-        times = (f"{row[key]:.0f}" for key in ("group_step_ms", "last_step_ms"))
-        shown.add_row(
-            f"{row['images']:,}", f"{row['codebook_sample']:,}" if row["codebook_sample"] else "whole", *times, ratio
-        )
-    return shown
-
-
-def _map_table(rows: list[dict[str, str]]) -> Table:
-    shown = Table(title="mAP")
-    for heading in ("dataset", "features", "method", "bits", "settings", "mAP", "train s"):
-        shown.add_column(heading, justify="right" if heading in ("bits", "mAP", "train s") else "left")
-    columns = ("dataset", "features", "method", "bits", "settings")
-    for name in dict.fromkeys(tuple(row[column] for column in columns) for row in rows):
-        own = [row for row in rows if tuple(row[column] for column in columns) == name]
-        value = estimate([[float(row["map"]) for row in own]])
-        interval = f" [{value.low:.3f}, {value.high:.3f}]" if value.low == value.low else ""
-        seconds = np.mean([float(row["train_seconds"]) for row in own])
-        shown.add_row(*name, f"{value.mean:.3f}{interval}", f"{seconds:.0f}")
+        images, sample, last = row["images"], row["codebook_sample"], row["last_step_ms"]
+        ratio = f"{whole[images] / last:.1f} x" if images in whole else ""
+        size = f"{sample:,}" if sample else "whole"
+        shown.add_row(f"{images:,}", size, f"{row['group_step_ms']:.0f}", f"{last:.0f}", ratio)
     return shown
 
 

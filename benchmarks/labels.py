@@ -53,6 +53,19 @@ def hot_labels(images: int, labels: int) -> NDArray[np.bool_]:
     return hot
 
 
+def random_dataset(hot: NDArray[np.bool_], dim: int = 32) -> HashingDataset:
+    """Return random features of training images with these labels, and one query."""
+    images = len(hot)
+    return HashingDataset(
+        name="random",
+        features=np.random.default_rng(1).standard_normal((images + 1, dim)).astype(np.float32),
+        labels=np.concatenate([hot, hot[:1]]).astype(np.uint8),
+        query=np.array([images]),
+        database=np.arange(images),
+        train=np.arange(images),
+    )
+
+
 def count_by_product(hot: NDArray[np.bool_]) -> int:
     """Count similar pairs, each image with itself included, by a matrix product of all images with all."""
     numbers = hot.astype(np.float32)
@@ -90,14 +103,7 @@ def measure(args: Args) -> list[dict[str, Any]]:
             ours, counted = timed(lambda words=words: int(count_similar(words).sum()))  # type: ignore[misc]
             theirs, wanted = timed(lambda hot=hot: count_by_product(hot))  # type: ignore[misc]
             assert counted == wanted
-            dataset = HashingDataset(
-                name="random",
-                features=np.random.default_rng(1).standard_normal((images + 1, 32)).astype(np.float32),
-                labels=np.concatenate([hot, hot[:1]]).astype(np.uint8),
-                query=np.array([images]),
-                database=np.arange(images),
-                train=np.arange(images),
-            )
+            dataset = random_dataset(hot)
             without, with_partners = (step_seconds(dataset, args, partners=partners) for partners in (False, True))
             patterns = len(label_patterns(words)[0])
             rows += [

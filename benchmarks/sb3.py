@@ -24,8 +24,9 @@ import hashgym.data
 from agents import bases, mch, sb3
 from benchmarks.common import methods
 from benchmarks.common.arguments import TableArgs, check_not_empty
-from benchmarks.common.cells import CONTINUES, data_digest, features_name, run_cells, unfinished
-from benchmarks.common.results import Results, costs, describe, estimate, require_replaceable, scores
+from benchmarks.common.cells import CONTINUES, data_digest, features_name
+from benchmarks.common.results import Results, Row, costs, describe, estimate, require_replaceable, scores
+from benchmarks.common.runs import run_missing
 from hashgym.checks import closest
 from hashgym.codes import CodeSets
 from hashgym.console import Console
@@ -146,7 +147,7 @@ def _names(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:
     }
 
 
-def run(cell: Cell) -> dict[str, Any]:
+def run(cell: Cell) -> list[dict[str, Any]]:
     """Load, train and measure, in this process; return the row. An agent's time excludes that of its base."""
     dataset = hashgym.data.load(cell.features).standardized()
     configured, steps = settings(cell), 0
@@ -172,7 +173,7 @@ def run(cell: Cell) -> dict[str, Any]:
         else:
             seconds, database = 0.0, CodeSets.of(base.encode(dataset.features[dataset.database]))
         result = evaluate(query, labels[0], database, labels[1])
-    return {
+    row = {
         **_names(cell, dataset),
         **scores(result),
         "recall_radius0": result.recall_by_radius[0],
@@ -181,6 +182,7 @@ def run(cell: Cell) -> dict[str, Any]:
         "steps": steps,
         **costs(seconds),
     }
+    return [row]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -229,18 +231,13 @@ def main(args: Args, console: Console | None = None) -> int:
     datasets = {cell.features: hashgym.data.load(cell.features) for cell in cells}
     for dataset in datasets.values():
         check_labels(dataset.labels[dataset.query], dataset.labels[dataset.database])
-    names = {cell: _names(cell, datasets[cell.features]) for cell in cells}
+    names = {cell: [_names(cell, datasets[cell.features])] for cell in cells}
     results = Results(args.out, COLUMNS, KEY)
 
-    def done(cell: Cell) -> bool:
-        return results.done(names[cell], replace=args.replace)
+    def says(rows: Sequence[Row]) -> str:
+        return f"mAP {rows[0]['map']:.4f}, trained in {rows[0]['train_seconds']:.1f} s"
 
-    def finish(finished: dict[str, Any]) -> str:
-        results.append(finished)
-        return f"mAP {finished['map']:.4f}, trained in {finished['train_seconds']:.1f} s"
-
-    waiting = unfinished(cells, done, results.path, console)
-    failed = run_cells(waiting, run, finish, jobs=args.jobs, executor=args.executor, console=console)
+    failed = run_missing(names, run, results, args, console, says=says)
     if rows := results.rows():
         text = table(sorted(rows, key=lambda row: METHODS[row["env"]].index(row["method"])))
         write_text(args.out / "table.md", text, "backslashreplace")

@@ -20,7 +20,7 @@ import dataclasses
 import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.common.arguments import TableArgs, check_not_empty
-from benchmarks.common.cells import CONTINUES, data_digest, features_name, run_cells, unfinished
+from benchmarks.common.cells import CONTINUES, data_digest, features_name
 from benchmarks.common.methods import HASHERS, Cell, fit, load, settings
-from benchmarks.common.results import Results, costs, describe
+from benchmarks.common.results import Results, Row, costs, describe
+from benchmarks.common.runs import run_missing
 from hashgym.checks import closest
 from hashgym.codes import CodeSets
 from hashgym.console import Console
@@ -193,18 +194,14 @@ def main(args: Args, console: Console | None = None) -> int:
         for features in datasets
         for method in args.methods
     ]
-    results = Results(args.out, COLUMNS, KEY)
+    # A search is done if its first try is there: its rows are added together.
+    first = {search: [{**_names(search, datasets[search.features]), "trial": 0}] for search in searches}
 
-    def done(search: Search) -> bool:
-        return results.done({**_names(search, datasets[search.features]), "trial": 0}, replace=args.replace)
-
-    def finish(rows: list[dict[str, Any]]) -> str:
-        results.append(*rows)
+    def says(rows: Sequence[Row]) -> str:
         best = max(rows, key=lambda r: r["map"])
         return f"{len(rows)} tries, mAP {rows[0]['map']:.4f} -> {best['map']:.4f} by {best['settings']}"
 
-    waiting = unfinished(searches, done, results.path, console)
-    return run_cells(waiting, run, finish, jobs=args.jobs, executor=args.executor, console=console)
+    return run_missing(first, run, Results(args.out, COLUMNS, KEY), args, console, says=says)
 
 
 def _names(search: Search, dataset: HashingDataset) -> dict[str, Any]:
