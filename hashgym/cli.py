@@ -605,9 +605,11 @@ def index(
         find = {"follow_links": follow_links, "exclude": exclude, "checksum": checksum, "workers": workers}
         _index_photos(places, out, {**fit, "backend": backend}, find, options)
     else:
-        for_photos: dict[str, Any] = {"encoder": encoder, "bits": bits, "method": method, "backbone": backbone}
-        for_photos |= {"size": size, "weights": weights, "follow-links": follow_links or None}
-        for_photos |= {"exclude": exclude or None, "checksum": checksum or None}
+        for_photos = {
+            **{"encoder": encoder, "bits": bits, "method": method, "backbone": backbone, "size": size},
+            **{"weights": weights, "follow-links": follow_links or None},
+            **{"exclude": exclude or None, "checksum": checksum or None},
+        }
         if needless := [f"--{name}" for name, value in for_photos.items() if value is not None]:
             raise ValueError(f"{', '.join(needless)}: only for photos, and codes have been encoded already")
         gallery.build(places, out, backend, add, options=options)

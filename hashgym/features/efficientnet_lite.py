@@ -91,8 +91,8 @@ def load(name: str, weights: str | None = None, pretrained: bool = True) -> Pret
 def _pad_within_convolutions(network: nn.Module) -> None:
     """Replace convolutions of stride 1, which copy each map into a padded one, by equal ones that need no copy.
 
-    At stride 2 the package pads one side more than the other, depending on the map's
-    size, which a convolution cannot do.
+    At stride 2 the package pads one side more than the other, depending on the map's size, which a convolution cannot
+    do.
     """
     from torch import nn
 

@@ -57,10 +57,9 @@ def index_photos(
         What was done; pictures that were left out are in ``open_codes(out / "codes").left_out``.
 
     Raises:
-        ValueError: for an unknown backbone or back end, a backbone without an ONNX form, or an encoder that takes
-            features.
+        ValueError: for an unknown backbone or back end, a backbone without an ONNX form, an encoder that takes
+            features, or settings of one that is fitted here beside one that is given.
         DataError: if there are no photos; if ``out`` is something else, or has other photos or another encoder.
-        ValueError: for settings of an encoder that is fitted here, if one is given.
     """
     folder, settings = Path(out), settings or EncodingSettings(skip_bad=True)
     check_updatable(folder, backend)
@@ -81,13 +80,13 @@ def index_photos(
             raise DataError(f"{folder} has an encoder already: leave out --method, or choose another --out")
         if bits not in (None, old.bits):
             raise DataError(f"{folder} has codes of {old.bits} bits: leave out --bits, or choose another --out")
-        own = load_encoder(source).metadata["backbone"]
-        for name, given in (("name", backbone), ("size", size)):
-            if given not in (None, own[name]):
-                option = {"name": "--backbone"}.get(name, f"--{name}")
-                raise DataError(
-                    f"{folder} has an encoder with {option} {own[name]}: leave out {option}, or choose another --out"
-                )
+        if backbone is not None or size is not None:
+            own = load_encoder(source).metadata["backbone"]
+            for option, given, has in (("--backbone", backbone, own["name"]), ("--size", size, own["size"])):
+                if given not in (None, has):
+                    raise DataError(
+                        f"{folder} has an encoder with {option} {has}: leave out {option}, or choose another --out"
+                    )
     else:
         from hashgym.features import make
 
