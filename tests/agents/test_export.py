@@ -25,8 +25,8 @@ from hashgym.encoders.write import write
 from hashgym.hashers import Hasher
 from hashgym.integrations.sb3 import HashVecEnv
 
-ROWS = 4_000
-VIEWS = 700  # of six codes each
+ROWS = 10_000
+VIEWS = 1_700  # of six codes each
 
 
 @cache

@@ -71,7 +71,7 @@ def test_settings_of_a_backbone_count_on_pixels_alone(method):
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_one_failing_run_does_not_cost_the_others(tmp_path, monkeypatch):
+def test_one_failing_run_does_not_cost_the_others(tmp_path):
     console = Console(record=True, width=200)
     args = drlih.Args(out=tmp_path, methods=("itq", "lsh"), bits=(62,), seeds=1)
     assert drlih.main(args, console) == 1
@@ -192,24 +192,24 @@ def test_curves_and_examples_stand_beside_the_rows(finished):
         assert good == [int((dataset.labels[q] & dataset.labels[image]).any()) for image in images]
 
 
-def test_a_row_without_its_curves_is_run_again(finished, monkeypatch):
+@pytest.mark.usefixtures("in_this_process")
+def test_a_row_without_its_curves_is_run_again(finished):
     args, _, _ = finished
     (args.out / "curves.csv").unlink()
-    monkeypatch.setattr(cells, "_in_fresh_process", lambda work, cell: work(cell))
     assert drlih.main(args, Console(quiet=True)) == 0
     assert len(Results(args.out, drlih.CURVES, results.KEY, "curves.csv").rows()) == 2
 
 
-def test_effort_is_a_share_of_the_gradient_steps(tmp_path, monkeypatch):
-    monkeypatch.setattr(cells, "_in_fresh_process", lambda work, cell: work(cell))
+@pytest.mark.usefixtures("in_this_process")
+def test_effort_is_a_share_of_the_gradient_steps(tmp_path):
     args = drlih.Args(out=tmp_path, methods=("noseq", "itq"), bits=(8,), seeds=1, effort=0.01)
     assert drlih.main(args, Console(quiet=True)) == 0
     noseq, itq = (json.loads(r["config"]) for r in Results(tmp_path).rows())
     assert (noseq["updates"], itq["iterations"]) == (15, 50)
 
 
-def test_heads_are_linear_for_all_networks_alike(tmp_path, monkeypatch):
-    monkeypatch.setattr(cells, "_in_fresh_process", lambda work, cell: work(cell))
+@pytest.mark.usefixtures("in_this_process")
+def test_heads_are_linear_for_all_networks_alike(tmp_path):
     args = drlih.Args(out=tmp_path, methods=("noseq", "csq", "sdh"), bits=(8,), seeds=1, effort=0.01, hidden=0)
     assert drlih.main(args, Console(quiet=True)) == 0
     heads = {r["method"]: json.loads(r["config"]).get("hidden") for r in Results(tmp_path).rows()}

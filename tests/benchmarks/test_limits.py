@@ -53,7 +53,7 @@ def test_rankings_of_digits(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_rankings_of_images_with_several_labels(tmp_path, monkeypatch):
+def test_rankings_of_images_with_several_labels(tmp_path):
     args = limits.Args(features=("digit-scenes",), out=tmp_path, seeds=1, queries=100, train=400)
     assert limits.main(args, Console(record=True)) == 0
     rows = {row["method"]: float(row["map"]) for row in Results(tmp_path).rows()}
