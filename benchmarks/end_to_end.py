@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks import drlih, tune
 from benchmarks.common.arguments import TableArgs, check_not_empty
-from benchmarks.common.cells import CONTINUES
+from benchmarks.common.cells import CONTINUES, features_name
 from benchmarks.common.methods import AGENTS, Cell, fit, load, settings
 from benchmarks.common.results import KEY, Results, Row, costs, describe, table
 from benchmarks.common.runs import by_features, run_missing
@@ -80,7 +80,7 @@ class Args(TableArgs):
     learning_rate: float = 1e-3
     """of the head"""
     backbone_learning_rate: float = 4e-3
-    """of the network, with methods for which none was chosen"""
+    """of the network, with methods for which none was chosen with this network"""
     tuned: Path = CHOSEN
     """folder of the tuning.csv by which it is chosen"""
     tune: bool = False
@@ -165,13 +165,15 @@ def _cells(args: Args) -> dict[Cell, list[dict[str, Any]]]:
         raise ValueError(f"epochs must be above 0, got {args.epochs}")
     bits = (48,) if args.tune else args.bits
     grid = [{"backbone_learning_rate": rate} for rate in args.rates]
-    chosen = tune.best(_tuning(args.tuned).rows())
+    tuned = _tuning(args.tuned).rows()
     found: dict[Cell, list[dict[str, Any]]] = {}
     for features, dataset in {features: load(features) for features in args.features}.items():
         if not dataset.has_maps:
             raise DataError(
                 f"{features} holds features of a whole network, which cannot be trained: extract it with --cut"
             )
+        # A rate that is right for one network is not for another: AlexNet has no batch normalisation.
+        chosen = tune.best(row for row in tuned if row["features"] == features_name(dataset))
         for seed, length, method in itertools.product(range(args.seeds), bits, args.methods):
             for rates in grid if args.tune else [chosen.get((dataset.name, method), {})]:
                 changes = {**budget(dataset, method, args), **rates}

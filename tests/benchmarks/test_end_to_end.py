@@ -80,8 +80,17 @@ def test_learning_rates_are_chosen_without_the_queries(pixels, tmp_path, monkeyp
     assert set(used) <= set(dataset.train.tolist())
     best = max(rows, key=lambda row: float(row["map"]))["settings"]
     table = dataclasses.replace(args, tune=False, methods=("orthohash", "noseq"), bits=(8,), tuned=tmp_path)
-    rates = {cell.method: dict(cell.changes)["backbone_learning_rate"] for cell in end_to_end._cells(table)}
-    assert rates == {"orthohash": json.loads(best)["backbone_learning_rate"], "noseq": args.backbone_learning_rate}
+    assert _rates(table) == {
+        "orthohash": json.loads(best)["backbone_learning_rate"],
+        "noseq": args.backbone_learning_rate,
+    }
+    tuned = tmp_path / "tuning.csv"
+    tuned.write_text(tuned.read_text().replace("convnet:0@8", "alexnet_conv:3@160"))  # not a rate for this network
+    assert _rates(table) == dict.fromkeys(("orthohash", "noseq"), args.backbone_learning_rate)
+
+
+def _rates(args):
+    return {cell.method: dict(cell.changes)["backbone_learning_rate"] for cell in end_to_end._cells(args)}
 
 
 def _watched(work, cell, used):
