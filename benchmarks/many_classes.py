@@ -1,7 +1,7 @@
 """Many classes with few photos each, of MIRFLICKR: a folder with a subfolder for each of the most frequent label sets.
 
     python -m benchmarks.many_classes --root MIRFLICKR --out photos/label-sets
-    hashgym features --dataset folder:photos/label-sets --backbone efficientnet_lite0 --queries 500 --train 2500 --out DIR
+    hashgym features --dataset folder:photos/label-sets --backbone NAME --queries 500 --train 2500 --out DIR
 
 A class holds the photos that have exactly its labels, out of the 24 that are not strict. The folder is data like any
 other with one class a subfolder, for ``benchmarks.drlih``, ``benchmarks.end_to_end`` and all commands.

@@ -27,7 +27,7 @@ from hashgym.storage.job_store import JOURNAL
 from hashgym.storage.reading import map_array
 from hashgym.storage.sealed import FolderFormat, Verify, read_json, write_json
 
-__all__ = ["is_cache", "open_cache", "read_meta", "save", "seal", "verify"]
+__all__ = ["is_cache", "open_cache", "read_meta", "save", "seal", "verify", "version"]
 
 CACHE = FolderFormat(
     "hashgym-cache",
@@ -63,6 +63,15 @@ ARRAYS: Mapping[str, tuple[str, ...]] = {**REQUIRED, **OPTIONAL}
 def is_cache(path: str | Path) -> bool:
     """Return whether ``path`` is a folder that looks like a cache."""
     return (Path(path) / CACHE.manifest).is_file()
+
+
+def version(path: str | Path) -> tuple[Any, ...]:
+    """Return what tells a cache from another one, in another place or written later; empty for other paths."""
+    if not is_cache(path):
+        return ()
+    folder = Path(path).resolve()
+    written = (folder / CACHE.manifest).stat()
+    return str(folder), written.st_ino, written.st_mtime_ns
 
 
 def save(dataset: HashingDataset, path: str | Path, *, overwrite: bool = False) -> None:

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from hashgym import codes, data
 from hashgym.checks import check_integer
 from hashgym.codes import Words
-from hashgym.data import HashingDataset
+from hashgym.data import HashingDataset, cache
 from hashgym.envs.partners import PartnerSampler
 from hashgym.envs.rendering import Scene
 from hashgym.hashers import Hasher
@@ -146,10 +146,20 @@ class BatchedCore(ABC):
         """Shuffle the images; called at the first reset and at each reset with a seed."""
         self.order, self.cursor, self.started = rng.permutation(self.eligible), 0, True
 
-    def reset_episode(self, rng: np.random.Generator, options: dict[str, Any]) -> None:
-        """Begin an episode in every environment, on the images in ``options`` or the next ones of the shuffled pass."""
-        index = options.get("index")
-        rows = self._next_rows(rng) if index is None else self._requested_rows(index)
+    def requested(self, options: dict[str, Any]) -> dict[str, NDArray[np.int64]]:
+        """Return the options of a reset as arrays for :meth:`reset_episode`; ``index`` as rows of ``dataset.train``.
+
+        Raises:
+            ValueError: for options that cannot be met; nothing has changed.
+        """
+        if unknown := options.keys() - {*self.OPTIONS}:
+            known = " and ".join(map(repr, self.OPTIONS))
+            raise ValueError(f"unknown reset options {sorted(unknown)}: the options are {known}")
+        return {"index": self._requested_rows(options["index"])} if options.get("index") is not None else {}
+
+    def reset_episode(self, rng: np.random.Generator, requested: dict[str, NDArray[np.int64]]) -> None:
+        """Begin an episode in every environment, on the requested images or the next ones of the shuffled pass."""
+        rows = requested["index"] if "index" in requested else self._next_rows(rng)
         if self.dataset.views is not None:
             self.views = rng.integers(self.dataset.num_views, size=self.num_envs)
         self.set_images(rows)
@@ -328,15 +338,10 @@ class EnvMixin:
         """Return an info in the form that the argument ``info`` chooses."""
         return _flat_info(info) if self._info == "flat" else info
 
-    def _reset(self, seed: int | None, options: dict[str, Any]) -> None:
-        known = self._core.OPTIONS
-        if unknown := options.keys() - {*known}:
-            raise ValueError(
-                f"unknown reset options {sorted(unknown)}: the options are {' and '.join(map(repr, known))}"
-            )
+    def _reset(self, seed: int | None, requested: dict[str, NDArray[np.int64]]) -> None:
         if seed is not None or not self._core.started:
             self._core.reset_run(self.np_random)
-        self._core.reset_episode(self.np_random, options)
+        self._core.reset_episode(self.np_random, requested)
 
     def _require_reset(self) -> None:
         if not self._core.started:
@@ -365,8 +370,9 @@ class ScalarEnv(EnvMixin, gym.Env[Observation, Any]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Begin an episode; ``options={"index": i}`` chooses the image. The class describes the effect of a seed."""
+        requested = self._core.requested(dict(options or {}))
         super().reset(seed=seed)
-        self._reset(seed, dict(options or {}))
+        self._reset(seed, requested)
         return self._reset_result()
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
@@ -428,8 +434,9 @@ class LockstepVectorEnv(EnvMixin, VectorEnv[Observation, Any, NDArray[Any]]):
         options = dict(options or {})
         if (mask := options.pop("reset_mask", None)) is not None:
             self._check_mask(mask)
+        requested = self._core.requested(options)
         super().reset(seed=seed)
-        self._reset(seed, options)
+        self._reset(seed, requested)
         return self._reset_result()
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -502,18 +509,22 @@ class LockstepVectorEnv(EnvMixin, VectorEnv[Observation, Any, NDArray[Any]]):
 
 
 # All datasets in use; the cache of _standardized also keeps the last two alive.
-_LOADED: WeakValueDictionary[str, HashingDataset] = WeakValueDictionary()
+_LOADED: WeakValueDictionary[tuple[Any, ...], HashingDataset] = WeakValueDictionary()
 
 
 def standardized(source: str) -> HashingDataset:
-    """Return a dataset by name or folder, standardised. All environments share it, as it is immutable."""
-    if (dataset := _LOADED.get(source)) is None:
-        dataset = _LOADED[source] = _standardized(source)
+    """Return a dataset by name or folder, standardised. All environments share it, as it is immutable.
+
+    A folder that was written again is read again.
+    """
+    key = source, *cache.version(source)
+    if (dataset := _LOADED.get(key)) is None:
+        dataset = _LOADED[key] = _standardized(*key)
     return dataset
 
 
 @lru_cache(maxsize=2)
-def _standardized(source: str) -> HashingDataset:
+def _standardized(source: str, *version: Any) -> HashingDataset:
     return data.load(source).standardized()
 
 

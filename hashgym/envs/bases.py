@@ -114,7 +114,8 @@ def fitted_base(dataset_index: DatasetIndex, task: BaseTask) -> Hasher:
             raise ValueError(
                 f"base={str(task.base)!r} is neither a hasher{close} nor the file of a saved one; hashers are {names}"
             )
-        base = _loaded(Path(task.base), Path(task.base).stat().st_mtime_ns)
+        path = Path(task.base).resolve()
+        base = _loaded(path, path.stat().st_mtime_ns)
     else:
         base = task.base
     if not isinstance(base, Hasher) or not hasattr(base, "n_features_in_"):

@@ -325,9 +325,9 @@ class BitGroupHashingCore(BatchedCore):
         self._words.restart(rng.standard_normal((dim, self.task.bits), np.float32))
         super().reset_run(rng)
 
-    def reset_episode(self, rng: np.random.Generator, options: dict[str, Any]) -> None:
+    def reset_episode(self, rng: np.random.Generator, requested: dict[str, NDArray[np.int64]]) -> None:
         """Begin an episode in every environment: an image, and its partners."""
-        super().reset_episode(rng, options)
+        super().reset_episode(rng, requested)
         if self.reads_partners:
             self.positive_rows, self.negative_rows = self.sampler.draw(self.rows, self.task.partners, rng)
         else:

@@ -198,9 +198,9 @@ class MultiCodeHashingCore(BatchedCore):
         shapes = {"words": (n, count, codes.word_count(self.bits)), "kept": (n, count), "code": (n, self.bits)}
         return super().state_shapes | shapes | {"book": (), "number": (), "emitted": ()}
 
-    def reset_episode(self, rng: np.random.Generator, options: dict[str, Any]) -> None:
+    def reset_episode(self, rng: np.random.Generator, requested: dict[str, NDArray[np.int64]]) -> None:
         """Begin an episode in every environment: an image, with its code by the base."""
-        super().reset_episode(rng, options)
+        super().reset_episode(rng, requested)
         versions, own = self.base_codes.words, np.zeros(self.num_envs, np.int64)
         self.book = 0
         if len(versions) > 1:

@@ -188,14 +188,19 @@ class RegionKeepCore(BatchedCore):
         regions, kept = (self.num_envs, m), (self.num_envs, 1 + m, codes.word_count(self.bits))
         return super().state_shapes | {"regions": regions, "offered": (), "decisions": regions, "kept": kept}
 
-    def reset_episode(self, rng: np.random.Generator, options: dict[str, Any]) -> None:
+    def requested(self, options: dict[str, Any]) -> dict[str, NDArray[np.int64]]:
+        """Return the options of a reset as arrays; ``regions`` as (n, m)."""
+        found = super().requested(options)
+        if options.get("regions") is not None:
+            found["regions"] = self._requested_regions(options["regions"])
+        return found
+
+    def reset_episode(self, rng: np.random.Generator, requested: dict[str, NDArray[np.int64]]) -> None:
         """Begin an episode in every environment: an image, and m of its regions."""
         m = self.task.regions_per_episode
-        wanted = options.get("regions")
-        chosen = None if wanted is None else self._requested_regions(wanted)
-        super().reset_episode(rng, options)
+        super().reset_episode(rng, requested)
         drawn = rng.random((self.num_envs, self.available)).argsort(axis=1)[:, :m]
-        self.regions = drawn if chosen is None else chosen
+        self.regions = requested.get("regions", drawn)
         self.kept = self.training_codes.images[self.rows][:, None].repeat(1 + m, axis=1)
         self.decisions, self.offered = np.full((self.num_envs, m), -1, np.int8), 0
         self.counts = self.training_codes.own_counts(self.rows)

@@ -85,7 +85,7 @@ class Pairwise:
             raise ValueError(f"hasher {name!r} has no pairwise loss{close}; the losses are {', '.join(LOSSES)}")
         self.name = f"pairwise:{name}"
         self._labels: Any = None  # from which the tables and the weights were computed
-        self._by_length: dict[tuple[int, int], _LossTables] = {}
+        self._computed: dict[tuple[Any, ...], _LossTables] = {}
         self._weights: NDArray[np.float64] | None = None
         self.reads_partners = against == "partners"
 
@@ -122,18 +122,20 @@ class Pairwise:
         ]
 
     def _tables(self, view: RewardView) -> _LossTables:
-        """Return the tables for the span's length and the size of the codebook, computed once."""
+        """Return the tables for the span's length, computed once for every kind of view that the reward is given."""
         if self._labels is not view.codebook.population:
-            self._labels, self._by_length, self._weights = view.codebook.population, {}, None
+            self._labels, self._computed, self._weights = view.codebook.population, {}, None
         length = view.codebook.bits
-        key = length, len(view.codebook)  # samples of a codebook differ in size
-        if key not in self._by_length:
+        # Samples of a codebook differ in size, and several environments may share the reward.
+        counts = len(view.codebook), view.positive_rows.shape[1], view.negative_rows.shape[1]
+        key = length, counts, view.xp, str(getattr(view.code, "device", ""))
+        if key not in self._computed:
             loss = self._loss(view, length)
             inner = np.pad(loss, ((0, 0), (1, 1)), mode="edge")  # the ends cancel
             ahead, back = inner[:, 2:] - loss, loss - inner[:, :-2]
             tables = (loss, (ahead + back) / 2, (ahead - back) / 2)
-            self._by_length[key] = _LossTables(*(view.asarray(np.append(t.T, 0).astype(np.float32)) for t in tables))
-        return self._by_length[key]
+            self._computed[key] = _LossTables(*(view.asarray(np.append(t.T, 0).astype(np.float32)) for t in tables))
+        return self._computed[key]
 
     def _loss(self, view: RewardView, length: int) -> NDArray[np.float64]:
         """Return the loss that a pair of each kind and distance adds, float64 (2, length + 1)."""

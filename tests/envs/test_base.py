@@ -10,6 +10,7 @@ import itertools
 import pickle
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -22,7 +23,7 @@ from gymnasium.wrappers import vector as wrappers
 from stable_baselines3.common.env_checker import check_env as check_sb3
 
 from hashgym import codes, hashers
-from hashgym.data import HashingDataset
+from hashgym.data import HashingDataset, cache
 from hashgym.envs.base import DatasetIndex
 
 
@@ -493,3 +494,52 @@ def test_flat_tensors_are_the_arrays(action: str, build: Callable[..., Any]) -> 
                 np.testing.assert_array_equal(ours[-1]["final_obs"], np.stack(theirs[-1]["final_obs"]))
             for one, other in zip(ours[1:-1], theirs[1:-1], strict=True):
                 np.testing.assert_allclose(one.numpy(), other, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("case", "options"),
+    [
+        (BITS, {"index": [10**6]}),
+        (BITS, {"index": "first"}),
+        (BITS, {"indices": [0]}),
+        (REGIONS, {"index": [10**6]}),
+        (REGIONS, {"regions": [[0, 1, 99]]}),
+    ],
+)
+@pytest.mark.parametrize("kind", MAKERS[:2])
+def test_a_reset_with_bad_options_changes_nothing(
+    case: tuple[str, dict[str, Any]], options: dict[str, Any], kind: str, multi_label: HashingDataset
+) -> None:
+    name, task = case
+    env = make(multi_label, name, kind, **task)
+    with pytest.raises(ValueError, match="option"):
+        env.reset(seed=3, options=options)
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(env.action_space.sample())
+    env.reset(seed=4)
+    env.step(env.action_space.sample())
+    before = env.get_state()
+    with pytest.raises(ValueError, match="option"):
+        env.reset(seed=3, options=options)
+    assert data_equivalence(env.get_state(), before, exact=True)
+
+
+def test_a_folder_that_was_written_again_is_read_again(
+    multi_label: HashingDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def first_image(source: str) -> np.ndarray:
+        return gym.make("BitGroupHashing-v0", dataset=source).unwrapped.dataset.features[0]
+
+    reversed_ = dataclasses.replace(multi_label, features=multi_label.features[::-1].copy())
+    for place, dataset in (("a", multi_label), ("b", reversed_)):
+        (tmp_path / place).mkdir()
+        cache.save(dataset, tmp_path / place / "photos")
+    monkeypatch.chdir(tmp_path / "a")
+    env = gym.make("BitGroupHashing-v0", dataset="photos").unwrapped
+    np.testing.assert_array_equal(env.dataset.features[0], multi_label.standardized().features[0])
+    assert gym.make("BitGroupHashing-v0", dataset="photos").unwrapped.dataset is env.dataset
+    monkeypatch.chdir(tmp_path / "b")
+    np.testing.assert_array_equal(first_image("photos"), reversed_.standardized().features[0])
+    monkeypatch.chdir(tmp_path / "a")
+    cache.save(reversed_, "photos", overwrite=True)
+    np.testing.assert_array_equal(first_image("photos"), reversed_.standardized().features[0])

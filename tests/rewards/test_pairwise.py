@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,7 +13,9 @@ from hypothesis import strategies as st
 
 import hashgym.hashers
 from hashgym import codes, rewards
+from hashgym.data import HashingDataset
 from hashgym.data.readers import digits
+from hashgym.envs.base import DatasetIndex
 from hashgym.hashers.pairwise import PairwiseHasher, pair_weights
 from hashgym.rewards import Codebook, Pairwise, RewardView
 from hashgym.rewards.pairwise import LOSSES
@@ -154,9 +158,25 @@ def test_tables_follow_the_span_and_the_labels() -> None:
         np.testing.assert_array_equal(rewards.value(reward, each), fresh)
 
 
-def test_it_is_the_same_in_an_environment_as_on_the_final_codes() -> None:
-    import gymnasium as gym
+@pytest.mark.parametrize("against", ["partners", "codebook"])
+def test_environments_of_several_kinds_may_share_a_reward(multi_label: HashingDataset, against: str) -> None:
+    """Other numbers of partners, and torch beside NumPy, have tables of their own."""
 
+    def rewards_of(reward: Pairwise, kind: dict[str, Any]) -> np.ndarray:
+        envs = gym.make_vec("BitGroupHashing-v0", num_envs=3, dataset=multi_label, bits=8, reward=reward, **kind)
+        envs.reset(seed=0)
+        envs.action_space.seed(0)
+        return np.asarray(envs.step(envs.action_space.sample())[1])
+
+    held = DatasetIndex.of(multi_label)  # of all environments, which the reward recognises by it
+    shared = Pairwise("dch", against)  # type: ignore[arg-type]
+    for kind in ({"partners": 16}, {"partners": 4}, {"partners": 4, "backend": "torch", "device": "cpu"}):
+        own = Pairwise("dch", against)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(rewards_of(shared, kind), rewards_of(own, kind))
+    assert DatasetIndex.of(multi_label) is held
+
+
+def test_it_is_the_same_in_an_environment_as_on_the_final_codes() -> None:
     task = {"bits": 8, "group_bits": 5, "counterfactual": True, "group_weight": 0.5, "reward": "pairwise:hashnet"}
     env = gym.make_vec("BitGroupHashing-v0", num_envs=4, **task)
     env.reset(seed=0)
