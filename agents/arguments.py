@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -51,13 +52,13 @@ class CommonArgs(metaclass=_FormerNames):
         self.check_fraction("holdout")
 
     def check_positive(self, *names: str) -> None:
-        """Raise ValueError for the first of these arguments that is not above 0, or not an integer as declared."""
+        """Raise ValueError for the first of these that is not above 0 and finite, or not an integer as declared."""
         for name in names:
             value = getattr(self, name)
             if type(self).__dataclass_fields__[name].type == "int" and not is_integer(value):
                 raise ValueError(f"{name} must be an integer, got {value!r}")
-            if not value > 0:
-                raise ValueError(f"{name} must be above 0, got {value}")
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} must be above 0 and finite, got {value}")
 
     def check_fraction(self, *names: str) -> None:
         """Raise ValueError for the first of these arguments that is not in [0, 1)."""

@@ -45,23 +45,29 @@ def base_of_run(name: str, resume_from: Path | None, bits: int, seed: int, datas
         bits, seed, dataset: as for :func:`fitted_base`.
 
     Raises:
-        ValueError: as :func:`fitted_base`.
+        ValueError: as :func:`fitted_base`; if the resumed run was started with another hasher or number of bits.
     """
-    if resume_from is None:
+    if resume_from is None or name not in hashgym.hashers.HASHERS:
         return fitted_base(name, bits, seed, dataset)
-    if name in hashgym.hashers.HASHERS:
-        hashgym.hashers.HASHERS.find(name)  # imports "module:Class"; loading a file never imports a module
-    return fitted_base(resume_from / "base.npz", bits, seed, dataset)
+    wanted = make_base(name, bits, seed)  # imports "module:Class"; loading a file never imports a module
+    base = fitted_base(resume_from / "base.npz", bits, seed, dataset)
+    if (type(base), base.bits) != (type(wanted), bits):
+        raise ValueError(
+            f"the run in {resume_from} was started with the base {type(base).__name__} of {base.bits} bits, got {name} "
+            f"of {bits}: give the same, or another --out"
+        )
+    return base
 
 
 def save_base(base: Hasher, out: Path) -> None:
-    """Write the base hasher of a new run to ``base.npz`` in its folder.
+    """Write the base hasher of a run to ``base.npz`` in its folder, where it is not there yet.
 
     Raises:
-        ValueError: if another file is there: it may be the only copy of a hasher of the user.
+        ValueError: if another file is there: it may be the only copy of a hasher of the user, or the base that the run
+            was started with.
     """
     file = out / "base.npz"
     if not os.path.lexists(file):
         base.save(file)
-    elif not base.is_saved_in(file):  # it is saved there if a run was killed before its first checkpoint
+    elif not base.is_saved_in(file):
         raise ValueError(f"{file} exists and is not the base hasher of this run: move it, or choose another --out")

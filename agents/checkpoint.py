@@ -18,6 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hashgym import console
@@ -131,23 +132,36 @@ def load_checkpoint(out: Path | None, args: CommonArgs, resume: bool) -> dict[st
 
 
 def check_data(checkpoint: dict[str, Any], data: str) -> None:
-    """Raise ValueError if a checkpoint was made on other data than those with this :func:`fingerprint`."""
-    if checkpoint["data"] != data:
+    """Raise ValueError if a checkpoint was made on other data than those with this :func:`fingerprint`.
+
+    Checkpoints of earlier versions have no digest of regions.
+    """
+    if checkpoint["data"] not in (data, data.partition("+")[0]):
         raise ValueError("the checkpoint was made on other data; give the dataset it was trained on, or another --out")
 
 
-def fingerprint(dataset: HashingDataset) -> str:
+def fingerprint(dataset: HashingDataset, *, regions: bool = False) -> str:
     """Return a digest of the training images' indices, labels and features, or views, which tells data apart.
 
-    All of them are read, a part at a time: compute it once for a run.
+    With ``regions`` that of their regions is added, after a plus sign. All are read, a part at a time: compute it once
+    for a run.
     """
     digest = hashlib.sha256(dataset.train.tobytes())
     digest.update(dataset.labels[dataset.train].tobytes())
     images, rows = dataset.training_rows
-    at_once = max(1, (1 << 26) // images[0].nbytes)
+    _digest_rows(digest, images, rows)
+    whole = digest.hexdigest()
+    if regions:
+        assert dataset.train_regions is not None
+        _digest_rows(digest, dataset.train_regions, dataset.train)
+        whole += "+" + digest.hexdigest()
+    return whole
+
+
+def _digest_rows(digest: Any, array: NDArray[Any], rows: NDArray[np.int64]) -> None:
+    at_once = max(1, (1 << 26) // array[0].nbytes)
     for start in range(0, len(rows), at_once):
-        digest.update(np.ascontiguousarray(images[rows[start : start + at_once]]).data)
-    return digest.hexdigest()
+        digest.update(np.ascontiguousarray(array[rows[start : start + at_once]]).data)
 
 
 def as_tensors(state: dict[str, Any]) -> dict[str, Any]:

@@ -28,10 +28,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import hashgym
+from hashgym.checks import check_number
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
 from hashgym.device import resolve_device
 from hashgym.encoders.heads import RegionsHead, hasher_head
+from hashgym.envs.region_keep import RegionKeepTask
 from hashgym.hashers import Hasher
 from hashgym.retrieval import metrics
 from hashgym.terminal import command_line
@@ -104,6 +106,7 @@ class Args(RunArgs):
             raise ValueError(f"optimizer must be adam or sgd, got {self.optimizer!r}")
         self.check_positive("num_envs", "learning_rate", "regions_per_episode")
         self.check_fraction("dropout", "input_dropout")
+        check_number("price", self.price, 0)
         if self.num_envs < 2:
             raise ValueError(f"batch normalisation needs num_envs of at least 2, got {self.num_envs}")
         super().__post_init__()
@@ -214,6 +217,7 @@ class Run(training.Run):
 
     policy: Policy
     args: Args
+    reads_regions = True
 
     def __init__(
         self, policy: Policy, base: Hasher, dataset: HashingDataset, held_out: NDArray[np.int64], args: Args
@@ -320,7 +324,7 @@ def train(
     with training.seed_everything(args.seed, device):
         policy = Policy(dataset.dim, base.bits, args).to(device).train()
         run = Run(policy, base, learning, held_out, args)
-        if out is not None and not resume:
+        if out is not None:
             save_base(base, out)
         training.train_loop(run, f"MCH, {base.bits} bits", out=out, checkpoint=checkpoint, progress=progress)
     if out is not None:
@@ -387,7 +391,9 @@ def main(run: Main) -> dict[str, metrics.RetrievalResult]:
         learning, dataset = training.load_dataset(run.dataset, run.similarity)
         dataset.require("train_regions", "regions")
         with files.hold_folder(run.out):
-            files.load_checkpoint(run.out, run.args, run.resume)  # before the base is fitted
+            files.load_checkpoint(run.out, run.args, run.resume)  # before a base is fitted
+            resolve_device(run.args.device)
+            RegionKeepTask(regions_per_episode=run.args.regions_per_episode).check_regions(learning)
             base = base_of_run(run.base, run.out if run.resume else None, run.bits, run.args.seed, learning)
             training.warn_unsaved(run.out)
             policy = train(learning, base, run.args, out=run.out, threshold=run.xi, resume=run.resume)

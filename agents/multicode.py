@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 import hashgym
 import hashgym.hashers
+from hashgym.checks import check_number
 from hashgym.codes import CodeSets
 from hashgym.data import HashingDataset
 from hashgym.device import resolve_device
@@ -89,8 +90,7 @@ class Args(RunArgs):
         self.check_positive("codes", "code_copies", "hidden", "learning_rate")
         self.check_fraction("dropout", "input_dropout", "code_dropout")
         for name in ("group_bits", "price", "start"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+            check_number(name, getattr(self, name), 0)
         super().__post_init__()
 
 
@@ -289,7 +289,7 @@ def train(
     with training.seed_everything(args.seed, device):
         policy = Policy(dataset.dim, base.bits, args).to(device).train()
         run = Run(policy, base, learning, held_out, args)
-        if out is not None and not resume:
+        if out is not None:
             save_base(base, out)
         training.train_loop(run, f"multicode, {base.bits} bits", out=out, checkpoint=checkpoint, progress=progress)
     if out is not None:
@@ -352,10 +352,11 @@ def main(run: Main) -> dict[str, metrics.RetrievalResult]:
     with training.interruptible(run.out):
         learning, dataset = training.load_dataset(run.dataset, run.similarity)
         check_images(dataset)
-        if run.base in hashgym.hashers.HASHERS:
-            MultiCodeTask(group_bits=run.args.group_bits or None).group_length(run.bits)  # before the base is fitted
         with files.hold_folder(run.out):
-            files.load_checkpoint(run.out, run.args, run.resume)  # before the base is fitted
+            files.load_checkpoint(run.out, run.args, run.resume)  # before a base is fitted
+            resolve_device(run.args.device)
+            if run.base in hashgym.hashers.HASHERS:
+                MultiCodeTask(group_bits=run.args.group_bits or None).group_length(run.bits)
             base = base_of_run(run.base, run.out if run.resume else None, run.bits, run.args.seed, learning)
             training.warn_unsaved(run.out)
             policy = train(learning, base, run.args, out=run.out, threshold=run.xi, resume=run.resume)

@@ -148,9 +148,9 @@ def train(
     checkpoint = files.load_checkpoint(out, args, resume)
     learning, held_out = training.split(dataset, args)
     with training.seed_everything(args.seed, resolve_device(args.device)):
-        if base is not None and out is not None and not resume:
-            bases.save_base(base, out)
         model = make_model(make_envs(learning, args, base), args)
+        if base is not None and out is not None:
+            bases.save_base(base, out)
         BackboneExtractor.measure(model.policy, learning)
         model.set_logger(configure(None if out is None else str(out), [] if out is None else ["tensorboard"]))
         callback = TrainingCallback(args, dataset, held_out, base, out, progress)
@@ -266,7 +266,8 @@ def main(run: Main) -> metrics.RetrievalResult | None:
         if args.env == "RegionKeep-v0":
             dataset.require("regions")
         with files.hold_folder(run.out):
-            files.load_checkpoint(run.out, args, run.resume)  # before the base is fitted
+            files.load_checkpoint(run.out, args, run.resume)  # before a base is fitted
+            resolve_device(args.device)
             if has_base:
                 base = bases.base_of_run(run.base, run.out if run.resume else None, args.bits, args.seed, learning)
             training.warn_unsaved(run.out)

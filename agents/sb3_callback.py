@@ -150,7 +150,7 @@ class TrainingCallback(BaseCallback):
 
     @cached_property
     def _fingerprint(self) -> str:
-        return files.fingerprint(self.dataset)
+        return files.fingerprint(self.dataset, regions=self.args.env == "RegionKeep-v0")
 
     def checkpoint(self) -> dict[str, Any]:
         """Return everything that decides how the run continues."""

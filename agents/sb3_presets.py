@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -11,7 +12,7 @@ from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 
-from hashgym.checks import check_choice
+from hashgym.checks import check_choice, closest
 from hashgym.integrations.sb3 import BackboneExtractor
 
 from .arguments import CommonArgs, Name
@@ -166,6 +167,13 @@ class Args(CommonArgs):
             self.check_positive("group_bits")
         self.check_positive("steps", "num_envs", "bits", "codes", "evaluations", "checkpoints")
         self.check_fraction("input_dropout")
+        known = inspect.signature(preset.algorithm).parameters if self.settings else {}
+        for name in self.settings:
+            if name not in (*known, "noise"):
+                raise ValueError(
+                    f"{self.algo} has no setting {name!r}{closest(name, known)}: settings are arguments of its "
+                    "constructor in Stable-Baselines3"
+                )
         if self.backbone is not None:
             self._check_backbone()
         super().__post_init__()

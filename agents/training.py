@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -62,9 +62,12 @@ class Run(ABC):
     Attributes:
         args: the arguments.
         num_updates: updates made so far.
+        reads_regions: whether the environments read the training images' regions.
         obs: observations that ``envs`` returned last.
         info: info that ``envs`` returned last.
     """
+
+    reads_regions: ClassVar[bool] = False
 
     def __init__(
         self, policy: nn.Module, optimizer: torch.optim.Optimizer, envs: Any, dataset: HashingDataset, args: RunArgs
@@ -112,7 +115,7 @@ class Run(ABC):
 
     @cached_property
     def _fingerprint(self) -> str:
-        return files.fingerprint(self.dataset)
+        return files.fingerprint(self.dataset, regions=self.reads_regions)
 
     def images(self, array: NDArray[Any]) -> Tensor:
         """Return observed images on the run's device: float32, or uint8 for pixels."""

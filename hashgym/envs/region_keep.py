@@ -48,6 +48,16 @@ class RegionKeepTask(BaseTask):
         if self.reduction not in ("mean", "sum"):
             raise ValueError(f"reduction must be 'mean' or 'sum', got {self.reduction!r}")
 
+    def check_regions(self, dataset: HashingDataset) -> None:
+        """Raise DataError for a dataset without regions, and ValueError for one with fewer than an episode offers."""
+        dataset.require("train_regions")
+        assert dataset.train_regions is not None
+        if self.regions_per_episode > (available := dataset.train_regions.shape[1]):
+            raise ValueError(
+                f"regions_per_episode={self.regions_per_episode} is more than the {available} regions of an image: "
+                "choose fewer, or extract more with --train-regions"
+            )
+
     def observation_space(self, dim: int, bits: int) -> spaces.Dict:
         """Return the space of one observation of images with ``dim`` features and codes of ``bits`` bits."""
         features = spaces.Box(-np.inf, np.inf, (dim,), np.float32)
@@ -161,16 +171,10 @@ class RegionKeepCore(BatchedCore):
 
     def __init__(self, num_envs: int, dataset: str | Path | HashingDataset, task: RegionKeepTask) -> None:
         super().__init__(num_envs, dataset)
-        self.dataset.require("train_regions")
-        regions = self.dataset.train_regions
-        assert regions is not None
-        if task.regions_per_episode > regions.shape[1]:
-            raise ValueError(
-                f"regions_per_episode={task.regions_per_episode} is more than the {regions.shape[1]} regions of an "
-                "image: choose fewer, or extract more with --train-regions"
-            )
+        task.check_regions(self.dataset)
+        assert self.dataset.train_regions is not None
         _ = self.dataset_index.sampler  # raises DataError if no image has both a similar and a dissimilar one
-        self.task, self.available = task, regions.shape[1]
+        self.task, self.available = task, self.dataset.train_regions.shape[1]
         self.base = fitted_base(self.dataset_index, task)
         self.bits = self.base.bits
         self.table = loss_table(self.base, task)

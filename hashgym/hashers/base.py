@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hashgym.checks import check_integer, first_not_finite, is_integer, row_blocks
+from hashgym.checks import check_integer, check_number, first_not_finite, is_integer, row_blocks
 from hashgym.data.dataset import LABEL_FREE
 from hashgym.hashers.registry import HASHERS
 from hashgym.optional import require
@@ -75,12 +75,14 @@ class Hasher(ABC):
                 if not is_integer(value):
                     raise ValueError(f"{field.name} must be an integer, got {value!r}")
                 setattr(self, field.name, int(value))
-            elif isinstance(value, np.floating):  # JSON, in which settings are saved, has no NumPy scalars
-                setattr(self, field.name, float(value))
+            elif field.type in ("float", float) or (field.type in ("float | None", float | None) and value is not None):
+                number = check_number(field.name, value)
+                if isinstance(value, np.floating):  # JSON, in which settings are saved, has no NumPy scalars
+                    setattr(self, field.name, number)
         check_integer("bits", self.bits)
 
     def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> Self:
-        """Learn the hash function.
+        """Learn the hash function; if that fails, the hasher is what it was before.
 
         Args:
             X: (n, D), training features: real numbers, which are converted to float32. Hashers with a backbone take
@@ -99,10 +101,21 @@ class Hasher(ABC):
         features = self._check_images(X, views=True)
         if self.learns and not _differ(features):
             raise ValueError(ONE if len(features) == 1 else ALIKE.format(n=len(features)))
-        self._fit(features, self._needed_labels(y, len(features)))
-        self.n_features_in_ = math.prod(features.shape[-3:]) if features.ndim > 2 else features.shape[1]
-        self._check_names(X, reset=True)
+        labels = self._needed_labels(y, len(features))
+        before = self._forget()
+        try:
+            self._fit(features, labels)
+            self.n_features_in_ = math.prod(features.shape[-3:]) if features.ndim > 2 else features.shape[1]
+            self._check_names(X, reset=True)
+        except BaseException:
+            self._forget()
+            vars(self).update(before)
+            raise
         return self
+
+    def _forget(self) -> dict[str, Any]:
+        """Remove what ``fit`` learnt, the attributes that end in ``_``, and return it."""
+        return {name: vars(self).pop(name) for name in list(vars(self)) if name.endswith("_")}
 
     def fit_transform(self, X: ArrayLike, y: ArrayLike | None = None) -> Features:
         """``fit(X, y)``, then ``transform(X)``."""

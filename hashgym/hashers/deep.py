@@ -162,8 +162,7 @@ class DeepHasher(Hasher):
             self.hidden_weight_, self.hidden_bias_ = parts[0]
         self.code_weight_, self.code_bias_ = np.ascontiguousarray(parts[-1][0]), parts[-1][1]
         self.losses_ = losses.cpu().numpy()
-        for name in ("image_shape_", "backbone_state_", "_backbone"):  # of an earlier fit
-            vars(self).pop(name, None)
+        vars(self).pop("_backbone", None)  # of an earlier fit
         if backbone is not None:
             self.image_shape_ = np.array(backbone.image_shape)
             self.backbone_state_ = backbone.numbers()

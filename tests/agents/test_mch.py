@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import hashgym
-from agents import bases, checkpoint, mch, sb3, training
+from agents import bases, checkpoint, mch, multicode, sb3, training
 from agents.mch import Args
 from hashgym import codes, hashers
 from hashgym.codes import CodeSets
@@ -307,6 +307,77 @@ def test_no_agent_overwrites_another_base(agent: str, tmp_path: Path, scenes: Ha
     with pytest.raises(ValueError, match="is not the base hasher"):
         train()
     assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == ["base.npz"]
+
+
+@pytest.mark.parametrize("agent", ["mch", "multicode", "sb3"])
+def test_a_run_is_resumed_with_its_own_base(agent: str, tmp_path: Path, scenes: HashingDataset) -> None:
+    features, labels = scenes.features[scenes.train], scenes.labels[scenes.train]
+    first, other = (hashers.make("ksh", bits=8, seed=seed).fit(features, labels) for seed in (0, 1))
+    few: dict[str, Any] = {"updates": 2, "holdout": 0.25}
+
+    def train(base: Any, **options: Any) -> None:
+        common: dict[str, Any] = {"out": tmp_path, "progress": False, **options}
+        if agent == "mch":
+            mch.train(scenes, base, Args(**{**SMALL, "updates": 2}), **common)
+        elif agent == "multicode":
+            multicode.train(scenes, base, multicode.Args(num_envs=16, **few), **common)
+        else:
+            sb3.train(scenes, sb3.Args(env="RegionKeep-v0", steps=512, num_envs=16), base=base, **common)
+
+    train(first)
+    with pytest.raises(ValueError, match="is not the base hasher of this run"):
+        train(other, resume=True)
+    train(first, resume=True)
+
+
+def test_the_base_of_a_resumed_run_is_the_one_that_is_named(tmp_path: Path, scenes: HashingDataset) -> None:
+    hashers.make("ksh", bits=8).fit(scenes.features[:60], scenes.labels[:60]).save(tmp_path / "base.npz")
+    assert bases.base_of_run("ksh", tmp_path, 8, 0, scenes).bits == 8
+    for name, bits in (("hashnet", 8), ("ksh", 16)):
+        with pytest.raises(ValueError, match=f"started with the base KSH of 8 bits, got {name} of {bits}"):
+            bases.base_of_run(name, tmp_path, bits, 0, scenes)
+    with pytest.raises(ValueError, match="no-such-hasher"):
+        bases.base_of_run("no-such-hasher", tmp_path, 8, 0, scenes)
+
+
+@pytest.mark.parametrize("env", ["mch", "sb3"])
+def test_a_run_is_resumed_with_its_own_regions(env: str, tmp_path: Path, scenes: HashingDataset) -> None:
+    base = hashers.make("ksh", bits=8).fit(scenes.features[scenes.train], scenes.labels[scenes.train])
+
+    def train(dataset: HashingDataset, **options: Any) -> None:
+        common: dict[str, Any] = {"out": tmp_path, "progress": False, **options}
+        if env == "mch":
+            mch.train(dataset, base, Args(**{**SMALL, "updates": 2}), **common)
+        else:
+            sb3.train(dataset, sb3.Args(env="RegionKeep-v0", steps=512, num_envs=16), base=base, **common)
+
+    train(scenes)
+    assert scenes.train_regions is not None
+    with pytest.raises(ValueError, match="made on other data"):
+        train(dataclasses.replace(scenes, train_regions=scenes.train_regions[:, ::-1].copy()), resume=True)
+    train(scenes, resume=True)
+    file = tmp_path / "checkpoint.pt"  # of an earlier version, without a digest of regions
+    saved = checkpoint.load(file)
+    checkpoint.save({**saved, "data": saved["data"].partition("+")[0]}, file)
+    train(scenes, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"price": -1.0}, "price must be"),
+        ({"price": float("nan")}, "price must be"),
+        ({"regions_per_episode": 99}, "is more than the .* regions of an image"),
+        ({"device": "no-such-device"}, "device"),
+        ({"learning_rate": float("inf")}, "learning_rate must be above 0 and finite"),
+    ],
+)
+def test_arguments_are_checked_before_the_base_is_fitted(
+    change: dict[str, Any], match: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mch, "base_of_run", None)
+    with pytest.raises(ValueError, match=match):
+        mch.main(mch.Main(Args(**SMALL | change)))
 
 
 def test_a_folder_with_a_run_is_rejected_before_the_base_is_fitted(

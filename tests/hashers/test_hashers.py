@@ -248,6 +248,52 @@ def test_images_that_are_all_alike_are_rejected(name):
 
 
 @pytest.mark.parametrize("name", available())
+def test_settings_that_measure_are_finite_numbers(name):
+    """Integers are taken as they are, so that scikit-learn clones the hasher, and NumPy's numbers can be saved."""
+    hasher = make(name)
+    for field in dataclasses.fields(hasher):
+        if field.type not in ("float", "float | None"):
+            continue
+        for value in (float("nan"), float("inf"), "0.1"):
+            with pytest.raises(ValueError, match=rf"{field.name} must be (finite|a number), got"):
+                make(name, **{field.name: value})
+        default = getattr(hasher, field.name)
+        if default is not None:
+            assert type(getattr(make(name, **{field.name: np.float32(default)}), field.name)) is float
+
+
+@pytest.mark.parametrize("name", available())
+def test_a_fit_that_fails_leaves_the_hasher_as_it_was(name, monkeypatch):
+    """Also one that fails in its midst, when some of what it learns is set."""
+    rng = np.random.default_rng(0)
+    features, labels = rng.standard_normal((60, 8)).astype(np.float32), np.eye(3, dtype=np.uint8)[np.arange(60) % 3]
+    quick = {"updates": 2} if hasattr(make(name), "updates") else {}
+    hasher = make(name, bits=4, **quick).fit(features, labels)
+    before = dict(vars(hasher))
+    fit = type(hasher)._fit
+
+    def fails(self, X, y):
+        fit(self, X, y)
+        raise RuntimeError("stopped")
+
+    monkeypatch.setattr(type(hasher), "_fit", fails)
+    with pytest.raises(RuntimeError, match="stopped"):
+        hasher.fit(features[::-1], labels)
+    assert vars(hasher).keys() == before.keys()
+    assert all(vars(hasher)[key] is value for key, value in before.items())
+
+
+def test_a_fit_keeps_nothing_of_the_one_before():
+    rng = np.random.default_rng(0)
+    features, labels = rng.standard_normal((60, 8)).astype(np.float32), np.eye(3, dtype=np.uint8)[np.arange(60) % 3]
+    hasher = make("dch", bits=4, hidden=8, updates=2).fit(features, labels)
+    again = make("dch", bits=4, hidden=0, updates=2).fit(features, labels)
+    hasher.set_params(hidden=0).fit(features, labels)
+    assert vars(hasher).keys() == vars(again).keys()
+    np.testing.assert_array_equal(hasher.transform(features), again.transform(features))
+
+
+@pytest.mark.parametrize("name", available())
 def test_settings_that_count_are_integers(name):
     """Floats and bools are rejected by name; NumPy's integers are taken, and can be saved."""
     hasher = make(name)
