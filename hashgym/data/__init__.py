@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hashgym.checks import closest
+from hashgym.checks import check_integer, closest
 from hashgym.data import splits
 from hashgym.data.cache import open_cache
 from hashgym.data.dataset import FROM_ARRAYS, HashingDataset
@@ -96,7 +96,8 @@ def read_images(
         exclude: with ``folder:``, ``photos:`` and ``list:``, patterns of names or relative paths to leave out.
 
     Raises:
-        DataError: for an unknown name, a missing root, or missing or invalid files.
+        DataError: for an unknown name, a missing root or one beside the path of the dataset, or missing or invalid
+            files.
     """
     found = find_reader(dataset)
     if found is None:
@@ -111,6 +112,8 @@ def read_images(
         raise DataError(f"{dataset} has a fixed set of images: --exclude is for folder:PATH, photos:PATH and list:FILE")
     if root is None and not path:
         raise DataError(f"{dataset} needs the folder that it is in (--root); expected: {reader.reads_from}")
+    if root is not None and path and "root" not in reader.options:
+        raise DataError(f"{dataset} names its folder itself: leave out --root, or name the folder below it as well")
     given = {"root": root, "allow_missing": allow_missing, "follow_links": follow_links, "exclude": exclude}
     collection: ImageCollection = reader.read(path or root, **{name: given[name] for name in reader.options})
     return collection
@@ -137,7 +140,11 @@ def load(
     Raises:
         DataError: for an unknown name, a dataset whose features are not extracted yet, a damaged folder, or a split
             that the data do not allow.
+        ValueError: for a number of queries or training images below 1.
     """
+    for name, count in (("queries", queries), ("train", train)):
+        if count is not None:
+            check_integer(name, count)
     redraw = any(option is not None for option in (split, seed, queries, train))
     if not isinstance(source, HashingDataset):
         source = checked_source(source)
@@ -162,7 +169,8 @@ def load(
     stored = dataset.provenance
     if split is None:
         split = stored.get("split")
-        queries, train = queries or stored.get("split_queries"), train or stored.get("split_train")
+        queries = stored.get("split_queries") if queries is None else queries
+        train = stored.get("split_train") if train is None else train
     drawn = splits.make(
         dataset.name,
         split,

@@ -287,9 +287,9 @@ def is_system(name: str) -> bool:
 
 def is_own(folder: Path) -> bool:
     """Return whether hashgym wrote this folder: it has its marker or ``meta.json``, or is that of an unfinished job."""
-    if (folder / MARKER).is_file() or (folder.suffix == ".partial" and (folder / JOURNAL).is_file()):
-        return True
     try:
+        if (folder / MARKER).is_file() or (folder.suffix == ".partial" and (folder / JOURNAL).is_file()):
+            return True
         with (folder / "meta.json").open("rb") as file:
             return b'"format": "hashgym-' in file.read(200)
     except OSError:

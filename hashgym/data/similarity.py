@@ -159,9 +159,12 @@ def read_pairs(path: str | Path) -> list[tuple[str, str]]:
         text = read_bounded(Path(path)).decode("utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise DataError(f"the pairs {path} cannot be read: {error.strerror}") from error
-    pairs = []
-    for row in (reader := csv.reader(io.StringIO(text))):
-        if len(row) != 2 and row:
-            raise DataError(f"line {reader.line_num} of {path} has {len(row)} columns; expected: name,name")
-        pairs += [(row[0].strip(), row[1].strip())] if row else []
+    pairs, reader = [], csv.reader(io.StringIO(text))
+    try:
+        for row in reader:
+            if len(row) != 2 and row:
+                raise DataError(f"line {reader.line_num} of {path} has {len(row)} columns; expected: name,name")
+            pairs += [(row[0].strip(), row[1].strip())] if row else []
+    except csv.Error as error:  # such as a quotation mark that is never closed
+        raise DataError(f"line {reader.line_num} of {path} cannot be read: {error}; expected: name,name") from None
     return pairs

@@ -111,7 +111,7 @@ def build_encoder(
         else:
             with _limited_threads(threads):
                 extracted, dataset, hasher = _fitted_hasher(
-                    place, str(source), features, bits, seed, standardized, train, progress, weights
+                    place, str(source), features, bits, seed, standardized, train, progress, weights, features_only
                 )
                 write_hasher(head, hasher, dataset, train)
                 agreement = _compare(head, hasher, extracted, dataset, str(source), threads)
@@ -120,7 +120,7 @@ def build_encoder(
             _check_features(encoder, features)
         if encoder.takes == "features" and not features_only:
             final = Path(work) / "encoder.onnx"
-            add_backbone(head, final, backbone_of(encoder, weights))
+            add_backbone(head, final, backbone_of(encoder.metadata["backbone"], weights))
         elif encoder.takes == "pictures":
             raise ValueError(f"{run} takes pictures already: copy it")
         with final.open("rb") as finished:
@@ -175,16 +175,19 @@ def fit_encoder(
         return load_encoder(head)
 
 
-def backbone_of(encoder: Encoder, weights: str | None = None) -> Backbone:
-    """Rebuild the backbone that extracted the features that an encoder takes.
+def backbone_of(stored: Mapping[str, Any] | None, weights: str | None = None) -> Backbone:
+    """Rebuild the backbone that extracted features.
+
+    Args:
+        stored: its name, size and digest, as the features' provenance and an encoder's metadata have them.
+        weights: the file of its weights; None for its own.
 
     Raises:
-        ValueError: if the encoder does not name it, or it is not available.
+        ValueError: if there is none, or it is not available or has no ONNX form.
         DataError: if its weights have changed.
     """
     from hashgym.features import make
 
-    stored: Mapping[str, Any] | None = encoder.metadata["backbone"]
     if not stored:
         raise ValueError(
             "the features of this source do not name the backbone that extracted them, so it cannot be included: "
@@ -196,6 +199,7 @@ def backbone_of(encoder: Encoder, weights: str | None = None) -> Backbone:
             f"{stored['name']} has other weights here ({backbone.weights}, SHA-256 {backbone.digest[:12]}) than those "
             f"that extracted the features ({stored['weights']}, {stored['digest'][:12]}): give it with --weights"
         )
+    backbone.check_onnx()
     return backbone
 
 
@@ -240,8 +244,14 @@ def _fitted_hasher(
     train: Train,
     progress: bool,
     weights: str | None,
+    features_only: bool,
 ) -> tuple[HashingDataset, HashingDataset, hashers.Hasher]:
-    """Return the features as extracted, the features on the hasher's scale, and the fitted hasher."""
+    """Return the features as extracted, the features on the hasher's scale, and the fitted hasher.
+
+    Raises:
+        ValueError: before anything is fitted, for options that do not go together, or a backbone that cannot be
+            included.
+    """
     saved = place.suffix == ".npz"
     if not saved and name not in hashers.HASHERS:
         raise ValueError(
@@ -268,6 +278,8 @@ def _fitted_hasher(
         settings["backbone_weights"] = weights
     if train == "all":
         extracted = _train_on_all(extracted, labelled=hashers.make(name).supervised)
+    if not features_only:
+        backbone_of(extracted.provenance.get("backbone"), weights)
     dataset = extracted.standardized() if standardized else extracted
     return extracted, dataset, hashers.fitted(place if saved else name, dataset, **settings)
 

@@ -89,13 +89,16 @@ class Backbone:
         Raises:
             ValueError: if it has no such form; encoders then take its features.
         """
-        convert = getattr(self.network, "to_onnx", None)
-        if convert is None:
+        self.check_onnx()
+        return self.network.to_onnx()  # type: ignore[attr-defined]
+
+    def check_onnx(self) -> None:
+        """Raise ValueError if the network has no ONNX form."""
+        if not hasattr(self.network, "to_onnx"):
             raise ValueError(
                 f"the backbone {self.name} has no ONNX form, so its encoders take features, not pictures: extract them "
                 "with `hashgym features`, or use a backbone that is a network"
             )
-        return convert()
 
     @property
     def provenance(self) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from hashgym.features.backbone import Backbone
 from hashgym.features.libraries import packages_of
 from hashgym.features.regions import Box, corner_and_centre, random_boxes
 from hashgym.features.views import random_view
+from hashgym.storage import owned
 from hashgym.storage.errors import DataError
 from hashgym.storage.job_store import JobStore, remove_journal
 from hashgym.storage.pipeline import PREFETCH, UnreadableImage, prefetch, progress_bar
@@ -163,8 +164,9 @@ def _check_executor(executor: str, backbone: Backbone) -> None:
 def _check_free(target: Path) -> None:
     """Raise DataError if ``target`` exists."""
     if os.path.lexists(target):
-        if cache.is_cache(target):
-            _tidy(target)
+        if cache.CACHE.matches(target):
+            if owned.is_owned(target):
+                _tidy(target)
             raise DataError(f"{target} exists already: remove it, or choose another --out")
         raise DataError(f"{target} exists already: choose another --out")
 

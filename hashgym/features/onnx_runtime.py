@@ -31,6 +31,7 @@ def require_runtime(*modules: str) -> None:
 
 def open_session(model: bytes, threads: int) -> InferenceSession:
     """Return a session of a model that uses this number of threads."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else it sends usage to its makers, and keeps a file of it
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -86,7 +86,7 @@ class EncodingReport:
         folder: the folder of codes.
         new: pictures that got codes for the first time.
         changed: pictures that were encoded again.
-        removed: pictures that no longer exist.
+        removed: pictures that no longer exist, or can no longer be read.
         unchanged: pictures whose codes are those of an earlier run.
         passed_over: a description of the files and links that were skipped; empty for none.
         note: why changed pictures could not be recognised; empty if they could.
@@ -318,7 +318,8 @@ class _Job:
                 self._publish(store, found, kept, left_out, description)
         encoded = np.setdiff1d(np.flatnonzero(found.wanted), list(left_out))
         new = int((found.rows[encoded] < 0).sum())
-        return EncodingReport(self.target, new, len(encoded) - new, found.removed, len(kept) - len(encoded))
+        removed = found.removed + int((found.rows[list(left_out)] >= 0).sum())
+        return EncodingReport(self.target, new, len(encoded) - new, removed, len(kept) - len(encoded))
 
     def _description(self, names: list[str]) -> dict[str, Any]:
         """Return the settings that must be equal for a job to be resumed."""

@@ -37,7 +37,10 @@ def list_places(
     files: set[str] = set()
     skipped = Listing()
     for place in map(str, places):
-        for path in _expanded(place):
+        expanded = _expanded(place)
+        if expanded != [place]:  # names are relative to the folder of a pattern, whatever matches it now
+            folders.add(os.path.realpath(_fixed_folder(place)))
+        for path in expanded:
             named = path == place
             if not named and not _is_used(place, path, follow_links, exclude, skipped):
                 continue
@@ -86,10 +89,15 @@ def _expanded(place: str) -> list[str]:
     return found
 
 
+def _fixed_folder(pattern: str) -> Path:
+    """Return the part of a pattern before its first part with a wildcard."""
+    return Path(*takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts))
+
+
 def _is_used(place: str, path: str, follow_links: bool, exclude: Sequence[str], skipped: Listing) -> bool:
     """Return whether a match of a pattern is used, by the rules for listed folders; else count it in ``skipped``."""
     parts = Path(path).parts
-    fixed = sum(1 for _ in takewhile(lambda part: not glob.has_magic(part), Path(place).parts))
+    fixed = len(_fixed_folder(place).parts)
     for end in range(fixed + 1, len(parts) + 1):
         upper = Path(*parts[:end])
         if is_system(parts[end - 1]) or (upper.is_dir() and is_own(upper)):

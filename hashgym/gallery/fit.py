@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hashgym import console
 from hashgym.checks import check_integer, closest
 from hashgym.codes import CodeSets
 from hashgym.data.dataset import HashingDataset
@@ -40,8 +41,8 @@ class EncoderFit:
     Attributes:
         backbone: computes the features; it needs an ONNX form.
         bits: q, the length of the codes.
-        method: of :func:`hashgym.encoders.build.fit_encoder`; None for ``itq``, or ``lsh`` where too few pictures
-            differ.
+        method: of :func:`hashgym.encoders.build.fit_encoder`; None for ``itq``, or ``lsh``, with a warning, where too
+            few pictures differ.
         seed: of the method, and of the pictures that it is fitted to.
         threads: of the network; None for ``OMP_NUM_THREADS``, or all cores.
         progress: whether to show a progress bar.
@@ -56,6 +57,11 @@ class EncoderFit:
 
     def __post_init__(self) -> None:
         check_integer("bits", self.bits)
+        if self.method in ("itq", "pca") and self.bits > self.backbone.dim:
+            raise ValueError(
+                f"{self.method} gives at most a bit for each of the {self.backbone.dim} features of "
+                f"{self.backbone.name}: ask for fewer than {self.bits} bits, or use lsh"
+            )
 
     @cached_property
     def _session(self) -> InferenceSession:
@@ -71,9 +77,8 @@ class EncoderFit:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What must be equal for a job to be resumed."""
-        fit = {"method": self.method, "bits": self.bits, "seed": self.seed}
-        return {"encoder": "", "fit": {**fit, "backbone": self.backbone.provenance}}
+        """What must be equal for a job to be resumed: its features do not depend on the method."""
+        return {"encoder": "", "fit": {"backbone": self.backbone.provenance}}
 
     @property
     def arrays(self) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -119,9 +124,10 @@ class EncoderFit:
         fit: dict[str, Any] = {"bits": self.bits, "seed": self.seed, "progress": self.progress}
         try:
             head = fit_encoder(dataset, self.backbone, target, method, **fit)
-        except ValueError:
+        except ValueError as error:
             if self.method is not None:
                 raise
+            console.warn(f"these pictures are encoded by lsh: {error}")
             head = fit_encoder(dataset, self.backbone, target, "lsh", **fit)
         parts = [head.encode(np.asarray(features[start : start + _ROWS])) for start in range(0, n, _ROWS)]
         sets = CodeSets(np.concatenate([p.words for p in parts]), np.concatenate([p.kept for p in parts]), self.bits)

@@ -38,6 +38,7 @@ from hashgym.storage.pipeline import progress_bar
 __all__ = ["CODES_OF_PHOTOS", "build", "check_updatable", "remove"]
 
 AT_ONCE = 1 << 16  # images that are added to a back end at once
+DEFAULT_BACKEND = "faiss"
 CODES_OF_PHOTOS = "codes"  # folder of an index that is made of photos, see :mod:`hashgym.gallery.photos`
 
 
@@ -94,10 +95,10 @@ def build(
         if existing is not None and add and other:
             raise DataError(f"{folder} has the back end {existing['backend']}: leave out --backend to add to it")
         if replace:
-            check_updatable(folder, backend)
+            check_updatable(folder, backend, options)
         if existing is not None and not add and not replace and (other or existing["codes"] != digests):
             raise DataError(f"{folder} exists already: --add adds to it; or remove it, or choose another --out")
-        name = backend or (existing["backend"] if existing else "faiss")
+        name = backend or (existing["backend"] if existing else DEFAULT_BACKEND)
         return name, _options(folder, name, existing, options), existing
 
     _, own, _ = checked()
@@ -421,11 +422,18 @@ def _existing(folder: Path, add: bool) -> dict[str, Any] | None:
     return None
 
 
-def check_updatable(folder: Path, backend: str | None) -> None:
-    """Raise DataError if a folder holds neither an index with this back end nor an unfinished one, but something."""
+def check_updatable(folder: Path, backend: str | None, options: Mapping[str, Any] | None = None) -> None:
+    """Check that an index can be made or updated in a folder, before there are codes.
+
+    Raises:
+        DataError: if it holds neither an index with this back end nor an unfinished one, but something.
+        ValueError: for an unknown back end or option.
+        ImportError: if the back end needs a package that is not installed.
+    """
     existing = _existing(folder, add=False)
     if existing is not None and backend not in (None, existing["backend"]):
         raise DataError(f"{folder} has the back end {existing['backend']}: leave out --backend to update it")
+    _options(folder, backend or (existing["backend"] if existing else DEFAULT_BACKEND), existing, options)
 
 
 def _is_unfinished(folder: Path) -> bool:

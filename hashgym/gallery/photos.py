@@ -62,7 +62,7 @@ def index_photos(
         DataError: if there are no photos; if ``out`` is something else, or has other photos or another encoder.
     """
     folder, settings = Path(out), settings or EncodingSettings(skip_bad=True)
-    check_updatable(folder, backend)
+    check_updatable(folder, backend, options)
     codes = folder / CODES_OF_PHOTOS
     if INDEX.matches(folder) and not CODES.matches(codes):
         raise DataError(

@@ -244,7 +244,7 @@ class Index(ABC):
 
     @classmethod  # noqa: B027 (most back ends take no options)
     def _check_options(cls, **options: Any) -> None:
-        """Raise ValueError for a value that an option cannot have."""
+        """Raise ValueError for a value that an option cannot have, and ImportError for a missing package."""
 
     @abstractmethod
     def _write(self, folder: Path) -> dict[str, Any]:
@@ -342,6 +342,7 @@ def check_options(backend: str, options: Mapping[str, Any]) -> None:
 
     Raises:
         ValueError: for an unknown back end or option, or a value that the option cannot have.
+        ImportError: if the back end needs a package that is not installed; the message names the command.
     """
     cls = _class(backend)
     if unknown := set(options) - set(cls.options):

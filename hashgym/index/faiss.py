@@ -32,6 +32,10 @@ _COMPARED = 256  # codes that are compared in the time that looking up a bucket 
 _PADDED = (32, 64, 128, 256, 512)
 
 
+def _faiss() -> Any:
+    return require("faiss", "this back end")
+
+
 class FaissIndex(BruteForceIndex):
     """Compare every code, with ``faiss.IndexBinaryFlat``.
 
@@ -40,8 +44,12 @@ class FaissIndex(BruteForceIndex):
     """
 
     def __init__(self, bits: int) -> None:
-        self._faiss: Any = require("faiss", f"the back end {self.backend!r}")
+        self._faiss: Any = _faiss()
         super().__init__(bits)
+
+    @classmethod
+    def _check_options(cls, **options: Any) -> None:
+        _faiss()
 
     def _build(self) -> tuple[Any, Any]:
         """Return the faiss index that is searched, and the flat one."""

@@ -92,6 +92,7 @@ class MilvusIndex(Index):
             )
         if uri and not re.match(r"(https?|tcp|unix):", uri):
             raise ValueError(f"uri must be a server's address like http://HOST:19530, or empty for none, got {uri!r}")
+        _pymilvus()
 
     def _open(
         self, uri: str, token: str, collection: str, timeout: float, saved: bool = False, file: Path | None = None

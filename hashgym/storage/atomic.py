@@ -164,8 +164,9 @@ def full_disk_error(error: BaseException | None) -> OSError | None:
 
     Libraries hide it: torch raises a RuntimeError while handling it, NumPy and FAISS only mention it in the message.
     """
-    disk_error = None
-    while error is not None:
+    disk_error, seen = None, set()
+    while error is not None and id(error) not in seen:  # gRPC's errors are their own cause
+        seen.add(id(error))
         if isinstance(error, DiskFullError):
             return error
         if isinstance(error, OSError) and error.errno in _FULL.values():

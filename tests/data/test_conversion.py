@@ -247,6 +247,8 @@ def test_labels_that_cannot_be_used(labels: Any, message: str) -> None:
         ({"names": ["a"]}, "1 names for 60 images"),
         ({"queries": 61}, "61 query images requested, but there are 60"),
         ({"queries": 0}, "queries must be at least 1"),
+        ({"queries": -5, "train": np.arange(10)}, "queries must be at least 1"),
+        ({"queries": np.arange(10), "train": 0}, "train must be at least 1"),
         ({"queries": True}, "queries must be a number of images, their indices, or a mask"),
         ({"train": 2.5}, r"train must be a number of images, .*; got float 2.5"),
         ({"train": np.ones(3, bool)}, "train is a mask of length 3 for 60 images"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -132,3 +133,20 @@ def test_missing_images_are_counted_and_named() -> None:
         image_files.require_all("pets", "abcde", [False, False, False, True, False], False)
     assert image_files.require_all("pets", "abc", [False, True, False], True) == ["a", "c"]
     assert image_files.require_all("pets", "ab", [True, True], False) == []
+
+
+def test_a_folder_that_cannot_be_entered_is_named(tmp_path, monkeypatch):
+    """Asking for a file in it fails as well."""
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.png").touch()
+    is_file, scandir = Path.is_file, os.scandir
+
+    def refused(path):
+        if "closed" in Path(path).parts:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return path
+
+    monkeypatch.setattr(Path, "is_file", lambda self: is_file(refused(self)))
+    monkeypatch.setattr(os, "scandir", lambda path: scandir(refused(path)))
+    with pytest.raises(DataError, match=r"folder .*closed cannot be read: Permission denied; --exclude leaves it out"):
+        image_files.list_images(tmp_path)

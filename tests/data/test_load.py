@@ -127,3 +127,16 @@ def test_the_import_is_light() -> None:
     code = "import sys, hashgym.data; hashgym.data.datasets(); print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"PIL", "sklearn", "torch", "matplotlib", "scipy"} & set(modules)
+
+
+@pytest.mark.parametrize("option", ["queries", "train"])
+@pytest.mark.parametrize("count", [0, -5, 2.5])
+def test_a_split_has_at_least_one_image_of_each(option, count) -> None:
+    with pytest.raises(ValueError, match=f"{option} must be"):
+        data.load("digits", **{option: count})
+
+
+def test_a_dataset_that_names_its_folder_takes_no_root(tmp_path) -> None:
+    for dataset in (f"folder:{tmp_path}", f"photos:{tmp_path}"):
+        with pytest.raises(DataError, match="names its folder itself: leave out --root"):
+            data.read_images(dataset, tmp_path)

@@ -115,3 +115,9 @@ def test_hashers_and_environments_take_neighbours():
     env = gym.make("BitGroupHashing-v0", dataset=made, bits=8, group_bits=8)
     env.reset(seed=0)
     assert np.isfinite(env.step(env.action_space.sample())[1])
+
+
+def test_a_quotation_mark_that_is_never_closed_is_named_by_its_line(tmp_path):
+    (tmp_path / "pairs.csv").write_text('a,b\n"c,d\n' + "e,f\n" * 50_000)
+    with pytest.raises(DataError, match=r"line \d+ of .*pairs.csv cannot be read: .*; expected: name,name"):
+        read_pairs(tmp_path / "pairs.csv")

@@ -48,3 +48,21 @@ def test_threads_are_limited_and_given_back():
     finally:
         torch.set_num_threads(before)
     assert [pool["num_threads"] for pool in threadpool_info()] == pools
+
+
+@pytest.mark.parametrize(
+    ("backbone", "message"),
+    [
+        (None, "do not name the backbone"),
+        ({"name": "gist", "size": 32, "digest": ""}, "has no ONNX form"),
+        ({"name": "pixels", "size": 4, "digest": "other", "weights": "mine"}, "has other weights here"),
+    ],
+)
+def test_a_backbone_that_cannot_be_included_is_refused_before_a_hasher_is_fitted(
+    backbone, message, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(build.hashers, "fitted", lambda *_, **__: pytest.fail("fitted"))
+    dataset = dataclasses.replace(small_dataset(0), provenance={"backbone": backbone} if backbone else {})
+    with pytest.raises(ValueError, match=message):
+        build.build_encoder("itq", tmp_path / "o.onnx", features=dataset, bits=4)
+    assert not (tmp_path / "o.onnx").exists()

@@ -1,6 +1,7 @@
 """Backbones against forward passes written out by hand."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -339,3 +340,16 @@ def test_importing_features_imports_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_runtime_sends_nothing_to_its_makers(tmp_path):
+    """It keeps a file of what it would send in the user's cache."""
+    pytest.importorskip("onnxruntime")
+    code = (
+        "from hashgym.features import make\n"
+        "from hashgym.features.onnx_runtime import open_session\n"
+        "open_session(make('pixels', size=4).to_onnx(), 1)\n"
+    )
+    places = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, **places})
+    assert not [path for path in tmp_path.rglob("*") if "onnxruntime" in str(path).lower()]

@@ -357,6 +357,17 @@ def test_an_existing_output_fails_before_any_work(photos, tmp_path):
         extract(collection, make("pixels", size=4), tmp_path / "out")
 
 
+def test_an_existing_folder_of_another_kind_is_left_as_it_is(photos, tmp_path):
+    """It may have files by the names of those that an extraction leaves."""
+    (tmp_path / "out").mkdir()
+    for name, content in (("meta.json", '{"format": "hashgym-codes"}'), ("stamps.npy", "mine"), ("journal.jsonl", "")):
+        (tmp_path / "out" / name).write_text(content)
+    collection = dataclasses.replace(collect(photos), read=never)
+    with pytest.raises(DataError, match="exists already"):
+        extract(collection, make("pixels", size=4), tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["journal.jsonl", "meta.json", "stamps.npy"]
+
+
 def test_a_full_disk_fails_before_any_work(photos, tmp_path):
     collection, small = dataclasses.replace(collect(photos), read=never), make("pixels", size=4)
     vast = Backbone(**{**vars(small), "dim": 1 << 50})

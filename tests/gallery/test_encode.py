@@ -248,7 +248,7 @@ def test_only_changed_pictures_are_encoded_again(encoder, tmp_path, monkeypatch)
     with pytest.raises(DataError, match=r"b/9\.png.*--skip-bad"):
         update(encoder, [photos], out)
     same(out, tmp_path / "third")
-    assert update(encoder, [photos], out, skip_bad=True) == EncodingReport(out, unchanged=5)
+    assert update(encoder, [photos], out, skip_bad=True) == EncodingReport(out, removed=1, unchanged=5)
     assert list(open_codes(out, verify=True).left_out) == ["b/9.png"]
     assert update(encoder, [photos], out) == EncodingReport(out, unchanged=5)
 

@@ -17,6 +17,7 @@ from hashgym.gallery import index as index_module
 from hashgym.gallery import index_photos, open_codes, open_gallery
 from hashgym.gallery.encode import EncodingSettings
 from hashgym.gallery.fit import EncoderFit
+from hashgym.index import faiss as faiss_backend
 from tests.gallery.small import content, write_encoder, write_pictures
 
 pytest.importorskip("onnx")
@@ -148,12 +149,13 @@ def test_an_agent_that_learns_which_photos_are_neighbours(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("count", [1, 2, 12])
-def test_few_photos_have_random_hyperplanes(count, tmp_path):
+def test_few_photos_have_random_hyperplanes(count, tmp_path, capsys):
     photos = write_pictures(tmp_path / "photos", NAMES[:count])
     index(photos, tmp_path / "index")
     encoder = load_encoder(tmp_path / "index" / "codes" / "encoder.onnx")
     assert encoder.metadata["source"]["hasher"] == "LSH"
     assert len(open_codes(tmp_path / "index" / "codes")) == count
+    assert "these pictures are encoded by lsh: " in " ".join(capsys.readouterr().err.split())
 
 
 def test_photos_that_cannot_be_read_are_left_out(tmp_path):
@@ -161,6 +163,60 @@ def test_photos_that_cannot_be_read_are_left_out(tmp_path):
     (photos / "june" / "broken.jpg").write_bytes(b"nothing")
     assert index(photos, tmp_path / "index").new == 40
     assert list(open_codes(tmp_path / "index" / "codes").left_out) == ["june/broken.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"backend": "foo"}, ValueError, "unknown back end"),
+        ({"options": {"uri": "http://localhost:1"}}, ValueError, "takes no options, got uri"),
+        ({"backend": "faiss"}, ImportError, "faiss"),
+        (
+            {"backend": "buckets", "method": "pca", "bits": 64},
+            ValueError,
+            "at most a bit for each of the 48 features of pixels",
+        ),
+    ],
+)
+def test_what_cannot_be_indexed_is_refused_before_photos_are_encoded(options, error, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(faiss_backend, "require", _missing)
+    photos = write_pictures(tmp_path / "photos", NAMES[:3])
+    with pytest.raises(error, match=message):
+        index(photos, tmp_path / "index", **options)
+    assert not (tmp_path / "index").exists()
+
+
+def _missing(module: str, user: str) -> None:
+    raise ImportError(f"{user} needs {module}")
+
+
+def test_another_method_continues_with_the_features_of_a_run_that_failed(tmp_path, monkeypatch):
+    photos = write_pictures(tmp_path / "photos", NAMES[:10])
+    with pytest.raises(ValueError, match="ITQ gives a bit for each"):
+        index(photos, tmp_path / "index", method="itq")
+    monkeypatch.setattr(EncoderFit, "compute", lambda *_: pytest.fail("features are computed again"))
+    assert index(photos, tmp_path / "index", method="lsh").new == 10
+
+
+def test_a_pattern_may_match_other_folders_later(tmp_path):
+    photos = write_pictures(tmp_path / "photos", [f"june/{i}.png" for i in range(20)])
+    assert index(photos / "*", tmp_path / "index").new == 20
+    write_pictures(photos, [f"july/{i}.png" for i in range(20)], first=100)
+    assert index(photos / "*", tmp_path / "index").new == 20
+    for photo in (photos / "june").iterdir():
+        photo.unlink()
+    (photos / "june").rmdir()
+    done = index(photos / "*", tmp_path / "index")
+    assert (done.removed, done.unchanged) == (20, 20)
+
+
+def test_a_photo_that_can_no_longer_be_read_counts_as_removed(tmp_path):
+    photos = write_pictures(tmp_path / "photos", NAMES)
+    index(photos, tmp_path / "index")
+    (photos / NAMES[3]).write_bytes(b"nothing")
+    done = index(photos, tmp_path / "index")
+    assert (done.new, done.changed, done.removed, done.unchanged) == (0, 0, 1, 39)
+    assert list(open_codes(tmp_path / "index" / "codes").left_out) == [NAMES[3]]
 
 
 def test_bad_input_changes_nothing(tmp_path):

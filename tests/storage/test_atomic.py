@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from hashgym.data import DataError
-from hashgym.storage.atomic import DiskFullError, atomic_write, explain_full_disk, write_text
+from hashgym.storage.atomic import DiskFullError, atomic_write, explain_full_disk, full_disk_error, write_text
 from tests.conftest import file_limit
 
 WRITER = """
@@ -198,3 +198,12 @@ def test_only_a_full_disk_is_explained() -> None:
         with pytest.raises(type(error)) as caught, explain_full_disk("out"):
             raise error
         assert caught.value is error
+
+
+def test_an_error_that_is_its_own_cause_is_none_of_a_full_disk():
+    """As those of gRPC are."""
+    error = ValueError("no answer")
+    error.__cause__ = error
+    assert full_disk_error(error) is None
+    with pytest.raises(ValueError, match="no answer"), explain_full_disk("codes"):
+        raise error
