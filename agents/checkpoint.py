@@ -230,7 +230,10 @@ def write_encoder(
     if codes:
         regions = {"codes": codes, "threshold": threshold}
     elif threshold is not None:
-        count = 0 if dataset.regions is None else dataset.regions.shape[1]
+        if dataset.regions is None:
+            console.warn(f"no {path.name}: the dataset has no regions of images to encode (hashgym features --regions)")
+            return
+        count = dataset.regions.shape[1]
         regions = {"regions": count, "sigma": dataset.provenance.get("sigma"), "threshold": threshold}
     try:
         write(

@@ -569,6 +569,22 @@ VARIANTS: dict[str, Variant] = {
     ),
 }
 
+
+def unused(args: Args) -> list[str]:
+    """Return the arguments that were changed from the variant's defaults, and that it does not use."""
+    variant = VARIANTS[args.variant]
+    without: list[str] = []
+    if variant.reward is triplet_reward:
+        without += ["reward", "group_weight"]
+    else:
+        without += ["margin", *(["group_weight"] if variant.reward is prefix_credit else [])]
+    if not issubclass(variant.network, FeedForward):
+        without += ["logit_scale"]
+    if not issubclass(variant.network, FusedGRU):
+        without += ["value_weight", "entropy_weight"]
+    return [name for name in without if getattr(args, name) != getattr(PRESETS[args.variant], name)]
+
+
 PRESETS = {name: Args(variant=name, **variant.defaults) for name, variant in VARIANTS.items()}
 """The default arguments of each variant."""
 
@@ -742,6 +758,8 @@ def train(
     """
     args = training.with_backbone(args, dataset)
     checkpoint = files.load_checkpoint(out, args, resume)
+    if needless := unused(args):
+        console.warn(f"{args.variant} makes no use of {' and '.join(needless)}")
     device = resolve_device(args.device)
     learning, held_out = training.split(dataset, args)
     with training.seed_everything(args.seed, device):

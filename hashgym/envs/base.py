@@ -121,6 +121,7 @@ class BatchedCore(ABC):
     """
 
     OPTIONS: ClassVar[tuple[str, ...]] = ("index",)
+    CHANGEABLE: ClassVar[tuple[str, ...]]  # arguments of the task that may change between steps, a part of the state
     ENCODER: ClassVar[str] = "hashgym.encode"  # the function for images that have no episode, named in messages
     eligible: NDArray[np.int64]
     views: NDArray[np.int64] | None = None
@@ -203,6 +204,7 @@ class BatchedCore(ABC):
         """Return the complete state: copies of arrays, numbers, and the random generator's state as JSON."""
         state = {key: getattr(self, key) for key in self.state_shapes}
         state |= {f"reward/{name}": part for name, part in self.reward_parts.items()}
+        state |= {f"task/{name}": getattr(self.task, name) for name in self.CHANGEABLE}
         return {key: _copy(part) for key, part in state.items()} | {"generator": json.dumps(rng.bit_generator.state)}
 
     def set_state(self, state: dict[str, Any], rng: np.random.Generator) -> None:
@@ -212,6 +214,8 @@ class BatchedCore(ABC):
         if any(np.shape(state[key]) != shape for key, shape in self.state_shapes.items()):
             raise ValueError("the state is of an environment with other arguments, another dataset or another num_envs")
         generator = json.loads(str(state["generator"]))
+        saved = {name: state.get(f"task/{name}") for name in self.CHANGEABLE}  # none by earlier versions
+        self.task = replace(self.task, **{name: float(value) for name, value in saved.items() if value is not None})
         for key, shape in self.state_shapes.items():
             setattr(self, key, np.array(state[key]) if shape else int(state[key]))
         self.reward_parts = {k.removeprefix("reward/"): v.copy() for k, v in state.items() if k.startswith("reward/")}

@@ -48,7 +48,11 @@ class BaseTask:
                     "loss must be a table (2, bits + 1) of finite numbers, row 1 for similar pairs, got "
                     f"{describe(self.loss)}"
                 ) from None
-            object.__setattr__(self, "loss", tuple(map(tuple, table.tolist())) if table.ndim == 2 else table.shape)
+            if table.ndim != 2:
+                raise ValueError(
+                    f"loss must be a table (2, bits + 1), row 1 for similar pairs, got {describe(self.loss)}"
+                )
+            object.__setattr__(self, "loss", tuple(map(tuple, table.tolist())))
 
     def check_bits(self, bits: int) -> None:
         """Raise ValueError for arguments that do not suit codes of ``bits`` bits, before a base is fitted."""

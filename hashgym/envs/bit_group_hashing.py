@@ -263,6 +263,7 @@ class BitGroupHashingCore(BatchedCore):
     Implements step(); a subclass for other arrays than NumPy's overrides the helpers from ``host`` on.
     """
 
+    CHANGEABLE = ("group_weight", "global_weight")
     xp: ClassVar[Any] = np  # the module of the arrays
     array_kind = "numpy"  # environments share a codebook only if its arrays are of the same kind
     code: Any  # float32 (n, q), the bits or probabilities emitted so far

@@ -170,6 +170,7 @@ class MultiCodeHashingCore(BatchedCore):
         before: float64 (n, N), their losses at that distance.
     """
 
+    CHANGEABLE = ("price",)
     ENCODER = "hashgym.encode_codes"
 
     def __init__(self, num_envs: int, dataset: str | Path | HashingDataset, task: MultiCodeTask) -> None:

@@ -167,6 +167,7 @@ class RegionKeepCore(BatchedCore):
     """
 
     OPTIONS = ("index", "regions")
+    CHANGEABLE = ("price",)
     ENCODER = "hashgym.encode_regions"
 
     def __init__(self, num_envs: int, dataset: str | Path | HashingDataset, task: RegionKeepTask) -> None:

@@ -67,7 +67,7 @@ class TensorCodebook:
 
 @dataclass(frozen=True)
 class TensorView:
-    """:class:`hashgym.rewards.RewardView` with tensors on one device, read-only.
+    """:class:`hashgym.rewards.RewardView` with tensors on one device. Do not change them.
 
     Names, shapes and dtypes are those of ``RewardView``, except that there are no packed codes (``words`` and
     ``label_words``).

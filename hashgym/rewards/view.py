@@ -69,7 +69,9 @@ class Codebook:
 
 @dataclass(frozen=True)
 class RewardView:
-    """One span of bits (a group, a prefix, or the whole code) of n images, a reward's argument. Arrays are read-only.
+    """One span of bits (a group, a prefix, or the whole code) of n images, a reward's argument.
+
+    Its arrays are those of the environment, so that a reward must not change them.
 
     Attributes:
         code: float32 (n, s), the emitted bits as 0.0 and 1.0, or the probabilities of ``action="probability"``.

@@ -615,3 +615,18 @@ def test_the_default_group_is_no_longer_than_the_code(multi_label: HashingDatase
     assert Args(**settings | {"group_bits": 4}).group_bits == 4
     policy = drlih.train(multi_label, args, progress=False)
     assert hashgym.encode(policy, multi_label.features, bits=bits).shape == (60, bits)
+
+
+@pytest.mark.parametrize(
+    ("variant", "changes", "needless"),
+    [
+        ("paper", {"reward": "nca", "margin": 2.0}, ["reward"]),
+        ("released", {"group_weight": 0.5}, ["group_weight"]),
+        ("gru", {"logit_scale": 3.0, "value_weight": 0.1}, ["logit_scale"]),
+        ("nested", {"group_weight": 0.5, "logit_scale": 0.0}, ["group_weight"]),
+        ("norec", {"value_weight": 0.1, "margin": 2.0, "reward": "nca"}, ["margin", "value_weight"]),
+        ("hashgym", {}, []),
+    ],
+)
+def test_arguments_without_a_use_are_named(variant: str, changes: dict[str, Any], needless: list[str]) -> None:
+    assert drlih.unused(dataclasses.replace(drlih.PRESETS[variant], **changes)) == needless

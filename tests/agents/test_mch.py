@@ -380,6 +380,15 @@ def test_arguments_are_checked_before_the_base_is_fitted(
         mch.main(mch.Main(Args(**SMALL | change)))
 
 
+def test_without_regions_of_images_there_is_no_encoder(
+    tmp_path: Path, scenes: HashingDataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = hashers.make("ksh", bits=8).fit(scenes.features[scenes.train], scenes.labels[scenes.train])
+    mch.train(dataclasses.replace(scenes, regions=None), base, Args(**SMALL), out=tmp_path, progress=False)
+    assert "no policy.onnx: the dataset has no regions of images" in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "policy.pt").exists()
+
+
 def test_a_folder_with_a_run_is_rejected_before_the_base_is_fitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

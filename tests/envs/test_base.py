@@ -497,6 +497,30 @@ def test_flat_tensors_are_the_arrays(action: str, build: Callable[..., Any]) -> 
 
 
 @pytest.mark.parametrize(
+    ("case", "kind"), [*((BITS, kind) for kind in MAKERS), (REGIONS, "scalar"), (REGIONS, "vector")]
+)
+def test_arguments_that_were_changed_are_a_part_of_the_state(
+    case: tuple[str, dict[str, Any]], kind: str, multi_label: HashingDataset
+) -> None:
+    name, task = case
+    changes = {"group_weight": 0.25, "global_weight": 3.0} if name == BITS[0] else {"price": 0.5}
+    env, other = (make(multi_label, name, kind, **task) for _ in range(2))
+    env.reset(seed=0)
+    for argument, value in changes.items():
+        setattr(env, argument, value)
+    state = io.BytesIO()
+    np.savez(state, **env.get_state())
+    state.seek(0)
+    other.set_state(np.load(state))
+    assert {argument: getattr(other, argument) for argument in changes} == changes
+    env.action_space.seed(0)
+    action = env.action_space.sample()
+    np.testing.assert_array_equal(env.step(action)[1], other.step(action)[1])
+    earlier = {key: part for key, part in env.get_state().items() if not key.startswith("task/")}
+    other.set_state(earlier)  # of a version that did not save them
+
+
+@pytest.mark.parametrize(
     ("case", "options"),
     [
         (BITS, {"index": [10**6]}),

@@ -482,7 +482,7 @@ def test_rendering_as_text() -> None:
         ({"price": float("nan")}, "price"),
         ({"reduction": "max"}, "'mean' or 'sum'"),
         ({"loss": np.zeros((2, 12))}, r"table \(2, 13\)"),
-        ({"loss": np.zeros(13)}, r"table \(2, 13\)"),
+        ({"loss": np.zeros(13)}, r"table \(2, bits \+ 1\).*got ndarray float64 \(13,\)"),
         ({"loss": np.full((2, 13), np.inf)}, "finite"),
         ({"base": "no-such-base"}, "'no-such-base' is neither a hasher nor the file of a saved one; hashers are .*dch"),
         ({"base": "hashnett"}, r"neither a hasher \(did you mean 'hashnet'\?\)"),
