@@ -384,7 +384,7 @@ def test_without_regions_of_images_there_is_no_encoder(
     tmp_path: Path, scenes: HashingDataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = hashers.make("ksh", bits=8).fit(scenes.features[scenes.train], scenes.labels[scenes.train])
-    mch.train(dataclasses.replace(scenes, regions=None), base, Args(**SMALL), out=tmp_path, progress=False)
+    mch.train(dataclasses.replace(scenes, regions=None, boxes=None), base, Args(**SMALL), out=tmp_path, progress=False)
     assert "no policy.onnx: the dataset has no regions of images" in " ".join(capsys.readouterr().err.split())
     assert (tmp_path / "policy.pt").exists()
 
