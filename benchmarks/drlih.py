@@ -160,6 +160,7 @@ def main(args: Args, console: Console | None = None) -> int:
     named = cells(args)
     results, curves = Results(args.out), Results(args.out, CURVES, KEY, "curves.csv")
     examples = Results(args.out, EXAMPLES, KEY, "examples.csv")
+    results.check_distinct(itertools.chain(*named.values()))
 
     def done(cell: Cell) -> bool:
         *_, whole = named[cell]

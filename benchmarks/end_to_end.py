@@ -165,7 +165,7 @@ def _cells(args: Args) -> dict[Cell, list[dict[str, Any]]]:
         raise ValueError(f"epochs must be above 0, got {args.epochs}")
     bits = (48,) if args.tune else args.bits
     grid = [{"backbone_learning_rate": rate} for rate in args.rates]
-    tuned = _tuning(args.tuned).rows()
+    tuned = [] if args.tune else tune.rows_in(_tuning(args.tuned), CHOSEN)
     found: dict[Cell, list[dict[str, Any]]] = {}
     for features, dataset in {features: load(features) for features in args.features}.items():
         if not dataset.has_maps:

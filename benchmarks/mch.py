@@ -10,6 +10,7 @@ the figures of all rows. Seeds change the methods' random numbers, never the spl
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ import hashgym.data
 from benchmarks.common import figures
 from benchmarks.common.arguments import Split, SplitArgs, check_not_empty
 from benchmarks.common.cells import CONTINUES, data_digest, features_name, run_cells, unfinished
+from benchmarks.common.machine import import_optimizers, peak_mb
 from benchmarks.common.methods import settings_of
 from benchmarks.common.results import Results, costs, describe, estimate, require_replaceable, scores
 from hashgym.codes import CodeSets
@@ -134,6 +136,7 @@ class MethodCodes:
     database: dict[float | None, CodeSets]
     base_seconds: float
     agent_seconds: float
+    base_mb: float  # the most memory that was used until the base was fitted
 
 
 def settings(cell: Cell) -> tuple[Any, Any]:
@@ -167,13 +170,15 @@ def fit(cell: Cell, dataset: HashingDataset, *, out: Path | None = None, progres
     database: dict[float | None, CodeSets]
     if hasattr(base, "verbose"):
         base.verbose = progress
+    if args is not None:
+        import_optimizers()
     start = time.perf_counter()
     base.fit(dataset.features[dataset.train], dataset.labels[dataset.train])
-    fitted = time.perf_counter()
+    fitted, memory = time.perf_counter(), peak_mb()
     query = base.encode(dataset.features[dataset.query])
     if args is None:
         database = {None: CodeSets.of(base.encode(dataset.features[dataset.database]))}
-        return MethodCodes(query, database, fitted - start, 0.0)
+        return MethodCodes(query, database, fitted - start, 0.0, memory)
     policy = mch.train(dataset, base, args, out=out, progress=progress)
     trained = time.perf_counter()
     assert dataset.regions is not None
@@ -184,7 +189,7 @@ def fit(cell: Cell, dataset: HashingDataset, *, out: Path | None = None, progres
     words, p = (np.concatenate(parts) for parts in zip(*offered, strict=True))
     database = {None: CodeSets(words[:, :1], p[:, :1] == 1, cell.bits)}
     database |= {xi: CodeSets(words, p >= xi, cell.bits) for xi in cell.xi}
-    return MethodCodes(query, database, fitted - start, trained - fitted)
+    return MethodCodes(query, database, fitted - start, trained - fitted, memory)
 
 
 def measure(cell: Cell, dataset: HashingDataset, codes: MethodCodes) -> list[dict[str, Any]]:
@@ -199,7 +204,7 @@ def measure(cell: Cell, dataset: HashingDataset, codes: MethodCodes) -> list[dic
                 "recall_radius0": result.recall_by_radius[0],
                 "precision_radius0": result.precision_by_radius[0],
                 "anhc": sets.anhc,
-                **costs(codes.base_seconds if xi is None else codes.agent_seconds),
+                **(costs(codes.base_seconds, codes.base_mb) if xi is None else costs(codes.agent_seconds)),
             }
         )
     return rows
@@ -259,8 +264,14 @@ def main(args: Args, console: Console | None = None) -> int:
         for cell in runs
     }
 
+    results.check_distinct(itertools.chain(*names.values()))
+    identity = [column for column in CURVE_KEY if column != "k"]
+    with_curves = {tuple(row[column] for column in identity) for row in drawn.rows()}
+
     def done(cell: Cell) -> bool:
-        return all(results.done(name, replace=args.replace) for name in names[cell])
+        whole = tuple(str(names[cell][0][column]) for column in identity)
+        has_curves = not cell.curves or whole in with_curves
+        return has_curves and all(results.done(name, replace=args.replace) for name in names[cell])
 
     def finish(outcome: tuple[list[dict[str, Any]], list[dict[str, Any]]]) -> str:
         rows, points = outcome

@@ -25,7 +25,7 @@ import hashgym
 import hashgym.data
 from benchmarks.common.arguments import SplitArgs, check_not_empty
 from benchmarks.common.cells import CONTINUES, data_digest, features_name
-from benchmarks.common.machine import seconds
+from benchmarks.common.machine import import_optimizers, seconds
 from benchmarks.common.methods import settings_of
 from benchmarks.common.results import Results, costs, describe, estimate, scores
 from benchmarks.common.runs import run_missing
@@ -151,6 +151,7 @@ def run(cell: Cell) -> list[dict[str, Any]]:
 
     dataset, configured = cell.load().standardized(), settings(cell)
     base, train, rows = configured["base"], dataset.train, dataset.database
+    import_optimizers()
     spent = {"single": seconds(base.fit, dataset.features[train], dataset.labels[train])}
     query, labels = base.encode(dataset.features[dataset.query]), dataset.labels[dataset.query]
     values = base.transform(dataset.features[rows])

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 import hashgym.hashers
 from benchmarks.common.arguments import SplitArgs, check_not_empty
 from benchmarks.common.cells import CONTINUES, data_digest, features_name
+from benchmarks.common.machine import import_optimizers
 from benchmarks.common.methods import DataCell, settings_of
 from benchmarks.common.results import Results, Row, costs, describe, scores, table
 from benchmarks.common.runs import by_features, run_missing
@@ -111,8 +112,11 @@ def run(cell: Cell) -> list[dict[str, Any]]:
     whole = cell.load()
     dataset = whole.standardized()
     labels, query, database = dataset.labels, dataset.query, dataset.database
+    unfitted = cell.make()
+    if hasattr(unfitted, "updates"):
+        import_optimizers()
     start = time.perf_counter()
-    hasher = hashgym.hashers.fitted(cell.make(), dataset)
+    hasher = hashgym.hashers.fitted(unfitted, dataset)
     seconds = time.perf_counter() - start
     features = np.asarray(dataset.features)
     margins = np.asarray(hasher.transform(features[query]), np.float64)

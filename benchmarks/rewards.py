@@ -27,6 +27,7 @@ import hashgym.data
 from benchmarks.common import figures, methods, results
 from benchmarks.common.arguments import TableArgs, check_not_empty
 from benchmarks.common.cells import CONTINUES, data_digest, features_name, run_cells, unfinished
+from benchmarks.common.machine import import_optimizers
 from benchmarks.common.results import Results, costs, describe, require_replaceable, scores
 from hashgym import rewards
 from hashgym.console import Console
@@ -132,6 +133,7 @@ def run(cell: Cell) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     from agents import drlih as agent
 
     dataset, args = hashgym.data.load(cell.features).standardized(), settings(cell)
+    import_optimizers()
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         policy = agent.train(dataset, args, out=Path(folder), progress=False)

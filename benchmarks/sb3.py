@@ -25,6 +25,7 @@ from agents import bases, mch, sb3
 from benchmarks.common import methods
 from benchmarks.common.arguments import TableArgs, check_not_empty
 from benchmarks.common.cells import CONTINUES, data_digest, features_name
+from benchmarks.common.machine import import_optimizers
 from benchmarks.common.results import Results, Row, costs, describe, estimate, require_replaceable, scores
 from benchmarks.common.runs import run_missing
 from hashgym.checks import closest
@@ -154,6 +155,7 @@ def run(cell: Cell) -> list[dict[str, Any]]:
     labels = dataset.labels[dataset.query], dataset.labels[dataset.database]
     base = bases.fitted_base(BASE, cell.bits, cell.seed, dataset) if cell.env == REGIONS else None
     database: CodeSets | None = None
+    import_optimizers()
     start = time.perf_counter()
     if isinstance(configured, sb3.Args):
         model = sb3.train(dataset, configured, base=base, progress=False)
@@ -186,10 +188,14 @@ def run(cell: Cell) -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return a Markdown table for each environment: mean over seeds with 95% interval, median steps and seconds."""
+    """Return a Markdown table for each environment, its data and code length: means over seeds with 95% intervals.
+
+    Steps and seconds are medians.
+    """
     lines = []
-    for env in dict.fromkeys(row["env"] for row in rows):
-        here = [row for row in rows if row["env"] == env]
+    title = ("env", "dataset", "features", "bits")
+    for which in dict.fromkeys(tuple(row[column] for column in title) for row in rows):
+        here, env = [row for row in rows if tuple(row[column] for column in title) == which], which[0]
         what = ("mAP", "recall, radius 0", "codes per image") if env == REGIONS else ("mAP", "recall, radius 0")
         lines += [f"{env}, {here[0]['dataset']}, {here[0]['bits']} bits", ""]
         lines += [f"| method | {' | '.join(what)} | runs | steps | training |", "|---|" + "---|" * (len(what) + 3)]

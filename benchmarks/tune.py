@@ -156,11 +156,26 @@ def run(search: Search) -> list[dict[str, Any]]:
 
 def chosen(folder: Path) -> dict[tuple[str, str], Settings]:
     """Return the best settings by dataset and method (see also :data:`SAME_SETTINGS`), as changes of the defaults."""
-    found = best(Results(folder, COLUMNS, KEY).rows())
+    rows = rows_in(Results(folder, COLUMNS, KEY), CHOSEN)
+    search = [column for column in KEY if column != "trial"]
+    rule = {tuple(row[column] for column in search): row["config"] for row in rows if row["trial"] == "0"}
+    # Tries of an earlier search, which had more of them, are not tries of this one.
+    found = best(row for row in rows if rule.get(tuple(row[column] for column in search)) == row["config"])
     same = {
         (dataset, name): found.get((dataset, other)) for dataset, _ in found for name, other in SAME_SETTINGS.items()
     }
     return found | {which: settings for which, settings in same.items() if settings is not None}
+
+
+def rows_in(results: Results, usual: Path) -> list[dict[str, str]]:
+    """Return the rows of tries in a folder that the user may have given.
+
+    Raises:
+        ValueError: if there are none, unless it is the ``usual`` folder.
+    """
+    if results.folder != usual and not results.path.exists():
+        raise ValueError(f"there is no {results.path}: --tuned is the folder of the rows by which settings are chosen")
+    return results.rows()
 
 
 def best(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Settings]:

@@ -107,11 +107,11 @@ def judge_neighbours(dataset: HashingDataset) -> dict[str, float]:
     }
 
 
-def _judged(dataset: HashingDataset, results: Results) -> str:
+def _judged(dataset: HashingDataset, results: Results, *, replace: bool) -> str:
     """Return how good the neighbours of a dataset are, in words; it is measured where there is no row yet."""
     which = {"dataset": dataset.name, "features": features_name(dataset)}
     row = {**which, "config": describe({"similarity": f"{K} neighbours", "data": data_digest(dataset)})}
-    if not results.done(row):
+    if not results.done(row, replace=replace):
         provenance = {key: value for key, value in costs(0.0).items() if key in JUDGED}
         results.append({**row, **judge_neighbours(dataset.standardized()), **provenance})
     (found,) = [old for old in results.rows() if all(old[key] == which[key] for key in which)]
@@ -159,7 +159,8 @@ def main(args: Args, console: Console | None = None) -> int:
     if set(args.methods) & set(NEIGHBOURS):
         neighbours = Results(args.out, JUDGED, JUDGED[:2], "neighbours.csv")
         for dataset in datasets.values():
-            console.print(f"{dataset.name}, {features_name(dataset)}: {_judged(dataset, neighbours)}")
+            judged = _judged(dataset, neighbours, replace=args.replace)
+            console.print(f"{dataset.name}, {features_name(dataset)}: {judged}")
     return failed
 
 
@@ -173,7 +174,9 @@ def _table(rows: list[dict[str, str]], title: str) -> Table:
         own = [row for row in rows if row["method"] == method]
         texts = []
         for bits in lengths if method != FLOAT else [0] * len(lengths):
-            here = [row for row in own if int(row["bits"]) == bits]
+            if not (here := [row for row in own if int(row["bits"]) == bits]):
+                texts.append("-")
+                continue
             values = [estimate([[float(row[key]) for row in here]]) for key in ("map", "map_1000")]
             texts.append(" / ".join(_text(value) for value in values))
         seconds = np.mean([float(row["train_seconds"]) for row in own])

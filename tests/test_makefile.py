@@ -52,3 +52,21 @@ def test_clean_removes_generated_files(tmp_path: Path) -> None:
 def test_clean_leaves_folders_that_something_else_made(tmp_path: Path) -> None:
     mine = (".venv/bin/python", ".venv/.installed", "docs/_build/photo.jpg", ".mypy_cache/x", ".pytest_cache/x")
     assert clean(tmp_path, *mine) == sorted(["Makefile", *mine])
+
+
+def test_an_environment_that_was_not_finished_is_continued(tmp_path: Path) -> None:
+    """A kill may leave Python without pip, and the mark must be there by then."""
+    shutil.copyfile(Path(__file__).parents[1] / "Makefile", tmp_path / "Makefile")
+    for name in ("pyproject.toml", "constraints.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "python").write_text(
+        "#!/bin/sh\nmkdir -p .venv/bin && printf '#!/bin/sh\\necho $* >> calls\\n' > .venv/bin/python"
+        " && chmod +x .venv/bin/python\n"
+    )
+    (tmp_path / "python").chmod(0o755)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / ".hashgym").touch()
+    (tmp_path / ".venv" / "bin" / "python").write_text("#!/bin/sh\nexit 1\n")  # no pip
+    (tmp_path / ".venv" / "bin" / "python").chmod(0o755)
+    subprocess.run(["make", ".venv/.installed", "PYTHON=./python"], cwd=tmp_path, check=True, capture_output=True)
+    assert "-m pip install --constraint constraints.txt torch" in (tmp_path / "calls").read_text()

@@ -15,7 +15,7 @@ from typing import Any
 
 from hashgym.versions import versions
 
-__all__ = ["load_average", "package_versions", "peak_mb", "resident_mb", "revision", "seconds"]
+__all__ = ["import_optimizers", "load_average", "package_versions", "peak_mb", "resident_mb", "revision", "seconds"]
 
 PACKAGES = ("numpy", "numba", "faiss-cpu", "pymilvus", "milvus-lite")
 
@@ -25,6 +25,13 @@ def seconds(function: Callable[..., Any], *args: Any) -> float:
     start = time.perf_counter()
     function(*args)
     return time.perf_counter() - start
+
+
+def import_optimizers() -> None:
+    """Make the first optimizer of a process, for which torch imports for a second, so that training is timed alone."""
+    import torch
+
+    torch.optim.Adam([torch.zeros(1, requires_grad=True)])
 
 
 def load_average() -> float:

@@ -19,6 +19,7 @@ import hashgym.data
 import hashgym.hashers
 from benchmarks.common.arguments import Split
 from benchmarks.common.cells import data_digest
+from benchmarks.common.machine import import_optimizers
 from hashgym.checks import closest
 from hashgym.data import HashingDataset
 from hashgym.envs.bit_group_hashing import DEFAULT_GROUP_BITS
@@ -202,6 +203,8 @@ def fit(
         A function from features (n, D) to codes, bool (n, bits), and the seconds of training (without imports).
     """
     configured = settings(cell)
+    if hasattr(configured, "updates"):
+        import_optimizers()
     encode: Encoder
     start = time.perf_counter()
     if cell.method in AGENTS:

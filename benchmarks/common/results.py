@@ -7,7 +7,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -142,6 +142,18 @@ class Results:
                 )
         return False
 
+    def check_distinct(self, rows: Iterable[Row]) -> None:
+        """Check that no two runs would write the same row, one over the other.
+
+        Raises:
+            ValueError: for two with equal keys and another configuration, such as two folders of the same features.
+        """
+        first: dict[tuple[str, ...], Row] = {}
+        for row in rows:
+            other = first.setdefault(name := self._name(row), row)
+            if difference := "" if other["config"] == row["config"] else _difference(other, row):
+                raise ValueError(f"two runs are {' '.join(name)} ({difference}): give each an --out of its own")
+
     def __contains__(self, row: Row) -> bool:
         """Whether there is a row with the same key."""
         return self._name(row) in {self._name(old) for old in self.rows()}
@@ -243,11 +255,16 @@ def scores(result: RetrievalResult) -> dict[str, float]:
     return {"map": result.map, "map_optimistic": result.map_optimistic, "map_pessimistic": result.map_pessimistic}
 
 
-def costs(train_seconds: float) -> dict[str, Any]:
-    """Return the last columns of a row except ``config``: time and memory of this process, and version of the code."""
+def costs(train_seconds: float, memory_mb: float | None = None) -> dict[str, Any]:
+    """Return the last columns of a row except ``config``: time, memory, and version of the code.
+
+    Args:
+        train_seconds: of the method.
+        memory_mb: the most that this process had used when the method was trained; by default until now.
+    """
     return {
         "train_seconds": round(train_seconds, 3),
-        "peak_mb": round(peak_mb(), 1),
+        "peak_mb": round(peak_mb() if memory_mb is None else memory_mb, 1),
         "version": hashgym.__version__,
         "revision": revision(),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -35,8 +36,9 @@ def run_missing(
         says: rows of a cell -> the text that is printed when it has ended.
 
     Raises:
-        ValueError: for a row of another configuration, unless it is to be replaced.
+        ValueError: for a row of another configuration, unless it is to be replaced, and for two cells with one row.
     """
+    results.check_distinct(itertools.chain(*cells.values()))
 
     def done(cell: Cell) -> bool:
         return all(results.done(row, replace=args.replace) for row in cells[cell])

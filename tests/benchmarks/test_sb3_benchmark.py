@@ -34,7 +34,8 @@ def test_runs_are_kept_and_shown(tmp_path: Path) -> None:
 def test_the_table_averages_over_seeds() -> None:
     def row(env: str, method: str, seed: int, score: float, seconds: float) -> dict[str, Any]:
         values = {"map": score, "recall_radius0": 0.5, "anhc": 2.0, "steps": 100, "train_seconds": seconds}
-        return {"env": env, "dataset": "d", "bits": 24, "method": method, "seed": seed, **values}
+        names = {"env": env, "dataset": "d", "features": "f", "bits": 24, "method": method, "seed": seed}
+        return {**names, **values}
 
     rows = [row(sb3.CODES, "ppo", s, 0.5 + s / 10, 10 * s) for s in range(3)] + [row(sb3.REGIONS, "dqn", 0, 0.7, 3)]
     text = sb3.table(rows)
@@ -56,3 +57,13 @@ def test_wrong_arguments_are_rejected(tmp_path: Path, arguments: dict[str, Any],
     with pytest.raises(ValueError, match=says):
         sb3.main(sb3.Args(out=tmp_path / "out", **arguments))
     assert not (tmp_path / "out").exists()
+
+
+def test_data_have_tables_of_their_own() -> None:
+    row = dict.fromkeys(sb3.COLUMNS, "1") | {"env": sb3.CODES, "method": "itq", "bits": "24"}
+    shown = sb3.table([row | {"dataset": "digits", "map": "0.9"}, row | {"dataset": "cifar10", "map": "0.3"}])
+    assert [line for line in shown.splitlines() if "bits" in line] == [
+        f"{sb3.CODES}, {name}, 24 bits" for name in ("digits", "cifar10")
+    ]
+    assert "| itq | .900 |" in shown
+    assert "| itq | .300 |" in shown

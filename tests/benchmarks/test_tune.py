@@ -99,7 +99,8 @@ def test_over_several_features_the_best_mean_wins(tmp_path):
         }
         results.append({**dict.fromkeys(tune.COLUMNS, ""), **named, "map": score})
     assert tune.chosen(tmp_path) == {("digits", "itq"): {}}
-    assert tune.chosen(tmp_path / "nothing") == {}
+    with pytest.raises(ValueError, match=r"there is no .*results.csv: --tuned is the folder of"):
+        tune.chosen(tmp_path / "nothing")
 
 
 def test_an_ablation_has_the_settings_of_its_method(tmp_path):
@@ -113,6 +114,16 @@ def test_a_search_is_not_repeated_and_another_rule_is_noticed(searched, monkeypa
     assert tune.main(searched, Console(quiet=True)) == 0
     with pytest.raises(ValueError, match=r"another configuration \(tries: 3 -> 2"):
         tune.main(replace(searched, tries=2), Console(quiet=True))
+
+
+def test_tries_of_an_earlier_search_are_not_chosen(searched, monkeypatch):
+    results = Results(searched.out, tune.COLUMNS, tune.KEY)
+    *_, last = results.rows()
+    results.append({**last, "map": 1.0})  # the best of three
+    assert tune.chosen(searched.out) == {("digits", "itq"): json.loads(last["settings"])}
+    assert tune.main(replace(searched, tries=1, replace=True), Console(quiet=True)) == 0
+    assert [row["trial"] for row in results.rows()] == ["1", "2", "0"]
+    assert tune.chosen(searched.out) == {("digits", "itq"): {}}
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,29 @@ def test_rows_and_table(tmp_path, monkeypatch):
     assert unsupervised.main(args, Console(record=True)) == 0
 
 
+@pytest.mark.usefixtures("in_this_process")
+def test_methods_may_have_other_lengths(tmp_path):
+    for methods, bits in ((("lsh",), (8, 16)), (("itq",), (8,))):
+        console = Console(record=True, width=200)
+        args = unsupervised.Args(out=tmp_path, methods=methods, bits=bits, seeds=1)
+        assert unsupervised.main(args, console) == 0
+    (line,) = [line for line in console.export_text().splitlines() if "itq" in line and "features" in line]
+    assert " - " in line
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_neighbours_of_other_data_are_judged_again(tmp_path):
+    args = unsupervised.Args(out=tmp_path, methods=("noseq",), bits=(8,), seeds=1)
+    results = Results(tmp_path, unsupervised.JUDGED, unsupervised.JUDGED[:2], "neighbours.csv")
+    assert unsupervised.main(args, Console(quiet=True)) == 0
+    (row,) = results.rows()
+    results.append({**row, "precision": 0.5, "config": json.dumps({"data": "another"})})
+    with pytest.raises(ValueError, match="another configuration"):
+        unsupervised.main(args, Console(quiet=True))
+    assert unsupervised.main(dataclasses.replace(args, replace=True), Console(quiet=True)) == 0
+    assert [old["precision"] for old in results.rows()] == [row["precision"]]
+
+
 def test_neighbours_are_judged_as_by_a_loop():
     whole = digits.load().standardized()
     data = dataclasses.replace(whole, train=whole.train[:150])

@@ -67,6 +67,14 @@ def test_finished_runs_are_found_and_changed_configurations_are_rejected(tmp_pat
     assert not results.done(changed, replace=True)
 
 
+def test_two_runs_with_one_row_are_refused(tmp_path):
+    results = Results(tmp_path)
+    one, other = row(), row(config=describe({"data": "bbbb"}))
+    results.check_distinct([one, row(seed=1), one])
+    with pytest.raises(ValueError, match=r"two runs are .* \(.*\): give each an --out of its own"):
+        results.check_distinct([one, row(seed=1), other])
+
+
 def test_renamed_settings_and_moved_classes_are_the_same_configuration(tmp_path):
     """Rows that older versions wrote are continued."""
     results = Results(tmp_path)
