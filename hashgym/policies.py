@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from typing import Any
 
 import gymnasium as gym
@@ -10,7 +12,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from hashgym import codes
-from hashgym.checks import check_integer, finite_rows
+from hashgym.checks import check_integer, first_not_finite
 from hashgym.codes import CodeSets
 from hashgym.data.dataset import REGIONS_COMMAND
 from hashgym.envs import multi_code_hashing, region_keep
@@ -85,10 +87,8 @@ def encode(
 
 def _check_finite(features: NDArray[Any], first: int) -> None:
     """Raise ValueError if the features of an image, from number ``first`` on, hold NaN or infinity."""
-    finite = finite_rows(features)
-    if not finite.all():
-        row = first + int(np.argmin(finite))
-        raise ValueError(f"features hold NaN or infinity, first in row {row}: leave such rows out")
+    if (row := first_not_finite(features)) is not None:
+        raise ValueError(f"features hold NaN or infinity, first in row {first + row}: leave such rows out")
 
 
 def _encode_batch(policy: Any, image: NDArray[Any], bits: int, group_bits: int) -> NDArray[np.bool_]:
@@ -104,7 +104,8 @@ def _encode_batch(policy: Any, image: NDArray[Any], bits: int, group_bits: int) 
             "features, bits and group_bits",
         )
         if hasattr(policy, "predict"):
-            action, state = policy.predict(seen, state=state, episode_start=episode_start, deterministic=True)
+            masks = _masks(policy, dataclasses.replace(task, action="index"), group, len(image))
+            action, state = policy.predict(seen, state=state, episode_start=episode_start, deterministic=True, **masks)
         else:
             action = policy(seen)
         action = np.asarray(action)
@@ -120,6 +121,17 @@ def _encode_batch(policy: Any, image: NDArray[Any], bits: int, group_bits: int) 
         code[:, start:stop] = (action_bits(action, acting, len(image)) > 0.5)[:, : stop - start]
         episode_start = np.zeros(len(image), np.bool_)
     return code
+
+
+def _masks(policy: Any, task: HashingTask, group: int, n: int) -> dict[str, NDArray[np.bool_]]:
+    """Return the masks of a group's indices as an argument of ``predict``, where a policy of indices takes them.
+
+    The last group may be shorter; the policy has learnt nothing about indices that it does not have.
+    """
+    takes = "action_masks" in inspect.signature(policy.predict).parameters
+    if not takes or not isinstance(getattr(policy, "action_space", None), spaces.Discrete):
+        return {}
+    return {"action_masks": np.tile(task.action_mask(group), (n, 1))}
 
 
 def encode_codes(
@@ -219,7 +231,10 @@ def _bit_probabilities(action: NDArray[Any], n: int, k: int, keep: bool) -> NDAr
             f"the policy must return actions of {k} bits, or {k + 1} with the one that keeps the code, for {n} images; "
             f"got shape {action.shape}: give the codes, group_bits and keep that it was trained with"
         )
-    return action_bits(action, acting, n).astype(np.float64)
+    p = action_bits(action, acting, n).astype(np.float64)
+    if action.ndim == 2:
+        p[:, k:] = action[:, k:]  # not rounded to float32, which may be below a threshold that it equals
+    return p
 
 
 def encode_regions(

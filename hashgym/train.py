@@ -99,11 +99,11 @@ def fit(job: Fitting[Any]) -> Any:
     hasher = hashers.fitted(job.hasher, learning)
     seconds = time.perf_counter() - start_time
     if job.out is not None:
+        hasher.save(job.out / HASHER)
         try:
             write_hasher(job.out / "policy.onnx", hasher, learning)
-        except ImportError as error:  # only the encoder needs ONNX
+        except (ImportError, ValueError) as error:  # ONNX is missing, or has no form of the hasher
             console.warn(f"{job.out / 'policy.onnx'} is not written: {error}")
-        hasher.save(job.out / HASHER)
     query, database = dataset.query, dataset.database
     if not dataset.has_labels:
         console.say(

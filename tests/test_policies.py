@@ -437,3 +437,45 @@ def test_observations_a_policy_was_not_trained_on_are_rejected(flat: bool, chang
         assert hashgym.encode(policy, **right).shape == (3, BITS)
     with pytest.raises(ValueError, match=r"the policy was trained on observations .*: give the features, bits and"):
         hashgym.encode(policy, **right | change)
+
+
+class Masked:
+    """A policy of indices that prefers one which only a whole group has, as MaskablePPO of sb3-contrib."""
+
+    action_space = gym.spaces.Discrete(2**3)
+
+    def predict(
+        self, observation: Any, state: Any, episode_start: Any, deterministic: bool, action_masks: Any = None
+    ) -> tuple[Any, Any]:
+        logits = np.tile([0.0, 2.0, 1.0, 0.0, 0.0, 0.0, 3.0, 0.0], (len(observation["code"]), 1))
+        return np.where(action_masks, logits, -np.inf).argmax(1), None
+
+
+def test_the_last_group_has_only_the_indices_of_its_bits(multi_label: HashingDataset) -> None:
+    encoded = hashgym.encode(Masked(), multi_label.features, bits=5, group_bits=3)
+    assert (encoded == encoded[0]).all()
+    env = BitGroupHashingEnv(multi_label, bits=5, group_bits=3, action="index")
+    env.reset(seed=0)
+    for best in (6, 1):
+        observation, *_ = env.step(np.int64(best))
+    np.testing.assert_array_equal(encoded[0], observation["code"] > 0)
+
+
+def test_a_code_whose_probability_is_the_threshold_is_kept(multi_label: HashingDataset) -> None:
+    """Also where float32 would round it down."""
+    base = hashers.make("itq", bits=4).fit(multi_label.features)
+    flipped = lambda seen: np.hstack([seen["codes"][:, 0] < 0, np.full((len(seen["code"]), 1), 0.7)])  # noqa: E731
+    sets = hashgym.encode_codes(flipped, base, multi_label.features, threshold=0.7)
+    assert sets.kept.all()
+
+
+def test_mapped_features_are_checked_a_part_at_a_time(tmp_path: Path) -> None:
+    import tracemalloc
+
+    np.save(tmp_path / "features.npy", np.zeros((200_000, 64), np.float32))
+    features = np.load(tmp_path / "features.npy", mmap_mode="r")
+    tracemalloc.start()
+    hashgym.policies._check_finite(features, 0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < features.nbytes / 4

@@ -81,6 +81,21 @@ def test_a_hasher_is_saved_where_onnx_is_missing(
     assert not (tmp_path / "lsh" / "policy.onnx").exists()
 
 
+def test_a_hasher_without_an_onnx_form_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine_in_numpy.py").write_text(
+        "from dataclasses import dataclass\nimport numpy as np\nfrom hashgym.hashers.lsh import LSH\n\n"
+        "@dataclass(kw_only=True, eq=False)\nclass Mine(LSH):\n    'My own.'\n"
+        "    def _transform(self, X):\n        return np.ascontiguousarray(super()._transform(np.asarray(X)))\n"
+        "    def head(self):\n        raise ValueError('it has no torch form')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    cli.main(["train", "mine_in_numpy:Mine", "--bits", "8", "--out", f"{tmp_path}/mine"])
+    assert "policy.onnx is not written: it has no torch form" in " ".join(capsys.readouterr().err.split())
+    assert hashers.load(tmp_path / "mine" / "hasher.npz").bits == 8
+
+
 def test_help_lists_the_agents(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["train", "--help"])

@@ -153,6 +153,8 @@ class _Worker:
 
     def send(self, request: Mapping[str, Any], data: IO[bytes] | None, seconds: float) -> tuple[dict[str, Any], bytes]:
         """Send a request; return the answer of the process and the bytes that follow it."""
+        if self._process is not None and self._process.poll() is not None:  # it was killed while it waited
+            self.close()
         process, timed_out = self._process or self._start(), threading.Event()
         assert process.stdin is not None
         assert process.stdout is not None

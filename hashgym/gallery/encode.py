@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from hashgym.checks import check_integer
 from hashgym.codes import word_count
-from hashgym.data.image_files import resolved, stamp
+from hashgym.data.image_files import is_excluded, resolved, stamp
 from hashgym.data.pictures import BACKGROUND, open_image
 from hashgym.encoders import Encoder, load_encoder
 from hashgym.features.onnx_runtime import thread_count
@@ -159,10 +159,13 @@ def update_codes(
     images: Sequence[str | Path],
     out: str | Path,
     settings: EncodingSettings | None = None,
+    *,
+    drop_excluded: bool = False,
 ) -> EncodingReport:
     """Encode pictures as :func:`encode_images` does, and return what was done.
 
     An :class:`EncoderFit` is fitted to the pictures unless ``out`` has codes already; then the encoder in it is used.
+    With ``drop_excluded`` finished codes of pictures that are excluded now are dropped; otherwise they are an error.
     """
     settings = settings or EncodingSettings()
     # Each thread reads and encodes its own batches: threads within one network would wait for each other and for
@@ -181,9 +184,9 @@ def update_codes(
     root, names, passed = list_places(images, settings.follow_links, settings.exclude)
     done = EncodingReport(target)
     if started := _started_names(_unfinished(target), root, names):
-        done = _Job(own, target, root, set(names), threads, settings).run(started)
+        done = _Job(own, target, root, set(names), threads, settings, drop_excluded).run(started)
         own = coder()
-    more = _Job(own, target, root, set(names), threads, settings).run(names)
+    more = _Job(own, target, root, set(names), threads, settings, drop_excluded).run(names)
     return EncodingReport(
         target,
         *(done.new + more.new, done.changed + more.changed, done.removed + more.removed),
@@ -283,6 +286,7 @@ class _Job:
         existing: names of all pictures that exist now.
         threads: batches processed at a time.
         settings: as the user gave them.
+        drop_excluded: whether codes of pictures that are excluded now are dropped; otherwise they are an error.
     """
 
     coder: _Encoding | EncoderFit
@@ -291,6 +295,7 @@ class _Job:
     existing: set[str]
     threads: int
     settings: EncodingSettings
+    drop_excluded: bool = False
 
     def run(self, names: list[str]) -> EncodingReport:
         """Encode those of the pictures ``names`` that are new or have changed, and publish the codes of all."""
@@ -435,7 +440,9 @@ class _Job:
         row_of = {name: row for row, name in enumerate(old.names)}
         rows = np.array([row_of.get(name, -1) for name in names], np.int64)
         named = set(names)
-        if omitted := [name for name in old.names if name not in named and os.path.exists(self.root / name)]:
+        # Pictures of the whole command count as named: those that came back since an update was killed follow it.
+        gone = (name for name in old.names if name not in named and name not in self.existing)
+        if omitted := [name for name in gone if os.path.exists(self.root / name) and not self._drops(name)]:
             raise DataError(
                 f"{old.folder} has codes of {len(omitted):,} pictures that still exist and were not named, such as "
                 f"{omitted[0]}: name all its pictures, or choose another --out"
@@ -460,6 +467,12 @@ class _Job:
                 changed[index] = different
                 tick(1)
         return rows, changed | (rows < 0)
+
+    def _drops(self, name: str) -> bool:
+        """Return whether a picture is dropped because it, or a folder that it is in, is excluded now."""
+        parts = name.split("/")
+        above = ("/".join(parts[: end + 1]) for end in range(len(parts)))
+        return self.drop_excluded and any(is_excluded(path, self.settings.exclude) for path in above)
 
 
 def _unfinished(target: Path) -> Path:

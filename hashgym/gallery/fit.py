@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from hashgym.features import Backbone
 
-__all__ = ["EncoderFit", "check_method"]
+__all__ = ["EncoderFit", "check_method", "method_of"]
 
 # Most pictures that a hasher is fitted to, which bounds the memory, and an agent, which bounds the time.
 MOST, MOST_NEIGHBOURS = 20_000, 5_000
@@ -132,6 +132,16 @@ class EncoderFit:
         parts = [head.encode(np.asarray(features[start : start + _ROWS])) for start in range(0, n, _ROWS)]
         sets = CodeSets(np.concatenate([p.words for p in parts]), np.concatenate([p.kept for p in parts]), self.bits)
         return load_encoder(target), {"words": sets.words, "kept": sets.kept}
+
+
+def method_of(encoder: Encoder) -> str:
+    """Return the method by which an encoder was fitted, as :func:`check_method` knows it."""
+    from hashgym import hashers
+    from hashgym.encoders.build import NEIGHBOURS
+
+    made_by = encoder.metadata["source"].get("hasher")
+    names = [name for name in hashers.available() if hashers.HASHERS.find(name).__name__ == made_by]
+    return names[0] if names else NEIGHBOURS
 
 
 def check_method(method: str | None) -> None:

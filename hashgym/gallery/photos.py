@@ -10,7 +10,7 @@ from typing import Any
 from hashgym.encoders import load_encoder
 from hashgym.gallery.encode import EncodingReport, EncodingSettings, update_codes
 from hashgym.gallery.encoded_images import CODES, ENCODER, open_codes
-from hashgym.gallery.fit import EncoderFit, check_method
+from hashgym.gallery.fit import EncoderFit, check_method, method_of
 from hashgym.gallery.index import CODES_OF_PHOTOS, build, check_updatable
 from hashgym.gallery.search import INDEX
 from hashgym.storage import owned
@@ -60,8 +60,11 @@ def index_photos(
         ValueError: for an unknown backbone or back end, a backbone without an ONNX form, an encoder that takes
             features, or settings of one that is fitted here beside one that is given.
         DataError: if there are no photos; if ``out`` is something else, or has other photos or another encoder.
+            Photos that ``settings.exclude`` leaves out now are dropped.
     """
     folder, settings = Path(out), settings or EncodingSettings(skip_bad=True)
+    if INDEX.matches(folder):  # it may be a link to an index that was moved
+        folder = folder.resolve()
     check_updatable(folder, backend, options)
     codes = folder / CODES_OF_PHOTOS
     if INDEX.matches(folder) and not CODES.matches(codes):
@@ -76,8 +79,8 @@ def index_photos(
         source: str | Path | EncoderFit = encoder
     elif CODES.matches(codes):
         source, old = codes / ENCODER, open_codes(codes)
-        if method is not None:
-            raise DataError(f"{folder} has an encoder already: leave out --method, or choose another --out")
+        if method is not None and (own_method := method_of(load_encoder(source))) != method:
+            raise DataError(f"{folder} has an encoder by {own_method}: leave out --method, or choose another --out")
         if bits not in (None, old.bits):
             raise DataError(f"{folder} has codes of {old.bits} bits: leave out --bits, or choose another --out")
         if backbone is not None or size is not None:
@@ -95,6 +98,6 @@ def index_photos(
         source = EncoderFit(network, BITS if bits is None else bits, method)
         source.open()
     with owned.new_folder(folder):
-        report = update_codes(source, photos, codes, settings)
+        report = update_codes(source, photos, codes, settings, drop_excluded=True)
     build([codes], folder, backend, progress=settings.progress, options=options, replace=True)
-    return replace(report, folder=folder)
+    return replace(report, folder=Path(out))

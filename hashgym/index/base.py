@@ -450,6 +450,8 @@ def _sorted_ids(ids: ArrayLike) -> tuple[Ids, Ids]:
     array = np.asarray(ids)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise ValueError(f"ids must be integers of shape (n,), got {array.dtype} {array.shape}")
+    if array.dtype.kind == "u" and array.size and array.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"ids must be below 2**63, got {array.max()}")
     order = np.argsort(array, kind="stable")
     array = array[order].astype(np.int64)
     if array.size and array[0] < 0:

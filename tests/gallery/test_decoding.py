@@ -100,10 +100,23 @@ def test_a_picture_that_needs_too_much_memory_is_an_error_and_others_are_decoded
         assert decoders(png(picture(0)), "a", longer=32).thumbnail.size == (32, 24)
 
 
+def test_a_process_that_died_while_it_waited_costs_no_picture(decoders: Decoders) -> None:
+    """The system ends idle ones first when memory runs out."""
+    decoders(png(picture(0)), "a", longer=9)
+    process = decoders._idle.queue[-1]._process
+    process.kill()
+    process.wait()
+    for _ in range(2):  # every worker
+        assert decoders(png(picture(0)), "a", longer=32).thumbnail.size == (32, 24)
+
+
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
-def test_a_process_that_dies_is_replaced(decoders: Decoders, end: signal.Signals) -> None:
+def test_a_process_that_dies_is_replaced(
+    decoders: Decoders, end: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
     decoders(png(picture(0)), "a", longer=9)
     worker = decoders._idle.queue[-1]
+    monkeypatch.setattr(worker._process, "poll", lambda: None)  # it dies after it was chosen
     os.kill(worker._process.pid, end)
     with pytest.raises(MemoryError if end == signal.SIGKILL else DataError, match=r"image b\.png"):
         decoders(png(picture(0)), "b.png", longer=9)

@@ -559,3 +559,23 @@ def test_no_file_elsewhere_and_no_device_is_read(encoder, tmp_path, name):
     (out / "meta.json").write_text(json.dumps(meta | {"digest": sealed.digest(meta)}))
     with pytest.raises(DataError, match="is damaged"):
         open_codes(out)
+
+
+def test_a_picture_that_comes_back_after_a_killed_update_has_its_codes(encoder, tmp_path, monkeypatch):
+    photos, out = write_pictures(tmp_path / "photos", ["a.png", "b.png"]), tmp_path / "out"
+    encode(encoder, [photos], out)
+    kept = (photos / "b.png").read_bytes()
+    (photos / "b.png").unlink()
+    write_pictures(photos, ["c.png"], first=50)
+    with monkeypatch.context() as killed:
+        killed.setattr(encode_module._Job, "_publish", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            encode(encoder, [photos], out)
+    (photos / "b.png").write_bytes(kept)
+    encode(encoder, [photos], out)
+    assert open_codes(out).names == ["a.png", "b.png", "c.png"]
+    same(out, encode(encoder, [photos], tmp_path / "again"))
+
+
+def _killed(*_, **__):
+    raise KeyboardInterrupt

@@ -15,6 +15,7 @@ from hashgym.encoders import build
 from hashgym.features import make
 from hashgym.gallery import index as index_module
 from hashgym.gallery import index_photos, open_codes, open_gallery
+from hashgym.gallery import photos as photos_module
 from hashgym.gallery.encode import EncodingSettings
 from hashgym.gallery.fit import EncoderFit
 from hashgym.index import faiss as faiss_backend
@@ -141,6 +142,7 @@ def test_an_agent_that_learns_which_photos_are_neighbours(tmp_path, monkeypatch)
     found = open_codes(tmp_path / "index" / "codes")
     own = np.stack([encoder.encode_pictures(encoder.prepare(open_image(photos / name))).words[0] for name in names])
     np.testing.assert_array_equal(own, found.words[[found.names.index(name) for name in names]])
+    assert index(photos, tmp_path / "index", method="neighbours").unchanged == 150
     before = content(tmp_path / "index" / "codes")
     index(photos, tmp_path / "again", method="neighbours")
     assert comparable(tmp_path / "again" / "codes") == {
@@ -210,6 +212,41 @@ def test_a_pattern_may_match_other_folders_later(tmp_path):
     assert (done.removed, done.unchanged) == (20, 20)
 
 
+@pytest.mark.parametrize("method", ["lsh", "itq"])
+def test_the_same_command_continues_and_updates(method, tmp_path, monkeypatch):
+    photos = write_pictures(tmp_path / "photos", NAMES)
+    with monkeypatch.context() as stopped:
+        stopped.setattr(photos_module, "build", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            index(photos, tmp_path / "index", method=method)
+    assert index(photos, tmp_path / "index", method=method).unchanged == 40
+    write_pictures(photos, ["new.png"], first=100)
+    assert index(photos, tmp_path / "index", method=method).new == 1
+
+
+def _interrupted(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_photos_that_are_excluded_later_are_dropped(tmp_path):
+    photos = write_pictures(tmp_path / "photos", NAMES)
+    index(photos, tmp_path / "index")
+    settings = EncodingSettings(skip_bad=True, progress=False, exclude=["july", "3.png"])
+    done = index(photos, tmp_path / "index", settings=settings)
+    assert (done.removed, done.unchanged) == (21, 19)
+    assert set(contents(tmp_path / "index")[0]) == {name for name in NAMES if "june" in name} - {"june/3.png"}
+
+
+def test_an_index_that_was_moved_and_linked_is_updated(tmp_path):
+    photos = write_pictures(tmp_path / "photos", NAMES)
+    index(photos, tmp_path / "disk")
+    (tmp_path / "index").symlink_to(tmp_path / "disk")
+    write_pictures(photos, ["new.png"], first=100)
+    assert index(photos, tmp_path / "index").new == 1
+    assert (tmp_path / "index").is_symlink()
+    assert len(open_codes(tmp_path / "disk" / "codes")) == 41
+
+
 def test_a_photo_that_can_no_longer_be_read_counts_as_removed(tmp_path):
     photos = write_pictures(tmp_path / "photos", NAMES)
     index(photos, tmp_path / "index")
@@ -241,7 +278,7 @@ def test_bad_input_changes_nothing(tmp_path):
         ({"encoder": encoder}, "bits and backbone and size: only for an encoder that is fitted here"),
         ({"backbone": "efficientnet_lite0"}, "has an encoder with --backbone pixels: leave out --backbone"),
         ({"size": 8}, "has an encoder with --size 4: leave out --size"),
-        ({"method": "lsh"}, "has an encoder already: leave out --method"),
+        ({"method": "lsh"}, "has an encoder by itq: leave out --method"),
         ({"backend": "buckets"}, "leave out --backend to update it"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -180,6 +180,7 @@ BITS = np.array([[1, 0, 0]])
         (lambda i: i.add([1], CodeSets.of([[1, 0, 0], [0, 1, 1]])), "2 images need 2 ids, got 1"),
         (lambda i: i.add([-1], CodeSets.of(BITS)), "0 or more, got -1"),
         (lambda i: i.add([0.5], CodeSets.of(BITS)), "ids must be integers"),
+        (lambda i: i.add(np.array([2**63], np.uint64), CodeSets.of(BITS)), r"ids must be below 2\*\*63"),
         (lambda i: i.add([[1]], CodeSets.of(BITS)), r"shape \(n,\)"),
         (lambda i: i.add([1], CodeSets.of([[1, 0, 0, 1]])), "codes of 3 bits, got 4"),
         (lambda i: i.add([1], BITS), "CodeSets"),
