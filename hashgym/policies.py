@@ -104,7 +104,7 @@ def _encode_batch(policy: Any, image: NDArray[Any], bits: int, group_bits: int) 
             "features, bits and group_bits",
         )
         if hasattr(policy, "predict"):
-            masks = _masks(policy, dataclasses.replace(task, action="index"), group, len(image))
+            masks = _masks(policy, task, group, len(image))
             action, state = policy.predict(seen, state=state, episode_start=episode_start, deterministic=True, **masks)
         else:
             action = policy(seen)
@@ -131,7 +131,7 @@ def _masks(policy: Any, task: HashingTask, group: int, n: int) -> dict[str, NDAr
     takes = "action_masks" in inspect.signature(policy.predict).parameters
     if not takes or not isinstance(getattr(policy, "action_space", None), spaces.Discrete):
         return {}
-    return {"action_masks": np.tile(task.action_mask(group), (n, 1))}
+    return {"action_masks": np.tile(dataclasses.replace(task, action="index").action_mask(group), (n, 1))}
 
 
 def encode_codes(

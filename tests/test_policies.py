@@ -472,7 +472,7 @@ def test_a_code_whose_probability_is_the_threshold_is_kept(multi_label: HashingD
 def test_mapped_features_are_checked_a_part_at_a_time(tmp_path: Path) -> None:
     import tracemalloc
 
-    np.save(tmp_path / "features.npy", np.zeros((200_000, 64), np.float32))
+    np.lib.format.open_memmap(tmp_path / "features.npy", "w+", np.float32, (400_000, 64))  # a sparse file
     features = np.load(tmp_path / "features.npy", mmap_mode="r")
     tracemalloc.start()
     hashgym.policies._check_finite(features, 0)
