@@ -44,7 +44,7 @@ class CommonArgs(metaclass=_FormerNames):
     holdout: float = 0.05
     """fraction of the training images kept out of training, on which progress is evaluated; 0 for none"""
     seed: int = 0
-    """determines a run to the bit, on one machine with one number of threads"""
+    """seed: equal seeds give bit-identical runs on one machine with one number of threads"""
     device: str = "auto"
     """cpu, cuda, ..., or auto: an accelerator where there is one"""
 

@@ -114,21 +114,21 @@ class Args(RunArgs):
     input_dropout: float = 0.5
     """fraction of the features dropped while training"""
     learning_rate: float = 1e-3
-    """Adam's, at the start of a cosine that ends at 0"""
+    """initial learning rate of Adam; it falls to 0 along a cosine"""
     weight_decay: float = 1e-4
     """L2 penalty on the weights, in the gradient"""
     backbone: str | None = None
     """network trained with the policy: NAME:CUT for activations, NAME for pixels; the dataset's own if left out"""
     backbone_learning_rate: float = 5e-4
-    """Adam's for the backbone, at the start of the same cosine"""
+    """initial learning rate of Adam for the backbone, on the same cosine"""
     backbone_weights: str | None = None
     """file of the backbone's pretrained weights; by default its own"""
     head_updates: int = 0
-    """updates of the policy alone before, on features of the backbone as it is; 0 for none"""
+    """updates of the policy alone, on features of the frozen backbone, before both are trained; 0 for none"""
     augment: str = "crop-flip"
     """how pixels are augmented in training: crop-flip, or none"""
     logit_scale: float = 0.0
-    """deviation of each bit's logits over a batch, before the GRU's correction, for variants with bit credit; 0: any"""
+    """normalise each bit's logits to this deviation over a batch, before the GRU's part (bit credit only); 0: off"""
     group_weight: float = 0.0
     """weight of the group reward relative to the whole code's; not for `paper`, `released` and the nested variants"""
     codebook_sample: int | None = None
@@ -544,7 +544,8 @@ def prefix_credit(args: Args) -> dict[str, Any]:
 # Sampled rewards are noisy: larger batches, and fewer updates of a smaller network, so that a run takes no longer.
 _FUSED = {"updates": 2000, "num_envs": 512, "hidden": 128, "rnn_hidden": 128, "learning_rate": 3e-3, "dropout": 0.2}
 
-# Every prefix is scored, so that fewer and smaller batches take as long; normalised logits learn as much from them.
+# Scoring every prefix makes an update slower: fewer updates on smaller batches take as long, and with normalised logits
+# they learn as much.
 _NESTED = {"reward": "nca", "logit_scale": 3.0, "updates": 2000, "num_envs": 128}
 
 VARIANTS: dict[str, Variant] = {

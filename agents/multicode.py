@@ -60,9 +60,9 @@ class Args(RunArgs):
     price: float = 0.0
     """cost of a kept code, in units of the reward"""
     code_dropout: float = 0.5
-    """fraction of the features left out of the training images' codes by the base, which are too good otherwise"""
+    """fraction of features dropped when the base encodes training images, whose codes are too good otherwise"""
     code_copies: int = 4
-    """versions of these codes"""
+    """number of versions of the training images' codes, each with other features dropped"""
     updates: int = 1500
     """gradient steps, each on one batch of images"""
     num_envs: int = 128
@@ -70,13 +70,13 @@ class Args(RunArgs):
     hidden: int = 512
     """width of both hidden layers"""
     start: float = 0.5
-    """logits of a code at first, relative to the last code before it, near which it begins"""
+    """weight of the last code before (the base's or a kept one) in the logits of a new code"""
     dropout: float = 0.5
     """fraction of the hidden units dropped while training"""
     input_dropout: float = 0.5
     """fraction of the features dropped while training"""
     learning_rate: float = 1e-3
-    """AdamW's, at the start of a cosine that ends at 0"""
+    """initial learning rate of AdamW; it falls to 0 along a cosine"""
     weight_decay: float = 1e-4
     """of AdamW"""
     evaluate_every: int = 250

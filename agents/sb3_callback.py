@@ -106,8 +106,8 @@ class TrainingCallback(BaseCallback):
     def _evaluate(self) -> None:
         """Measure how held-out images find each other, and the reward of decisions on them; queries are never seen.
 
-        The best policy has the highest tie-aware mAP of these; with a base the highest reward, because retrieval among
-        a few images is best where all codes are kept, which brings other images near too.
+        The best policy has the highest tie-aware mAP of these. With a base it has the highest reward: among a few
+        images mAP is best if all codes are kept, although that brings dissimilar images near too.
         """
         if len(self.held_out) < 2:
             return

@@ -124,9 +124,9 @@ def _encode_batch(policy: Any, image: NDArray[Any], bits: int, group_bits: int) 
 
 
 def _masks(policy: Any, task: HashingTask, group: int, n: int) -> dict[str, NDArray[np.bool_]]:
-    """Return the masks of a group's indices as an argument of ``predict``, where a policy of indices takes them.
+    """Return ``action_masks`` (n, 2**k) for ``predict`` if the policy has index actions and takes masks, else {}.
 
-    The last group may be shorter; the policy has learnt nothing about indices that it does not have.
+    A shorter last group has fewer valid indices, and the policy was not trained on the others.
     """
     takes = "action_masks" in inspect.signature(policy.predict).parameters
     if not takes or not isinstance(getattr(policy, "action_space", None), spaces.Discrete):

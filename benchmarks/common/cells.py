@@ -98,11 +98,11 @@ def features_name(dataset: HashingDataset) -> str:
 
 
 def data_digest(dataset: HashingDataset) -> str:
-    """Digests of what decides a result besides the settings, joined by plus signs: see :func:`same_data`.
+    """Return digests of the data and split that decide a result, joined by plus signs, for :func:`same_data`.
 
-    Each has 12 hexadecimal digits and covers the split. Of a folder of features they are of its arrays and labels, of
-    its thumbnails and labels, if it has thumbnails, and of its provenance. Embedded datasets have the last alone, as
-    have some rows of earlier versions.
+    Each has 12 hexadecimal digits and covers the split. A folder of features has, in this order, one of arrays and
+    labels, one of thumbnails and labels (if it has thumbnails), and one of provenance. Embedded datasets and some rows
+    of earlier versions have only the last.
     """
     digests = {"provenance": hashlib.sha256(json.dumps(dict(dataset.provenance), sort_keys=True, default=str).encode())}
     parts = {"arrays": ("features", "views", "regions", "train_regions"), "pictures": ("thumbnails",)}
@@ -123,8 +123,8 @@ def data_digest(dataset: HashingDataset) -> str:
 def same_data(one: str, other: str) -> bool:
     """Return whether two digests are of the same data.
 
-    They are if their arrays are equal, whatever they come from. Features of the same pictures with the same provenance
-    are the same as well: another processor rounds them differently. Where one lacks arrays, the provenance decides.
+    True if the arrays are equal, or if pictures and provenance are: features computed on another processor differ by
+    rounding. If one digest covers no arrays, provenance alone decides.
     """
     (*known, provenance), (*others, other_provenance) = one.split("+"), other.split("+")
     if not known or not others:

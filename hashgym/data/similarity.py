@@ -87,15 +87,15 @@ def neighbour_labels(
 ) -> NDArray[np.uint8]:
     """Return labels by which neighbours in feature space are similar, for images without classes.
 
-    Every image, or every one of a random ``anchors``, is a label: of itself and of its mutual neighbours, the images
-    that are among its k nearest and have it among theirs, by the cosine of their features. So two images are similar if
-    they are mutual neighbours of a common image, or of each other.
+    Each anchor (every image, or ``anchors`` random ones) defines a label, given to itself and its mutual neighbours:
+    images among its k nearest by cosine that also have it among theirs. So two images are similar if they are mutual
+    neighbours of a common anchor, or of each other and one is an anchor.
 
     Args:
-        features: (n, D), as standardised, since all then count the same.
+        features: (n, D), standardised, so that all features weigh the same.
         k: number of neighbours, an image itself included.
-        anchors: the most labels.
-        seed: of the images that are labels.
+        anchors: largest number of labels.
+        seed: of the choice of anchors.
 
     Returns:
         uint8 (n, L), L the lesser of n and ``anchors``.

@@ -154,11 +154,18 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
     "cifar10": {
         "cifar10-1": Rule(
             "1,000 queries, 5,000 to train, database 59,000 with the training images (DRLIH)",
-            *(1_000, 5_000, 60_000, "label"),
+            queries=1_000,
+            train=5_000,
+            images=60_000,
+            sample="label",
         ),
         "cifar10": Rule(
             "1,000 queries, 5,000 to train, database 54,000 without the training images",
-            *(1_000, 5_000, 60_000, "label", False),
+            queries=1_000,
+            train=5_000,
+            images=60_000,
+            sample="label",
+            train_in_database=False,
         ),
         "cifar10-2": Rule("the 10,000 test images as queries, 50,000 to train and search", None, None, 0, "part"),
     },
@@ -168,19 +175,29 @@ RULES: Mapping[str, Mapping[str, Rule]] = {
         ),
         "mch": Rule(
             "24 labels, 5,000 queries, 10,000 to train, the rest database",
-            *(5_000, 10_000, 25_000),
+            queries=5_000,
+            train=10_000,
+            images=25_000,
             label_count=24,
             keeps=lambda name: not name.endswith("_r1"),
         ),
         "deephash": Rule(
             "38 labels, 1,000 queries, 4,000 to train, database 20,000 without the training images",
-            *(1_000, 4_000, 25_000, "random", False, 38),
+            queries=1_000,
+            train=4_000,
+            images=25_000,
+            train_in_database=False,
+            label_count=38,
         ),
     },
     "nuswide21": {
         "drlih": Rule(
             "2,100 queries (100 a concept), 10,500 to train (500 a concept), the rest database (DRLIH and MCH)",
-            *(2_100, 10_500, 195_834, "label", True, 21),
+            queries=2_100,
+            train=10_500,
+            images=195_834,
+            sample="label",
+            label_count=21,
         ),
     },
     "coco": {
@@ -418,10 +435,10 @@ def _random_rule(labels: NDArray[np.uint8]) -> Rule:
 def _stratified(
     pool: NDArray[np.int64], labels: NDArray[np.uint8], count: int, by_label: bool, spare: int
 ) -> NDArray[np.int64]:
-    """Draw the first images of ``pool``; by label, labels take turns, rarest first, each with its first image.
+    """Draw images of ``pool`` in order; by label, labels take turns, rarest first, each with its next image.
 
-    Of every label ``spare`` images are left in the pool, and half of its images while there are others to take. If that
-    leaves too few, fewer than ``count`` are drawn.
+    With ``spare``, a first pass leaves half of every label's images, at least ``spare``; a second, if too few were
+    drawn, leaves only ``spare``. Fewer than ``count`` may be drawn.
     """
     if not by_label and not spare:
         return pool[:count]

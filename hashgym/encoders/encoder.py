@@ -252,8 +252,8 @@ class Encoder:
     def cut(self, bits: int) -> Encoder:
         """Return an encoder of the first bits of each code, from the same network.
 
-        Its codes are as good as those of an encoder of that length where ``lengths`` has it, and nearly so between two
-        of them; of an encoder that was not trained for it they are mere parts of codes.
+        Where ``lengths`` has the length, codes are as good as those of an encoder trained for it; between two such
+        lengths nearly so. Without such training they are just truncated codes.
 
         Args:
             bits: their number, from 1 to q.

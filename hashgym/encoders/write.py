@@ -205,7 +205,7 @@ def without_backbone(path: str | Path, threads: int | None = None) -> Encoder:
 
 
 def _behind(graph: GraphProto, value: str) -> tuple[list[Any], list[Any]]:
-    """Return the nodes and the initializers that a graph's outputs need if a value is given."""
+    """Return the nodes and initializers that compute a graph's outputs from an intermediate value, given by name."""
     makers = {name: node for node in graph.node for name in node.output}
     needed, waiting = {value}, [output.name for output in graph.output]
     while waiting:
@@ -235,8 +235,8 @@ class Agreement:
         different: number of bits that differ.
         ties: number of bits that float32 rounding may decide either way: the size of their margin is at most TIE times
             the mean size of that bit's margins; NETWORK_TIE times of an encoder with a trained backbone.
-        different_ties: number of bits that differ and are ties, or follow one that differs, since a policy that acts on
-            groups of bits observes the groups before.
+        different_ties: number of differing bits that rounding explains: ties, and bits in groups after the first group
+            that differs (a policy observes earlier groups).
         different_keeps: number of codes that only one of the two keeps, in images whose codes are equal.
     """
 
@@ -287,8 +287,12 @@ def compare(
         found = CodeSets.of(margin > 0, keep)
         keeps = int((found.kept != wanted.kept)[~different.any(axis=(1, 2))].sum())
     return Agreement(
-        *(len(margin), margin.size, int(different.sum()), int(ties.sum())),
-        *(int((different & (ties | (group > first))).sum()), keeps),
+        images=len(margin),
+        bits=margin.size,
+        different=int(different.sum()),
+        ties=int(ties.sum()),
+        different_ties=int((different & (ties | (group > first))).sum()),
+        different_keeps=keeps,
     )
 
 

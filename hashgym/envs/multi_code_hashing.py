@@ -74,7 +74,7 @@ class MultiCodeTask(BaseTask):
         return k
 
     def acting(self, bits: int) -> HashingTask:
-        """Return the task whose groups have the bits of this one's actions: k, and one that keeps the code.
+        """Return a :class:`HashingTask` whose one group has the bits of an action: k, and with ``keep`` one more.
 
         Raises:
             ValueError: for groups that are longer than the code, or that have too many indices.
@@ -181,7 +181,7 @@ class MultiCodeHashingCore(BatchedCore):
         self.base = fitted_base(self.dataset_index, task)
         self.bits = self.base.bits
         self.table = loss_table(self.base, task)
-        # Entry 2 (d + 1) + similar, for distances from -1 to q + 1: those of a flipped bit that does not exist.
+        # Entry 2 (d + 1) + similar is L(d), extended to d = -1 and q + 1: _credit reads these, but they cancel there.
         self._losses = np.pad(self.table, ((0, 0), (1, 1)), mode="edge").T.ravel()
         self._short_losses = self._losses.astype(np.float32)  # for credit, at half the memory traffic
         self.acting, self.group_bits = task.acting(self.bits), task.group_length(self.bits)
@@ -288,10 +288,9 @@ class MultiCodeHashingCore(BatchedCore):
 
     def _distances(self, bits: NDArray[np.bool_]) -> NDArray[np.int16]:
         """Return Hamming distances (n, N) of codes (n, q) from those of all training images."""
-        inner = (bits - np.float32(0.5)) @ self.base_codes.signs[
-            self.book
-        ].T  # half the inner product: q / 2 - distance
-        return (self.bits / 2 - inner).astype(np.int16)
+        signs = self.base_codes.signs[self.book]
+        half_inner = (bits - np.float32(0.5)) @ signs.T  # q / 2 - distance
+        return (self.bits / 2 - half_inner).astype(np.int16)
 
     def _loss(self, distances: NDArray[np.int16], losses: NDArray[Any] | None = None) -> NDArray[Any]:
         """Return the loss of each pair at these distances, (n, N), from float64 or other entries; 0 with itself."""

@@ -58,8 +58,8 @@ class PartnerSampler:
     def sample(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """Draw ``count`` different rows, stratified by label pattern: each pattern has its share of them, rounded.
 
-        Every row is as likely as any other: of all rows, sorted by pattern and in random order within it, those at
-        equal distances are taken, from a random first one on.
+        Systematic sampling: rows, sorted by pattern and shuffled within it, are taken at equal intervals from a random
+        start, so every row is equally likely.
 
         Returns:
             int64 (count,), in ascending order; all N rows if there are no more.

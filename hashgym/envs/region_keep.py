@@ -133,7 +133,8 @@ class _TrainingCodes(SharedCodes):
             int64 (n, 2, bits + 1, 2): [:, 1] counts images that share a label with that of the set, [:, 0] others;
             [..., 1] counts images nearer to the offered code than to any kept one, [..., 0] others.
         """
-        # With all codes repeated twice distances are even, except to the offered code, which has one bit more.
+        # Repeating codes twice doubles distances, and one extra bit makes those to the offered code odd: the parity of
+        # the least distance tells whether the offered code is strictly nearer.
         sets = _doubled(kept, self._bits)
         if offered is not None:
             sets = np.concatenate([sets, _doubled(offered[:, None], self._bits, odd=True)], axis=1)

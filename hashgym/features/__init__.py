@@ -169,8 +169,7 @@ def load_network(name: str, weights: str | None = None, *, pretrained: bool = Tr
         name: one of ``NETWORKS``, or a classifier of ``torchvision.models`` that is one sequence of blocks, such as
             resnet18, mobilenet_v2 or efficientnet_b0.
         weights: a file of weights; None for the network's own.
-        pretrained: False for the architecture alone, without reading weights: its numbers are arbitrary, and are filled
-            in with those of a trained network.
+        pretrained: False for the architecture alone, with uninitialised weights, to be loaded later.
 
     Raises:
         ValueError: for a name of another backbone or none, or a package that is not installed.

@@ -51,7 +51,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def empty(network: torch.nn.Module) -> torch.nn.Module:
-    """Return a network in evaluation mode whose numbers are arbitrary: they are filled in by those of a trained one."""
+    """Return a network in evaluation mode with uninitialised weights, to be loaded later."""
     return network.to_empty(device="cpu").float().eval().requires_grad_(False)
 
 

@@ -39,9 +39,9 @@ class GroupedPicture:
         size: width and height in pixels, when the picture was encoded.
         bytes: size of the file now; None if it is missing.
         modified: time of the last change of the file, in seconds since 1970; None if it is missing.
-        largest: whether it is the largest of the group: it has the most pixels, and the most bytes of those. Only one
-            picture of a group is, the first in its order; a missing one never.
-        oldest: whether its file is the one that was changed the longest ago; again one of the group, and not missing.
+        largest: whether it has the most pixels of the group, then the most bytes; ties go to the first. Never a missing
+            file.
+        oldest: whether its file was changed the longest ago; ties go to the first. Never a missing file.
     """
 
     id: int

@@ -189,8 +189,12 @@ def update_codes(
     more = _Job(own, target, root, set(names), threads, settings, drop_excluded).run(names)
     return EncodingReport(
         target,
-        *(done.new + more.new, done.changed + more.changed, done.removed + more.removed),
-        *(done.unchanged if started else more.unchanged, passed.summary(), more.note),
+        new=done.new + more.new,
+        changed=done.changed + more.changed,
+        removed=done.removed + more.removed,
+        unchanged=done.unchanged if started else more.unchanged,
+        passed_over=passed.summary(),
+        note=more.note,
     )
 
 
@@ -440,7 +444,7 @@ class _Job:
         row_of = {name: row for row, name in enumerate(old.names)}
         rows = np.array([row_of.get(name, -1) for name in names], np.int64)
         named = set(names)
-        # Pictures of the whole command count as named: those that came back since an update was killed follow it.
+        # Pictures that this command names, but the killed one that it continues did not, are encoded after it.
         gone = (name for name in old.names if name not in named and name not in self.existing)
         if omitted := [name for name in gone if os.path.exists(self.root / name) and not self._drops(name)]:
             raise DataError(
@@ -483,7 +487,10 @@ def _unfinished(target: Path) -> Path:
 
 
 def _started_names(folder: Path, root: Path, names: Sequence[str]) -> list[str] | None:
-    """Return the pictures of an unfinished job, if the names differ now and those no longer named do not exist."""
+    """Return the names that an unfinished job was started with, if that job must be finished first; else None.
+
+    It must if the names differ from ``names``, and every picture that is no longer named no longer exists.
+    """
     named = set(names)
     with suppress(DataError):
         started = read_json(folder / LISTED, CODES.remedy)

@@ -127,8 +127,19 @@ def _opened(path: Path, meta: dict[str, Any], verify: Verify) -> EncodedImages:
     ):
         raise DataError(f"{path} is damaged: its arrays and names do not fit together; {CODES.remedy}")
     return EncodedImages(
-        *(path, Path(meta["root"]), names, words, kept, sizes, bits, meta["encoder"], meta["digest"]),
-        *(meta["left_out"], stamps, digests, left_out_stamps),
+        folder=path,
+        root=Path(meta["root"]),
+        names=names,
+        words=words,
+        kept=kept,
+        sizes=sizes,
+        bits=bits,
+        encoder=meta["encoder"],
+        digest=meta["digest"],
+        left_out=meta["left_out"],
+        stamps=stamps,
+        digests=digests,
+        left_out_stamps=left_out_stamps,
     )
 
 

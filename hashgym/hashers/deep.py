@@ -48,8 +48,8 @@ class DeepHasher(Hasher):
         dropout: share of the hidden units left out at each update.
         input_dropout: share of the features left out at each update.
         updates: number of gradient steps.
-        nested: step of the lengths at which prefixes of the code are trained to be codes themselves, 12 for 12, 24 and
-            so on; the loss is the sum of theirs, after "Nested Hash Layer" (arXiv 2412.08922). 0 for none.
+        nested: interval of the prefix lengths that are trained as codes: 12 for 12, 24, ... bits. The loss is the sum
+            over all lengths, after "Nested Hash Layer" (arXiv 2412.08922). 0 for none.
         batch_size: number of images in a step.
         learning_rate: initial learning rate; it falls to 0 along a cosine.
         weight_decay: weight decay of AdamW.
@@ -58,8 +58,8 @@ class DeepHasher(Hasher):
             vectors.
         backbone_learning_rate: its initial learning rate.
         backbone_weights: a file of its pretrained weights; None for the network's own.
-        head_updates: number of gradient steps of the head alone before, on features of the backbone as it is; 0 for
-            none.
+        head_updates: number of gradient steps of the head alone, on features of the frozen backbone, before both are
+            trained; 0 for none.
         augment: how pixels are augmented in training, one of :data:`hashgym.features.trainable.AUGMENTATIONS`.
         device: "cpu", "cuda", ..., or "auto": a GPU if there is one.
         verbose: whether to show a progress bar.
@@ -288,7 +288,7 @@ class _Vectors:
 
 
 class _Maps:
-    """Images as they are, which stay where they are, and views of them: a batch is read and moved to a device."""
+    """Images or views, left unscaled where they are (perhaps in a file); only batches are moved to a device."""
 
     def __init__(self, X: NDArray[Any], device: torch.device) -> None:
         self.X, self.device = X, device

@@ -28,8 +28,8 @@ class PrefixIndex(BucketTableIndex):
 
     Args:
         bits: q, the length of the codes.
-        prefix: number of first bits that are looked up; by default as many as there are doublings in the number of
-            codes, at most half of ``bits``: about as many buckets as codes.
+        prefix: number of first bits that are looked up; by default the bit length of the number of codes, so about as
+            many buckets as codes, at most half of ``bits``.
         candidates: number of codes to rank for each query, at least k; None for exact results.
 
     Raises:

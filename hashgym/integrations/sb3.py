@@ -306,7 +306,7 @@ class BackboneExtractor(BaseFeaturesExtractor):
         return torch.cat([features, *(observation[key].flatten(1) for key in self.small)], dim=1)
 
     def apply(self, fn: Callable[[nn.Module], None]) -> BackboneExtractor:
-        """Apply a function to all but the backbone: Stable-Baselines3's draws new weights, in place of trained ones."""
+        """Apply ``fn`` to all but the backbone: SB3 initialises weights by this call, and would reset trained ones."""
         self.layer.apply(fn)
         return self
 
