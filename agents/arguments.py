@@ -57,8 +57,10 @@ class CommonArgs(metaclass=_FormerNames):
             value = getattr(self, name)
             if type(self).__dataclass_fields__[name].type == "int" and not is_integer(value):
                 raise ValueError(f"{name} must be an integer, got {value!r}")
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name} must be above 0 and finite, got {value}")
+            if not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
+            if value == math.inf:
+                raise ValueError(f"{name} must be finite, got {value}")
 
     def check_fraction(self, *names: str) -> None:
         """Raise ValueError for the first of these arguments that is not in [0, 1)."""
