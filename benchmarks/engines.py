@@ -31,10 +31,12 @@ from benchmarks.common.arguments import MeasureArgs
 from benchmarks.common.machine import load_average, package_versions, resident_mb, revision, seconds
 from benchmarks.common.results import Results, describe
 from hashgym import index
+from hashgym.checks import check_choice
 from hashgym.codes import CodeSets, Words
 from hashgym.console import Console, Table
 from hashgym.terminal import command_line, parse
 
+DATA = ("random", "clustered", "features")
 NEEDS = {"faiss": "faiss", "faiss-hash": "faiss", "milvus": "pymilvus"}
 KEY = ("data", "codes", "bits", "backend", "task")
 COLUMNS = (
@@ -108,15 +110,13 @@ def make_data(kind: str, args: Args) -> tuple[CodeSets, Words]:
     images = max(1, round(args.codes / args.per_image))
     if kind == "features":
         draw = _features(args, rng)
-    elif kind in ("random", "clustered"):
+    else:
         centres = rng.random((2_000, args.bits), np.float32) < 0.5
         flipped = 0.5 if kind == "random" else 0.05
 
         def draw(n: int) -> NDArray[np.bool_]:
             return centres[rng.integers(len(centres), size=n)] ^ (rng.random((n, args.bits), np.float32) < flipped)
 
-    else:
-        raise ValueError(f"there is no data {kind!r}: choose from random, clustered, features")
     kept = rng.random((images, 1 + regions)) < (args.per_image - 1) / regions
     kept[:, 0] = True
     codes = np.zeros((*kept.shape, args.bits), np.bool_)
@@ -129,8 +129,7 @@ def _features(args: Args, rng: np.random.Generator) -> Callable[[int], NDArray[n
     from hashgym import hashers
     from hashgym.data import cache
 
-    if args.features is None:
-        raise ValueError("the data `features` need --features DIR: give a folder that `hashgym features` wrote")
+    assert args.features is not None
     dataset = cache.open_cache(args.features).standardized()
     hasher = hashers.make("itq", bits=args.bits).fit(dataset.features[dataset.train])
 
@@ -145,7 +144,16 @@ def _features(args: Args, rng: np.random.Generator) -> Callable[[int], NDArray[n
 
 
 def measure(args: Args, console: Console) -> Report:
-    """Measure every back end on all data, brute force first, each in its own process; rows are written as they come."""
+    """Measure every back end on all data, brute force first, each in its own process; rows are written as they come.
+
+    Raises:
+        ValueError: for unknown data or back ends, or data without their folder, before anything is measured.
+    """
+    for name, known in (("data", DATA), ("backends", index.backends())):
+        for value in getattr(args, name):
+            check_choice(name, value, known)
+    if "features" in args.data and args.features is None:
+        raise ValueError("the data `features` need --features DIR: give a folder that `hashgym features` wrote")
     installed = [name for name in args.backends if find_spec(NEEDS.get(name, "numpy"))]
     bounded = [f"prefix:{count}" for count in args.candidates] if "prefix" in installed else []
     report, results = Report(), Results(args.out, COLUMNS, KEY, "engines.csv") if args.out else None

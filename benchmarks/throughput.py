@@ -39,6 +39,7 @@ import hashgym.hashers
 from benchmarks.common.arguments import MeasureArgs
 from benchmarks.common.machine import load_average, peak_mb, revision
 from benchmarks.common.results import Results, describe
+from hashgym.checks import check_choice
 from hashgym.console import Console, Table
 from hashgym.data import load
 from hashgym.device import resolve_device
@@ -355,6 +356,8 @@ def main(args: Args) -> list[Row]:
     """Measure every environment, print its tables, and add the rows to the file."""
     console, load = Console(), f"{load_average():.1f}"
     resolve_device(args.device)  # raises for an unknown device before work starts
+    for name in args.envs:
+        check_choice("envs", name, tasks(args))
     versions = {
         "gymnasium": gym.__version__,
         "stable_baselines3": stable_baselines3.__version__,

@@ -3,6 +3,7 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from benchmarks import engines, retrieval
 from benchmarks.common.results import Results
@@ -87,14 +88,24 @@ def test_codes_to_index_have_the_given_number_and_spread(tmp_path):
         assert queries.shape == (50, 1)
         least[kind] = hamming(queries[:, None], sets.words[:, 0][None]).min(axis=1).mean()
     assert least["clustered"] < least["random"] - 2
-    with pytest.raises(ValueError, match="there is no data 'x'"):
-        engines.make_data("x", args)
-    with pytest.raises(ValueError, match="--features DIR"):
-        engines.make_data("features", args)
     cache.save(small_dataset(0, n=400, dim=40), tmp_path / "features")
     sets, _ = engines.make_data("features", replace(args, codes=900, per_image=1, features=tmp_path / "features"))
     assert sets.words.shape == (900, 6, 1)
     assert sets.anhc == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"data": ("random", "x")}, "data must be one of random, clustered, features, got 'x'"),
+        ({"data": ("random", "features")}, "--features DIR"),
+        ({"backends": ("faiss", "fais")}, "backends must be one of .*, got 'fais'.*faiss"),
+    ],
+)
+def test_bad_arguments_of_engines_stop_before_anything_is_measured(change, match, monkeypatch):
+    monkeypatch.setattr(engines, "make_data", None)
+    with pytest.raises(ValueError, match=match):
+        engines.measure(engines.Args(**change), Console(quiet=True))
 
 
 def test_the_loop_gives_the_exact_number_where_nothing_ties():

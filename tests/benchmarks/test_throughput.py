@@ -84,6 +84,12 @@ def test_an_unknown_device_is_rejected_before_work(monkeypatch: pytest.MonkeyPat
         throughput.main(throughput.Args(device="abacus"))
 
 
+def test_an_unknown_environment_is_rejected_before_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(throughput, "measure_steps", None)
+    with pytest.raises(ValueError, match=r"envs must be one of .* got 'CartPole-v1'"):
+        throughput.main(throughput.Args(envs=("RegionKeep-v0", "CartPole-v1")))
+
+
 def test_the_old_names_of_options_are_accepted() -> None:
     words = ["--lanes", "2", "3", "--async-lanes", "4", "--ppo-lanes", "0"]
     args = parse(throughput.Args, "benchmarks.throughput", words)
