@@ -3,7 +3,6 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from benchmarks import engines, retrieval
 from benchmarks.common.results import Results
