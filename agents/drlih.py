@@ -583,7 +583,8 @@ def unused(args: Args) -> list[str]:
         without += ["logit_scale"]
     if not issubclass(variant.network, FusedGRU):
         without += ["value_weight", "entropy_weight"]
-    return [name for name in without if getattr(args, name) != getattr(PRESETS[args.variant], name)]
+    usual = Args(variant=args.variant, **variant.defaults)
+    return [name for name in without if getattr(args, name) != getattr(usual, name)]
 
 
 PRESETS = {name: Args(variant=name, **variant.defaults) for name, variant in VARIANTS.items()}

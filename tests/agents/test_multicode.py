@@ -159,7 +159,7 @@ def test_it_learns_codes_that_raise_map_and_recall_on_scenes() -> None:
     ("change", "message"),
     [
         ({"codes": 0}, "codes must be above 0"),
-        ({"group_bits": -1}, "group_bits must be at least 0"),
+        ({"group_bits": -1}, "group_bits must be a finite number of at least 0"),
         ({"code_dropout": 1.0}, "code_dropout must be at least 0 and below 1"),
         ({"learning_rate": 0}, "learning_rate must be above 0"),
     ],
