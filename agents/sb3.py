@@ -104,7 +104,7 @@ def make_model(envs: VecEnv, args: Args) -> BaseAlgorithm:
             device=resolve_device(args.device),
             **settings | {"learning_rate": LinearSchedule(settings["learning_rate"], 0.0, 1.0)},
         )
-    except TypeError as error:
+    except (TypeError, AssertionError) as error:  # of a wrong kind, or a value that the algorithm asserts
         raise ValueError(f"{args.algo}: {error}; settings are those of its constructor in Stable-Baselines3") from error
 
 

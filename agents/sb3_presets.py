@@ -12,7 +12,7 @@ from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 
-from hashgym.checks import check_choice, closest
+from hashgym.checks import check_choice, check_number, closest
 from hashgym.integrations.sb3 import BackboneExtractor
 
 from .arguments import CommonArgs, Name
@@ -168,7 +168,8 @@ class Args(CommonArgs):
         self.check_positive("steps", "num_envs", "bits", "codes", "evaluations", "checkpoints")
         self.check_fraction("input_dropout")
         known = inspect.signature(preset.algorithm).parameters if self.settings else {}
-        for name in self.settings:
+        for name, value in self.settings.items():
+            check_number(f"{name} of settings", value)
             if name not in (*known, "noise"):
                 raise ValueError(
                     f"{self.algo} has no setting {name!r}{closest(name, known)}: settings are arguments of its "

@@ -127,10 +127,12 @@ def check_size(size: int | None, default: int) -> int:
     """Return ``size``, or the default if it is None.
 
     Raises:
-        ValueError: for a size below one pixel.
+        ValueError: for a size below one pixel, or above MAX_SIDE.
     """
-    if size is not None and size < 1:
-        raise ValueError(f"size, the side of the network's input in pixels, must be at least 1, got {size}")
+    if size is not None and not 1 <= size <= MAX_SIDE:
+        raise ValueError(
+            f"size, the side of the network's input in pixels, must be at least 1 and at most {MAX_SIDE:,}, got {size}"
+        )
     return default if size is None else size
 
 

@@ -154,8 +154,8 @@ def learn_words(
 ) -> Path:
     """Learn visual words from training images and write them to the file ``out``, float32 (words, 128).
 
-    The split is the one that :func:`hashgym.features.extract` draws with the same arguments, so that no query is
-    used.
+    The split is the one that :func:`hashgym.features.extract` draws with the same arguments, so that no query is used
+    where all images can be read. (Without those that cannot, another split is drawn.)
 
     Args:
         collection: the images.

@@ -6,6 +6,7 @@ Models and weights are loaded by the libraries themselves. Their preprocessing b
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -72,7 +73,7 @@ class LibraryModel:
         """
         size = self.preprocess.size
         run, chosen = compile_network(
-            self.images,
+            copy.deepcopy(self.images),  # it moves to the device, and this one stays
             mean=[255 * x for x in self.mean],
             std=[255 * x for x in self.std],
             size=size,

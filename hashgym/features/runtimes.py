@@ -125,7 +125,8 @@ def to_onnx(
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = Path(folder) / "network.onnx"
-        logging.disable(logging.WARNING)
+        disabled = logging.root.manager.disable
+        logging.disable(max(disabled, logging.WARNING))
         attention = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)  # its operator has no ONNX form
         try:
@@ -141,7 +142,7 @@ def to_onnx(
             )
         finally:
             torch.backends.mha.set_fastpath_enabled(attention)
-            logging.disable(logging.NOTSET)
+            logging.disable(disabled)
         return path.read_bytes()
 
 

@@ -61,7 +61,8 @@ class TrainableBackbone(nn.Module):
         digest: SHA-256 of the file of pretrained weights; empty without one.
 
     Raises:
-        ValueError: for an unknown network or augmentation, or images that are not activations of it at this cut.
+        ValueError: for an unknown network or augmentation, images that are not activations of it at this cut, or
+            pixels that are larger than SIZE.
         DataError: for weights that cannot be used.
     """
 
@@ -77,6 +78,11 @@ class TrainableBackbone(nn.Module):
         super().__init__()
         name, cut, self.size = parse(spec)
         self.spec, self.cut, self.image_shape = spec, cut, tuple(image_shape)
+        if self.size is not None and max(self.image_shape[-2:]) > self.size:
+            raise ValueError(  # shrinking here would alias; extraction filters first
+                f"{spec} makes images smaller, from {' x '.join(map(str, self.image_shape[-2:]))} pixels: extract them "
+                f"with `hashgym features --cut 0 --size {self.size}` instead, and give {name}"
+            )
         augmented = augmentation(augment, self.image_shape)
         self.augment = augmented if cut == 0 else nn.Identity()
         if len(self.image_shape) != 3:

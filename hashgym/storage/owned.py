@@ -129,11 +129,11 @@ def publish(work: Path, target: Path, *, replace: bool = False) -> None:
     if not is_owned(target):
         raise DataError(f"{target} was not written by hashgym and is not replaced: choose another name")
     old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
-    target.rename(old)
     try:
+        target.rename(old)
         work.rename(target)
-    finally:
-        if not target.exists():
+    finally:  # also if it is interrupted between the two
+        if old.exists() and not target.exists():
             old.rename(target)
     sync(target.parent)
     remove(old)

@@ -255,6 +255,7 @@ def test_training_leaves_the_callers_generators_alone() -> None:
         ({"env": "CartPole-v1"}, "env must be one of"),
         ({"steps": -1}, "steps must be above 0"),
         ({"input_dropout": 1.0}, "input_dropout must be at least 0 and below 1"),
+        ({"settings": {"gamma": float("nan")}}, "gamma of settings must be finite, got nan"),
     ],
 )
 def test_wrong_arguments_are_rejected(arguments: dict[str, Any], message: str) -> None:
@@ -265,6 +266,8 @@ def test_wrong_arguments_are_rejected(arguments: dict[str, Any], message: str) -
 def test_what_cannot_be_trained_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"ppo has no setting 'n_stepz' .did you mean 'n_steps'"):
         sb3.train(blobs(), small("BitGroupHashing-v0", "ppo", settings={"n_stepz": 4}), progress=False)
+    with pytest.raises(ValueError, match=r"ppo: .*batch_size"):
+        sb3.train(blobs(), small("BitGroupHashing-v0", "ppo", settings={"batch_size": 1}), progress=False)
     with pytest.raises(ValueError, match="need base="):
         sb3.train(scenes(), small("RegionKeep-v0", "ppo"), progress=False)
     with pytest.raises(ValueError, match="unknown reward"):

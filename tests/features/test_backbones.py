@@ -1,6 +1,7 @@
 """Backbones against forward passes written out by hand."""
 
 import dataclasses
+import logging
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from hashgym import features
 from hashgym.data import DataError
 from hashgym.features import torchvision_classifiers, weights
 from hashgym.features.backbone import Fit
+from hashgym.features.runtimes import to_onnx
 from hashgym.features.torchvision_compat import import_torchvision
 from hashgym.storage.checksums import sha256
 
@@ -353,3 +355,14 @@ def test_the_runtime_sends_nothing_to_its_makers(tmp_path):
     places = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, **places})
     assert not [path for path in tmp_path.rglob("*") if "onnxruntime" in str(path).lower()]
+
+
+def test_writing_a_model_leaves_the_log_level_as_it_was():
+    pytest.importorskip("onnx")
+    logging.disable(logging.CRITICAL)
+    try:
+        torch.manual_seed(0)
+        to_onnx(torch.nn.Linear(2, 1), torch.zeros(1, 2), {"x": {0: "n"}}, {"y": {0: "n"}})
+        assert logging.root.manager.disable == logging.CRITICAL
+    finally:
+        logging.disable(logging.NOTSET)

@@ -204,6 +204,14 @@ def test_a_network_without_one_vector_a_picture_is_rejected() -> None:
         network.backbone(device="cpu", runtime="torch")
 
 
+def test_the_model_stays_where_it_is_when_its_network_moves() -> None:
+    """On a GPU the pictures that measure the number of features are on the CPU."""
+    images = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 4), torch.nn.Flatten())
+    network = library_models.LibraryModel("timm:flat", images.eval(), Stretch(4), [0.0] * 3, [1.0] * 3, "", "")
+    assert network.backbone(device="meta", runtime="torch").dim == 2
+    assert next(images.parameters()).device.type == "cpu"
+
+
 def test_a_processor_with_rules_of_its_own_is_rejected(tmp_path: Path) -> None:
     _, path = transformers_folder("convnext", tmp_path)  # below 384 pixels it resizes to size / crop_pct, then crops
     with pytest.raises(ValueError, match=r"the preprocessing of hf:.*ConvNextImageProcessor.* is not one that hashgym"):
@@ -301,7 +309,8 @@ def test_wrong_names_and_weights(tmp_path: Path) -> None:
         ("timm:test_vit", {"weights": absent}, "no weights at .*absent"),
         ("timm:test_resnet", {"weights": str(weights)}, "holds the weights of another network than timm:test_resnet"),
         ("timm:test_vit", {"cut": 2}, "timm:test_vit is the network of another library, .* cannot be cut"),
-        ("timm:test_vit", {"size": 0}, "must be at least 1, got 0"),
+        ("timm:test_vit", {"size": 0}, "must be at least 1 and at most 8,192, got 0"),
+        ("efficientnet_lite0", {"size": 200_000}, "must be at least 1 and at most 8,192, got 200000"),
         ("open_clip:ViT-B-33/openai", {}, r"open_clip has no model 'ViT-B-33' \(did you mean"),
         ("open_clip:ViT-B-32", {}, "open_clip:ViT-B-32 has no weights, as there is no tag: .*/TAG with one of openai"),
         (f"open_clip:{CLIP_NAME}/x.pt", {}, r"there is no tag or file 'x\.pt'"),

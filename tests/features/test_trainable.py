@@ -299,6 +299,7 @@ def test_without_pretrained_weights_the_architecture_is_the_same(spec, mobilenet
         (":3", (3, 8, 8), "NAME or NAME:CUT"),
         ("@64", (3, 8, 8), "NAME or NAME:CUT"),
         ("convnet@", (3, 8, 8), "NAME or NAME:CUT"),
+        ("convnet@8", (3, 16, 8), r"convnet@8 makes images smaller, from 16 x 8 pixels: .*--cut 0 --size 8"),
         ("convnet@0", (3, 8, 8), "or NAME@SIZE for pixels that are resized"),
         ("tiny:2@64", (64, 2, 2), "or NAME@SIZE for pixels that are resized"),
         ("tiny@64:2", (64, 2, 2), "or NAME@SIZE for pixels that are resized"),

@@ -109,3 +109,22 @@ def test_a_published_folder_replaces_an_owned_one_and_no_other(tmp_path: Path) -
         publish("fourth", replace=True)
     assert (tmp_path / "out" / "file").read_text() == "second"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "work"]
+
+
+def test_a_replacement_that_is_interrupted_keeps_the_old_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("work", "out"):
+        (owned.create(tmp_path / name) / "file").write_text(name)
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        renamed = rename(self, target)
+        if self.name == "out":
+            raise KeyboardInterrupt
+        return renamed
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        owned.publish(tmp_path / "work", tmp_path / "out", replace=True)
+    assert (tmp_path / "out" / "file").read_text() == "out"
