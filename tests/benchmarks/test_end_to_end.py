@@ -172,7 +172,7 @@ def test_the_gpu_script_runs_on_a_cpu(archive, tmp_path):
         device="cpu",
         minutes=5,
         networks=("convnet",),
-        size=16,
+        size=32,
         methods=("orthohash", "drlih-norec"),
         bits=12,
         epochs=2,
@@ -185,8 +185,8 @@ def test_the_gpu_script_runs_on_a_cpu(archive, tmp_path):
     assert gpu.main(args, Console(quiet=True)) == 0
     rows = gpu.results(args).rows()
     assert [(row["method"], row["device"], row["features"]) for row in rows] == [
-        ("orthohash", "cpu", "convnet@16"),
-        ("drlih-norec", "cpu", "convnet@16"),
+        ("orthohash", "cpu", "convnet@32"),
+        ("drlih-norec", "cpu", "convnet@32"),
     ]
     assert gpu.main(args, Console(quiet=True)) == 0  # nothing is run again
     assert gpu.results(args).rows() == rows
