@@ -34,6 +34,7 @@ from hashgym import index
 from hashgym.checks import check_choice
 from hashgym.codes import CodeSets, Words
 from hashgym.console import Console, Table
+from hashgym.index.base import BACKENDS
 from hashgym.terminal import command_line, parse
 
 DATA = ("random", "clustered", "features")
@@ -149,9 +150,11 @@ def measure(args: Args, console: Console) -> Report:
     Raises:
         ValueError: for unknown data or back ends, or data without their folder, before anything is measured.
     """
-    for name, known in (("data", DATA), ("backends", index.backends())):
-        for value in getattr(args, name):
-            check_choice(name, value, known)
+    for kind in args.data:
+        check_choice("data", kind, DATA)
+    for name in args.backends:
+        if name not in BACKENDS:  # which has those of the user's own modules too
+            check_choice("backends", name, index.backends())
     if "features" in args.data and args.features is None:
         raise ValueError("the data `features` need --features DIR: give a folder that `hashgym features` wrote")
     installed = [name for name in args.backends if find_spec(NEEDS.get(name, "numpy"))]

@@ -331,10 +331,12 @@ def _split(
 
 def _part(what: str, given: Any, n: int) -> NDArray[np.int64] | int | None:
     """Return the indices of images, also for a mask; or their number."""
-    if given is None or (isinstance(given, (int, np.integer)) and not isinstance(given, bool)):
-        if given is not None and given < 1:
+    if given is None:
+        return None
+    if isinstance(given, (int, np.integer)) and not isinstance(given, bool):
+        if given < 1:
             raise DataError(f"{what} must be at least 1 image, or left out, got {given}")
-        return None if given is None else int(given)
+        return int(given)
     array = np.asarray(given) if isinstance(given, (list, tuple, range)) or hasattr(given, "__array__") else None
     if array is None or array.ndim != 1 or (array.dtype.kind not in "biu" and array.size):
         raise DataError(f"{what} must be a number of images, their indices, or a mask (n,); got {describe(given)}")

@@ -104,15 +104,18 @@ def build_encoder(
     target, place = Path(out), Path(source)
     run = place / POLICY if place.is_dir() else place if place.suffix == ".onnx" else None
     with atomic_write(target, new=True) as file, tempfile.TemporaryDirectory() as work:
-        head, agreement = Path(work) / "head.onnx", None
+        head, agreement, backbone = Path(work) / "head.onnx", None, None
         if run is not None:
             _check_run(run, place, bits, train)
             head = run
         else:
             with _limited_threads(threads):
-                extracted, dataset, hasher = _fitted_hasher(
-                    place, str(source), features, bits, seed, standardized, train, progress, weights, features_only
+                extracted, dataset, settings = _hasher_data(
+                    place, str(source), features, bits, seed, standardized, train, progress, weights
                 )
+                if not features_only:  # before a fit that may take hours
+                    backbone = backbone_of(extracted.provenance.get("backbone"), weights)
+                hasher = hashers.fitted(place if place.suffix == ".npz" else str(source), dataset, **settings)
                 write_hasher(head, hasher, dataset, train)
                 agreement = _compare(head, hasher, extracted, dataset, str(source), threads)
         encoder, final = load_encoder(head), head
@@ -120,7 +123,7 @@ def build_encoder(
             _check_features(encoder, features)
         if encoder.takes == "features" and not features_only:
             final = Path(work) / "encoder.onnx"
-            add_backbone(head, final, backbone_of(encoder.metadata["backbone"], weights))
+            add_backbone(head, final, backbone or backbone_of(encoder.metadata["backbone"], weights))
         elif encoder.takes == "pictures":
             raise ValueError(f"{run} takes pictures already: copy it")
         with final.open("rb") as finished:
@@ -234,7 +237,7 @@ def _check_run(run: Path, place: Path, bits: int | None, train: Train) -> None:
         )
 
 
-def _fitted_hasher(
+def _hasher_data(
     place: Path,
     name: str,
     features: str | Path | None,
@@ -244,13 +247,11 @@ def _fitted_hasher(
     train: Train,
     progress: bool,
     weights: str | None,
-    features_only: bool,
-) -> tuple[HashingDataset, HashingDataset, hashers.Hasher]:
-    """Return the features as extracted, the features on the hasher's scale, and the fitted hasher.
+) -> tuple[HashingDataset, HashingDataset, dict[str, Any]]:
+    """Return the features as extracted, the features on the hasher's scale, and the settings of one that is fitted.
 
     Raises:
-        ValueError: before anything is fitted, for options that do not go together, or a backbone that cannot be
-            included.
+        ValueError: for an unknown hasher, or options that do not go together.
     """
     saved = place.suffix == ".npz"
     if not saved and name not in hashers.HASHERS:
@@ -278,10 +279,7 @@ def _fitted_hasher(
         settings["backbone_weights"] = weights
     if train == "all":
         extracted = _train_on_all(extracted, labelled=hashers.make(name).supervised)
-    if not features_only:
-        backbone_of(extracted.provenance.get("backbone"), weights)
-    dataset = extracted.standardized() if standardized else extracted
-    return extracted, dataset, hashers.fitted(place if saved else name, dataset, **settings)
+    return extracted, extracted.standardized() if standardized else extracted, settings
 
 
 def _train_on_all(dataset: HashingDataset, labelled: bool) -> HashingDataset:

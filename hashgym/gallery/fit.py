@@ -60,7 +60,7 @@ class EncoderFit:
         if self.method in ("itq", "pca") and self.bits > self.backbone.dim:
             raise ValueError(
                 f"{self.method} gives at most a bit for each of the {self.backbone.dim} features of "
-                f"{self.backbone.name}: ask for fewer than {self.bits} bits, or use lsh"
+                f"{self.backbone.name}: ask for fewer bits than {self.bits}, or use lsh"
             )
 
     @cached_property

@@ -95,11 +95,10 @@ def build(
         if existing is not None and add and other:
             raise DataError(f"{folder} has the back end {existing['backend']}: leave out --backend to add to it")
         if replace:
-            check_updatable(folder, backend, options)
+            _check_backend_stays(folder, backend, existing)
         if existing is not None and not add and not replace and (other or existing["codes"] != digests):
             raise DataError(f"{folder} exists already: --add adds to it; or remove it, or choose another --out")
-        name = backend or (existing["backend"] if existing else DEFAULT_BACKEND)
-        return name, _options(folder, name, existing, options), existing
+        return *_backend(folder, backend, existing, options), existing
 
     _, own, _ = checked()
     with _locked(folder, own):
@@ -431,9 +430,22 @@ def check_updatable(folder: Path, backend: str | None, options: Mapping[str, Any
         ImportError: if the back end needs a package that is not installed.
     """
     existing = _existing(folder, add=False)
+    _check_backend_stays(folder, backend, existing)
+    _backend(folder, backend, existing, options)
+
+
+def _check_backend_stays(folder: Path, backend: str | None, existing: Mapping[str, Any] | None) -> None:
+    """Raise DataError for another back end than that of the index that is updated."""
     if existing is not None and backend not in (None, existing["backend"]):
         raise DataError(f"{folder} has the back end {existing['backend']}: leave out --backend to update it")
-    _options(folder, backend or (existing["backend"] if existing else DEFAULT_BACKEND), existing, options)
+
+
+def _backend(
+    folder: Path, backend: str | None, existing: Mapping[str, Any] | None, options: Mapping[str, Any] | None
+) -> tuple[str, dict[str, Any]]:
+    """Return the back end, by default that of the index if it exists, and its checked options."""
+    name = backend or (existing["backend"] if existing else DEFAULT_BACKEND)
+    return name, _options(folder, name, existing, options)
 
 
 def _is_unfinished(folder: Path) -> bool:

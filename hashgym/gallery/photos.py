@@ -79,13 +79,17 @@ def index_photos(
         source: str | Path | EncoderFit = encoder
     elif CODES.matches(codes):
         source, old = codes / ENCODER, open_codes(codes)
-        if method is not None and (own_method := method_of(load_encoder(source))) != method:
-            raise DataError(f"{folder} has an encoder by {own_method}: leave out --method, or choose another --out")
         if bits not in (None, old.bits):
             raise DataError(f"{folder} has codes of {old.bits} bits: leave out --bits, or choose another --out")
-        if backbone is not None or size is not None:
-            own = load_encoder(source).metadata["backbone"]
-            for option, given, has in (("--backbone", backbone, own["name"]), ("--size", size, own["size"])):
+        if any(given is not None for given in (method, backbone, size)):  # opening a large network takes seconds
+            own = load_encoder(source)
+            if method is not None and (own_method := method_of(own)) != method:
+                raise DataError(f"{folder} has an encoder by {own_method}: leave out --method, or choose another --out")
+            network_there = own.metadata["backbone"]
+            for option, given, has in (
+                ("--backbone", backbone, network_there["name"]),
+                ("--size", size, network_there["size"]),
+            ):
                 if given not in (None, has):
                     raise DataError(
                         f"{folder} has an encoder with {option} {has}: leave out {option}, or choose another --out"

@@ -76,9 +76,9 @@ class Hasher(ABC):
                     raise ValueError(f"{field.name} must be an integer, got {value!r}")
                 setattr(self, field.name, int(value))
             elif field.type in ("float", float) or (field.type in ("float | None", float | None) and value is not None):
-                number = check_number(field.name, value)
-                if isinstance(value, np.floating):  # JSON, in which settings are saved, has no NumPy scalars
-                    setattr(self, field.name, number)
+                check_number(field.name, value)
+            if isinstance(value, np.floating):  # JSON, in which settings are saved, has no NumPy scalars
+                setattr(self, field.name, float(value))
         check_integer("bits", self.bits)
 
     def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> Self:

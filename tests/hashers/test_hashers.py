@@ -262,6 +262,18 @@ def test_settings_that_measure_are_finite_numbers(name):
             assert type(getattr(make(name, **{field.name: np.float32(default)}), field.name)) is float
 
 
+def test_numpy_numbers_in_settings_of_any_kind_can_be_saved():
+    """A field of a user's hasher may be declared as something else than a float."""
+
+    @dataclasses.dataclass(kw_only=True, eq=False)
+    class Mine(type(make("lsh"))):
+        """My own."""
+
+        share: "int | float" = 1
+
+    assert type(Mine(share=np.float32(0.5)).share) is float
+
+
 @pytest.mark.parametrize("name", available())
 def test_a_fit_that_fails_leaves_the_hasher_as_it_was(name, monkeypatch):
     """Also one that fails in its midst, when some of what it learns is set."""
