@@ -1,4 +1,4 @@
-"""Speed of exact metrics and of searches: ``python -m benchmarks.retrieval``.
+"""Speed of exact metrics and of searches: ``python -m benchmarks.retrieval --out DIR``.
 
 1. Tie-aware mAP@all of 2,100 queries on 193,734 items at 48 bits, the size of NUS-WIDE's usual split, against the loop
    of published hashing code. The loop multiplies -1/+1 codes and multi-hot labels in float32 and sorts the whole
@@ -7,33 +7,41 @@
    faiss.IndexBinaryHash, whose buckets are the whole codes. faiss returns an image once for every code that it finds,
    ours once. Both run on one thread. Skipped where faiss is not installed.
 3. The index back ends, see :mod:`benchmarks.engines`.
+
+Rows of the first two go to retrieval.csv in DIR, those of the third to engines.csv.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import engines
-from benchmarks.common.machine import peak_mb, seconds
+from benchmarks.common.arguments import MeasureArgs
+from benchmarks.common.machine import load_average, peak_mb, seconds
+from benchmarks.common.results import publish
 from hashgym.codes import CodeSets, unpack
 from hashgym.console import Console, Table
 from hashgym.optional import install_command
 from hashgym.retrieval import BucketTable, evaluate, mean_average_precision
 from hashgym.retrieval.kernels import Backend
 from hashgym.terminal import command_line, parse
+from hashgym.versions import versions
+
+KEY = ("task", "method")
 
 __all__ = ["Args", "BucketArgs", "BucketReport", "Report", "main", "measure_buckets", "measure_map", "published_loop"]
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class BucketArgs:
     """Sizes of the comparison of bucket searches."""
 
@@ -57,8 +65,8 @@ class BucketArgs:
     """seed of the data"""
 
 
-@dataclass
-class Args:
+@dataclass(frozen=True, kw_only=True)
+class Args(MeasureArgs):
     """Speed of exact mAP, of the bucket search and of the index back ends."""
 
     queries: int = 2_100
@@ -97,9 +105,23 @@ class BucketReport:
         """Median over the rounds."""
         return float(np.median(self.times[radius, way, method]))
 
-    def ratio(self, radius: int, way: str) -> float:
-        """Time of faiss divided by ours, median over the rounds."""
-        return float(np.median(np.divide(self.times[radius, way, "faiss"], self.times[radius, way, "ours"])))
+    def ratio(self, radius: int, way: str, method: str = "ours") -> float:
+        """Time of faiss divided by the method's, median over the rounds."""
+        return float(np.median(np.divide(self.times[radius, way, "faiss"], self.times[radius, way, method])))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the rows of retrieval.csv: of each radius, way and method the seconds of a query."""
+        return [
+            {
+                "task": f"images within radius {radius}, {way}",
+                "method": method,
+                "seconds": self.median(radius, way, method) / 1e6,
+                "baseline": "faiss",
+                "times_baseline": self.ratio(radius, way, method),
+                "result": self.found[radius],
+            }
+            for radius, way, method in self.times
+        ]
 
 
 @dataclass
@@ -115,6 +137,20 @@ class Report:
     def ratio(self, method: str, baseline: str = "loop") -> float:
         """Time of the baseline divided by the method's, median over the rounds."""
         return float(np.median(np.divide(self.seconds[baseline], self.seconds[method])))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the rows of retrieval.csv: of each method the seconds of all queries, and the mAP."""
+        return [
+            {
+                "task": "mAP of all queries",
+                "method": method,
+                "seconds": float(np.median(times)),
+                "baseline": "loop",
+                "times_baseline": self.ratio(method),
+                "result": self.map.get(method, ""),
+            }
+            for method, times in self.seconds.items()
+        ]
 
 
 def make_labelled(items: int, args: Args, seed: int) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
@@ -179,8 +215,8 @@ def measure_map(args: Args) -> Report:
     return report
 
 
-def print_map(args: Args, report: Report, console: Console) -> None:
-    """Print the table of mAP."""
+def map_table(args: Args, report: Report) -> Table:
+    """Return the table of mAP."""
     table = Table(title=f"mAP@all, {args.queries:,} queries on {args.database:,} items, {args.bits} bits")
     for column in ("method", "seconds", "times the loop's speed", "its ranking alone", "mAP", "ties"):
         table.add_column(column, justify="left" if column in ("method", "ties") else "right")
@@ -194,10 +230,8 @@ def print_map(args: Args, report: Report, console: Console) -> None:
                 f"{report.map[method]:.9f}",
                 "in arbitrary order" if method == "loop" else "averaged exactly",
             )
-    console.print(table)
-    console.print(
-        f"Both backends give the same mAP. Peak memory of the whole process before the loop: {report.peak_mb:.0f} MB."
-    )
+    table.caption = f"Both back ends give the same mAP. Peak memory before the loop: {report.peak_mb:.0f} MB."
+    return table
 
 
 def make_code_sets(args: BucketArgs) -> tuple[CodeSets, NDArray[np.bool_]]:
@@ -262,8 +296,8 @@ def distances_by_image(offsets: NDArray, ids: NDArray, distances: NDArray) -> li
     return results
 
 
-def print_buckets(args: BucketArgs, report: BucketReport, console: Console) -> None:
-    """Print the table of bucket searches."""
+def bucket_table(args: BucketArgs, report: BucketReport) -> Table:
+    """Return the table of bucket searches."""
     table = Table(
         title=f"Bucket search, {args.images:,} images with {report.codes:,} codes of {args.bits} bits, one thread"
     )
@@ -274,24 +308,29 @@ def print_buckets(args: BucketArgs, report: BucketReport, console: Console) -> N
             numbers = (report.median(radius, way, "ours"), report.median(radius, way, "faiss"))
             times = (f"{number:.2f}" for number in numbers)
             table.add_row(str(radius), name, f"{report.found[radius]:.1f}", *times, f"{report.ratio(radius, way):.2f}")
-    console.print(table)
-    console.print(
-        "Both find the same images; ours returns each once and in order, and its time includes packing the queries."
-    )
+    table.caption = "Both find the same images; ours returns each once and in order, and its time includes packing."
+    return table
 
 
 def main(args: Args) -> Report:
-    """Measure and print all three tables."""
-    console = Console()
+    """Measure and print all three tables, and add their rows to retrieval.csv and engines.csv."""
+    add = partial(publish, out=args.out, name="retrieval.csv", key=KEY)
     report = measure_map(args)
-    print_map(args, report, console)
+    sizes = {name: getattr(args, name) for name in ("queries", "database", "bits", "labels", "rounds", "seed")}
+    add(report.rows(), map_table(args, report), config={**sizes, "peak_mb": round(report.peak_mb), **_conditions()})
     if find_spec("faiss"):
         report.buckets = measure_buckets(args.buckets)
-        print_buckets(args.buckets, report.buckets, console)
+        rows, table = report.buckets.rows(), bucket_table(args.buckets, report.buckets)
+        add(rows, table, config={**asdict(args.buckets), **_conditions()})
     else:
-        console.print(f"The bucket search is not measured, as faiss is not installed: {install_command('faiss')}")
-    report.engines = engines.main(args.engines)
+        Console().print(f"The bucket search is not measured, as faiss is not installed: {install_command('faiss')}")
+    report.engines = engines.main(replace(args.engines, out=args.engines.out or args.out))
     return report
+
+
+def _conditions() -> dict[str, Any]:
+    """Return the load of the machine, and the versions of the packages that decide the speed."""
+    return {"load": f"{load_average():.1f}", **versions(("numba", "faiss-cpu"))}
 
 
 if __name__ == "__main__":

@@ -1,3 +1,5 @@
+import csv
+import json
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -6,7 +8,7 @@ import pytest
 
 from benchmarks import engines, retrieval
 from benchmarks.common.results import Results
-from benchmarks.retrieval import Args, BucketArgs, main, measure_buckets, print_buckets, published_loop
+from benchmarks.retrieval import KEY, Args, BucketArgs, bucket_table, main, measure_buckets, published_loop
 from hashgym import index
 from hashgym.codes import hamming
 from hashgym.console import Console
@@ -18,8 +20,9 @@ SMALL = BucketArgs(images=500, bits=16, clusters=20, queries=30, radii=(0, 2), r
 FEW = engines.Args(codes=300, bits=16, queries=4, k=3, data=("clustered",), backends=("buckets",))
 
 
-def test_the_benchmark_runs_small_and_its_methods_agree(capsys):
-    report = main(Args(queries=30, database=700, bits=12, labels=81, rounds=2, buckets=SMALL, engines=FEW))
+def test_the_benchmark_runs_small_and_its_methods_agree(tmp_path, capsys):
+    sizes = {"queries": 30, "database": 700, "bits": 12, "labels": 81, "rounds": 2}
+    report = main(Args(**sizes, buckets=SMALL, engines=FEW, out=tmp_path))
     methods = {"numpy", "numba", "loop"} if find_spec("numba") else {"numpy", "loop"}
     assert set(report.map) == methods
     # The loop breaks ties arbitrarily, so it is near the exact number but not equal to it.
@@ -32,6 +35,19 @@ def test_the_benchmark_runs_small_and_its_methods_agree(capsys):
     assert f"{report.map['numpy']:.6f}"[:5] in printed
     assert (report.buckets is not None) == bool(find_spec("faiss"))
     assert report.engines is not None
+    assert (tmp_path / "engines.csv").exists()
+    with (tmp_path / "retrieval.csv").open() as file:
+        rows = {tuple(row[name] for name in KEY): row for row in csv.DictReader(file)}
+    of_map = {method: row for (task, method), row in rows.items() if task == "mAP of all queries"}
+    assert of_map.keys() == report.seconds.keys()
+    assert float(of_map["numpy"]["result"]) == report.map["numpy"]
+    assert float(of_map["numpy"]["times_baseline"]) == report.ratio("numpy")
+    assert json.loads(of_map["numpy"]["config"]).items() >= {**sizes, "seed": 0}.items()
+    if report.buckets is not None:
+        ours = rows["images within radius 2, single", "ours"]
+        assert float(ours["seconds"]) == pytest.approx(report.buckets.median(2, "single", "ours") / 1e6)
+        assert float(ours["times_baseline"]) == report.buckets.ratio(2, "single")
+        assert float(rows["images within radius 2, single", "faiss"]["times_baseline"]) == 1
 
 
 def test_without_faiss_the_bucket_search_is_skipped(capsys, monkeypatch):
@@ -44,7 +60,7 @@ def test_without_faiss_the_bucket_search_is_skipped(capsys, monkeypatch):
 @pytest.mark.skipif(find_spec("faiss") is None, reason="faiss is not installed")
 def test_bucket_searches_find_the_same_images(capsys):
     report = measure_buckets(SMALL)  # it asserts so itself
-    print_buckets(SMALL, report, Console())
+    Console().print(bucket_table(SMALL, report))
     ways = {(radius, way, method) for radius in (0, 2) for way in ("single", "batch") for method in ("ours", "faiss")}
     assert set(report.times) == ways
     assert all(len(times) == 2 and min(times) > 0 for times in report.times.values())
