@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar
 
 import tyro
 
-from hashgym.checks import closest, is_integer
+from hashgym.checks import check_integer, closest, is_integer, plain_numbers
 from hashgym.terminal import arguments, wants_version
 
 __all__ = ["RENAMED", "CommonArgs", "Name", "RunArgs", "as_json", "current_names", "read_arguments", "read_command"]
@@ -49,6 +49,8 @@ class CommonArgs(metaclass=_FormerNames):
     """cpu, cuda, ..., or auto: an accelerator where there is one"""
 
     def __post_init__(self) -> None:
+        plain_numbers(self)  # checkpoints hold arguments as JSON
+        check_integer("seed", self.seed, 0)
         self.check_fraction("holdout")
 
     def check_positive(self, *names: str) -> None:

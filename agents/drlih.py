@@ -217,8 +217,10 @@ class Policy(nn.Module):
             Bits int8 (n, group_bits), 0 for the surplus bits of a short group; and the next state.
 
         Raises:
-            ValueError: for images of another shape than the policy was trained on.
+            ValueError: for images of another shape, or codes of another length, than the policy was trained on.
         """
+        if (bits := observation["code"].shape[1]) != self.args.bits:
+            raise ValueError(f"the policy was trained on codes of {self.args.bits} bits, got {bits}: give its own bits")
         if (shape := tuple(observation["image"].shape[1:])) != self.image_shape:
             raise ValueError(f"the policy was trained on images of shape {self.image_shape}, got {shape}")
         device = next(self.parameters()).device

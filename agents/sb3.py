@@ -268,6 +268,8 @@ def main(run: Main) -> metrics.RetrievalResult | None:
         with files.hold_folder(run.out):
             files.load_checkpoint(run.out, args, run.resume)  # before a base is fitted
             resolve_device(args.device)
+            if args.env == "MultiCodeHashing-v0":
+                MultiCodeTask(codes=args.codes, group_bits=args.group_bits or None).check_bits(args.bits)
             if has_base:
                 base = bases.base_of_run(run.base, run.out if run.resume else None, args.bits, args.seed, learning)
             training.warn_unsaved(run.out)

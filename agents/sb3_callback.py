@@ -111,8 +111,10 @@ class TrainingCallback(BaseCallback):
         """
         if len(self.held_out) < 2:
             return
-        codes = encode(self.model, self.args, self.dataset, self.held_out, self.base)
-        scores = training.retrieval_among(codes, self.dataset.labels[self.held_out])
+        scores = {}
+        if self.args.env != "RegionKeep-v0" or self.dataset.regions is not None:  # an encoding needs the five regions
+            codes = encode(self.model, self.args, self.dataset, self.held_out, self.base)
+            scores = training.retrieval_among(codes, self.dataset.labels[self.held_out])
         if self.base is not None:
             scores["reward/held_out"] = self._mean_reward()
         for name, score in scores.items():

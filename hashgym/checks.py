@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import fields
 from difflib import get_close_matches
 from numbers import Real
 from typing import Any
@@ -21,6 +22,7 @@ __all__ = [
     "finite_rows",
     "first_not_finite",
     "is_integer",
+    "plain_numbers",
     "row_blocks",
 ]
 
@@ -51,6 +53,13 @@ def check_integer(name: str, value: Any, least: int = 1, most: int | None = None
     if most is not None and value > most:
         raise ValueError(f"{name} must be at most {most}, got {value}")
     return int(value)
+
+
+def plain_numbers(arguments: Any) -> None:
+    """Replace the NumPy scalars among the fields of a frozen dataclass by Python's numbers, which do not overflow."""
+    for field in fields(arguments):
+        if isinstance(value := getattr(arguments, field.name), np.generic):
+            object.__setattr__(arguments, field.name, value.item())
 
 
 def check_choice(name: str, value: Any, known: Collection[str]) -> None:

@@ -113,7 +113,12 @@ def hamming(a: Words, b: Words) -> NDArray[np.int64]:
     """Hamming distances between packed codes, broadcasting over all axes but the last (the words).
 
     ``hamming(a[:, None], b[None])`` gives every pair of two sets of codes.
+
+    Raises:
+        ValueError: for codes of different numbers of words.
     """
+    if a.shape[-1] != b.shape[-1]:
+        raise ValueError(f"codes of {a.shape[-1]} and of {b.shape[-1]} words have no distance: give equally long ones")
     return np.bitwise_count(a ^ b).sum(axis=-1, dtype=np.int64)
 
 

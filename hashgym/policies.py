@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -104,7 +105,7 @@ def _encode_batch(policy: Any, image: NDArray[Any], bits: int, group_bits: int) 
             "features, bits and group_bits",
         )
         if hasattr(policy, "predict"):
-            masks = _masks(policy, task, group, len(image))
+            masks = _masks(policy, dataclasses.replace(task, action="index").action_mask, group, n=len(image))
             action, state = policy.predict(seen, state=state, episode_start=episode_start, deterministic=True, **masks)
         else:
             action = policy(seen)
@@ -123,15 +124,22 @@ def _encode_batch(policy: Any, image: NDArray[Any], bits: int, group_bits: int) 
     return code
 
 
-def _masks(policy: Any, task: HashingTask, group: int, n: int) -> dict[str, NDArray[np.bool_]]:
+def _masks(policy: Any, mask: Callable[..., NDArray[np.bool_]], *place: int, n: int) -> dict[str, NDArray[np.bool_]]:
     """Return ``action_masks`` (n, 2**k) for ``predict`` if the policy has index actions and takes masks, else {}.
 
-    A shorter last group has fewer valid indices, and the policy was not trained on the others.
+    A shorter last group has fewer valid indices, and so has a group whose code is not complete yet; the policy was not
+    trained on the others.
+
+    Args:
+        policy: it has ``predict``.
+        mask: returns the mask of index actions, (2**k,), at a place.
+        place: its arguments.
+        n: number of images.
     """
-    takes = "action_masks" in inspect.signature(policy.predict).parameters
+    takes = "action_masks" in inspect.signature(getattr(policy, "model", policy).predict).parameters
     if not takes or not isinstance(getattr(policy, "action_space", None), spaces.Discrete):
         return {}
-    return {"action_masks": np.tile(dataclasses.replace(task, action="index").action_mask(group), (n, 1))}
+    return {"action_masks": np.tile(mask(*place), (n, 1))}
 
 
 def encode_codes(
@@ -205,7 +213,8 @@ def _further_codes(
                 action = policy.probabilities(shown)
             elif hasattr(policy, "predict"):
                 first = np.full(n, group == 0)
-                action, state = policy.predict(shown, state=state, episode_start=first, deterministic=True)
+                masks = _masks(policy, dataclasses.replace(task, action="index").action_mask, bits, start, n=n)
+                action, state = policy.predict(shown, state=state, episode_start=first, deterministic=True, **masks)
             else:
                 action = policy(shown)
             p, group = _bit_probabilities(np.asarray(action), n, k, task.keep), group + 1
@@ -377,7 +386,8 @@ class _Normalizing:
     """A Stable-Baselines3 model with the VecNormalize statistics under which it was trained."""
 
     def __init__(self, model: Any, statistics: Any) -> None:
-        self.model, self.statistics, self.observation_space = model, statistics, model.observation_space
+        self.model, self.statistics = model, statistics
+        self.observation_space, self.action_space = model.observation_space, model.action_space
 
     def predict(self, observation: Any, **rest: Any) -> Any:
         """Return the model's prediction for observations that are not normalised yet."""

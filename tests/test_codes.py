@@ -73,6 +73,11 @@ def test_hamming_counts_differing_bits(bits, seed):
     assert distance.tolist() == [[sum(x != y for x, y in zip(p, r, strict=True)) for r in b] for p in a]
 
 
+def test_codes_of_other_lengths_have_no_distance():
+    with pytest.raises(ValueError, match="codes of 1 and of 2 words have no distance"):
+        codes.hamming(codes.pack(np.ones((2, 64), bool)), codes.pack(np.ones((2, 128), bool)))
+
+
 def test_codes_of_no_items():
     assert codes.pack(np.zeros((0, 70), bool)).shape == (0, 2)
     assert codes.unpack(np.zeros((0, 2), np.uint64), 70).shape == (0, 70)

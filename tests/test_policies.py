@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from sb3_contrib import MaskablePPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
@@ -459,6 +460,51 @@ def test_the_last_group_has_only_the_indices_of_its_bits(multi_label: HashingDat
     for best in (6, 1):
         observation, *_ = env.step(np.int64(best))
     np.testing.assert_array_equal(encoded[0], observation["code"] > 0)
+
+
+def test_masks_of_indices_reach_a_model_under_vec_normalize(multi_label: HashingDataset) -> None:
+    envs = HashVecEnv(gym.make_vec("BitGroupHashing-v0", 8, dataset=multi_label, bits=5, group_bits=3, action="index"))
+    model = MaskablePPO(
+        "MultiInputPolicy",
+        VecNormalize(envs, norm_obs_keys=["image"]),
+        n_steps=4,
+        batch_size=32,
+        n_epochs=1,
+        device="cpu",
+    )
+    model.learn(32)
+    largest = []
+
+    def predict(observation: Any, *args: Any, action_masks: Any = None, **rest: Any) -> Any:
+        action, state = MaskablePPO.predict(model, observation, *args, action_masks=action_masks, **rest)
+        largest.append((action_masks is not None, int(action.max())))
+        return action, state
+
+    model.predict = predict
+    hashgym.encode(model, multi_label.features, bits=5, group_bits=3)
+    assert [masked for masked, _ in largest] == [True, True]
+    assert largest[1][1] < 4
+
+
+def test_further_codes_by_index_are_those_of_the_environment(multi_label: HashingDataset) -> None:
+    base = hashers.make("ksh", bits=8).fit(multi_label.features, multi_label.labels)
+    task: dict[str, Any] = {"dataset": multi_label, "base": base, "codes": 1, "group_bits": 4, "action": "index"}
+    n = len(multi_label.train)
+    envs = HashVecEnv(gym.make_vec("MultiCodeHashing-v0", n, **task))
+    model = MaskablePPO("MultiInputPolicy", envs, n_steps=2, batch_size=32, n_epochs=1, seed=0, device="cpu").learn(100)
+    env = gym.make_vec("MultiCodeHashing-v0", n, **task)
+    observation, info = env.reset(seed=0)
+    for _ in range(2):
+        masks = env.unwrapped.action_masks()
+        action, _ = model.predict(observation, deterministic=True, action_masks=masks)
+        observation, _, _, _, info = env.step(action)
+    images = info["final_info"]["index"]
+    sets = hashgym.encode_codes(model, base, multi_label.features[images], codes=1, group_bits=4)
+    emitted = np.stack([shown["codes"][1] for shown in info["final_obs"]])
+    kept = (emitted != 0).all(axis=1)
+    np.testing.assert_array_equal(sets.kept[:, 1], kept)
+    assert kept.any()
+    np.testing.assert_array_equal(unpack(sets.words[kept, 1], 8), emitted[kept] > 0)
 
 
 def test_a_code_whose_probability_is_the_threshold_is_kept(multi_label: HashingDataset) -> None:

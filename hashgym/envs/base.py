@@ -138,6 +138,11 @@ class BatchedCore(ABC):
         """Return the observation and action space of one environment."""
 
     @property
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What an episode's state depends on, besides its shapes: numbers and text by name."""
+
+    @property
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         """See the class."""
         shapes: dict[str, tuple[int, ...]] = {"order": (len(self.eligible),), "cursor": (), "rows": (self.num_envs,)}
@@ -191,6 +196,10 @@ class BatchedCore(ABC):
         """Return the info of an observation: ``index``, its image's row of the dataset."""
         return {"index": self.dataset.train[self.rows]}
 
+    def rewards_info(self) -> dict[str, Any]:
+        """Return the weighted components of the last reward as the caller's own arrays, (n,) each."""
+        return {name: _copy(part) for name, part in self.reward_parts.items()}
+
     @property
     @abstractmethod
     def done(self) -> bool:
@@ -205,7 +214,8 @@ class BatchedCore(ABC):
         state = {key: getattr(self, key) for key in self.state_shapes}
         state |= {f"reward/{name}": part for name, part in self.reward_parts.items()}
         state |= {f"task/{name}": getattr(self.task, name) for name in self.CHANGEABLE}
-        return {key: _copy(part) for key, part in state.items()} | {"generator": json.dumps(rng.bit_generator.state)}
+        texts = {"settings": json.dumps(self.settings), "generator": json.dumps(rng.bit_generator.state)}
+        return {key: _copy(part) for key, part in state.items()} | texts
 
     def set_state(self, state: dict[str, Any], rng: np.random.Generator) -> None:
         """Restore a state of :meth:`get_state`; numbers and text may be arrays, as ``np.load`` returns them."""
@@ -213,6 +223,13 @@ class BatchedCore(ABC):
             raise ValueError(f"the state was not saved by this environment: {', '.join(sorted(missing))} missing")
         if any(np.shape(state[key]) != shape for key, shape in self.state_shapes.items()):
             raise ValueError("the state is of an environment with other arguments, another dataset or another num_envs")
+        saved_by = json.loads(str(state.get("settings", "{}")))  # none by earlier versions
+        for name, value in saved_by.items():
+            if value != self.settings.get(name):
+                raise ValueError(
+                    f"the state is of an environment with other arguments: {name} was {value!r} there, but is "
+                    f"{self.settings.get(name)!r} here"
+                )
         generator = json.loads(str(state["generator"]))
         saved = {name: state.get(f"task/{name}") for name in self.CHANGEABLE}  # none by earlier versions
         self.task = replace(self.task, **{name: float(value) for name, value in saved.items() if value is not None})
@@ -601,4 +618,7 @@ def _first(batch: Any) -> Any:
 
 
 def _copy(part: Any) -> Any:
-    return part.copy() if isinstance(part, np.ndarray) else part
+    """Return a copy of an array or a tensor, and anything else unchanged."""
+    if isinstance(part, np.ndarray):
+        return part.copy()
+    return part.clone() if hasattr(part, "clone") else part

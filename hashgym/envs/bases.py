@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hashgym import hashers
-from hashgym.checks import check_integer, check_number, closest
+from hashgym.checks import check_integer, check_number, closest, plain_numbers
 from hashgym.data import HashingDataset
 from hashgym.envs.base import DatasetIndex, EnvMixin, task_property
 from hashgym.hashers import Hasher
@@ -37,6 +37,7 @@ class BaseTask:
     loss: ArrayLike | None = None
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         if self.bits is not None:
             check_integer("bits", self.bits)
         object.__setattr__(self, "price", check_number("price", self.price, least=0))

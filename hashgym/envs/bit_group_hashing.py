@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import ArrayLike, NDArray
 
 from hashgym import codes, rewards
-from hashgym.checks import check_choice, check_integer, check_number
+from hashgym.checks import check_choice, check_integer, check_number, plain_numbers
 from hashgym.data import HashingDataset
 from hashgym.envs.base import (
     GRID,
@@ -71,6 +71,7 @@ class HashingTask:
     codebook_sample: int | None = None
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         if self.group_bits is None:
             most = MAX_INDEX_BITS if self.action == "index" else DEFAULT_GROUP_BITS
             object.__setattr__(self, "group_bits", min(most, check_integer("bits", self.bits)))
@@ -91,7 +92,7 @@ class HashingTask:
         check_choice("group_scope", self.group_scope, ("group", "prefix"))
         for key in ("group_weight", "global_weight"):
             object.__setattr__(self, key, check_number(key, getattr(self, key)))
-        if not isinstance(self.counterfactual, (bool, np.bool_)):
+        if not isinstance(self.counterfactual, bool):
             raise ValueError(f"counterfactual must be True or False, got {self.counterfactual!r}")
         name = self.codebook
         if name is not None and not (isinstance(name, str) and (name in ("own", "shared") or name[:7] == "shared:")):
@@ -221,6 +222,7 @@ class CodebookWords:
     def __init__(self, task: HashingTask, dataset: HashingDataset) -> None:
         self.task, self.dataset = task, dataset
         self._words: Any = None
+        self._book: Codebook | None = None
         self._planes: NDArray[np.float32] | None = None
 
     @classmethod
@@ -255,6 +257,12 @@ class CodebookWords:
     @words.setter
     def words(self, words: Any) -> None:
         self._words, self._planes = words, None
+
+    def book(self, label_words: codes.Words) -> Codebook:
+        """Return the codes in the form that rewards read: one object, which notices all that is written through it."""
+        if self._book is None or self._book.words is not self.words:
+            self._book = Codebook(self.words, label_words, self.task.bits)
+        return self._book
 
 
 class BitGroupHashingCore(BatchedCore):
@@ -294,6 +302,13 @@ class BitGroupHashingCore(BatchedCore):
         ), self.task.action_space()
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What an episode's state depends on."""
+        task = self.task
+        named = {"bits": task.bits, "group_bits": task.group_bits, "group_scope": task.group_scope}
+        return named | {"reward": " + ".join(self.names)}
+
+    @property
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the state's attributes."""
         task, n = self.task, self.num_envs
@@ -318,7 +333,7 @@ class BitGroupHashingCore(BatchedCore):
     @property
     def book(self) -> Codebook:
         """The codebook in the form that rewards read."""
-        return Codebook(self.codebook, self.label_words, self.task.bits)
+        return self._words.book(self.label_words)
 
     def reset_run(self, rng: np.random.Generator) -> None:
         """Start a new codebook from signed random projections, and shuffle the images."""
@@ -371,7 +386,7 @@ class BitGroupHashingCore(BatchedCore):
             self.reward_parts |= parts
             if task.counterfactual:
                 info["code_credit"] = credit
-        info["rewards"] = self.reward_parts
+        info["rewards"] = self.rewards_info()
         self.emitted, self.group = stop, min(self.group + 1, task.groups - 1)
         return sum(self.reward_parts.values(), self.zeros()), info
 

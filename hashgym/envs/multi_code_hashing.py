@@ -52,7 +52,7 @@ class MultiCodeTask(BaseTask):
         check_integer("codes", self.codes)
         check_integer("code_copies", self.code_copies)
         for key in ("keep", "counterfactual"):
-            if not isinstance(getattr(self, key), (bool, np.bool_)):
+            if not isinstance(getattr(self, key), bool):
                 raise ValueError(f"{key} must be True or False, got {getattr(self, key)!r}")
         object.__setattr__(self, "code_dropout", check_number("code_dropout", self.code_dropout, 0))
         if self.code_dropout >= 1:
@@ -86,6 +86,26 @@ class MultiCodeTask(BaseTask):
                 + (", as one more bit keeps the code" if self.keep else "")
             )
         return HashingTask(bits=width, group_bits=width, action=self.action)
+
+    def action_mask(self, bits: int, start: int) -> NDArray[np.bool_]:
+        """Return which actions are valid for the group of a code of ``bits`` bits that begins at bit ``start``.
+
+        As of :meth:`HashingTask.action_mask`; bits that are not read may only be 0.
+
+        Raises:
+            ValueError: for ``action="probability"``, whose actions are all valid.
+        """
+        acting, length = self.acting(bits), min(self.group_length(bits), bits - start)
+        read = np.zeros(acting.bits, np.bool_)
+        read[:length] = True
+        if self.keep:
+            read[-1] = start + length == bits
+        if self.action == "index":
+            numbers = np.arange(2**acting.bits)
+            return (numbers & ~int((read << np.arange(len(read))).sum())) == 0
+        mask = acting.action_mask(0).reshape(-1, 2)  # raises ValueError for probabilities
+        mask[:, 1] = read
+        return mask.ravel()
 
     def observation_space(self, dim: int, bits: int) -> spaces.Dict:
         """Return the space of one observation of images with ``dim`` features and codes of ``bits`` bits."""
@@ -193,6 +213,12 @@ class MultiCodeHashingCore(BatchedCore):
         return self.task.observation_space(self.dataset.dim, self.bits), self.acting.action_space()
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What an episode's state depends on."""
+        named = {"base": type(self.base).__name__, "bits": self.bits, "codes": self.task.codes}
+        return named | {"group_bits": self.group_bits, "keep": self.task.keep}
+
+    @property
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the state's attributes."""
         n, count = self.num_envs, 1 + self.task.codes
@@ -223,7 +249,7 @@ class MultiCodeHashingCore(BatchedCore):
         self.reward_parts = {name: np.zeros(self.num_envs) for name in ("similar", "dissimilar", "price")}
         if stop == self.bits:
             info |= self._finish_code(relaxed[:, self.group_bits] if self.task.keep else np.ones(self.num_envs, bool))
-        return np.sum(list(self.reward_parts.values()), axis=0), info | {"rewards": self.reward_parts}
+        return np.sum(list(self.reward_parts.values()), axis=0), info | {"rewards": self.rewards_info()}
 
     def observe(self) -> Observation:
         """Return the observations of all environments."""
@@ -248,19 +274,8 @@ class MultiCodeHashingCore(BatchedCore):
         return -(-self.bits // self.group_bits)
 
     def action_mask(self) -> NDArray[np.bool_]:
-        """Return which actions are valid now, as ``HashingTask.action_mask``: bits that are not read may only be 0."""
-        start = 0 if self.done else self.emitted
-        length = min(self.group_bits, self.bits - start)
-        read = np.zeros(self.acting.bits, np.bool_)
-        read[:length] = True
-        if self.task.keep:
-            read[-1] = start + length == self.bits
-        if self.task.action == "index":
-            numbers = np.arange(2**self.acting.bits)
-            return (numbers & ~int((read << np.arange(len(read))).sum())) == 0
-        mask = self.acting.action_mask(0).reshape(-1, 2)  # raises ValueError for probabilities
-        mask[:, 1] = read
-        return mask.ravel()
+        """Return which actions are valid now, see :meth:`MultiCodeTask.action_mask`."""
+        return self.task.action_mask(self.bits, 0 if self.done else self.emitted)
 
     def scene(self, index: int) -> CodesScene:
         """Return the content of one environment's rendering."""

@@ -188,6 +188,11 @@ class RegionKeepCore(BatchedCore):
         return self.task.observation_space(self.dataset.dim, self.bits), spaces.Discrete(2)
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What an episode's state depends on."""
+        return {"base": type(self.base).__name__, "bits": self.bits}
+
+    @property
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the state's attributes."""
         m = self.task.regions_per_episode
@@ -234,7 +239,7 @@ class RegionKeepCore(BatchedCore):
         if not self.done:
             self.counts = np.where(added[:, None, None], self.counts_if_kept, self.counts)
             self._evaluate_offer()
-        return np.sum(list(self.reward_parts.values()), axis=0), self.info() | {"rewards": self.reward_parts}
+        return np.sum(list(self.reward_parts.values()), axis=0), self.info() | {"rewards": self.rewards_info()}
 
     def observe(self) -> Observation:
         """Return the observations of all environments."""
@@ -245,7 +250,7 @@ class RegionKeepCore(BatchedCore):
 
     def info(self) -> dict[str, Any]:
         """Return the info of an observation: image, region and, unless done, the effect of keeping its code."""
-        info = super().info() | {"region": self.regions[:, self.position]}
+        info = super().info() | {"region": self.regions[:, self.position].copy()}
         if self.done:
             return info
         nearer = {"similar": self.nearer[:, 1], "dissimilar": self.nearer[:, 0]}

@@ -84,8 +84,10 @@ class CodeScene(Scene):
         """Return the scene as a picture, uint8 (h, w, 3)."""
         from PIL import Image, ImageDraw
 
-        line = 14
-        strip_rows = -(-self.task_bits // 48)  # long codes are broken into rows of 48 cells
+        line, cell, gap = 14, 9, 4  # a gap follows each group
+        # Long codes are broken into rows of whole groups, as many as fit; a group that is longer than a row is broken.
+        per_row = (WIDTH - MARGIN + gap) // (cell * self.group_bits + gap) * self.group_bits or 48
+        strip_rows = -(-self.task_bits // per_row)
         # The number of rewards changes with the step; a video needs pictures of one size.
         height = MARGIN * 5 + TILE * 2 + strip_rows * 20 + line * 3
         picture = Image.new("RGB", (WIDTH, height), PAPER)
@@ -108,8 +110,8 @@ class CodeScene(Scene):
 
         top = MARGIN * 2 + TILE
         for bit in range(self.task_bits):
-            row, column = divmod(bit, 48)
-            left = MARGIN + column * 9 + (column // self.group_bits) * 4
+            row, column = divmod(bit, per_row)
+            left = MARGIN + column * cell + (column // self.group_bits) * gap
             fill = EMPTY if bit >= len(self.bits) else ONE if self.bits[bit] else PAPER
             pen.rectangle((left, top + row * 20, left + 8, top + row * 20 + 15), fill=fill, outline=INK)
 

@@ -39,11 +39,11 @@ class BitGroupHashingTorchVectorEnv(BitGroupHashingMixin, LockstepVectorEnv):
     """``BitGroupHashingVectorEnv`` with tensors on a device in place of arrays: the same episodes and numbers.
 
     Observations are ``image`` (n, D) float32, or (n, C, H, W) float32 or uint8, ``code`` (n, q) float32 and ``group``
-    (n,) int64; rewards are float64 (n,), as the NumPy back end's, so that the two agree in every digit (agents call
-    ``.float()``); ``terminated`` and ``truncated`` are bool (n,). Infos have the same keys and masks; all keys of a
-    step share one mask tensor. At the end of an episode ``info["final_obs"]`` is a dict of tensors (n, ...), not an
-    array of dicts, because episodes end together. Actions are tensors, or NumPy arrays, which are copied to the device;
-    the spaces are NumPy's.
+    (n,) int64; rewards are float64 (n,), as the NumPy back end's (agents call ``.float()``): on a CPU ``triplet`` is
+    equal in every digit, the others up to the rounding of float32. ``terminated`` and ``truncated`` are bool (n,).
+    Infos have the same keys and masks; all keys of a step share one mask tensor. At the end of an episode
+    ``info["final_obs"]`` is a dict of tensors (n, ...), not an array of dicts, because episodes end together. Actions
+    are tensors, or NumPy arrays, which are copied to the device; the spaces are NumPy's.
 
     Rewards get a :class:`~hashgym.rewards.torch_view.TensorView`. States of ``get_state`` are NumPy arrays and can be
     set in either back end.

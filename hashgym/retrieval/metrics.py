@@ -285,12 +285,17 @@ def check_labels(query_labels: ArrayLike, database_labels: ArrayLike) -> None:
         database_labels: multi-hot (m, L).
 
     Raises:
-        ValueError: if there are no labels, no query shares one with anything in the database, or every query that does
-            shares one with everything in it, so that any ranking would score 1.
+        ValueError: for labels that are no such tables, if there are none, no query shares one with anything in the
+            database, or every query that does shares one with everything in it, so that any ranking would score 1.
     """
     queries, database = np.asarray(query_labels, np.float32), np.asarray(database_labels, np.float32)
     if queries.ndim == 2 and not queries.shape[1]:
         raise ValueError(NO_LABELS)
+    if queries.ndim != 2 or database.ndim != 2 or queries.shape[1] != database.shape[1]:
+        raise ValueError(
+            f"labels must be multi-hot, (n, L) and (m, L), got {queries.shape} and {database.shape}: make such tables "
+            "of class numbers by np.eye(L)[numbers]"
+        )
     some = False
     for start in range(0, len(queries), 64):  # with useful labels the first block decides
         relevant = queries[start : start + 64] @ database.T > 0

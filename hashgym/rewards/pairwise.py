@@ -128,7 +128,7 @@ class Pairwise:
         length = view.codebook.bits
         # Samples of a codebook differ in size, and several environments may share the reward.
         counts = len(view.codebook), view.positive_rows.shape[1], view.negative_rows.shape[1]
-        key = length, counts, view.xp, str(getattr(view.code, "device", ""))
+        key = length, counts, view.xp.__name__, str(getattr(view.code, "device", ""))
         if key not in self._computed:
             loss = self._loss(view, length)
             inner = np.pad(loss, ((0, 0), (1, 1)), mode="edge")  # the ends cancel

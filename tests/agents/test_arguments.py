@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from agents import drlih, mch, sb3
+from agents import drlih, mch, multicode, sb3
+from agents.arguments import as_json
 
 
 def test_former_names_are_taken() -> None:
@@ -19,6 +21,16 @@ def test_former_names_are_taken() -> None:
     options = ["--lanes", "8", "--history=2"]
     assert drlih.command(options) == drlih.command(["--num-envs", "8", "--rnn-hidden=2"])
     assert drlih.command(options).args.num_envs == 8
+
+
+def test_numbers_of_numpy_are_saved_as_numbers() -> None:
+    given = drlih.Args(learning_rate=np.float32(0.5), margin=np.float64(2), num_envs=np.int64(8), seed=np.uint8(3))
+    plain = drlih.Args(learning_rate=0.5, margin=2.0, num_envs=8, seed=3)
+    assert as_json(given) == as_json(plain)
+    for agent in (mch, multicode, sb3):
+        assert as_json(agent.Args(seed=np.int64(4))) == as_json(agent.Args(seed=4))
+        with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
+            agent.Args(seed=-1)
 
 
 @pytest.mark.parametrize(

@@ -339,6 +339,9 @@ def test_encoding_equals_the_policys_own_logits(multi_label: HashingDataset, var
             logits, state = policy.step(state, code, g)
             code[:, start:stop] = torch.where(logits > 0, 1.0, -1.0)
     np.testing.assert_array_equal(codes, code.numpy() > 0)
+    for bits in (8, 12):
+        with pytest.raises(ValueError, match=f"the policy was trained on codes of 10 bits, got {bits}"):
+            hashgym.encode(policy, multi_label.features, bits=bits, group_bits=4)
 
 
 def test_sampled_actions_follow_the_probabilities() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import sys
 from functools import cache
@@ -261,6 +262,19 @@ def test_training_leaves_the_callers_generators_alone() -> None:
 def test_wrong_arguments_are_rejected(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sb3.Args(**arguments)
+
+
+def test_groups_are_checked_before_a_base_is_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(sb3.bases, "base_of_run")
+    args = sb3.Args(env="MultiCodeHashing-v0", group_bits=40, bits=32)
+    with pytest.raises(ValueError, match="group_bits=40 is longer than the code"):
+        sb3.main(sb3.Main(args))
+
+
+def test_region_keep_is_learnt_without_regions_to_encode() -> None:
+    data = dataclasses.replace(scenes(), regions=None)
+    model = sb3.train(data, small("RegionKeep-v0", "ppo"), base=base(), progress=False)
+    assert model.num_timesteps > 0
 
 
 def test_what_cannot_be_trained_is_rejected(tmp_path: Path) -> None:

@@ -125,13 +125,14 @@ def test_spec_round_trip() -> None:
     assert_same(env.reset(seed=1), again.reset(seed=1))
 
 
+@pytest.mark.parametrize("reward", ["triplet", "nca+0.5*balance", "pairwise:dch"])
 @pytest.mark.parametrize("vector", [False, True])
-def test_pickle_round_trip_continues_the_episode(multi_label: HashingDataset, vector: bool) -> None:
-    env: Any = make_vec(multi_label, 3) if vector else make(multi_label)
+def test_pickle_round_trip_continues_the_episode(multi_label: HashingDataset, vector: bool, reward: str) -> None:
+    env: Any = make_vec(multi_label, 3, reward=reward) if vector else make(multi_label, reward=reward)
     env.reset(seed=1)
     env.action_space.seed(1)
     env.step(env.action_space.sample())
-    again = pickle.loads(pickle.dumps(env))
+    again = pickle.loads(pickle.dumps(env)) if vector else copy.deepcopy(env)
     action = env.action_space.sample()
     assert_same(env.step(action), again.step(action))
     assert_same(env.reset(), again.reset())
@@ -262,6 +263,15 @@ def test_a_state_of_another_environment_is_rejected_and_changes_nothing(multi_la
         other.reset(seed=1)
         with pytest.raises(ValueError, match="other arguments, another dataset or another num_envs"):
             env.set_state(other.get_state())
+    for argument, value in {"group_bits": 8, "group_scope": "prefix", "reward": "nca"}.items():
+        other = make_vec(multi_label, 3, **{"reward": "average_precision", argument: value})
+        other.reset(seed=1)
+        ranked = make_vec(multi_label, 3, reward="average_precision")
+        ranked.reset(seed=0)
+        with pytest.raises(ValueError, match=f"{argument} was '?{value}'? there, but is .* here"):
+            ranked.set_state(other.get_state())
+        of_an_earlier_version = {key: part for key, part in ranked.get_state().items() if key != "settings"}
+        ranked.set_state(of_an_earlier_version)
     with pytest.raises(ValueError, match="not saved by this environment: generator missing"):
         env.set_state({key: part for key, part in before.items() if key != "generator"})
     assert_same(env.get_state(), before)
@@ -727,6 +737,52 @@ def test_renderings(dataset: str, multi_label: HashingDataset) -> None:
     vector = make_vec(multi_label, 2, render_mode="ansi")
     vector.reset(seed=0)
     assert len(vector.render() or ()) == 2
+
+
+@pytest.mark.parametrize(("bits", "group_bits"), [(48, 1), (48, 3), (70, 5), (48, 12), (64, 16), (200, 100)])
+def test_every_bit_is_in_the_picture(multi_label: HashingDataset, bits: int, group_bits: int) -> None:
+    env = make_vec(multi_label, 1, bits=bits, group_bits=group_bits, render_mode="rgb_array")
+    env.reset(seed=0)
+    scene = env.unwrapped._core.scene(0)
+    pictures = [dataclasses.replace(scene, bits=np.arange(bits) == bit).draw() for bit in range(bits)]
+    for before, after in itertools.pairwise(pictures):
+        assert (before != after).any()
+
+
+def test_numbers_of_numpy_are_numbers(multi_label: HashingDataset) -> None:
+    plain: dict[str, Any] = {"bits": 24, "group_bits": 9, "partners": 3}
+    given = {
+        "bits": np.uint8(24),
+        "group_bits": np.int64(9),
+        "partners": np.int16(3),
+        "counterfactual": np.bool_(False),
+    }
+    env, other = make(multi_label, **plain), make(multi_label, **given)
+    assert other.observation_space == env.observation_space
+    assert_same(env.reset(seed=0), other.reset(seed=0))
+    for _ in range(3):
+        action = np.ones(9, np.int8)
+        assert_same(env.step(action), other.step(action))
+
+
+def test_infos_are_the_callers_own(multi_label: HashingDataset) -> None:
+    env = make_vec(multi_label, 3)
+    env.reset(seed=0)
+    *_, info = env.step(env.action_space.sample())
+    before = env.get_state()
+    info["rewards"]["group/triplet"][:] = 99
+    assert_same(env.get_state(), before)
+
+
+def test_the_codebooks_signs_are_those_of_its_codes(multi_label: HashingDataset) -> None:
+    env = make(multi_label, bits=8, group_bits=8)
+    env.reset(seed=0)
+    book = env.codebook
+    assert (book.signs > 0).any()
+    for bit in (0, 1):
+        env.step(np.full(8, bit, np.int8))
+        np.testing.assert_array_equal(book.signs > 0, book.read(np.arange(len(book))))
+        env.reset()
 
 
 def test_rendering_names_the_nearest_codes(multi_label: HashingDataset) -> None:

@@ -350,6 +350,9 @@ def test_labels_of_one_class_measure_nothing():
     nobody = np.zeros((20, 2), np.uint8)
     with pytest.raises(ValueError, match="no query has a relevant item"):
         metrics.check_labels(one_of_two[:3], nobody)
+    for wrong in (np.arange(20), np.eye(20, 3)):
+        with pytest.raises(ValueError, match=r"labels must be multi-hot, \(n, L\) and \(m, L\), got .*np.eye"):
+            metrics.check_labels(wrong, one_of_two)
     two = one_of_two.copy()
     two[7] = [1, 0]
     with warnings.catch_warnings():
