@@ -272,7 +272,7 @@ def test_groups_are_checked_before_a_base_is_fitted(monkeypatch: pytest.MonkeyPa
 
 
 def test_region_keep_is_learnt_without_regions_to_encode() -> None:
-    data = dataclasses.replace(scenes(), regions=None)
+    data = dataclasses.replace(scenes(), regions=None, boxes=None)
     model = sb3.train(data, small("RegionKeep-v0", "ppo"), base=base(), progress=False)
     assert model.num_timesteps > 0
 
