@@ -103,6 +103,7 @@ def info(folder: tyro.conf.Positional[str], /) -> None:
 
     from hashgym.data import cache
     from hashgym.data.image_files import is_own
+    from hashgym.gallery.encode import unfinished
     from hashgym.gallery.encoded_images import CODES
     from hashgym.gallery.search import INDEX
     from hashgym.storage.errors import DataError
@@ -112,7 +113,7 @@ def info(folder: tyro.conf.Positional[str], /) -> None:
     if not known and not cache.is_cache(folder):
         if is_own(Path(folder)) and Path(folder).suffix == ".partial":
             raise DataError(f"{folder} is not finished: run its command again, which resumes it")
-        partial = Path(f"{folder}.partial")
+        partial = unfinished(Path(folder))
         hint = f"; {partial} is not finished: run its command again" if partial.is_dir() else ""
         raise DataError(
             f"{folder} is not a folder of features, a folder of codes or an index: it has no {cache.CACHE.manifest}; "
@@ -138,7 +139,7 @@ def info(folder: tyro.conf.Positional[str], /) -> None:
     facts = _table("", "")
     facts.show_header = False
     for key, value in rows.items():  # thousands of labels are cut off on a terminal, but not in a file
-        facts.add_row(key, f"{value[:2_000]} ..." if len(value) > 2_000 and sys.stdout.isatty() else value)
+        facts.add_row(key, f"{value[:2_000]} ..." if len(value) > 2_000 and _is_terminal() else value)
     _print(facts, table, _styled(f"all {len(files)} checksums are right", "green"))
 
 
@@ -593,8 +594,13 @@ def index(
     from hashgym import gallery
 
     options = {} if uri is None else {"uri": uri}
+    for_photos = {
+        **{"encoder": encoder, "bits": bits, "method": method, "backbone": backbone, "size": size, "weights": weights},
+        **{"follow-links": follow_links or None, "exclude": exclude or None, "checksum": checksum or None},
+    }
+    needless = [f"--{name}" for name, value in for_photos.items() if value is not None]
     if remove:
-        if places or add or backend:
+        if places or add or backend or needless:
             raise ValueError("--remove can be combined with --out and --uri only: add codes in a separate command")
         gallery.remove(out, remove, options=options)
     elif places and not _are_codes(places):
@@ -605,12 +611,7 @@ def index(
         find = {"follow_links": follow_links, "exclude": exclude, "checksum": checksum, "workers": workers}
         _index_photos(places, out, {**fit, "backend": backend}, find, options)
     else:
-        for_photos = {
-            **{"encoder": encoder, "bits": bits, "method": method, "backbone": backbone, "size": size},
-            **{"weights": weights, "follow-links": follow_links or None},
-            **{"exclude": exclude or None, "checksum": checksum or None},
-        }
-        if needless := [f"--{name}" for name, value in for_photos.items() if value is not None]:
+        if needless:
             raise ValueError(f"{', '.join(needless)}: only for photos, and codes have been encoded already")
         gallery.build(places, out, backend, add, options=options)
     meta = gallery.read_meta(out)
@@ -630,8 +631,12 @@ def _are_codes(places: Sequence[str]) -> bool:
     from pathlib import Path
 
     from hashgym.data.image_files import is_own
+    from hashgym.gallery.encode import unfinished
 
-    are = [is_own(Path(place)) or os.path.isdir(f"{place}.partial") for place in places]
+    def is_codes(place: Path) -> bool:
+        return is_own(place) or (not place.exists() and is_own(unfinished(place)))
+
+    are = [is_codes(Path(place)) for place in places]
     if any(are) and not all(are):
         photos, codes = places[are.index(False)], places[are.index(True)]
         raise ValueError(f"{codes} was written by hashgym, and {photos} was not: index photos, or folders of codes")
@@ -823,7 +828,7 @@ def duplicates(
     if html is not None:
         page.require_writable(html, "duplicates")
     with open_gallery(index, root, uri) as gallery:
-        groups = find_duplicates(gallery, radius, progress=not json and sys.stdout.isatty())
+        groups = find_duplicates(gallery, radius, progress=not json and _is_terminal())
         if html is not None:
             page.write(page.duplicates(gallery, groups, radius), html)
     if json:
@@ -1023,6 +1028,11 @@ def _say(*parts: Any) -> None:
     say(*parts)
 
 
+def _is_terminal() -> bool:
+    """Return whether the standard output is a terminal; it may be closed."""
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
 def _print_json(content: Any) -> None:
     from hashgym.console import say_json
 
@@ -1031,9 +1041,12 @@ def _print_json(content: Any) -> None:
 
 def _stopped(out: str) -> NoReturn:
     """Print after Ctrl-C how to resume, and exit."""
-    partial = f"{out}.partial"
-    has_partial = os.path.isdir(partial)
-    _error(f"stopped; the same command resumes from {partial}" if has_partial else "stopped; nothing was written")
+    from pathlib import Path
+
+    from hashgym.gallery.encode import unfinished
+
+    partial = unfinished(Path(out))
+    _error(f"stopped; the same command resumes from {partial}" if partial.is_dir() else "stopped; nothing was written")
     raise SystemExit(130) from None
 
 

@@ -210,7 +210,7 @@ def test_index_adds_and_removes(place, tmp_path, capsys):
     for kind in ("cat", "dog"):
         says(["encode", place / "encoder.onnx", place / "photos" / kind, "--out", tmp_path / kind], capsys)
     index = ["index", "--out", tmp_path / "index"]
-    output = says(["index", tmp_path / "cat", "--out", tmp_path / "index", "--backend", "brute-force"], capsys)
+    output = says(["index", f"{tmp_path / 'cat'}/", "--out", tmp_path / "index", "--backend", "brute-force"], capsys)
     assert "20 pictures, codes of 12 bits, back end brute-force. Search it with" in output
     assert "40 pictures" in says([*index, tmp_path / "dog", "--add"], capsys)
     assert "38 pictures" in says([*index, "--remove", "cat/3.png", "dog/7.png"], capsys)
@@ -220,6 +220,13 @@ def test_index_adds_and_removes(place, tmp_path, capsys):
     assert "can be combined with --out and --uri only" in fails(
         [*index, tmp_path / "dog", "--remove", "cat/1.png"], capsys
     )
+    for option in (["--bits", 7], ["--exclude", "q"], ["--checksum"], ["--weights", "w"]):
+        assert "can be combined with --out and --uri only" in fails([*index, "--remove", "cat/1.png", *option], capsys)
+    (tmp_path / "album").mkdir()
+    shutil.copyfile(place / "photos" / "cat" / "1.png", tmp_path / "album" / "1.png")
+    (tmp_path / "album.partial").mkdir()  # not of hashgym
+    photos = ["index", tmp_path / "album", "--encoder", place / "encoder.onnx", "--out", tmp_path / "album-index"]
+    assert "1 picture, codes of 12 bits" in says(photos, capsys)
     assert "exists already" in fails([*index, tmp_path / "dog"], capsys)
     assert "nothing to index" in fails(index, capsys)
     assert "takes no options" in fails(
@@ -388,6 +395,9 @@ def test_duplicates_in_a_table_json_and_html(place, tmp_path, capsys):
     assert "sub/large.png 24 x 18 unknown unknown" in says(words, capsys)
     (photos / "sub" / "large.png").write_bytes(before["sub/large.png"])
     assert content(photos) == before
+    with pytest.MonkeyPatch.context() as closed:
+        closed.setattr(sys, "stdout", None)  # as after `>&-`
+        cli.main(list(map(str, words)))
     (tmp_path / "page.html").write_text("<html>mine</html>")
     assert "is not a page of duplicates" in fails([*words, "--html", tmp_path / "page.html"], capsys)
     assert "radius must be at most 12, got 13" in fails(["duplicates", tmp_path / "index", "--radius", 13], capsys)

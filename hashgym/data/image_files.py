@@ -246,12 +246,15 @@ def resolved(root: Path, name: str) -> Path:
 
 
 def stamp(path: Path) -> tuple[int, int]:
-    """Return the size in bytes and modification time in ns of a file, links followed; -1, -1 if it cannot be read."""
+    """Return the size in bytes and modification time in ns of a file, links followed; -1, -1 if it cannot be read.
+
+    Times beyond int64, before the year 1677 and after 2262, become the first and the last one in it.
+    """
     try:
         status = path.stat()
     except (OSError, ValueError):
         return -1, -1
-    return status.st_size, status.st_mtime_ns
+    return status.st_size, min(max(status.st_mtime_ns, -(2**63)), 2**63 - 1)
 
 
 def _folders_in(

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count
+from itertools import combinations, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,7 @@ from hashgym.versions import versions
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["EncodingReport", "EncodingSettings", "encode_images", "update_codes"]
+__all__ = ["EncodingReport", "EncodingSettings", "encode_images", "unfinished", "update_codes"]
 
 keep_old_names(__name__)
 
@@ -183,7 +183,7 @@ def update_codes(
     own = coder()
     root, names, passed = list_places(images, settings.follow_links, settings.exclude)
     done = EncodingReport(target)
-    if started := _started_names(_unfinished(target), root, names):
+    if started := _started_names(unfinished(target), root, names):
         done = _Job(own, target, root, set(names), threads, settings, drop_excluded).run(started)
         own = coder()
     more = _Job(own, target, root, set(names), threads, settings, drop_excluded).run(names)
@@ -315,7 +315,7 @@ class _Job:
                 if found.is_unchanged():
                     return EncodingReport(self.target, unchanged=len(old))
                 description["updates"] = old.digest
-            with JobStore(_unfinished(self.target), n, self._arrays(), description, "hashgym encode") as store:
+            with JobStore(unfinished(self.target), n, self._arrays(), description, "hashgym encode") as store:
                 if not (store.folder / LISTED).exists():
                     write_json(store.folder / LISTED, names)
                 self._encode(store, found)
@@ -473,13 +473,16 @@ class _Job:
         return rows, changed | (rows < 0)
 
     def _drops(self, name: str) -> bool:
-        """Return whether a picture is dropped because it, or a folder that it is in, is excluded now."""
+        """Return whether a picture is dropped because it, or a folder that it is in, is excluded now.
+
+        Patterns are relative to the folders that were named, of which the common parent is the root.
+        """
         parts = name.split("/")
-        above = ("/".join(parts[: end + 1]) for end in range(len(parts)))
-        return self.drop_excluded and any(is_excluded(path, self.settings.exclude) for path in above)
+        paths = ("/".join(parts[start:end]) for start, end in combinations(range(len(parts) + 1), 2))
+        return self.drop_excluded and any(is_excluded(path, self.settings.exclude) for path in paths)
 
 
-def _unfinished(target: Path) -> Path:
+def unfinished(target: Path) -> Path:
     """Return the folder of the unfinished job; if OUT is a link, beside its target, so that it can be renamed."""
     if target.is_symlink() or not target.name:  # "." has no name
         target = Path(os.path.realpath(target))

@@ -47,6 +47,8 @@ def list_places(
             if os.path.isdir(path):
                 base = os.path.realpath(path)
                 found = list_images(Path(base), follow_links=follow_links, exclude=exclude)
+                if not named:
+                    _leave_out(found, _below_fixed(place, path), exclude)
                 if not found.names and named:
                     hint = f" (skipped: {found.summary()})" if found.summary() else ""
                     raise DataError(f"{path} holds no images{hint}; expected: files that end in .jpg, .png, .webp, ...")
@@ -55,6 +57,9 @@ def list_places(
                 folders.add(base)
             elif os.path.islink(path) and not follow_links:
                 skipped.links += 1
+                continue
+            elif named and is_excluded(os.path.basename(path), exclude):
+                skipped.excluded += 1
                 continue
             else:
                 file = os.path.join(os.path.realpath(os.path.dirname(path) or "."), os.path.basename(path))
@@ -92,6 +97,24 @@ def _expanded(place: str) -> list[str]:
 def _fixed_folder(pattern: str) -> Path:
     """Return the part of a pattern before its first part with a wildcard."""
     return Path(*takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts))
+
+
+def _below_fixed(pattern: str, path: str) -> str:
+    """Return a match of a pattern as a path relative to the pattern's fixed folder."""
+    return "/".join(Path(path).parts[len(_fixed_folder(pattern).parts) :])
+
+
+def _leave_out(found: Listing, below: str, exclude: Sequence[str]) -> None:
+    """Remove from a listing what is excluded by its path from further up: ``below`` is the folder that was listed."""
+    count = below.count("/") + 1
+
+    def is_out(name: str) -> bool:
+        parts = f"{below}/{name}".split("/")
+        return any(is_excluded("/".join(parts[:end]), exclude) for end in range(count + 1, len(parts) + 1))
+
+    kept = [name for name in found.names if not is_out(name)]
+    found.excluded += len(found.names) - len(kept)
+    found.names = kept
 
 
 def _is_used(place: str, path: str, follow_links: bool, exclude: Sequence[str], skipped: Listing) -> bool:

@@ -210,7 +210,7 @@ def _merged(old: _Content | None, given: Sequence[EncodedImages]) -> _Content:
     first, before = (old.next_id, old.ids) if old else (0, np.empty(0, np.int64))
     ids = np.concatenate([before, np.arange(first, first + len(source) - len(before), dtype=np.int64)])
     words, kept, sizes = (np.concatenate([getattr(part, key) for part in parts])[source] for key in ARRAYS[1:4])
-    return _Content(root, list(slots), ids, words, kept, sizes, given[0].bits, int(ids[-1]) + 1, {})
+    return _Content(root, list(slots), ids, words, kept, sizes, given[0].bits, max(first, int(ids[-1]) + 1), {})
 
 
 def _replace(

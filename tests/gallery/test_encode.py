@@ -449,6 +449,24 @@ def test_skipped_files_are_counted(encoder, tmp_path, monkeypatch):
     assert len(find_images(["."], exclude=["raw"])[1]) == 7
 
 
+def test_what_is_excluded_does_not_depend_on_how_it_is_found(tmp_path, monkeypatch):
+    write_pictures(
+        tmp_path / "photos", ["1.png", "thumb_2.png", "sub/3.png", "sub/private/4.png", "sub/private/x/5.png"]
+    )
+    monkeypatch.chdir(tmp_path)
+    wanted = ["1.png", "sub/3.png"]
+    for places in (["photos"], ["photos/*"], ["photos/**"], ["photos/1.png", "photos/thumb_2.png", "photos/sub"]):
+        exclude = ["thumb_*", "private" if places[-1] == "photos/sub" else "sub/private"]
+        assert find_images(places, exclude=exclude)[1] == wanted, places
+
+
+def test_a_photo_from_the_far_future_is_a_photo(encoder, tmp_path):
+    photos = write_pictures(tmp_path / "photos", NAMES)
+    os.utime(photos / NAMES[0], (10_500_000_000, 10_500_000_000))  # in 2302; int64 holds ns until 2262
+    assert update(encoder, [photos], tmp_path / "out").new == len(NAMES)
+    assert update(encoder, [photos], tmp_path / "out").unchanged == len(NAMES)
+
+
 def test_other_folders_and_damaged_ones_are_rejected(encoder, tmp_path, monkeypatch):
     out = encode(encoder, [write_pictures(tmp_path / "photos", NAMES)], tmp_path / "out")
     with pytest.raises(DataError, match=r"not a folder of codes.*hashgym encode"):

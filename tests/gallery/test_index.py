@@ -171,6 +171,15 @@ def test_adding_and_removing_keep_ids(encoder, photos, codes, tmp_path):
     assert sorted(path.name for path in index.iterdir()) == [".hashgym", "4", "meta.json"]
 
 
+def test_the_id_of_a_removed_picture_is_never_given_again(encoder, photos, codes, tmp_path):
+    index = remove(make([codes / "a"], tmp_path / "index"), ["9.png"], progress=False)
+    known = encode_images(encoder, [photos / "a" / "0.png"], tmp_path / "known", progress=False)
+    assert read_meta(make([known], index, None, add=True))["next_id"] == 10
+    gallery = open_gallery(make([codes / "a"], index, None, add=True))
+    assert gallery.ids.tolist() == [*range(9), 10]
+    assert gallery.names[10] == "9.png"
+
+
 def test_options_of_a_back_end_stay_when_the_index_changes(codes, tmp_path):
     options = {"prefix": 4, "candidates": 7}
     index = make([codes / "a"], tmp_path / "index", "prefix", options=options)

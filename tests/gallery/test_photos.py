@@ -237,6 +237,16 @@ def test_photos_that_are_excluded_later_are_dropped(tmp_path):
     assert set(contents(tmp_path / "index")[0]) == {name for name in NAMES if "june" in name} - {"june/3.png"}
 
 
+def test_patterns_are_relative_to_each_of_several_folders(tmp_path):
+    first, second = (write_pictures(tmp_path / name, ["a/1.png", "a/b/2.png", "b/3.png"]) for name in ("x", "y"))
+    settings = {"skip_bad": True, "progress": False}
+    options: dict[str, Any] = {"bits": 4, "backbone": "pixels", "size": 4}
+    index_photos([first, second], tmp_path / "index", **options, settings=EncodingSettings(**settings))
+    excluding = EncodingSettings(**settings, exclude=["a/b"])
+    assert index_photos([first, second], tmp_path / "index", **options, settings=excluding).removed == 2
+    assert set(contents(tmp_path / "index")[0]) == {"x/a/1.png", "x/b/3.png", "y/a/1.png", "y/b/3.png"}
+
+
 def test_an_index_that_was_moved_and_linked_is_updated(tmp_path):
     photos = write_pictures(tmp_path / "photos", NAMES)
     index(photos, tmp_path / "disk")
