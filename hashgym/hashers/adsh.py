@@ -104,14 +104,16 @@ class ADSH(DeepHasher, PairwiseHasher):
         outputs = labels.new_zeros(n, self.bits)  # 0 for images not seen yet
         codes = signs(torch.randn(n, self.bits).to(labels))
         gram, target = codes.T @ codes, self.bits * similarity_product(labels, r, codes)
+        batches = 0
 
         def loss(logits: Tensor, rows: Tensor, update: int) -> Tensor:
-            nonlocal codes, gram, target
-            if update and update % period == 0:
+            nonlocal codes, gram, target, batches
+            if batches and batches % period == 0:  # not ``update``, which skips numbers while the head is trained alone
                 wanted = self.bits * similarity_product(labels, r, outputs) + self.gamma * n * outputs
                 for _ in range(self.passes):
                     codes = discrete_coordinate_descent(codes, outputs.T @ outputs, wanted)
                 gram, target = codes.T @ codes, self.bits * similarity_product(labels, r, codes)
+            batches += 1
             u = torch.tanh(logits)
             outputs[rows] = u.detach()
             # The sum over all j without a pair: u V^T V u^T - 2 u (q S V) + constant.

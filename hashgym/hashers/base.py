@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from dataclasses import dataclass
@@ -41,7 +42,15 @@ ONE = "one sample is too few to learn from: give several training images that di
 
 
 class NotFittedError(ValueError, AttributeError):
-    """The hasher was used before ``fit``; it has the base classes of scikit-learn's NotFittedError."""
+    """The hasher was used before ``fit``."""
+
+
+def _not_fitted_error() -> type[NotFittedError]:
+    """Return the class of the error; one of scikit-learn's as well where that is imported, so that both catch it."""
+    if (sklearn := sys.modules.get("sklearn.exceptions")) is None:
+        return NotFittedError
+    pickled = {"__reduce__": lambda self: (NotFittedError, self.args)}
+    return type("NotFittedError", (NotFittedError, sklearn.NotFittedError), pickled)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -80,6 +89,7 @@ class Hasher(ABC):
             if isinstance(value, np.floating):  # JSON, in which settings are saved, has no NumPy scalars
                 setattr(self, field.name, float(value))
         check_integer("bits", self.bits)
+        check_integer("seed", self.seed, 0)
 
     def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> Self:
         """Learn the hash function; if that fails, the hasher is what it was before.
@@ -125,8 +135,9 @@ class Hasher(ABC):
         """Return the real values (n, q) in float32 whose signs are the code.
 
         Raises:
-            NotFittedError: before ``fit``.
-            ValueError: for features of another dimension than those fitted on, or not finite.
+            NotFittedError: before ``fit``; it is scikit-learn's as well, where that is imported.
+            ValueError: for features of another dimension than those fitted on, or not finite; if ``bits`` was changed
+                after ``fit``.
         """
         self._check_fitted()
         features = self._check_images(X, views=False)
@@ -138,7 +149,13 @@ class Hasher(ABC):
         self._check_names(X, reset=False)
         values = np.empty((len(features), self.bits), np.float32)
         for start in range(0, len(features), _ROWS):
-            values[start : start + _ROWS] = self._transform(features[start : start + _ROWS])
+            block = self._transform(features[start : start + _ROWS])
+            if block.shape[1] != self.bits:
+                raise ValueError(
+                    f"{type(self).__name__} was fitted with {block.shape[1]} bits, and bits is now {self.bits}: fit it "
+                    "again"
+                )
+            values[start : start + _ROWS] = block
         return values
 
     def encode(self, X: ArrayLike) -> NDArray[np.bool_]:
@@ -199,7 +216,7 @@ class Hasher(ABC):
 
     def _check_fitted(self) -> None:
         if not hasattr(self, "n_features_in_"):
-            raise NotFittedError(f"this {type(self).__name__} is not fitted yet: call fit first")
+            raise _not_fitted_error()(f"this {type(self).__name__} is not fitted yet: call fit first")
 
     @classmethod
     def parameters(cls) -> list[str]:

@@ -53,6 +53,7 @@ class CIBHash(DeepHasher):
 
     supervised = False
     views: ClassVar[int] = 2
+    least_batch: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +41,7 @@ class DCH(DeepHasher, PairwiseHasher):
     nearest: float = 0.5
 
     weighted = True
+    least_batch: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -90,6 +90,7 @@ class DeepHasher(Hasher):
 
     supervised = True
     views: ClassVar[int] = 1  # times that each image is in a batch, under different dropout
+    least_batch: ClassVar[int] = 1  # images that the loss of a batch compares
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,6 +107,11 @@ class DeepHasher(Hasher):
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
         if isinstance(self.backbone_weights, os.PathLike):
             self.backbone_weights = os.fspath(self.backbone_weights)  # JSON, in which settings are saved, has no paths
+        if self.batch_size < self.least_batch:
+            raise ValueError(
+                f"batch_size must be at least {self.least_batch}, since the loss compares the images of a batch; got "
+                f"{self.batch_size}"
+            )
         if self.backbone is not None and self.batch_size < 2:
             raise ValueError(
                 f"batch_size must be at least 2, since a backbone normalises batches; got {self.batch_size}"

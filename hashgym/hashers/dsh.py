@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +40,8 @@ class DSH(DeepHasher, PairwiseHasher):
 
     margin: float | None = None
     alpha: float = 0.01
+
+    least_batch: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()

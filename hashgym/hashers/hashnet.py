@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -42,6 +43,7 @@ class HashNet(DeepHasher, PairwiseHasher):
     stages: int = 10
 
     weighted = True
+    least_batch: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()

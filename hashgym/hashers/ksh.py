@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -124,6 +125,8 @@ def greedy_weights(kernel: Features, residual: Features, bits: int, iterations: 
 @dataclass(kw_only=True, eq=False)
 class RelaxedKSH(DeepHasher, PairwiseHasher):
     """KSH's loss for a network, as MCH trains it: all pairs of a batch, with outputs 2 sigmoid(u) - 1."""
+
+    least_batch: ClassVar[int] = 2
 
     def pair_loss(self, distance: Tensor, similar: Tensor) -> Tensor:
         """:func:`ksh_loss`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -49,6 +50,7 @@ class MMHH(DeepHasher, PairwiseHasher):
     quantization: float = 0.01
 
     weighted = True
+    least_batch: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()

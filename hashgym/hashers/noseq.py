@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from hashgym.hashers.base import Features, Labels
 from hashgym.hashers.deep import DeepHasher, Objective
 from hashgym.hashers.losses import triplet_hinge
+from hashgym.hashers.pairwise import pair_weights
 
 __all__ = ["NoSeq", "triplet_ranking_loss"]
 
@@ -46,6 +48,8 @@ class NoSeq(DeepHasher):
 
     margin: float | None = None
 
+    least_batch: ClassVar[int] = 3
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.margin is not None and self.margin <= 0:
@@ -62,7 +66,5 @@ class NoSeq(DeepHasher):
 
     def _fit(self, X: Features, y: Labels | None) -> None:
         assert y is not None
-        counts = y.sum(0, dtype=int)
-        if counts.max() < 2 or counts.max() == len(y):
-            raise ValueError("the labels form no triplet: some images must share a label, and some share none")
+        pair_weights(y)  # raises ValueError for labels that form no triplet
         super()._fit(X, y)

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import pickle
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from sklearn import exceptions
 from sklearn.base import clone
 
 from hashgym.data.readers import digits
@@ -88,8 +90,17 @@ def test_scikit_learn_clones_the_settings_and_not_the_fit(name, data):
     hasher = fitted(name, data, seed=9)
     copy = clone(hasher)
     assert copy.get_params() == hasher.get_params()
-    with pytest.raises(NotFittedError):
-        copy.transform(data[0])
+    for error in (NotFittedError, exceptions.NotFittedError):
+        with pytest.raises(error, match="not fitted yet") as caught:
+            copy.transform(data[0])
+    assert isinstance(pickle.loads(pickle.dumps(caught.value)), NotFittedError)
+
+
+@pytest.mark.parametrize("before", [1, 4])
+def test_codes_of_another_length_than_was_fitted_are_not_made(data, before):
+    hasher = make("lsh", bits=before).fit(data[0]).set_params(bits=8)
+    with pytest.raises(ValueError, match=f"LSH was fitted with {before} bits, and bits is now 8: fit it again"):
+        hasher.transform(data[0])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -139,9 +150,26 @@ def test_bad_labels_are_rejected_by_name(data):
         hasher.fit(X, y[None])
     with pytest.raises(ValueError, match="integers 0 and 1"):
         hasher.fit(X, y * 2)
-    for same in (np.ones_like(y), np.eye(1000, dtype=np.uint8)):
-        with pytest.raises(ValueError, match="no triplet"):
+    triangle = np.array([[1, 1, 0], [0, 1, 1], [1, 0, 1]], np.uint8)[np.arange(1000) % 3]  # no label is everywhere
+    for same in (np.ones_like(y), triangle, np.eye(1000, dtype=np.uint8)):
+        with pytest.raises(ValueError, match="share a label, so there is no"):
             hasher.fit(X, same)
+
+
+@pytest.mark.parametrize(
+    ("names", "least"),
+    [(("noseq", "ninh"), 3), (("dch", "mmhh", "hashnet", "dsh", "ksh-relaxed", "cibhash", "orthohash"), 2)],
+)
+def test_a_batch_holds_the_images_that_the_loss_compares(names, least):
+    for name in names:
+        make(name, batch_size=least)
+        with pytest.raises(ValueError, match=f"batch_size must be at least {least}"):
+            make(name, batch_size=least - 1)
+
+
+def test_seeds_are_numbers_from_0_up():
+    with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
+        make("lsh", seed=-1)
 
 
 def test_errors_for_unknown_names_and_settings_list_the_known_ones():

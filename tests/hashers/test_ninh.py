@@ -107,5 +107,5 @@ def test_settings_that_cannot_work_are_rejected(dataset):
     for hidden, bits in ((7, 8), (0, 65)):
         with pytest.raises(ValueError, match=f"cannot be cut into slices for {bits} bits"):
             make("ninh", bits=bits, hidden=hidden, updates=1).fit(X, y)
-    with pytest.raises(ValueError, match="no triplet"):
+    with pytest.raises(ValueError, match="no dissimilar pair"):
         make("ninh").fit(X, np.ones_like(y))
