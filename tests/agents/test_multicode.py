@@ -144,7 +144,7 @@ def test_files_of_a_run(multi_label: HashingDataset, base: Hasher, tmp_path: Pat
 def test_it_learns_codes_that_raise_map_and_recall_on_scenes() -> None:
     dataset = digit_scenes.load().standardized()
     features, labels = dataset.features, dataset.labels
-    base = hashers.make("dch", bits=32).fit(features[dataset.train], labels[dataset.train])
+    base = hashers.make("dch", bits=32, updates=500).fit(features[dataset.train], labels[dataset.train])
     policy = multicode.train(dataset, base, Args(updates=400, hidden=256, holdout=0.0), progress=False)
     query = base.encode(features[dataset.query])
     several = multicode.encode(policy, base, features[dataset.database])
@@ -175,7 +175,8 @@ def test_a_group_longer_than_the_code_stops_before_training(multi_label: Hashing
 
 
 def test_the_command_prints_both_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--bits", "8", "--updates", "6", "--num-envs", "16", "--hidden", "16", "--out", str(tmp_path / "run")]
+    words = ["--bits", "8", "--updates", "6", "--num-envs", "16", "--hidden", "16", "--base", "ksh"]
+    words += ["--out", str(tmp_path / "run")]
     results = multicode.main(multicode.command(words))
     printed = capsys.readouterr().out
     assert "one code" in printed

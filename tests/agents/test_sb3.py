@@ -308,7 +308,7 @@ def test_the_command_trains_and_measures(tmp_path: Path, capsys: pytest.CaptureF
     result = sb3.main(run)
     assert 0.1 < result.map < 1
     assert "ppo, 8 bits on digits: mAP" in capsys.readouterr().out
-    keep = sb3.Main(small("RegionKeep-v0", "a2c", bits=8), out=tmp_path / "a2c")
+    keep = sb3.Main(small("RegionKeep-v0", "a2c", bits=8), base="ksh", out=tmp_path / "a2c")
     assert 0.1 < sb3.main(keep).map < 1
     assert (tmp_path / "a2c" / "base.npz").exists()
     assert bases.fitted_base(tmp_path / "a2c" / "base.npz", 8, 0, scenes()).bits == 8

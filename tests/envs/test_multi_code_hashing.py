@@ -369,10 +369,10 @@ def test_it_is_a_vec_env_of_stable_baselines3_and_learns(make: Callable[..., Any
 
 
 def test_spec_round_trip() -> None:
-    env = gym.make("MultiCodeHashing-v0", bits=8, codes=2)
+    env = gym.make("MultiCodeHashing-v0", base="ksh", bits=8, codes=2)
     assert env.spec is not None
     assert gym.make(EnvSpec.from_json(env.spec.to_json())).unwrapped.task == env.unwrapped.task
-    assert gym.make("hashgym/MultiCodeHashing-v0", bits=8).unwrapped.base is env.unwrapped.base
+    assert gym.make("hashgym/MultiCodeHashing-v0", base="ksh", bits=8).unwrapped.base is env.unwrapped.base
 
 
 @pytest.mark.parametrize(

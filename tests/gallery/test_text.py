@@ -86,11 +86,13 @@ def test_two_hundred_texts_are_brute_force_on_floats(made: tuple[str, Path, Path
         assert min(np.abs(of_images).min(), np.abs(of_texts).min()) > 1e-6 * np.abs(of_images).mean()
         expected = ((of_texts > 0)[:, None] != (of_images > 0)[None]).sum(2)
         assert len({row.tobytes() for row in of_texts > 0}) > 10  # texts have different codes
-        for text, distances, margins in zip(texts, expected, of_texts, strict=True):
+        for number, (text, distances, margins) in enumerate(zip(texts, expected, of_texts, strict=True)):
             found = gallery.search_text(text, k=len(NAMES))
             rows = gallery.rows(np.array([match.id for match in found]))
             assert sorted(rows.tolist()) == list(range(len(NAMES)))
             assert [match.distance for match in found] == distances[rows].tolist() == sorted(distances.tolist())
+            if number % 10:
+                continue
             near = gallery.search_text(text, k=None, radius=5)
             assert [(match.id, match.distance) for match in near] == [
                 (match.id, match.distance) for match in found if match.distance <= 5
