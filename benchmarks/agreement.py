@@ -67,17 +67,17 @@ def main(args: Args) -> list[dict[str, Any]]:
     """Compare, print a line for each method, and add the rows to agreement.csv.
 
     Raises:
-        ValueError: for an unknown method.
+        ValueError: for an unknown method, or one that was compared with another seed or number of images.
     """
     console, rows = Console(), []
     results = Results(args.out, COLUMNS, KEY, "agreement.csv") if args.out else None
     if unknown := set(args.methods) - set(METHODS):
         raise ValueError(f"there is no {', '.join(sorted(unknown))} to compare: choose from {', '.join(METHODS)}")
     config = describe({"images": args.images, "seed": args.seed, "updates": UPDATES})
-    stored = {(row["features"], row["method"], int(row["bits"])) for row in results.rows()} if results else set()
     for method in args.methods or METHODS:
         plain, dataset = _data(args.regions if method in REGIONS else args.features)
-        if (plain.name, method, args.bits) in stored:
+        names = {"features": plain.name, "method": method, "bits": args.bits}
+        if results and results.done({**names, "config": config}):
             continue
         chosen = np.linspace(0, len(plain.features) - 1, min(args.images, len(plain.features))).astype(np.int64)
         inputs = plain.features[chosen]
@@ -89,7 +89,7 @@ def main(args: Args) -> list[dict[str, Any]]:
             f"{plain.name} {method}: {found.different:,} of {found.bits:,} bits differ, {found.different_ties} of them "
             f"ties ({found.ties} ties in all); {found.different_keeps:,} different keep decisions"
         )
-        row: dict[str, Any] = {"features": plain.name, "method": method, "bits": args.bits, "compared": found.bits}
+        row: dict[str, Any] = {**names, "compared": found.bits}
         row |= {name: getattr(found, name) for name in COUNTS if name != "compared"}
         rows.append(row | {"versions": package_versions(), "revision": revision(), "config": config})
         if results:

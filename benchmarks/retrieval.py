@@ -36,7 +36,7 @@ from hashgym.retrieval.kernels import Backend
 from hashgym.terminal import command_line, parse
 from hashgym.versions import versions
 
-KEY = ("task", "method")
+KEY = ("task", "queries", "items", "bits", "method")
 
 __all__ = ["Args", "BucketArgs", "BucketReport", "Report", "main", "measure_buckets", "measure_map", "published_loop"]
 
@@ -109,12 +109,12 @@ class BucketReport:
         """Time of faiss divided by the method's, median over the rounds."""
         return float(np.median(np.divide(self.times[radius, way, "faiss"], self.times[radius, way, method])))
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self, args: BucketArgs) -> list[dict[str, Any]]:
         """Return the rows of retrieval.csv: of each radius, way and method the seconds of a query."""
         return [
             {
                 "task": f"images within radius {radius}, {way}",
-                "method": method,
+                **{"queries": args.queries, "items": args.images, "bits": args.bits, "method": method},
                 "seconds": self.median(radius, way, method) / 1e6,
                 "baseline": "faiss",
                 "times_baseline": self.ratio(radius, way, method),
@@ -138,12 +138,12 @@ class Report:
         """Time of the baseline divided by the method's, median over the rounds."""
         return float(np.median(np.divide(self.seconds[baseline], self.seconds[method])))
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self, args: Args) -> list[dict[str, Any]]:
         """Return the rows of retrieval.csv: of each method the seconds of all queries, and the mAP."""
         return [
             {
                 "task": "mAP of all queries",
-                "method": method,
+                **{"queries": args.queries, "items": args.database, "bits": args.bits, "method": method},
                 "seconds": float(np.median(times)),
                 "baseline": "loop",
                 "times_baseline": self.ratio(method),
@@ -316,11 +316,11 @@ def main(args: Args) -> Report:
     """Measure and print all three tables, and add their rows to retrieval.csv and engines.csv."""
     add = partial(publish, out=args.out, name="retrieval.csv", key=KEY)
     report = measure_map(args)
-    sizes = {name: getattr(args, name) for name in ("queries", "database", "bits", "labels", "rounds", "seed")}
-    add(report.rows(), map_table(args, report), config={**sizes, "peak_mb": round(report.peak_mb), **_conditions()})
+    rest = {name: getattr(args, name) for name in ("labels", "rounds", "seed")}
+    add(report.rows(args), map_table(args, report), config={**rest, "peak_mb": round(report.peak_mb), **_conditions()})
     if find_spec("faiss"):
         report.buckets = measure_buckets(args.buckets)
-        rows, table = report.buckets.rows(), bucket_table(args.buckets, report.buckets)
+        rows, table = report.buckets.rows(args.buckets), bucket_table(args.buckets, report.buckets)
         add(rows, table, config={**asdict(args.buckets), **_conditions()})
     else:
         Console().print(f"The bucket search is not measured, as faiss is not installed: {install_command('faiss')}")

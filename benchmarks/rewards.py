@@ -183,6 +183,7 @@ def main(args: Args, console: Console | None = None) -> int:
     names = {cell: _names(cell, dataset) for cell in cells}
     table = Results(args.out, COLUMNS, KEY)
     curves = Results(args.out, CURVES, KEY, "curves.csv")
+    table.check_distinct(names.values())
 
     def done(cell: Cell) -> bool:
         return table.done(names[cell], replace=args.replace)

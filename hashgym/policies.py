@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -105,7 +104,7 @@ def _encode_batch(policy: Any, image: NDArray[Any], bits: int, group_bits: int) 
             "features, bits and group_bits",
         )
         if hasattr(policy, "predict"):
-            masks = _masks(policy, dataclasses.replace(task, action="index").action_mask, group, n=len(image))
+            masks = _masks(policy, task, group, n=len(image))
             action, state = policy.predict(seen, state=state, episode_start=episode_start, deterministic=True, **masks)
         else:
             action = policy(seen)
@@ -124,7 +123,7 @@ def _encode_batch(policy: Any, image: NDArray[Any], bits: int, group_bits: int) 
     return code
 
 
-def _masks(policy: Any, mask: Callable[..., NDArray[np.bool_]], *place: int, n: int) -> dict[str, NDArray[np.bool_]]:
+def _masks(policy: Any, task: HashingTask | MultiCodeTask, *place: int, n: int) -> dict[str, NDArray[np.bool_]]:
     """Return ``action_masks`` (n, 2**k) for ``predict`` if the policy has index actions and takes masks, else {}.
 
     A shorter last group has fewer valid indices, and so has a group whose code is not complete yet; the policy was not
@@ -132,14 +131,14 @@ def _masks(policy: Any, mask: Callable[..., NDArray[np.bool_]], *place: int, n: 
 
     Args:
         policy: it has ``predict``.
-        mask: returns the mask of index actions, (2**k,), at a place.
-        place: its arguments.
+        task: its ``action_mask`` tells them.
+        place: the arguments of ``action_mask``.
         n: number of images.
     """
     takes = "action_masks" in inspect.signature(getattr(policy, "model", policy).predict).parameters
     if not takes or not isinstance(getattr(policy, "action_space", None), spaces.Discrete):
         return {}
-    return {"action_masks": np.tile(mask(*place), (n, 1))}
+    return {"action_masks": np.tile(dataclasses.replace(task, action="index").action_mask(*place), (n, 1))}
 
 
 def encode_codes(
@@ -213,7 +212,7 @@ def _further_codes(
                 action = policy.probabilities(shown)
             elif hasattr(policy, "predict"):
                 first = np.full(n, group == 0)
-                masks = _masks(policy, dataclasses.replace(task, action="index").action_mask, bits, start, n=n)
+                masks = _masks(policy, task, bits, start, n=n)
                 action, state = policy.predict(shown, state=state, episode_start=first, deterministic=True, **masks)
             else:
                 action = policy(shown)

@@ -143,16 +143,25 @@ class Results:
         return False
 
     def check_distinct(self, rows: Iterable[Row]) -> None:
-        """Check that no two runs would write the same row, one over the other.
+        """Check that no two runs would write the same row, and that they belong into one table with those of the file.
 
         Raises:
-            ValueError: for two with equal keys and another configuration, such as two folders of the same features.
+            ValueError: for two with equal keys and another configuration, such as two folders of the same features; for
+                rows of the same features in the file that are of another split, and would stay.
         """
         first: dict[tuple[str, ...], Row] = {}
         for row in rows:
             other = first.setdefault(name := self._name(row), row)
             if difference := "" if other["config"] == row["config"] else _difference(other, row):
                 raise ValueError(f"two runs are {' '.join(name)} ({difference}): give each an --out of its own")
+        data = {self._source(row): _data_of(row) for row in first.values()}
+        for old in self.rows():
+            wanted = data.get(self._source(old), "")
+            if self._name(old) not in first and not _in_one_table(_data_of(old), wanted):
+                raise ValueError(
+                    f"{self.path} holds {' '.join(self._name(old))} of another split or other data ({_data_of(old)}, "
+                    f"not {wanted}), which cannot be compared in one table: use another --out"
+                )
 
     def __contains__(self, row: Row) -> bool:
         """Whether there is a row with the same key."""
@@ -160,6 +169,9 @@ class Results:
 
     def _name(self, row: Row) -> tuple[str, ...]:
         return tuple(str(row[column]) for column in self.key)
+
+    def _source(self, row: Row) -> tuple[str, ...]:
+        return tuple(str(row[column]) for column in self.key if column in ("dataset", "features", "sigma"))
 
 
 def read_csv(path: Path) -> tuple[tuple[str, ...], list[dict[str, str]]]:
@@ -190,6 +202,20 @@ def _difference(old: Row, new: Row) -> str:
     if "data" in changed and same_data(str(before.get("data")), str(after.get("data"))):
         changed.remove("data")
     return ", ".join(f"{name}: {before.get(name)!r} -> {after.get(name)!r}" for name in changed)
+
+
+def _data_of(row: Row) -> str:
+    """Return the digest of the data and split of a row; "" where its configuration has none."""
+    found = _configuration(row)
+    return str(found.get("data", "")) if isinstance(found, dict) else ""
+
+
+def _in_one_table(one: str, other: str) -> bool:
+    """Return whether rows with these digests may be compared: the same images in the same split.
+
+    Features that were computed on another processor differ by rounding, and their provenance does not.
+    """
+    return not (one and other) or same_data(one, other) or one.split("+")[-1] == other.split("+")[-1]
 
 
 def _configuration(row: Row) -> Any:

@@ -1,5 +1,7 @@
 """The benchmark of agreement compares every kind of method with its encoder, once."""
 
+import dataclasses
+
 import pytest
 
 from benchmarks import agreement
@@ -19,5 +21,7 @@ def test_encoders_are_compared_with_their_methods(tmp_path, capsys):
     assert all(row["different"] == row["different_ties"] and row["different_keeps"] == "0" for row in rows)
     assert "mch-sb3 dqn: 0 of 7,200 bits differ" in capsys.readouterr().out or rows[-1]["different"] != "0"
     assert agreement.main(args) == []
+    with pytest.raises(ValueError, match=r"run with another configuration \(seed: 0 -> 7\)"):
+        agreement.main(dataclasses.replace(args, seed=7))
     with pytest.raises(ValueError, match="there is no hasher moon to compare: choose from hasher"):
         agreement.main(agreement.Args(methods=("hasher moon",)))

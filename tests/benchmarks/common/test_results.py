@@ -75,6 +75,19 @@ def test_two_runs_with_one_row_are_refused(tmp_path):
         results.check_distinct([one, row(seed=1), other])
 
 
+def test_rows_of_another_split_are_refused(tmp_path):
+    results = Results(tmp_path)
+    first, other = "aaaa+cccc+pppp", "bbbb+dddd+qqqq"
+    results.append(row(config=describe({"data": first})))
+    more = row(method="n", config=describe({"data": other}))
+    with pytest.raises(ValueError, match=r"holds d f m 8 0 of another split or other data"):
+        results.check_distinct([more])
+    results.check_distinct([more, row(config=describe({"data": other}))])  # the stored row is to be replaced
+    results.check_distinct([row(dataset="e", config=more["config"]), row(features="g", config=more["config"])])
+    results.check_distinct([row(method="n", config=describe({"data": "rounded+pppp"}))])
+    results.check_distinct([row(method="n", config=describe({"a": 1}))])
+
+
 def test_renamed_settings_and_moved_classes_are_the_same_configuration(tmp_path):
     """Rows that older versions wrote are continued."""
     results = Results(tmp_path)
