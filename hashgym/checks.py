@@ -24,6 +24,7 @@ __all__ = [
     "is_integer",
     "plain_numbers",
     "row_blocks",
+    "several",
 ]
 
 BLOCK = 1 << 24  # numbers read at once, so that a mapped file is never in memory at full size
@@ -60,6 +61,16 @@ def plain_numbers(arguments: Any) -> None:
     for field in fields(arguments):
         if isinstance(value := getattr(arguments, field.name), np.generic):
             object.__setattr__(arguments, field.name, value.item())
+
+
+def several(given: Any, one: type | tuple[type, ...]) -> tuple[Any, ...]:
+    """Return one thing or several as a tuple; a text alone is not taken apart into characters.
+
+    Args:
+        given: a thing, or things.
+        one: the type of a thing.
+    """
+    return (given,) if isinstance(given, one) else tuple(given)
 
 
 def check_choice(name: str, value: Any, known: Collection[str]) -> None:

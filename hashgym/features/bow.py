@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hashgym.checks import check_integer, counted
 from hashgym.data import splits
 from hashgym.data.images import ImageCollection
 from hashgym.features.backbone import Backbone, Stretch, check_size
@@ -180,6 +181,7 @@ def learn_words(
     """
     if words < 2 or images < 1:
         raise ValueError(f"words must be at least 2 and images at least 1, got {words} and {images}")
+    check_integer("seed", seed, 0, 2**32 - 1)  # as scikit-learn takes it
     path = Path(out)
     if path.suffix != ".npy":
         raise ValueError(f"words are written to a file that ends in .npy, got {path}")
@@ -197,6 +199,11 @@ def learn_words(
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(drawn.train)[:images]
     rows = rng.permuted(np.tile(np.arange(2 * GRID**2), (len(chosen), 1)), axis=1)[:, :PER_IMAGE]
+    if words > rows.size:
+        raise ValueError(
+            f"{counted(len(chosen), 'training image')} give at most {rows.size:,} patches, too few for {words:,} "
+            "words: ask for fewer words, or for more images"
+        )
 
     def describe_sample(index: int, points: NDArray[np.int64]) -> NDArray[np.float32]:
         try:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashgym.checks import check_integer
+from hashgym.checks import check_integer, several
 from hashgym.codes import word_count
 from hashgym.data.image_files import is_excluded, resolved, stamp
 from hashgym.data.pictures import BACKGROUND, open_image
@@ -74,6 +74,7 @@ class EncodingSettings:
     bits: int | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "exclude", several(self.exclude, str))
         check_integer("batch_size", self.batch_size)
         check_integer("workers", self.workers)
 
@@ -276,7 +277,8 @@ class _Comparison:
         names, before = self.names, self.old.left_out_stamps
         repaired = any(self.stamps[i].tolist() != before.get(names[i]) for i in np.flatnonzero(self.rows < 0))
         changed = bool((self.wanted & (self.rows >= 0)).any())
-        return not (self.removed or repaired or changed or set(self.old.left_out) - set(names))
+        gone = set(self.old.left_out) - set(names)
+        return not (self.removed or repaired or changed or gone or self.old.is_renamed)
 
 
 @dataclass(frozen=True)
@@ -565,7 +567,7 @@ def _finished(target: Path, job: dict[str, Any], locks: ExitStack) -> EncodedIma
     if not CODES.matches(target):
         raise DataError(f"{target} exists already and is not a folder of codes: choose another --out")
     locks.enter_context(lock_folder(target, f"another process is writing to {target}: wait for it, or stop it"))
-    old = open_codes(target)
+    old = _named_below(open_codes(target), Path(job["root"]))
     if (old.encoder, str(old.root)) != (job["encoder"], job["root"]):
         other = f"pictures in another folder, {old.root}" if old.encoder == job["encoder"] else "another encoder"
         if old.encoder != job["encoder"] and old.encoder.partition(":")[0] == job["encoder"].partition(":")[0]:
@@ -579,6 +581,24 @@ def _finished(target: Path, job: dict[str, Any], locks: ExitStack) -> EncodedIma
         )
     _tidy(target, CODES.read(target))
     return old
+
+
+def _named_below(old: EncodedImages, root: Path) -> EncodedImages:
+    """Return codes with names relative to another root: folders above or below it were added or left out since."""
+    if old.root == root or not (old.root.is_relative_to(root) or root.is_relative_to(old.root)):
+        return old
+
+    def renamed(name: str) -> str:
+        return Path(os.path.relpath(old.root / name, root)).as_posix()
+
+    return replace(
+        old,
+        root=root,
+        names=[renamed(name) for name in old.names],
+        left_out={renamed(name): reason for name, reason in old.left_out.items()},
+        left_out_stamps={renamed(name): stamps for name, stamps in old.left_out_stamps.items()},
+        is_renamed=True,
+    )
 
 
 def _without_stamps(old: EncodedImages, names: Sequence[str]) -> str:

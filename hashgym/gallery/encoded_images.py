@@ -56,6 +56,7 @@ class EncodedImages:
         stamps: int64 (n, 2), size in bytes and modification time in ns of the files; None in folders of older versions.
         digests: uint8 (n, 16), BLAKE2b of the files; None in folders of older versions.
         left_out_stamps: stamps of the images that could not be read.
+        is_renamed: whether names and root are not those in the folder.
     """
 
     folder: Path
@@ -71,6 +72,7 @@ class EncodedImages:
     stamps: NDArray[np.int64] | None = None
     digests: NDArray[np.uint8] | None = None
     left_out_stamps: dict[str, list[int]] = field(default_factory=dict)
+    is_renamed: bool = False
 
     def __len__(self) -> int:
         return len(self.names)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 
+from hashgym.checks import several
 from hashgym.data.image_files import Listing, is_excluded, is_own, is_system, list_images, looks_like_image, natural
 from hashgym.storage.errors import DataError
 
@@ -36,7 +37,7 @@ def list_places(
     folders: set[str] = set()
     files: set[str] = set()
     skipped = Listing()
-    for place in map(str, places):
+    for place in map(str, several(places, (str, Path))):
         expanded = _expanded(place)
         if expanded != [place]:  # names are relative to the folder of a pattern, whatever matches it now
             folders.add(os.path.realpath(_fixed_folder(place)))

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym import index as backends
+from hashgym.checks import several
 from hashgym.codes import CodeSets, Words
 from hashgym.gallery.encoded_images import ENCODER, EncodedImages, open_codes
 from hashgym.gallery.search import ARRAYS, BACKEND, INDEX, Names, content_arrays, read_meta, server_options
@@ -77,7 +78,7 @@ def build(
         ConnectionError: if the server does not answer.
     """
     folder = Path(out)
-    given = [open_codes(place, verify=True) for place in codes]
+    given = [open_codes(place, verify=True) for place in several(codes, (str, Path))]
     if not given:
         raise DataError("there is nothing to index: name folders of codes, which `hashgym encode` writes")
     _check_same_encoder(given)
@@ -140,7 +141,7 @@ def remove(
         ValueError: if the index is on a server whose address the user must give.
         ConnectionError: if the server does not answer.
     """
-    folder = Path(index)
+    folder, names = Path(index), several(names, str)
     meta = read_meta(folder)
     if (folder / CODES_OF_PHOTOS).exists():
         raise DataError(

@@ -81,7 +81,9 @@ def index_photos(
         source, old = codes / ENCODER, open_codes(codes)
         if bits not in (None, old.bits):
             raise DataError(f"{folder} has codes of {old.bits} bits: leave out --bits, or choose another --out")
-        if any(given is not None for given in (method, backbone, size)):  # opening a large network takes seconds
+        if any(
+            given is not None for given in (method, backbone, size, weights)
+        ):  # opening a large network takes seconds
             own = load_encoder(source)
             if method is not None and (own_method := method_of(own)) != method:
                 raise DataError(f"{folder} has an encoder by {own_method}: leave out --method, or choose another --out")
@@ -94,6 +96,10 @@ def index_photos(
                     raise DataError(
                         f"{folder} has an encoder with {option} {has}: leave out {option}, or choose another --out"
                     )
+            if weights is not None:
+                from hashgym.encoders.build import backbone_of
+
+                backbone_of(network_there, weights)  # raises ValueError for others
     else:
         from hashgym.features import make
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hashgym import index as backends
-from hashgym.checks import check_choice, closest
+from hashgym.checks import check_choice, check_integer, closest
 from hashgym.codes import CodeSets, Words, hamming, pack, unpack
 from hashgym.data.image_files import resolved
 from hashgym.data.pictures import open_image
@@ -502,10 +502,10 @@ def _check_wanted(k: int | None, radius: int | None) -> None:
     """Raise ValueError for a number of images or a radius that no search can have."""
     if k is None and radius is None:
         raise ValueError("give k, a radius, or both")
-    if k is not None and k < 1:
-        raise ValueError(f"k, the number of images to find, must be at least 1, got {k}")
-    if radius is not None and radius < 0:
-        raise ValueError(f"radius, a number of bits, must be at least 0, got {radius}")
+    if k is not None:
+        check_integer("k, the number of images to find,", k)
+    if radius is not None:
+        check_integer("radius, a number of bits,", radius, 0)
 
 
 def _root(folder: Path, root: Path, given: bool) -> Path:

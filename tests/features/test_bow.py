@@ -184,7 +184,8 @@ def test_a_bad_image_stops_or_is_left_out(tmp_path):
         ({"size": 15}, "at least 16"),
         ({"split": "moon"}, "no split 'moon'"),
         ({"out": "words.txt"}, r"ends in \.npy"),
-        ({"words": 5_000}, r"1,000 different patches, too few for 5,000 words"),
+        ({"words": 5_000}, "10 training images give at most 1,000 patches, too few for 5,000 words"),
+        ({"seed": 2**32}, "seed must be at most 4294967295"),
     ],
 )
 def test_words_that_cannot_be_learnt(tmp_path, options, message):

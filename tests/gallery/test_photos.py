@@ -247,6 +247,37 @@ def test_patterns_are_relative_to_each_of_several_folders(tmp_path):
     assert set(contents(tmp_path / "index")[0]) == {"x/a/1.png", "x/b/3.png", "y/a/1.png", "y/b/3.png"}
 
 
+def test_folders_can_be_added_to_an_index_and_left_out_again(tmp_path):
+    write_pictures(tmp_path / "photos", ["a/1.png", "a/b/2.png", "c/3.png"])
+    options: dict[str, Any] = {"bits": 4, "backbone": "pixels", "size": 4}
+    options["settings"] = EncodingSettings(skip_bad=True, progress=False)
+    out = tmp_path / "index"
+
+    def update(*places: str) -> tuple[tuple[int, ...], dict[str, int]]:
+        done = index_photos([tmp_path / "photos" / place for place in places], out, **options)
+        with open_gallery(out) as gallery:
+            return (done.new, done.changed, done.removed, done.unchanged), {
+                gallery.names[i]: i for i in gallery.ids.tolist()
+            }
+
+    assert update("a") == ((2, 0, 0, 0), {"1.png": 0, "b/2.png": 1})
+    assert update("a", "c") == ((1, 0, 0, 2), {"a/1.png": 0, "a/b/2.png": 1, "c/3.png": 2})
+    assert update("a", "c") == ((0, 0, 0, 3), {"a/1.png": 0, "a/b/2.png": 1, "c/3.png": 2})
+    with pytest.raises(DataError, match=r"1 pictures that still exist and were not named, such as \.\./c/3\.png"):
+        update("a")
+    (tmp_path / "photos" / "c" / "3.png").unlink()
+    assert update("a") == ((0, 0, 1, 2), {"a/1.png": 0, "a/b/2.png": 1})  # names stay relative to the common parent
+
+
+def test_one_place_is_not_taken_apart(tmp_path, monkeypatch):
+    write_pictures(tmp_path / "photos", ["1.png", "2.png", "thumb.png"])
+    monkeypatch.chdir(tmp_path)
+    settings = EncodingSettings(progress=False, exclude="thumb.png")  # type: ignore[arg-type]
+    done = index_photos("photos", "index", bits=2, backbone="pixels", size=4, settings=settings)  # type: ignore[arg-type]
+    assert done.new == 2
+    assert index_photos(Path("photos"), "index", settings=settings).unchanged == 2  # type: ignore[arg-type]
+
+
 def test_an_index_that_was_moved_and_linked_is_updated(tmp_path):
     photos = write_pictures(tmp_path / "photos", NAMES)
     index(photos, tmp_path / "disk")
@@ -289,6 +320,7 @@ def test_bad_input_changes_nothing(tmp_path):
         ({"backbone": "efficientnet_lite0"}, "has an encoder with --backbone pixels: leave out --backbone"),
         ({"size": 8}, "has an encoder with --size 4: leave out --size"),
         ({"method": "lsh"}, "has an encoder by itq: leave out --method"),
+        ({"weights": "none.pth"}, "takes neither weights"),
         ({"backend": "buckets"}, "leave out --backend to update it"),
     ):
         with pytest.raises(ValueError, match=message):
