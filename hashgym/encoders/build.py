@@ -16,7 +16,7 @@ import numpy as np
 from hashgym import hashers
 from hashgym.checks import check_integer, closest
 from hashgym.codes import prefix_lengths
-from hashgym.data import load
+from hashgym.data import load, similarity
 from hashgym.data.dataset import HashingDataset
 from hashgym.encoders.encoder import Encoder, load_encoder
 from hashgym.moved import keep_old_names
@@ -169,7 +169,9 @@ def fit_encoder(
         if method == NEIGHBOURS:
             agent = find_agent("drlih")
             args = agent.Args(**AGENT, bits=bits, seed=seed, holdout=0.0)
-            agent.train(scaled.with_similarity("neighbours", seed=seed), args, out=Path(work), progress=progress)
+            k = max(2, min(similarity.NEIGHBOURS, len(scaled.train) // 4))  # of a few images not all are neighbours
+            learning = scaled.with_similarity("neighbours", k=k, seed=seed)
+            agent.train(learning, args, out=Path(work), progress=progress)
         else:
             fitted = hashers.fitted(method, scaled, bits=bits, seed=seed)
             write_hasher(head, fitted, scaled, "all")

@@ -50,7 +50,7 @@ def atomic_write(path: str | Path, *, new: bool = False) -> Iterator[BinaryIO]:
     removes those of killed writers of the same target.
 
     Args:
-        path: the target; its folder is created.
+        path: the target; its folder is created, and removed again if the block raises.
         new: require that the target does not exist, neither now nor when the block ends, and that no other process is
             writing it with ``new``. The block may then contain all the work that leads to the file.
 
@@ -62,6 +62,7 @@ def atomic_write(path: str | Path, *, new: bool = False) -> Iterator[BinaryIO]:
     target = Path(path)
     if new and os.path.lexists(target):
         raise DataError(f"{target} exists already: remove it, or choose another --out")
+    created = [folder for folder in target.parents if not os.path.lexists(folder)]
     target.parent.mkdir(parents=True, exist_ok=True)
     if clean(target) and new:
         raise DataError(f"another process is writing {target}: wait for it, stop it, or choose another --out")
@@ -82,6 +83,8 @@ def atomic_write(path: str | Path, *, new: bool = False) -> Iterator[BinaryIO]:
         except BaseException:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+                for folder in created:  # the innermost first; one that is not empty by now stays
+                    folder.rmdir()
             raise
         sync(target.parent)
 

@@ -145,6 +145,8 @@ def test_an_agent_that_learns_which_photos_are_neighbours(tmp_path, monkeypatch)
     assert index(photos, tmp_path / "index", method="neighbours").unchanged == 150
     before = content(tmp_path / "index" / "codes")
     index(photos, tmp_path / "again", method="neighbours")
+    few = write_pictures(tmp_path / "few", NAMES[:6])
+    assert index(few, tmp_path / "of-few", method="neighbours").new == 6
     assert comparable(tmp_path / "again" / "codes") == {
         name: data for name, data in before.items() if not name.endswith(("meta.json", ".hashgym"))
     }

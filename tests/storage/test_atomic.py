@@ -73,6 +73,16 @@ def test_an_error_or_an_interrupt_keeps_the_old_file(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
 
 
+def test_an_error_leaves_no_folder_that_was_made_for_the_file(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    with pytest.raises(KeyError), atomic_write(tmp_path / "own" / "a" / "b" / "file"):
+        raise KeyError
+    assert list(tmp_path.rglob("*")) == [tmp_path / "own"]
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "own" / "a" / "b" / "file"):
+        (tmp_path / "own" / "a" / "other").touch() or (tmp_path / "missing").read_bytes()
+    assert {path.name for path in tmp_path.rglob("*")} == {"own", "a", "other"}
+
+
 def test_the_file_is_synced_before_it_is_renamed_and_its_folder_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
