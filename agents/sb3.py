@@ -36,7 +36,7 @@ from hashgym.encoders.heads import CodesHead, GroupsHead, RegionsHead, hasher_he
 from hashgym.envs.bit_group_hashing import HashingTask
 from hashgym.envs.multi_code_hashing import MultiCodeTask, check_images
 from hashgym.envs.region_keep import RegionKeepTask
-from hashgym.hashers import Hasher
+from hashgym.hashers import HASHERS, Hasher
 from hashgym.integrations.sb3 import BackboneExtractor, HashVecEnv
 from hashgym.optional import require
 from hashgym.retrieval import metrics
@@ -268,7 +268,7 @@ def main(run: Main) -> metrics.RetrievalResult | None:
         with files.hold_folder(run.out):
             files.load_checkpoint(run.out, args, run.resume)  # before a base is fitted
             resolve_device(args.device)
-            if args.env == "MultiCodeHashing-v0":
+            if args.env == "MultiCodeHashing-v0" and run.base in HASHERS:  # a file has bits of its own
                 MultiCodeTask(codes=args.codes, group_bits=args.group_bits or None).check_bits(args.bits)
             if has_base:
                 base = bases.base_of_run(run.base, run.out if run.resume else None, args.bits, args.seed, learning)

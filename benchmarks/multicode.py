@@ -268,16 +268,12 @@ def main(args: Args, console: Console | None = None) -> int:
         return ", ".join(f"{row['method']} {row['map']:.4f}" for row in rows[:5])
 
     failed = run_missing(names, run, results, args, console, says=says)
-    first = names[runs[0]][0]
+    wanted = {tuple(str(row[column]) for column in KEY) for rows in names.values() for row in rows}
+    rows = [row for row in results.rows() if tuple(row[column] for column in KEY) in wanted]
     for bits in args.bits:
-        if own := [row for row in results.rows() if _belongs(row, first, bits) and row["base"] in args.bases]:
+        if own := [row for row in rows if int(row["bits"]) == bits]:
             console.print(table(own))
     return failed
-
-
-def _belongs(row: Row, first: Row, bits: int) -> bool:
-    """Return whether a row is of this code length, and of the dataset and features of the first."""
-    return int(row["bits"]) == bits and all(row[key] == first[key] for key in ("dataset", "features"))
 
 
 def table(rows: Sequence[Row]) -> Table:

@@ -209,6 +209,14 @@ def main(args: Args, console: Console | None = None) -> int:
         for features in datasets
         for method in args.methods
     ]
+    for (features, dataset), seed in itertools.product(datasets.items(), range(args.splits)):
+        _, kept_out = held_out(dataset, seed)
+        labels = dataset.labels[kept_out].astype(np.float32)
+        if not np.triu(labels @ labels.T, 1).any():
+            raise ValueError(
+                f"no two of the {len(kept_out)} held-out training images of {features} share a label, so that no "
+                "setting can be judged by them: give more training images"
+            )
     # A search is done if its first try is there: its rows are added together.
     first = {search: [{**_names(search, datasets[search.features]), "trial": 0}] for search in searches}
 

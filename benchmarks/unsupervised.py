@@ -125,7 +125,7 @@ def _judged(dataset: HashingDataset, results: Results, *, replace: bool) -> str:
 def _names(cell: Cell, dataset: HashingDataset) -> dict[str, Any]:
     """The columns that are known before the run."""
     which = (dataset.name, features_name(dataset), cell.method, cell.bits, cell.seed)
-    settings = {} if cell.method == FLOAT else config(cell, dataset)
+    settings = {"data": data_digest(dataset)} if cell.method == FLOAT else config(cell, dataset)
     learnt = {"similarity": f"{K} neighbours"} if cell.method in NEIGHBOURS else {}
     return {**dict(zip(KEY, which, strict=True)), "config": describe({**settings, **learnt})}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -100,7 +101,7 @@ def precision_recall(
     """
     figure = blank(6.4, 4.8)
     axes = figure.subplots()
-    for (name, (precision, recall)), color in zip(curves.items(), COLORS, strict=False):
+    for (name, (precision, recall)), color in zip(curves.items(), cycle(COLORS)):
         axes.plot(recall, precision, "-", color=color, linewidth=1.8, label=name)
         if len(recall) > 2:
             axes.plot(recall[2], precision[2], "o", color=color, markersize=7)

@@ -99,8 +99,12 @@ class Results:
             raise ValueError(f"{self.path} has the columns {columns}, not {tuple(self.columns)}: use another --out")
         return rows
 
-    def append(self, *rows: Row) -> None:
+    def append(self, *rows: Row, replacing: Sequence[str] | None = None) -> None:
         """Add rows in one write; a row replaces the one with the same key.
+
+        Args:
+            rows: a value for each column.
+            replacing: columns in which rows that are replaced are equal to a new one; the key by default.
 
         Raises:
             ValueError: if a column is missing or unknown.
@@ -113,8 +117,9 @@ class Results:
                 )
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / ".results.lock"):  # the system releases it when this process dies
-            names = {self._name(row) for row in rows}
-            kept = [old for old in self.rows() if self._name(old) not in names]
+            same = self.key if replacing is None else replacing
+            names = {tuple(str(row[column]) for column in same) for row in rows}
+            kept = [old for old in self.rows() if tuple(old[column] for column in same) not in names]
             text = io.StringIO()
             writer = csv.DictWriter(text, self.columns, lineterminator="\n")
             writer.writeheader()

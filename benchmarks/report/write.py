@@ -221,8 +221,9 @@ def _examples(rows: Sequence[Row], datasets: Mapping[str, HashingDataset], out: 
     """DRLIH's Figure 6, of datasets whose pictures are available and may be published; else as drawn before."""
     embedded, section = [info.name for info in hashgym.data.datasets() if info.embedded], []
     for dataset, own in group([row for row in rows if row["dataset"] not in UNPUBLISHED], "dataset").items():
+        own = where(own, features=own[0]["features"])
         path, longest = out / f"examples-{dataset}.png", max(row["bits"] for row in own)
-        own = where(own, bits=longest, features=own[0]["features"])
+        own = where(own, bits=longest)
         pictured = datasets.get(dataset) or (hashgym.data.load(dataset) if dataset in embedded else None)
         if pictured is not None and pictured.thumbnails is not None:
             comparisons.searches(own, pictured, path, f"{dataset}, {longest} bits, seed {own[0]['seed']}")

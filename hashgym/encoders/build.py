@@ -204,7 +204,7 @@ def backbone_of(stored: Mapping[str, Any] | None, weights: str | None = None) ->
             f"{stored['name']} has other weights here ({backbone.weights}, SHA-256 {backbone.digest[:12]}) than those "
             f"that extracted the features ({stored['weights']}, {stored['digest'][:12]}): give it with --weights"
         )
-    backbone.check_onnx()
+    backbone.to_onnx()  # raises ValueError for a network without an ONNX form, before a fit that may take hours
     return backbone
 
 
@@ -357,6 +357,8 @@ def _compare(
 
 def _check_features(encoder: Encoder, features: str | Path) -> None:
     """Raise ValueError for features of another backbone than the run's."""
-    dataset = load(features)
-    if dataset.dim != encoder.dim or dataset.provenance.get("backbone") != encoder.metadata["backbone"]:
+    from hashgym.encoders.write import deciding
+
+    dataset, own = load(features), encoder.metadata["backbone"]
+    if dataset.dim != encoder.dim or deciding(dataset.provenance.get("backbone")) != deciding(own):
         raise ValueError(f"{features} were extracted with another backbone than those of the run: give its features")

@@ -296,6 +296,11 @@ def compare(
     )
 
 
+def deciding(backbone: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what decides the features in the description of a backbone; not where they were computed."""
+    return {key: (backbone or {}).get(key) for key in (*_DECIDING, "cut")}
+
+
 def _check_backbone(encoder: Encoder, backbone: Backbone) -> None:
     """Raise ValueError for a backbone that extracts other features than the encoder was trained on."""
     if encoder.dim != backbone.dim:

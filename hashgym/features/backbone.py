@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hashgym.checks import check_integer
 from hashgym.data.pictures import to_rgb
 from hashgym.moved import renamed
 
@@ -129,11 +130,8 @@ def check_size(size: int | None, default: int) -> int:
     Raises:
         ValueError: for a size below one pixel, or above MAX_SIDE.
     """
-    if size is not None and not 1 <= size <= MAX_SIDE:
-        raise ValueError(
-            f"size, the side of the network's input in pixels, must be at least 1 and at most {MAX_SIDE:,}, got {size}"
-        )
-    return default if size is None else size
+    name = "size, the side of the network's input in pixels,"
+    return default if size is None else check_integer(name, size, 1, MAX_SIDE)
 
 
 def _check_side(name: str, side: int) -> None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hashgym.checks import check_integer, closest
+from hashgym.checks import check_integer, check_number, closest
 from hashgym.data import cache, splits
 from hashgym.data.dataset import HashingDataset
 from hashgym.data.images import ImageCollection
@@ -106,8 +106,13 @@ def extract(
             features are not finite. Finished batches are kept.
         ChildProcessError: if Ray loses the processes of a batch repeatedly. Finished batches are kept.
     """
-    check_integer("batch_size", batch_size)
-    check_integer("workers", workers)
+    batch_size, workers = check_integer("batch_size", batch_size), check_integer("workers", workers)
+    views, seed = check_integer("views", views), check_integer("seed", seed, 0)
+    regions, sigma = check_integer("regions", regions, 0), check_number("sigma", sigma)
+    train_regions = check_integer("train_regions", train_regions, 0)
+    thumbnail = check_integer("thumbnail", thumbnail, 0)
+    queries = None if queries is None else check_integer("queries", queries)
+    train = None if train is None else check_integer("train", train)
     _check_executor(executor, backbone)
     recipe = _Recipe(backbone, regions, sigma, train_regions, seed, thumbnail, views)
     target = Path(out)
@@ -273,7 +278,6 @@ class _Recipe:
 
     def __post_init__(self) -> None:
         cut = self.backbone.cut
-        check_integer("views", self.views)
         if self.views > 1 and not cut:
             problem = "a whole network has none" if cut is None else "pixels are augmented anew in training"
             raise ValueError(f"views are of activations at a cut of the backbone, and {problem}: leave out --views")
@@ -281,9 +285,6 @@ class _Recipe:
             raise ValueError("regions are of feature vectors: leave out --cut, or --regions and --train-regions")
         if self.regions not in (0, 5):
             raise ValueError(f"regions must be 5 (corners and centre) or 0, got {self.regions}")
-        for name in ("train_regions", "thumbnail", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not 0 < self.sigma <= 1:
             raise ValueError(f"sigma must be in (0, 1], got {self.sigma}")
 

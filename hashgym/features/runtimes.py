@@ -7,8 +7,10 @@ of megabytes of weights takes several times their memory: there, and on a GPU, `
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.util
+import io
 import logging
 import tempfile
 import warnings
@@ -122,7 +124,11 @@ def to_onnx(
     module: torch.nn.Module, example: torch.Tensor, inputs: Mapping[str, Axes], outputs: Mapping[str, Axes]
 ) -> bytes:
     """Return a module of one argument as an ONNX model; inputs and outputs map names to the names of variable axes."""
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),  # the exporter prints the graph of a network that has no such form
+    ):
         warnings.simplefilter("ignore")
         path = Path(folder) / "network.onnx"
         disabled = logging.root.manager.disable

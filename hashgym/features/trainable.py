@@ -16,7 +16,7 @@ from hashgym.device import computes_bfloat16
 from hashgym.features import load_network
 from hashgym.features.torchvision_compat import import_torchvision
 
-__all__ = ["AUGMENTATIONS", "TrainableBackbone", "augmentation", "check_cut", "parse", "spec_of"]
+__all__ = ["AUGMENTATIONS", "TrainableBackbone", "augmentation", "check_cut", "check_kind", "parse", "spec_of"]
 
 AUGMENTATIONS = ("crop-flip", "none")
 """Names of augmentations of pixels, see :func:`augmentation`."""
@@ -136,7 +136,7 @@ class TrainableBackbone(nn.Module):
         return nn.functional.interpolate(pixels, sides, mode="bicubic", align_corners=False).clamp(0, 255)
 
     def features_of(self, images: NDArray[Any], rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
-        """Return features, float32 (n, D), of images (N, C, H, W) in an array, without a gradient.
+        """Return features, float32 (n, D), of images (N, C, H, W) in an array, in evaluation mode without a gradient.
 
         Args:
             images: they are read a few at a time, so that they may be in a file that is larger than the memory.
@@ -146,11 +146,15 @@ class TrainableBackbone(nn.Module):
         device, size = self.get_buffer("mean").device, self.size
         numbers = images[0].size if size is None else 3 * size * size
         count = max(16, min(_AT_ONCE, _NUMBERS // numbers)) if device.type == "cpu" else _AT_ONCE
-        with torch.inference_mode():
-            parts = [
-                self(torch.from_numpy(np.array(images[rows[start : start + count]])).to(device)).cpu()
-                for start in range(0, len(rows), count)
-            ]
+        mode, parts = self.training, [torch.empty(0, self.dim)]
+        self.eval()
+        try:
+            with torch.inference_mode():
+                for start in range(0, len(rows), count):
+                    batch = torch.from_numpy(np.array(images[rows[start : start + count]])).to(device)
+                    parts.append(self(batch).cpu())
+        finally:
+            self.train(mode)
         return torch.cat(parts).numpy()
 
     def start_from(self, images: NDArray[Any], rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
@@ -161,14 +165,13 @@ class TrainableBackbone(nn.Module):
         On such features a head can be trained before the backbone is trained as well: linear probing, then fine-tuning
         (Kumar et al., ICLR 2022).
         """
-        mode, normalize = self.training, self.normalize
+        normalize = self.normalize
         normalize.reset_running_stats()  # mean 0 and variance 1
-        features = self.eval().features_of(images, rows) * (1 + normalize.eps) ** 0.5
+        features = self.features_of(images, rows) * (1 + normalize.eps) ** 0.5
         mean, variance = features.mean(0, dtype=np.float64), features.var(0, dtype=np.float64)
         for own, value in ((normalize.running_mean, mean), (normalize.running_var, variance)):
             assert own is not None
             own.copy_(torch.from_numpy(value))
-        self.train(mode)
         return ((features - mean) / np.sqrt(variance + normalize.eps)).astype(np.float32)
 
     def numbers(self) -> NDArray[np.float32]:
@@ -191,6 +194,17 @@ class TrainableBackbone(nn.Module):
         with torch.no_grad():
             for tensor, part in zip(state.values(), parts, strict=True):
                 tensor.copy_(torch.from_numpy(part).reshape(tensor.shape))
+
+
+def check_kind(images: NDArray[Any], spec: str) -> None:
+    """Raise ValueError for images (n, ..., C, H, W) that are not pixels for a whole network, or activations for a cut.
+
+    Pixels that are floats would be scaled as if they were numbers from 0 to 255.
+    """
+    _, cut, _ = parse(spec)
+    if (images.dtype == np.uint8) != (cut == 0):
+        wanted = f"activations after block {cut}, float16 or float32" if cut else "pixels, uint8 (n, 3, H, W)"
+        raise ValueError(f"the backbone {spec} takes {wanted}; got {images.dtype} {images.shape}")
 
 
 def check_cut(dataset: HashingDataset, spec: str) -> None:
@@ -235,6 +249,8 @@ def spec_of(dataset: HashingDataset, given: str | None = None, weights: str | No
             )
         return f"{backbone['name']}:{backbone['cut']}"
     if given is not None:
+        if parse(given)[1] == 0:
+            check_kind(dataset.features, given)
         return given
     if "name" not in backbone or "cut" not in backbone:
         raise ValueError(
@@ -242,6 +258,7 @@ def spec_of(dataset: HashingDataset, given: str | None = None, weights: str | No
             "the network that takes them: give backbone='NAME:CUT' for activations, or 'NAME' for pixels, such as "
             "'convnet' for small pictures"
         )
+    check_kind(dataset.features, backbone["name"])
     return str(backbone["name"])
 
 

@@ -228,13 +228,10 @@ class DeepHasher(Hasher):
     def _check_images(self, X: ArrayLike, *, views: bool) -> Features:
         if self.backbone is None:
             return super()._check_images(X, views=views)
-        from hashgym.features.trainable import parse
+        from hashgym.features.trainable import check_kind
 
         images = as_maps(X, views=views)
-        _, cut, _ = parse(self.backbone)
-        if (images.dtype == np.uint8) != (cut == 0):
-            wanted = f"activations after block {cut}, float16 or float32" if cut else "pixels, uint8 (n, 3, H, W)"
-            raise ValueError(f"the backbone {self.backbone} takes {wanted}; got {images.dtype} {images.shape}")
+        check_kind(images, self.backbone)
         fitted = getattr(self, "image_shape_", None)
         if not views and fitted is not None and images.shape[1:] != tuple(fitted):
             raise ValueError(

@@ -214,7 +214,7 @@ class JobStore:
         first, *lines = [_parsed(line) for line in complete.splitlines()] or [None]
         if first is None:
             raise DataError(_NO_JOURNAL.format(self.folder / JOURNAL, self.command, self.folder))
-        if different := [key for key in self.job if first.get(key) != self.job[key]]:
+        if different := [key for key in {**first, **self.job} if first.get(key) != self.job.get(key)]:
             raise DataError(
                 f"{self.folder} holds another, unfinished job (other {', '.join(different)}): finish that one, "
                 "remove the folder to abandon it, or choose another --out"

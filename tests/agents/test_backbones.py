@@ -21,6 +21,7 @@ from agents.drlih import Args
 from hashgym import data, features, hashers
 from hashgym.data import HashingDataset
 from hashgym.encoders.write import compare
+from hashgym.features.trainable import TrainableBackbone
 from hashgym.integrations.sb3 import BackboneExtractor
 from hashgym.retrieval import metrics
 from tests.features import tiny
@@ -283,6 +284,30 @@ def test_a_backbone_given_by_hand() -> None:
     assert_equal_weights(given, drlih.train(named, Args(**SMALL), progress=False))
     run = drlih.command(["--backbone", "tiny:1", "--backbone-learning-rate", "1e-4", "--augment", "none"])
     assert (run.args.backbone, run.args.backbone_learning_rate, run.args.augment) == ("tiny:1", 1e-4, "none")
+
+
+def test_floats_are_no_pixels() -> None:
+    """They would be scaled as if they were numbers from 0 to 255."""
+    whole = small("pixels")
+    floats = dataclasses.replace(whole, features=(whole.features / 255).astype(np.float32))
+    for given in (None, "convnet"):
+        for train in (
+            lambda backbone: drlih.train(floats, Args(**SMALL, backbone=backbone), progress=False),
+            lambda backbone: sb3.train(floats, sb3.Args(**CODE, backbone=backbone), progress=False),
+        ):
+            with pytest.raises(
+                ValueError, match=r"the backbone convnet takes pixels, uint8 \(n, 3, H, W\); got float32"
+            ):
+                train(given)
+
+
+def test_a_new_backbone_encodes_in_evaluation_mode_and_stays_in_training() -> None:
+    pixels = small("pixels").features[:64]
+    backbone = TrainableBackbone("convnet", pixels.shape[1:])
+    first, again = backbone.features_of(pixels), backbone.features_of(pixels)
+    np.testing.assert_array_equal(first, again)
+    assert backbone.training
+    assert backbone.features_of(pixels, np.arange(0)).shape == (0, backbone.dim)
 
 
 @pytest.mark.parametrize(

@@ -398,6 +398,14 @@ def test_a_hasher_without_a_loss_of_pairs_has_one_code_per_image(folders, tmp_pa
     result = evaluate(query, dataset.labels[dataset.query], database, dataset.labels[dataset.database])
     assert float(row["map"]) == pytest.approx(result.map)
     assert float(row["recall_radius0"]) == pytest.approx(result.recall_by_radius[0])
-    assert {p["method"] for p in Results(tmp_path, mch.CURVES, mch.CURVE_KEY, "curves.csv").rows()} == {"single"}
+    drawn = Results(tmp_path, mch.CURVES, mch.CURVE_KEY, "curves.csv")
+    assert {p["method"] for p in drawn.rows()} == {"single"}
+    shown = (
+        f"| itq |  | {result.recall_by_radius[0]:.3f} | {float(row['precision_radius0']):.3f} | {result.map:.3f} |  |"
+    )
+    assert shown in (tmp_path / "table.md").read_text()
     assert mch.main(args, console) == 0
     assert "1 of 1 runs are in" in console.export_text()
+    drawn.append({**drawn.rows()[-1], "k": "9999"})  # as of a larger database
+    assert mch.main(dataclasses.replace(args, queries=50, replace=True), console) == 0
+    assert max(int(point["k"]) for point in drawn.rows()) == len(dataset.database)

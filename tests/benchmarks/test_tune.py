@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-import hashgym.data
+import hashgym.data.cache
 from benchmarks import drlih, tune
 from benchmarks.common import cells, methods
 from benchmarks.common.results import Results
@@ -124,6 +124,15 @@ def test_tries_of_an_earlier_search_are_not_chosen(searched, monkeypatch):
     assert tune.main(replace(searched, tries=1, replace=True), Console(quiet=True)) == 0
     assert [row["trial"] for row in results.rows()] == ["1", "2", "0"]
     assert tune.chosen(searched.out) == {("digits", "itq"): {}}
+
+
+def test_held_out_images_without_a_similar_pair_stop_before_anything_is_tried(tmp_path):
+    data = digits.load()
+    rows = np.array([data.train[data.labels[data.train, digit] == 1][0] for digit in range(10)])
+    hashgym.data.cache.save(replace(data, train=rows), tmp_path / "few")
+    with pytest.raises(ValueError, match=r"no two of the 2 held-out training images of .*few share a label"):
+        tune.main(tune.Args(out=tmp_path / "out", features=(str(tmp_path / "few"),), methods=("sh",)))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -350,6 +350,22 @@ def test_wrong_arguments_fail_before_any_work(photos, tmp_path, options, message
     assert not list(tmp_path.glob("*out*"))
 
 
+def test_numbers_of_numpy_are_numbers(photos, tmp_path):
+    plain = {"seed": 1, "batch_size": 7, "train_regions": 2, "thumbnail": 4, "sigma": 0.5, "queries": 6, "train": 12}
+    given = {name: np.float32(0.5) if name == "sigma" else np.int64(value) for name, value in plain.items()}
+    folders = [
+        extract(
+            read_images(f"folder:{photos}"),
+            make("pixels", size=np.int64(4)),
+            tmp_path / name,
+            progress=False,
+            **options,
+        )
+        for name, options in (("plain", plain), ("given", given))
+    ]
+    assert contents(folders[0]) == contents(folders[1])
+
+
 def test_an_existing_output_fails_before_any_work(photos, tmp_path):
     (tmp_path / "out").mkdir()
     collection = dataclasses.replace(collect(photos), read=never)

@@ -184,6 +184,17 @@ def test_stopping_at_any_write_resumes_to_the_same_bytes(photos, tmp_path, monke
     cache.open_cache(tmp_path / "out", verify=True)
 
 
+@pytest.mark.parametrize("before", [1, 3])
+def test_a_job_with_other_views_is_another_job(photos, tmp_path, before):
+    sound = (victim := photos / "dog" / "11.png").read_bytes()
+    truncate(victim)
+    with pytest.raises(DataError, match=r"dog/11\.png"):
+        job(photos, tmp_path / "out", views=before)
+    victim.write_bytes(sound)
+    with pytest.raises(DataError, match=r"holds another, unfinished job .*views"):
+        job(photos, tmp_path / "out", views=4 - before)
+
+
 def test_damaged_rows_of_an_unfinished_job_are_computed_again(photos, tmp_path, caplog):
     whole, victim = job(photos, tmp_path / "whole"), photos / "dog" / "11.png"
     sound = victim.read_bytes()

@@ -40,7 +40,10 @@ def read(root: str | Path, *, allow_missing: bool = False) -> ImageCollection:
         find(base, part, wanted=LAYOUT)
         try:
             content = json.loads(read_bounded(path), object_hook=_needed_fields)
-            files |= {number: f"{part}/{file}" for number, file in sorted(content["images"])}
+            listed = {number: f"{part}/{file}" for number, file in sorted(content["images"])}
+            if len({*listed.values()}) < len(content["images"]) or files.keys() & listed.keys():
+                raise ValueError("an image is listed twice")
+            files |= listed
             objects += [(image, category) for image, category in content["annotations"]]
             categories.append(dict(sorted(content["categories"])))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -52,7 +55,7 @@ def read(root: str | Path, *, allow_missing: bool = False) -> ImageCollection:
     labels = np.zeros((len(rows), len(columns)), np.uint8)
     try:
         labels[[rows[image] for image, _ in objects], [columns[category] for _, category in objects]] = 1
-    except KeyError as error:
+    except (KeyError, TypeError) as error:
         raise DataError(f"annotations in {base} have image or category {error}, which is not listed") from None
     existing = {f"{part}/{file.name}" for part in PARTS for file in (base / part).iterdir()}
     present = [name in existing for name in files.values()]

@@ -52,6 +52,8 @@ def read(root: str | Path) -> ImageCollection:
     labels = np.zeros((PHOTOS + 1, len(LABELS)), np.uint8)
     for column, label in enumerate(LABELS):
         labels[_ids(lists / f"{label}.txt"), column] = 1
+    if not names:
+        raise DataError(f"{photos} holds no im1.jpg, im2.jpg, ...; expected: {LAYOUT}")
     numbers = np.array([int(name[2:-4]) for name in names])
     if numbers.max() > PHOTOS or numbers.min() < 1:
         raise DataError(f"{photos} holds im{numbers.max()}.jpg; MIRFLICKR-25k ends at im{PHOTOS}.jpg")

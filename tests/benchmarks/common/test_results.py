@@ -75,6 +75,14 @@ def test_two_runs_with_one_row_are_refused(tmp_path):
         results.check_distinct([one, row(seed=1), other])
 
 
+def test_rows_can_replace_all_of_a_run(tmp_path):
+    """Points of a curve: of another run there may be others."""
+    results = Results(tmp_path)
+    results.append(row(bits=1), row(bits=2), row(method="n"))
+    results.append(row(bits=2, map=0.5), row(bits=3), replacing=("dataset", "method"))
+    assert [(stored["method"], stored["bits"]) for stored in results.rows()] == [("n", "8"), ("m", "2"), ("m", "3")]
+
+
 def test_rows_of_another_split_are_refused(tmp_path):
     results = Results(tmp_path)
     first, other = "aaaa+cccc+pppp", "bbbb+dddd+qqqq"

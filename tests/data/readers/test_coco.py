@@ -102,6 +102,14 @@ def test_errors(tmp_path: Path, picture: Callable[..., Path]) -> None:
     path.write_text(whole.replace('"category_id": 7', '"category_id": 8'))
     with pytest.raises(DataError, match="have image or category 8, which is not listed"):
         read_images("coco", tmp_path)
+    content = json.loads(whole)
+    content["annotations"][0]["image_id"] = [1]
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"image or category .*, which is not listed"):
+        read_images("coco", tmp_path)
+    path.write_text((tmp_path / "annotations" / "instances_train2014.json").read_text())  # the same ids
+    with pytest.raises(DataError, match="an image is listed twice"):
+        read_images("coco", tmp_path)
     path.unlink()
     with pytest.raises(DataError, match=r"has no annotations/instances_val2014.json"):
         read_images("coco", tmp_path)

@@ -64,6 +64,12 @@ def test_errors(tmp_path: Path, picture: Callable[..., Path]) -> None:
     with pytest.raises(DataError, match=r"tree.txt is missing"):
         read_images("mirflickr25k", tmp_path)
     write(tmp_path, tmp_path / "annotations", picture)
+    (tmp_path / "im1.jpg").rename(tmp_path / "only")
+    for photo in tmp_path.glob("im*.jpg"):
+        photo.unlink()
+    picture(tmp_path / "im1_small.jpg")
+    with pytest.raises(DataError, match=r"holds no im1.jpg, im2.jpg, \.\.\.; expected"):
+        read_images("mirflickr25k", tmp_path)
     picture(tmp_path / "im25001.jpg")
     with pytest.raises(DataError, match=r"im25001.jpg; MIRFLICKR-25k ends at"):
         read_images("mirflickr25k", tmp_path)
