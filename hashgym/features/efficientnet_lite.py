@@ -91,8 +91,8 @@ def load(name: str, weights: str | None = None, pretrained: bool = True) -> Pret
 def _pad_within_convolutions(network: nn.Module) -> None:
     """Replace convolutions of stride 1, which copy each map into a padded one, by equal ones that need no copy.
 
-    At stride 2 the package pads one side more than the other, depending on the map's size, which a convolution cannot
-    do.
+    At stride 2 the package may pad one side more than the other, which a convolution cannot do. How much was chosen for
+    pictures of the size in :data:`SIZES` and stays the same for others.
     """
     from torch import nn
 
