@@ -23,7 +23,7 @@ import numpy as np
 import tyro
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.utils import LinearSchedule
@@ -50,7 +50,7 @@ except ModuleNotFoundError:
 from . import bases, training
 from . import checkpoint as files
 from .arguments import read_command
-from .sb3_callback import TrainingCallback, encode, measure
+from .sb3_callback import Curves, TrainingCallback, encode, measure
 from .sb3_policies import Greedy, GreedyCodes, ImageAndCode
 from .sb3_presets import PRESETS, Args
 from .sb3_wrappers import FeatureDropout, Flat
@@ -152,10 +152,10 @@ def train(
         if base is not None and out is not None:
             bases.save_base(base, out)
         BackboneExtractor.measure(model.policy, learning)
-        model.set_logger(configure(None if out is None else str(out), [] if out is None else ["tensorboard"]))
         callback = TrainingCallback(args, dataset, held_out, base, out, progress)
         if checkpoint is not None:
             callback.restore(model, checkpoint)
+        model.set_logger(Logger(None, [] if out is None else [Curves(out, purge_step=model.num_timesteps + 1)]))
         setting = "batch_size of settings" if hasattr(model, "batch_size") else "num_envs"
         batch_size = getattr(model, "batch_size", args.num_envs)
         threads, memory = training.limited_threads(model.policy, batch_size), explain_out_of_memory(setting, batch_size)

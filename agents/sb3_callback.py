@@ -10,7 +10,9 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import TensorBoardOutputFormat
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 
 import hashgym
 from hashgym.codes import CodeSets
@@ -23,7 +25,7 @@ from . import sb3_checkpoint, training
 from .arguments import as_json
 from .sb3_presets import Args
 
-__all__ = ["TrainingCallback", "encode", "measure"]
+__all__ = ["Curves", "TrainingCallback", "encode", "measure"]
 
 LOGS = 100  # points of the TensorBoard curves
 
@@ -50,6 +52,13 @@ def measure(
     )
     database = encode(policy, args, dataset, dataset.database, base)
     return metrics.evaluate(query, dataset.labels[dataset.query], database, dataset.labels[dataset.database]), database
+
+
+class Curves(TensorBoardOutputFormat):
+    """TensorBoard's files in a folder; points from ``purge_step`` on, which a resumed run repeats, are dropped."""
+
+    def __init__(self, folder: Path, purge_step: int) -> None:
+        self.writer, self._is_closed = SummaryWriter(str(folder), purge_step=purge_step), False
 
 
 class TrainingCallback(BaseCallback):
@@ -79,6 +88,7 @@ class TrainingCallback(BaseCallback):
         if self._due("evaluate", self.args.evaluations):
             self._evaluate()
         if self.out is not None and self._due("save", self.args.checkpoints):
+            self.model.dump_logs()  # what was recorded and not written yet is not in the checkpoint
             files.save(self.checkpoint(), self.out / "checkpoint.pt")
 
     def _on_step(self) -> bool:

@@ -114,6 +114,11 @@ def test_a_killed_run_ends_as_one_that_was_never_stopped(
     assert resumed.num_timesteps == whole.num_timesteps
     for name, part in weights(whole).items():
         assert torch.equal(part, weights(resumed)[name]), name
+    curves = [EventAccumulator(str(tmp_path / name)).Reload() for name in ("whole", "killed")]
+    for tag in curves[0].Tags()["scalars"]:
+        if not tag.startswith(("time/", "rollout/")):  # seconds, and means over the last 100 episodes of a process
+            one, other = ([(point.step, point.value) for point in each.Scalars(tag)] for each in curves)
+            np.testing.assert_array_equal(one, other, tag)
 
 
 @pytest.mark.parametrize(("env", "algo"), EVERY)
