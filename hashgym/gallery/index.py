@@ -108,11 +108,11 @@ def build(
         if old is not None:
             present = old.meta["codes"]
             unchanged = present == digests if replace else (not add or set(digests) <= set(present))
-            if unchanged:
+            if unchanged and own.get("uri") == old.meta["options"].get("uri"):  # else it moves to that server
                 return folder
         _check_same_encoder(given, folder, old)
         content = _merged(old, given)
-        indexed = [*(old.meta["codes"] if old and not replace else []), *digests]
+        indexed = list(dict.fromkeys([*(old.meta["codes"] if old and not replace else []), *digests]))
         if replace:
             paths = {str(part.root / name) for part in given for name in part.names}
             rows = [row for row, name in enumerate(content.names) if str(content.root / name) in paths]

@@ -207,6 +207,19 @@ def test_contents_are_collections_and_only_an_index_drops_its_own(inputs: Path, 
         assert len(gallery) == 7
 
 
+def test_the_same_build_with_an_address_moves_an_embedded_index_there(
+    inputs: Path, address: str, tmp_path: Path
+) -> None:
+    made = build([inputs / "a"], tmp_path / "index", "milvus", progress=False)
+    assert "uri" not in read_meta(made)["options"]
+    before = collections(address)
+    on(inputs, made, address)
+    meta = read_meta(made)
+    assert collections(address) - before == {_collection(made, meta["content"])}
+    assert meta["options"]["uri"] == address
+    assert read_meta(on(inputs, made, address)) == meta
+
+
 @pytest.mark.parametrize("marked", [True, False])
 def test_a_crafted_folder_in_an_index_drops_no_collection(
     inputs: Path, address: str, tmp_path: Path, marked: bool
