@@ -23,15 +23,15 @@ def targets(classes: int, bits: int, seed: int) -> NDArray[np.float32]:
     If bits are a power of two and classes at most twice as many, the codes are rows, and then negated rows, of a
     Hadamard matrix, in random order and with random signs: any two differ in half their bits, or in all. Otherwise
     a class gets the one of many random codes whose nearest earlier code is farthest. Half of every code's bits are 1
-    (one more or less, if bits are odd), except for the constant row of a Hadamard matrix, which comes last, and its
-    negation.
+    (one more or less, if bits are odd), except for the constant row of a Hadamard matrix, the last before negated
+    rows, and its negation.
     """
     from scipy.linalg import hadamard
 
     rng = np.random.default_rng(seed)
     if bits & (bits - 1) == 0 and classes <= 2 * bits:
         rows = hadamard(bits)[[*rng.permutation(bits - 1) + 1, 0]] * rng.choice([-1, 1], (bits, 1))
-        return np.concatenate([rows[:-1], -rows[:-1], rows[-1:], -rows[-1:]])[:classes].astype(np.float32)
+        return np.concatenate([rows, -rows])[:classes].astype(np.float32)
     codes = np.empty((classes, bits), np.float32)
     half = np.where(np.arange(bits) < bits // 2, np.float32(1), np.float32(-1))
     for k in range(classes):
