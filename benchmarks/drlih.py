@@ -178,8 +178,7 @@ def main(args: Args, console: Console | None = None) -> int:
 
     waiting = unfinished(list(named), done, results.path, console)
     failed = run_cells(waiting, run, finish, jobs=args.jobs, executor=args.executor, console=console)
-    wanted = {tuple(str(name[column]) for column in KEY) for name in itertools.chain(*named.values())}
-    rows = [r for r in results.rows() if tuple(r[column] for column in KEY) in wanted]
+    rows = results.rows_of(itertools.chain(*named.values()))
     for which in dict.fromkeys((r["dataset"], r["features"]) for r in rows):
         console.print(table([r for r in rows if (r["dataset"], r["features"]) == which], title=", ".join(which)))
     if len(revisions := {r["revision"] for r in rows}) > 1:

@@ -113,8 +113,7 @@ def main(args: Args, console: Console | None = None) -> int:
         return f"mAP {rows[0]['map']:.4f}, trained in {rows[0]['train_seconds']:.0f} s"
 
     failed = run_missing(cells, run_held_out if args.tune else run, results, args, console, says=says)
-    wanted = {tuple(str(name[column]) for column in results.key) for names in cells.values() for name in names}
-    rows = [row for row in results.rows() if tuple(row[column] for column in results.key) in wanted]
+    rows = results.rows_of(itertools.chain(*cells.values()))
     if args.tune:
         for row in sorted(rows, key=lambda row: -float(row["map"])):
             console.print(f"{row['method']} {row['settings']}: held-out mAP {float(row['map']):.4f}")

@@ -344,15 +344,9 @@ def gains(rows: Sequence[Row], bits: int) -> Table:
         own = [row for row in here if (row["base"], row["method"], row["xi"]) == (base, method, xi)]
         return {row["seed"]: float(row[measure]) for row in own}
 
-    with_agent = {row["base"] for row in here if row["xi"] == "0.5"}
-    for base, method in dict.fromkeys(
-        (row["base"], row["method"]) for row in here if row["xi"] == "0.5" or row["base"] not in with_agent
-    ):
+    for base, method in dict.fromkeys((row["base"], row["method"]) for row in here if row["xi"] == "0.5"):
         cells = []
         for measure in ("recall_radius0", "precision_radius0", "map"):
-            if base not in with_agent:  # it has no pairwise loss
-                cells.append(f"{np.mean(list(of(measure, base, 'single', '').values())):.3f}")
-                continue
             before, after = of(measure, base, "single", ""), of(measure, base, method, "0.5")
             one, several = np.array([(before[seed], after[seed]) for seed in after]).T
             cell, change, form = f"{one.mean():.3f} -> {several.mean():.3f}", several - one, "+.3f"
@@ -365,12 +359,15 @@ def gains(rows: Sequence[Row], bits: int) -> Table:
                 cell += f" ({gain.mean:{form}}{interval})"
             cells.append(cell)
         for measure, xi, form in (("anhc", "0.5", ".2f"), ("map", "0.0", ".3f")):
-            if base not in with_agent:
-                cells.append("")
-                continue
             values = list(of(measure, base, method, xi).values())
             cells.append(f"{np.mean(values):{form}}" if values else "")
-        table.add_row(base, method if base in with_agent else "", *cells)
+        table.add_row(base, method, *cells)
+    with_agent = {row["base"] for row in here if row["xi"] == "0.5"}
+    for base in dict.fromkeys(row["base"] for row in here if row["base"] not in with_agent):  # no pairwise loss
+        cells = []
+        for measure in ("recall_radius0", "precision_radius0", "map"):
+            cells.append(f"{np.mean(list(of(measure, base, 'single', '').values())):.3f}")
+        table.add_row(base, "", *cells, "", "")
     return table
 
 

@@ -12,6 +12,7 @@ benchmark runs only what is missing. Nothing is chosen on the queries.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -268,8 +269,7 @@ def main(args: Args, console: Console | None = None) -> int:
         return ", ".join(f"{row['method']} {row['map']:.4f}" for row in rows[:5])
 
     failed = run_missing(names, run, results, args, console, says=says)
-    wanted = {tuple(str(row[column]) for column in KEY) for rows in names.values() for row in rows}
-    rows = [row for row in results.rows() if tuple(row[column] for column in KEY) in wanted]
+    rows = results.rows_of(itertools.chain(*names.values()))
     for bits in args.bits:
         if own := [row for row in rows if int(row["bits"]) == bits]:
             console.print(table(own))

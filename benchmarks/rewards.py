@@ -196,9 +196,7 @@ def main(args: Args, console: Console | None = None) -> int:
 
     waiting = unfinished(cells, done, table.path, console)
     failed = run_cells(waiting, run, finish, jobs=args.jobs, executor=args.executor, console=console)
-    wanted = {tuple(str(names[cell][column]) for column in KEY) for cell in cells}
-    rows, points = ([r for r in kept.rows() if tuple(r[c] for c in KEY) in wanted] for kept in (table, curves))
-    report(rows, points, args, console)
+    report(table.rows_of(names.values()), curves.rows_of(names.values()), args, console)
     return failed
 
 

@@ -594,11 +594,9 @@ def index(
     from hashgym import gallery
 
     options = {} if uri is None else {"uri": uri}
-    for_photos = {
-        **{"encoder": encoder, "bits": bits, "method": method, "backbone": backbone, "size": size, "weights": weights},
-        **{"follow-links": follow_links or None, "exclude": exclude or None, "checksum": checksum or None},
-    }
-    needless = [f"--{name}" for name, value in for_photos.items() if value is not None]
+    fit = {"encoder": encoder, "bits": bits, "method": method, "backbone": backbone, "size": size, "weights": weights}
+    flags = {"follow-links": follow_links or None, "exclude": exclude or None, "checksum": checksum or None}
+    needless = [f"--{name}" for name, value in {**fit, **flags}.items() if value is not None]
     if remove:
         if places or add or backend or needless:
             raise ValueError("--remove can be combined with --out and --uri only: add codes in a separate command")
@@ -606,8 +604,6 @@ def index(
     elif places and not _are_codes(places):
         if add:
             raise ValueError("--add is for folders of codes: the command that made an index of photos also updates it")
-        fit = {"encoder": encoder, "bits": bits, "method": method, "backbone": backbone, "size": size}
-        fit["weights"] = weights
         find = {"follow_links": follow_links, "exclude": exclude, "checksum": checksum, "workers": workers}
         _index_photos(places, out, {**fit, "backend": backend}, find, options)
     else:

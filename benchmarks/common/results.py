@@ -99,6 +99,11 @@ class Results:
             raise ValueError(f"{self.path} has the columns {columns}, not {tuple(self.columns)}: use another --out")
         return rows
 
+    def rows_of(self, names: Iterable[Row]) -> list[dict[str, str]]:
+        """The rows whose key columns are those of one of ``names``, such as the runs of one table."""
+        wanted = {self._name(name) for name in names}
+        return [row for row in self.rows() if self._name(row) in wanted]
+
     def append(self, *rows: Row, replacing: Sequence[str] | None = None) -> None:
         """Add rows in one write; a row replaces the one with the same key.
 
