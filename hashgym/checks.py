@@ -57,7 +57,7 @@ def check_integer(name: str, value: Any, least: int = 1, most: int | None = None
 
 
 def plain_numbers(arguments: Any) -> None:
-    """Replace the NumPy scalars among the fields of a frozen dataclass by Python's numbers, which do not overflow."""
+    """Replace NumPy scalars, which overflow, among the fields of a dataclass by Python's numbers."""
     for field in fields(arguments):
         if isinstance(value := getattr(arguments, field.name), np.generic):
             object.__setattr__(arguments, field.name, value.item())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hashgym.checks import check_integer, check_number, first_not_finite, is_integer, row_blocks
+from hashgym.checks import check_integer, check_number, first_not_finite, is_integer, plain_numbers, row_blocks
 from hashgym.data.dataset import LABEL_FREE
 from hashgym.hashers.registry import HASHERS
 from hashgym.optional import require
@@ -78,16 +78,14 @@ class Hasher(ABC):
     learns: ClassVar[bool] = True  # whether ``fit`` needs images that differ
 
     def __post_init__(self) -> None:
+        plain_numbers(self)  # settings are saved as JSON
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.type in ("int", int) or (field.type in ("int | None", int | None) and value is not None):
                 if not is_integer(value):
                     raise ValueError(f"{field.name} must be an integer, got {value!r}")
-                setattr(self, field.name, int(value))
             elif field.type in ("float", float) or (field.type in ("float | None", float | None) and value is not None):
                 check_number(field.name, value)
-            if isinstance(value, np.floating):  # JSON, in which settings are saved, has no NumPy scalars
-                setattr(self, field.name, float(value))
         check_integer("bits", self.bits)
         check_integer("seed", self.seed, 0)
 
