@@ -25,10 +25,10 @@ from hashgym.data import HashingDataset
 from hashgym.device import explain_out_of_memory
 from hashgym.features.trainable import TrainableBackbone, spec_of
 from hashgym.hashers import Hasher
-from hashgym.hashers.threads import largest_product, limit_threads
 from hashgym.policies import MAPS_AT_ONCE, VECTORS_AT_ONCE
 from hashgym.retrieval import kernels, metrics
 from hashgym.terminal import STOPPED
+from hashgym.threads import largest_product, limit_threads
 
 from . import checkpoint as files
 from .arguments import CommonArgs, RunArgs, as_json

@@ -23,6 +23,7 @@ from hashgym.console import Table
 from hashgym.features.trainable import TrainableBackbone
 from hashgym.features.trainable import parse as parse_spec
 from hashgym.terminal import command_line, parse
+from hashgym.threads import use_threads
 
 KEY = ("backbone", "size", "depthwise", "precision")
 
@@ -91,8 +92,8 @@ def table(rows: list[dict[str, Any]]) -> Table:
 
 def main(args: Args) -> list[dict[str, Any]]:
     """Measure, print the table, and add the rows to backbones.csv."""
-    torch.set_num_threads(1)
-    rows = measure(args)
+    with use_threads(1):
+        rows = measure(args)
     config = {"batch_size": args.batch_size, "rounds": args.rounds, "cpu": torch.backends.cpu.get_cpu_capability()}
     publish(rows, table(rows), args.out, "backbones.csv", KEY, config)
     return rows

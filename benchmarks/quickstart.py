@@ -70,9 +70,6 @@ def main(args: Args, console: Console | None = None) -> None:
     Raises:
         ValueError: for unknown methods, data that cannot be read, or an unsupported code length.
     """
-    import torch
-
-    torch.set_num_threads(1)  # networks this small gain nothing from more threads, and lose much on a busy machine
     console = console or Console()
     require_replaceable(args.out, "precision_recall.png", "codes.png", "results.png")
     require_replaceable(args.out / "mch", "f1_buckets.png", "searches.png")

@@ -2,7 +2,7 @@
 
 Agents and hashers train small networks. Each is trained for some updates with one thread and with one per core, on the
 idle machine and with busy processes running. The rounds alternate, and the median of each is shown.
-``hashgym.hashers.threads`` decides by these numbers which networks get more than one thread.
+``hashgym.threads`` decides by these numbers which networks get more than one thread.
 """
 
 from __future__ import annotations
@@ -11,23 +11,22 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 import numpy as np
-import torch
 
 from agents import drlih
 from benchmarks.common.arguments import MeasureArgs
 from benchmarks.common.machine import seconds
 from benchmarks.common.results import publish
-from hashgym import hashers
+from hashgym import hashers, threads
 from hashgym.console import Table
 from hashgym.data import HashingDataset, load
-from hashgym.hashers import threads
 from hashgym.terminal import command_line, parse
+from hashgym.threads import use_threads
 
 KEY = ("job", "multiplications", "busy", "threads")
 
@@ -106,12 +105,10 @@ def measure(args: Args) -> list[dict[str, Any]]:
     """Return the median updates per second of every job, by busy processes and threads."""
     cores, rows = os.cpu_count() or 1, []
     worth = threads.WORTH_THREADS
-    torch.set_num_threads(cores)
     try:
         for count in args.busy:
             times: dict[tuple[str, int, int], list[float]] = {}
-            with ExitStack() as stack:
-                stack.enter_context(busy(count))
+            with use_threads(cores), busy(count):
                 for _ in range(1 + args.rounds):  # the first one also imports
                     for name, (multiplications, train) in jobs(args.updates).items():
                         for number, limit in ((1, 1 << 62), (cores, 0)):

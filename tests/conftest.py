@@ -13,6 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a model that is not on the disk 
 
 import numpy as np
 import pytest
+import torch
 
 from hashgym.data import HashingDataset
 from hashgym.features import BACKBONES
@@ -35,6 +36,14 @@ def _registered_names_are_forgotten() -> Iterator[None]:
     for names, earlier in zip(known, before, strict=True):
         names.clear()
         names.update(earlier)
+
+
+@pytest.fixture(autouse=True)
+def _number_of_threads_is_restored() -> Iterator[None]:
+    """What runs here leaves the number as it was: on a busy machine a second thread slows later tests manyfold."""
+    before = torch.get_num_threads()
+    yield
+    assert torch.get_num_threads() == before
 
 
 @pytest.fixture

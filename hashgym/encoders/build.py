@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -208,22 +208,15 @@ def backbone_of(stored: Mapping[str, Any] | None, weights: str | None = None) ->
     return backbone
 
 
-@contextmanager
-def _limited_threads(threads: int | None) -> Iterator[None]:
-    """Limit the threads of NumPy and torch."""
+def _limited_threads(threads: int | None) -> AbstractContextManager[None]:
+    """Use at most so many threads in NumPy and torch within a block."""
     if threads is None:
-        yield
-        return
+        return nullcontext()
     import torch
-    from threadpoolctl import threadpool_limits
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(min(threads, before))
-    try:
-        with threadpool_limits(threads):
-            yield
-    finally:
-        torch.set_num_threads(before)
+    from hashgym.threads import use_threads
+
+    return use_threads(min(threads, torch.get_num_threads()))
 
 
 def _check_run(run: Path, place: Path, bits: int | None, train: Train) -> None:

@@ -20,7 +20,7 @@ from hashgym.codes import prefix_lengths
 from hashgym.device import explain_out_of_memory, resolve_device
 from hashgym.hashers.base import Features, Hasher, Labels, as_maps
 from hashgym.hashers.module import Transform
-from hashgym.hashers.threads import limit_threads
+from hashgym.threads import limit_threads
 
 if TYPE_CHECKING:
     from hashgym.features.trainable import TrainableBackbone

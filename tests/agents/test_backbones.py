@@ -32,15 +32,6 @@ SMALL: dict[str, Any] = CODE | {"hidden": 16, "rnn_hidden": 5, "num_envs": 12, "
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    """Small networks gain nothing from more, and tests run side by side."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
 def _tiny_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network with weights, which can be cut."""
     monkeypatch.setitem(features.NETWORKS.entries, "tiny", tiny.load)

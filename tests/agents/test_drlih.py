@@ -38,15 +38,6 @@ SMALL: dict[str, Any] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    """Small networks gain nothing from more, and tests run side by side."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def fused(args: Args, dim: int = 3) -> drlih.FusedGRU:
     policy = drlih.VARIANTS[args.variant].network(dim, args)
     assert isinstance(policy, drlih.FusedGRU)

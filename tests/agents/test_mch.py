@@ -24,15 +24,6 @@ from hashgym.retrieval import evaluate
 SMALL: dict[str, Any] = {"num_envs": 16, "updates": 12, "holdout": 0.25, "evaluate_every": 4, "checkpoint_every": 5}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    """Small networks gain nothing from more, and tests run side by side."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def all_scenes() -> HashingDataset:
     return load("digit-scenes").standardized()

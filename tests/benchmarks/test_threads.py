@@ -9,8 +9,7 @@ import pytest
 from benchmarks import threads as benchmark
 from benchmarks.common.results import read_csv
 from benchmarks.threads import Args, busy, main
-from hashgym import hashers
-from hashgym.hashers import threads
+from hashgym import hashers, threads
 
 
 def test_every_job_is_measured_with_one_thread_and_with_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

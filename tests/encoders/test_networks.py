@@ -47,14 +47,6 @@ def run(*words: object) -> None:
     cli.main([str(word) for word in words])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Photos; their pixels and activations; a hasher and a policy trained on each."""

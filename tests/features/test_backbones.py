@@ -23,15 +23,6 @@ from hashgym.storage.checksums import sha256
 models = import_torchvision().models
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads that wait for each other cost these small networks more than they bring where tests share the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def pictures(*sizes: tuple[int, int]) -> list[Image.Image]:
     """Smooth random pictures, as photos are."""
     rng = np.random.default_rng(1)

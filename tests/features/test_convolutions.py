@@ -28,14 +28,6 @@ AVERAGED = {"alexnet": [11], "vgg16": [22, 29]}  # relu5; relu4_3 and relu5_3, i
 SIZE = {"alexnet": 96, "vgg16": 48}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def pictures(size: int) -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (2, size, size, 3), np.uint8)
 

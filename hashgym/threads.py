@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-__all__ = ["largest_product", "limit_threads"]
+__all__ = ["largest_product", "limit_threads", "use_threads"]
 
 # Multiplications of the largest matrix product of an update. Below it a second thread saves little time on idle cores,
 # and costs much more on busy ones: `python -m benchmarks.threads` measures both.
@@ -17,8 +17,19 @@ WORTH_THREADS = 1 << 29
 
 
 @contextmanager
-def limit_threads(multiplications: int) -> Iterator[None]:
-    """Use one thread in torch, OpenMP and BLAS within the block, unless a matrix product is large enough for several.
+def use_threads(count: int) -> Iterator[None]:
+    """Use ``count`` threads in torch, OpenMP and BLAS within the block, and as many as before after it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        with threadpool_limits(count):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def limit_threads(multiplications: int) -> AbstractContextManager[None]:
+    """Use one thread within the block, unless a matrix product is large enough for several.
 
     The number depends on the size alone, never on how busy the machine is, so that the same seed gives the same result.
 
@@ -26,16 +37,7 @@ def limit_threads(multiplications: int) -> Iterator[None]:
         multiplications: number of multiplications of the largest product, such as batch size x features x hidden units
             (:func:`largest_product` of a network).
     """
-    if multiplications >= WORTH_THREADS:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(before)
+    return nullcontext() if multiplications >= WORTH_THREADS else use_threads(1)
 
 
 def largest_product(network: nn.Module, batch_size: int) -> int:

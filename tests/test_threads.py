@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hashgym.hashers import threads
-from hashgym.hashers.threads import limit_threads
+from hashgym import threads
+from hashgym.threads import limit_threads
 
 
 @pytest.fixture(autouse=True)
