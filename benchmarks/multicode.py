@@ -28,7 +28,7 @@ from benchmarks.common.arguments import SplitArgs, check_not_empty
 from benchmarks.common.cells import CONTINUES, data_digest, features_name
 from benchmarks.common.machine import import_optimizers, seconds
 from benchmarks.common.methods import settings_of
-from benchmarks.common.results import Results, costs, describe, estimate, scores
+from benchmarks.common.results import Results, costs, describe, gain, scores
 from benchmarks.common.runs import run_missing
 from benchmarks.mch import IMAGES, BaseCell
 from hashgym.checks import check_choice
@@ -291,11 +291,8 @@ def table(rows: Sequence[Row]) -> Table:
                 continue
             mean = {measure: np.mean([float(row[measure]) for row in here]) for measure in MEASURES}
             gains = [float(row["map"]) - regions[row["seed"]] for row in here if row["seed"] in regions]
-            gain = estimate([gains]) if gains else None
-            over = "" if gain is None else f"{gain.mean:+.4f}"
-            over += f" [{gain.low:+.4f}, {gain.high:+.4f}]" if gain is not None and len(gains) > 1 else ""
             measures = (f"{mean[measure]:.4f}" for measure in ("recall_radius0", "precision_radius0", "map"))
-            cells = [f"{mean['anhc']:.2f}", *measures, over]
+            cells = [f"{mean['anhc']:.2f}", *measures, gain(gains)]
             shown.add_row(base, method, str(VIEWS[method]), *cells)
     return shown
 

@@ -47,6 +47,7 @@ MODULES: dict[str, str | tuple[str, ...]] = {  # old path -> new path, or those 
     "features.store": "storage.job_store",
     "gallery.codes": "gallery.encode",
     "gallery.gallery": ("gallery.search", "gallery.index"),
+    "hashers.threads": "threads",
     "retrieval.brute_force": "index.brute_force",
     "retrieval.bucket_table": "index.buckets",
     "retrieval.compiled": "retrieval.numba_kernels",

@@ -15,7 +15,7 @@ SOURCES = [path for part in ("hashgym", "agents", "benchmarks") for path in sort
 ORDER = [  # what comes later may import what comes earlier
     [
         f"hashgym.{name}"
-        for name in ("checks", "device", "moved", "optional", "registry", "startup", "text", "versions")
+        for name in ("checks", "device", "moved", "optional", "registry", "startup", "text", "threads", "versions")
     ],
     ["hashgym.console"],
     ["hashgym.terminal"],

@@ -34,6 +34,7 @@ __all__ = [
     "costs",
     "describe",
     "estimate",
+    "gain",
     "markdown",
     "publish",
     "read_csv",
@@ -328,6 +329,15 @@ def estimate(strata: Sequence[ArrayLike], confidence: float = 0.95, resamples: i
         ValueError: for no strata or an empty one.
     """
     return bootstrap(strata, mean, confidence, resamples, seed)
+
+
+def gain(differences: Sequence[float]) -> str:
+    """Show the mean of differences, paired by seed, with its interval if there are several; nothing for none."""
+    if not differences:
+        return ""
+    found = estimate([differences])
+    interval = f" [{found.low:+.4f}, {found.high:+.4f}]" if len(differences) > 1 else ""
+    return f"{found.mean:+.4f}{interval}"
 
 
 def table(rows: Sequence[Row], title: str = "") -> Table:
