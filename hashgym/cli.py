@@ -388,8 +388,9 @@ def train(
 
     NAME is an agent or a hasher that `hashgym hashers` lists. The agents are drlih, which emits codes group by group,
     mch, which keeps codes of regions, multicode, which gives an image further codes, and sb3, an algorithm of
-    Stable-Baselines3. `hashgym train NAME --help` shows
-    the options. Example: `hashgym train drlih --dataset FEATURES --bits 32 --out runs/photos`.
+    Stable-Baselines3. `hashgym train NAME --help` shows the options.
+
+    Example: `hashgym train drlih --dataset FEATURES --bits 32 --out runs/photos`.
 
     Args:
         name: the agent or hasher.
