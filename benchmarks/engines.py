@@ -13,7 +13,6 @@ ITQ of their features, every image repeated with noise up to the number of codes
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -35,6 +34,7 @@ from hashgym.checks import check_choice
 from hashgym.codes import CodeSets, Words
 from hashgym.console import Console, Table
 from hashgym.index.base import BACKENDS
+from hashgym.processes import environment_variables
 from hashgym.terminal import command_line, parse
 
 DATA = ("random", "clustered", "features")
@@ -247,16 +247,11 @@ def _recall(wanted: NDArray[np.int64], found: NDArray[np.int64]) -> float:
 
 def _in_fresh_process(do: Callable[..., Any], *args: Any) -> Any:
     """Return the result of a function that runs in a fresh process on one thread."""
-    threads = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            return pool.submit(do, *args).result()
-    finally:
-        if threads is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = threads
+    with (
+        environment_variables({"OMP_NUM_THREADS": "1"}, replace=True),
+        ProcessPoolExecutor(1, get_context("spawn")) as pool,
+    ):
+        return pool.submit(do, *args).result()
 
 
 def main(args: Args) -> Report:

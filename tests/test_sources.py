@@ -15,7 +15,18 @@ SOURCES = [path for part in ("hashgym", "agents", "benchmarks") for path in sort
 ORDER = [  # what comes later may import what comes earlier
     [
         f"hashgym.{name}"
-        for name in ("checks", "device", "moved", "optional", "registry", "startup", "text", "threads", "versions")
+        for name in (
+            "checks",
+            "device",
+            "moved",
+            "optional",
+            "processes",
+            "registry",
+            "startup",
+            "text",
+            "threads",
+            "versions",
+        )
     ],
     ["hashgym.console"],
     ["hashgym.terminal"],

@@ -22,6 +22,7 @@ from rich.progress import TimeElapsedColumn
 
 from hashgym.console import Console, Text, bar, styled
 from hashgym.data import HashingDataset
+from hashgym.processes import environment_variables
 from hashgym.storage.ray_cluster import cluster, task_result
 
 __all__ = ["CONTINUES", "Executor", "data_digest", "features_name", "run_cells", "same_data", "unfinished"]
@@ -137,9 +138,8 @@ def _in_processes(
     cells: Sequence[Cell], work: Callable[[Cell], Outcome], jobs: int
 ) -> Generator[tuple[Cell, Callable[[], Outcome]]]:
     """Yield cells as they end, each with a function that returns its outcome or raises its error."""
-    if jobs > 1:  # the processes read it when they start
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
-    with ThreadPoolExecutor(jobs) as pool:
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
+    with environment_variables(threads), ThreadPoolExecutor(jobs) as pool:
         futures = {pool.submit(_in_fresh_process, work, cell): cell for cell in cells}
         try:
             for future in as_completed(futures):

@@ -13,6 +13,7 @@ from typing import Any
 
 from hashgym.moved import keep_old_names
 from hashgym.optional import require
+from hashgym.processes import environment_variables
 from hashgym.storage.addresses import without_password
 
 __all__ = ["cluster", "import_ray", "task_result"]
@@ -49,11 +50,11 @@ def cluster(cpus: int | None = None) -> Iterator[Any]:
     try:
         if address:
             ray.init(address, **quiet)
-        else:  # its processes inherit this environment
+        else:
             cores = os.cpu_count() or 1
-            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // (cpus or cores))))
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
+            threads = str(max(1, cores // (cpus or cores)))
+            with environment_variables({"OMP_NUM_THREADS": threads, "RAY_USAGE_STATS_ENABLED": "0"}):
+                ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
     except Exception as error:  # Ray raises many types, some of them plain Exception
         where = f"no connection to the Ray cluster at RAY_ADDRESS={address}" if address else "Ray cannot start here"
         raise ValueError(without_password(f"{where}: {str(error.__cause__ or error).strip()}")) from error
