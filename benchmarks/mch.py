@@ -27,7 +27,7 @@ from benchmarks.common.arguments import Split, SplitArgs, check_not_empty
 from benchmarks.common.cells import CONTINUES, data_digest, features_name, run_cells, unfinished
 from benchmarks.common.machine import import_optimizers, peak_mb
 from benchmarks.common.methods import settings_of
-from benchmarks.common.results import Results, costs, describe, estimate, require_replaceable, scores
+from benchmarks.common.results import Results, costs, describe, estimate, lookups, require_replaceable, scores
 from hashgym.codes import CodeSets
 from hashgym.console import Console, Table
 from hashgym.data import HashingDataset
@@ -201,8 +201,7 @@ def measure(cell: Cell, dataset: HashingDataset, codes: MethodCodes) -> list[dic
             {
                 **_names(cell, dataset, xi),
                 **scores(result),
-                "recall_radius0": result.recall_by_radius[0],
-                "precision_radius0": result.precision_by_radius[0],
+                **lookups(result),
                 "anhc": sets.anhc,
                 **(costs(codes.base_seconds, codes.base_mb) if xi is None else costs(codes.agent_seconds)),
             }

@@ -28,7 +28,7 @@ from benchmarks.common.arguments import SplitArgs, check_not_empty
 from benchmarks.common.cells import CONTINUES, data_digest, features_name
 from benchmarks.common.machine import import_optimizers, seconds
 from benchmarks.common.methods import settings_of
-from benchmarks.common.results import Results, costs, describe, gain, scores
+from benchmarks.common.results import Results, costs, describe, gain, lookups, scores
 from benchmarks.common.runs import run_missing
 from benchmarks.mch import IMAGES, BaseCell
 from hashgym.checks import check_choice
@@ -194,12 +194,11 @@ def run(cell: Cell) -> list[dict[str, Any]]:
     for name in _names(cell, dataset):
         method = name["method"]
         result = evaluate(query, labels, sets[method], dataset.labels[rows])
-        measures = {"recall_radius0": result.recall_by_radius[0], "precision_radius0": result.precision_by_radius[0]}
         finished.append(
             {
                 **name,
                 **scores(result),
-                **measures,
+                **lookups(result),
                 "anhc": sets[method].anhc,
                 **costs(spent["mch"] + spent["multicode"] if method == "both" else spent.get(method, 0.0)),
             }

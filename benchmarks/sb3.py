@@ -27,7 +27,7 @@ from benchmarks.common import methods
 from benchmarks.common.arguments import TableArgs, check_not_empty
 from benchmarks.common.cells import CONTINUES, data_digest, features_name
 from benchmarks.common.machine import import_optimizers
-from benchmarks.common.results import Results, Row, costs, describe, estimate, require_replaceable, scores
+from benchmarks.common.results import Results, Row, costs, describe, estimate, lookups, require_replaceable, scores
 from benchmarks.common.runs import run_missing
 from hashgym.checks import closest
 from hashgym.codes import CodeSets
@@ -179,8 +179,7 @@ def run(cell: Cell) -> list[dict[str, Any]]:
     row = {
         **_names(cell, dataset),
         **scores(result),
-        "recall_radius0": result.recall_by_radius[0],
-        "precision_radius0": result.precision_by_radius[0],
+        **lookups(result),
         "anhc": 1.0 if database is None else database.anhc,
         "steps": steps,
         **costs(seconds),

@@ -28,13 +28,14 @@ from benchmarks.common.arguments import SplitArgs, check_not_empty
 from benchmarks.common.cells import CONTINUES, features_name
 from benchmarks.common.machine import import_optimizers, seconds
 from benchmarks.common.methods import Cell, config, settings
-from benchmarks.common.results import Results, costs, describe, gain, scores
+from benchmarks.common.results import Results, costs, describe, gain, lookups, scores
 from benchmarks.common.runs import run_missing
 from benchmarks.multicode import control
 from hashgym.checks import check_choice, check_number
 from hashgym.codes import CodeSets, pack
 from hashgym.console import Console, Table
 from hashgym.data import HashingDataset
+from hashgym.policies import VECTORS_AT_ONCE
 from hashgym.retrieval import evaluate
 from hashgym.terminal import command_line, parse
 
@@ -54,7 +55,6 @@ COLUMNS = (
     *("map", "map_optimistic", "map_pessimistic", "recall_radius0", "precision_radius0", "anhc"),
     *("train_seconds", "peak_mb", "version", "revision", "config"),
 )
-AT_ONCE = 4096  # images in a beam search
 
 Bits = NDArray[np.bool_]
 Row = Mapping[str, Any]
@@ -155,21 +155,20 @@ def run(cell: SecondCell) -> list[dict[str, Any]]:
     labels, finished = (dataset.labels[dataset.query], dataset.labels[dataset.database]), []
     for known in _names(cell, dataset):
         found = evaluate(asked, labels[0], sets[known["codes"]], labels[1])
-        measures = {"recall_radius0": found.recall_by_radius[0], "precision_radius0": found.precision_by_radius[0]}
         anhc = sets[known["codes"]].anhc
-        finished.append({**known, **scores(found), **measures, "anhc": anhc, **costs(spent)})
+        finished.append({**known, **scores(found), **lookups(found), "anhc": anhc, **costs(spent)})
     return finished
 
 
 def _second_codes(policy: Any, features: NDArray[Any], own: Bits) -> tuple[Bits, NDArray[np.float32]]:
     """Return the best code (n, q) of a beam search besides the own one, and how much less probable its second is."""
     parts = []
-    for start in range(0, len(features), AT_ONCE):
-        image = torch.from_numpy(features[start : start + AT_ONCE]).to(next(policy.parameters()).device)
+    for start in range(0, len(features), VECTORS_AT_ONCE):
+        image = torch.from_numpy(features[start : start + VECTORS_AT_ONCE]).to(next(policy.parameters()).device)
         with torch.no_grad():
             codes, log_p = (found.cpu().numpy() for found in beam_search(policy, image))
         first, second = codes > 0
-        is_own = (first == own[start : start + AT_ONCE]).all(axis=1, keepdims=True)
+        is_own = (first == own[start : start + VECTORS_AT_ONCE]).all(axis=1, keepdims=True)
         parts.append((np.where(is_own, second, first), log_p[1] - log_p[0]))
     codes, margin = (np.concatenate(part) for part in zip(*parts, strict=True))
     return codes, margin

@@ -35,6 +35,7 @@ __all__ = [
     "describe",
     "estimate",
     "gain",
+    "lookups",
     "markdown",
     "publish",
     "read_csv",
@@ -290,6 +291,11 @@ def publish(
 def scores(result: RetrievalResult) -> dict[str, float]:
     """The mAP columns of a row."""
     return {"map": result.map, "map_optimistic": result.map_optimistic, "map_pessimistic": result.map_pessimistic}
+
+
+def lookups(result: RetrievalResult) -> dict[str, float]:
+    """The columns of a row that measure lookups of equal codes."""
+    return {"recall_radius0": result.recall_by_radius[0], "precision_radius0": result.precision_by_radius[0]}
 
 
 def costs(train_seconds: float, memory_mb: float | None = None) -> dict[str, Any]:

@@ -95,9 +95,9 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(width: int, height: int, data: bytes) -> bytes:
+def png(width: int, height: int, data: bytes, depth: int = 8, color: int = 2) -> bytes:
     """A PNG whose data need not fit its header."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
 
@@ -247,7 +247,7 @@ BAD = {
     "huge.png": (png(100_000, 100_000, b""), "pixels"),
     "very-huge.png": (png(2**31 - 1, 2**31 - 1, b""), "pixels"),
     "large.png": (png(1_001, 1_000, bytes(1000)), "1001 x 1000 pixels, more than the limit of 1,000,000"),
-    "bomb.png": (encoded(Image.new("1", (5_000, 5_000))), "pixels"),
+    "bomb.png": (png(30_000, 30_000, bytes(30_000 * 3_751), depth=1, color=0), "pixels"),
     "empty.png": (png(0, 0, b""), "damaged"),
     "too-little.png": (png(900, 900, b"\0" * 10), "damaged"),
     "deep.png": (encoded(GREY16), "more than 8 bits per channel: convert it"),
