@@ -83,7 +83,7 @@ class Args(SplitArgs):
     """defaults of methods, bits, seeds and effort: those of the papers' tables, or a short run of every method"""
     methods: tuple[str, ...] | None = None
     """hashers (`hashgym hashers`), the agents drlih, drlih-{norec,nca,gru,lstm,paper,released} and ng; methods that are
-    trained once for all lengths: nested, nested-norec, noseq-nested and orthohash-nested"""
+    trained once for all lengths: nested, nested-norec, nested-ap, noseq-nested and orthohash-nested"""
     bits: tuple[int, ...] | None = None
     """code lengths"""
     seeds: int | None = None

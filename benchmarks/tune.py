@@ -74,6 +74,7 @@ SAME_SETTINGS: Mapping[str, str] = {
     "drlih-nca": "drlih-norec",
     "nested": "drlih",
     "nested-norec": "drlih-norec",
+    "nested-ap": "drlih-norec",
     **{method: name for method, (name, _) in HASHERS.items()},
 }
 

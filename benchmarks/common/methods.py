@@ -66,13 +66,19 @@ AGENTS: Mapping[str, Mapping[str, Any]] = {
     "drlih-nca": {"variant": "norec", "reward": "nca", "logit_scale": 3.0, "updates": 1500, "num_envs": 128, **_ALL},
     "nested": {"variant": "nested", **_ALL},
     "nested-norec": {"variant": "nested-norec", **_ALL},
+    # The same by average precision, which suits images with several labels; it needs more updates, of more images.
+    "nested-ap": {
+        "variant": "nested-norec",
+        **{"reward": "average_precision", "logit_scale": 0.0, "updates": 3000, "num_envs": 256},
+        **_ALL,
+    },
 }
 
 # Hashers by another name than their own, with settings of their own.
 HASHERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     f"{name}-nested": (name, {"nested": DEFAULT_GROUP_BITS}) for name in ("noseq", "orthohash")
 }
-NESTED = ("nested", "nested-norec", *HASHERS)
+NESTED = ("nested", "nested-norec", "nested-ap", *HASHERS)
 """Methods that are trained once, at the greatest length, for all of them."""
 
 
