@@ -27,7 +27,7 @@ from benchmarks.common.arguments import Split, SplitArgs, check_not_empty
 from benchmarks.common.cells import CONTINUES, data_digest, features_name, run_cells, unfinished
 from benchmarks.common.machine import import_optimizers, peak_mb
 from benchmarks.common.methods import settings_of
-from benchmarks.common.results import Results, costs, describe, estimate, lookups, require_replaceable, scores
+from benchmarks.common.results import Results, costs, describe, estimate, lookups, means, require_replaceable, scores
 from hashgym.codes import CodeSets
 from hashgym.console import Console, Table
 from hashgym.data import HashingDataset
@@ -420,7 +420,7 @@ def _by_code_length(rows: Sequence[Row]) -> figures.Panels:
         lines = panels.setdefault(name, {})
         for base, method in dict.fromkeys((row["base"], row["method"]) for row in wanted):
             own = [row for row in wanted if (row["base"], row["method"]) == (base, method)]
-            lines[base, method] = _means(own, "bits", measure)
+            lines[base, method] = means(own, "bits", measure)
     return panels
 
 
@@ -431,15 +431,9 @@ def f1_curves(points: Sequence[Row]) -> figures.Panels:
     for which in dict.fromkeys((int(point["bits"]), point["base"], point["method"]) for point in points):
         bits, *line = which
         own = [point for point in points if (int(point["bits"]), point["base"], point["method"]) == which]
-        (_, f1), (_, buckets) = _means(own, "k", "f1"), _means(own, "k", "buckets")
+        (_, f1), (_, buckets) = means(own, "k", "f1"), means(own, "k", "buckets")
         panels.setdefault(f"{bits} bits", {})[line[0], line[1]] = buckets, f1
     return dict(sorted(panels.items(), key=lambda panel: int(panel[0].split()[0])))
-
-
-def _means(rows: Sequence[Row], by: str, measure: str) -> tuple[np.ndarray, np.ndarray]:
-    """Values of a column of whole numbers, ascending, and the mean of a measure at each."""
-    at = sorted({int(row[by]) for row in rows})
-    return np.array(at), np.array([np.mean([float(r[measure]) for r in rows if int(r[by]) == x]) for x in at])
 
 
 def _markdown(table: Table) -> str:

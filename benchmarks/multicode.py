@@ -6,7 +6,8 @@ Every run fits a base, trains both agents on it, and measures all methods on its
 ``results.csv`` when it is finished. Queries have one code, that of the base. Controls give as many codes an image as
 multicode with one further code: they go to the images where they are most certain to be near, or to random ones.
 ``views`` is how many views of an image the backbone must encode, which is nearly all of the cost. Called again, the
-benchmark runs only what is missing. Nothing is chosen on the queries.
+benchmark runs only what is missing, and draws ``map.png`` (mAP by code length) and, for every code length,
+``recall-24.png`` (mAP against recall within radius 0). Nothing is chosen on the queries.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from numpy.typing import NDArray
 
 import hashgym
 import hashgym.data
+from benchmarks.common import figures
 from benchmarks.common.arguments import SplitArgs, check_not_empty
 from benchmarks.common.cells import CONTINUES, data_digest, features_name
 from benchmarks.common.machine import import_optimizers, seconds
 from benchmarks.common.methods import settings_of
-from benchmarks.common.results import Results, costs, describe, gain, lookups, scores
+from benchmarks.common.results import Results, costs, describe, gain, lookups, means, require_replaceable, scores
 from benchmarks.common.runs import run_missing
 from benchmarks.mch import IMAGES, BaseCell
 from hashgym.checks import check_choice
@@ -38,7 +40,7 @@ from hashgym.data import HashingDataset
 from hashgym.retrieval import evaluate
 from hashgym.terminal import command_line, parse
 
-__all__ = ["VIEWS", "Args", "Cell", "control", "main", "rare_labels", "run", "settings", "table"]
+__all__ = ["VIEWS", "Args", "Cell", "control", "draw", "main", "rare_labels", "run", "settings", "table"]
 
 KEY = ("dataset", "features", "base", "method", "bits", "seed")
 MEASURES = ("map", "recall_radius0", "precision_radius0", "anhc")
@@ -67,6 +69,9 @@ _DECIDED_BY: Mapping[str, tuple[str, ...]] = {
     **{"both": ("mch", "multicode"), "single": (), "all-regions": ()},
 }
 """The agents whose settings decide the codes of each method."""
+_DRAWN = ("single", "multicode", "mch", "both")  # by code length
+_CONTROLS = ("flipped", "random-region", "certain-region", "all-regions")
+_MARKERS: Mapping[int, str] = {1: "o", 2: "s", 6: "^"}  # by the number of views
 _OF_REGIONS = ("mch", "both", "random-region", "certain-region", "all-regions")
 XI = 0.5  # least probability at which an agent's code is kept
 
@@ -246,7 +251,7 @@ def _offered(policy: Any, base: Any, dataset: HashingDataset) -> tuple[NDArray[n
 
 
 def main(args: Args, console: Console | None = None) -> int:
-    """Run what is missing, then print the tables; returns the number of runs that failed.
+    """Run what is missing, then print the tables and draw the figures; returns the number of runs that failed.
 
     Raises:
         ValueError: for arguments that cannot be run, before any run starts.
@@ -255,6 +260,7 @@ def main(args: Args, console: Console | None = None) -> int:
     check_not_empty(args, "seeds", "jobs", "bits", "bases", "methods")
     for method in args.methods:
         check_choice("methods", method, tuple(VIEWS))
+    require_replaceable(args.out, "map.png", "recall-*.png")
     runs = [
         Cell(args.features, base, bits, seed, args.updates, args.rare, args.methods, **args.data)
         for seed in range(args.seeds)
@@ -272,6 +278,8 @@ def main(args: Args, console: Console | None = None) -> int:
     for bits in args.bits:
         if own := [row for row in rows if int(row["bits"]) == bits]:
             console.print(table(own))
+    if rows:
+        draw(rows, args.out)
     return failed
 
 
@@ -294,6 +302,35 @@ def table(rows: Sequence[Row]) -> Table:
             cells = [f"{mean['anhc']:.2f}", *measures, gain(gains)]
             shown.add_row(base, method, str(VIEWS[method]), *cells)
     return shown
+
+
+def draw(rows: Sequence[Row], out: Path) -> None:
+    """Draw mAP by code length, and mAP against recall for each code length: a pane for each base, means over seeds."""
+    title = f"{rows[0]['dataset']}: mean over seeds"
+    by_length: figures.Panels = {}
+    for base, method in dict.fromkeys((row["base"], row["method"]) for row in rows if row["method"] in _DRAWN):
+        own = [row for row in rows if (row["base"], row["method"]) == (base, method)]
+        by_length.setdefault(base, {})[method, method] = means(own, "bits", "map")
+    figures.by_code_length(by_length, out / "map.png", f"{title} of mAP, one code an image dashed")
+    for bits in dict.fromkeys(row["bits"] for row in rows):
+        here = [row for row in rows if row["bits"] == bits]
+        bases, methods = (list(dict.fromkeys(row[column] for row in here)) for column in ("base", "method"))
+        figure, panes = figures.grid(len(bases))
+        for axes, base in zip(panes, bases, strict=True):
+            for method in methods:
+                own = [row for row in here if (row["base"], row["method"]) == (base, method)]
+                recall, mean_map = (np.mean([float(row[m]) for row in own]) for m in ("recall_radius0", "map"))
+                color = figures.color(method, methods)
+                fill = "none" if method in _CONTROLS else "full"
+                axes.plot(recall, mean_map, _MARKERS[VIEWS[method]], color=color, fillstyle=fill, ms=7, label=method)
+            axes.set_title(base, fontsize=10)
+            axes.locator_params(axis="x", nbins=5)
+            axes.set(xlabel="recall within radius 0", ylabel="mAP")
+            axes.grid(color="0.9")
+        figure.legend(*panes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+        note = "circle: one view of an image, square: two, triangle: six; hollow: controls"
+        figure.suptitle(f"{title}, {bits} bits\n{note}", fontsize=11)
+        figures.write(figure, out / f"recall-{bits}.png")
 
 
 def _names(cell: Cell, dataset: HashingDataset) -> list[dict[str, Any]]:

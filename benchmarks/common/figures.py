@@ -24,6 +24,7 @@ __all__ = [
     "draw_lines",
     "examples",
     "f1_buckets",
+    "grid",
     "precision_recall",
     "rankings",
     "several_codes",
@@ -57,6 +58,7 @@ METHODS = {
     "sdh": "#ccbb44",
     "itq": "#ee6677",
     "drlih-norec": "#332288",
+    "drlih-nca": "#882255",
     "drlih-gru": "#44aa99",
     "drlih-lstm": "#88ccee",
     "drlih-paper": "#cc6677",
@@ -353,11 +355,20 @@ def _frame(axes: Any, shape: tuple[int, ...], left: float, top: float, right: fl
     axes.add_patch(Rectangle((x, y), to_x - x, to_y - y, fill=False, edgecolor=REGION, linewidth=2))
 
 
+def grid(count: int) -> tuple[Any, list[Any]]:
+    """A figure with a number of panes: up to four stand in one line, more in lines of three."""
+    columns = count if count <= 4 else 3
+    lines = -(-count // columns)
+    figure = blank(max(5.4, 3.6 * columns + 0.6), 0.9 + 3.0 * lines)
+    panes = figure.subplots(lines, columns, squeeze=False).ravel()
+    for unused in panes[count:]:
+        unused.set_axis_off()
+    return figure, list(panes[:count])
+
+
 def draw_lines(panels: Panels, title: str) -> tuple[Any, list[Any]]:
-    """A figure with one pane per panel: a colour for each base; dashed and hollow for one code per image."""
-    width = max(5.4, 3.6 * len(panels) + 0.6)
-    figure = blank(width, 3.9)
-    panes = list(figure.subplots(1, len(panels), squeeze=False)[0])
+    """A figure with one pane per panel, at most four a line: a colour for each base; dashed for one code per image."""
+    figure, panes = grid(len(panels))
     bases = list(dict.fromkeys(base for drawn in panels.values() for base, _ in drawn))
     for axes, (name, drawn) in zip(panes, panels.items(), strict=True):
         for (base, method), (x, y) in drawn.items():
@@ -368,7 +379,7 @@ def draw_lines(panels: Panels, title: str) -> tuple[Any, list[Any]]:
         axes.grid(color="0.9")
     for base in bases:
         panes[0].plot([], [], color=color(base, bases), label=base)
-    figure.legend(loc="outside lower center", ncols=int(width / 1.3), fontsize=9, frameon=False)
+    figure.legend(loc="outside lower center", ncols=int(figure.get_figwidth() / 1.3), fontsize=9, frameon=False)
     figure.suptitle(title, fontsize=11)
     return figure, panes
 

@@ -78,8 +78,11 @@ AGENTS: Mapping[str, Mapping[str, Any]] = {
 HASHERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     f"{name}-nested": (name, {"nested": DEFAULT_GROUP_BITS}) for name in ("noseq", "orthohash")
 }
-NESTED = ("nested", "nested-norec", "nested-ap", *HASHERS)
-"""Methods that are trained once, at the greatest length, for all of them."""
+NESTED: Mapping[str, str] = {
+    **{"nested": "drlih", "nested-norec": "drlih-nca", "nested-ap": "drlih-norec"},
+    **{method: name for method, (name, _) in HASHERS.items()},
+}
+"""Methods that are trained once, at the greatest length, for all of them; each with its like for one length."""
 
 
 def reward_variants() -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 import hashgym
 from agents.arguments import current_names
@@ -37,6 +37,7 @@ __all__ = [
     "gain",
     "lookups",
     "markdown",
+    "means",
     "publish",
     "read_csv",
     "require_replaceable",
@@ -249,7 +250,7 @@ def require_replaceable(folder: Path, *patterns: str) -> None:
     if there and not any(map(_is_of_benchmark, (*folder.glob("*.csv"), *folder.glob("report.md")))):
         raise ValueError(
             f"{folder} has {there[0]} but no results of a benchmark, so a file of yours would be overwritten: "
-            "choose another --out"
+            "choose another folder"
         )
 
 
@@ -335,6 +336,14 @@ def estimate(strata: Sequence[ArrayLike], confidence: float = 0.95, resamples: i
         ValueError: for no strata or an empty one.
     """
     return bootstrap(strata, mean, confidence, resamples, seed)
+
+
+def means(rows: Sequence[Row], by: str, measure: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The values of a column of numbers, ascending, and the mean of a measure at each."""
+    at: dict[float, list[float]] = {}
+    for row in rows:
+        at.setdefault(float(row[by]), []).append(float(row[measure]))
+    return np.array(sorted(at)), np.array([np.mean(at[x]) for x in sorted(at)])
 
 
 def gain(differences: Sequence[float]) -> str:

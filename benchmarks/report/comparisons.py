@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from benchmarks import mch
 from benchmarks.common import figures
 from benchmarks.common.figures import Line, Panels, blank, color, draw_lines
-from benchmarks.report.rows import Row, group, hand_crafted, means, where
+from benchmarks.common.results import means
+from benchmarks.report.rows import Row, group, hand_crafted, where
 from hashgym.data import HashingDataset
 
 __all__ = ["Pane", "compared", "costs", "f1_buckets", "grid", "precision", "radius0", "searches", "sensitivity"]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from benchmarks import drlih, mch
 from benchmarks.common import results
 
-__all__ = ["KINDS", "Row", "group", "hand_crafted", "means", "paired", "paper", "read", "where"]
+__all__ = ["KINDS", "Row", "group", "hand_crafted", "paired", "paper", "read", "where"]
 
 Row = Mapping[str, Any]
 
@@ -93,12 +93,6 @@ def group(rows: Sequence[Row], *columns: str) -> dict[Any, list[Row]]:
 def where(rows: Sequence[Row], **values: Any) -> list[Row]:
     """The rows that have these values."""
     return [row for row in rows if all(row[column] == value for column, value in values.items())]
-
-
-def means(rows: Sequence[Row], by: str, measure: str) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Values of a column, ascending, and the mean of a measure at each."""
-    grouped = sorted(group(rows, by).items())
-    return np.array([x for x, _ in grouped]), np.array([np.mean([r[measure] for r in own]) for _, own in grouped])
 
 
 def paired(rows: Sequence[Row], others: Sequence[Row], measure: str, by: str = "bits") -> list[NDArray[np.float64]]:

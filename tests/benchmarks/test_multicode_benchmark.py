@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import multicode
-from benchmarks.common import cells
+from benchmarks.common import cells, figures
 from benchmarks.common.results import Results
 from hashgym.codes import pack
 from hashgym.data import load
@@ -31,6 +31,7 @@ def test_every_method_has_a_row_and_controls_have_as_many_codes(tmp_path, monkey
         assert int(row["views"]) == multicode.VIEWS[method]
         assert 0 < float(row["map_pessimistic"]) <= float(row["map"]) <= float(row["map_optimistic"]) < 1
     assert json.loads(rows["multicode-2"]["config"])["multicode-2"]["codes"] == 2
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["map.png", "recall-12.png"]
     printed = console.export_text()
     assert all(method in printed for method in multicode.METHODS)
 
@@ -44,6 +45,31 @@ def test_every_method_has_a_row_and_controls_have_as_many_codes(tmp_path, monkey
 
     monkeypatch.setattr(cells, "_in_fresh_process", lambda work, cell: pytest.fail(f"{cell} was run again"))
     assert multicode.main(args, Console(record=True)) == 0
+
+
+def test_methods_are_drawn_by_code_length_and_by_recall(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(figures, "write", lambda figure, path: drawn.setdefault(path.name, figure))
+    rows = [
+        {"dataset": "photos", "base": base, "method": method, "bits": bits, "recall_radius0": seed, "map": place + seed}
+        for base in ("dch", "ksh")
+        for place, method in enumerate(multicode.METHODS)
+        for bits in (16, 8)
+        for seed in (0, 0.5)
+    ]
+    multicode.draw(rows, tmp_path)
+    assert sorted(drawn) == ["map.png", "recall-16.png", "recall-8.png"]
+    for pane, base in zip(drawn["map.png"].axes, ("dch", "ksh"), strict=True):
+        assert pane.get_title() == base
+        places = [multicode.METHODS.index(method) for method in ("single", "multicode", "mch", "both")]
+        lines = [line.get_xydata().tolist() for line in pane.lines if len(line.get_xydata())]
+        assert lines == [[[8, place + 0.25], [16, place + 0.25]] for place in places]
+    for pane in drawn["recall-8.png"].axes:
+        points = {line.get_label(): line for line in pane.lines}
+        assert list(points) == list(multicode.METHODS)
+        for place, (method, point) in enumerate(points.items()):
+            assert point.get_xydata().tolist() == [[0.25, place + 0.25]]
+            assert point.get_marker() == {1: "o", 2: "s", 6: "^"}[multicode.VIEWS[method]]
 
 
 def test_a_control_gives_codes_to_the_images_of_the_highest_rank():

@@ -114,6 +114,14 @@ def test_lines_by_panel_base_and_method(draw, drawn, tmp_path):
     assert has(picture, figures.METHODS["ksh"])
 
 
+@pytest.mark.parametrize(("count", "columns", "lines"), [(1, 1, 1), (4, 4, 1), (5, 3, 2), (6, 3, 2), (7, 3, 3)])
+def test_a_grid_has_a_pane_for_each_panel(count, columns, lines):
+    figure, panes = figures.grid(count)
+    assert len(panes) == count
+    assert panes[0].get_gridspec().get_geometry() == (lines, columns)
+    assert [axes.axison for axes in figure.axes] == [True] * count + [False] * (columns * lines - count)
+
+
 def test_colours():
     assert len(set(figures.METHODS.values())) == len(figures.METHODS)
     assert [figures.color(name, ["drlih", "one", "two"]) for name in ("drlih", "one", "two", "three")] == [

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from benchmarks import results as command
+from benchmarks.common import figures
 from benchmarks.common.machine import peak_mb, revision
 from benchmarks.common.results import (
     COLUMNS,
@@ -128,6 +129,27 @@ def test_the_old_import_path_warns():
     assert old is Results
     with pytest.raises(ImportError):
         from benchmarks.results import nothing  # noqa: F401
+
+
+def test_a_stored_table_is_drawn_with_a_method_in_one_colour_nested_or_not(tmp_path, capsys, monkeypatch):
+    figures_ = []
+    monkeypatch.setattr(figures, "write", lambda figure, path: figures_.append(figure))
+    for bits, seed, quality in ((8, 0, 0.25), (8, 1, 0.75), (12, 0, 0.5)):
+        for method, more in (("noseq", 0), ("noseq-nested", 0.125), ("itq", -0.125)):
+            Results(tmp_path).append(row(method=method, bits=bits, seed=seed, map=quality + more))
+    command.main(command.Args(tmp_path, tmp_path / "map.png"))
+    assert "noseq-nested" in capsys.readouterr().out
+    (pane,) = figures_[0].axes
+    lines = [(line.get_color(), line.get_linestyle(), line.get_ydata().tolist()) for line in pane.lines[:3]]
+    noseq, itq = (figures.METHODS[name] for name in ("noseq", "itq"))
+    assert lines == [
+        *((noseq, "--", [0.5, 0.5]), (noseq, "-", [0.625, 0.625]), (itq, "--", [0.375, 0.375])),
+    ]
+    assert pane.get_xticks().tolist() == [8, 12]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "map.png").write_bytes(b"a picture")
+    with pytest.raises(ValueError, match="a file of yours would be overwritten"):
+        command.main(command.Args(tmp_path, tmp_path / "mine" / "map.png"))
 
 
 def test_a_stored_table_is_printed_again(tmp_path, capsys):
@@ -311,7 +333,7 @@ def test_foreign_files_are_not_overwritten(tmp_path):
     (tmp_path / "report.md").write_text("# My report\n")
     require_replaceable(tmp_path, "*.png")
     for pattern in ("table.md", "report.md", "*.csv"):
-        with pytest.raises(ValueError, match=r"no results of a benchmark, so .* choose another --out"):
+        with pytest.raises(ValueError, match=r"no results of a benchmark, so .* choose another folder"):
             require_replaceable(tmp_path, pattern)
     (tmp_path / "report.md").write_text(f"# Report\n\n{REPORT} Cells.\n")
     require_replaceable(tmp_path, "table.md")
