@@ -80,6 +80,8 @@ class Args(RunArgs):
     """cost of a kept code, in units of the reward"""
     regions_per_episode: int = 1
     """regions offered of each image in turn, each rewarded for its gain over the codes kept before"""
+    code_dropout: float = 0.0
+    """fraction of features dropped when the base encodes training images and their regions; multicode says why"""
     updates: int = 600
     """gradient steps, each on one batch of regions"""
     optimizer: Literal["adam", "sgd"] = "adam"
@@ -105,7 +107,7 @@ class Args(RunArgs):
         if self.optimizer not in ("adam", "sgd"):
             raise ValueError(f"optimizer must be adam or sgd, got {self.optimizer!r}")
         self.check_positive("num_envs", "learning_rate", "regions_per_episode")
-        self.check_fraction("dropout", "input_dropout")
+        self.check_fraction("dropout", "input_dropout", "code_dropout")
         check_number("price", self.price, 0)
         if self.num_envs < 2:
             raise ValueError(f"batch normalisation needs num_envs of at least 2, got {self.num_envs}")
@@ -232,6 +234,7 @@ class Run(training.Run):
             regions_per_episode=args.regions_per_episode,
             price=args.price,
             reduction=args.reduction,
+            code_dropout=args.code_dropout,
         )
         parameters, decay = policy.parameters(), args.weight_decay
         optimizer: torch.optim.Optimizer = (

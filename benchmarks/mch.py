@@ -398,7 +398,7 @@ def _names(cell: Cell, dataset: HashingDataset, xi: float | None) -> dict[str, A
     base, args = settings(cell)
     config: dict[str, Any] = {"base": settings_of(base, dataset), "data": data_digest(dataset)}
     if xi is not None:
-        config["agent"] = dataclasses.asdict(args)
+        config["agent"] = settings_of(args, dataset)
     return {
         "dataset": dataset.name,
         "features": features_name(dataset),

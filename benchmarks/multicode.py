@@ -28,7 +28,7 @@ import hashgym.data
 from benchmarks.common import figures
 from benchmarks.common.arguments import SplitArgs, check_not_empty
 from benchmarks.common.cells import CONTINUES, data_digest, features_name
-from benchmarks.common.machine import import_optimizers, seconds
+from benchmarks.common.machine import import_optimizers, seconds, with_seconds
 from benchmarks.common.methods import settings_of
 from benchmarks.common.results import Results, costs, describe, gain, lookups, means, require_replaceable, scores
 from benchmarks.common.runs import run_missing
@@ -55,6 +55,7 @@ VIEWS: Mapping[str, int] = {
     "multicode-2": 1,
     "multicode-groups": 1,
     "mch": 6,
+    "mch-dropout": 6,
     "both": 6,
     "flipped": 1,
     "random-region": 2,
@@ -62,9 +63,9 @@ VIEWS: Mapping[str, int] = {
     "all-regions": 6,
 }
 """The methods, and how many views of an image each encodes."""
-METHODS = tuple(method for method in VIEWS if method != "multicode-groups")
+METHODS = tuple(method for method in VIEWS if method not in ("multicode-groups", "mch-dropout"))
 _DECIDED_BY: Mapping[str, tuple[str, ...]] = {
-    **{method: (method,) for method in ("multicode", "multicode-2", "multicode-groups", "mch")},
+    **{method: (method,) for method in ("multicode", "multicode-2", "multicode-groups", "mch", "mch-dropout")},
     **dict.fromkeys(("flipped", "random-region", "certain-region"), ("multicode",)),
     **{"both": ("mch", "multicode"), "single": (), "all-regions": ()},
 }
@@ -72,8 +73,9 @@ _DECIDED_BY: Mapping[str, tuple[str, ...]] = {
 _DRAWN = ("single", "multicode", "mch", "both")  # by code length
 _CONTROLS = ("flipped", "random-region", "certain-region", "all-regions")
 _MARKERS: Mapping[int, str] = {1: "o", 2: "s", 6: "^"}  # by the number of views
-_OF_REGIONS = ("mch", "both", "random-region", "certain-region", "all-regions")
+_OF_REGIONS = ("mch", "mch-dropout", "both", "random-region", "certain-region", "all-regions")
 XI = 0.5  # least probability at which an agent's code is kept
+CODE_DROPOUT = 0.5  # of mch-dropout
 
 Row = Mapping[str, Any]
 
@@ -89,7 +91,8 @@ class Args(SplitArgs):
     bits: tuple[int, ...] = (16, 32, 48, 64)
     """code lengths"""
     methods: tuple[str, ...] = METHODS
-    """which codes to measure; multicode-groups emits a further code 8 bits at a time, each group given those before"""
+    """which codes to measure; multicode-groups emits a further code 8 bits at a time, each group given those before;
+    mch-dropout learns from training codes under dropout"""
     seeds: int = 3
     """runs of each cell, with the seeds 0, 1, ..."""
     updates: int | None = None
@@ -145,6 +148,7 @@ def settings(cell: Cell) -> dict[str, Any]:
     return {
         "base": make_base(cell.base, cell.bits, cell.seed),
         "mch": mch.Args(**changes),
+        "mch-dropout": mch.Args(code_dropout=CODE_DROPOUT, **changes),
         "multicode": multicode.Args(codes=1, **changes),
         "multicode-2": multicode.Args(codes=2, **changes),
         "multicode-groups": multicode.Args(codes=1, group_bits=8, **changes),
@@ -164,24 +168,23 @@ def run(cell: Cell) -> list[dict[str, Any]]:
     own = pack(values > 0)[:, None]
     sets = {"single": _sets(own, np.ones((len(rows), 1), np.bool_), cell.bits)}
     agents = {agent for method in cell.methods for agent in _DECIDED_BY[method]}
-    for method in sorted(agents - {"mch"}):
-        policies: list[Any] = []
-        spent[method] = seconds(
-            lambda method=method, policies=policies: policies.append(
-                multicode.train(dataset, base, configured[method], progress=False)
-            )
-        )
-        sets[method] = multicode.encode(policies[0], base, dataset.features[rows], XI)
     if set(cell.methods) & set(_OF_REGIONS):
-        regions: list[Any] = []
-        spent["mch"] = seconds(lambda: regions.append(mch.train(dataset, base, configured["mch"], progress=False)))
-        words, p, certainty = _offered(regions[0], base, dataset)
-        sets["mch"] = _sets(words, p >= XI, cell.bits)
-        sets["all-regions"] = _sets(words, np.ones(p.shape, np.bool_), cell.bits)
+        agents.add("mch")
+    for method in sorted(agents):
+        agent: Any = mch if method in _OF_REGIONS else multicode
+        policy, spent[method] = with_seconds(agent.train, dataset, base, configured[method], progress=False)
+        if agent is multicode:
+            sets[method] = multicode.encode(policy, base, dataset.features[rows], XI)
+        else:
+            words, p, certainty = _offered(policy, base, dataset)
+            sets[method] = _sets(words, p >= XI, cell.bits)
+    if "mch" in sets:
+        words, kept = sets["mch"].words, sets["mch"].kept
+        sets["all-regions"] = _sets(words, np.ones_like(kept), cell.bits)
         if "multicode" in sets:
             sets["both"] = _sets(
                 np.concatenate([words, sets["multicode"].words[:, 1:]], axis=1),
-                np.concatenate([p >= XI, sets["multicode"].kept[:, 1:]], axis=1),
+                np.concatenate([kept, sets["multicode"].kept[:, 1:]], axis=1),
                 cell.bits,
             )
             share, rng = sets["multicode"].anhc - 1, np.random.default_rng(cell.seed)
@@ -337,7 +340,7 @@ def _names(cell: Cell, dataset: HashingDataset) -> list[dict[str, Any]]:
     """The columns that are known before the run, of every method's row."""
     configured, found = settings(cell), []
     common: dict[str, Any] = {"base": settings_of(configured["base"], dataset), "data": data_digest(dataset)}
-    agents = {name: dataclasses.asdict(args) for name, args in configured.items() if name != "base"}
+    agents = {name: settings_of(args, dataset) for name, args in configured.items() if name != "base"}
     for method in cell.methods:
         config = {**common, **{name: agents[name] for name in _DECIDED_BY[method]}}
         which = (dataset.name, features_name(dataset), cell.base, method, cell.bits, cell.seed)

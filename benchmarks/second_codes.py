@@ -26,7 +26,7 @@ from torch.nn import functional as F
 import hashgym
 from benchmarks.common.arguments import SplitArgs, check_not_empty
 from benchmarks.common.cells import CONTINUES, features_name
-from benchmarks.common.machine import import_optimizers, seconds
+from benchmarks.common.machine import import_optimizers, with_seconds
 from benchmarks.common.methods import Cell, config, settings
 from benchmarks.common.results import Results, costs, describe, gain, lookups, scores
 from benchmarks.common.runs import run_missing
@@ -137,9 +137,8 @@ def run(cell: SecondCell) -> list[dict[str, Any]]:
 
     dataset, configured = cell.load().standardized(), settings(cell)
     import_optimizers()
-    policies: list[Any] = []
-    spent = seconds(lambda: policies.append(drlih.train(dataset, configured, progress=False)))
-    policy, length = policies[0], {"bits": cell.bits, "group_bits": configured.group_bits}
+    policy, spent = with_seconds(drlih.train, dataset, configured, progress=False)
+    length = {"bits": cell.bits, "group_bits": configured.group_bits}
     query, database = (np.asarray(dataset.features[rows]) for rows in (dataset.query, dataset.database))
     asked, own = (hashgym.encode(policy, images, **length) for images in (query, database))
     second, margin = _second_codes(policy, database, own)

@@ -22,9 +22,14 @@ PACKAGES = ("numpy", "numba", "faiss-cpu", "pymilvus", "milvus-lite")
 
 def seconds(function: Callable[..., Any], *args: Any) -> float:
     """Seconds of wall time that a call takes."""
+    return with_seconds(function, *args)[1]
+
+
+def with_seconds(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, float]:
+    """Return the result of a call, and the seconds of wall time that it takes."""
     start = time.perf_counter()
-    function(*args)
-    return time.perf_counter() - start
+    result = function(*args, **kwargs)
+    return result, time.perf_counter() - start
 
 
 def import_optimizers() -> None:

@@ -176,10 +176,11 @@ def settings_of(configured: Any, dataset: HashingDataset) -> dict[str, Any]:
     """The settings by name of a hasher, or of an agent's ``Args``.
 
     Settings that rows of earlier versions do not have are left out where they make no difference: those of a backbone
-    where there is none, logits that are not normalised, prefixes that are not trained, and a codebook that is whole.
+    where there is none, logits that are not normalised, prefixes that are not trained, a codebook that is whole, and
+    codes without dropout.
     """
     values = configured.get_params() if hasattr(configured, "get_params") else dataclasses.asdict(configured)
-    for name in ("logit_scale", "nested", "codebook_sample"):
+    for name in ("logit_scale", "nested", "codebook_sample", "code_dropout"):
         if not values.get(name, True):
             del values[name]
     return {name: value for name, value in values.items() if dataset.has_maps or name not in BACKBONE}

@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hashgym import hashers
+from hashgym import codes, hashers
 from hashgym.checks import check_integer, check_number, closest, plain_numbers
 from hashgym.data import HashingDataset
 from hashgym.envs.base import DatasetIndex, EnvMixin, task_property
@@ -22,7 +22,7 @@ from hashgym.storage.errors import describe
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["BaseMixin", "BaseTask", "SharedCodes", "fitted_base", "loss_table"]
+__all__ = ["BaseMixin", "BaseTask", "SharedCodes", "encode_versions", "fitted_base", "loss_table"]
 
 DEFAULT_BITS = 32
 
@@ -35,11 +35,17 @@ class BaseTask:
     bits: int | None = None
     price: float = 0.0
     loss: ArrayLike | None = None
+    code_dropout: float = 0.0
+    code_copies: int = 4
 
     def __post_init__(self) -> None:
         plain_numbers(self)
         if self.bits is not None:
             check_integer("bits", self.bits)
+        check_integer("code_copies", self.code_copies)
+        object.__setattr__(self, "code_dropout", check_number("code_dropout", self.code_dropout, 0))
+        if self.code_dropout >= 1:
+            raise ValueError(f"code_dropout is a share of the features, from 0 to below 1, got {self.code_dropout}")
         object.__setattr__(self, "price", check_number("price", self.price, least=0))
         if self.loss is not None:  # as tuples of numbers, so that tasks can be compared
             try:
@@ -81,19 +87,33 @@ class SharedCodes:
 
     shared: ClassVar[WeakValueDictionary[tuple[Any, ...], Any]] = WeakValueDictionary()
 
-    def __init__(self, dataset: HashingDataset, base: Hasher) -> None:
+    def __init__(self, dataset: HashingDataset, base: Hasher, task: BaseTask) -> None:
         self.held = dataset, list(vars(base).values())  # keeps the objects alive: ``shared`` is keyed by their ids
 
     @classmethod
-    def of(cls, dataset: HashingDataset, base: Hasher, *settings: float) -> Self:
-        """Return the codes of a dataset, a base and settings of the class.
+    def of(cls, dataset: HashingDataset, base: Hasher, task: BaseTask) -> Self:
+        """Return the codes of a dataset and a base, under the dropout of a task.
 
         The ids of its attributes distinguish a base that was fitted again, which has other codes.
         """
-        key = cls, settings, id(dataset), id(type(base)), *map(id, vars(base).values())
-        if (codes := cls.shared.get(key)) is None:
-            codes = cls.shared[key] = cls(dataset, base, *settings)
-        return codes
+        dropout = (task.code_dropout, task.code_copies) if task.code_dropout else ()
+        key = cls, dropout, id(dataset), id(type(base)), *map(id, vars(base).values())
+        if (found := cls.shared.get(key)) is None:
+            found = cls.shared[key] = cls(dataset, base, task)
+        return found
+
+
+def encode_versions(
+    base: Hasher, features: NDArray[np.float32], task: BaseTask, rng: np.random.Generator
+) -> NDArray[np.uint64]:
+    """Return packed codes (C, n, W) of features (n, D): one version, or ``code_copies`` of them under dropout."""
+    dropout, versions = task.code_dropout, []
+    for _ in range(task.code_copies if dropout else 1):
+        seen = features
+        if dropout:
+            seen = features * (rng.random(features.shape, np.float32) >= dropout) / np.float32(1 - dropout)
+        versions.append(codes.pack(base.encode(seen)))
+    return np.stack(versions)
 
 
 def fitted_base(dataset_index: DatasetIndex, task: BaseTask) -> Hasher:

@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import ArrayLike, NDArray
 
 from hashgym import codes
-from hashgym.checks import check_integer, check_number
+from hashgym.checks import check_integer
 from hashgym.codes import Words
 from hashgym.data import HashingDataset
 from hashgym.data.similarity import shared_labels
@@ -24,7 +24,7 @@ from hashgym.envs.base import (
     ScalarEnv,
     image_space,
 )
-from hashgym.envs.bases import BaseMixin, BaseTask, SharedCodes, fitted_base, loss_table
+from hashgym.envs.bases import BaseMixin, BaseTask, SharedCodes, encode_versions, fitted_base, loss_table
 from hashgym.envs.bit_group_hashing import MAX_INDEX_BITS, HashingTask, action_bits
 from hashgym.envs.rendering import CodesScene
 from hashgym.hashers import Hasher
@@ -44,19 +44,13 @@ class MultiCodeTask(BaseTask):
     keep: bool = True
     action: Literal["bits", "multidiscrete", "probability", "index"] = "bits"
     counterfactual: bool = False
-    code_dropout: float = 0.0
-    code_copies: int = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_integer("codes", self.codes)
-        check_integer("code_copies", self.code_copies)
         for key in ("keep", "counterfactual"):
             if not isinstance(getattr(self, key), bool):
                 raise ValueError(f"{key} must be True or False, got {getattr(self, key)!r}")
-        object.__setattr__(self, "code_dropout", check_number("code_dropout", self.code_dropout, 0))
-        if self.code_dropout >= 1:
-            raise ValueError(f"code_dropout is a share of the features, from 0 to below 1, got {self.code_dropout}")
 
     def check_bits(self, bits: int) -> None:
         """Raise ValueError for groups that are longer than the code, or for actions that groups cannot have."""
@@ -163,16 +157,9 @@ class _BaseCodes(SharedCodes):
         signs: float32 (C, N, q), the same as -1 and +1.
     """
 
-    def __init__(self, dataset: HashingDataset, base: Hasher, dropout: float, copies: int) -> None:
-        super().__init__(dataset, base)
-        features, rng = dataset.features[dataset.train], np.random.default_rng(0)
-        versions = []
-        for _ in range(copies if dropout else 1):
-            seen = features
-            if dropout:
-                seen = features * (rng.random(features.shape, np.float32) >= dropout) / np.float32(1 - dropout)
-            versions.append(codes.pack(base.encode(seen)))
-        self.words = np.stack(versions)
+    def __init__(self, dataset: HashingDataset, base: Hasher, task: BaseTask) -> None:
+        super().__init__(dataset, base, task)
+        self.words = encode_versions(base, dataset.features[dataset.train], task, np.random.default_rng(0))
         self.signs = codes.unpack(self.words, base.bits) * np.float32(2) - np.float32(1)
 
 
@@ -205,7 +192,7 @@ class MultiCodeHashingCore(BatchedCore):
         self._losses = np.pad(self.table, ((0, 0), (1, 1)), mode="edge").T.ravel()
         self._short_losses = self._losses.astype(np.float32)  # for credit, at half the memory traffic
         self.acting, self.group_bits = task.acting(self.bits), task.group_length(self.bits)
-        self.base_codes = _BaseCodes.of(self.dataset, self.base, task.code_dropout, task.code_copies)
+        self.base_codes = _BaseCodes.of(self.dataset, self.base, task)
         self.eligible = np.arange(len(self.dataset.train))
 
     def spaces(self) -> tuple[spaces.Dict, spaces.Space[Any]]:

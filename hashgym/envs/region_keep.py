@@ -23,7 +23,7 @@ from hashgym.envs.base import (
     Observation,
     ScalarEnv,
 )
-from hashgym.envs.bases import BaseMixin, BaseTask, SharedCodes, fitted_base, loss_table
+from hashgym.envs.bases import BaseMixin, BaseTask, SharedCodes, encode_versions, fitted_base, loss_table
 from hashgym.envs.rendering import RegionScene
 from hashgym.hashers import Hasher
 from hashgym.registry import named_settings_of
@@ -103,30 +103,33 @@ class _TrainingCodes(SharedCodes):
     """Codes of the training images and their regions by a base hasher.
 
     Attributes:
-        images: uint64 (N, W).
-        regions: uint64 (N, M, W).
+        images: uint64 (C, N, W), C versions of them: one, or with ``code_dropout`` as many as there are copies.
+        regions: uint64 (C, N, M, W).
     """
 
-    def __init__(self, dataset: HashingDataset, base: Hasher) -> None:
-        super().__init__(dataset, base)
-        train, bits = dataset.train, base.bits
+    def __init__(self, dataset: HashingDataset, base: Hasher, task: BaseTask) -> None:
+        super().__init__(dataset, base, task)
+        train, bits, rng = dataset.train, base.bits, np.random.default_rng(0)
         assert dataset.train_regions is not None
-        self.images = codes.pack(base.encode(dataset.features[train]))
-        count = dataset.train_regions.shape[1]
-        self.regions = np.empty((len(train), count, self.images.shape[1]), np.uint64)
+        self.images = encode_versions(base, dataset.features[train], task, rng)
+        versions, _, width = self.images.shape
+        self.regions = np.empty((versions, len(train), dataset.train_regions.shape[1], width), np.uint64)
         for start in range(0, len(train), _ROWS):
             block = dataset.train_regions[train[start : start + _ROWS]].reshape(-1, dataset.dim)
-            self.regions[start : start + _ROWS] = codes.pack(base.encode(block)).reshape(-1, *self.regions.shape[1:])
-        self._bits, self._database = bits, _doubled(self.images, bits)
+            part = self.regions[:, start : start + _ROWS]
+            part[:] = encode_versions(base, block, task, rng).reshape(part.shape)
+        self._bits, self._databases = bits, [_doubled(words, bits) for words in self.images]
         self._label_words = DatasetIndex.of(dataset).label_words
-        self._own_counts, self._counted = np.zeros((len(train), 2, bits + 1), np.int64), np.zeros(len(train), np.bool_)
+        self._own_counts = np.zeros((versions, versions, len(train), 2, bits + 1), np.int64)
+        self._counted = np.zeros(self._own_counts.shape[:3], np.bool_)
 
-    def count(self, kept: Words, rows: NDArray[np.int64], offered: Words | None = None) -> NDArray[np.int64]:
+    def count(self, kept: Words, rows: NDArray[np.int64], book: int, offered: Words | None = None) -> NDArray[np.int64]:
         """Count the training images at each distance from sets of codes.
 
         Args:
             kept: uint64 (n, K, W), packed codes.
             rows: int64 (n,), the image of each set.
+            book: the version of the training images' codes.
             offered: uint64 (n, W), one more code for each set.
 
         Returns:
@@ -139,23 +142,29 @@ class _TrainingCodes(SharedCodes):
         if offered is not None:
             sets = np.concatenate([sets, _doubled(offered[:, None], self._bits, odd=True)], axis=1)
         relevant, total = distance_histograms(
-            sets, self._label_words[rows], self._database, self._label_words, 2 * self._bits + 1
+            sets, self._label_words[rows], self._databases[book], self._label_words, 2 * self._bits + 1
         )
         return np.stack([total - relevant, relevant], axis=1).reshape(len(rows), 2, -1, 2)
 
-    def own_counts(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Count the training images at each distance from images' own codes, (n, 2, bits + 1); once for each image."""
-        if not self._counted[rows].all():
-            missing = np.unique(rows[~self._counted[rows]])
-            self._own_counts[missing] = self.count(self.images[missing][:, None], missing)[..., 0]
-            self._counted[missing] = True
-        return self._own_counts[rows]
+    def own_counts(self, rows: NDArray[np.int64], version: NDArray[np.int64], book: int) -> NDArray[np.int64]:
+        """Count the training images at each distance from versions (n,) of images' own codes, (n, 2, bits + 1).
+
+        Every version of an image is counted once.
+        """
+        new = ~self._counted[version, book, rows]
+        if new.any():
+            which, image = np.unique(np.stack([version[new], rows[new]]), axis=1)
+            counts = self.count(self.images[which, image][:, None], image, book)[..., 0]
+            self._own_counts[which, book, image], self._counted[which, book, image] = counts, True
+        return self._own_counts[version, book, rows]
 
 
 class RegionKeepCore(BatchedCore):
     """Simulator of n environments, each on one image with m of its regions offered in turn.
 
     Attributes:
+        book: the version of the training images' codes that the reward compares with.
+        version: int64 (n,), the version of the image's own code and of its regions' codes.
         regions: int64 (n, m), which regions, in the order in which they are offered.
         offered: number of regions decided on so far.
         decisions: int8 (n, m), 1 keep, 0 discard, -1 no decision yet.
@@ -180,8 +189,9 @@ class RegionKeepCore(BatchedCore):
         self.base = fitted_base(self.dataset_index, task)
         self.bits = self.base.bits
         self.table = loss_table(self.base, task)
-        self.training_codes = _TrainingCodes.of(self.dataset, self.base)
+        self.training_codes = _TrainingCodes.of(self.dataset, self.base, task)
         self.eligible = np.arange(len(self.dataset.train))
+        self.book, self.version = 0, np.zeros(num_envs, np.int64)
 
     def spaces(self) -> tuple[spaces.Dict, spaces.Space[Any]]:
         """Return the observation and action space of one environment."""
@@ -197,7 +207,8 @@ class RegionKeepCore(BatchedCore):
         """Names and shapes of the state's attributes."""
         m = self.task.regions_per_episode
         regions, kept = (self.num_envs, m), (self.num_envs, 1 + m, codes.word_count(self.bits))
-        return super().state_shapes | {"regions": regions, "offered": (), "decisions": regions, "kept": kept}
+        shapes = super().state_shapes | {"regions": regions, "offered": (), "decisions": regions, "kept": kept}
+        return shapes | {"book": (), "version": (self.num_envs,)} if self.task.code_dropout else shapes
 
     def requested(self, options: dict[str, Any]) -> dict[str, NDArray[np.int64]]:
         """Return the options of a reset as arrays; ``regions`` as (n, m)."""
@@ -212,9 +223,13 @@ class RegionKeepCore(BatchedCore):
         super().reset_episode(rng, requested)
         drawn = rng.random((self.num_envs, self.available)).argsort(axis=1)[:, :m]
         self.regions = requested.get("regions", drawn)
-        self.kept = self.training_codes.images[self.rows][:, None].repeat(1 + m, axis=1)
+        if self.task.code_dropout:
+            copies = self.task.code_copies
+            self.version, self.book = rng.integers(copies, size=self.num_envs), int(rng.integers(copies))
+        own = self.training_codes.images[self.version, self.rows]
+        self.kept = own[:, None].repeat(1 + m, axis=1)
         self.decisions, self.offered = np.full((self.num_envs, m), -1, np.int8), 0
-        self.counts = self.training_codes.own_counts(self.rows)
+        self.counts = self.training_codes.own_counts(self.rows, self.version, self.book)
         self._evaluate_offer()
 
     def update_task(self, **arguments: Any) -> None:
@@ -258,8 +273,10 @@ class RegionKeepCore(BatchedCore):
 
     def set_state(self, state: dict[str, Any], rng: np.random.Generator) -> None:
         """Restore a state of :meth:`get_state`."""
+        if max(int(state.get("book", 0)), *np.ravel(state.get("version", 0))) >= len(self.training_codes.images):
+            raise ValueError("the state is of an environment with other arguments: it has more code_copies")
         super().set_state(state, rng)
-        self.counts = self.training_codes.count(self.kept[:, : self.position + 1], self.rows)[..., 0]
+        self.counts = self.training_codes.count(self.kept[:, : self.position + 1], self.rows, self.book)[..., 0]
         self._evaluate_offer()
 
     @property
@@ -293,14 +310,15 @@ class RegionKeepCore(BatchedCore):
 
     def _evaluate_offer(self) -> None:
         """Set the attributes of the offered regions, ``region_code`` to ``nearer`` (eq. 5 and 6)."""
-        self.region_code = code = self.training_codes.regions[self.rows, self.regions[:, self.position]]
+        place = self.regions[:, self.position]
+        self.region_code = code = self.training_codes.regions[self.version, self.rows, place]
         kept = self.kept[:, : self.position + 1]
         self.new = (kept != code[:, None]).any(axis=2).all(axis=1)
-        others, nearer = np.moveaxis(self.training_codes.count(kept, self.rows, code), -1, 0)
+        others, nearer = np.moveaxis(self.training_codes.count(kept, self.rows, self.book, code), -1, 0)
         self.counts_if_kept, self.nearer = others + nearer, nearer.sum(axis=-1)
         value = ((self.counts - self.counts_if_kept) * self.table).sum(axis=-1)
         if self.task.reduction == "mean":
-            value /= len(self.training_codes.images)
+            value /= len(self.dataset.train)
         self.keep_parts = {"similar": value[:, 1], "dissimilar": value[:, 0]}
         self._set_price()
 
@@ -374,6 +392,12 @@ class RegionKeepEnv(RegionKeepMixin, ScalarEnv):
     The info of a step also holds `rewards`, the components `similar`, `dissimilar` and `price` of its reward, which add
     up to it. At the end no region is offered: `keep_reward` and `nearer` are absent.
 
+    ## Codes that are too good
+    A base has learnt the training images' labels, so that their codes are better than those of new images, and those of
+    their regions have little left to give. With `code_dropout` the environment uses `code_copies` versions of all
+    codes, each from features of which this share is left out at random. An episode's image and regions have a random
+    version of their codes, and are compared with a random version of all images. Encoding uses all features.
+
     ## Starting State
     The images come in shuffled passes over the training set, with regions drawn without replacement.
     `reset(options={"index": i, "regions": [r, ...]})` chooses the image, the m regions, or both. A reset with a seed
@@ -392,6 +416,7 @@ class RegionKeepEnv(RegionKeepMixin, ScalarEnv):
     | `price` | 0.0 | subtracted from the reward for every kept code |
     | `reduction` | `"mean"` | `"mean"` or `"sum"` over the training images |
     | `loss` | `None` | L as a table (2, bits + 1), row 1 for similar pairs; by default that of the base |
+    | `code_dropout`, `code_copies` | 0.0, 4 | share of the features left out of training codes, and their versions |
     | `render_mode` | `None` | `"rgb_array"` or `"ansi"` |
     | `flat` | `False` | `True`: observations are one float32 `Box`, the parts in the order above |
     | `info` | `"nested"` | `"flat"`: infos without nested dicts, `info["rewards/similar"]`, `info["nearer/similar"]` |
@@ -416,7 +441,7 @@ class RegionKeepEnv(RegionKeepMixin, ScalarEnv):
     `"NextStep"` or `"Disabled"`. With N = 1 it equals this environment step for step.
 
     ## Version History
-    * v0: initial version; `flat`, `info` and `autoreset_mode` came later and change nothing by default
+    * v0: initial version; `flat`, `info`, `autoreset_mode` and `code_dropout` came later and change nothing by default
     """
 
     def __init__(

@@ -109,6 +109,16 @@ def test_a_seed_determines_a_run(scenes: HashingDataset, base: PairwiseHasher, p
     assert not all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
+def test_codes_under_dropout_are_those_of_the_environment(scenes: HashingDataset, base: PairwiseHasher) -> None:
+    policy, args = mch.Policy(scenes.dim, base.bits, Args()), Args(**SMALL, code_dropout=0.3)
+    run = mch.Run(policy, base, scenes, scenes.train[:0], args)
+    assert run.envs.task.code_dropout == 0.3
+    plain = mch.Run(policy, base, scenes, scenes.train[:0], Args(**SMALL))
+    assert plain.envs.task.code_dropout == 0
+    assert (run.obs["image"] == plain.obs["image"]).all()
+    assert (run.obs["image_code"] != plain.obs["image_code"]).any()
+
+
 def test_a_run_that_was_killed_ends_as_one_that_was_not(
     scenes: HashingDataset, base: PairwiseHasher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +196,7 @@ def test_evaluation_equals_a_loop(scenes: HashingDataset, base: PairwiseHasher) 
         ({"updates": 0}, "updates must be above 0"),
         ({"regions_per_episode": 0}, "regions_per_episode must be above 0"),
         ({"dropout": 1.0}, "dropout must be"),
+        ({"code_dropout": 1.0}, "code_dropout must be at least 0 and below 1"),
         ({"holdout": -0.1}, "holdout must be"),
     ],
 )

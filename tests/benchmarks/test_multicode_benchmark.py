@@ -35,13 +35,17 @@ def test_every_method_has_a_row_and_controls_have_as_many_codes(tmp_path, monkey
     printed = console.export_text()
     assert all(method in printed for method in multicode.METHODS)
 
-    few = dataclasses.replace(args, out=tmp_path / "few", methods=("single", "multicode-groups", "multicode"))
+    few = dataclasses.replace(
+        args, out=tmp_path / "few", methods=("single", "multicode-groups", "multicode", "mch-dropout")
+    )
     assert multicode.main(few, Console(record=True)) == 0
     other = {row["method"]: row for row in Results(few.out, multicode.COLUMNS, multicode.KEY).rows()}
     assert list(other) == list(few.methods)
     for method in ("single", "multicode"):  # neither depends on what else is measured
         assert (other[method]["map"], other[method]["config"]) == (rows[method]["map"], rows[method]["config"])
     assert json.loads(other["multicode-groups"]["config"])["multicode-groups"]["group_bits"] == 8
+    dropout = json.loads(other["mch-dropout"]["config"])["mch-dropout"].pop("code_dropout")
+    assert (dropout, "code_dropout" in json.loads(rows["mch"]["config"])["mch"]) == (multicode.CODE_DROPOUT, False)
 
     monkeypatch.setattr(cells, "_in_fresh_process", lambda work, cell: pytest.fail(f"{cell} was run again"))
     assert multicode.main(args, Console(record=True)) == 0

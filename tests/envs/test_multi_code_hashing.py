@@ -286,7 +286,7 @@ def test_training_codes_under_dropout_are_worse_and_the_own_code_is_one_of_them(
     assert seen == {0, 1, 2}
     plain = make(2)._core.base_codes.words
     np.testing.assert_array_equal(unpack(plain[0], 12), base.encode(multi_label.features[multi_label.train]))
-    assert _BaseCodes.of(multi_label, base, 0.5, 3) is env._core.base_codes
+    assert _BaseCodes.of(multi_label, base, env._core.task) is env._core.base_codes
 
 
 def test_a_price_set_later_counts_from_the_next_step(make: Callable[..., Any]) -> None:

@@ -29,6 +29,7 @@ VARIANTS: list[dict[str, Any]] = [
     {},
     {"regions_per_episode": 3, "price": 0.02},
     {"regions_per_episode": 5, "reduction": "sum"},
+    {"regions_per_episode": 3, "code_dropout": 0.5, "code_copies": 3},
 ]
 
 
@@ -83,6 +84,17 @@ class Naive:
         self.images = {int(i): base.encode(dataset.features[i][None])[0].tolist() for i in dataset.train}
         assert dataset.train_regions is not None
         self.regions = {int(i): base.encode(dataset.train_regions[i]).tolist() for i in dataset.train}
+        self.own, self.bits = self.images, base.bits
+
+    def begin(self, env: Any) -> None:
+        """Take the versions of codes that the episode of a scalar environment has drawn."""
+        if env.task.code_dropout:
+            stored, (version,), book = env._core.training_codes, env._core.version, env._core.book
+            for row, image in enumerate(self.dataset.train.tolist()):
+                self.images[image] = codes.unpack(stored.images[book, row], self.bits).tolist()
+                self.regions[image] = codes.unpack(stored.regions[version, row], self.bits).tolist()
+            own = codes.unpack(stored.images[version], self.bits).tolist()
+            self.own = dict(zip(self.dataset.train.tolist(), own, strict=True))
 
     def distance(self, kept: list[list[bool]], other: int) -> int:
         return min(sum(a != b for a, b in zip(code, self.images[other], strict=True)) for code in kept)
@@ -107,13 +119,14 @@ def check_episodes(env: Any, naive: Naive, episodes: int, seed: int = 0) -> None
     observation, info = env.reset(seed=seed)
     for _ in range(episodes):
         image = int(info["index"])
-        kept, total = [naive.images[image]], 0.0
+        naive.begin(env)
+        kept, total = [naive.own[image]], 0.0
         before_all = naive.total(image, kept)
         for turn in range(task.regions_per_episode):
             code = naive.regions[image][int(info["region"])]
             np.testing.assert_array_equal(observation["image"], naive.dataset.features[image])
             np.testing.assert_array_equal(observation["region"], naive.dataset.train_regions[image, info["region"]])
-            np.testing.assert_array_equal(observation["image_code"] > 0, naive.images[image])
+            np.testing.assert_array_equal(observation["image_code"] > 0, naive.own[image])
             np.testing.assert_array_equal(observation["region_code"] > 0, code)
             if task.regions_per_episode > 1:
                 far = [sum(a != b for a, b in zip(one, code, strict=True)) for one in kept]
@@ -296,12 +309,15 @@ def test_many_environments_equal_many_scalar_environments(make: Callable[..., An
     num_envs, turns = 100, kwargs.get("regions_per_episode", 1)  # more environments than the 40 training images
     native, scalar = make(num_envs, **kwargs), make(**kwargs)
     observation, info = native.reset(seed=1)
-    regions = native.get_state()["regions"]
+    drawn = native.get_state()
     actions = np.random.default_rng(1).integers(0, 2, (turns, num_envs))
     steps = [native.step(action) for action in actions]
     assert len(set(info["index"].tolist())) == 40
     for index in range(num_envs):
-        seen = scalar.reset(options={"index": info["index"][index], "regions": regions[index]})
+        seen = scalar.reset(options={"index": info["index"][index], "regions": drawn["regions"][index]})
+        if "code_dropout" in kwargs:
+            versions = {key: drawn[key][index : index + 1] for key in ("version", "kept")}
+            seen = scalar.set_state(scalar.get_state() | versions | {"book": drawn["book"]})
         assert_same(seen, (part_of(observation, index), part_of(info, index)))
         for turn, (shown, reward, terminated, _, after) in enumerate(steps):
             last = turn == turns - 1
@@ -321,8 +337,9 @@ def part_of(batch: dict[str, Any], index: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("num_envs", [None, 3])
-def test_state_is_restored_exactly(make: Callable[..., Any], num_envs: int | None) -> None:
-    env = make(num_envs, regions_per_episode=3, render_mode="ansi")
+@pytest.mark.parametrize("dropout", [{}, {"code_dropout": 0.5}])
+def test_state_is_restored_exactly(make: Callable[..., Any], dropout: dict[str, Any], num_envs: int | None) -> None:
+    env = make(num_envs, regions_per_episode=3, render_mode="ansi", **dropout)
     env.reset(seed=1)
     env.action_space.seed(1)
     env.step(env.action_space.sample())
@@ -330,7 +347,7 @@ def test_state_is_restored_exactly(make: Callable[..., Any], num_envs: int | Non
     actions = [env.action_space.sample() for _ in range(2)]
     ahead = [env.step(action) for action in actions]
     ended = env.get_state(), env.render(), env.reset()
-    again = make(num_envs, regions_per_episode=3, render_mode="ansi")
+    again = make(num_envs, regions_per_episode=3, render_mode="ansi", **dropout)
     again.set_state(state)
     assert again.render() == shown
     for one in (again, env):  # the state was a copy: what came after it left no mark
@@ -341,7 +358,11 @@ def test_state_is_restored_exactly(make: Callable[..., Any], num_envs: int | Non
     with pytest.raises(ValueError, match="kept missing"):
         env.set_state({key: part for key, part in state.items() if key != "kept"})
     with pytest.raises(ValueError, match="other arguments"):
-        make(num_envs, regions_per_episode=2).set_state(state)
+        make(num_envs, regions_per_episode=2, **dropout).set_state(state)
+    if dropout:
+        for key in ("book", "version"):
+            with pytest.raises(ValueError, match="it has more code_copies"):
+                env.set_state(state | {key: np.full_like(state[key], 4)})
 
 
 @pytest.mark.parametrize("num_envs", [None, 3])
@@ -377,8 +398,33 @@ def test_bases_and_codes_are_shared(make: Callable[..., Any], dataset: HashingDa
     base.fit(dataset.features[dataset.query], dataset.labels[dataset.query])
     after = make()
     np.testing.assert_array_equal(
-        after._core.training_codes.images, codes.pack(base.encode(dataset.features[dataset.train]))
+        after._core.training_codes.images, codes.pack(base.encode(dataset.features[dataset.train]))[None]
     )  # a base that was fitted again is not taken for what it was
+
+
+def test_codes_under_dropout_are_worse_and_every_version_is_met(
+    make: Callable[..., Any], dataset: HashingDataset, base: Hasher
+) -> None:
+    env = make(20, code_dropout=0.5, code_copies=3)
+    stored = env._core.training_codes
+    assert stored.images.shape[:2] == (3, 40)
+    assert stored.regions.shape[:3] == (3, 40, 5)
+    for versions, seen in ((stored.images, dataset.features), (stored.regions, dataset.train_regions)):
+        assert seen is not None
+        plain = base.encode(seen[dataset.train].reshape(-1, dataset.dim))
+        wrong = [(codes.unpack(one, 12).reshape(plain.shape) != plain).mean() for one in versions]
+        assert len({one.tobytes() for one in versions}) == 3
+        assert min(wrong) > 0.1
+    met = set()
+    env.reset(seed=0)
+    for _ in range(12):
+        core = env._core
+        met |= {(version, core.book) for version in core.version.tolist()}
+        np.testing.assert_array_equal(core.kept[:, 0], stored.images[core.version, core.rows])
+        env.reset()
+    assert met == set(itertools.product(range(3), range(3)))
+    assert stored is make(2, code_dropout=0.5, code_copies=3)._core.training_codes
+    assert stored is not make(2, code_dropout=0.5, code_copies=2)._core.training_codes
 
 
 def test_a_named_base_is_fitted_on_the_training_images(dataset: HashingDataset) -> None:
@@ -480,6 +526,8 @@ def test_rendering_as_text() -> None:
         ({"regions_per_episode": 6}, "more than the 5 regions"),
         ({"price": -1.0}, "price"),
         ({"price": float("nan")}, "price"),
+        ({"code_dropout": 1}, "from 0 to below 1, got 1"),
+        ({"code_copies": 0}, "code_copies must be at least 1"),
         ({"reduction": "max"}, "'mean' or 'sum'"),
         ({"loss": np.zeros((2, 12))}, r"table \(2, 13\)"),
         ({"loss": np.zeros(13)}, r"table \(2, bits \+ 1\).*got ndarray float64 \(13,\)"),
