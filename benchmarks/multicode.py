@@ -6,7 +6,7 @@ Every run fits a base, trains both agents on it, and measures all methods on its
 ``results.csv`` when it is finished. Queries have one code, that of the base. Controls give as many codes an image as
 multicode with one further code: they go to the images where they are most certain to be near, or to random ones.
 ``views`` is how many views of an image the backbone must encode, which is nearly all of the cost. Called again, the
-benchmark runs only what is missing, and draws ``map.png`` (mAP by code length) and, for every code length,
+benchmark runs only what is missing, and draws of all rows ``map.png`` (mAP by code length) and, for every code length,
 ``recall-24.png`` (mAP against recall within radius 0). Nothing is chosen on the queries.
 """
 
@@ -282,7 +282,8 @@ def main(args: Args, console: Console | None = None) -> int:
         if own := [row for row in rows if int(row["bits"]) == bits]:
             console.print(table(own))
     if rows:
-        draw(rows, args.out)
+        same = {(row["dataset"], row["features"]) for row in rows}
+        draw([row for row in results.rows() if (row["dataset"], row["features"]) in same], args.out)
     return failed
 
 
