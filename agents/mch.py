@@ -81,7 +81,7 @@ class Args(RunArgs):
     regions_per_episode: int = 1
     """regions offered of each image in turn, each rewarded for its gain over the codes kept before"""
     code_dropout: float = 0.0
-    """fraction of features dropped when the base encodes training images and their regions; multicode says why"""
+    """fraction of features dropped when the base encodes training images and regions: .5 where these are few"""
     updates: int = 600
     """gradient steps, each on one batch of regions"""
     optimizer: Literal["adam", "sgd"] = "adam"
