@@ -71,9 +71,9 @@ _DECIDED_BY: Mapping[str, tuple[str, ...]] = {
 }
 """The agents whose settings decide the codes of each method."""
 _DRAWN = ("single", "multicode", "mch", "both")  # by code length
-_CONTROLS = ("flipped", "random-region", "certain-region", "all-regions")
+_OF_REGIONS = ("random-region", "certain-region", "all-regions")  # controls with regions that mch's run encodes
+_CONTROLS = ("flipped", *_OF_REGIONS)
 _MARKERS: Mapping[int, str] = {1: "o", 2: "s", 6: "^"}  # by the number of views
-_OF_REGIONS = ("mch", "mch-dropout", "both", "random-region", "certain-region", "all-regions")
 XI = 0.5  # least probability at which an agent's code is kept
 CODE_DROPOUT = 0.5  # of mch-dropout
 
@@ -171,7 +171,7 @@ def run(cell: Cell) -> list[dict[str, Any]]:
     if set(cell.methods) & set(_OF_REGIONS):
         agents.add("mch")
     for method in sorted(agents):
-        agent: Any = mch if method in _OF_REGIONS else multicode
+        agent: Any = mch if method in ("mch", "mch-dropout") else multicode
         policy, spent[method] = with_seconds(agent.train, dataset, base, configured[method], progress=False)
         if agent is multicode:
             sets[method] = multicode.encode(policy, base, dataset.features[rows], XI)

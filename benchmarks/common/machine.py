@@ -15,7 +15,16 @@ from typing import Any
 
 from hashgym.versions import versions
 
-__all__ = ["import_optimizers", "load_average", "package_versions", "peak_mb", "resident_mb", "revision", "seconds"]
+__all__ = [
+    "import_optimizers",
+    "load_average",
+    "package_versions",
+    "peak_mb",
+    "resident_mb",
+    "revision",
+    "seconds",
+    "with_seconds",
+]
 
 PACKAGES = ("numpy", "numba", "faiss-cpu", "pymilvus", "milvus-lite")
 
