@@ -50,7 +50,7 @@ def costs(folder: Path) -> Costs:
     Raises:
         ValueError: if one of the two files is missing.
     """
-    encoded = Results(folder, encoding.COLUMNS, encoding.KEY, "encoding.csv").rows()
+    encoded = Results(folder, encoding.columns("encode"), encoding.KEY, encoding.FILES["encode"]).rows()
     searched = [
         row
         for row in Results(folder, engines.COLUMNS, engines.KEY, "engines.csv").rows()
