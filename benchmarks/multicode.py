@@ -15,8 +15,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,25 +58,27 @@ VIEWS: Mapping[str, int] = {
     "mch": 6,
     "mch-dropout": 6,
     "both": 6,
+    "one-policy": 6,
     "flipped": 1,
     "random-region": 2,
     "certain-region": 6,
     "all-regions": 6,
 }
 """The methods, and how many views of an image each encodes."""
-METHODS = tuple(method for method in VIEWS if method not in ("multicode-groups", "mch-dropout"))
+METHODS = tuple(method for method in VIEWS if method not in ("multicode-groups", "mch-dropout", "one-policy"))
 _DECIDED_BY: Mapping[str, tuple[str, ...]] = {
     **{method: (method,) for method in ("multicode", "multicode-2", "multicode-groups", "mch", "mch-dropout")},
     **dict.fromkeys(("flipped", "random-region", "certain-region"), ("multicode",)),
-    **{"both": ("mch", "multicode"), "single": (), "all-regions": ()},
+    **{"both": ("mch", "multicode"), "one-policy": ("multicode", "one-policy"), "single": (), "all-regions": ()},
 }
 """The agents whose settings decide the codes of each method."""
 _DRAWN = ("single", "multicode", "mch", "both")  # by code length
 _OF_REGIONS = ("random-region", "certain-region", "all-regions")  # controls with regions that mch's run encodes
 _CONTROLS = ("flipped", *_OF_REGIONS)
+_TOGETHER = {method: _DECIDED_BY[method] for method in ("both", "one-policy")}  # which take the seconds of two agents
 _MARKERS: Mapping[int, str] = {1: "o", 2: "s", 6: "^"}  # by the number of views
 XI = 0.5  # least probability at which an agent's code is kept
-CODE_DROPOUT = 0.5  # of mch-dropout
+CODE_DROPOUT = 0.5  # of mch-dropout and one-policy
 
 Row = Mapping[str, Any]
 
@@ -91,8 +94,9 @@ class Args(SplitArgs):
     bits: tuple[int, ...] = (16, 32, 48, 64)
     """code lengths"""
     methods: tuple[str, ...] = METHODS
-    """which codes to measure; multicode-groups emits a further code 8 bits at a time, each group given those before;
-    mch-dropout learns from training codes under dropout"""
+    """which codes to measure; both are those that two agents keep, one-policy those that one agent keeps of all;
+    multicode-groups emits a further code 8 bits at a time, each group given those before; mch-dropout learns from
+    training codes under dropout"""
     seeds: int = 3
     """runs of each cell, with the seeds 0, 1, ..."""
     updates: int | None = None
@@ -149,6 +153,7 @@ def settings(cell: Cell) -> dict[str, Any]:
         "base": make_base(cell.base, cell.bits, cell.seed),
         "mch": mch.Args(**changes),
         "mch-dropout": mch.Args(code_dropout=CODE_DROPOUT, **changes),
+        "one-policy": mch.Args(code_dropout=CODE_DROPOUT, **changes),
         "multicode": multicode.Args(codes=1, **changes),
         "multicode-2": multicode.Args(codes=2, **changes),
         "multicode-groups": multicode.Args(codes=1, group_bits=8, **changes),
@@ -158,6 +163,7 @@ def settings(cell: Cell) -> dict[str, Any]:
 def run(cell: Cell) -> list[dict[str, Any]]:
     """Load, train and measure, in this process; return a row for every method."""
     from agents import mch, multicode
+    from benchmarks.common import candidates
 
     dataset, configured = cell.load().standardized(), settings(cell)
     base, train, rows = configured["base"], dataset.train, dataset.database
@@ -170,14 +176,22 @@ def run(cell: Cell) -> list[dict[str, Any]]:
     agents = {agent for method in cell.methods for agent in _DECIDED_BY[method]}
     if set(cell.methods) & set(_OF_REGIONS):
         agents.add("mch")
-    for method in sorted(agents):
-        agent: Any = mch if method in ("mch", "mch-dropout") else multicode
-        policy, spent[method] = with_seconds(agent.train, dataset, base, configured[method], progress=False)
-        if agent is multicode:
-            sets[method] = multicode.encode(policy, base, dataset.features[rows], XI)
+    writers: dict[str, Any] = {}
+    for method in sorted(agents, key=list(VIEWS).index):  # multicode before one-policy, which keeps what it writes
+        args = configured[method]
+        if method.startswith("multicode"):
+            policy, spent[method] = with_seconds(multicode.train, dataset, base, args, progress=False)
+            writers[method], sets[method] = policy, multicode.encode(policy, base, dataset.features[rows], XI)
+            continue
+        if method == "one-policy":
+            writer = writers["multicode"]
+            policy, spent[method] = with_seconds(candidates.train, dataset, base, writer, args)
+            keep = partial(candidates.keep_probabilities, policy, base, writer)
         else:
-            words, p, certainty = _offered(policy, base, dataset)
-            sets[method] = _sets(words, p >= XI, cell.bits)
+            policy, spent[method] = with_seconds(mch.train, dataset, base, args, progress=False)
+            keep = partial(hashgym.keep_probabilities, policy, base)
+        words, p = _by_blocks(keep, dataset)
+        sets[method] = _sets(words, p >= XI, cell.bits)
     if "mch" in sets:
         words, kept = sets["mch"].words, sets["mch"].kept
         sets["all-regions"] = _sets(words, np.ones_like(kept), cell.bits)
@@ -188,6 +202,7 @@ def run(cell: Cell) -> list[dict[str, Any]]:
                 cell.bits,
             )
             share, rng = sets["multicode"].anhc - 1, np.random.default_rng(cell.seed)
+            (certainty,) = _by_blocks(partial(_certainty, base, base.transform(dataset.features[train])), dataset)
             drawn, surest, picked = rng.integers(1, 6, len(rows)), 1 + certainty.argmax(axis=1), np.arange(len(rows))
             at_random, certain = (rng.random(len(rows)), certainty.max(axis=1))
             sets["random-region"] = control(own, words[picked, drawn], at_random, share, cell.bits)
@@ -208,7 +223,7 @@ def run(cell: Cell) -> list[dict[str, Any]]:
                 **scores(result),
                 **lookups(result),
                 "anhc": sets[method].anhc,
-                **costs(spent["mch"] + spent["multicode"] if method == "both" else spent.get(method, 0.0)),
+                **costs(sum(spent.get(each, 0.0) for each in _TOGETHER.get(method, (method,)))),
             }
         )
     return finished
@@ -235,22 +250,20 @@ def _sets(words: NDArray[np.uint64], kept: NDArray[np.bool_], bits: int) -> Code
     return CodeSets(np.ascontiguousarray(words), kept, bits)
 
 
-def _offered(policy: Any, base: Any, dataset: HashingDataset) -> tuple[NDArray[np.uint64], NDArray[Any], NDArray[Any]]:
-    """Return codes (n, 6, W) of the database's images and regions, P(keep) (n, 6), and how certain regions' bits are.
+def _certainty(
+    base: Any, values: NDArray[np.float32], features: NDArray[np.float32], regions: NDArray[np.float32]
+) -> tuple[NDArray[Any]]:
+    """Return how certain the bits of regions are, (n, R): their mean size relative to a bit's deviation in values."""
+    of_regions = base.transform(regions.reshape(-1, regions.shape[2])) / values.std(axis=0)
+    return (np.abs(of_regions).mean(axis=1).reshape(regions.shape[:2]),)
 
-    The last, (n, 5), is the mean size of a region's values relative to each bit's deviation over the images.
-    """
+
+def _by_blocks(function: Callable[..., tuple[NDArray[Any], ...]], dataset: HashingDataset) -> Iterator[NDArray[Any]]:
+    """Return the results of a function of features and regions for the database; regions take memory."""
     assert dataset.regions is not None
-    deviation = base.transform(dataset.features[dataset.train]).std(axis=0)
-    parts = []
-    for start in range(0, len(dataset.database), IMAGES):  # regions take memory
-        rows = dataset.database[start : start + IMAGES]
-        regions = dataset.regions[rows]
-        words, p = hashgym.keep_probabilities(policy, base, dataset.features[rows], regions)
-        values = base.transform(regions.reshape(-1, dataset.dim)) / deviation
-        parts.append((words, p, np.abs(values).mean(axis=1).reshape(len(rows), -1)))
-    words, p, certainty = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return words, p, certainty
+    blocks = [dataset.database[start : start + IMAGES] for start in range(0, len(dataset.database), IMAGES)]
+    parts = [function(dataset.features[rows], dataset.regions[rows]) for rows in blocks]
+    return (np.concatenate(part) for part in zip(*parts, strict=True))
 
 
 def main(args: Args, console: Console | None = None) -> int:

@@ -36,7 +36,7 @@ def test_every_method_has_a_row_and_controls_have_as_many_codes(tmp_path, monkey
     assert all(method in printed for method in multicode.METHODS)
 
     few = dataclasses.replace(
-        args, out=tmp_path / "few", methods=("single", "multicode-groups", "multicode", "mch-dropout")
+        args, out=tmp_path / "few", methods=("single", "multicode-groups", "multicode", "mch-dropout", "one-policy")
     )
     assert multicode.main(few, Console(record=True)) == 0
     other = {row["method"]: row for row in Results(few.out, multicode.COLUMNS, multicode.KEY).rows()}
@@ -46,6 +46,10 @@ def test_every_method_has_a_row_and_controls_have_as_many_codes(tmp_path, monkey
     assert json.loads(other["multicode-groups"]["config"])["multicode-groups"]["group_bits"] == 8
     dropout = json.loads(other["mch-dropout"]["config"])["mch-dropout"].pop("code_dropout")
     assert (dropout, "code_dropout" in json.loads(rows["mch"]["config"])["mch"]) == (multicode.CODE_DROPOUT, False)
+
+    assert 1 < float(other["one-policy"]["anhc"]) <= 7
+    spent = [float(other[method]["train_seconds"]) for method in ("one-policy", "multicode")]
+    assert spent[0] > spent[1] > 0  # the writer's are among them
 
     monkeypatch.setattr(cells, "_in_fresh_process", lambda work, cell: pytest.fail(f"{cell} was run again"))
     assert multicode.main(args, Console(record=True)) == 0
