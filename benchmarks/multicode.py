@@ -12,6 +12,7 @@ benchmark runs only what is missing, and draws of all rows ``map.png`` (mAP by c
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import itertools
 import sys
@@ -55,7 +56,9 @@ VIEWS: Mapping[str, int] = {
     "multicode": 1,
     "multicode-2": 1,
     "multicode-groups": 1,
+    "multicode-matched": 1,
     "mch": 6,
+    "mch-matched": 6,
     "mch-dropout": 6,
     "both": 6,
     "one-policy": 6,
@@ -69,13 +72,15 @@ METHODS = tuple(method for method in VIEWS if method not in ("multicode-groups",
 _DECIDED_BY: Mapping[str, tuple[str, ...]] = {
     **{method: (method,) for method in ("multicode", "multicode-2", "multicode-groups", "mch", "mch-dropout")},
     **dict.fromkeys(("flipped", "random-region", "certain-region"), ("multicode",)),
-    **{"both": ("mch", "multicode"), "one-policy": ("multicode", "one-policy"), "single": (), "all-regions": ()},
+    **dict.fromkeys(("both", "multicode-matched", "mch-matched"), ("mch", "multicode")),
+    **{"one-policy": ("multicode", "one-policy"), "single": (), "all-regions": ()},
 }
 """The agents whose settings decide the codes of each method."""
 _DRAWN = ("single", "multicode", "mch", "both")  # by code length
 _OF_REGIONS = ("random-region", "certain-region", "all-regions")  # controls with regions that mch's run encodes
 _CONTROLS = ("flipped", *_OF_REGIONS)
-_TOGETHER = {method: _DECIDED_BY[method] for method in ("both", "one-policy")}  # which take the seconds of two agents
+_MATCHED = {"multicode-matched": ("multicode",), "mch-matched": ("mch",)}
+_TRAINED = {**_MATCHED, **{method: _DECIDED_BY[method] for method in ("both", "one-policy")}}  # whose seconds they take
 _MARKERS: Mapping[int, str] = {1: "o", 2: "s", 6: "^"}  # by the number of views
 XI = 0.5  # least probability at which an agent's code is kept
 CODE_DROPOUT = 0.5  # of mch-dropout and one-policy
@@ -94,7 +99,8 @@ class Args(SplitArgs):
     bits: tuple[int, ...] = (16, 32, 48, 64)
     """code lengths"""
     methods: tuple[str, ...] = METHODS
-    """which codes to measure; both are those that two agents keep, one-policy those that one agent keeps of all;
+    """which codes to measure; matched are those at the xi from which on one agent keeps no more codes than the other;
+    both are those that two agents keep, one-policy those that one agent keeps of all;
     multicode-groups emits a further code 8 bits at a time, each group given those before; mch-dropout learns from
     training codes under dropout"""
     seeds: int = 3
@@ -177,11 +183,13 @@ def run(cell: Cell) -> list[dict[str, Any]]:
     if set(cell.methods) & set(_OF_REGIONS):
         agents.add("mch")
     writers: dict[str, Any] = {}
+    encode: dict[str, Callable[[float], CodeSets]] = {}  # by xi
     for method in sorted(agents, key=list(VIEWS).index):  # multicode before one-policy, which keeps what it writes
         args = configured[method]
         if method.startswith("multicode"):
             policy, spent[method] = with_seconds(multicode.train, dataset, base, args, progress=False)
-            writers[method], sets[method] = policy, multicode.encode(policy, base, dataset.features[rows], XI)
+            encode[method] = partial(multicode.encode, policy, base, dataset.features[rows])
+            writers[method], sets[method] = policy, encode[method](XI)
             continue
         if method == "one-policy":
             writer = writers["multicode"]
@@ -191,7 +199,8 @@ def run(cell: Cell) -> list[dict[str, Any]]:
             policy, spent[method] = with_seconds(mch.train, dataset, base, args, progress=False)
             keep = partial(hashgym.keep_probabilities, policy, base)
         words, p = _by_blocks(keep, dataset)
-        sets[method] = _sets(words, p >= XI, cell.bits)
+        encode[method] = partial(_keep_at, words, p, cell.bits)
+        sets[method] = encode[method](XI)
     if "mch" in sets:
         words, kept = sets["mch"].words, sets["mch"].kept
         sets["all-regions"] = _sets(words, np.ones_like(kept), cell.bits)
@@ -201,6 +210,8 @@ def run(cell: Cell) -> list[dict[str, Any]]:
                 np.concatenate([kept, sets["multicode"].kept[:, 1:]], axis=1),
                 cell.bits,
             )
+            fewer = min(sets["mch"].anhc, sets["multicode"].anhc)
+            sets |= {f"{agent}-matched": matched(encode[agent], fewer) for agent in ("mch", "multicode")}
             share, rng = sets["multicode"].anhc - 1, np.random.default_rng(cell.seed)
             (certainty,) = _by_blocks(partial(_certainty, base, base.transform(dataset.features[train])), dataset)
             drawn, surest, picked = rng.integers(1, 6, len(rows)), 1 + certainty.argmax(axis=1), np.arange(len(rows))
@@ -223,10 +234,22 @@ def run(cell: Cell) -> list[dict[str, Any]]:
                 **scores(result),
                 **lookups(result),
                 "anhc": sets[method].anhc,
-                **costs(sum(spent.get(each, 0.0) for each in _TOGETHER.get(method, (method,)))),
+                **costs(sum(spent.get(each, 0.0) for each in _TRAINED.get(method, (method,)))),
             }
         )
     return finished
+
+
+def matched(encode: Callable[[float], CodeSets], codes: float) -> CodeSets:
+    """Return the code sets at the least xi, from .5 on in steps of .001, at which images have so many codes or fewer.
+
+    Args:
+        encode: returns the code sets at xi.
+        codes: the mean number of codes an image, at least 1.
+    """
+    thresholds = np.linspace(XI, 1, 501)
+    place = bisect.bisect_left(thresholds, -codes, key=lambda xi: -encode(float(xi)).anhc)
+    return encode(float(thresholds[min(place, 500)]))
 
 
 def control(own: NDArray[np.uint64], more: NDArray[np.uint64], rank: NDArray[Any], share: float, bits: int) -> CodeSets:
@@ -244,6 +267,10 @@ def control(own: NDArray[np.uint64], more: NDArray[np.uint64], rank: NDArray[Any
     kept = np.zeros(len(own), np.bool_)
     kept[order[: round(share * len(own))]] = True
     return _sets(np.concatenate([own, more[:, None]], axis=1), np.stack([np.ones_like(kept), kept], axis=1), bits)
+
+
+def _keep_at(words: NDArray[np.uint64], p: NDArray[np.float64], bits: int, xi: float) -> CodeSets:
+    return _sets(words, p >= xi, bits)
 
 
 def _sets(words: NDArray[np.uint64], kept: NDArray[np.bool_], bits: int) -> CodeSets:
@@ -330,7 +357,7 @@ def draw(rows: Sequence[Row], out: Path) -> None:
         by_length.setdefault(base, {})[method, method] = means(own, "bits", "map")
     figures.by_code_length(by_length, out / "map.png", f"{title} of mAP, one code an image dashed")
     for bits in dict.fromkeys(row["bits"] for row in rows):
-        here = [row for row in rows if row["bits"] == bits]
+        here = [row for row in rows if row["bits"] == bits and row["method"] not in _MATCHED]
         bases, methods = (list(dict.fromkeys(row[column] for row in here)) for column in ("base", "method"))
         figure, panes = figures.grid(len(bases))
         for axes, base in zip(panes, bases, strict=True):

@@ -10,7 +10,7 @@ from rich.console import Console
 from benchmarks import multicode
 from benchmarks.common import cells, figures
 from benchmarks.common.results import Results
-from hashgym.codes import pack
+from hashgym.codes import CodeSets, pack
 from hashgym.data import load
 
 
@@ -27,6 +27,10 @@ def test_every_method_has_a_row_and_controls_have_as_many_codes(tmp_path, monkey
         assert codes[method] == pytest.approx(codes["multicode"], abs=0.01)
     assert codes["mch"] <= codes["both"] <= codes["mch"] + codes["multicode"] - 1 + 1e-9
     assert codes["all-regions"] > codes["mch"]
+    for method in ("mch", "multicode"):
+        assert codes[f"{method}-matched"] <= min(codes["mch"], codes["multicode"])
+        if codes[method] == min(codes["mch"], codes["multicode"]):
+            assert rows[f"{method}-matched"]["map"] == rows[method]["map"]
     for method, row in rows.items():
         assert int(row["views"]) == multicode.VIEWS[method]
         assert 0 < float(row["map_pessimistic"]) <= float(row["map"]) <= float(row["map_optimistic"]) < 1
@@ -74,8 +78,9 @@ def test_methods_are_drawn_by_code_length_and_by_recall(tmp_path, monkeypatch):
         assert lines == [[[8, place + 0.25], [16, place + 0.25]] for place in places]
     for pane in drawn["recall-8.png"].axes:
         points = {line.get_label(): line for line in pane.lines}
-        assert list(points) == list(multicode.METHODS)
-        for place, (method, point) in enumerate(points.items()):
+        assert list(points) == [method for method in multicode.METHODS if not method.endswith("-matched")]
+        for method, point in points.items():
+            place = multicode.METHODS.index(method)
             assert point.get_xydata().tolist() == [[0.25, place + 0.25]]
             assert point.get_marker() == {1: "o", 2: "s", 6: "^"}[multicode.VIEWS[method]]
 
@@ -86,6 +91,21 @@ def test_a_control_gives_codes_to_the_images_of_the_highest_rank():
     sets = multicode.control(pack(own)[:, None], pack(more), np.array([1, 5, 2, 9, 4, 3]), 0.5, 4)
     np.testing.assert_array_equal(sets.kept[:, 1], [False, True, False, False, True, True])
     assert sets.anhc == 1.5
+
+
+def test_codes_are_matched_at_the_least_xi_from_one_half_on():
+    p = np.array([[1, 0.4, 0.9], [1, 0.502, 0.701], [1, 0.6, 0.2]])
+    words = np.arange(9, dtype=np.uint64).reshape(3, 3)
+    asked = []
+
+    def encode(xi):
+        asked.append(xi)
+        return CodeSets(words, p >= xi, 4)
+
+    for codes, kept in ((3, p >= 0.5), (7 / 3, p >= 0.5), (2, p >= 0.503), (5 / 3, p >= 0.7), (1, p >= 0.95)):
+        np.testing.assert_array_equal(multicode.matched(encode, codes).kept, kept)
+    assert min(asked) >= 0.5
+    assert max(asked) <= 1
 
 
 def test_rare_labels_are_counted_over_all_images_and_the_split_keeps_those_that_have_one():
