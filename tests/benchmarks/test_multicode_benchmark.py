@@ -95,7 +95,7 @@ def test_a_control_gives_codes_to_the_images_of_the_highest_rank():
 
 def test_codes_are_matched_at_the_least_xi_from_one_half_on():
     p = np.array([[1, 0.4, 0.9], [1, 0.502, 0.701], [1, 0.6, 0.2]])
-    words = np.arange(9, dtype=np.uint64).reshape(3, 3)
+    words = np.arange(9, dtype=np.uint64).reshape(3, 3, 1)
     asked = []
 
     def encode(xi):
