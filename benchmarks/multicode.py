@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,9 @@ from hashgym.console import Console, Table
 from hashgym.data import HashingDataset
 from hashgym.retrieval import evaluate
 from hashgym.terminal import command_line, parse
+
+if TYPE_CHECKING:
+    from hashgym.hashers.pairwise import PairwiseHasher
 
 __all__ = ["VIEWS", "Args", "Cell", "control", "draw", "main", "rare_labels", "run", "settings", "table"]
 
@@ -85,6 +88,7 @@ _MARKERS: Mapping[int, str] = {1: "o", 2: "s", 6: "^"}  # by the number of views
 XI = 0.5  # least probability at which an agent's code is kept
 CODE_DROPOUT = 0.5  # of mch-dropout and one-policy
 
+AtXi: TypeAlias = Callable[[float], CodeSets]
 Row = Mapping[str, Any]
 
 
@@ -168,39 +172,17 @@ def settings(cell: Cell) -> dict[str, Any]:
 
 def run(cell: Cell) -> list[dict[str, Any]]:
     """Load, train and measure, in this process; return a row for every method."""
-    from agents import mch, multicode
-    from benchmarks.common import candidates
-
-    dataset, configured = cell.load().standardized(), settings(cell)
-    base, train, rows = configured["base"], dataset.train, dataset.database
+    dataset, base = cell.load().standardized(), settings(cell)["base"]
+    train, rows = dataset.train, dataset.database
     import_optimizers()
     spent = {"single": seconds(base.fit, dataset.features[train], dataset.labels[train])}
+    encode, spent_by_agents = _train(cell, dataset, base)
+    spent |= spent_by_agents
+    sets = {agent: at(XI) for agent, at in encode.items()}
     query, labels = base.encode(dataset.features[dataset.query]), dataset.labels[dataset.query]
     values = base.transform(dataset.features[rows])
     own = pack(values > 0)[:, None]
-    sets = {"single": _sets(own, np.ones((len(rows), 1), np.bool_), cell.bits)}
-    agents = {agent for method in cell.methods for agent in _DECIDED_BY[method]}
-    if set(cell.methods) & set(_OF_REGIONS):
-        agents.add("mch")
-    writers: dict[str, Any] = {}
-    encode: dict[str, Callable[[float], CodeSets]] = {}  # by xi
-    for method in sorted(agents, key=list(VIEWS).index):  # multicode before one-policy, which keeps what it writes
-        args = configured[method]
-        if method.startswith("multicode"):
-            policy, spent[method] = with_seconds(multicode.train, dataset, base, args, progress=False)
-            encode[method] = partial(multicode.encode, policy, base, dataset.features[rows])
-            writers[method], sets[method] = policy, encode[method](XI)
-            continue
-        if method == "one-policy":
-            writer = writers["multicode"]
-            policy, spent[method] = with_seconds(candidates.train, dataset, base, writer, args)
-            keep = partial(candidates.keep_probabilities, policy, base, writer)
-        else:
-            policy, spent[method] = with_seconds(mch.train, dataset, base, args, progress=False)
-            keep = partial(hashgym.keep_probabilities, policy, base)
-        words, p = _by_blocks(keep, dataset)
-        encode[method] = partial(_keep_at, words, p, cell.bits)
-        sets[method] = encode[method](XI)
+    sets["single"] = _sets(own, np.ones((len(rows), 1), np.bool_), cell.bits)
     if "mch" in sets:
         words, kept = sets["mch"].words, sets["mch"].kept
         sets["all-regions"] = _sets(words, np.ones_like(kept), cell.bits)
@@ -240,7 +222,36 @@ def run(cell: Cell) -> list[dict[str, Any]]:
     return finished
 
 
-def matched(encode: Callable[[float], CodeSets], codes: float) -> CodeSets:
+def _train(cell: Cell, dataset: HashingDataset, base: PairwiseHasher) -> tuple[dict[str, AtXi], dict[str, float]]:
+    """Train the agents that the methods need; return, by agent, the database's code sets at xi, and seconds."""
+    from agents import mch, multicode
+    from benchmarks.common import candidates
+
+    agents = {agent for method in cell.methods for agent in _DECIDED_BY[method]}
+    if set(cell.methods) & set(_OF_REGIONS):
+        agents.add("mch")
+    configured, spent, writers = settings(cell), {}, {}
+    encode: dict[str, AtXi] = {}
+    for agent in sorted(agents, key=list(VIEWS).index):  # multicode before one-policy, which keeps what it writes
+        args = configured[agent]
+        if agent.startswith("multicode"):
+            policy, spent[agent] = with_seconds(multicode.train, dataset, base, args, progress=False)
+            writers[agent] = policy
+            encode[agent] = partial(multicode.encode, policy, base, dataset.features[dataset.database])
+            continue
+        if agent == "one-policy":
+            writer = writers["multicode"]
+            policy, spent[agent] = with_seconds(candidates.train, dataset, base, writer, args)
+            keep = partial(candidates.keep_probabilities, policy, base, writer)
+        else:
+            policy, spent[agent] = with_seconds(mch.train, dataset, base, args, progress=False)
+            keep = partial(hashgym.keep_probabilities, policy, base)
+        words, p = _by_blocks(keep, dataset)
+        encode[agent] = partial(_keep_at, words, p, cell.bits)
+    return encode, spent
+
+
+def matched(encode: AtXi, codes: float) -> CodeSets:
     """Return the code sets at the least xi, from .5 on in steps of .001, at which images have so many codes or fewer.
 
     Args:
@@ -278,7 +289,7 @@ def _sets(words: NDArray[np.uint64], kept: NDArray[np.bool_], bits: int) -> Code
 
 
 def _certainty(
-    base: Any, values: NDArray[np.float32], features: NDArray[np.float32], regions: NDArray[np.float32]
+    base: PairwiseHasher, values: NDArray[np.float32], features: NDArray[np.float32], regions: NDArray[np.float32]
 ) -> tuple[NDArray[Any]]:
     """Return how certain the bits of regions are, (n, R): their mean size relative to a bit's deviation in values."""
     of_regions = base.transform(regions.reshape(-1, regions.shape[2])) / values.std(axis=0)
