@@ -373,7 +373,8 @@ def draw(rows: Sequence[Row], out: Path) -> None:
         figure, panes = figures.grid(len(bases))
         for axes, base in zip(panes, bases, strict=True):
             for method in methods:
-                own = [row for row in here if (row["base"], row["method"]) == (base, method)]
+                if not (own := [row for row in here if (row["base"], row["method"]) == (base, method)]):
+                    continue  # measured on other bases alone
                 recall, mean_map = (np.mean([float(row[m]) for row in own]) for m in ("recall_radius0", "map"))
                 color = figures.color(method, methods)
                 fill = "none" if method in _CONTROLS else "full"
