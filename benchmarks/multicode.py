@@ -369,7 +369,8 @@ def draw(rows: Sequence[Row], out: Path) -> None:
     figures.by_code_length(by_length, out / "map.png", f"{title} of mAP, one code an image dashed")
     for bits in dict.fromkeys(row["bits"] for row in rows):
         here = [row for row in rows if row["bits"] == bits and row["method"] not in _MATCHED]
-        bases, methods = (list(dict.fromkeys(row[column] for row in here)) for column in ("base", "method"))
+        bases = list(dict.fromkeys(row["base"] for row in here))
+        methods = [method for method in VIEWS if any(row["method"] == method for row in here)]
         figure, panes = figures.grid(len(bases))
         for axes, base in zip(panes, bases, strict=True):
             for method in methods:
