@@ -4,10 +4,11 @@
 
 Every run fits a base, trains both agents on it, and measures all methods on its codes; it adds their rows to
 ``results.csv`` when it is finished. Queries have one code, that of the base. Controls give as many codes an image as
-multicode with one further code: they go to the images where they are most certain to be near, or to random ones.
-``views`` is how many views of an image the backbone must encode, which is nearly all of the cost. Called again, the
-benchmark runs only what is missing, and draws of all rows ``map.png`` (mAP by code length) and, for every code length,
-``recall-24.png`` (mAP against recall within radius 0). Nothing is chosen on the queries.
+multicode with one further code: they go to the images where they are most certain to be near, or to random ones. Both
+agents are also compared at equal codes an image, with a higher xi for the one that keeps more. ``views`` is how many
+views of an image the backbone must encode, which is nearly all of the cost. Called again, the benchmark runs only what
+is missing, and draws of all rows ``map.png`` (mAP by code length) and, for every code length, ``recall-24.png`` (mAP
+against recall within radius 0). Nothing is chosen on the queries.
 """
 
 from __future__ import annotations
@@ -253,6 +254,8 @@ def _train(cell: Cell, dataset: HashingDataset, base: PairwiseHasher) -> tuple[d
 
 def matched(encode: AtXi, codes: float) -> CodeSets:
     """Return the code sets at the least xi, from .5 on in steps of .001, at which images have so many codes or fewer.
+
+    They are those at 1 if images have more codes there too.
 
     Args:
         encode: returns the code sets at xi.
