@@ -194,7 +194,8 @@ def run(cell: Cell) -> list[dict[str, Any]]:
                 cell.bits,
             )
             fewer = min(sets["mch"].anhc, sets["multicode"].anhc)
-            sets |= {f"{agent}-matched": matched(encode[agent], fewer) for agent in ("mch", "multicode")}
+            asked = {name: agent for name, (agent,) in _MATCHED.items() if name in cell.methods}
+            sets |= {name: matched(encode[agent], fewer) for name, agent in asked.items()}
             share, rng = sets["multicode"].anhc - 1, np.random.default_rng(cell.seed)
             (certainty,) = _by_blocks(partial(_certainty, base, base.transform(dataset.features[train])), dataset)
             drawn, surest, picked = rng.integers(1, 6, len(rows)), 1 + certainty.argmax(axis=1), np.arange(len(rows))

@@ -17,6 +17,7 @@ import hashgym
 from agents import mch, multicode
 from hashgym.codes import unpack
 from hashgym.data import HashingDataset
+from hashgym.envs.bases import drop_features
 from hashgym.hashers import Hasher
 from hashgym.hashers.pairwise import PairwiseHasher
 
@@ -74,7 +75,7 @@ def training_set(
     image, regions = dataset.features[dataset.train], dataset.train_regions[dataset.train]
     rng, versions = np.random.default_rng(seed), []
     for _ in range(VERSIONS):
-        seen, seen_regions = (_drop(features, dropout, rng) for features in (image, regions))
+        seen, seen_regions = (drop_features(features, dropout, rng) for features in (image, regions))
         versions.append(_candidates(image, regions, _codes(base, writer, seen, seen_regions)))
     features, offered = (np.concatenate(part) for part in zip(*versions, strict=True))
     none, rows = np.empty(0, np.int64), np.arange(len(features))
@@ -112,7 +113,3 @@ def _candidates(
     """Return images (n, D + q) and candidates (n, R + 1, D + q) with their codes."""
     seen = np.concatenate([regions, np.zeros_like(features[:, None])], axis=1)
     return np.concatenate([features, codes[:, 0]], axis=1), np.concatenate([seen, codes[:, 1:]], axis=2)
-
-
-def _drop(features: NDArray[np.float32], share: float, rng: np.random.Generator) -> NDArray[np.float32]:
-    return features * (rng.random(features.shape, np.float32) >= share) / np.float32(1 - share)

@@ -22,7 +22,7 @@ from hashgym.storage.errors import describe
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["BaseMixin", "BaseTask", "SharedCodes", "encode_versions", "fitted_base", "loss_table"]
+__all__ = ["BaseMixin", "BaseTask", "SharedCodes", "drop_features", "encode_versions", "fitted_base", "loss_table"]
 
 DEFAULT_BITS = 32
 
@@ -109,11 +109,14 @@ def encode_versions(
     """Return packed codes (C, n, W) of features (n, D): one version, or ``code_copies`` of them under dropout."""
     dropout, versions = task.code_dropout, []
     for _ in range(task.code_copies if dropout else 1):
-        seen = features
-        if dropout:
-            seen = features * (rng.random(features.shape, np.float32) >= dropout) / np.float32(1 - dropout)
+        seen = drop_features(features, dropout, rng) if dropout else features
         versions.append(codes.pack(base.encode(seen)))
     return np.stack(versions)
+
+
+def drop_features(features: NDArray[np.float32], share: float, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Return features with a random share of them set to 0 and the others scaled up, so that means stay."""
+    return features * (rng.random(features.shape, np.float32) >= share) / np.float32(1 - share)
 
 
 def fitted_base(dataset_index: DatasetIndex, task: BaseTask) -> Hasher:
