@@ -180,34 +180,9 @@ def run(cell: Cell) -> list[dict[str, Any]]:
     encode, spent_by_agents = _train(cell, dataset, base)
     spent |= spent_by_agents
     sets = {agent: at(XI) for agent, at in encode.items()}
+    sets |= _together(cell, encode, sets)
+    sets |= _controls(cell, dataset, base, sets)
     query, labels = base.encode(dataset.features[dataset.query]), dataset.labels[dataset.query]
-    values = base.transform(dataset.features[rows])
-    own = pack(values > 0)[:, None]
-    sets["single"] = _sets(own, np.ones((len(rows), 1), np.bool_), cell.bits)
-    if "mch" in sets:
-        words, kept = sets["mch"].words, sets["mch"].kept
-        sets["all-regions"] = _sets(words, np.ones_like(kept), cell.bits)
-        if "multicode" in sets:
-            sets["both"] = _sets(
-                np.concatenate([words, sets["multicode"].words[:, 1:]], axis=1),
-                np.concatenate([kept, sets["multicode"].kept[:, 1:]], axis=1),
-                cell.bits,
-            )
-            fewer = min(sets["mch"].anhc, sets["multicode"].anhc)
-            asked = {name: agent for name, (agent,) in _MATCHED.items() if name in cell.methods}
-            sets |= {name: matched(encode[agent], fewer) for name, agent in asked.items()}
-            share, rng = sets["multicode"].anhc - 1, np.random.default_rng(cell.seed)
-            (certainty,) = _by_blocks(partial(_certainty, base, base.transform(dataset.features[train])), dataset)
-            drawn, surest, picked = rng.integers(1, 6, len(rows)), 1 + certainty.argmax(axis=1), np.arange(len(rows))
-            at_random, certain = (rng.random(len(rows)), certainty.max(axis=1))
-            sets["random-region"] = control(own, words[picked, drawn], at_random, share, cell.bits)
-            sets["certain-region"] = control(own, words[picked, surest], certain, share, cell.bits)
-    if "multicode" in sets:
-        doubt = np.abs(values) / values.std(axis=0)
-        flipped = values > 0
-        flipped[np.arange(len(values)), doubt.argmin(axis=1)] ^= True
-        least_certain = -doubt.min(axis=1)
-        sets["flipped"] = control(own, pack(flipped), least_certain, sets["multicode"].anhc - 1, cell.bits)
     finished = []
     for name in _names(cell, dataset):
         method = name["method"]
@@ -251,6 +226,50 @@ def _train(cell: Cell, dataset: HashingDataset, base: PairwiseHasher) -> tuple[d
         words, p = _by_blocks(keep, dataset)
         encode[agent] = partial(_keep_at, words, p, cell.bits)
     return encode, spent
+
+
+def _together(cell: Cell, encode: Mapping[str, AtXi], sets: Mapping[str, CodeSets]) -> dict[str, CodeSets]:
+    """Return the code sets of both agents together, and of each at equal codes an image."""
+    if not {"mch", "multicode"} <= set(sets):
+        return {}
+    regions, written = sets["mch"], sets["multicode"]
+    fewer = min(regions.anhc, written.anhc)
+    return {
+        "both": _sets(
+            np.concatenate([regions.words, written.words[:, 1:]], axis=1),
+            np.concatenate([regions.kept, written.kept[:, 1:]], axis=1),
+            cell.bits,
+        ),
+        **{name: matched(encode[agent], fewer) for name, (agent,) in _MATCHED.items() if name in cell.methods},
+    }
+
+
+def _controls(
+    cell: Cell, dataset: HashingDataset, base: PairwiseHasher, sets: Mapping[str, CodeSets]
+) -> dict[str, CodeSets]:
+    """Return the base's code sets, and those with further codes that no agent has chosen, as many as multicode's."""
+    rows, bits, made = dataset.database, cell.bits, {}
+    values = base.transform(dataset.features[rows])
+    own = pack(values > 0)[:, None]
+    made["single"] = _sets(own, np.ones((len(rows), 1), np.bool_), bits)
+    if "mch" in sets:
+        made["all-regions"] = _sets(sets["mch"].words, np.ones_like(sets["mch"].kept), bits)
+    if "multicode" not in sets:
+        return made
+    share, every = sets["multicode"].anhc - 1, np.arange(len(rows))
+    doubt, flipped = np.abs(values) / values.std(axis=0), values > 0
+    flipped[every, doubt.argmin(axis=1)] ^= True
+    made["flipped"] = control(own, pack(flipped), -doubt.min(axis=1), share, bits)
+    if "mch" not in sets:
+        return made
+    regions, rng = sets["mch"].words, np.random.default_rng(cell.seed)
+    drawn = rng.integers(1, 6, len(rows))
+    made["random-region"] = control(own, regions[every, drawn], rng.random(len(rows)), share, bits)
+    if "certain-region" in cell.methods:
+        (certainty,) = _by_blocks(partial(_certainty, base, base.transform(dataset.features[dataset.train])), dataset)
+        surest = 1 + certainty.argmax(axis=1)
+        made["certain-region"] = control(own, regions[every, surest], certainty.max(axis=1), share, bits)
+    return made
 
 
 def matched(encode: AtXi, codes: float) -> CodeSets:
