@@ -22,9 +22,11 @@ from hashgym.rewards.registry import REWARDS
 
 
 @pytest.fixture(autouse=True)
-def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests leave the user's cache alone."""
+def _folders_of_their_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests leave the user's cache and the system's temporary folder alone."""
     monkeypatch.setenv("HASHGYM_CACHE", str(tmp_path_factory.getbasetemp() / "hashgym-cache"))
+    # Without a folder for its logs, Stable-Baselines3 leaves one in the system's temporary folder for each `learn`.
+    monkeypatch.setenv("SB3_LOGDIR", str(tmp_path_factory.getbasetemp() / "sb3-logs"))
 
 
 @pytest.fixture(autouse=True)

@@ -373,7 +373,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
 
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     """kill -9 in the middle, then resume: weights equal those of a run that was never stopped."""
-    updates = 200
+    updates = 100
     options = {"hidden": "32", "num-envs": "16", "bits": "12", "group-bits": "8", "checkpoint-every": "10"}
     command = [sys.executable, "-m", "agents.drlih", "--updates", str(updates)]
     command += [word for name, value in options.items() for word in (f"--{name}", value)]

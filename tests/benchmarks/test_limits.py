@@ -32,7 +32,12 @@ def test_map_of_a_ranking_equals_a_loop(seed, queries, images):
     assert found == pytest.approx(np.mean(expected))
 
 
-@pytest.mark.usefixtures("in_this_process")
+@pytest.fixture
+def _quick(in_this_process, monkeypatch):
+    monkeypatch.setitem(limits.SETTINGS, "updates", 300)
+
+
+@pytest.mark.usefixtures("_quick")
 def test_rankings_of_digits(tmp_path, monkeypatch):
     args = limits.Args(out=tmp_path, seeds=1)
     assert limits.main(args, Console(record=True)) == 0
@@ -52,7 +57,7 @@ def test_rankings_of_digits(tmp_path, monkeypatch):
     assert limits.main(args, Console(record=True)) == 0
 
 
-@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.usefixtures("_quick")
 def test_rankings_of_images_with_several_labels(tmp_path):
     args = limits.Args(features=("digit-scenes",), out=tmp_path, seeds=1, queries=100, train=400)
     assert limits.main(args, Console(record=True)) == 0

@@ -15,8 +15,8 @@ from hashgym.data import load
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_every_method_has_a_row_and_controls_have_as_many_codes(tmp_path, monkeypatch):
-    args = multicode.Args(out=tmp_path, bases=("ksh",), bits=(12,), seeds=1, updates=40)
+def test_every_method_has_a_row_and_controls_have_as_many_codes(tmp_path, folders, monkeypatch):
+    args = multicode.Args(features=folders[0], out=tmp_path, bases=("ksh",), bits=(12,), seeds=1, updates=40)
     console = Console(record=True, width=200)
     assert multicode.main(args, console) == 0
     rows = {row["method"]: row for row in Results(tmp_path, multicode.COLUMNS, multicode.KEY).rows()}

@@ -46,8 +46,9 @@ def test_methods_may_have_other_lengths(tmp_path):
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_neighbours_of_other_data_are_judged_again(tmp_path):
-    args = unsupervised.Args(out=tmp_path, methods=("noseq",), bits=(8,), seeds=1)
+def test_neighbours_of_other_data_are_judged_again(tmp_path, monkeypatch):
+    monkeypatch.setitem(unsupervised.fit.__globals__["AGENTS"], "drlih-nca", SMALL)
+    args = unsupervised.Args(out=tmp_path, methods=("drlih-nca",), bits=(8,), seeds=1)
     results = Results(tmp_path, unsupervised.JUDGED, unsupervised.JUDGED[:2], "neighbours.csv")
     assert unsupervised.main(args, Console(quiet=True)) == 0
     (row,) = results.rows()

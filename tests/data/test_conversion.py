@@ -163,7 +163,8 @@ def test_without_labels(tmp_path: Path) -> None:
     names = {name for name in hashers.available() if not hashers.HASHERS.find(name).supervised}
     assert set(re.split(", | or ", LABEL_FREE)) == names
     for name in names:
-        hasher = hashers.make(name, bits=4).fit(made.features[made.train], made.labels[made.train])
+        own = {"updates": 2} if "updates" in hashers.make(name).parameters() else {}
+        hasher = hashers.make(name, bits=4, **own).fit(made.features[made.train], made.labels[made.train])
         assert hasher.encode(made.features).shape == (N, 4)
     message = r"'mine' has no labels: give it labels, make some by with_similarity\('neighbours'\), or use a hasher"
     for fails in (
