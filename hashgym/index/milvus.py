@@ -438,25 +438,28 @@ def _milvus_lite() -> Any:
     name = "pkg_resources"
     module = "milvus_lite.server"
     with suppress(ImportError):
-        return _with_own_home(import_module(module).Server)
+        return _with_own_folders(import_module(module).Server)
     stand_in: Any = ModuleType(name)
     stand_in.DistributionNotFound, stand_in.get_distribution = metadata.PackageNotFoundError, metadata.distribution
     sys.modules[name] = stand_in
     try:
-        return _with_own_home(require(module, _USER).Server)
+        return _with_own_folders(require(module, _USER).Server)
     finally:
         del sys.modules[name]
 
 
-def _with_own_home(server: Any) -> Any:
-    """Return the class with a home folder for each process: it clears ``~/.cache/milvus``, which others may use."""
+def _with_own_folders(server: Any) -> Any:
+    """Return the class with folders of its own for each process.
 
-    class WithOwnHome(server):
+    It clears ``~/.cache/milvus``, which others may use, and leaves its logs in the folder for temporary files.
+    """
+
+    class WithOwnFolders(server):
         @property
         def args(self) -> list[Any]:
-            return ["env", f"HOME={self._work_dir}", *super().args]
+            return ["env", f"HOME={self._work_dir}", f"TMPDIR={self._work_dir}", *super().args]
 
-    return WithOwnHome
+    return WithOwnFolders
 
 
 def _batches(ids: Ids) -> list[Ids]:

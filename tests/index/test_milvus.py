@@ -161,6 +161,7 @@ def test_no_process_or_file_is_left_after_close():
     made.close()
     assert process.poll() is not None
     assert not folder.exists()
+    assert not list(Path(tempfile.gettempdir()).glob(f"milvus*.{process.pid}"))  # its logs
     with pytest.raises(ValueError, match="the index is closed"):
         made.search(BITS, 1)
 
