@@ -220,11 +220,8 @@ def draw(points: Sequence[Row], designs: Sequence[str], path: Path, title: str) 
     drawn = [design for design in dict.fromkeys(designs) if any(point["method"] == design for point in points)]
     if not drawn:
         return
-    columns = min(4, len(drawn))
-    lines = -(-len(drawn) // columns)
-    figure = figures.blank(3.2 * columns + 0.4, 2.7 * lines + 0.7)
-    panes = figure.subplots(lines, columns, squeeze=False).ravel()
-    for axes, design in zip(panes, drawn, strict=False):
+    figure, panes = figures.grid(len(drawn))
+    for axes, design in zip(panes, drawn, strict=True):
         own = [point for point in points if point["method"] == design]
         for name, color in zip(dict.fromkeys(p["component"] for p in own), figures.COLORS[1:], strict=False):
             by_update: dict[int, list[float]] = {}
@@ -239,8 +236,6 @@ def draw(points: Sequence[Row], designs: Sequence[str], path: Path, title: str) 
         axes.tick_params(labelsize=8)
         axes.grid(color="0.9")
         axes.legend(fontsize=7, frameon=False)
-    for axes in panes[len(drawn) :]:
-        axes.set_axis_off()
     figure.supxlabel("updates", fontsize=9)
     figure.suptitle(f"{title}\ncomponents of the reward, mean and range over seeds", fontsize=10)
     figures.write(figure, path)
