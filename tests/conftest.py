@@ -24,9 +24,12 @@ from hashgym.rewards.registry import REWARDS
 @pytest.fixture(autouse=True)
 def _folders_of_their_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests leave the user's cache and the system's temporary folder alone."""
-    monkeypatch.setenv("HASHGYM_CACHE", str(tmp_path_factory.getbasetemp() / "hashgym-cache"))
+    run = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        run = run.parent  # of all workers: a base that several tests name is fitted once
+    monkeypatch.setenv("HASHGYM_CACHE", str(run / "hashgym-cache"))
     # Without a folder for its logs, Stable-Baselines3 leaves one in the system's temporary folder for each `learn`.
-    monkeypatch.setenv("SB3_LOGDIR", str(tmp_path_factory.getbasetemp() / "sb3-logs"))
+    monkeypatch.setenv("SB3_LOGDIR", str(run / "sb3-logs"))
 
 
 @pytest.fixture(autouse=True)

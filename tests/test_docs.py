@@ -26,6 +26,7 @@ PAGES = [ROOT / "README.md", *sorted(path for path in DOCS.rglob("*.md") if "_bu
 IN_MARKDOWN = (  # classes whose docstrings are pages
     "hashgym.envs.bit_group_hashing.BitGroupHashingEnv",
     "hashgym.envs.region_keep.RegionKeepEnv",
+    "hashgym.envs.multi_code_hashing.MultiCodeHashingEnv",
     "hashgym.integrations.sb3.HashVecEnv",
 )
 

@@ -460,7 +460,7 @@ class MultiCodeHashingEnv(MultiCodeHashingMixin, ScalarEnv):
     import gymnasium as gym
     import hashgym
 
-    env = gym.make("MultiCodeHashing-v0", bits=16, codes=2, counterfactual=True)
+    env = gym.make("MultiCodeHashing-v0", codes=2, counterfactual=True)
     ```
 
     ## Vectorized environment

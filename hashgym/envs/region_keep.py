@@ -433,7 +433,7 @@ class RegionKeepEnv(RegionKeepMixin, ScalarEnv):
     import gymnasium as gym
     import hashgym
 
-    env = gym.make("RegionKeep-v0", bits=16, regions_per_episode=4, price=0.01)
+    env = gym.make("RegionKeep-v0", regions_per_episode=4, price=0.01)
     ```
 
     ## Vectorized environment

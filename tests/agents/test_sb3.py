@@ -148,9 +148,9 @@ LEARNING: dict[str, tuple[int, int, dict[str, float]]] = {
     "dqn": (5_000, 64, {}),
     "qrdqn": (8_000, 64, {}),
     "sac": (1_200, 16, {"learning_starts": 300}),
-    "td3": (1_800, 16, {"learning_starts": 500}),
-    "tqc": (1_500, 16, {"learning_starts": 300}),
-    "crossq": (1_300, 16, {"learning_starts": 300}),
+    "td3": (1_800, 16, {"learning_starts": 500, "batch_size": 128}),
+    "tqc": (1_500, 16, {"learning_starts": 300, "batch_size": 128}),
+    "crossq": (1_300, 16, {"learning_starts": 300, "batch_size": 128}),
 }
 
 
@@ -184,7 +184,7 @@ def test_every_algorithm_learns_what_to_keep(algo: str) -> None:
     """Images that were not trained on are found better than by one code, with fewer codes than there are."""
     dataset = scenes()
     dch = good_base()
-    steps = {"ppo": 40_000, "a2c": 100_000, "dqn": 30_000}[algo]
+    steps = {"ppo": 24_000, "a2c": 100_000, "dqn": 16_000}[algo]
     model = sb3.train(dataset, args := sb3.Args(env="RegionKeep-v0", algo=algo, steps=steps), base=dch, progress=False)
     learnt, codes = sb3.measure(model, args, dataset, dch)
     single, _ = sb3.measure(lambda seen: np.zeros(len(seen["image"])), args, dataset, dch)
