@@ -89,7 +89,7 @@ def test_a_killed_run_ends_as_one_that_was_never_stopped(
     env: str, algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset, own = fitted(env)
-    steps = 256 if "buffer_size" in sb3.PRESETS[env][algo].settings else 512  # some updates for each environment step
+    steps = 256 if "buffer_size" in sb3.PRESETS[env][algo].settings else 512  # with a buffer each step is many updates
     args = small(env, algo, steps=steps, input_dropout=0.2)
     whole = sb3.train(dataset, args, base=own, out=tmp_path / "whole", progress=False)
 
