@@ -23,13 +23,9 @@ import hashgym.train
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)]
-IN_MARKDOWN = (  # classes whose docstrings are pages
-    "hashgym.envs.bit_group_hashing.BitGroupHashingEnv",
-    "hashgym.envs.region_keep.RegionKeepEnv",
-    "hashgym.envs.multi_code_hashing.MultiCodeHashingEnv",
-    "hashgym.integrations.sb3.HashVecEnv",
-)
-
+IN_MARKDOWN = [  # classes whose docstrings are pages
+    name for page in PAGES for name in re.findall(r"^<!-- docstring (.*) -->$", page.read_text("utf-8"), re.MULTILINE)
+]
 CLIENTS = DOCS / "using-other-libraries.md"  # whose Python needs libraries that may be missing: see tests/clients
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -9,14 +9,21 @@ from rich.console import Console
 
 from benchmarks import unsupervised
 from benchmarks.common import cells
+from benchmarks.common.methods import AGENTS
 from benchmarks.common.results import Results
 from hashgym.data.readers import digits
 
+SMALL = {"variant": "norec", "reward": "nca", "logit_scale": 3.0, "updates": 20, "num_envs": 32, "holdout": 0.0}
 
-@pytest.mark.usefixtures("in_this_process")
+
+@pytest.fixture
+def _small_agent(monkeypatch):
+    monkeypatch.setitem(AGENTS, "drlih-nca", SMALL)
+
+
+@pytest.mark.usefixtures("in_this_process", "_small_agent")
 def test_rows_and_table(tmp_path, monkeypatch):
     methods = ("float cosine", "itq", "noseq", "drlih-nca")
-    monkeypatch.setitem(unsupervised.fit.__globals__["AGENTS"], "drlih-nca", SMALL)
     args = unsupervised.Args(out=tmp_path, methods=methods, bits=(8,), seeds=1)
     console = Console(record=True, width=200)
     assert unsupervised.main(args, console) == 0
@@ -45,9 +52,8 @@ def test_methods_may_have_other_lengths(tmp_path):
     assert " - " in line
 
 
-@pytest.mark.usefixtures("in_this_process")
-def test_neighbours_of_other_data_are_judged_again(tmp_path, monkeypatch):
-    monkeypatch.setitem(unsupervised.fit.__globals__["AGENTS"], "drlih-nca", SMALL)
+@pytest.mark.usefixtures("in_this_process", "_small_agent")
+def test_neighbours_of_other_data_are_judged_again(tmp_path):
     args = unsupervised.Args(out=tmp_path, methods=("drlih-nca",), bits=(8,), seeds=1)
     results = Results(tmp_path, unsupervised.JUDGED, unsupervised.JUDGED[:2], "neighbours.csv")
     assert unsupervised.main(args, Console(quiet=True)) == 0
@@ -75,9 +81,6 @@ def test_neighbours_are_judged_as_by_a_loop():
     assert found["recall"] == right / (right + counts[False, True])
     assert found["chance"] == pytest.approx((right + counts[False, True]) / sum(counts.values()))
     assert found["precision"] > 2 * found["chance"]
-
-
-SMALL = {"variant": "norec", "reward": "nca", "logit_scale": 3.0, "updates": 20, "num_envs": 32, "holdout": 0.0}
 
 
 def test_the_first_images_by_cosine_equal_a_loop(monkeypatch):

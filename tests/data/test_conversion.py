@@ -18,6 +18,7 @@ import hashgym  # noqa: F401  # registers the environments
 from hashgym import data, hashers
 from hashgym.data import DataError, HashingDataset, cache
 from hashgym.data.dataset import LABEL_FREE
+from tests.hashers.test_estimators import small
 
 N = 60
 X = np.random.default_rng(0).standard_normal((N, 4))
@@ -163,8 +164,7 @@ def test_without_labels(tmp_path: Path) -> None:
     names = {name for name in hashers.available() if not hashers.HASHERS.find(name).supervised}
     assert set(re.split(", | or ", LABEL_FREE)) == names
     for name in names:
-        own = {"updates": 2} if "updates" in hashers.make(name).parameters() else {}
-        hasher = hashers.make(name, bits=4, **own).fit(made.features[made.train], made.labels[made.train])
+        hasher = small(name, bits=4).fit(made.features[made.train], made.labels[made.train])
         assert hasher.encode(made.features).shape == (N, 4)
     message = r"'mine' has no labels: give it labels, make some by with_similarity\('neighbours'\), or use a hasher"
     for fails in (
